@@ -1,0 +1,4 @@
+//! dfka-engine: data-free knowledge amalgamation with a group-stack dual GAN.
+
+pub mod error;
+pub mod tensor;

@@ -1,0 +1,150 @@
+//! Shapes and scalars: the vocabulary every module may use.
+
+use std::fmt;
+
+/// A tensor's extent, always four numbers in memory order (last one contiguous).
+///
+/// Activations are `[n, h, w, c]` (NHWC), convolution filters `[k, r, s, c]`, per-channel vectors `[1, 1, 1, c]`,
+/// predictions and other per-sample vectors `[n, 1, 1, c]`, scalars `[1, 1, 1, 1]`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape(pub [usize; 4]);
+
+impl Shape {
+    pub const SCALAR: Shape = Shape([1, 1, 1, 1]);
+
+    pub const fn new(n: usize, h: usize, w: usize, c: usize) -> Self {
+        Shape([n, h, w, c])
+    }
+    /// A per-channel vector, `[1, 1, 1, c]`.
+    pub const fn vector(c: usize) -> Self {
+        Shape([1, 1, 1, c])
+    }
+    /// One row per sample, `[n, 1, 1, c]`.
+    pub const fn rows(n: usize, c: usize) -> Self {
+        Shape([n, 1, 1, c])
+    }
+    pub const fn n(self) -> usize {
+        self.0[0]
+    }
+    pub const fn h(self) -> usize {
+        self.0[1]
+    }
+    pub const fn w(self) -> usize {
+        self.0[2]
+    }
+    pub const fn c(self) -> usize {
+        self.0[3]
+    }
+    pub const fn elems(self) -> usize {
+        self.0[0] * self.0[1] * self.0[2] * self.0[3]
+    }
+    /// Elements of one sample.
+    pub const fn per_sample(self) -> usize {
+        self.0[1] * self.0[2] * self.0[3]
+    }
+    pub const fn with_n(self, n: usize) -> Self {
+        Shape([n, self.0[1], self.0[2], self.0[3]])
+    }
+    pub const fn with_c(self, c: usize) -> Self {
+        Shape([self.0[0], self.0[1], self.0[2], c])
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [n, h, w, c] = self.0;
+        write!(f, "[{n}, {h}, {w}, {c}]")
+    }
+}
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The scalar an op body computes in: `f32` is the CPU backend, `f64` the oracle that tests compare against.
+pub trait Real:
+    bytemuck::Pod
+    + Send
+    + Sync
+    + PartialOrd
+    + fmt::Debug
+    + fmt::Display
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::SubAssign
+    + std::ops::MulAssign
+    + std::iter::Sum
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const EPSILON: f64;
+    fn of(v: f64) -> Self;
+    fn f64(self) -> f64;
+    fn exp(self) -> Self;
+    fn ln(self) -> Self;
+    fn tanh(self) -> Self;
+    fn sqrt(self) -> Self;
+    fn abs(self) -> Self;
+    fn fma(self, a: Self, b: Self) -> Self;
+    fn finite(self) -> bool;
+    fn max(self, o: Self) -> Self {
+        if self > o { self } else { o }
+    }
+    fn min(self, o: Self) -> Self {
+        if self < o { self } else { o }
+    }
+}
+
+macro_rules! real {
+    ($t:ty) => {
+        impl Real for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const EPSILON: f64 = <$t>::EPSILON as f64;
+            #[inline(always)]
+            fn of(v: f64) -> Self {
+                v as $t
+            }
+            #[inline(always)]
+            fn f64(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                self.exp()
+            }
+            #[inline(always)]
+            fn ln(self) -> Self {
+                self.ln()
+            }
+            #[inline(always)]
+            fn tanh(self) -> Self {
+                self.tanh()
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                self.sqrt()
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                self.abs()
+            }
+            /// `self * a + b` with one rounding where the machine has the instruction.
+            #[inline(always)]
+            fn fma(self, a: Self, b: Self) -> Self {
+                self.mul_add(a, b)
+            }
+            #[inline(always)]
+            fn finite(self) -> bool {
+                self.is_finite()
+            }
+        }
+    };
+}
+real!(f32);
+real!(f64);
