@@ -1,0 +1,121 @@
+//! Fork-join over the leading dimension of several slices at once, with no allocation and no `unsafe`.
+
+/// Something that can be cut in two along its items, so that both halves can go to different workers.
+pub trait Split: Sized + Send {
+    /// Number of items left.
+    fn items(&self) -> usize;
+    fn split(self, at: usize) -> (Self, Self);
+}
+
+/// `per` consecutive elements an item, writable. `per` may be 0 for an absent operand.
+pub struct Rows<'a, T> {
+    pub data: &'a mut [T],
+    per: usize,
+    items: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    pub fn new(data: &'a mut [T], items: usize) -> Self {
+        let per = data.len() / items.max(1);
+        assert_eq!(per * items, data.len(), "{} elements do not divide into {items} items", data.len());
+        Rows { data, per, items }
+    }
+}
+
+impl<T: Send> Split for Rows<'_, T> {
+    fn items(&self) -> usize {
+        self.items
+    }
+    fn split(self, at: usize) -> (Self, Self) {
+        let (a, b) = self.data.split_at_mut(at * self.per);
+        (Rows { data: a, per: self.per, items: at }, Rows { data: b, per: self.per, items: self.items - at })
+    }
+}
+
+/// Items that carry no data of their own: only their indices matter.
+pub struct Indices(pub usize);
+
+impl Split for Indices {
+    fn items(&self) -> usize {
+        self.0
+    }
+    fn split(self, at: usize) -> (Self, Self) {
+        (Indices(at), Indices(self.0 - at))
+    }
+}
+
+impl<A: Split, B: Split> Split for (A, B) {
+    fn items(&self) -> usize {
+        assert_eq!(self.0.items(), self.1.items(), "operands of one loop disagree about its length");
+        self.0.items()
+    }
+    fn split(self, at: usize) -> (Self, Self) {
+        let ((a, c), (b, d)) = (self.0.split(at), self.1.split(at));
+        ((a, b), (c, d))
+    }
+}
+
+impl<A: Split, B: Split, C: Split> Split for (A, B, C) {
+    fn items(&self) -> usize {
+        let n = self.0.items();
+        assert!(n == self.1.items() && n == self.2.items(), "operands of one loop disagree about its length");
+        n
+    }
+    fn split(self, at: usize) -> (Self, Self) {
+        let ((a, d), (b, e), (c, f)) = (self.0.split(at), self.1.split(at), self.2.split(at));
+        ((a, b, c), (d, e, f))
+    }
+}
+
+/// Calls `f(first_item, part)` on parts of at most `grain` items, in parallel. Where the cuts fall depends on `grain`
+/// and the item count alone, so a reduction over parts is the same on any number of threads.
+pub fn for_parts<S: Split>(s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
+    fn go<S: Split>(first: usize, s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
+        let n = s.items();
+        if n <= grain {
+            return f(first, s);
+        }
+        let at = (n.div_ceil(grain) / 2) * grain;
+        let (a, b) = s.split(at);
+        rayon::join(|| go(first, a, grain, f), || go(first + at, b, grain, f));
+    }
+    if s.items() > 0 {
+        go(0, s, grain.max(1), f);
+    }
+}
+
+/// Items per part such that each worker gets about four parts, for loops whose result does not depend on the cuts.
+pub fn even_grain(items: usize) -> usize {
+    items.div_ceil(4 * rayon::current_num_threads()).max(1)
+}
+
+/// Elements below which a memory-bound loop is not worth a fork (a join costs a few microseconds).
+pub const SERIAL_ELEMS: usize = 1 << 14;
+
+/// `f(first_item, part)` over items of `per` elements each: parts big enough to be worth a fork.
+pub fn for_rows<S: Split>(s: S, per: usize, f: &(impl Fn(usize, S) + Sync)) {
+    let grain = even_grain(s.items()).max(SERIAL_ELEMS.div_ceil(per.max(1)));
+    for_parts(s, grain, f);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_visited_once_with_its_index() {
+        for (items, grain) in [(1, 1), (7, 2), (64, 5), (64, 64), (3, 100)] {
+            let mut data = vec![0usize; items * 3];
+            for_parts(Rows::new(&mut data, items), grain, &|first, part: Rows<usize>| {
+                assert!(part.items() <= grain);
+                for (i, row) in part.data.chunks_mut(3).enumerate() {
+                    row.iter_mut().for_each(|v| *v += first + i + 1);
+                }
+            });
+            assert!(
+                data.chunks(3).enumerate().all(|(i, row)| row == [i + 1; 3]),
+                "{items} items, grain {grain}"
+            );
+        }
+    }
+}

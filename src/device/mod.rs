@@ -1,0 +1,22 @@
+//! Where ops run: memory, the step's varying values, the counter-based generator, and the CPU's inner loops.
+//!
+//! A device knows pointers and sizes; it knows no op and no model. All `unsafe` of the crate lives below this module.
+
+pub mod cpu;
+pub mod memory;
+pub mod philox;
+
+pub use memory::{Memory, Slot, Space, Views};
+
+/// What changes from one replay of a step to the next, in one small struct that a device reads from its memory,
+/// so that a captured step needs no argument rewritten.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct StepState {
+    /// Key of every random draw; one run and stage has one.
+    pub seed: u64,
+    /// Replay number, from 0.
+    pub step: u64,
+    /// Learning rates of the step's optimisers, by optimiser slot.
+    pub lr: [f32; 4],
+}

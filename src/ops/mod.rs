@@ -1,0 +1,222 @@
+//! The operators: one file each (`src/ops/<op>.rs`), one line each in the registry below.
+//!
+//! An op knows shapes, memory slots and arithmetic. It knows no tape, no model, and no device beyond its inner loops.
+//! Its body is generic over [`Real`]: `f32` is the CPU backend, `f64` the oracle.
+
+use crate::device::{Slot, StepState, Views};
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Shape};
+
+#[cfg(test)]
+pub mod gates;
+
+/// An operand as seen while recording: its shape, and whether the loss needs its gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Arg {
+    pub shape: Shape,
+    pub wants: bool,
+}
+
+/// What an op tells the plan about itself: results, and what its backward will want to see again.
+#[derive(Clone, Debug, Default)]
+pub struct Signature {
+    pub outputs: Vec<Shape>,
+    /// Inputs that backward reads, by index. Everything else may be overwritten after forward.
+    pub keeps_inputs: Vec<usize>,
+    /// Whether backward reads the outputs.
+    pub keeps_outputs: bool,
+    /// Buffers that forward writes for backward (only planned when a gradient is wanted).
+    pub saved: Vec<Extent>,
+    /// Temporary buffers, contents undefined at entry.
+    pub scratch_forward: Vec<Extent>,
+    pub scratch_backward: Vec<Extent>,
+    /// Inputs that forward updates in place (running estimates, moments), by index.
+    pub updates: Vec<usize>,
+    /// Multiply-adds of forward, and of backward for the gradients that are wanted.
+    pub macs_forward: u64,
+    pub macs_backward: u64,
+}
+
+/// Size of a saved or scratch buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Elements of the device's scalar.
+    Reals(usize),
+    /// Bytes: bit masks and indices.
+    Bytes(usize),
+}
+
+/// How an op delivers a gradient: the first writer of a buffer stores, later ones add. Decided by the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    Set,
+    Add,
+}
+
+/// A gradient to be written.
+pub struct Grad<'a, R> {
+    pub data: &'a mut [R],
+    pub write: Write,
+}
+
+impl<R: Real> Grad<'_, R> {
+    /// `data[i] = v`, or `+= v`.
+    #[inline(always)]
+    pub fn put(&mut self, i: usize, v: R) {
+        put(self.write, &mut self.data[i], v);
+    }
+}
+
+#[inline(always)]
+pub fn put<R: Real>(write: Write, at: &mut R, v: R) {
+    match write {
+        Write::Set => *at = v,
+        Write::Add => *at += v,
+    }
+}
+
+/// Slots of one instruction, in the op's own order.
+#[derive(Clone, Debug, Default)]
+pub struct Operands {
+    pub inputs: Vec<Slot>,
+    pub input_shapes: Vec<Shape>,
+    pub outputs: Vec<Slot>,
+    pub output_shapes: Vec<Shape>,
+    /// Empty when nothing is to be saved for backward.
+    pub saved: Vec<Slot>,
+    pub scratch: Vec<Slot>,
+    /// Gradient of each output; `None` when the loss does not depend on it. Backward only.
+    pub output_grads: Vec<Option<Slot>>,
+    /// Gradient of each input that wants one. Backward only.
+    pub input_grads: Vec<Option<(Slot, Write)>>,
+}
+
+/// The operands of one instruction while it runs. Slices live as long as the instruction.
+pub struct Io<'v, R> {
+    pub operands: &'v Operands,
+    pub views: Views<'v>,
+    pub step: &'v StepState,
+    pub scalar: std::marker::PhantomData<R>,
+}
+
+impl<'v, R: Real> Io<'v, R> {
+    pub fn shape(&self, input: usize) -> Shape {
+        self.operands.input_shapes[input]
+    }
+    pub fn out_shape(&self, output: usize) -> Shape {
+        self.operands.output_shapes[output]
+    }
+    pub fn inputs(&self) -> usize {
+        self.operands.inputs.len()
+    }
+    /// Input `i`.
+    pub fn x(&self, i: usize) -> &'v [R] {
+        self.views.read(self.operands.inputs[i])
+    }
+    /// Input `i`, updated in place; the signature lists it in `updates`.
+    pub fn state(&self, i: usize) -> &'v mut [R] {
+        self.views.write(self.operands.inputs[i])
+    }
+    /// Output `i`, to be written in full by forward.
+    pub fn y(&self, i: usize) -> &'v mut [R] {
+        self.views.write(self.operands.outputs[i])
+    }
+    /// Output `i` as backward sees it; the signature says `keeps_outputs`.
+    pub fn kept_y(&self, i: usize) -> &'v [R] {
+        self.views.read(self.operands.outputs[i])
+    }
+    /// Whether backward will run, so that forward fills the saved buffers.
+    pub fn saves(&self) -> bool {
+        !self.operands.saved.is_empty()
+    }
+    /// Saved buffer `i`: written by forward ...
+    pub fn save<T: bytemuck::Pod>(&self, i: usize) -> &'v mut [T] {
+        self.views.write(self.operands.saved[i])
+    }
+    /// ... and read by backward.
+    pub fn saved<T: bytemuck::Pod>(&self, i: usize) -> &'v [T] {
+        self.views.read(self.operands.saved[i])
+    }
+    pub fn scratch<T: bytemuck::Pod>(&self, i: usize) -> &'v mut [T] {
+        self.views.write(self.operands.scratch[i])
+    }
+    /// Gradient of output `i`. Backward only runs when at least one output has one.
+    pub fn dy(&self, i: usize) -> Option<&'v [R]> {
+        self.operands.output_grads[i].map(|s| self.views.read(s))
+    }
+    /// The gradient of a single-output op's output.
+    pub fn dy0(&self) -> &'v [R] {
+        self.views
+            .read(self.operands.output_grads[0].expect("backward of an op whose output has no gradient"))
+    }
+    /// Where the gradient of input `i` goes, if anybody wants it.
+    pub fn dx(&self, i: usize) -> Option<Grad<'v, R>> {
+        self.operands.input_grads[i].map(|(s, write)| Grad { data: self.views.write(s), write })
+    }
+}
+
+/// One operator.
+pub trait Operator {
+    /// Checks the operands and says what comes out, what is kept and what it costs.
+    fn signature(&self, args: &[Arg]) -> Result<Signature>;
+    fn forward<R: Real>(&self, io: &Io<R>);
+    /// Writes every input gradient that `io.dx` yields. An op without inputs that learn has nothing to do here.
+    fn backward<R: Real>(&self, io: &Io<R>);
+}
+
+macro_rules! registry {
+    ($($module:ident :: $op:ident),* $(,)?) => {
+        $(pub mod $module;)*
+
+        /// Any operator, as recorded on a tape.
+        #[derive(Clone, Debug)]
+        pub enum Op { $($op($module::$op)),* }
+
+        $(impl From<$module::$op> for Op {
+            fn from(op: $module::$op) -> Self { Op::$op(op) }
+        })*
+
+        impl Op {
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$op(_) => stringify!($module)),* }
+            }
+        }
+
+        impl Operator for Op {
+            fn signature(&self, args: &[Arg]) -> Result<Signature> {
+                match self { $(Op::$op(op) => op.signature(args)),* }
+            }
+            fn forward<R: Real>(&self, io: &Io<R>) {
+                match self { $(Op::$op(op) => op.forward(io)),* }
+            }
+            fn backward<R: Real>(&self, io: &Io<R>) {
+                match self { $(Op::$op(op) => op.backward(io)),* }
+            }
+        }
+    };
+}
+
+// One op, one file, one line.
+registry! {
+    activation::Activation,
+    conv2d::Conv2d,
+}
+
+/// Checks an op's number of operands.
+pub fn expect_args(op: &'static str, args: &[Arg], expected: &[&str]) -> Result<()> {
+    if args.len() == expected.len() {
+        return Ok(());
+    }
+    Err(Error::shape(
+        op,
+        format!("expected {} operands ({}), found {}", expected.len(), expected.join(", "), args.len()),
+    ))
+}
+
+/// Checks one operand's shape.
+pub fn expect_shape(op: &'static str, what: &str, expected: Shape, found: Shape) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what}: expected {expected}, found {found}")))
+}
