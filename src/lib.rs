@@ -1,5 +1,6 @@
 //! dfka-engine: data-free knowledge amalgamation with a group-stack dual GAN.
 
+pub mod autograd;
 pub mod device;
 pub mod error;
 pub mod ops;

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 pub const ALIGN: usize = 64;
 
 #[repr(C, align(64))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Line([u8; ALIGN]);
 
 /// A growable, 64-byte aligned, zero-initialised buffer.
@@ -33,6 +33,15 @@ impl Buffer {
     }
     pub fn fill(&mut self, byte: u8) {
         self.lines.fill(Line([byte; ALIGN]));
+    }
+    /// `bytes` bytes from `offset`, as the host sees them.
+    pub fn get<T: bytemuck::Pod>(&self, offset: usize, bytes: usize) -> &[T] {
+        bytemuck::cast_slice(&bytemuck::cast_slice::<_, u8>(&self.lines)[offset..offset + bytes])
+    }
+    pub fn get_mut<T: bytemuck::Pod>(&mut self, offset: usize, bytes: usize) -> &mut [T] {
+        bytemuck::cast_slice_mut(
+            &mut bytemuck::cast_slice_mut::<_, u8>(&mut self.lines)[offset..offset + bytes],
+        )
     }
     fn base(&mut self) -> *mut u8 {
         self.lines.as_mut_ptr().cast()
@@ -71,6 +80,14 @@ pub struct Memory<'m> {
 
 #[derive(Default)]
 pub struct Borrows(RefCell<Vec<(Slot, bool)>>);
+
+impl Borrows {
+    /// Makes room for an instruction of `operands` slots.
+    pub fn reserve(&mut self, operands: usize) {
+        let v = self.0.get_mut();
+        v.reserve(operands.saturating_sub(v.len()));
+    }
+}
 
 impl Memory<'_> {
     /// Views for one instruction: every slice handed out ends with the returned value.

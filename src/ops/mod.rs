@@ -91,6 +91,21 @@ pub struct Operands {
     pub input_grads: Vec<Option<(Slot, Write)>>,
 }
 
+impl Operands {
+    fn all(&self) -> impl Iterator<Item = &Slot> {
+        let grads =
+            self.output_grads.iter().flatten().chain(self.input_grads.iter().flatten().map(|(s, _)| s));
+        self.inputs.iter().chain(&self.outputs).chain(&self.saved).chain(&self.scratch).chain(grads)
+    }
+    pub fn slots(&self) -> usize {
+        self.all().count()
+    }
+    /// Bytes of all operands, each counted once.
+    pub fn bytes(&self) -> u64 {
+        self.all().map(|s| s.bytes as u64).sum()
+    }
+}
+
 /// The operands of one instruction while it runs. Slices live as long as the instruction.
 pub struct Io<'v, R> {
     pub operands: &'v Operands,

@@ -1,0 +1,373 @@
+//! From a tape to a list of instructions with addresses.
+//!
+//! Compilation decides, in this order: which nodes matter; which of them run backward; who stores and who adds each
+//! gradient; how long every buffer lives; and where it lies in the arena. A replay then only walks the list.
+
+use super::store::{Engine, Store, TensorId};
+use super::tape::{Tape, Value};
+use crate::device::memory::{ALIGN, Memory};
+use crate::device::{Slot, Space, StepState};
+use crate::error::Result;
+use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
+use crate::tensor::{Real, Shape};
+use std::marker::PhantomData;
+
+/// An update rule and the tensors it owns; every tensor brings its own moments.
+pub struct Optimiser {
+    pub op: Op,
+    /// `(parameter, moments)`, moments in the order that `op` expects.
+    pub tensors: Vec<(TensorId, Vec<TensorId>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Forward,
+    Backward,
+    Update,
+}
+
+struct Instruction {
+    op: Op,
+    phase: Phase,
+    operands: Operands,
+}
+
+/// What a plan costs, before anything has run.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Cost {
+    pub instructions: usize,
+    pub arena_bytes: usize,
+    /// Multiply-adds of convolutions and linear layers.
+    pub macs: u64,
+    /// Bytes read and written by all instructions, each operand counted once.
+    pub bytes_moved: u64,
+}
+
+/// A compiled step.
+pub struct Plan<R> {
+    instructions: Vec<Instruction>,
+    /// Filled with one before backward starts.
+    seed: Option<(usize, Slot)>,
+    metrics: Vec<(String, Slot)>,
+    readings: Vec<f32>,
+    outputs: Vec<(Value, Slot)>,
+    cost: Cost,
+    scalar: PhantomData<R>,
+}
+
+/// A buffer of the arena while it is being placed: bytes and the first and last instruction that touch it.
+struct Life {
+    bytes: usize,
+    first: usize,
+    last: usize,
+}
+
+/// Buffers are named by what they hold; a node's saved and scratch buffers by their index in `lives`.
+struct Placer {
+    lives: Vec<Life>,
+}
+
+impl Placer {
+    fn add(&mut self, bytes: usize, first: usize) -> usize {
+        self.lives.push(Life { bytes, first, last: first });
+        self.lives.len() - 1
+    }
+    fn extend(&mut self, buffer: usize, to: usize) {
+        let life = &mut self.lives[buffer];
+        life.last = life.last.max(to);
+    }
+    /// Offsets that never overlap in both time and space: largest first, each at the lowest place that is free.
+    fn place(&self) -> (Vec<usize>, usize) {
+        let mut order: Vec<usize> = (0..self.lives.len()).collect();
+        order.sort_by_key(|i| (std::cmp::Reverse(self.lives[*i].bytes), *i));
+        let mut offsets = vec![0; self.lives.len()];
+        let mut placed: Vec<usize> = Vec::new(); // by offset
+        let mut end = 0;
+        for i in order {
+            let life = &self.lives[i];
+            let size = life.bytes.next_multiple_of(ALIGN);
+            let mut at = 0;
+            for &j in &placed {
+                let other = &self.lives[j];
+                if other.first <= life.last && life.first <= other.last {
+                    if at + size <= offsets[j] {
+                        break;
+                    }
+                    at = at.max(offsets[j] + other.bytes.next_multiple_of(ALIGN));
+                }
+            }
+            offsets[i] = at;
+            end = end.max(at + size);
+            let place = placed.partition_point(|j| offsets[*j] <= at);
+            placed.insert(place, i);
+        }
+        (offsets, end)
+    }
+}
+
+impl<R: Real> Plan<R> {
+    /// Compiles a tape. With a `loss`, gradients flow from it to every trainable leaf; `optimisers` then use them.
+    pub fn compile(
+        tape: &Tape,
+        store: &Store<R>,
+        loss: Option<Value>,
+        optimisers: &[Optimiser],
+    ) -> Result<Plan<R>> {
+        let n = tape.nodes.len();
+        let reals = |s: Shape| s.elems() * size_of::<R>();
+        let extent = |e: &Extent| match e {
+            Extent::Reals(n) => n * size_of::<R>(),
+            Extent::Bytes(b) => *b,
+        };
+
+        // Which values does anybody look at, and through which does the loss depend on something that learns?
+        let mut used = vec![false; tape.values.len()];
+        let mut reaches = vec![false; tape.values.len()];
+        for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
+            used[v.0 as usize] = true;
+        }
+        if let Some(loss) = loss {
+            reaches[loss.0 as usize] = tape.wants(loss);
+        }
+        let mut live = vec![false; n];
+        let mut signatures: Vec<Signature> = Vec::with_capacity(n);
+        for (i, node) in tape.nodes.iter().enumerate().rev() {
+            let back = node.outputs.iter().any(|v| reaches[v.0 as usize]);
+            let args: Vec<Arg> = node
+                .inputs
+                .iter()
+                .map(|v| Arg { shape: tape.shape(*v), wants: back && tape.wants(*v) })
+                .collect();
+            let signature = node.op.signature(&args)?;
+            live[i] = node.outputs.iter().any(|v| used[v.0 as usize]) || !signature.updates.is_empty();
+            if live[i] {
+                for (v, arg) in node.inputs.iter().zip(&args) {
+                    used[v.0 as usize] = true;
+                    reaches[v.0 as usize] |= arg.wants;
+                }
+            }
+            signatures.push(signature);
+        }
+        signatures.reverse();
+        let forward: Vec<usize> = (0..n).filter(|i| live[*i]).collect();
+        let has_back = |i: usize| {
+            tape.nodes[i].outputs.iter().any(|v| reaches[v.0 as usize])
+                && tape.nodes[i].inputs.iter().any(|v| tape.wants(*v))
+        };
+        let backward: Vec<usize> = forward.iter().copied().rev().filter(|i| has_back(*i)).collect();
+        let update_at = forward.len() + backward.len();
+        let end = update_at + optimisers.len();
+
+        // Lifetimes. Values and gradients of leaves live in the store, except that a leaf's gradient is arena's.
+        let mut placer = Placer { lives: Vec::new() };
+        let mut value_buffer: Vec<Option<usize>> = vec![None; tape.values.len()];
+        let mut grad_buffer: Vec<Option<usize>> = vec![None; tape.values.len()];
+        let mut saved: Vec<Vec<usize>> = vec![Vec::new(); n];
+        for (t, &i) in forward.iter().enumerate() {
+            let node = &tape.nodes[i];
+            for v in &node.outputs {
+                value_buffer[v.0 as usize] = Some(placer.add(reals(tape.shape(*v)), t));
+            }
+            for v in &node.inputs {
+                if let Some(b) = value_buffer[v.0 as usize] {
+                    placer.extend(b, t);
+                }
+            }
+            if has_back(i) {
+                saved[i] = signatures[i].saved.iter().map(|e| placer.add(extent(e), t)).collect();
+            }
+        }
+        for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
+            if let Some(b) = value_buffer[v.0 as usize] {
+                placer.extend(b, end);
+            }
+        }
+        let loss_grad = loss.filter(|v| reaches[v.0 as usize]).map(|v| {
+            let b = placer.add(reals(tape.shape(v)), forward.len());
+            grad_buffer[v.0 as usize] = Some(b);
+            b
+        });
+        let mut writes: Vec<Vec<Option<(usize, Write)>>> = vec![Vec::new(); n];
+        for (k, &i) in backward.iter().enumerate() {
+            let (t, node, signature) = (forward.len() + k, &tape.nodes[i], &signatures[i]);
+            for b in &saved[i] {
+                placer.extend(*b, t);
+            }
+            let kept = signature.keeps_inputs.iter().map(|j| node.inputs[*j]);
+            for v in kept.chain(node.outputs.iter().copied().filter(|_| signature.keeps_outputs)) {
+                if let Some(b) = value_buffer[v.0 as usize] {
+                    placer.extend(b, t);
+                }
+            }
+            for v in &node.outputs {
+                if let Some(b) = grad_buffer[v.0 as usize] {
+                    placer.extend(b, t);
+                }
+            }
+            writes[i] = node
+                .inputs
+                .iter()
+                .map(|v| {
+                    tape.wants(*v).then(|| match grad_buffer[v.0 as usize] {
+                        Some(b) => {
+                            placer.extend(b, t);
+                            (b, Write::Add)
+                        }
+                        None => {
+                            let b = placer.add(reals(tape.shape(*v)), t);
+                            grad_buffer[v.0 as usize] = Some(b);
+                            (b, Write::Set)
+                        }
+                    })
+                })
+                .collect();
+        }
+        let mut leaf_grads = std::collections::HashMap::new();
+        for (v, info) in tape.values.iter().enumerate() {
+            if let (Some(id), Some(b)) = (info.leaf, grad_buffer[v]) {
+                placer.extend(b, end);
+                leaf_grads.insert(id, b);
+            }
+        }
+        let scratch = |placer: &mut Placer, extents: &[Extent], t: usize| -> Vec<usize> {
+            extents.iter().map(|e| placer.add(extent(e), t)).collect()
+        };
+        let forward_scratch: Vec<Vec<usize>> = forward
+            .iter()
+            .enumerate()
+            .map(|(t, i)| scratch(&mut placer, &signatures[*i].scratch_forward, t))
+            .collect();
+        let backward_scratch: Vec<Vec<usize>> = backward
+            .iter()
+            .enumerate()
+            .map(|(k, i)| scratch(&mut placer, &signatures[*i].scratch_backward, forward.len() + k))
+            .collect();
+
+        // Addresses.
+        let (offsets, arena_bytes) = placer.place();
+        let slot = |b: usize| Slot { space: Space::Arena, offset: offsets[b], bytes: placer.lives[b].bytes };
+        let value_slot = |v: &Value| match tape.values[v.0 as usize].leaf {
+            Some(id) => store.slot(id),
+            None => {
+                slot(value_buffer[v.0 as usize].expect("a live node reads a value that no live node writes"))
+            }
+        };
+        let operands = |i: usize, scratch: &[usize]| {
+            let node = &tape.nodes[i];
+            Operands {
+                inputs: node.inputs.iter().map(value_slot).collect(),
+                input_shapes: node.inputs.iter().map(|v| tape.shape(*v)).collect(),
+                outputs: node.outputs.iter().map(value_slot).collect(),
+                output_shapes: node.outputs.iter().map(|v| tape.shape(*v)).collect(),
+                saved: saved[i].iter().map(|b| slot(*b)).collect(),
+                scratch: scratch.iter().map(|b| slot(*b)).collect(),
+                ..Default::default()
+            }
+        };
+        let mut instructions = Vec::with_capacity(end);
+        for (&i, scratch) in forward.iter().zip(&forward_scratch) {
+            instructions.push(Instruction {
+                op: tape.nodes[i].op.clone(),
+                phase: Phase::Forward,
+                operands: operands(i, scratch),
+            });
+        }
+        for (&i, scratch) in backward.iter().zip(&backward_scratch) {
+            let node = &tape.nodes[i];
+            instructions.push(Instruction {
+                op: node.op.clone(),
+                phase: Phase::Backward,
+                operands: Operands {
+                    output_grads: node.outputs.iter().map(|v| grad_buffer[v.0 as usize].map(slot)).collect(),
+                    input_grads: writes[i].iter().map(|w| w.map(|(b, write)| (slot(b), write))).collect(),
+                    ..operands(i, scratch)
+                },
+            });
+        }
+        for o in optimisers {
+            let mut operands = Operands::default();
+            for (id, moments) in &o.tensors {
+                // A tensor that the loss does not reach keeps its value: no gradient, no update.
+                let Some(grad) = leaf_grads.get(id) else { continue };
+                let tensors =
+                    [store.slot(*id), slot(*grad)].into_iter().chain(moments.iter().map(|m| store.slot(*m)));
+                for s in tensors {
+                    operands.inputs.push(s);
+                    operands.input_shapes.push(store.shape(*id));
+                }
+            }
+            if !operands.inputs.is_empty() {
+                instructions.push(Instruction { op: o.op.clone(), phase: Phase::Update, operands });
+            }
+        }
+        let bytes_moved = instructions.iter().map(|i| i.operands.bytes()).sum();
+        let macs = forward.iter().map(|i| signatures[*i].macs_forward).sum::<u64>()
+            + backward.iter().map(|i| signatures[*i].macs_backward).sum::<u64>();
+        Ok(Plan {
+            seed: loss_grad.map(|b| (forward.len(), slot(b))),
+            metrics: tape.metrics.iter().map(|(name, v)| (name.clone(), value_slot(v))).collect(),
+            readings: vec![0.0; tape.metrics.len()],
+            outputs: tape.outputs.iter().map(|v| (*v, value_slot(v))).collect(),
+            cost: Cost { instructions: instructions.len(), arena_bytes, macs, bytes_moved },
+            instructions,
+            scalar: PhantomData,
+        })
+    }
+
+    /// Makes room in the engine's arena, so that replays allocate nothing.
+    pub fn reserve(&self, engine: &mut Engine<R>) {
+        engine.arena.grow(self.cost.arena_bytes);
+        engine.borrows.reserve(self.instructions.iter().map(|i| i.operands.slots()).max().unwrap_or(0));
+    }
+
+    /// Runs the step once. Metrics and outputs are readable until the engine replays another plan.
+    pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) {
+        let Engine { store, arena, borrows } = engine;
+        assert!(arena.bytes() >= self.cost.arena_bytes, "replay before reserve");
+        let mut memory = Memory { store: &mut store.buffer, arena, borrows };
+        for (i, instruction) in self.instructions.iter().enumerate() {
+            if let Some((at, slot)) = self.seed
+                && at == i
+            {
+                memory.views().write::<R>(slot).fill(R::ONE);
+            }
+            let io = Io { operands: &instruction.operands, views: memory.views(), step, scalar: PhantomData };
+            match instruction.phase {
+                Phase::Forward | Phase::Update => instruction.op.forward::<R>(&io),
+                Phase::Backward => instruction.op.backward::<R>(&io),
+            }
+        }
+        for ((_, slot), reading) in self.metrics.iter().zip(&mut self.readings) {
+            *reading = memory.views().read::<R>(*slot)[0].f64() as f32;
+        }
+    }
+
+    /// The metrics of the last replay, in the order they were recorded.
+    pub fn metrics(&self) -> impl Iterator<Item = (&str, f32)> {
+        self.metrics.iter().map(|(name, _)| name.as_str()).zip(self.readings.iter().copied())
+    }
+
+    /// A value that the tape marked as output, after a replay.
+    pub fn output<'e>(&self, engine: &'e Engine<R>, v: Value) -> &'e [R] {
+        let (_, slot) = self
+            .outputs
+            .iter()
+            .find(|(o, _)| *o == v)
+            .expect("the tape did not mark this value as an output");
+        match slot.space {
+            Space::Arena => engine.arena.get(slot.offset, slot.bytes),
+            Space::Store => engine.store.buffer.get(slot.offset, slot.bytes),
+        }
+    }
+
+    pub fn cost(&self) -> &Cost {
+        &self.cost
+    }
+    /// Instructions by phase and op, for tests and the profile table.
+    pub fn listing(&self) -> impl Iterator<Item = (Phase, &'static str)> {
+        self.instructions.iter().map(|i| (i.phase, i.op.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! What outlives a step: named weights, moments, estimates and image banks, in one buffer.
+
+use crate::device::memory::{ALIGN, Borrows, Buffer};
+use crate::device::{Slot, Space};
+use crate::tensor::{Real, Shape};
+use std::collections::HashMap;
+
+/// A tensor of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TensorId(u32);
+
+struct Entry {
+    name: String,
+    shape: Shape,
+    slot: Slot,
+}
+
+/// Named tensors in one growing buffer; a tensor never moves relative to the buffer's start.
+#[derive(Default)]
+pub struct Store<R> {
+    pub(super) buffer: Buffer,
+    entries: Vec<Entry>,
+    by_name: HashMap<String, TensorId>,
+    end: usize,
+    scalar: std::marker::PhantomData<R>,
+}
+
+impl<R: Real> Store<R> {
+    /// Adds a zero-filled tensor. Names are unique; a second `name` is a mistake of the caller's.
+    pub fn add(&mut self, name: &str, shape: Shape) -> TensorId {
+        let id = TensorId(self.entries.len() as u32);
+        let bytes = shape.elems() * size_of::<R>();
+        let slot = Slot { space: Space::Store, offset: self.end, bytes };
+        self.end = (self.end + bytes).next_multiple_of(ALIGN);
+        self.buffer.grow(self.end);
+        assert!(self.by_name.insert(name.into(), id).is_none(), "store: tensor {name} added twice");
+        self.entries.push(Entry { name: name.into(), shape, slot });
+        id
+    }
+    pub fn add_with(&mut self, name: &str, shape: Shape, values: &[f32]) -> TensorId {
+        let id = self.add(name, shape);
+        self.set(id, values);
+        id
+    }
+    pub fn id(&self, name: &str) -> Option<TensorId> {
+        self.by_name.get(name).copied()
+    }
+    pub fn name(&self, id: TensorId) -> &str {
+        &self.entries[id.0 as usize].name
+    }
+    pub fn shape(&self, id: TensorId) -> Shape {
+        self.entries[id.0 as usize].shape
+    }
+    pub fn slot(&self, id: TensorId) -> Slot {
+        self.entries[id.0 as usize].slot
+    }
+    pub fn ids(&self) -> impl Iterator<Item = TensorId> + use<R> {
+        (0..self.entries.len() as u32).map(TensorId)
+    }
+    pub fn bytes(&self) -> usize {
+        self.end
+    }
+    pub fn get(&self, id: TensorId) -> &[R] {
+        let s = self.slot(id);
+        self.buffer.get(s.offset, s.bytes)
+    }
+    pub fn get_mut(&mut self, id: TensorId) -> &mut [R] {
+        let s = self.slot(id);
+        self.buffer.get_mut(s.offset, s.bytes)
+    }
+    pub fn set(&mut self, id: TensorId, values: &[f32]) {
+        let to = self.get_mut(id);
+        assert_eq!(to.len(), values.len(), "store: wrong number of values");
+        to.iter_mut().zip(values).for_each(|(t, v)| *t = R::of(f64::from(*v)));
+    }
+    pub fn to_f32(&self, id: TensorId) -> Vec<f32> {
+        self.get(id).iter().map(|v| v.f64() as f32).collect()
+    }
+}
+
+/// A store and the arena that all plans over it share: only one step runs at a time.
+#[derive(Default)]
+pub struct Engine<R> {
+    pub store: Store<R>,
+    pub(super) arena: Buffer,
+    pub(super) borrows: Borrows,
+}
+
+impl<R: Real> Engine<R> {
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+}

@@ -1,0 +1,112 @@
+//! The record of one step: leaves, operators, and which values need a gradient.
+
+use super::store::{Store, TensorId};
+use crate::error::{Error, Result};
+use crate::ops::{Arg, Op, Operator};
+use crate::tensor::{Real, Shape};
+use std::collections::HashMap;
+
+/// A tensor computed (or read) during the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Value(pub(super) u32);
+
+/// Whether a leaf's gradient is wanted. Frozen leaves cost no gradient and keep no activation alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learn {
+    Frozen,
+    Trainable,
+}
+
+pub(super) struct Info {
+    pub shape: Shape,
+    pub wants: bool,
+    pub leaf: Option<TensorId>,
+}
+
+pub(super) struct Node {
+    pub op: Op,
+    pub inputs: Vec<Value>,
+    pub outputs: Vec<Value>,
+}
+
+/// A step, recorded once.
+#[derive(Default)]
+pub struct Tape {
+    pub(super) values: Vec<Info>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) metrics: Vec<(String, Value)>,
+    pub(super) outputs: Vec<Value>,
+    leaves: HashMap<TensorId, Value>,
+}
+
+impl Tape {
+    /// Reads a tensor of the store. The same tensor is the same value wherever it is used, so its gradients add up.
+    pub fn leaf<R: Real>(&mut self, store: &Store<R>, id: TensorId, learn: Learn) -> Value {
+        let wants = learn == Learn::Trainable;
+        if let Some(v) = self.leaves.get(&id) {
+            assert_eq!(
+                self.values[v.0 as usize].wants,
+                wants,
+                "{} is recorded both frozen and trainable",
+                store.name(id)
+            );
+            return *v;
+        }
+        let v = self.value(Info { shape: store.shape(id), wants, leaf: Some(id) });
+        self.leaves.insert(id, v);
+        v
+    }
+
+    /// Records `op` and returns its single output.
+    pub fn apply(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value> {
+        let out = self.apply_all(op.into(), inputs)?;
+        match out[..] {
+            [v] => Ok(v),
+            _ => Err(Error::Run(format!("an op with {} outputs was recorded as if it had one", out.len()))),
+        }
+    }
+
+    /// Records `op` and returns all its outputs.
+    pub fn apply_all(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>> {
+        for (i, v) in inputs.iter().enumerate() {
+            if self.wants(*v) && inputs[..i].contains(v) {
+                return Err(Error::shape(
+                    op.name(),
+                    "the same value that wants a gradient stands twice among the operands",
+                ));
+            }
+        }
+        let args: Vec<Arg> =
+            inputs.iter().map(|v| Arg { shape: self.shape(*v), wants: self.wants(*v) }).collect();
+        let signature = op.signature(&args)?;
+        let wants = args.iter().any(|a| a.wants);
+        let outputs: Vec<Value> = signature
+            .outputs
+            .iter()
+            .map(|shape| self.value(Info { shape: *shape, wants, leaf: None }))
+            .collect();
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        Ok(outputs)
+    }
+
+    pub fn shape(&self, v: Value) -> Shape {
+        self.values[v.0 as usize].shape
+    }
+    pub fn wants(&self, v: Value) -> bool {
+        self.values[v.0 as usize].wants
+    }
+    /// Reports a scalar after every replay.
+    pub fn metric(&mut self, name: &str, v: Value) {
+        assert_eq!(self.shape(v).elems(), 1, "metric {name} is not a scalar");
+        self.metrics.push((name.into(), v));
+    }
+    /// Keeps a value readable after the replay.
+    pub fn output(&mut self, v: Value) {
+        self.outputs.push(v);
+    }
+
+    fn value(&mut self, info: Info) -> Value {
+        self.values.push(info);
+        Value(self.values.len() as u32 - 1)
+    }
+}
