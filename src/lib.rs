@@ -4,4 +4,5 @@ pub mod autograd;
 pub mod device;
 pub mod error;
 pub mod ops;
+pub mod pipeline;
 pub mod tensor;

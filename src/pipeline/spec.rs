@@ -1,0 +1,133 @@
+//! What a run is asked to do, already validated: no value here can be invalid on its own.
+
+use std::path::PathBuf;
+
+/// A whole run.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct RunSpec {
+    pub name: String,
+    pub seed: u64,
+    /// At least one.
+    pub teachers: Vec<TeacherSpec>,
+    pub student: StudentSpec,
+    pub generator: GeneratorSpec,
+    pub loss: LossSpec,
+    pub dual: DualSpec,
+    /// Labelled images for the final table. Training never sees them; absent, the table is left out.
+    pub evaluation: Option<PathBuf>,
+    /// Extra students trained on other images with the same initialisation and budget, for comparison.
+    pub baselines: Vec<ImageSource>,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct TeacherSpec {
+    pub name: String,
+    /// An npz that carries its architecture and labels.
+    pub weights: PathBuf,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct StudentSpec {
+    /// Wanted labels, in order; empty: all labels of all teachers.
+    pub labels: Vec<String>,
+    pub init: StudentInit,
+    pub branch: Branch,
+    /// Channel reduction `r` of the teacher-level filters (supplement 1.2: 4).
+    pub filter_reduction: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StudentInit {
+    Scratch,
+    /// Copies the blocks of the teacher of this index.
+    Teacher(usize),
+    /// Copies the blocks of a backbone file.
+    Weights(PathBuf),
+}
+
+/// Where the TargetNet leaves the shared trunk.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Branch {
+    /// By the data-free rule, per task, no earlier than `least` (1-based block).
+    Auto { least: usize },
+    /// The same block for every task.
+    Block(usize),
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct GeneratorSpec {
+    /// Groups K: the image and K-1 feature levels (METHOD 2).
+    pub groups: usize,
+    /// Length of the noise vector z.
+    pub latent: usize,
+    pub steps: usize,
+    pub batch: usize,
+    pub learning_rate: f32,
+    pub betas: [f32; 2],
+    /// Pixels by which the images are shifted at random before the teachers see them.
+    pub shift: usize,
+}
+
+/// The adversarial loss of stage one.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct LossSpec {
+    pub recipe: Recipe,
+    /// Weight of L_a.
+    pub alpha: f32,
+    /// Weight of L_ie.
+    pub beta: f32,
+    /// Weight of L_dis.
+    pub gamma: f32,
+    /// Weight of the batch-statistics loss (ours; 0 in the published recipe).
+    pub statistics: f32,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recipe {
+    /// Equations 5-8 as printed.
+    Published,
+    /// A wanted label set is part of z, and L_oh is taken against it (ours).
+    Conditional { max_labels: usize },
+    /// The top `share` of each label in the batch counts as positive (ours).
+    Balanced { share: f32 },
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DualSpec {
+    /// Where stage two's images come from; `Generator` is the method itself.
+    pub images: ImageSource,
+    /// Steps for each block, first block first.
+    pub steps: Vec<usize>,
+    pub batch: usize,
+    pub learning_rate: f32,
+    /// Weight of the relative feature error beside eq. 13 (ours; 0: exactly eq. 13).
+    pub feature: f32,
+    /// Weights of the two inputs of eq. 16.
+    pub lambda_in: [f32; 2],
+    pub augment: AugmentSpec,
+    /// Images kept in the bank that stage two draws from.
+    pub bank: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageSource {
+    Generator,
+    /// Gaussian noise images.
+    Noise,
+    /// Real images without labels ("KA").
+    Real(PathBuf),
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AugmentSpec {
+    /// Pixels.
+    pub shift: usize,
+    /// Probabilities.
+    pub flip: f32,
+    pub mix_max: f32,
+    pub cutmix: f32,
+}
