@@ -8,7 +8,8 @@
 //! Measured against im2col + a packed GEMM: see `benches/README.md`.
 
 use crate::tensor::Real;
-use std::sync::OnceLock;
+use pulp::{Simd, WithSimd};
+use std::any::TypeId;
 
 /// The gathered operand.
 #[derive(Clone, Copy)]
@@ -33,12 +34,7 @@ pub const MAX_LANES: usize = 32;
 
 /// Lanes of the panels that `columns` columns are cut into.
 pub fn lanes(columns: usize) -> usize {
-    match columns {
-        0..=4 => 4,
-        5..=8 => 8,
-        9..=16 => 16,
-        _ => MAX_LANES,
-    }
+    if columns <= 16 { 16 } else { MAX_LANES }
 }
 
 /// Elements of `B` packed into panels: `[panel][depth][lanes]`, short panels padded.
@@ -62,93 +58,135 @@ pub fn panel<R: Real>(
     panel: usize,
     sink: &mut impl Sink<R>,
 ) {
-    let n = lanes(columns);
-    let b = &b[panel * a.depth() * n..][..a.depth() * n];
-    let cut = (columns - panel * n).min(n);
-    dispatch(|| match n {
-        4 => sweep::<R, 24, 4>(a, rows, row, b, panel * n, cut, sink),
-        8 => sweep::<R, 24, 8>(a, rows, row, b, panel * n, cut, sink),
-        16 => sweep::<R, 24, 16>(a, rows, row, b, panel * n, cut, sink),
-        _ => sweep::<R, 12, 32>(a, rows, row, b, panel * n, cut, sink),
-    });
+    let lanes = lanes(columns);
+    let b = &b[panel * a.depth() * lanes..][..a.depth() * lanes];
+    let cut = (columns - panel * lanes).min(lanes);
+    super::dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink });
 }
 
-/// Runs `f` compiled for the widest vectors this machine has.
-#[inline]
-pub fn dispatch<O>(f: impl FnOnce() -> O) -> O {
-    static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
-    ARCH.get_or_init(pulp::Arch::new).dispatch(f)
-}
-
-#[inline(always)]
-fn sweep<R: Real, const P: usize, const N: usize>(
-    a: Gather<R>,
+/// The arguments of one panel, as a type: its body is compiled once for each instruction set.
+struct Panel<'a, R, F, S> {
+    a: Gather<'a, R>,
     rows: usize,
-    row: impl Fn(usize) -> usize,
-    b: &[R],
+    row: F,
+    b: &'a [R],
+    lanes: usize,
     column: usize,
     cut: usize,
-    sink: &mut impl Sink<R>,
-) {
-    let mut m = 0;
-    while m < rows {
-        if rows - m > 4 {
-            tile::<R, P, N>(a, m, rows, &row, b, column, cut, sink);
-            m += P;
-        } else {
-            tile::<R, 4, N>(a, m, rows, &row, b, column, cut, sink);
-            m += 4;
+    sink: &'a mut S,
+}
+
+impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K> {
+    type Output = ();
+    /// Tiles are as tall as the registers allow: accumulators, one row of `B` and one broadcast.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
+        match (f32s, S::F32_LANES, self.lanes) {
+            (true, 16, 16) => self.sweep::<24>(Vectors::<S, 1>(simd)),
+            (true, 16, _) => self.sweep::<12>(Vectors::<S, 2>(simd)),
+            (true, 8, 16) => self.sweep::<6>(Vectors::<S, 2>(simd)),
+            (true, 8, _) => self.sweep::<3>(Vectors::<S, 4>(simd)),
+            (_, _, 16) => self.sweep::<4>(Plain::<16>),
+            _ => self.sweep::<4>(Plain::<32>),
         }
     }
 }
 
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn tile<R: Real, const P: usize, const N: usize>(
-    a: Gather<R>,
-    first: usize,
-    rows: usize,
-    row: &impl Fn(usize) -> usize,
-    b: &[R],
-    column: usize,
-    cut: usize,
-    sink: &mut impl Sink<R>,
-) {
-    // Rows past the end repeat the last one and are not stored.
-    let offset: [usize; P] = std::array::from_fn(|p| row((first + p).min(rows - 1)));
-    let acc = product::<R, P, N>(a, offset, b);
-    for (p, values) in acc.iter().enumerate().take(rows - first) {
-        sink.row(first + p, column, &values[..cut]);
-    }
-}
-
-#[inline(always)]
-fn product<R: Real, const P: usize, const N: usize>(
-    a: Gather<R>,
-    offset: [usize; P],
-    b: &[R],
-) -> [[R; N]; P] {
-    let mut acc = [[R::ZERO; N]; P];
-    if a.len == 0 || a.runs.is_empty() {
-        return acc;
-    }
-    let far = offset.iter().max().unwrap_or(&0) + a.runs.iter().max().unwrap_or(&0) + (a.len - 1) * a.step;
-    assert!(far < a.x.len() && b.len() == a.depth() * N, "gathered product reads outside its operands");
-    let mut b = b.as_ptr();
-    for run in a.runs {
-        for i in 0..a.len {
-            let at = run + i * a.step;
-            // SAFETY: `b` advances N per inner index, depth() * N == b.len() in all (asserted above).
-            let lane = unsafe { &*b.cast::<[R; N]>() };
-            b = unsafe { b.add(N) };
-            for p in 0..P {
-                // SAFETY: at most `far`, which is inside `x` (asserted above).
-                let v = unsafe { *a.x.get_unchecked(offset[p] + at) };
-                for j in 0..N {
-                    acc[p][j] = v.fma(lane[j], acc[p][j]);
-                }
+impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
+    #[inline(always)]
+    fn sweep<const P: usize>(self, product: impl Product<R>) {
+        let mut out = [R::ZERO; MAX_TILE];
+        for first in (0..self.rows).step_by(P) {
+            // Rows past the end repeat the last one and are not stored.
+            let left = (self.rows - first).min(P);
+            if left * 2 > P || P < 8 {
+                let offset: [usize; P] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
+                product.tile(&self.a, offset, self.b, &mut out);
+            } else if left > 4 {
+                let offset: [usize; 12] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
+                product.tile(&self.a, offset, self.b, &mut out);
+            } else {
+                let offset: [usize; 4] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
+                product.tile(&self.a, offset, self.b, &mut out);
+            }
+            for (p, values) in out.chunks(self.lanes).take(left).enumerate() {
+                self.sink.row(first + p, self.column, &values[..self.cut]);
             }
         }
     }
-    acc
+}
+
+/// Largest tile: 24 rows of 16, or 12 of 32.
+const MAX_TILE: usize = 384;
+
+/// How a tile of `P` rows is multiplied: `out[p][lane] = sum_i a[offset[p], i] * b[i][lane]`.
+trait Product<R> {
+    fn tile<const P: usize>(&self, a: &Gather<R>, offset: [usize; P], b: &[R], out: &mut [R]);
+}
+
+/// Offset of the last element that the tile reads, checked against both operands.
+#[inline(always)]
+fn check_bounds<R>(a: &Gather<R>, offset: &[usize], b: &[R], lanes: usize) {
+    let far =
+        offset.iter().max().unwrap_or(&0) + a.runs.iter().max().unwrap_or(&0) + (a.len.max(1) - 1) * a.step;
+    let empty = a.depth() == 0;
+    assert!(
+        (empty || far < a.x.len()) && b.len() == a.depth() * lanes,
+        "gathered product reads outside its operands"
+    );
+}
+
+/// `V` vector registers a row, in f32.
+struct Vectors<S, const V: usize>(S);
+
+impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
+    #[inline(always)]
+    fn tile<const P: usize>(&self, a: &Gather<R>, offset: [usize; P], b: &[R], out: &mut [R]) {
+        let simd = self.0;
+        check_bounds(a, &offset, b, V * S::F32_LANES);
+        let x: &[f32] = bytemuck::cast_slice(a.x);
+        let mut rows = S::as_simd_f32s(bytemuck::cast_slice(b)).0.as_chunks::<V>().0.iter();
+        let mut acc = [[simd.splat_f32s(0.0); V]; P];
+        for run in a.runs {
+            let mut at = *run;
+            for row in rows.by_ref().take(a.len) {
+                for p in 0..P {
+                    // SAFETY: at most the offset that `check_bounds` found to be inside `x`.
+                    let v = simd.splat_f32s(unsafe { *x.get_unchecked(offset[p] + at) });
+                    for j in 0..V {
+                        acc[p][j] = simd.mul_add_e_f32s(v, row[j], acc[p][j]);
+                    }
+                }
+                at += a.step;
+            }
+        }
+        let out = S::as_mut_simd_f32s(bytemuck::cast_slice_mut(out)).0.as_chunks_mut::<V>().0;
+        for (out, acc) in out.iter_mut().zip(acc) {
+            *out = acc;
+        }
+    }
+}
+
+/// The same in plain arithmetic: f64, and f32 on machines without vector units.
+struct Plain<const N: usize>;
+
+impl<R: Real, const N: usize> Product<R> for Plain<N> {
+    #[inline(always)]
+    fn tile<const P: usize>(&self, a: &Gather<R>, offset: [usize; P], b: &[R], out: &mut [R]) {
+        check_bounds(a, &offset, b, N);
+        let mut acc = [[R::ZERO; N]; P];
+        let mut rows = b.as_chunks::<N>().0.iter();
+        for run in a.runs {
+            for (i, row) in rows.by_ref().take(a.len).enumerate() {
+                for p in 0..P {
+                    let v = a.x[offset[p] + run + i * a.step];
+                    for j in 0..N {
+                        acc[p][j] += v * row[j];
+                    }
+                }
+            }
+        }
+        out[..P * N].copy_from_slice(acc.as_flattened());
+    }
 }
