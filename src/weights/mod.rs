@@ -4,6 +4,7 @@
 //! one-dimensional) holds a JSON object with what is no tensor: label names, widths, provenance.
 
 mod atomic;
+mod npy;
 pub mod npz;
 
 use std::collections::BTreeMap;

@@ -11,10 +11,11 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use npyz::{DType, NpyHeader, Order, TypeChar, WriterBuilder};
+use npyz::{DType, WriterBuilder};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
+use super::npy::{Body, CHUNK, Header};
 use super::{Meta, Tensor, Tensors, elems};
 use crate::error::{Error, Result};
 
@@ -25,11 +26,7 @@ pub const META: &str = "__meta__";
 /// (89 M parameters), and an end to a small file that inflates without one.
 pub const MAX_BYTES: u64 = 4 << 30;
 
-/// An npy header is one line of text; numpy pads it to a multiple of 64 bytes and refuses more than 10,000 by default.
-const MAX_HEADER_BYTES: usize = 1 << 16;
 const MAX_META_BYTES: u64 = 1 << 20;
-/// Elements converted at a time.
-const CHUNK: usize = 1 << 14;
 
 /// Reads every array of `path` as a float tensor and the metadata, if there is any.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
@@ -206,18 +203,7 @@ impl<R: Read + Seek> Archive<R> {
     /// The array `name` as float32, every element finite.
     pub fn floats(&mut self, name: &str) -> Result<Tensor> {
         self.array(name, u64::MAX, |header, body| {
-            let data = match float_kind(&header.dtype)? {
-                (2, true) => body.read(header, |b| half([b[1], b[0]]))?,
-                (2, false) => body.read(header, |b| half([b[0], b[1]]))?,
-                (4, true) => body.read(header, |b| f32::from_be_bytes([b[0], b[1], b[2], b[3]]))?,
-                (4, false) => body.read(header, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))?,
-                (_, true) => body.read(header, |b| {
-                    f64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
-                })?,
-                (_, false) => body.read(header, |b| {
-                    f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
-                })?,
-            };
+            let data = body.floats(header)?;
             check_finite(&data, &header.shape)?;
             Ok(Tensor { shape: header.shape.clone(), data })
         })
@@ -255,12 +241,7 @@ impl<R: Read + Seek> Archive<R> {
     }
 
     fn bytes_up_to(&mut self, name: &str, max_bytes: u64) -> Result<(Vec<usize>, Vec<u8>)> {
-        self.array(name, max_bytes, |header, body| match &header.dtype {
-            DType::Plain(t) if t.type_char() == TypeChar::Uint && t.size_field() == 1 => {
-                Ok((header.shape.clone(), body.read(header, |b| b[0])?))
-            }
-            other => Err(format!("expected dtype uint8, found {}", dtype_name(other))),
-        })
+        self.array(name, max_bytes, |header, body| Ok((header.shape.clone(), body.bytes(header)?)))
     }
 
     /// Opens `name`, reads its header, and checks the header's claim against the entry's size.
@@ -292,161 +273,6 @@ impl<R: Read + Seek> Archive<R> {
     }
 }
 
-/// What an npy header says, with every size checked.
-#[derive(Debug)]
-struct Header {
-    dtype: DType,
-    shape: Vec<usize>,
-    fortran: bool,
-}
-
-impl Header {
-    /// Reads the header and returns it with the number of bytes it took.
-    fn read(r: &mut dyn Read) -> Result<(Header, u64), String> {
-        let short = |_| "expected an npy header, found the end of the entry".to_string();
-        let mut bytes = vec![0u8; 8];
-        r.read_exact(&mut bytes).map_err(short)?;
-        if &bytes[..6] != b"\x93NUMPY" {
-            return Err("expected an npy array, found other bytes".into());
-        }
-        let length_bytes = match bytes[6] {
-            1 => 2,
-            2 | 3 => 4,
-            v => return Err(format!("expected npy version 1, 2 or 3, found {v}")),
-        };
-        bytes.resize(8 + length_bytes, 0);
-        r.read_exact(&mut bytes[8..]).map_err(short)?;
-        let length = bytes[8..].iter().rev().fold(0usize, |a, &b| a << 8 | b as usize);
-        if length > MAX_HEADER_BYTES {
-            return Err(format!(
-                "expected an npy header of at most {MAX_HEADER_BYTES} bytes, found {length}"
-            ));
-        }
-        let start = bytes.len();
-        bytes.resize(start + length, 0);
-        r.read_exact(&mut bytes[start..]).map_err(short)?;
-        plain_header(&bytes[start..])?;
-        let h = NpyHeader::from_reader(&bytes[..]).map_err(|e| format!("malformed npy header: {e}"))?;
-        let shape: Option<Vec<usize>> = h.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
-        let shape = shape.ok_or("the shape does not fit this machine's addresses")?;
-        Ok((Header { dtype: h.dtype(), shape, fortran: h.order() == Order::Fortran }, bytes.len() as u64))
-    }
-}
-
-/// Keeps from the header parser what makes it panic, overflow or recurse without end: anything but ASCII, escapes in
-/// strings, deep nesting, numbers other than plain decimals, and dimensions whose product overflows.
-fn plain_header(text: &[u8]) -> Result<(), String> {
-    let bad = |what: &str| Err(format!("malformed npy header: {what}"));
-    let (mut quote, mut depth, mut number, mut product) = (None, 0u32, None::<u64>, 1u64);
-    for &b in text {
-        if !b.is_ascii() || b == b'\\' {
-            return bad("non-ASCII text or an escape");
-        }
-        if let Some(q) = quote {
-            if b == q {
-                quote = None;
-            }
-            continue;
-        }
-        if b.is_ascii_digit() {
-            let n = number.unwrap_or(0).checked_mul(10).and_then(|n| n.checked_add((b - b'0') as u64));
-            let Some(n) = n else { return bad("a dimension beyond 64 bits") };
-            number = Some(n);
-            continue;
-        }
-        if let Some(n) = number.take() {
-            match product.checked_mul(n.max(1)) {
-                Some(p) if p <= i64::MAX as u64 => product = p,
-                Some(_) | None => return bad("a shape whose element count overflows"),
-            }
-        }
-        match b {
-            b'\'' | b'"' => quote = Some(b),
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            b',' | b':' | b' ' | b'\n' => {}
-            b if b"TrueFals".contains(&b) => {}
-            other => return bad(&format!("unexpected {:?}", other as char)),
-        }
-        if depth > 8 {
-            return bad("brackets nested too deeply");
-        }
-    }
-    Ok(())
-}
-
-/// The bytes of an entry after its header.
-struct Body<'a> {
-    reader: &'a mut dyn Read,
-    /// How many bytes the zip declares; more or fewer may really come.
-    bytes: u64,
-}
-
-impl Body<'_> {
-    /// Reads exactly the elements the header promises, in C order, and requires the entry (and its checksum) to end
-    /// there. The vector grows with the bytes that arrive, so a false promise costs no memory.
-    fn read<T: Copy>(&mut self, header: &Header, decode: impl Fn(&[u8]) -> T) -> Result<Vec<T>, String> {
-        let size = header.dtype.num_bytes().unwrap_or(1);
-        let count = elems(&header.shape).ok_or("the element count overflows")?;
-        let expected = (count as u64).checked_mul(size as u64);
-        if expected != Some(self.bytes) {
-            return Err(format!(
-                "expected {} bytes for shape {:?} of {}, found {}",
-                expected.map_or("more than 2^64".to_string(), |b| b.to_string()),
-                header.shape,
-                dtype_name(&header.dtype),
-                self.bytes
-            ));
-        }
-        let mut out = Vec::with_capacity(count.min(CHUNK));
-        let mut buf = vec![0u8; CHUNK.min(count) * size];
-        while out.len() < count {
-            let n = CHUNK.min(count - out.len()) * size;
-            self.reader.read_exact(&mut buf[..n]).map_err(|e| {
-                format!("expected {count} elements, found damage or the end after {}: {e}", out.len())
-            })?;
-            out.extend(buf[..n].chunks_exact(size).map(&decode));
-        }
-        match self.reader.read(&mut [0]) {
-            Ok(0) => {}
-            Ok(_) => return Err(format!("expected {count} elements, found more")),
-            Err(e) => return Err(format!("expected {count} elements, found damage after them: {e}")),
-        }
-        Ok(if header.fortran { to_c_order(&out, &header.shape) } else { out })
-    }
-}
-
-/// Element size and whether it is big-endian.
-fn float_kind(dtype: &DType) -> Result<(u64, bool), String> {
-    if dtype.uses_pickled_array() {
-        return Err("expected dtype float32, found Python objects (|O): a pickle, which would have to be executed to be \
-                    read; save the array with a numeric dtype"
-            .into());
-    }
-    match dtype {
-        DType::Plain(t) if t.type_char() == TypeChar::Float && matches!(t.size_field(), 2 | 4 | 8) => {
-            Ok((t.size_field(), t.endianness() == npyz::Endianness::Big))
-        }
-        other => Err(format!("expected dtype float32 (or float64, float16), found {}", dtype_name(other))),
-    }
-}
-
-/// A dtype as numpy names it, with its code.
-fn dtype_name(dtype: &DType) -> String {
-    let DType::Plain(t) = dtype else { return "a structured dtype".into() };
-    let bits = t.size_field().saturating_mul(8);
-    match t.type_char() {
-        TypeChar::Bool => format!("bool ({t})"),
-        TypeChar::Int => format!("int{bits} ({t})"),
-        TypeChar::Uint => format!("uint{bits} ({t})"),
-        TypeChar::Float => format!("float{bits} ({t})"),
-        TypeChar::Complex => format!("complex{bits} ({t})"),
-        TypeChar::Object => format!("Python objects ({t})"),
-        // Dates, strings and raw bytes: the code says it all, and the enum may grow.
-        _ => format!("{t}"),
-    }
-}
-
 fn check_finite(data: &[f32], shape: &[usize]) -> Result<(), String> {
     let Some(flat) = data.iter().position(|v| !v.is_finite()) else { return Ok(()) };
     let mut rest = flat;
@@ -465,44 +291,6 @@ fn check_finite(data: &[f32], shape: &[usize]) -> Result<(), String> {
         data[flat],
         data.len()
     ))
-}
-
-/// IEEE 754 binary16, least significant byte first.
-fn half(le: [u8; 2]) -> f32 {
-    let bits = u16::from_le_bytes(le);
-    let (exponent, fraction) = ((bits >> 10) & 31, (bits & 1023) as f32);
-    let magnitude = match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        e => (1024.0 + fraction) * 2f32.powi(e as i32 - 25),
-    };
-    if bits >> 15 == 1 { -magnitude } else { magnitude }
-}
-
-/// From first index fastest to last index fastest.
-fn to_c_order<T: Copy>(fortran: &[T], shape: &[usize]) -> Vec<T> {
-    let mut strides = Vec::with_capacity(shape.len());
-    let mut step = 1;
-    for &d in shape {
-        strides.push(step);
-        step *= d;
-    }
-    let (mut at, mut offset) = (vec![0; shape.len()], 0);
-    let mut out = Vec::with_capacity(fortran.len());
-    for _ in 0..fortran.len() {
-        out.push(fortran[offset]);
-        for axis in (0..shape.len()).rev() {
-            at[axis] += 1;
-            offset += strides[axis];
-            if at[axis] < shape[axis] {
-                break;
-            }
-            offset -= at[axis] * strides[axis];
-            at[axis] = 0;
-        }
-    }
-    out
 }
 
 /// Walks the zip's directory for the first name that stands there twice; the reader only knows that there is one.

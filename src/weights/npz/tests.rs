@@ -141,17 +141,6 @@ fn npy_versions_byte_orders_and_three_dimensional_fortran_order() {
 }
 
 #[test]
-fn half_precision_values() {
-    for (bits, value) in
-        [(0x3c00u16, 1.0), (0xc000, -2.0), (0x7bff, 65504.0), (0x0400, 2f32.powi(-14)), (0x8000, -0.0)]
-    {
-        assert_eq!(half(bits.to_le_bytes()).to_bits(), f32::to_bits(value), "{bits:#x}");
-    }
-    assert_eq!(half([0, 0x7c]), f32::INFINITY);
-    assert!(half([1, 0x7c]).is_nan());
-}
-
-#[test]
 fn wrong_dtypes_are_named() {
     let eight = [0u8; 8];
     for (descr, found) in [
