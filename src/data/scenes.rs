@@ -26,6 +26,9 @@ pub const LABELS: [&str; 20] = [
 /// Side of a scene.
 pub const CANVAS: usize = 32;
 
+/// A gigabyte of pixels: a count beyond it is a slip of the finger.
+const MAX_COUNT: usize = (1 << 30) / (CANVAS * CANVAS);
+
 /// Side of a source image.
 const SOURCE: usize = 28;
 
@@ -125,6 +128,9 @@ impl Sources {
             Split::Train => ("train", 0, &self.train),
             Split::Eval => ("eval", 1, &self.eval),
         };
+        if count > MAX_COUNT {
+            return Err(Error::Usage(format!("scenes: expected at most {MAX_COUNT} images, found {count}")));
+        }
         let mut images = vec![0; count * CANVAS * CANVAS];
         let mut targets = vec![0; count * LABELS.len()];
         images
@@ -429,6 +435,7 @@ mod tests {
             assert!(e.exit_code() == 2 && e.to_string().contains("scenes: expected"), "{e}");
         }
         assert_eq!(s.labelled(Split::Train, 0, 0, &Spec::default()).unwrap_err().exit_code(), 4);
+        assert_eq!(s.labelled(Split::Train, usize::MAX, 0, &Spec::default()).unwrap_err().exit_code(), 2);
         // The extremes work: all labels at once, as large as the canvas.
         let all =
             s.labelled(Split::Train, 2, 0, &Spec { objects: 20..=20, side: 32..=32, tries: 3 }).unwrap();
