@@ -1,0 +1,163 @@
+//! Images with targets: what teachers learn from and what every network is judged by. The amalgamation itself must not
+//! import this file.
+
+use std::path::Path;
+
+use super::average_precision::DIFFICULT;
+use super::unlabelled::ImageSet;
+use crate::error::{Error, Result};
+use crate::weights::npz::{self, Archive, Array, Elems};
+use crate::weights::{Meta, meta_as};
+
+/// Images and, for each of them, one target per label: 0 absent, 1 present, 2 difficult (not counted).
+///
+/// On disk: an npz with `images` (uint8, `[n, h, w, c]`), `targets` (uint8, `[n, labels]`) and metadata
+/// `{"labels": [names], "provenance": text}`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelledSet {
+    pub images: ImageSet,
+    /// `[n, labels]`.
+    pub targets: Vec<u8>,
+    pub labels: Vec<String>,
+}
+
+impl LabelledSet {
+    pub fn new(images: ImageSet, targets: Vec<u8>, labels: Vec<String>) -> Result<Self> {
+        let set = LabelledSet { images, targets, labels };
+        set.check().map_err(|m| Error::data("<memory>", m))?;
+        Ok(set)
+    }
+
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let file = path.as_ref();
+        let mut archive = Archive::open(file)?;
+        archive.expect_names(&["images", "targets"])?;
+        let meta = archive.meta()?;
+        let labels: Vec<String> = meta_as(file, &meta, "labels")?;
+        let images = ImageSet::from_archive(&mut archive, &meta, file)?;
+        let (shape, targets) = archive.bytes("targets")?;
+        if shape != [images.n, labels.len()] {
+            let expected = [images.n, labels.len()];
+            return Err(Error::data(
+                file,
+                format!("array \"targets\": expected shape {expected:?}, found {shape:?}"),
+            ));
+        }
+        let set = LabelledSet { images, targets, labels };
+        set.check().map_err(|m| Error::data(file, m))?;
+        Ok(set)
+    }
+
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.check().map_err(|m| Error::data(&path, m))?;
+        let mut meta = Meta::new();
+        meta.insert("labels".into(), self.labels.clone().into());
+        meta.insert("provenance".into(), self.images.provenance.clone().into());
+        let targets = Array {
+            name: "targets",
+            shape: &[self.images.n, self.labels.len()],
+            elems: Elems::U8(&self.targets),
+        };
+        npz::write(path, &[self.images.as_array(&self.images.shape()), targets], &meta)
+    }
+
+    /// The targets of some labels only, `[n, wanted]`, in the order asked for.
+    pub fn targets_of(&self, wanted: &[impl AsRef<str>]) -> Result<Vec<u8>> {
+        let columns = wanted
+            .iter()
+            .map(|w| {
+                let w = w.as_ref();
+                self.labels.iter().position(|l| l == w).ok_or_else(|| {
+                    let message = format!("expected a label {w:?}, found only {}", self.labels.join(", "));
+                    Error::data("<labelled set>", message)
+                })
+            })
+            .collect::<Result<Vec<usize>>>()?;
+        let rows = self.targets.chunks_exact(self.labels.len());
+        Ok(rows.flat_map(|row| columns.iter().map(|&c| row[c])).collect())
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        self.images.check()?;
+        if self.labels.is_empty() {
+            return Err("expected at least one label, found none".into());
+        }
+        if let Some((i, l)) = self.labels.iter().enumerate().find(|(i, l)| self.labels[..*i].contains(l)) {
+            return Err(format!("expected distinct labels, found {l:?} again at position {i}"));
+        }
+        if Some(self.targets.len()) != self.images.n.checked_mul(self.labels.len()) {
+            let (n, l, found) = (self.images.n, self.labels.len(), self.targets.len());
+            return Err(format!("array \"targets\": expected {n} x {l} entries, found {found}"));
+        }
+        if let Some(i) = self.targets.iter().position(|t| *t > DIFFICULT) {
+            let (row, column, found) =
+                (i / self.labels.len(), &self.labels[i % self.labels.len()], self.targets[i]);
+            return Err(format!(
+                "array \"targets\": expected 0, 1 or 2, found {found} for image {row}, label {column:?}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images() -> ImageSet {
+        ImageSet::new(vec![7; 8], [2, 2, 2, 1], "made up").unwrap()
+    }
+
+    fn sample() -> LabelledSet {
+        LabelledSet::new(images(), vec![0, 1, 2, 1, 1, 0], ["dog", "cat", "bus"].map(String::from).to_vec())
+            .unwrap()
+    }
+
+    #[test]
+    fn survives_the_disk_and_is_refused_as_an_unlabelled_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l.npz");
+        sample().save(&path).unwrap();
+        assert_eq!(LabelledSet::load(&path).unwrap(), sample());
+        let e = ImageSet::load(&path).unwrap_err();
+        assert!(e.exit_code() == 4 && e.to_string().contains("targets"), "{e}");
+        images().save(&path).unwrap();
+        let e = LabelledSet::load(&path).unwrap_err();
+        assert!(e.exit_code() == 4 && e.to_string().contains("expected the arrays"), "{e}");
+    }
+
+    #[test]
+    fn picks_the_targets_of_some_labels() {
+        assert_eq!(sample().targets_of(&["bus", "dog"]).unwrap(), [2, 0, 0, 1]);
+        let e = sample().targets_of(&["cow"]).unwrap_err().to_string();
+        assert!(e.contains("\"cow\"") && e.contains("dog, cat, bus"), "{e}");
+    }
+
+    #[test]
+    fn malformed_sets_are_refused() {
+        let names = |n: &[&str]| n.iter().map(|s| s.to_string()).collect::<Vec<_>>();
+        for (targets, labels, why) in [
+            (vec![0; 5], names(&["a", "b"]), "2 x 2 entries, found 5"),
+            (vec![], vec![], "at least one label"),
+            (vec![0; 4], names(&["a", "a"]), "\"a\" again at position 1"),
+            (vec![0, 1, 0, 3], names(&["a", "b"]), "found 3 for image 1, label \"b\""),
+        ] {
+            let e = LabelledSet::new(images(), targets, labels).unwrap_err();
+            assert!(e.exit_code() == 4 && e.to_string().contains(why), "{e}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l.npz");
+        let mut meta = Meta::new();
+        let write = |shape: &[usize], meta: &Meta| {
+            let set = images();
+            let targets = Array { name: "targets", shape, elems: Elems::U8(&[0; 6]) };
+            npz::write(&path, &[set.as_array(&set.shape()), targets], meta).unwrap();
+            LabelledSet::load(&path).unwrap_err().to_string()
+        };
+        assert!(write(&[2, 3], &meta).contains("entry \"labels\", found none"));
+        meta.insert("labels".into(), serde_json::json!(["a", "b", "c"]));
+        assert!(write(&[3, 2], &meta).contains("expected shape [2, 3], found [3, 2]"));
+        meta.insert("labels".into(), serde_json::json!("a"));
+        assert!(write(&[2, 3], &meta).contains("entry \"labels\": invalid type"));
+    }
+}
