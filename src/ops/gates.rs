@@ -233,7 +233,7 @@ pub fn check(case: Case) {
         let Some(grad) = grad else { continue };
         let n = grad.len();
         let sample: Vec<usize> =
-            (0..n.min(24)).map(|k| k * (n - 1) / n.min(24).max(2).saturating_sub(1)).collect();
+            (0..n.min(24)).map(|k| k * (n - 1) / n.clamp(2, 24).saturating_sub(1)).collect();
         let scale = grad.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
         for e in sample {
             let mut moved = inputs.clone();
