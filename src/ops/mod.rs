@@ -9,6 +9,7 @@ use crate::tensor::{Real, Shape};
 
 #[cfg(test)]
 pub mod gates;
+pub mod scalar;
 
 /// An operand as seen while recording: its shape, and whether the loss needs its gradient.
 #[derive(Clone, Copy, Debug)]

@@ -3,3 +3,4 @@
 pub mod gemm;
 pub mod par;
 pub mod scratch;
+pub mod sum;
