@@ -201,6 +201,7 @@ macro_rules! registry {
 registry! {
     activation::Activation,
     conv2d::Conv2d,
+    one_hot_loss::OneHotLoss,
 }
 
 /// Checks an op's number of operands.
