@@ -202,6 +202,7 @@ registry! {
     activation::Activation,
     conv2d::Conv2d,
     one_hot_loss::OneHotLoss,
+    bce::Bce,
 }
 
 /// Checks an op's number of operands.
