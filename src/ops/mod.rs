@@ -203,6 +203,7 @@ registry! {
     conv2d::Conv2d,
     one_hot_loss::OneHotLoss,
     bce::Bce,
+    activation_loss::ActivationLoss,
 }
 
 /// Checks an op's number of operands.
