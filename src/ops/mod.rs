@@ -204,6 +204,7 @@ registry! {
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,
+    entropy_loss::EntropyLoss,
 }
 
 /// Checks an op's number of operands.
