@@ -205,6 +205,7 @@ registry! {
     bce::Bce,
     activation_loss::ActivationLoss,
     entropy_loss::EntropyLoss,
+    discrete_loss::DiscreteLoss,
 }
 
 /// Checks an op's number of operands.
