@@ -206,6 +206,7 @@ registry! {
     activation_loss::ActivationLoss,
     entropy_loss::EntropyLoss,
     discrete_loss::DiscreteLoss,
+    feature_loss::FeatureLoss,
 }
 
 /// Checks an op's number of operands.
