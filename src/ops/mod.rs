@@ -207,6 +207,7 @@ registry! {
     entropy_loss::EntropyLoss,
     discrete_loss::DiscreteLoss,
     feature_loss::FeatureLoss,
+    disagreement::LogMeanAbs,
 }
 
 /// Checks an op's number of operands.
