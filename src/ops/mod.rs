@@ -208,6 +208,7 @@ registry! {
     discrete_loss::DiscreteLoss,
     feature_loss::FeatureLoss,
     disagreement::LogMeanAbs,
+    weighted_sum::WeightedSum,
 }
 
 /// Checks an op's number of operands.
