@@ -209,6 +209,7 @@ registry! {
     feature_loss::FeatureLoss,
     disagreement::LogMeanAbs,
     weighted_sum::WeightedSum,
+    diversity::Diversity,
 }
 
 /// Checks an op's number of operands.
