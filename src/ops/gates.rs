@@ -57,7 +57,6 @@ impl Case {
         self.wants[i] = false;
         self
     }
-    #[allow(dead_code)]
     pub fn step(mut self, step: u64) -> Self {
         self.step.step = step;
         self
@@ -66,6 +65,11 @@ impl Case {
     pub fn tolerance(mut self, units: f64) -> Self {
         self.tolerance = units;
         self
+    }
+    /// The outputs in f64, for what a reference cannot say: statistics of random draws.
+    pub fn outputs(&self) -> Vec<Vec<f64>> {
+        let inputs: Vec<Vec<f64>> = self.inputs.iter().map(|(_, v)| v.clone()).collect();
+        run::<f64>(self, &inputs, &vec![false; inputs.len()], &[], Write::Set).outputs
     }
 }
 

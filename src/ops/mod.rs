@@ -210,6 +210,7 @@ registry! {
     disagreement::LogMeanAbs,
     weighted_sum::WeightedSum,
     diversity::Diversity,
+    noise::Noise,
 }
 
 /// Checks an op's number of operands.
