@@ -211,6 +211,7 @@ registry! {
     weighted_sum::WeightedSum,
     diversity::Diversity,
     noise::Noise,
+    draw_labels::DrawLabels,
 }
 
 /// Checks an op's number of operands.
