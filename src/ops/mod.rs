@@ -212,6 +212,7 @@ registry! {
     diversity::Diversity,
     noise::Noise,
     draw_labels::DrawLabels,
+    gather_images::GatherImages,
 }
 
 /// Checks an op's number of operands.
