@@ -213,6 +213,7 @@ registry! {
     noise::Noise,
     draw_labels::DrawLabels,
     gather_images::GatherImages,
+    scatter_images::ScatterImages,
 }
 
 /// Checks an op's number of operands.
