@@ -71,6 +71,11 @@ impl Case {
         let inputs: Vec<Vec<f64>> = self.inputs.iter().map(|(_, v)| v.clone()).collect();
         run::<f64>(self, &inputs, &vec![false; inputs.len()], &[], Write::Set).outputs
     }
+    /// The input gradients in f64 for these output gradients, for what finite differences cannot see: a kink itself.
+    pub fn gradients(&self, dy: &[Vec<f64>]) -> Vec<Option<Vec<f64>>> {
+        let inputs: Vec<Vec<f64>> = self.inputs.iter().map(|(_, v)| v.clone()).collect();
+        run::<f64>(self, &inputs, &self.wants, dy, Write::Set).grads
+    }
 }
 
 /// What one run of a case leaves behind.

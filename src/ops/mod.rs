@@ -214,6 +214,7 @@ registry! {
     draw_labels::DrawLabels,
     gather_images::GatherImages,
     scatter_images::ScatterImages,
+    augment::Augment,
 }
 
 /// Checks an op's number of operands.
