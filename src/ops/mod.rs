@@ -215,6 +215,7 @@ registry! {
     gather_images::GatherImages,
     scatter_images::ScatterImages,
     augment::Augment,
+    adam::Adam,
 }
 
 /// Checks an op's number of operands.
