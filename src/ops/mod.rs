@@ -216,6 +216,7 @@ registry! {
     scatter_images::ScatterImages,
     augment::Augment,
     adam::Adam,
+    sgd::Sgd,
 }
 
 /// Checks an op's number of operands.
