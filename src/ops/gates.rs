@@ -57,7 +57,6 @@ impl Case {
         self.wants[i] = false;
         self
     }
-    #[allow(dead_code)]
     pub fn step(mut self, step: u64) -> Self {
         self.step.step = step;
         self
@@ -66,6 +65,16 @@ impl Case {
     pub fn tolerance(mut self, units: f64) -> Self {
         self.tolerance = units;
         self
+    }
+    /// The outputs in f64, for what a reference cannot say: statistics of random draws.
+    pub fn outputs(&self) -> Vec<Vec<f64>> {
+        let inputs: Vec<Vec<f64>> = self.inputs.iter().map(|(_, v)| v.clone()).collect();
+        run::<f64>(self, &inputs, &vec![false; inputs.len()], &[], Write::Set).outputs
+    }
+    /// The input gradients in f64 for these output gradients, for what finite differences cannot see: a kink itself.
+    pub fn gradients(&self, dy: &[Vec<f64>]) -> Vec<Option<Vec<f64>>> {
+        let inputs: Vec<Vec<f64>> = self.inputs.iter().map(|(_, v)| v.clone()).collect();
+        run::<f64>(self, &inputs, &self.wants, dy, Write::Set).grads
     }
 }
 
@@ -233,7 +242,7 @@ pub fn check(case: Case) {
         let Some(grad) = grad else { continue };
         let n = grad.len();
         let sample: Vec<usize> =
-            (0..n.min(24)).map(|k| k * (n - 1) / n.min(24).max(2).saturating_sub(1)).collect();
+            (0..n.min(24)).map(|k| k * (n - 1) / n.clamp(2, 24).saturating_sub(1)).collect();
         let scale = grad.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
         for e in sample {
             let mut moved = inputs.clone();

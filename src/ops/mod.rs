@@ -9,6 +9,7 @@ use crate::tensor::{Real, Shape};
 
 #[cfg(test)]
 pub mod gates;
+pub mod scalar;
 
 /// An operand as seen while recording: its shape, and whether the loss needs its gradient.
 #[derive(Clone, Copy, Debug)]
@@ -215,6 +216,22 @@ macro_rules! registry {
 registry! {
     activation::Activation,
     conv2d::Conv2d,
+    one_hot_loss::OneHotLoss,
+    bce::Bce,
+    activation_loss::ActivationLoss,
+    entropy_loss::EntropyLoss,
+    discrete_loss::DiscreteLoss,
+    feature_loss::FeatureLoss,
+    disagreement::LogMeanAbs,
+    weighted_sum::WeightedSum,
+    diversity::Diversity,
+    noise::Noise,
+    draw_labels::DrawLabels,
+    gather_images::GatherImages,
+    scatter_images::ScatterImages,
+    augment::Augment,
+    adam::Adam,
+    sgd::Sgd,
 }
 
 /// Checks an op's number of operands.

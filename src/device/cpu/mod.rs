@@ -3,6 +3,7 @@
 pub mod gemm;
 pub mod par;
 pub mod scratch;
+pub mod sum;
 
 use std::sync::OnceLock;
 

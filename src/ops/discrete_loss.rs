@@ -1,0 +1,70 @@
+//! The discrete loss: an image shows few labels.
+
+use super::activation::sigmoid;
+use super::scalar::{expect_rows, put_slopes};
+use super::*;
+use crate::device::cpu::sum::sum_of;
+
+/// `L_dis = 1/(n c) sum_{n,c} |y|`, `y = sigmoid(x)`.
+///
+/// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
+/// Source: METHOD eq. 7.
+/// Backward: `dx = dy y (1 - y) / (n c)`, from x.
+/// Errors: x that is not rows.
+/// Cost: no multiply-adds; reads 1 tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DiscreteLoss;
+
+impl Operator for DiscreteLoss {
+    fn signature(&self, args: &[Arg]) -> Result<Signature> {
+        expect_args("discrete_loss", args, &["logits"])?;
+        expect_rows("discrete_loss", "logits", args[0].shape)?;
+        Ok(Signature { outputs: vec![Shape::SCALAR], keeps_inputs: vec![0], ..Default::default() })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let x = io.x(0);
+        io.y(0)[0] = R::of(sum_of(x.len(), |i| sigmoid(x[i].f64())) / x.len() as f64);
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let Some(dx) = io.dx(0) else { return };
+        let x = io.x(0);
+        let each = 1.0 / x.len() as f64;
+        put_slopes(dx, io.dy0()[0], |i| sigmoid(x[i].f64()) * sigmoid(-x[i].f64()) * each);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gates::{Case, check};
+    use super::*;
+
+    #[test]
+    fn gates() {
+        for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
+            let plain = |x: &[Vec<f64>]| {
+                let mut sum = 0.0;
+                for x in &x[0] {
+                    sum += 1.0 / (1.0 + (-x).exp());
+                }
+                vec![vec![sum / x[0].len() as f64]]
+            };
+            check(Case::new(DiscreteLoss, &[shape]).map(0, |v| 3.0 * v).reference(plain));
+        }
+    }
+
+    #[test]
+    fn hand_computed() {
+        // METHOD eq. 7: y = 3/4, 1/4; 1/2, 0: a mean of 3/8.
+        let odds3 = 3f64.ln();
+        let case = Case::new(DiscreteLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, 0.0, -1000.0]);
+        check(case.reference(|_| vec![vec![0.375]]));
+    }
+
+    #[test]
+    fn refuses_feature_maps() {
+        let e = DiscreteLoss.signature(&[Arg { shape: Shape::new(2, 1, 3, 4), wants: true }]).unwrap_err();
+        assert_eq!(e.to_string(), "discrete_loss: logits: expected rows [n, 1, 1, c], found [2, 1, 3, 4]");
+    }
+}
