@@ -1,5 +1,7 @@
-//! The CPU's inner loops: deterministic fork-join over rows, per-worker scratch, and one matrix micro-kernel.
+//! The CPU's inner loops: deterministic fork-join over rows, channel sums, per-worker
+//! scratch, and one matrix micro-kernel.
 
+pub mod channels;
 pub mod gemm;
 pub mod par;
 pub mod scratch;
@@ -13,4 +15,20 @@ use std::sync::OnceLock;
 pub fn dispatch<F: pulp::WithSimd>(f: F) -> F::Output {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
     ARCH.get_or_init(pulp::Arch::new).dispatch(f)
+}
+
+/// [`dispatch`] of a plain loop. Write `#[inline(always)]` before the closure and before those it calls.
+#[inline(always)]
+pub fn vectorised<O>(f: impl FnMut() -> O) -> O {
+    /// Calls through `FnMut`: the adapter that makes an `FnOnce` of a closure is a function of its own, and it is not
+    /// inlined (batch norm's forward: 58 ms through it, 2 ms past it).
+    struct Loop<F>(F);
+    impl<O, F: FnMut() -> O> pulp::WithSimd for Loop<F> {
+        type Output = O;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(mut self, _: S) -> O {
+            (self.0)()
+        }
+    }
+    dispatch(Loop(f))
 }

@@ -1,0 +1,204 @@
+//! Sums over the pixels of NHWC data, one per channel, in an order that the sizes alone decide.
+//!
+//! Pixels fall into at most [`PARTS`] parts, a part into blocks; a block is summed from zero and then joins its part,
+//! parts are added in order. So the same bits come out on any number of threads, and the rounding error grows with the
+//! root of a block's length, not of the tensor's.
+
+use super::par::{Rows, for_parts};
+use super::vectorised;
+use crate::tensor::Real;
+use std::ops::Range;
+
+/// Most parts of one reduction: as many workers can share it.
+const PARTS: usize = 32;
+
+/// Pixels a block: 64 rows of 64 channels are 16 KB of f32, and fit the first-level cache.
+const BLOCK: usize = 64;
+
+/// Elements of scratch that [`sums`] needs for `width` sums.
+pub const fn scratch_len(width: usize) -> usize {
+    2 * PARTS * width
+}
+
+/// `width` sums over `pixels` pixels; `block(pixels, sums)` adds a run of pixels to `sums`. Returns the sums, which lie
+/// in `scratch`. The closure wants `#[inline(always)]`, as [`vectorised`] says.
+pub fn sums<R: Real>(
+    pixels: usize,
+    width: usize,
+    scratch: &mut [R],
+    block: impl Fn(Range<usize>, &mut [R]) + Sync,
+) -> &mut [R] {
+    let grain = pixels.div_ceil(PARTS).max(BLOCK);
+    let parts = pixels.div_ceil(grain);
+    let scratch = &mut scratch[..2 * parts * width];
+    for_parts(Rows::new(scratch, parts), 1, &|part, sums: Rows<R>| {
+        let (total, current) = sums.data.split_at_mut(width);
+        let end = ((part + 1) * grain).min(pixels);
+        total.fill(R::ZERO);
+        vectorised(
+            #[inline(always)]
+            || {
+                for first in (part * grain..end).step_by(BLOCK) {
+                    current.fill(R::ZERO);
+                    block(first..(first + BLOCK).min(end), current);
+                    add(total, current);
+                }
+            },
+        );
+    });
+    let (total, rest) = scratch.split_at_mut(width);
+    for part in rest[width..].chunks_exact(2 * width) {
+        add(total, part);
+    }
+    total
+}
+
+/// `a += b`, as far as both go.
+#[inline(always)]
+pub fn add<R: Real>(a: &mut [R], b: &[R]) {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a += *b);
+}
+
+/// Per channel of `x`: a value near the mean (`shift`), the mean's distance from it (`delta`), and the biased variance.
+///
+/// One pass over `x`, about `shift`: neither a mean of many standard deviations nor the split `shift + delta` costs
+/// digits, as it would in `E[x^2] - E[x]^2` or in a mean rounded to one scalar. `scratch_len(2 * c)` of scratch.
+pub fn moments<R: Real>(
+    x: &[R],
+    c: usize,
+    scratch: &mut [R],
+    shift: &mut [R],
+    delta: &mut [R],
+    var: &mut [R],
+) {
+    let pixels = x.len() / c;
+    sample_mean(x, c, shift);
+    let shift = &*shift;
+    let sums = sums(
+        pixels,
+        2 * c,
+        scratch,
+        #[inline(always)]
+        |pixels, sums: &mut [R]| {
+            let (first, second) = sums.split_at_mut(c);
+            for x in x[pixels.start * c..pixels.end * c].chunks_exact(c) {
+                let (first, second, shift) = (&mut first[..c], &mut second[..c], &shift[..c]);
+                for i in 0..c {
+                    let d = x[i] - shift[i];
+                    first[i] += d;
+                    second[i] = d.fma(d, second[i]);
+                }
+            }
+        },
+    );
+    let scale = R::of(1.0 / pixels as f64);
+    for i in 0..c {
+        delta[i] = sums[i] * scale;
+        var[i] = (sums[c + i] * scale - delta[i] * delta[i]).max(R::ZERO);
+    }
+}
+
+/// The mean of up to [`BLOCK`] pixels spread over `x`. The odd step meets all columns of a power-of-two image, borders
+/// and interior alike.
+fn sample_mean<R: Real>(x: &[R], c: usize, mean: &mut [R]) {
+    let pixels = x.len() / c;
+    let count = pixels.min(BLOCK);
+    let step = (pixels / count) | 1;
+    mean.fill(R::ZERO);
+    for i in 0..count {
+        add(mean, &x[i * step % pixels * c..]);
+    }
+    let scale = R::of(1.0 / count as f64);
+    mean.iter_mut().for_each(|m| *m *= scale);
+}
+
+/// The mean over the pixels of one image.
+pub fn image_mean<R: Real>(image: &[R], mean: &mut [R]) {
+    let c = mean.len();
+    mean.fill(R::ZERO);
+    vectorised(
+        #[inline(always)]
+        || image.chunks_exact(c).for_each(|pixel| add(mean, pixel)),
+    );
+    let scale = R::of(c as f64 / image.len() as f64);
+    mean.iter_mut().for_each(|m| *m *= scale);
+}
+
+/// `sum_i a[i] * b[i]`, sixteen interleaved sums.
+pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    vectorised(
+        #[inline(always)]
+        || {
+            let mut sums = [R::ZERO; 16];
+            let (a, a_rest) = a.as_chunks::<16>();
+            let (b, b_rest) = b.as_chunks::<16>();
+            for (a, b) in a.iter().zip(b) {
+                for i in 0..16 {
+                    sums[i] = a[i].fma(b[i], sums[i]);
+                }
+            }
+            let rest: R = a_rest.iter().zip(b_rest).map(|(a, b)| *a * *b).sum();
+            sums.into_iter().sum::<R>() + rest
+        },
+    )
+}
+
+/// `y += a * x`
+pub fn axpy<R: Real>(a: R, x: &[R], y: &mut [R]) {
+    vectorised(
+        #[inline(always)]
+        || y.iter_mut().zip(x).for_each(|(y, x)| *y = a.fma(*x, *y)),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(n: usize) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * 0.37).sin() + (i % 3) as f32 * 100.0).collect()
+    }
+
+    #[test]
+    fn moments_match_two_passes_in_f64() {
+        for (pixels, c) in [(1, 1), (2, 3), (63, 6), (65, 9), (5000, 3), (20011, 6)] {
+            let x = wave(pixels * c);
+            let mut scratch = vec![f32::NAN; scratch_len(2 * c)];
+            let [mut shift, mut delta, mut var] = [(); 3].map(|_| vec![f32::NAN; c]);
+            moments(&x, c, &mut scratch, &mut shift, &mut delta, &mut var);
+            for ch in 0..c {
+                let v: Vec<f64> = x.iter().skip(ch).step_by(c).map(|v| f64::from(*v)).collect();
+                let mean = v.iter().sum::<f64>() / pixels as f64;
+                let want = v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / pixels as f64;
+                assert!((f64::from(shift[ch]) + f64::from(delta[ch]) - mean).abs() < 1e-6, "{pixels} x {c}");
+                assert!((f64::from(var[ch]) - want).abs() < 1e-6 * want.max(1e-3), "{pixels} x {c}: {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_bits_on_any_number_of_threads() {
+        let (pixels, c) = (10007, 5);
+        let x = wave(pixels * c);
+        let run = || {
+            let mut scratch = vec![0.0; scratch_len(c)];
+            sums(pixels, c, &mut scratch, |p, s: &mut [f32]| {
+                x[p.start * c..p.end * c].chunks_exact(c).for_each(|row| add(s, row));
+            })
+            .to_vec()
+        };
+        let threads = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        let one = threads(1).install(run);
+        assert!((2..6).all(|n| threads(n).install(run) == one));
+    }
+
+    #[test]
+    fn dot_and_axpy_reach_every_element() {
+        for n in [0, 1, 15, 16, 17, 50] {
+            let a: Vec<f64> = (0..n).map(|i| i as f64).collect();
+            let mut y = vec![1.0; n];
+            axpy(2.0, &a, &mut y);
+            assert_eq!(dot(&a, &y), (0..n).map(|i| (i * (2 * i + 1)) as f64).sum::<f64>());
+        }
+    }
+}
