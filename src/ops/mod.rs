@@ -216,6 +216,7 @@ macro_rules! registry {
 registry! {
     activation::Activation,
     conv2d::Conv2d,
+    batch_norm::BatchNorm,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,
