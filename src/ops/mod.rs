@@ -217,6 +217,7 @@ registry! {
     activation::Activation,
     conv2d::Conv2d,
     batch_norm::BatchNorm,
+    statistics_loss::StatisticsLoss,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,
