@@ -218,6 +218,7 @@ registry! {
     conv2d::Conv2d,
     batch_norm::BatchNorm,
     statistics_loss::StatisticsLoss,
+    max_pool::MaxPool,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,
