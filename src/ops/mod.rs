@@ -219,6 +219,7 @@ registry! {
     batch_norm::BatchNorm,
     statistics_loss::StatisticsLoss,
     max_pool::MaxPool,
+    global_avg_pool::GlobalAvgPool,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,

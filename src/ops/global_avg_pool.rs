@@ -1,0 +1,80 @@
+//! Mean over the pixels of each image.
+
+use super::*;
+use crate::device::cpu::channels::image_mean;
+use crate::device::cpu::par::{Rows, for_rows};
+
+/// `y[n,c] = 1 / (h w) * sum_{h,w} x[n,h,w,c]`
+///
+/// Shapes: x `[n, h, w, c]`, y `[n, 1, 1, c]`.
+/// Source: METHOD 1 (the teachers' head); He et al. 2016.
+/// Backward: `dx = dy / (h w)`, from nothing but dy.
+/// Errors: none beyond the operand count.
+/// Cost: memory-bound; forward reads x, backward writes dx.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GlobalAvgPool;
+
+impl Operator for GlobalAvgPool {
+    fn signature(&self, args: &[Arg]) -> Result<Signature> {
+        expect_args("global_avg_pool", args, &["x"])?;
+        let x = args[0].shape;
+        Ok(Signature { outputs: vec![Shape::rows(x.n(), x.c())], ..Default::default() })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let (x, shape) = (io.x(0), io.shape(0));
+        let image = shape.per_sample();
+        for_rows(Rows::new(io.y(0), shape.n()), image, &|first, part: Rows<R>| {
+            for (i, y) in part.data.chunks_exact_mut(shape.c()).enumerate() {
+                image_mean(&x[(first + i) * image..][..image], y);
+            }
+        });
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let Some(dx) = io.dx(0) else { return };
+        let (dy, shape, write) = (io.dy0(), io.shape(0), dx.write);
+        let c = shape.c();
+        let scale = R::of(1.0 / (shape.h() * shape.w()) as f64);
+        for_rows(Rows::new(dx.data, shape.n()), shape.per_sample(), &|first, part: Rows<R>| {
+            for (dx, dy) in part.data.chunks_exact_mut(shape.per_sample()).zip(dy[first * c..].chunks_exact(c)) {
+                for pixel in dx.chunks_exact_mut(c) {
+                    pixel.iter_mut().zip(dy).for_each(|(dx, dy)| put(write, dx, *dy * scale));
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gates::{Case, check};
+    use super::*;
+
+    #[test]
+    fn gates() {
+        for x in [
+            Shape::new(1, 1, 1, 1),
+            Shape::new(3, 5, 7, 11),
+            Shape::new(2, 8, 8, 32),
+            Shape::new(67, 1, 1, 3),
+            Shape::new(2, 56, 55, 5),
+        ] {
+            check(Case::new(GlobalAvgPool, &[x]).reference(move |t| {
+                let [n, h, w, c] = x.0;
+                let mut y = vec![0.0; n * c];
+                for (i, v) in t[0].iter().enumerate() {
+                    y[i / (h * w * c) * c + i % c] += v / (h * w) as f64;
+                }
+                vec![y]
+            }));
+        }
+    }
+
+    #[test]
+    fn refuses_two_operands() {
+        let arg = Arg { shape: Shape::SCALAR, wants: false };
+        let e = GlobalAvgPool.signature(&[arg, arg]).unwrap_err().to_string();
+        assert_eq!(e, "global_avg_pool: expected 1 operands (x), found 2");
+    }
+}
