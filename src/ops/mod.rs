@@ -220,6 +220,7 @@ registry! {
     statistics_loss::StatisticsLoss,
     max_pool::MaxPool,
     global_avg_pool::GlobalAvgPool,
+    upsample::Upsample,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,
