@@ -221,6 +221,7 @@ registry! {
     max_pool::MaxPool,
     global_avg_pool::GlobalAvgPool,
     upsample::Upsample,
+    se_filter::SeFilter,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,

@@ -1,0 +1,250 @@
+//! The teacher-level filter: squeeze, excite, scale.
+
+use super::activation::sigmoid;
+use super::*;
+use crate::device::cpu::channels::{axpy, dot, image_mean};
+use crate::device::cpu::{scratch, vectorised};
+use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
+
+/// `y = x * gain[n,c]`, `gain = sigmoid(w2 hidden + b2)`, `hidden = relu(w1 pooled + b1)`, `pooled[n,c] = mean_{h,w} x`
+///
+/// Shapes: x, y `[n, h, w, c]`; w1 `[k, 1, 1, c]`, b1 `[1, 1, 1, k]`, w2 `[c, 1, 1, k]`, b2 `[1, 1, 1, c]`, in this order,
+/// with `k = c / r` hidden units.
+/// Source: METHOD 2, eq. 9 and supplement 1.2 (`r = 4`); Hu et al. 2018.
+/// Backward: dx and the four weights' gradients, samples added in order; reads x, w1, w2, saves pooled, gain and hidden
+/// (`2 c + k` scalars a sample).
+/// Errors: no hidden unit, weights that do not fit x's channels or each other.
+/// Cost: `2 n c k` multiply-adds forward, twice that backward; memory-bound on x (an image at a time, so that the second
+/// look at it finds it in the cache): reads x, writes y; backward reads x and dy and writes dx.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeFilter;
+
+/// Per sample: `[pooled c][gain c][hidden k]`.
+fn saved_len(c: usize, k: usize) -> usize {
+    2 * c + k
+}
+
+impl Operator for SeFilter {
+    fn signature(&self, args: &[Arg]) -> Result<Signature> {
+        expect_args("se_filter", args, &["x", "w1", "b1", "w2", "b2"])?;
+        let (x, k) = (args[0].shape, args[1].shape.n());
+        if k == 0 {
+            return Err(Error::shape("se_filter", format!("no hidden unit for the {} channels of x", x.c())));
+        }
+        expect_shape("se_filter", "w1", Shape::rows(k, x.c()), args[1].shape)?;
+        expect_shape("se_filter", "b1", Shape::vector(k), args[2].shape)?;
+        expect_shape("se_filter", "w2", Shape::rows(x.c(), k), args[3].shape)?;
+        expect_shape("se_filter", "b2", Shape::vector(x.c()), args[4].shape)?;
+        let any = args.iter().any(|a| a.wants);
+        let small = x.n() * saved_len(x.c(), k);
+        let product = (x.n() * x.c() * k) as u64;
+        let weights = args[1].wants || args[3].wants;
+        Ok(Signature {
+            outputs: vec![x],
+            keeps_inputs: if any { vec![0, 1, 3] } else { vec![] },
+            saved: vec![Extent::Reals(small)],
+            scratch_forward: vec![Extent::Reals(if any { 0 } else { small })],
+            scratch_backward: vec![Extent::Reals(x.n() * (x.c() + k))],
+            macs_forward: 2 * product,
+            macs_backward: 2 * product * (u64::from(any) + u64::from(weights)),
+            ..Default::default()
+        })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let (x, shape, k) = (io.x(0), io.shape(0), io.shape(1).n());
+        let (n, c, image) = (shape.n(), shape.c(), shape.per_sample());
+        let (w1, b1, w2, b2) = (io.x(1), io.x(2), io.x(3), io.x(4));
+        let small = if io.saves() { io.save(0) } else { io.scratch(0) };
+        let parts = (Rows::new(io.y(0), n), Rows::new(small, n));
+        for_parts(parts, even_grain(n), &|first, (y, small): (Rows<R>, Rows<R>)| {
+            let samples = y.data.chunks_exact_mut(image).zip(small.data.chunks_exact_mut(saved_len(c, k)));
+            for ((y, small), x) in samples.zip(x[first * image..].chunks_exact(image)) {
+                let (pooled, small) = small.split_at_mut(c);
+                let (gain, hidden) = small.split_at_mut(c);
+                image_mean(x, pooled);
+                for (j, hidden) in hidden.iter_mut().enumerate() {
+                    *hidden = (dot(&w1[j * c..][..c], pooled) + b1[j]).max(R::ZERO);
+                }
+                for (i, gain) in gain.iter_mut().enumerate() {
+                    *gain = sigmoid(dot(&w2[i * k..][..k], hidden) + b2[i]);
+                }
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                            y.iter_mut().zip(x.iter().zip(&*gain)).for_each(|(y, (x, gain))| *y = *x * *gain);
+                        }
+                    },
+                );
+            }
+        });
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let (x, dy, shape, k) = (io.x(0), io.dy0(), io.shape(0), io.shape(1).n());
+        let (n, c, image) = (shape.n(), shape.c(), shape.per_sample());
+        let (w1, w2, small) = (io.x(1), io.x(3), io.saved::<R>(0));
+        let sample = |i: usize| &small[i * saved_len(c, k)..][..saved_len(c, k)];
+        // Gradients in front of sigmoid and relu, per sample `[c][k]`.
+        let inner = io.scratch::<R>(0);
+        let dx = io.dx(0);
+        let write = dx.as_ref().map(|dx| dx.write);
+        let mut none = [];
+        let parts = (Rows::new(dx.map_or(&mut none[..], |dx| dx.data), n), Rows::new(&mut *inner, n));
+        for_parts(parts, even_grain(n), &|first, (dx, inner): (Rows<R>, Rows<R>)| {
+            for (i, inner) in inner.data.chunks_exact_mut(c + k).enumerate() {
+                let (gain, hidden) = sample(first + i)[c..].split_at(c);
+                let at = (first + i) * image..(first + i + 1) * image;
+                let (x, dy) = (&x[at.clone()], &dy[at]);
+                let (outer, dhidden) = inner.split_at_mut(c);
+                outer.fill(R::ZERO);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (x, dy) in x.chunks_exact(c).zip(dy.chunks_exact(c)) {
+                            let operands = x.iter().zip(dy);
+                            outer.iter_mut().zip(operands).for_each(|(sum, (x, dy))| *sum = x.fma(*dy, *sum));
+                        }
+                    },
+                );
+                outer.iter_mut().zip(gain).for_each(|(v, gain)| *v *= *gain * (R::ONE - *gain));
+                dhidden.fill(R::ZERO);
+                outer.iter().zip(w2.chunks_exact(k)).for_each(|(v, w2)| axpy(*v, w2, dhidden));
+                for (v, hidden) in dhidden.iter_mut().zip(hidden) {
+                    *v = if *hidden > R::ZERO { *v } else { R::ZERO };
+                }
+                let Some(write) = write else { continue };
+                scratch::with(c, |dpooled: &mut [R]| {
+                    dpooled.fill(R::ZERO);
+                    dhidden.iter().zip(w1.chunks_exact(c)).for_each(|(v, w1)| axpy(*v, w1, dpooled));
+                    let scale = R::of(c as f64 / image as f64);
+                    dpooled.iter_mut().for_each(|v| *v *= scale);
+                    let dx = &mut dx.data[i * image..][..image];
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (dx, dy) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c)) {
+                                let (gain, dpooled) = (&gain[..c], &dpooled[..c]);
+                                for i in 0..c {
+                                    put(write, &mut dx[i], dy[i].fma(gain[i], dpooled[i]));
+                                }
+                            }
+                        },
+                    );
+                });
+            }
+        });
+        let inner = &*inner;
+        let outer = |n: usize| &inner[n * (c + k)..][..c];
+        let dhidden = |n: usize| &inner[n * (c + k) + c..][..k];
+        if let Some(dw1) = io.dx(1) {
+            weight_gradient(dw1, n, k, |n| (dhidden(n), &sample(n)[..c]));
+        }
+        if let Some(db1) = io.dx(2) {
+            bias_gradient(db1, n, dhidden);
+        }
+        if let Some(dw2) = io.dx(3) {
+            weight_gradient(dw2, n, c, |n| (outer(n), &sample(n)[2 * c..]));
+        }
+        if let Some(db2) = io.dx(4) {
+            bias_gradient(db2, n, outer);
+        }
+    }
+}
+
+/// `dw[j, i] = sum_n left[n, j] * right[n, i]`, a row per item, samples in order.
+fn weight_gradient<'a, R: Real>(
+    dw: Grad<R>,
+    n: usize,
+    rows: usize,
+    operands: impl Fn(usize) -> (&'a [R], &'a [R]) + Sync,
+) {
+    let (write, columns) = (dw.write, dw.data.len() / rows);
+    for_rows(Rows::new(dw.data, rows), columns, &|first, part: Rows<R>| {
+        for (j, row) in part.data.chunks_exact_mut(columns).enumerate() {
+            if write == Write::Set {
+                row.fill(R::ZERO);
+            }
+            for n in 0..n {
+                let (left, right) = operands(n);
+                axpy(left[first + j], right, row);
+            }
+        }
+    });
+}
+
+/// `db[j] = sum_n left[n, j]`
+fn bias_gradient<'a, R: Real>(mut db: Grad<R>, n: usize, left: impl Fn(usize) -> &'a [R]) {
+    for j in 0..db.data.len() {
+        db.put(j, (0..n).map(|n| left(n)[j]).sum());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gates::{Case, check};
+    use super::*;
+
+    fn shapes(x: Shape, k: usize) -> [Shape; 5] {
+        let c = x.c();
+        [x, Shape::rows(k, c), Shape::vector(k), Shape::rows(c, k), Shape::vector(c)]
+    }
+
+    /// A sample and a channel at a time.
+    fn plain(x: Shape, k: usize) -> impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> {
+        move |t| {
+            let (c, pixels) = (x.c(), x.h() * x.w());
+            let at = |n: usize, p: usize, ch: usize| t[0][(n * pixels + p) * c + ch];
+            let mut y = t[0].clone();
+            for n in 0..x.n() {
+                let hidden: Vec<f64> = (0..k)
+                    .map(|j| {
+                        let mut sum = t[2][j];
+                        for ch in 0..c {
+                            sum += t[1][j * c + ch] * (0..pixels).map(|p| at(n, p, ch)).sum::<f64>() / pixels as f64;
+                        }
+                        sum.max(0.0)
+                    })
+                    .collect();
+                for ch in 0..c {
+                    let sum = t[4][ch] + (0..k).map(|j| t[3][ch * k + j] * hidden[j]).sum::<f64>();
+                    for p in 0..pixels {
+                        y[(n * pixels + p) * c + ch] *= 1.0 / (1.0 + (-sum).exp());
+                    }
+                }
+            }
+            vec![y]
+        }
+    }
+
+    #[test]
+    fn gates() {
+        for (x, k) in [
+            (Shape::new(1, 1, 1, 1), 1),
+            (Shape::new(3, 5, 7, 11), 3),
+            (Shape::new(9, 8, 8, 32), 8),
+            (Shape::new(67, 2, 1, 20), 5),
+            (Shape::new(2, 3, 3, 37), 17),
+        ] {
+            check(Case::new(SeFilter, &shapes(x, k)).reference(plain(x, k)));
+            // Fixed features in front of a filter that learns.
+            check(Case::new(SeFilter, &shapes(x, k)).frozen(0));
+        }
+    }
+
+    #[test]
+    fn refuses_operands_that_do_not_fit() {
+        let good = shapes(Shape::new(2, 4, 4, 8), 2);
+        let e = |i: usize, shape: Shape| {
+            let mut args = good.map(|shape| Arg { shape, wants: false });
+            args[i].shape = shape;
+            SeFilter.signature(&args).unwrap_err().to_string()
+        };
+        assert_eq!(e(1, Shape::rows(2, 9)), "se_filter: w1: expected [2, 1, 1, 8], found [2, 1, 1, 9]");
+        assert_eq!(e(1, Shape::rows(0, 8)), "se_filter: no hidden unit for the 8 channels of x");
+        assert_eq!(e(2, Shape::vector(3)), "se_filter: b1: expected [1, 1, 1, 2], found [1, 1, 1, 3]");
+        assert_eq!(e(3, Shape::rows(2, 8)), "se_filter: w2: expected [8, 1, 1, 2], found [2, 1, 1, 8]");
+        assert_eq!(e(4, Shape::SCALAR), "se_filter: b2: expected [1, 1, 1, 8], found [1, 1, 1, 1]");
+    }
+}
