@@ -222,6 +222,7 @@ registry! {
     global_avg_pool::GlobalAvgPool,
     upsample::Upsample,
     se_filter::SeFilter,
+    concat::Concat,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,

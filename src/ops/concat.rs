@@ -1,0 +1,82 @@
+//! Joining along the batch axis.
+
+use super::*;
+use crate::device::cpu::par::{Rows, for_rows};
+
+/// `y = [x_0; x_1; ...]`, the samples of each operand in turn.
+///
+/// Shapes: x_i `[n_i, h, w, c]`, y `[sum n_i, h, w, c]`.
+/// Source: METHOD 2 (block `b` runs once on the batch of all levels that reach it).
+/// Backward: dx_i is dy's part; keeps nothing.
+/// Errors: no operand, samples of different shapes.
+/// Cost: memory-bound; one copy of y.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Concat;
+
+impl Operator for Concat {
+    fn signature(&self, args: &[Arg]) -> Result<Signature> {
+        let Some(first) = args.first() else {
+            return Err(Error::shape("concat", "expected one operand or more, found none"));
+        };
+        for (i, a) in args.iter().enumerate() {
+            expect_shape("concat", &format!("operand {i}"), first.shape.with_n(a.shape.n()), a.shape)?;
+        }
+        let n = args.iter().map(|a| a.shape.n()).sum();
+        Ok(Signature { outputs: vec![first.shape.with_n(n)], ..Default::default() })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let mut y = io.y(0);
+        for i in 0..io.inputs() {
+            let (part, rest) = y.split_at_mut(io.shape(i).elems());
+            write_all(Grad { data: part, write: Write::Set }, io.x(i));
+            y = rest;
+        }
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let mut dy = io.dy0();
+        for i in 0..io.inputs() {
+            let (part, rest) = dy.split_at(io.shape(i).elems());
+            if let Some(dx) = io.dx(i) {
+                write_all(dx, part);
+            }
+            dy = rest;
+        }
+    }
+}
+
+/// Stores or adds `from`, element by element.
+pub fn write_all<R: Real>(to: Grad<R>, from: &[R]) {
+    let (write, len) = (to.write, to.data.len());
+    for_rows(Rows::new(to.data, len), 1, &|first, part: Rows<R>| {
+        let from = &from[first..][..part.data.len()];
+        match write {
+            Write::Set => part.data.copy_from_slice(from),
+            Write::Add => part.data.iter_mut().zip(from).for_each(|(to, v)| *to += *v),
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gates::{Case, check};
+    use super::*;
+
+    #[test]
+    fn gates() {
+        for (counts, h, w, c) in [(vec![1], 1, 1, 1), (vec![3, 1, 5], 5, 7, 11), (vec![2, 2], 33, 32, 17)] {
+            let shapes: Vec<Shape> = counts.iter().map(|n| Shape::new(*n, h, w, c)).collect();
+            check(Case::new(Concat, &shapes).reference(|t| vec![t.concat()]));
+            check(Case::new(Concat, &shapes).frozen(0));
+        }
+    }
+
+    #[test]
+    fn refuses_samples_of_different_shapes() {
+        let arg = |n, c| Arg { shape: Shape::rows(n, c), wants: false };
+        let e = |args: &[Arg]| Concat.signature(args).unwrap_err().to_string();
+        assert_eq!(e(&[arg(2, 3), arg(4, 5)]), "concat: operand 1: expected [4, 1, 1, 3], found [4, 1, 1, 5]");
+        assert_eq!(e(&[]), "concat: expected one operand or more, found none");
+    }
+}
