@@ -223,6 +223,7 @@ registry! {
     upsample::Upsample,
     se_filter::SeFilter,
     concat::Concat,
+    slice::Slice,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,
