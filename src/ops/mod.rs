@@ -224,6 +224,7 @@ registry! {
     se_filter::SeFilter,
     concat::Concat,
     slice::Slice,
+    columns::Columns,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,
