@@ -225,6 +225,7 @@ registry! {
     concat::Concat,
     slice::Slice,
     columns::Columns,
+    concat_columns::ConcatColumns,
     one_hot_loss::OneHotLoss,
     bce::Bce,
     activation_loss::ActivationLoss,

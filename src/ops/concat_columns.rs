@@ -1,0 +1,83 @@
+//! The predictions of several networks side by side.
+
+use super::*;
+
+/// `y[n] = [x_0[n], x_1[n], ...]`
+///
+/// Shapes: x_i `[n, 1, 1, c_i]`, y `[n, 1, 1, sum c_i]`.
+/// Source: METHOD 2, eq. 10.
+/// Backward: dx_i is its columns of dy; keeps nothing.
+/// Errors: no operand, operands with pixels or of different batch sizes.
+/// Cost: memory-bound, and small: predictions only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConcatColumns;
+
+impl Operator for ConcatColumns {
+    fn signature(&self, args: &[Arg]) -> Result<Signature> {
+        let Some(first) = args.first() else {
+            return Err(Error::shape("concat_columns", "expected one operand or more, found none"));
+        };
+        let n = first.shape.n();
+        for (i, a) in args.iter().enumerate() {
+            expect_shape("concat_columns", &format!("operand {i}"), Shape::rows(n, a.shape.c()), a.shape)?;
+        }
+        let c = args.iter().map(|a| a.shape.c()).sum();
+        Ok(Signature { outputs: vec![Shape::rows(n, c)], ..Default::default() })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let (y, width) = (io.y(0), io.out_shape(0).c());
+        let mut first = 0;
+        for i in 0..io.inputs() {
+            let c = io.shape(i).c();
+            for (y, x) in y.chunks_exact_mut(width).zip(io.x(i).chunks_exact(c)) {
+                y[first..][..c].copy_from_slice(x);
+            }
+            first += c;
+        }
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let (dy, width) = (io.dy0(), io.out_shape(0).c());
+        let mut first = 0;
+        for i in 0..io.inputs() {
+            let c = io.shape(i).c();
+            if let Some(dx) = io.dx(i) {
+                for (dx_row, dy) in dx.data.chunks_exact_mut(c).zip(dy.chunks_exact(width)) {
+                    dx_row.iter_mut().zip(&dy[first..]).for_each(|(dx_i, dy)| put(dx.write, dx_i, *dy));
+                }
+            }
+            first += c;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gates::{Case, check};
+    use super::*;
+
+    #[test]
+    fn gates() {
+        for (n, widths) in [(1, vec![1]), (5, vec![3, 1, 11]), (67, vec![10, 10])] {
+            let shapes: Vec<Shape> = widths.iter().map(|c| Shape::rows(n, *c)).collect();
+            check(Case::new(ConcatColumns, &shapes).frozen(0));
+            check(Case::new(ConcatColumns, &shapes).reference(move |t| {
+                let row = |n: usize| t.iter().zip(&widths).flat_map(move |(x, c)| x[n * c..][..*c].to_vec());
+                vec![(0..n).flat_map(row).collect()]
+            }));
+        }
+    }
+
+    #[test]
+    fn refuses_operands_that_do_not_stand_side_by_side() {
+        let arg = |n, h| Arg { shape: Shape::new(n, h, 1, 3), wants: false };
+        let e = |args: &[Arg]| ConcatColumns.signature(args).unwrap_err().to_string();
+        assert_eq!(
+            e(&[arg(2, 1), arg(4, 1)]),
+            "concat_columns: operand 1: expected [2, 1, 1, 3], found [4, 1, 1, 3]"
+        );
+        assert!(e(&[arg(2, 2)]).contains("operand 0: expected [2, 1, 1, 3], found [2, 2, 1, 3]"));
+        assert_eq!(e(&[]), "concat_columns: expected one operand or more, found none");
+    }
+}
