@@ -4,6 +4,7 @@ pub mod autograd;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod models;
 pub mod ops;
 pub mod pipeline;
 pub mod tensor;

@@ -114,6 +114,8 @@ impl<R: Real> Plan<R> {
         optimisers: &[Optimiser],
     ) -> Result<Plan<R>> {
         let n = tape.nodes.len();
+        // Views (reshaped, detached) share the buffer and the gradient of the value they look at.
+        let at = |v: &Value| tape.root(*v);
         let reals = |s: Shape| s.elems() * size_of::<R>();
         let extent = |e: &Extent| match e {
             Extent::Reals(n) => n * size_of::<R>(),
@@ -124,26 +126,26 @@ impl<R: Real> Plan<R> {
         let mut used = vec![false; tape.values.len()];
         let mut reaches = vec![false; tape.values.len()];
         for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
-            used[v.0 as usize] = true;
+            used[at(v)] = true;
         }
         if let Some(loss) = loss {
-            reaches[loss.0 as usize] = tape.wants(loss);
+            reaches[at(&loss)] = tape.wants(loss);
         }
         let mut live = vec![false; n];
         let mut signatures: Vec<Signature> = Vec::with_capacity(n);
         for (i, node) in tape.nodes.iter().enumerate().rev() {
-            let back = node.outputs.iter().any(|v| reaches[v.0 as usize]);
+            let back = node.outputs.iter().any(|v| reaches[at(v)]);
             let args: Vec<Arg> = node
                 .inputs
                 .iter()
                 .map(|v| Arg { shape: tape.shape(*v), wants: back && tape.wants(*v) })
                 .collect();
             let signature = node.op.signature(&args)?;
-            live[i] = node.outputs.iter().any(|v| used[v.0 as usize]) || !signature.updates.is_empty();
+            live[i] = node.outputs.iter().any(|v| used[at(v)]) || !signature.updates.is_empty();
             if live[i] {
                 for (v, arg) in node.inputs.iter().zip(&args) {
-                    used[v.0 as usize] = true;
-                    reaches[v.0 as usize] |= arg.wants;
+                    used[at(v)] = true;
+                    reaches[at(v)] |= arg.wants;
                 }
             }
             signatures.push(signature);
@@ -151,7 +153,7 @@ impl<R: Real> Plan<R> {
         signatures.reverse();
         let forward: Vec<usize> = (0..n).filter(|i| live[*i]).collect();
         let has_back = |i: usize| {
-            tape.nodes[i].outputs.iter().any(|v| reaches[v.0 as usize])
+            tape.nodes[i].outputs.iter().any(|v| reaches[at(v)])
                 && tape.nodes[i].inputs.iter().any(|v| tape.wants(*v))
         };
         let backward: Vec<usize> = forward.iter().copied().rev().filter(|i| has_back(*i)).collect();
@@ -166,10 +168,10 @@ impl<R: Real> Plan<R> {
         for (t, &i) in forward.iter().enumerate() {
             let node = &tape.nodes[i];
             for v in &node.outputs {
-                value_buffer[v.0 as usize] = Some(placer.add(reals(tape.shape(*v)), t));
+                value_buffer[at(v)] = Some(placer.add(reals(tape.shape(*v)), t));
             }
             for v in &node.inputs {
-                if let Some(b) = value_buffer[v.0 as usize] {
+                if let Some(b) = value_buffer[at(v)] {
                     placer.extend(b, t);
                 }
             }
@@ -178,13 +180,13 @@ impl<R: Real> Plan<R> {
             }
         }
         for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
-            if let Some(b) = value_buffer[v.0 as usize] {
+            if let Some(b) = value_buffer[at(v)] {
                 placer.extend(b, end);
             }
         }
-        let loss_grad = loss.filter(|v| reaches[v.0 as usize]).map(|v| {
+        let loss_grad = loss.filter(|v| reaches[at(v)]).map(|v| {
             let b = placer.add(reals(tape.shape(v)), forward.len());
-            grad_buffer[v.0 as usize] = Some(b);
+            grad_buffer[at(&v)] = Some(b);
             b
         });
         let mut writes: Vec<Vec<Option<(usize, Write)>>> = vec![Vec::new(); n];
@@ -195,12 +197,12 @@ impl<R: Real> Plan<R> {
             }
             let kept = signature.keeps_inputs.iter().map(|j| node.inputs[*j]);
             for v in kept.chain(node.outputs.iter().copied().filter(|_| signature.keeps_outputs)) {
-                if let Some(b) = value_buffer[v.0 as usize] {
+                if let Some(b) = value_buffer[at(&v)] {
                     placer.extend(b, t);
                 }
             }
             for v in &node.outputs {
-                if let Some(b) = grad_buffer[v.0 as usize] {
+                if let Some(b) = grad_buffer[at(v)] {
                     placer.extend(b, t);
                 }
             }
@@ -208,14 +210,14 @@ impl<R: Real> Plan<R> {
                 .inputs
                 .iter()
                 .map(|v| {
-                    tape.wants(*v).then(|| match grad_buffer[v.0 as usize] {
+                    tape.wants(*v).then(|| match grad_buffer[at(v)] {
                         Some(b) => {
                             placer.extend(b, t);
                             (b, Write::Add)
                         }
                         None => {
                             let b = placer.add(reals(tape.shape(*v)), t);
-                            grad_buffer[v.0 as usize] = Some(b);
+                            grad_buffer[at(v)] = Some(b);
                             (b, Write::Set)
                         }
                     })
@@ -246,11 +248,9 @@ impl<R: Real> Plan<R> {
         // Addresses.
         let (offsets, arena_bytes) = placer.place();
         let slot = |b: usize| Slot { space: Space::Arena, offset: offsets[b], bytes: placer.lives[b].bytes };
-        let value_slot = |v: &Value| match tape.values[v.0 as usize].leaf {
+        let value_slot = |v: &Value| match tape.values[at(v)].leaf {
             Some(id) => store.slot(id),
-            None => {
-                slot(value_buffer[v.0 as usize].expect("a live node reads a value that no live node writes"))
-            }
+            None => slot(value_buffer[at(v)].expect("a live node reads a value that no live node writes")),
         };
         let operands = |i: usize, scratch: &[usize]| {
             let node = &tape.nodes[i];
@@ -278,7 +278,7 @@ impl<R: Real> Plan<R> {
                 op: node.op.clone(),
                 phase: Phase::Backward,
                 operands: Operands {
-                    output_grads: node.outputs.iter().map(|v| grad_buffer[v.0 as usize].map(slot)).collect(),
+                    output_grads: node.outputs.iter().map(|v| grad_buffer[at(v)].map(slot)).collect(),
                     input_grads: writes[i].iter().map(|w| w.map(|(b, write)| (slot(b), write))).collect(),
                     ..operands(i, scratch)
                 },

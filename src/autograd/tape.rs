@@ -21,6 +21,8 @@ pub(super) struct Info {
     pub shape: Shape,
     pub wants: bool,
     pub leaf: Option<TensorId>,
+    /// The value whose memory this one looks at.
+    pub view_of: Option<Value>,
 }
 
 pub(super) struct Node {
@@ -52,7 +54,7 @@ impl Tape {
             );
             return *v;
         }
-        let v = self.value(Info { shape: store.shape(id), wants, leaf: Some(id) });
+        let v = self.value(Info { shape: store.shape(id), wants, leaf: Some(id), view_of: None });
         self.leaves.insert(id, v);
         v
     }
@@ -69,7 +71,8 @@ impl Tape {
     /// Records `op` and returns all its outputs.
     pub fn apply_all(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>> {
         for (i, v) in inputs.iter().enumerate() {
-            if self.wants(*v) && inputs[..i].contains(v) {
+            if self.wants(*v) && inputs[..i].iter().any(|u| self.wants(*u) && self.root(*u) == self.root(*v))
+            {
                 return Err(Error::shape(
                     op.name(),
                     "the same value that wants a gradient stands twice among the operands",
@@ -83,10 +86,29 @@ impl Tape {
         let outputs: Vec<Value> = signature
             .outputs
             .iter()
-            .map(|shape| self.value(Info { shape: *shape, wants, leaf: None }))
+            .map(|shape| self.value(Info { shape: *shape, wants, leaf: None, view_of: None }))
             .collect();
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
         Ok(outputs)
+    }
+
+    /// The same numbers in another shape: no copy, and gradients pass through.
+    pub fn reshape(&mut self, v: Value, shape: Shape) -> Result<Value> {
+        if shape.elems() != self.shape(v).elems() {
+            return Err(Error::shape("reshape", format!("{} elements do not fill {shape}", self.shape(v))));
+        }
+        Ok(self.value(Info { shape, wants: self.wants(v), leaf: None, view_of: Some(v) }))
+    }
+
+    /// The same numbers as a constant: no copy, and no gradient passes.
+    pub fn detach(&mut self, v: Value) -> Value {
+        self.value(Info { shape: self.shape(v), wants: false, leaf: None, view_of: Some(v) })
+    }
+
+    /// Index of the value that owns the memory of `v`.
+    pub(super) fn root(&self, v: Value) -> usize {
+        let info = &self.values[v.0 as usize];
+        info.view_of.map_or(v.0 as usize, |v| self.root(v))
     }
 
     pub fn shape(&self, v: Value) -> Shape {

@@ -58,7 +58,12 @@ impl LabelledSet {
             shape: &[self.images.n, self.labels.len()],
             elems: Elems::U8(&self.targets),
         };
-        npz::write(path, &[self.images.as_array(&self.images.shape()), targets], &meta)
+        npz::write(
+            path,
+            &[self.images.as_array(&self.images.shape()), targets],
+            &meta,
+            npz::CompressionMethod::Deflated,
+        )
     }
 
     /// The targets of some labels only, `[n, wanted]`, in the order asked for.
@@ -151,7 +156,8 @@ mod tests {
         let write = |shape: &[usize], meta: &Meta| {
             let set = images();
             let targets = Array { name: "targets", shape, elems: Elems::U8(&[0; 6]) };
-            npz::write(&path, &[set.as_array(&set.shape()), targets], meta).unwrap();
+            npz::write(&path, &[set.as_array(&set.shape()), targets], meta, npz::CompressionMethod::Deflated)
+                .unwrap();
             LabelledSet::load(&path).unwrap_err().to_string()
         };
         assert!(write(&[2, 3], &meta).contains("entry \"labels\", found none"));

@@ -46,7 +46,7 @@ impl ImageSet {
         self.check().map_err(|m| Error::data(&path, m))?;
         let mut meta = Meta::new();
         meta.insert("provenance".into(), self.provenance.clone().into());
-        npz::write(path, &[self.as_array(&self.shape())], &meta)
+        npz::write(path, &[self.as_array(&self.shape())], &meta, npz::CompressionMethod::Deflated)
     }
 
     pub fn shape(&self) -> [usize; 4] {
@@ -176,7 +176,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("u.npz");
         let write = |shape: &[usize], elems| {
-            npz::write(&path, &[Array { name: "images", shape, elems }], &Meta::new())
+            npz::write(
+                &path,
+                &[Array { name: "images", shape, elems }],
+                &Meta::new(),
+                npz::CompressionMethod::Deflated,
+            )
         };
         write(&[2, 2], Elems::U8(&[0; 4])).unwrap();
         assert!(ImageSet::load(&path).unwrap_err().to_string().contains("[n, h, w, c], found [2, 2]"));

@@ -93,7 +93,11 @@ impl Operator for Activation {
         for a in args {
             expect_shape("activation", "residual", args[0].shape, a.shape)?;
         }
-        Ok(Signature { outputs: vec![args[0].shape], keeps_outputs: self.0 != Act::None, ..Default::default() })
+        Ok(Signature {
+            outputs: vec![args[0].shape],
+            keeps_outputs: self.0 != Act::None,
+            ..Default::default()
+        })
     }
 
     fn forward<R: Real>(&self, io: &Io<R>) {
@@ -105,7 +109,10 @@ impl Operator for Activation {
             match residual {
                 None => part.data.iter_mut().zip(x).for_each(|(y, x)| *y = self.0.apply(*x)),
                 Some(r) => {
-                    part.data.iter_mut().zip(x.iter().zip(&r[first..])).for_each(|(y, (x, r))| *y = self.0.apply(*x + *r));
+                    part.data
+                        .iter_mut()
+                        .zip(x.iter().zip(&r[first..]))
+                        .for_each(|(y, (x, r))| *y = self.0.apply(*x + *r));
                 }
             }
         });
@@ -143,7 +150,10 @@ mod tests {
                     Act::Tanh => v.tanh(),
                     Act::Sigmoid => 1.0 / (1.0 + (-v).exp()),
                 };
-                check(Case::new(Activation(act), &[shape]).reference(move |x| vec![x[0].iter().map(|v| f(*v)).collect()]));
+                check(
+                    Case::new(Activation(act), &[shape])
+                        .reference(move |x| vec![x[0].iter().map(|v| f(*v)).collect()]),
+                );
                 check(
                     Case::new(Activation(act), &[shape, shape])
                         .reference(move |x| vec![x[0].iter().zip(&x[1]).map(|(a, b)| f(a + b)).collect()]),

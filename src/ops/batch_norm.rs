@@ -98,15 +98,18 @@ impl Operator for BatchNorm {
         }
         let channels = Channels::of(coefficients, io.x(1), io.x(2), self.act);
         for_rows(Rows::new(io.y(0), pixels), c, &|first, part: Rows<R>| {
-            vectorised(#[inline(always)] || {
-                for (y, x) in part.data.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
-                    let channels = channels.cut(c);
-                    for i in 0..c {
-                        let y_i = channels.affine(i, channels.normalised(i, x[i]));
-                        y[i] = if y_i > R::ZERO { y_i } else { y_i * channels.slope };
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, x) in part.data.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
+                        let channels = channels.cut(c);
+                        for i in 0..c {
+                            let y_i = channels.affine(i, channels.normalised(i, x[i]));
+                            y[i] = if y_i > R::ZERO { y_i } else { y_i * channels.slope };
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 
@@ -119,19 +122,25 @@ impl Operator for BatchNorm {
         let through_stats = dx.is_some() && self.stats == Stats::Batch;
         // Sums over the pixels of g and of g * xhat, where g = dy * act'.
         let means = if through_stats || dgamma.is_some() || dbeta.is_some() {
-            let sums = channels::sums(pixels, 2 * c, scratch, #[inline(always)] |pixels, sums: &mut [R]| {
-                let (sum_g, sum_gx) = sums.split_at_mut(c);
-                let range = pixels.start * c..pixels.end * c;
-                for (x, dy) in x[range.clone()].chunks_exact(c).zip(dy[range].chunks_exact(c)) {
-                    let (channels, sum_g, sum_gx) = (channels.cut(c), &mut sum_g[..c], &mut sum_gx[..c]);
-                    for i in 0..c {
-                        let xhat = channels.normalised(i, x[i]);
-                        let g = channels.through(i, xhat, dy[i]);
-                        sum_g[i] += g;
-                        sum_gx[i] = g.fma(xhat, sum_gx[i]);
+            let sums = channels::sums(
+                pixels,
+                2 * c,
+                scratch,
+                #[inline(always)]
+                |pixels, sums: &mut [R]| {
+                    let (sum_g, sum_gx) = sums.split_at_mut(c);
+                    let range = pixels.start * c..pixels.end * c;
+                    for (x, dy) in x[range.clone()].chunks_exact(c).zip(dy[range].chunks_exact(c)) {
+                        let (channels, sum_g, sum_gx) = (channels.cut(c), &mut sum_g[..c], &mut sum_gx[..c]);
+                        for i in 0..c {
+                            let xhat = channels.normalised(i, x[i]);
+                            let g = channels.through(i, xhat, dy[i]);
+                            sum_g[i] += g;
+                            sum_gx[i] = g.fma(xhat, sum_gx[i]);
+                        }
                     }
-                }
-            });
+                },
+            );
             for (gradient, sum) in [dbeta, dgamma].into_iter().zip(sums.chunks_exact(c)) {
                 if let Some(mut gradient) = gradient {
                     sum.iter().enumerate().for_each(|(i, v)| gradient.put(i, *v));
@@ -148,19 +157,22 @@ impl Operator for BatchNorm {
         let (mean_g, mean_gx) = means.split_at(c);
         let write = dx.write;
         for_rows(Rows::new(dx.data, pixels), c, &|first, part: Rows<R>| {
-            vectorised(#[inline(always)] || {
-                let range = first * c..first * c + part.data.len();
-                let operands = x[range.clone()].chunks_exact(c).zip(dy[range].chunks_exact(c));
-                for (dx, (x, dy)) in part.data.chunks_exact_mut(c).zip(operands) {
-                    let (channels, mean_g, mean_gx) = (channels.cut(c), &mean_g[..c], &mean_gx[..c]);
-                    for i in 0..c {
-                        let xhat = channels.normalised(i, x[i]);
-                        let g = channels.through(i, xhat, dy[i]) - mean_g[i];
-                        let v = channels.gamma[i] * channels.rstd[i] * (-xhat).fma(mean_gx[i], g);
-                        put(write, &mut dx[i], v);
+            vectorised(
+                #[inline(always)]
+                || {
+                    let range = first * c..first * c + part.data.len();
+                    let operands = x[range.clone()].chunks_exact(c).zip(dy[range].chunks_exact(c));
+                    for (dx, (x, dy)) in part.data.chunks_exact_mut(c).zip(operands) {
+                        let (channels, mean_g, mean_gx) = (channels.cut(c), &mean_g[..c], &mean_gx[..c]);
+                        for i in 0..c {
+                            let xhat = channels.normalised(i, x[i]);
+                            let g = channels.through(i, xhat, dy[i]) - mean_g[i];
+                            let v = channels.gamma[i] * channels.rstd[i] * (-xhat).fma(mean_gx[i], g);
+                            put(write, &mut dx[i], v);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 }

@@ -73,9 +73,6 @@ mod tests {
         };
         assert_eq!(e(&[0, 3], Shape::rows(2, 3)), "columns: x [2, 1, 1, 3] has no column 3");
         assert_eq!(e(&[], Shape::rows(2, 3)), "columns: expected one column or more, found none");
-        assert_eq!(
-            e(&[0], Shape::new(2, 2, 1, 3)),
-            "columns: x: expected [2, 1, 1, 3], found [2, 2, 1, 3]"
-        );
+        assert_eq!(e(&[0], Shape::new(2, 2, 1, 3)), "columns: x: expected [2, 1, 1, 3], found [2, 2, 1, 3]");
     }
 }

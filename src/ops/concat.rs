@@ -76,7 +76,10 @@ mod tests {
     fn refuses_samples_of_different_shapes() {
         let arg = |n, c| Arg { shape: Shape::rows(n, c), wants: false };
         let e = |args: &[Arg]| Concat.signature(args).unwrap_err().to_string();
-        assert_eq!(e(&[arg(2, 3), arg(4, 5)]), "concat: operand 1: expected [4, 1, 1, 3], found [4, 1, 1, 5]");
+        assert_eq!(
+            e(&[arg(2, 3), arg(4, 5)]),
+            "concat: operand 1: expected [4, 1, 1, 3], found [4, 1, 1, 5]"
+        );
         assert_eq!(e(&[]), "concat: expected one operand or more, found none");
     }
 }

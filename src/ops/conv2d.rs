@@ -83,10 +83,16 @@ impl Operator for Conv2d {
         let (x, w) = (args[0].shape, args[1].shape);
         let [k, r, s, c] = w.0;
         if x.c() != c {
-            return Err(Error::shape("conv2d", format!("x has {} channels, the filter {w} expects {c}", x.c())));
+            return Err(Error::shape(
+                "conv2d",
+                format!("x has {} channels, the filter {w} expects {c}", x.c()),
+            ));
         }
         if x.h() + 2 * self.pad < r || x.w() + 2 * self.pad < s || self.stride == 0 {
-            return Err(Error::shape("conv2d", format!("filter {w} does not fit x {x} with padding {} and stride {}", self.pad, self.stride)));
+            return Err(Error::shape(
+                "conv2d",
+                format!("filter {w} does not fit x {x} with padding {} and stride {}", self.pad, self.stride),
+            ));
         }
         let out = |len: usize, f: usize| (len + 2 * self.pad - f) / self.stride + 1;
         let y = Shape::new(x.n(), out(x.h(), r), out(x.w(), s), k);
@@ -97,7 +103,10 @@ impl Operator for Conv2d {
             expect_shape("conv2d", "residual", y, args[expected.len() - 1].shape)?;
         }
         if self.act.step_slope().is_none() {
-            return Err(Error::shape("conv2d", format!("activation {:?} cannot be fused; record it as an op of its own", self.act)));
+            return Err(Error::shape(
+                "conv2d",
+                format!("activation {:?} cannot be fused; record it as an op of its own", self.act),
+            ));
         }
         let d = Dims::of(self, x, w, y);
         let wants = |i: usize| args.get(i).is_some_and(|a| a.wants);
@@ -111,7 +120,11 @@ impl Operator for Conv2d {
         Ok(Signature {
             outputs: vec![y],
             keeps_inputs,
-            saved: if any && self.act != Act::None { vec![Extent::Bytes(d.n * d.p * d.q * d.mask_bytes())] } else { vec![] },
+            saved: if any && self.act != Act::None {
+                vec![Extent::Bytes(d.n * d.p * d.q * d.mask_bytes())]
+            } else {
+                vec![]
+            },
             scratch_forward: vec![Extent::Reals(gemm::packed_len(d.depth(), k))],
             scratch_backward: vec![
                 Extent::Reals(if wants(0) { dgrad_panels } else { 0 }),
@@ -151,7 +164,17 @@ impl Operator for Conv2d {
                         source
                     } else {
                         for i in 0..count {
-                            pad_image(&mut padded[i * hp * wp * d.c..], &source[i * d.h * d.w * d.c..], d.h, d.w, d.c, d.pad, d.pad, hp, wp);
+                            pad_image(
+                                &mut padded[i * hp * wp * d.c..],
+                                &source[i * d.h * d.w * d.c..],
+                                d.h,
+                                d.w,
+                                d.c,
+                                d.pad,
+                                d.pad,
+                                hp,
+                                wp,
+                            );
                         }
                         &*padded
                     };
@@ -282,7 +305,17 @@ impl<R: Real> Masked<'_, R> {
 
 /// Copies an `h x w x c` image into the interior of an `hp x wp` one, zeros around it.
 #[allow(clippy::too_many_arguments)]
-fn pad_image<R: Real>(to: &mut [R], from: &[R], h: usize, w: usize, c: usize, top: usize, left: usize, hp: usize, wp: usize) {
+fn pad_image<R: Real>(
+    to: &mut [R],
+    from: &[R],
+    h: usize,
+    w: usize,
+    c: usize,
+    top: usize,
+    left: usize,
+    hp: usize,
+    wp: usize,
+) {
     let to = &mut to[..hp * wp * c];
     to[..top * wp * c].fill(R::ZERO);
     to[(top + h) * wp * c..].fill(R::ZERO);
@@ -358,7 +391,9 @@ impl Phase {
     }
     /// The filter taps in the order that the gathered output gradient presents them.
     fn taps(&self, stride: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
-        (0..self.rows.count).flat_map(move |i| (0..self.cols.count).map(move |j| (self.rows.first - i * stride, self.cols.first - j * stride)))
+        (0..self.rows.count).flat_map(move |i| {
+            (0..self.cols.count).map(move |j| (self.rows.first - i * stride, self.cols.first - j * stride))
+        })
     }
 }
 
@@ -366,7 +401,8 @@ impl Phase {
 fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], dx: Grad<R>) {
     let lanes = gemm::lanes(d.c);
     let columns = d.c.div_ceil(lanes);
-    let phases = (0..d.stride.min(d.h) * d.stride.min(d.w)).map(|i| Phase::at(i / d.stride.min(d.w), i % d.stride.min(d.w), d));
+    let phases = (0..d.stride.min(d.h) * d.stride.min(d.w))
+        .map(|i| Phase::at(i / d.stride.min(d.w), i % d.stride.min(d.w), d));
     // Panels [phase][c / lanes][r', s', k][lanes].
     let mut at = 0;
     for phase in phases.clone() {
@@ -392,7 +428,8 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
     // dz with a border wide enough that no tap of any phase falls outside.
     let border = |taps: usize| taps.div_ceil(d.stride);
     let (top, left) = (border(d.r), border(d.s));
-    let span = |len: usize, taps: usize, out: usize| ((len - 1 + d.pad) / d.stride + 1).max(out) + 2 * border(taps);
+    let span =
+        |len: usize, taps: usize, out: usize| ((len - 1 + d.pad) / d.stride + 1).max(out) + 2 * border(taps);
     let (hp, wp) = (span(d.h, d.r, d.p), span(d.w, d.s, d.q));
     let per_pass = ROWS_PER_PASS.div_ceil((d.h / d.stride).max(1) * (d.w / d.stride).max(1));
     let write = dx.write;
@@ -421,13 +458,22 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
                         write,
                         at: |m: usize| {
                             let (i, m) = (m / (hs * ws), m % (hs * ws));
-                            ((i * d.h + phase.h0 + m / ws * d.stride) * d.w + phase.w0 + m % ws * d.stride) * d.c
+                            ((i * d.h + phase.h0 + m / ws * d.stride) * d.w + phase.w0 + m % ws * d.stride)
+                                * d.c
                         },
                     };
                     let runs: [usize; MAX_TAPS] = std::array::from_fn(|r| r * wp * d.k);
                     // Tap `first` of input j reads padded output j + base - (count - 1) + border.
-                    let (r0, s0) = (phase.rows.base + top + 1 - phase.rows.count.max(1), phase.cols.base + left + 1 - phase.cols.count.max(1));
-                    let a = Gather { x: &*padded, runs: &runs[..if depth == 0 { 0 } else { phase.rows.count }], len: phase.cols.count * d.k, step: 1 };
+                    let (r0, s0) = (
+                        phase.rows.base + top + 1 - phase.rows.count.max(1),
+                        phase.cols.base + left + 1 - phase.cols.count.max(1),
+                    );
+                    let a = Gather {
+                        x: &*padded,
+                        runs: &runs[..if depth == 0 { 0 } else { phase.rows.count }],
+                        len: phase.cols.count * d.k,
+                        step: 1,
+                    };
                     let pixel = |m: usize| {
                         let (i, m) = (m / (hs * ws), m % (hs * ws));
                         ((i * hp + m / ws + r0) * wp + m % ws + s0) * d.k
@@ -488,12 +534,24 @@ fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R]
                 let source = &x[start * d.h * d.w * d.c..][..count * d.h * d.w * d.c];
                 if !in_place {
                     for i in 0..count {
-                        pad_image(&mut padded[i * hp * wp * d.c..], &source[i * d.h * d.w * d.c..], d.h, d.w, d.c, d.pad, d.pad, hp, wp);
+                        pad_image(
+                            &mut padded[i * hp * wp * d.c..],
+                            &source[i * d.h * d.w * d.c..],
+                            d.h,
+                            d.w,
+                            d.c,
+                            d.pad,
+                            d.pad,
+                            hp,
+                            wp,
+                        );
                     }
                 }
                 let rows = count * pixels;
                 for m in 0..rows {
-                    dz.each(start * pixels + m, |k, v| panels[((k / lanes) * rows + m) * lanes + k % lanes] = v);
+                    dz.each(start * pixels + m, |k, v| {
+                        panels[((k / lanes) * rows + m) * lanes + k % lanes] = v
+                    });
                     for k in d.k..wide {
                         panels[((k / lanes) * rows + m) * lanes + k % lanes] = R::ZERO;
                     }
@@ -506,7 +564,12 @@ fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R]
                         let (image, p) = ((r0 + i) / d.p, (r0 + i) % d.p);
                         (image * hp + p * d.stride) * wp * d.c
                     });
-                    let a = Gather { x: if in_place { source } else { &*padded }, runs: &runs[..n_runs], len: d.q, step: d.stride * d.c };
+                    let a = Gather {
+                        x: if in_place { source } else { &*padded },
+                        runs: &runs[..n_runs],
+                        len: d.q,
+                        step: d.stride * d.c,
+                    };
                     let tap = |m: usize| (m / (d.s * d.c)) * wp * d.c + m % (d.s * d.c);
                     for panel in 0..columns {
                         let b = &panels[(panel * rows + r0 * d.q) * lanes..][..n_runs * d.q * lanes];
@@ -571,13 +634,18 @@ mod tests {
             let ([n, h, w, c], [k, r, s, _]) = (shapes[0].0, shapes[1].0);
             let (p, q) = ((h + 2 * op.pad - r) / op.stride + 1, (w + 2 * op.pad - s) / op.stride + 1);
             let mut y = Vec::new();
-            for (n, p, q, k) in (0..n).flat_map(|n| (0..p).flat_map(move |p| (0..q).flat_map(move |q| (0..k).map(move |k| (n, p, q, k))))) {
+            for (n, p, q, k) in (0..n).flat_map(|n| {
+                (0..p).flat_map(move |p| (0..q).flat_map(move |q| (0..k).map(move |k| (n, p, q, k))))
+            }) {
                 let mut sum = if op.bias { t[2][k] } else { 0.0 };
                 if op.residual {
                     sum += t[t.len() - 1][y.len()];
                 }
-                for (i, j, ch) in (0..r).flat_map(|i| (0..s).flat_map(move |j| (0..c).map(move |ch| (i, j, ch)))) {
-                    let (a, b) = ((p * op.stride + i).wrapping_sub(op.pad), (q * op.stride + j).wrapping_sub(op.pad));
+                for (i, j, ch) in
+                    (0..r).flat_map(|i| (0..s).flat_map(move |j| (0..c).map(move |ch| (i, j, ch))))
+                {
+                    let (a, b) =
+                        ((p * op.stride + i).wrapping_sub(op.pad), (q * op.stride + j).wrapping_sub(op.pad));
                     if a < h && b < w {
                         sum += t[0][((n * h + a) * w + b) * c + ch] * t[1][((k * r + i) * s + j) * c + ch];
                     }
@@ -628,7 +696,8 @@ mod tests {
 
     #[test]
     fn frozen_weights_cost_no_weight_gradient_and_keep_no_input() {
-        let args = [(Shape::new(2, 8, 8, 4), true), (Shape::new(8, 3, 3, 4), false)].map(|(shape, wants)| Arg { shape, wants });
+        let args = [(Shape::new(2, 8, 8, 4), true), (Shape::new(8, 3, 3, 4), false)]
+            .map(|(shape, wants)| Arg { shape, wants });
         let sig = Conv2d { act: Act::Relu, ..Conv2d::new(1, 1) }.signature(&args).unwrap();
         assert_eq!(sig.keeps_inputs, [1], "only the weights are read again");
         assert!(!sig.keeps_outputs);
@@ -646,7 +715,13 @@ mod tests {
             "conv2d: x has 3 channels, the filter [8, 3, 3, 4] expects 4"
         );
         assert!(e(Conv2d::new(1, 0), &[arg(1, 2, 4, 3), arg(8, 3, 3, 3)]).contains("does not fit"));
-        assert!(e(Conv2d { act: Act::Tanh, ..Conv2d::new(1, 1) }, &[arg(1, 4, 4, 3), arg(8, 3, 3, 3)]).contains("cannot be fused"));
-        assert!(e(Conv2d::linear(), &[arg(1, 1, 1, 3), arg(8, 1, 1, 3)]).contains("expected 3 operands (x, w, bias)"));
+        assert!(
+            e(Conv2d { act: Act::Tanh, ..Conv2d::new(1, 1) }, &[arg(1, 4, 4, 3), arg(8, 3, 3, 3)])
+                .contains("cannot be fused")
+        );
+        assert!(
+            e(Conv2d::linear(), &[arg(1, 1, 1, 3), arg(8, 1, 1, 3)])
+                .contains("expected 3 operands (x, w, bias)")
+        );
     }
 }

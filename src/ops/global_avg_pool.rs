@@ -37,7 +37,9 @@ impl Operator for GlobalAvgPool {
         let c = shape.c();
         let scale = R::of(1.0 / (shape.h() * shape.w()) as f64);
         for_rows(Rows::new(dx.data, shape.n()), shape.per_sample(), &|first, part: Rows<R>| {
-            for (dx, dy) in part.data.chunks_exact_mut(shape.per_sample()).zip(dy[first * c..].chunks_exact(c)) {
+            for (dx, dy) in
+                part.data.chunks_exact_mut(shape.per_sample()).zip(dy[first * c..].chunks_exact(c))
+            {
                 for pixel in dx.chunks_exact_mut(c) {
                     pixel.iter_mut().zip(dy).for_each(|(dx, dy)| put(write, dx, *dy * scale));
                 }

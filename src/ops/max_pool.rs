@@ -1,8 +1,8 @@
 //! Maximum over windows.
 
 use super::*;
-use crate::device::cpu::vectorised;
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
+use crate::device::cpu::vectorised;
 
 /// `y[n,p,q,c] = max_{r,s} x[n, p*stride - pad + r, q*stride - pad + s, c]`, `r, s < window`; padding never wins.
 ///
@@ -29,7 +29,8 @@ impl MaxPool {
         for r in 0..self.window {
             for s in 0..self.window {
                 let (row, column) = (p * self.stride + r, q * self.stride + s);
-                if (self.pad..self.pad + x.h()).contains(&row) && (self.pad..self.pad + x.w()).contains(&column)
+                if (self.pad..self.pad + x.h()).contains(&row)
+                    && (self.pad..self.pad + x.w()).contains(&column)
                 {
                     f(r * self.window + s, (row - self.pad) * x.w() + column - self.pad);
                 }
@@ -55,8 +56,7 @@ impl Operator for MaxPool {
             let message = format!("window {window} does not fit x {x} with padding {}", self.pad);
             return Err(Error::shape("max_pool", message));
         }
-        let y =
-            Shape::new(x.n(), (h - window) / self.stride + 1, (w - window) / self.stride + 1, x.c());
+        let y = Shape::new(x.n(), (h - window) / self.stride + 1, (w - window) / self.stride + 1, x.c());
         Ok(Signature { outputs: vec![y], saved: vec![Extent::Bytes(y.elems())], ..Default::default() })
     }
 
@@ -77,22 +77,30 @@ impl Operator for MaxPool {
                         let mut fresh = true;
                         let mut none = [];
                         let places = if saves { &mut places.data[i * c..][..c] } else { &mut none[..] };
-                        self.taps(shape, row % out.h(), q, #[inline(always)] |place, pixel| {
-                            let x = &image[pixel * c..][..c];
-                            if fresh {
-                                fresh = false;
-                                y.copy_from_slice(x);
-                                places.fill(place as u8);
-                            } else if saves {
-                                for ((y, at), x) in y.iter_mut().zip(&mut *places).zip(x) {
-                                    let wins = beats(*x, *y);
-                                    *y = if wins { *x } else { *y };
-                                    *at = if wins { place as u8 } else { *at };
+                        self.taps(
+                            shape,
+                            row % out.h(),
+                            q,
+                            #[inline(always)]
+                            |place, pixel| {
+                                let x = &image[pixel * c..][..c];
+                                if fresh {
+                                    fresh = false;
+                                    y.copy_from_slice(x);
+                                    places.fill(place as u8);
+                                } else if saves {
+                                    for ((y, at), x) in y.iter_mut().zip(&mut *places).zip(x) {
+                                        let wins = beats(*x, *y);
+                                        *y = if wins { *x } else { *y };
+                                        *at = if wins { place as u8 } else { *at };
+                                    }
+                                } else {
+                                    y.iter_mut()
+                                        .zip(x)
+                                        .for_each(|(y, x)| *y = if beats(*x, *y) { *x } else { *y });
                                 }
-                            } else {
-                                y.iter_mut().zip(x).for_each(|(y, x)| *y = if beats(*x, *y) { *x } else { *y });
-                            }
-                        });
+                            },
+                        );
                     }
                 },
             );
@@ -144,7 +152,8 @@ mod tests {
             for (i, y) in y.iter_mut().enumerate() {
                 let (ch, q, p, n) = (i % c, i / c % out(w), i / c / out(w) % out(h), i / c / out(w) / out(h));
                 for a in (p * op.stride..p * op.stride + op.window).filter_map(|a| a.checked_sub(op.pad)) {
-                    for b in (q * op.stride..q * op.stride + op.window).filter_map(|b| b.checked_sub(op.pad)) {
+                    for b in (q * op.stride..q * op.stride + op.window).filter_map(|b| b.checked_sub(op.pad))
+                    {
                         if a < h && b < w {
                             *y = y.max(t[0][((n * h + a) * w + b) * c + ch]);
                         }

@@ -3,10 +3,10 @@
 use super::activation::sigmoid;
 use super::*;
 use crate::device::cpu::channels::{axpy, dot, image_mean};
-use crate::device::cpu::{scratch, vectorised};
 use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
+use crate::device::cpu::{scratch, vectorised};
 
-/// `y = x * gain[n,c]`, `gain = sigmoid(w2 hidden + b2)`, `hidden = relu(w1 pooled + b1)`, `pooled[n,c] = mean_{h,w} x`
+/// `y = x * gain[n,c]`, `gain = top * sigmoid(w2 hidden + b2)`, `hidden = relu(w1 pooled + b1)`, `pooled[n,c] = mean_{h,w} x`
 ///
 /// Shapes: x, y `[n, h, w, c]`; w1 `[k, 1, 1, c]`, b1 `[1, 1, 1, k]`, w2 `[c, 1, 1, k]`, b2 `[1, 1, 1, c]`, in this order,
 /// with `k = c / r` hidden units.
@@ -16,8 +16,11 @@ use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
 /// Errors: no hidden unit, weights that do not fit x's channels or each other.
 /// Cost: `2 n c k` multiply-adds forward, twice that backward; memory-bound on x (an image at a time, so that the second
 /// look at it finds it in the cache): reads x, writes y; backward reads x and dy and writes dx.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeFilter;
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SeFilter {
+    /// Largest gain: 1 as published; 2 makes small weights begin as the identity.
+    pub top: f32,
+}
 
 /// Per sample: `[pooled c][gain c][hidden k]`.
 fn saved_len(c: usize, k: usize) -> usize {
@@ -55,6 +58,7 @@ impl Operator for SeFilter {
         let (x, shape, k) = (io.x(0), io.shape(0), io.shape(1).n());
         let (n, c, image) = (shape.n(), shape.c(), shape.per_sample());
         let (w1, b1, w2, b2) = (io.x(1), io.x(2), io.x(3), io.x(4));
+        let top = R::of(f64::from(self.top));
         let small = if io.saves() { io.save(0) } else { io.scratch(0) };
         let parts = (Rows::new(io.y(0), n), Rows::new(small, n));
         for_parts(parts, even_grain(n), &|first, (y, small): (Rows<R>, Rows<R>)| {
@@ -67,7 +71,7 @@ impl Operator for SeFilter {
                     *hidden = (dot(&w1[j * c..][..c], pooled) + b1[j]).max(R::ZERO);
                 }
                 for (i, gain) in gain.iter_mut().enumerate() {
-                    *gain = sigmoid(dot(&w2[i * k..][..k], hidden) + b2[i]);
+                    *gain = top * sigmoid(dot(&w2[i * k..][..k], hidden) + b2[i]);
                 }
                 vectorised(
                     #[inline(always)]
@@ -85,6 +89,7 @@ impl Operator for SeFilter {
         let (x, dy, shape, k) = (io.x(0), io.dy0(), io.shape(0), io.shape(1).n());
         let (n, c, image) = (shape.n(), shape.c(), shape.per_sample());
         let (w1, w2, small) = (io.x(1), io.x(3), io.saved::<R>(0));
+        let below = R::of(1.0 / f64::from(self.top));
         let sample = |i: usize| &small[i * saved_len(c, k)..][..saved_len(c, k)];
         // Gradients in front of sigmoid and relu, per sample `[c][k]`.
         let inner = io.scratch::<R>(0);
@@ -108,7 +113,7 @@ impl Operator for SeFilter {
                         }
                     },
                 );
-                outer.iter_mut().zip(gain).for_each(|(v, gain)| *v *= *gain * (R::ONE - *gain));
+                outer.iter_mut().zip(gain).for_each(|(v, gain)| *v *= *gain * (R::ONE - *gain * below));
                 dhidden.fill(R::ZERO);
                 outer.iter().zip(w2.chunks_exact(k)).for_each(|(v, w2)| axpy(*v, w2, dhidden));
                 for (v, hidden) in dhidden.iter_mut().zip(hidden) {
@@ -192,7 +197,7 @@ mod tests {
     }
 
     /// A sample and a channel at a time.
-    fn plain(x: Shape, k: usize) -> impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> {
+    fn plain(x: Shape, k: usize, top: f64) -> impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> {
         move |t| {
             let (c, pixels) = (x.c(), x.h() * x.w());
             let at = |n: usize, p: usize, ch: usize| t[0][(n * pixels + p) * c + ch];
@@ -202,7 +207,8 @@ mod tests {
                     .map(|j| {
                         let mut sum = t[2][j];
                         for ch in 0..c {
-                            sum += t[1][j * c + ch] * (0..pixels).map(|p| at(n, p, ch)).sum::<f64>() / pixels as f64;
+                            sum += t[1][j * c + ch] * (0..pixels).map(|p| at(n, p, ch)).sum::<f64>()
+                                / pixels as f64;
                         }
                         sum.max(0.0)
                     })
@@ -210,7 +216,7 @@ mod tests {
                 for ch in 0..c {
                     let sum = t[4][ch] + (0..k).map(|j| t[3][ch * k + j] * hidden[j]).sum::<f64>();
                     for p in 0..pixels {
-                        y[(n * pixels + p) * c + ch] *= 1.0 / (1.0 + (-sum).exp());
+                        y[(n * pixels + p) * c + ch] *= top / (1.0 + (-sum).exp());
                     }
                 }
             }
@@ -227,9 +233,12 @@ mod tests {
             (Shape::new(67, 2, 1, 20), 5),
             (Shape::new(2, 3, 3, 37), 17),
         ] {
-            check(Case::new(SeFilter, &shapes(x, k)).reference(plain(x, k)));
+            for top in [1.0, 2.0] {
+                let case = Case::new(SeFilter { top }, &shapes(x, k));
+                check(case.reference(plain(x, k, f64::from(top))));
+            }
             // Fixed features in front of a filter that learns.
-            check(Case::new(SeFilter, &shapes(x, k)).frozen(0));
+            check(Case::new(SeFilter { top: 2.0 }, &shapes(x, k)).frozen(0));
         }
     }
 
@@ -239,7 +248,7 @@ mod tests {
         let e = |i: usize, shape: Shape| {
             let mut args = good.map(|shape| Arg { shape, wants: false });
             args[i].shape = shape;
-            SeFilter.signature(&args).unwrap_err().to_string()
+            SeFilter { top: 2.0 }.signature(&args).unwrap_err().to_string()
         };
         assert_eq!(e(1, Shape::rows(2, 9)), "se_filter: w1: expected [2, 1, 1, 8], found [2, 1, 1, 9]");
         assert_eq!(e(1, Shape::rows(0, 8)), "se_filter: no hidden unit for the 8 channels of x");

@@ -64,7 +64,9 @@ mod tests {
             (Shape::new(3, 33, 32, 17), 2, 1),
         ] {
             let run = first * x.per_sample()..(first + count) * x.per_sample();
-            check(Case::new(Slice { first, count }, &[x]).reference(move |t| vec![t[0][run.clone()].to_vec()]));
+            check(
+                Case::new(Slice { first, count }, &[x]).reference(move |t| vec![t[0][run.clone()].to_vec()]),
+            );
         }
     }
 

@@ -1,8 +1,8 @@
 //! Doubling of height and width.
 
 use super::*;
-use crate::device::cpu::vectorised;
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
+use crate::device::cpu::vectorised;
 
 /// How new pixels come from old ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! What a run is asked to do, already validated: no value here can be invalid on its own.
 
+use crate::models::resnet::{BlockKind, Stem};
 use std::path::PathBuf;
 
 /// A whole run.
@@ -31,6 +32,7 @@ pub struct StudentSpec {
     /// Wanted labels, in order; empty: all labels of all teachers.
     pub labels: Vec<String>,
     pub init: StudentInit,
+    pub norm: StudentNorm,
     pub branch: Branch,
     /// Channel reduction `r` of the teacher-level filters (supplement 1.2: 4).
     pub filter_reduction: usize,
@@ -40,10 +42,24 @@ pub struct StudentSpec {
 #[serde(rename_all = "snake_case")]
 pub enum StudentInit {
     Scratch,
+    /// The mean of all teachers' blocks: data-free, and the best start when they share a backbone (ours).
+    Mean,
     /// Copies the blocks of the teacher of this index.
     Teacher(usize),
     /// Copies the blocks of a backbone file.
     Weights(PathBuf),
+}
+
+/// What the student's batch norms normalise by while it learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StudentNorm {
+    /// Folded into the convolutions from the start; nothing to normalise (ours, the fastest).
+    Folded,
+    /// The statistics that came with the initial weights.
+    Stored,
+    /// The batch's own.
+    Batch,
 }
 
 /// Where the TargetNet leaves the shared trunk.
@@ -62,6 +78,8 @@ pub struct GeneratorSpec {
     pub groups: usize,
     /// Length of the noise vector z.
     pub latent: usize,
+    /// Channels of the projected noise, then of the convolutions at each resolution, deepest first.
+    pub widths: Vec<usize>,
     pub steps: usize,
     pub batch: usize,
     pub learning_rate: f32,
@@ -82,6 +100,10 @@ pub struct LossSpec {
     pub gamma: f32,
     /// Weight of the batch-statistics loss (ours; 0 in the published recipe).
     pub statistics: f32,
+    /// The run stops as collapsed below this diversity of the generated images' features (see `ops::diversity`) ...
+    pub least_diversity: f32,
+    /// ... or this mean label entropy, in bits.
+    pub least_entropy: f32,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -105,6 +127,8 @@ pub struct DualSpec {
     pub learning_rate: f32,
     /// Weight of the relative feature error beside eq. 13 (ours; 0: exactly eq. 13).
     pub feature: f32,
+    /// Train only block b in stage b, as published; otherwise all blocks up to b (ours).
+    pub freeze_earlier: bool,
     /// Weights of the two inputs of eq. 16.
     pub lambda_in: [f32; 2],
     pub augment: AugmentSpec,
@@ -130,4 +154,47 @@ pub struct AugmentSpec {
     pub flip: f32,
     pub mix_max: f32,
     pub cutmix: f32,
+}
+
+/// A teacher to train from labelled data.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct TeachSpec {
+    pub name: String,
+    pub seed: u64,
+    pub data: TrainingData,
+    /// Labels to learn, in order; empty: all that the data has.
+    pub labels: Vec<String>,
+    pub block: BlockKind,
+    pub stem: Stem,
+    /// Output channels of each block.
+    pub widths: Vec<usize>,
+    /// Residual units of each block.
+    pub depths: Vec<usize>,
+    /// Weights to start from; a head for other labels starts afresh.
+    pub init: Option<PathBuf>,
+    pub steps: usize,
+    pub batch: usize,
+    pub learning_rate: f32,
+    /// Labelled images to score the result on.
+    pub evaluation: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainingData {
+    /// An npz of images and targets.
+    Labelled(PathBuf),
+    /// Scenes composed from archives of single objects.
+    Scenes {
+        /// The folder of the archives.
+        archives: PathBuf,
+        count: usize,
+        seed: u64,
+        /// Objects in a scene, from and to.
+        objects: [usize; 2],
+        /// Side of an object in pixels, from and to.
+        side: [usize; 2],
+        /// Places tried for an object before it may overlap another.
+        tries: usize,
+    },
 }

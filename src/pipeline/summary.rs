@@ -14,6 +14,15 @@ pub struct Score {
     pub ap_11_point: BTreeMap<String, f64>,
 }
 
+impl Score {
+    /// Sets the means from the labels' figures.
+    pub fn take_means(&mut self) {
+        let mean = |m: &BTreeMap<String, f64>| m.values().sum::<f64>() / m.len().max(1) as f64;
+        self.map = mean(&self.ap);
+        self.map_11_point = mean(&self.ap_11_point);
+    }
+}
+
 /// A student: its figure when branched after each block, and as finally assembled.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StudentScore {

@@ -51,6 +51,11 @@ impl Tensors {
         Tensors { file: "<memory>".into(), map: BTreeMap::new(), meta: Meta::new() }
     }
 
+    /// An empty set whose errors name the same file: for a part of this one.
+    pub fn empty_like(&self) -> Self {
+        Tensors { file: self.file.clone(), ..Tensors::new() }
+    }
+
     pub fn file(&self) -> &Path {
         &self.file
     }

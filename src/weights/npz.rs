@@ -12,8 +12,9 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use npyz::{DType, WriterBuilder};
+pub use zip::CompressionMethod;
 use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipArchive, ZipWriter};
+use zip::{ZipArchive, ZipWriter};
 
 use super::npy::{Body, CHUNK, Header};
 use super::{Meta, Tensor, Tensors, elems};
@@ -37,7 +38,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
 pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
     let arrays: Vec<Array> =
         tensors.iter().map(|(name, t)| Array { name, shape: &t.shape, elems: Elems::F32(&t.data) }).collect();
-    write(path, &arrays, &tensors.meta)
+    write(path, &arrays, &tensors.meta, CompressionMethod::Deflated)
 }
 
 /// An array on its way to a file.
@@ -53,7 +54,7 @@ pub enum Elems<'a> {
 }
 
 /// Writes `arrays`, in the order given, after the metadata. Refuses what [`Archive`] would refuse to read.
-pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta) -> Result<()> {
+pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta, method: CompressionMethod) -> Result<()> {
     let path = path.as_ref();
     let mut total = 0u64;
     for a in arrays {
@@ -85,6 +86,7 @@ pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta) -> Result<()
         if !meta.is_empty() {
             write_array(
                 &mut zip,
+                method,
                 META,
                 "|u1",
                 &[text.len()],
@@ -95,10 +97,17 @@ pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta) -> Result<()
             match a.elems {
                 Elems::F32(v) => {
                     let chunks = v.chunks(CHUNK).map(|c| c.iter().flat_map(|x| x.to_le_bytes()).collect());
-                    write_array(&mut zip, a.name, "<f4", a.shape, chunks)?;
+                    write_array(&mut zip, method, a.name, "<f4", a.shape, chunks)?;
                 }
                 Elems::U8(v) => {
-                    write_array(&mut zip, a.name, "|u1", a.shape, v.chunks(CHUNK).map(<[u8]>::to_vec))?;
+                    write_array(
+                        &mut zip,
+                        method,
+                        a.name,
+                        "|u1",
+                        a.shape,
+                        v.chunks(CHUNK).map(<[u8]>::to_vec),
+                    )?;
                 }
             }
         }
@@ -109,15 +118,15 @@ pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta) -> Result<()
 
 fn write_array<W: Write + Seek>(
     zip: &mut ZipWriter<W>,
+    method: CompressionMethod,
     name: &str,
     dtype: &str,
     shape: &[usize],
     chunks: impl Iterator<Item = Vec<u8>>,
 ) -> io::Result<()> {
     // A fixed time stamp keeps the file a function of its contents.
-    let options = SimpleFileOptions::default()
-        .compression_method(CompressionMethod::Deflated)
-        .last_modified_time(zip::DateTime::DEFAULT);
+    let options =
+        SimpleFileOptions::default().compression_method(method).last_modified_time(zip::DateTime::DEFAULT);
     zip.start_file(npyz::npz::file_name_from_array_name(name), options)?;
     let dims: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
     npyz::WriteOptions::new_header_only()

@@ -1,0 +1,62 @@
+//! The teacher-level filter `f_m^b`: channel gains that let one stream feed teachers with different features.
+
+use super::Recorder;
+use super::init::normal;
+use crate::autograd::tape::{Learn, Value};
+use crate::autograd::{Store, TensorId};
+use crate::error::Result;
+use crate::ops::se_filter::SeFilter;
+use crate::tensor::{Real, Shape};
+
+/// Parameters of one filter over `c` channels with reduction `r` (supplement 1.2): two fully connected layers.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    pub reduce: TensorId,
+    pub reduce_bias: TensorId,
+    pub expand: TensorId,
+    pub expand_bias: TensorId,
+}
+
+/// The gain is `GAIN * sigmoid(...)` *[ours]*: with zero biases and small weights it starts at one, so that a filter
+/// begins as the identity. The published sigmoid alone would start by halving what the teacher expects.
+pub const GAIN: f32 = 2.0;
+
+impl Filter {
+    /// Names, shapes and sizes of a filter's tensors.
+    pub fn shapes(c: usize, r: usize) -> [(&'static str, Shape); 4] {
+        [
+            ("fc1.weight", Shape::new(c / r, 1, 1, c)),
+            ("fc1.bias", Shape::vector(c / r)),
+            ("fc2.weight", Shape::new(c, 1, 1, c / r)),
+            ("fc2.bias", Shape::vector(c)),
+        ]
+    }
+
+    pub fn parameters(c: usize, r: usize) -> usize {
+        Self::shapes(c, r).iter().map(|(_, s)| s.elems()).sum()
+    }
+
+    /// A new filter: He-normal reduction, a tenth of that for the expansion, zero biases.
+    pub fn new<R: Real>(store: &mut Store<R>, prefix: &str, c: usize, r: usize, seed: u64) -> Filter {
+        let id = Self::shapes(c, r).map(|(part, shape)| {
+            let name = format!("{prefix}.{part}");
+            let std = match part {
+                "fc1.weight" => (1.0 / (3 * c) as f64).sqrt(),
+                "fc2.weight" => 0.1 * (1.0 / (3 * (c / r)) as f64).sqrt(),
+                _ => 0.0,
+            };
+            let values = normal(seed, &name, shape.elems(), std);
+            store.add_with(&name, shape, &values)
+        });
+        Filter { reduce: id[0], reduce_bias: id[1], expand: id[2], expand_bias: id[3] }
+    }
+
+    pub fn tensors(&self) -> [TensorId; 4] {
+        [self.reduce, self.reduce_bias, self.expand, self.expand_bias]
+    }
+
+    pub fn record<R: Real>(&self, r: &mut Recorder<R>, x: Value, learn: Learn) -> Result<Value> {
+        let [a, b, c, d] = self.tensors().map(|id| r.leaf(id, learn));
+        r.apply(SeFilter { top: GAIN }, &[x, a, b, c, d])
+    }
+}

@@ -1,0 +1,170 @@
+//! The TargetNet: a shared trunk, and per task a filter, one teacher's remaining blocks and its head cut down to the
+//! wanted labels (METHOD 4). Frozen and folded: it is what a run hands over.
+
+use super::Recorder;
+use super::filter::Filter;
+use super::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
+use crate::autograd::Store;
+use crate::autograd::tape::{Learn, Value};
+use crate::error::{Error, Result};
+use crate::ops::columns::Columns;
+use crate::ops::concat_columns::ConcatColumns;
+use crate::tensor::{Real, Shape};
+use crate::weights::Tensors;
+use serde::{Deserialize, Serialize};
+
+/// One task: what is predicted through one teacher's last blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    pub teacher: String,
+    pub labels: Vec<String>,
+    /// The task leaves the trunk after this block (1-based).
+    pub block: usize,
+}
+
+/// What a student file's metadata holds under `student`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StudentSpec {
+    pub network: ResNetSpec,
+    pub filter_reduction: usize,
+    pub tasks: Vec<TaskSpec>,
+    /// Order of the predictions.
+    pub labels: Vec<String>,
+}
+
+impl StudentSpec {
+    fn validate(&self) -> Result<(), String> {
+        self.network.validate()?;
+        let b = self.network.blocks();
+        if let Some(t) = self.tasks.iter().find(|t| t.block == 0 || t.block > b) {
+            return Err(format!(
+                "task of teacher {}: branches after block {}, the network has {b}",
+                t.teacher, t.block
+            ));
+        }
+        let mut all: Vec<&String> = self.tasks.iter().flat_map(|t| &t.labels).collect();
+        let mut wanted: Vec<&String> = self.labels.iter().collect();
+        all.sort();
+        wanted.sort();
+        if all != wanted || all.is_empty() || all.windows(2).any(|w| w[0] == w[1]) {
+            return Err("the tasks' labels must be the student's labels, each once".into());
+        }
+        let divides =
+            |t: &TaskSpec| self.network.widths[t.block - 1].is_multiple_of(self.filter_reduction.max(1));
+        if self.filter_reduction == 0 || !self.tasks.iter().all(divides) {
+            return Err(format!("filter reduction {} does not divide the channels", self.filter_reduction));
+        }
+        Ok(())
+    }
+
+    /// Parameters, and how many of them are filters.
+    pub fn parameters(&self) -> (usize, usize) {
+        let (net, last) = (&self.network, self.network.blocks());
+        let trunk = self.tasks.iter().map(|t| t.block).max().unwrap_or(0);
+        let filter = |t: &TaskSpec| Filter::parameters(net.widths[t.block - 1], self.filter_reduction);
+        let filters = self.tasks.iter().map(filter).sum::<usize>();
+        let branch = |t: &TaskSpec| {
+            let rest = if t.block < last { net.parameters(t.block + 1..=last) } else { 0 };
+            rest + net.head_parameters(t.labels.len())
+        };
+        (net.parameters(1..=trunk) + filters + self.tasks.iter().map(branch).sum::<usize>(), filters)
+    }
+}
+
+struct Task {
+    block: usize,
+    filter: Filter,
+    branch: ResNet,
+}
+
+/// A student in a store.
+pub struct TargetNet {
+    pub spec: StudentSpec,
+    trunk: ResNet,
+    tasks: Vec<Task>,
+    /// Column of the concatenated task predictions for each of the student's labels.
+    order: Vec<u32>,
+}
+
+impl TargetNet {
+    /// Takes a student's tensors, as `pipeline::dual` exports them.
+    pub fn load<R: Real>(store: &mut Store<R>, prefix: &str, mut t: Tensors) -> Result<TargetNet> {
+        let spec: StudentSpec = t.meta_as("student")?;
+        spec.validate().map_err(|e| Error::data(t.file(), format!("__meta__: student: {e}")))?;
+        let (net, last) = (&spec.network, spec.network.blocks());
+        let deepest = spec.tasks.iter().map(|t| t.block).max().unwrap_or(1);
+        let mut part = strip(&mut t, "trunk.")?;
+        let name = format!("{prefix}.trunk");
+        let trunk =
+            ResNet::new(store, &name, net, 1..=deepest, None, Build::Folded, Source::Tensors(&mut part))?;
+        part.finish()?;
+        let mut tasks = Vec::new();
+        for (i, task) in spec.tasks.iter().enumerate() {
+            let mut part = strip(&mut t, &format!("task{i}."))?;
+            let c = net.widths[task.block - 1];
+            let name = format!("{prefix}.task{i}");
+            let mut ids = Vec::new();
+            for (what, shape) in Filter::shapes(c, spec.filter_reduction) {
+                let values = part.take(&format!("filter.{what}"), &torch_shape(shape))?;
+                ids.push(store.add_with(&format!("{name}.filter.{what}"), shape, &values));
+            }
+            let filter = Filter { reduce: ids[0], reduce_bias: ids[1], expand: ids[2], expand_bias: ids[3] };
+            let labels = Some(task.labels.len());
+            let source = Source::Tensors(&mut part);
+            let branch =
+                ResNet::new(store, &name, net, task.block + 1..=last, labels, Build::Folded, source)?;
+            part.finish()?;
+            tasks.push(Task { block: task.block, filter, branch });
+        }
+        let columns: Vec<&String> = spec.tasks.iter().flat_map(|t| &t.labels).collect();
+        let order = spec
+            .labels
+            .iter()
+            .filter_map(|l| columns.iter().position(|c| *c == l))
+            .map(|i| i as u32)
+            .collect();
+        t.finish()?;
+        Ok(TargetNet { spec, trunk, tasks, order })
+    }
+
+    /// Records the student on images `[n, h, w, c]`: logits `[n, 1, 1, labels]`, in the order of its labels.
+    pub fn record<R: Real>(&self, r: &mut Recorder<R>, mut x: Value) -> Result<Value> {
+        let last = self.trunk.spec.blocks();
+        let mut logits = vec![None; self.tasks.len()];
+        for b in 1..=self.tasks.iter().map(|t| t.block).max().unwrap_or(0) {
+            x = self.trunk.block(r, b, x, Mode::FROZEN, None)?;
+            for (task, out) in self.tasks.iter().zip(&mut logits).filter(|(t, _)| t.block == b) {
+                let mut y = task.filter.record(r, x, Learn::Frozen)?;
+                for b in b + 1..=last {
+                    y = task.branch.block(r, b, y, Mode::FROZEN, None)?;
+                }
+                *out = Some(task.branch.head(r, y, Mode::FROZEN)?.1);
+            }
+        }
+        let logits: Vec<Value> = logits.into_iter().flatten().collect();
+        let all = if logits.len() == 1 { logits[0] } else { r.apply(ConcatColumns, &logits)? };
+        r.apply(Columns { index: self.order.clone() }, &[all])
+    }
+}
+
+/// A vector or matrix as PyTorch would store the same parameter.
+pub fn torch_shape(shape: Shape) -> Vec<usize> {
+    match shape.0 {
+        [1, 1, 1, c] => vec![c],
+        [k, 1, 1, c] => vec![k, c],
+        [k, r, s, c] => vec![k, c, r, s],
+    }
+}
+
+/// Moves the tensors whose names begin with `prefix` into a set of their own, without the prefix.
+fn strip(t: &mut Tensors, prefix: &str) -> Result<Tensors> {
+    let names: Vec<String> =
+        t.iter().filter(|(n, _)| n.starts_with(prefix)).map(|(n, _)| n.to_string()).collect();
+    let mut part = t.empty_like();
+    for name in names {
+        let shape = t.get(&name).map(|t| t.shape.clone()).unwrap_or_default();
+        let values = t.take(&name, &shape)?;
+        part.insert(&name[prefix.len()..], &shape, values)?;
+    }
+    Ok(part)
+}

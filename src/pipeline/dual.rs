@@ -1,0 +1,354 @@
+//! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks (METHOD 3).
+
+use super::generator::{StageOne, with_moments};
+use super::schedule::Schedule;
+use super::session::{Stage, stage_seed};
+use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
+use super::teachers::{TeacherFile, Teachers, ignore_batch_counters};
+use crate::autograd::tape::{Learn, Value};
+use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
+use crate::error::{Error, Result};
+use crate::models::Recorder;
+use crate::models::filter::Filter;
+use crate::models::resnet::{Build, Mode, ResNet, Source};
+use crate::models::targetnet::{StudentSpec, TaskSpec, torch_shape};
+use crate::ops::adam::Adam;
+use crate::ops::augment::Augment;
+use crate::ops::batch_norm::Stats;
+use crate::ops::bce::{Bce, Targets};
+use crate::ops::columns::Columns;
+use crate::ops::feature_loss::FeatureLoss;
+use crate::ops::gather_images::GatherImages;
+use crate::ops::noise::{Noise, NoiseKind};
+use crate::ops::weighted_sum::WeightedSum;
+use crate::tensor::Real;
+use crate::weights::{Tensors, npz};
+
+mod stream {
+    pub const GATHER: u32 = 11;
+    pub const NOISE: u32 = 12;
+    pub const AUGMENT: u32 = 13;
+}
+
+/// What the student predicts through one teacher: the task-level filter `g_m`.
+#[derive(Clone, Debug)]
+pub struct TaskLabels {
+    /// Index of the teacher.
+    pub teacher: usize,
+    /// The wanted ones of its labels, and their columns in its predictions.
+    pub labels: Vec<String>,
+    pub columns: Vec<u32>,
+}
+
+/// Splits the wanted labels into tasks: each label goes to the first teacher that has it.
+pub fn tasks(teachers: &Teachers, wanted: &[String]) -> Result<Vec<TaskLabels>> {
+    let all: Vec<String> =
+        if wanted.is_empty() { teachers.labels().cloned().collect() } else { wanted.to_vec() };
+    let mut tasks: Vec<TaskLabels> = (0..teachers.all.len())
+        .map(|teacher| TaskLabels { teacher, labels: vec![], columns: vec![] })
+        .collect();
+    for label in all {
+        let owner = teachers
+            .all
+            .iter()
+            .enumerate()
+            .find_map(|(m, t)| Some((m, t.labels.iter().position(|l| *l == label)?)));
+        let (m, column) = owner.ok_or_else(|| Error::Usage(format!("label {label:?} is in no teacher")))?;
+        if !tasks[m].labels.contains(&label) {
+            tasks[m].columns.push(column as u32);
+            tasks[m].labels.push(label);
+        }
+    }
+    tasks.retain(|t| !t.labels.is_empty());
+    Ok(tasks)
+}
+
+/// The dual generator `T` and its filters.
+pub struct StageTwo {
+    pub trunk: ResNet,
+    /// Teacher-level filters `f_m^b`, by block (0-based) and task.
+    filters: Vec<Vec<Filter>>,
+    pub tasks: Vec<TaskLabels>,
+    images: Images,
+    stats: Stats,
+}
+
+/// Where a step's images come from.
+enum Images {
+    /// A bank in the store.
+    Bank(TensorId),
+    Noise,
+}
+
+impl StageTwo {
+    pub fn new(
+        store: &mut Store<f32>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        tasks: Vec<TaskLabels>,
+        stage_one: Option<&StageOne>,
+    ) -> Result<StageTwo> {
+        let net = &teachers.network;
+        let seed = stage_seed(spec.seed, "student.init");
+        let build = if spec.student.norm == StudentNorm::Folded { Build::Folded } else { Build::Normed };
+        let mut tensors = initial_tensors(spec)?;
+        let source = match &mut tensors {
+            Some(t) => Source::Tensors(t),
+            None => Source::Random(seed),
+        };
+        let trunk = ResNet::new(store, "student", net, 1..=net.blocks(), None, build, source)?;
+        let mut filters = Vec::new();
+        for b in 1..=net.blocks() {
+            let of_task = |t: &TaskLabels| {
+                let name = format!("student.filter{b}.{}", teachers.all[t.teacher].name);
+                Filter::new(store, &name, net.widths[b - 1], spec.student.filter_reduction, seed)
+            };
+            filters.push(tasks.iter().map(of_task).collect());
+        }
+        let images = match &spec.dual.images {
+            ImageSource::Generator => {
+                Images::Bank(stage_one.ok_or_else(|| Error::Run("stage two without stage one".into()))?.bank)
+            }
+            ImageSource::Noise => Images::Noise,
+            ImageSource::Real(path) => Images::Bank(load_images(store, path, teachers)?),
+        };
+        let stats = if spec.student.norm == StudentNorm::Batch { Stats::Batch } else { Stats::Running };
+        Ok(StageTwo { trunk, filters, tasks, images, stats })
+    }
+
+    /// Records and compiles a step of block `b` (1-based): `L_u^b` (16) and the update of what learns.
+    pub fn stage(
+        &self,
+        engine: &mut Engine<f32>,
+        name: &str,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        stage_one: Option<&StageOne>,
+        b: usize,
+    ) -> Result<Stage> {
+        let mut tape = Tape::default();
+        let mut r = Recorder { tape: &mut tape, store: &engine.store };
+        let loss = self.record_loss(&mut r, spec, teachers, stage_one, b)?;
+        let first = if spec.dual.freeze_earlier { b } else { 1 };
+        let mut learning = self.trunk.learning(first..=b);
+        learning.extend(self.filters[b - 1].iter().flat_map(|f| f.tensors()));
+        let adam = Adam { lr_slot: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        let optimiser = with_moments(&mut engine.store, &format!("block{b}"), adam, &learning);
+        Ok(Stage {
+            name: name.into(),
+            plan: Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?,
+            steps: spec.dual.steps[b - 1],
+            schedule: Schedule::OneCycle,
+            learning_rates: [spec.dual.learning_rate; 4],
+            seed: stage_seed(spec.seed, name),
+        })
+    }
+
+    /// Records `L_u^b`. Metrics: the loss, and each task's dual loss `L_d^{b,m}` (13).
+    pub fn record_loss<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        stage_one: Option<&StageOne>,
+        b: usize,
+    ) -> Result<Value> {
+        let d = &spec.dual;
+        let image_shape = teachers.network.feature(0, d.batch);
+        let drawn = match self.images {
+            Images::Bank(bank) => {
+                let bank = r.leaf(bank, Learn::Frozen);
+                r.apply(GatherImages { n: d.batch, stream: stream::GATHER, first: 0, count: None }, &[bank])?
+            }
+            Images::Noise => {
+                let kind = NoiseKind::Normal;
+                r.apply(Noise { shape: image_shape, stream: stream::NOISE, kind }, &[])?
+            }
+        };
+        let a = &d.augment;
+        let augment = Augment {
+            max_shift: a.shift,
+            flip: a.flip,
+            mix_max: a.mix_max,
+            cutmix: a.cutmix,
+            fill: -1.0,
+            stream: stream::AUGMENT,
+        };
+        let image = r.apply(augment, &[drawn])?;
+
+        let mut terms = Vec::new();
+        let first = self.record_input(r, spec, teachers, image, image, 1, b)?;
+        for (m, (dual, feature)) in first.iter().enumerate() {
+            r.tape.metric(&format!("dual.{}", teachers.all[self.tasks[m].teacher].name), *dual);
+            terms.push((d.lambda_in[0], *dual));
+            terms.extend(feature.iter().map(|f| (d.lambda_in[0] * d.feature, *f)));
+        }
+        // F_in^2 (15): the generator's own features at the level that block b reads, if it has a group there.
+        if let (Some(one), true) = (stage_one, b > 1 && d.lambda_in[1] > 0.0)
+            && let Some(j) = one.generator.levels.iter().position(|l| *l == b - 1)
+        {
+            let (levels, _) = one.record_images(r, d.batch, Learn::Frozen)?;
+            let second = self.record_input(r, spec, teachers, levels[levels.len() - 1], levels[j], b, b)?;
+            for (dual, feature) in second {
+                terms.push((d.lambda_in[1], dual));
+                terms.extend(feature.map(|f| (d.lambda_in[1] * d.feature, f)));
+            }
+        }
+        let (weights, values): (Vec<f32>, Vec<Value>) = terms.into_iter().unzip();
+        let loss = r.apply(WeightedSum { weights }, &values)?;
+        r.tape.metric("loss", loss);
+        Ok(loss)
+    }
+
+    /// One input of (16): `x` enters the trunk at block `from`; the teachers' own view of `image` is the target.
+    /// Returns each task's dual loss and, if weighted, its relative feature error.
+    #[allow(clippy::too_many_arguments)]
+    fn record_input<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        image: Value,
+        mut x: Value,
+        from: usize,
+        b: usize,
+    ) -> Result<Vec<(Value, Option<Value>)>> {
+        let (d, last) = (&spec.dual, teachers.network.blocks());
+        for block in from..=b {
+            let learn = if d.freeze_earlier && block < b { Learn::Frozen } else { Learn::Trainable };
+            let stats = if learn == Learn::Frozen { Stats::Running } else { self.stats };
+            x = self.trunk.block(r, block, x, Mode { learn, stats }, None)?;
+        }
+        let mut losses = Vec::new();
+        for (task, filter) in self.tasks.iter().zip(&self.filters[b - 1]) {
+            let teacher = &teachers.all[task.teacher].net;
+            let mut target = image;
+            let mut target_features = None;
+            for block in 1..=last {
+                target = teacher.block(r, block, target, Mode::FROZEN, None)?;
+                if block == b {
+                    target_features = Some(target);
+                }
+            }
+            let wanted = |r: &mut Recorder<R>, x: Value| -> Result<Value> {
+                let logits = teacher.head(r, x, Mode::FROZEN)?.1;
+                r.apply(Columns { index: task.columns.clone() }, &[logits])
+            };
+            let target = wanted(r, target)?;
+            let filtered = filter.record(r, x, Learn::Trainable)?;
+            let feature = match target_features {
+                Some(f) if d.feature > 0.0 => Some(r.apply(FeatureLoss, &[filtered, f])?),
+                _ => None,
+            };
+            let mut y = filtered;
+            for block in b + 1..=last {
+                y = teacher.block(r, block, y, Mode::FROZEN, None)?;
+            }
+            let y = wanted(r, y)?;
+            let dual = r.apply(Bce { targets: Targets::Logits, minus_entropy: true }, &[y, target])?;
+            losses.push((dual, feature));
+        }
+        Ok(losses)
+    }
+
+    /// The student that branches after block `b` for every task, as a file's tensors (METHOD 4).
+    pub fn export(
+        &self,
+        store: &Store<f32>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        b: usize,
+    ) -> Result<Tensors> {
+        let last = teachers.network.blocks();
+        let mut out = Tensors::new();
+        self.trunk.export(store, 1..=b, "trunk.", Build::Folded, &mut out)?;
+        let mut specs = Vec::new();
+        for (i, (task, filter)) in self.tasks.iter().zip(&self.filters[b - 1]).enumerate() {
+            let (teacher, prefix) = (&teachers.all[task.teacher], format!("task{i}."));
+            let c = teachers.network.widths[b - 1];
+            for ((what, shape), id) in
+                Filter::shapes(c, spec.student.filter_reduction).into_iter().zip(filter.tensors())
+            {
+                out.insert(format!("{prefix}filter.{what}"), &torch_shape(shape), store.to_f32(id))?;
+            }
+            if b < last {
+                teacher.net.export(store, b + 1..=last, &prefix, Build::Folded, &mut out)?;
+            }
+            if let Some([w, bias]) = teacher.net.head {
+                let (w, bias, c) = (store.to_f32(w), store.to_f32(bias), teachers.network.widths[last - 1]);
+                let rows: Vec<f32> =
+                    task.columns.iter().flat_map(|k| &w[*k as usize * c..][..c]).copied().collect();
+                out.insert(format!("{prefix}fc.weight"), &[task.columns.len(), c], rows)?;
+                let bias = task.columns.iter().map(|k| bias[*k as usize]).collect();
+                out.insert(format!("{prefix}fc.bias"), &[task.columns.len()], bias)?;
+            }
+            specs.push(TaskSpec { teacher: teacher.name.clone(), labels: task.labels.clone(), block: b });
+        }
+        let labels = if spec.student.labels.is_empty() {
+            self.tasks.iter().flat_map(|t| t.labels.clone()).collect()
+        } else {
+            spec.student.labels.clone()
+        };
+        let student = StudentSpec {
+            network: teachers.network.clone(),
+            filter_reduction: spec.student.filter_reduction,
+            tasks: specs,
+            labels,
+        };
+        let student =
+            serde_json::to_value(student).map_err(|e| Error::Run(format!("student metadata: {e}")))?;
+        out.meta.insert("student".into(), student);
+        Ok(out)
+    }
+}
+
+/// The trunk's starting point; `None`: random.
+fn initial_tensors(spec: &RunSpec) -> Result<Option<Tensors>> {
+    let open = |path: &std::path::Path| -> Result<Tensors> {
+        let mut t = TeacherFile::open(path)?.tensors;
+        ignore_batch_counters(&mut t)?;
+        Ok(t)
+    };
+    match &spec.student.init {
+        StudentInit::Scratch => Ok(None),
+        StudentInit::Teacher(m) => open(&spec.teachers[*m].weights).map(Some),
+        StudentInit::Weights(path) => open(path).map(Some),
+        StudentInit::Mean => {
+            let all = spec.teachers.iter().map(|t| open(&t.weights)).collect::<Result<Vec<_>>>()?;
+            let mut mean = all[0].empty_like();
+            for (name, first) in all[0].iter().filter(|(n, _)| !n.starts_with("fc.")) {
+                let mut sum = vec![0.0f64; first.data.len()];
+                for t in &all {
+                    let part = t.get(name).filter(|p| p.shape == first.shape);
+                    let part =
+                        part.ok_or_else(|| Error::data(t.file(), format!("{name}: teachers differ in it")))?;
+                    sum.iter_mut().zip(&part.data).for_each(|(s, v)| *s += f64::from(*v));
+                }
+                mean.insert(name, &first.shape, sum.iter().map(|s| (s / all.len() as f64) as f32).collect())?;
+            }
+            Ok(Some(mean))
+        }
+    }
+}
+
+/// Real images without labels, for KA: the only data that training can reach.
+fn load_images(store: &mut Store<f32>, path: &std::path::Path, teachers: &Teachers) -> Result<TensorId> {
+    let set = crate::data::unlabelled::ImageSet::load(path)?;
+    let [n, h, w, c] = set.shape();
+    let expected = teachers.network.image;
+    if [h, w, c] != expected {
+        return Err(Error::data(
+            path,
+            format!("images: the teachers expect {expected:?}, found {:?}", [h, w, c]),
+        ));
+    }
+    let id = store.add("data.images", teachers.network.feature(0, n));
+    let to = store.get_mut(id);
+    to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = crate::data::unlabelled::to_input(*p));
+    Ok(id)
+}
+
+/// Writes a student file.
+pub fn save(path: &std::path::Path, t: &Tensors) -> Result<()> {
+    npz::save(path, t)
+}

@@ -1,0 +1,127 @@
+//! Average precision of a weights file on labelled images. The only part of the pipeline that sees labels.
+
+use super::summary::Score;
+use super::teachers::{TeacherFile, ignore_batch_counters};
+use crate::autograd::tape::Learn;
+use crate::autograd::{Engine, Plan, Tape};
+use crate::data::average_precision::label_precisions;
+use crate::data::labelled::LabelledSet;
+use crate::data::unlabelled::ImageSet;
+use crate::device::StepState;
+use crate::error::{Error, Result};
+use crate::models::Recorder;
+use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
+use crate::models::targetnet::TargetNet;
+use crate::weights::npz;
+use std::path::Path;
+
+/// Images a forward pass takes at once.
+const BATCH: usize = 128;
+
+enum Model {
+    Teacher(ResNet),
+    Student(TargetNet),
+}
+
+/// A model from a weights file, ready to predict.
+pub struct Predictor {
+    engine: Engine<f32>,
+    model: Model,
+    network: ResNetSpec,
+    pub labels: Vec<String>,
+}
+
+impl Predictor {
+    /// Opens a teacher's or a student's file.
+    pub fn open(path: &Path) -> Result<Predictor> {
+        let tensors = npz::load(path)?;
+        let mut engine = Engine::default();
+        if tensors.meta.contains_key("student") {
+            let student = TargetNet::load(&mut engine.store, "student", tensors)?;
+            let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
+            return Ok(Predictor { engine, model: Model::Student(student), network, labels });
+        }
+        let TeacherFile { network, labels, mut tensors } = TeacherFile::open(path)?;
+        let (b, n) = (network.blocks(), Some(labels.len()));
+        let net = ResNet::new(
+            &mut engine.store,
+            "teacher",
+            &network,
+            1..=b,
+            n,
+            Build::Folded,
+            Source::Tensors(&mut tensors),
+        )?;
+        ignore_batch_counters(&mut tensors)?;
+        tensors.finish()?;
+        Ok(Predictor { engine, model: Model::Teacher(net), network, labels })
+    }
+
+    /// Logits `[n, labels]` of all images.
+    pub fn logits(&mut self, images: &ImageSet) -> Result<Vec<f32>> {
+        let [n, h, w, c] = images.shape();
+        if [h, w, c] != self.network.image {
+            return Err(Error::Usage(format!(
+                "the model expects images {:?}, found {:?}",
+                self.network.image,
+                [h, w, c]
+            )));
+        }
+        let store = &mut self.engine.store;
+        let input = match store.id("data.input") {
+            Some(id) => id,
+            None => store.add("data.input", self.network.feature(0, BATCH)),
+        };
+        let mut tape = Tape::default();
+        let mut r = Recorder { tape: &mut tape, store: &self.engine.store };
+        let mut x = r.leaf(input, Learn::Frozen);
+        let y = match &self.model {
+            Model::Student(s) => s.record(&mut r, x)?,
+            Model::Teacher(t) => {
+                for b in 1..=self.network.blocks() {
+                    x = t.block(&mut r, b, x, Mode::FROZEN, None)?;
+                }
+                t.head(&mut r, x, Mode::FROZEN)?.1
+            }
+        };
+        tape.output(y);
+        let mut plan = Plan::compile(&tape, &self.engine.store, None, &[])?;
+        plan.reserve(&mut self.engine);
+        let mut out = Vec::with_capacity(n * self.labels.len());
+        let all: Vec<usize> = (0..n).collect();
+        for batch in all.chunks(BATCH) {
+            let to = self.engine.store.get_mut(input);
+            images.gather(batch, &mut to[..batch.len() * images.image_len()])?;
+            plan.replay(&mut self.engine, &StepState::default());
+            out.extend_from_slice(&plan.output(&self.engine, y)[..batch.len() * self.labels.len()]);
+        }
+        Ok(out)
+    }
+
+    /// Average precision on the labels that the model and `wanted` share; empty `wanted`: all of the model's.
+    pub fn score(&mut self, data: &LabelledSet, wanted: &[String]) -> Result<Score> {
+        let logits = self.logits(&data.images)?;
+        let keep: Vec<usize> = (0..self.labels.len())
+            .filter(|i| wanted.is_empty() || wanted.contains(&self.labels[*i]))
+            .collect();
+        let labels: Vec<&String> = keep.iter().map(|i| &self.labels[*i]).collect();
+        let scores: Vec<f32> =
+            logits.chunks(self.labels.len()).flat_map(|row| keep.iter().map(|i| row[*i])).collect();
+        let targets = data.targets_of(&labels)?;
+        let found = label_precisions(&scores, &targets, labels.len())?;
+        let mut score = Score::default();
+        for (label, ap) in labels.iter().zip(&found.per_label) {
+            if let Some(ap) = ap {
+                score.ap.insert((*label).clone(), 100.0 * ap.all_point);
+                score.ap_11_point.insert((*label).clone(), 100.0 * ap.eleven_point);
+            }
+        }
+        score.take_means();
+        Ok(score)
+    }
+}
+
+/// Average precision of the model in `weights` on `data`.
+pub fn evaluate(weights: &Path, data: &Path) -> Result<Score> {
+    Predictor::open(weights)?.score(&LabelledSet::load(data)?, &[])
+}

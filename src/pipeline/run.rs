@@ -1,0 +1,203 @@
+//! A run from teachers to student.
+
+use super::branch;
+use super::dual::{self, StageTwo};
+use super::evaluate::Predictor;
+use super::generator::StageOne;
+use super::observer::Observer;
+use super::session::{Session, stage_seed};
+use super::spec::{ImageSource, RunSpec};
+use super::summary::{Parameters, Score, StudentScore, Summary};
+use super::teachers::Teachers;
+use crate::autograd::tape::Learn;
+use crate::autograd::{Engine, Plan, Tape};
+use crate::data::labelled::LabelledSet;
+use crate::device::StepState;
+use crate::error::{Error, Result};
+use crate::models::Recorder;
+use crate::models::targetnet::StudentSpec;
+use crate::weights::{npz, sha256};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Runs everything that `spec` asks for; files go to `out`.
+pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer) -> Result<Summary> {
+    let began = Instant::now();
+    let mut session = Session::open(out, resume, fingerprint(spec)?, observer)?;
+    let mut summary = Summary {
+        name: spec.name.clone(),
+        seed: spec.seed,
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..Default::default()
+    };
+
+    let student = amalgamate(spec, &mut session, "", &mut summary)?;
+    for source in &spec.baselines {
+        let mut other = spec.clone();
+        other.dual.images = source.clone();
+        amalgamate(&other, &mut session, &baseline_prefix(source), &mut Summary::default())?;
+    }
+
+    // Everything is trained and stored; only now does anybody look at labels.
+    if let Some(data) = &spec.evaluation {
+        let data = LabelledSet::load(data)?;
+        score_teachers(spec, &data, &mut summary)?;
+        summary.student = Some(score_student(&session, "", student.blocks, student.chosen, &data)?);
+        for source in &spec.baselines {
+            let score =
+                score_student(&session, &baseline_prefix(source), student.blocks, student.chosen, &data)?;
+            match source {
+                ImageSource::Noise => summary.noise = Some(score),
+                ImageSource::Real(_) => summary.ka = Some(score),
+                ImageSource::Generator => {}
+            }
+        }
+    }
+    for (stage, outcome) in session.outcomes() {
+        summary.seconds.insert(stage.clone(), outcome.seconds);
+    }
+    summary.seconds.insert("total".into(), began.elapsed().as_secs_f64());
+    Ok(summary)
+}
+
+/// What the rest of the run needs to know about a trained student.
+struct Trained {
+    blocks: usize,
+    chosen: usize,
+}
+
+fn baseline_prefix(source: &ImageSource) -> String {
+    match source {
+        ImageSource::Generator => String::new(),
+        ImageSource::Noise => "noise.".into(),
+        ImageSource::Real(_) => "ka.".into(),
+    }
+}
+
+/// File of the student that branches after block `b`.
+pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
+    out.join(format!("{prefix}student-block{b}.npz"))
+}
+
+/// Trains one student: stage one (if its images are generated), stage two, branch.
+fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut Summary) -> Result<Trained> {
+    let mut engine = Engine::<f32>::default();
+    let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
+    let tasks = dual::tasks(&teachers, &spec.student.labels)?;
+    summary.parameters.teachers = teachers.parameters();
+
+    let stage_one = match spec.dual.images {
+        ImageSource::Generator => {
+            let one = StageOne::new(&mut engine.store, spec, &teachers);
+            let stage = one.stage(&mut engine, spec, &teachers)?;
+            let samples = session.out().join("samples.npz");
+            let outcome =
+                session.train(&mut engine, stage, |engine, _| save_samples(&one, engine, spec, &samples))?;
+            summary.diversity = outcome.converged.get("diversity").copied().unwrap_or(0.0);
+            summary.label_entropy =
+                -outcome.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
+            alarm(spec, summary)?;
+            Some(one)
+        }
+        ImageSource::Noise | ImageSource::Real(_) => None,
+    };
+
+    let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, stage_one.as_ref())?;
+    let mut outcomes = Vec::new();
+    for b in 1..=teachers.network.blocks() {
+        let name = format!("{prefix}block{b}");
+        let stage = two.stage(&mut engine, &name, spec, &teachers, stage_one.as_ref(), b)?;
+        let file = block_file(session.out(), prefix, b);
+        outcomes.push(session.train(&mut engine, stage, |engine, _| {
+            dual::save(&file, &two.export(&engine.store, spec, &teachers, b)?)
+        })?);
+    }
+
+    let (chosen, tasks) = branch::choose(spec, &teachers, &two.tasks, &outcomes);
+    summary.branch = tasks;
+    let student = npz::load(block_file(session.out(), prefix, chosen))?;
+    let description: StudentSpec = student.meta_as("student")?;
+    let (parameters, filters) = description.parameters();
+    summary.parameters = Parameters { student: parameters, filters, ..summary.parameters };
+    summary.labels = description.labels;
+    npz::save(session.out().join(format!("{prefix}student.npz")), &student)?;
+    Ok(Trained { blocks: teachers.network.blocks(), chosen })
+}
+
+/// Stops a run whose generator has collapsed: a student taught on its images would look converged and be useless.
+fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
+    let (d, e) = (summary.diversity, summary.label_entropy);
+    let (least_d, least_e) = (spec.loss.least_diversity, spec.loss.least_entropy);
+    if d >= f64::from(least_d) && e >= f64::from(least_e) {
+        return Ok(());
+    }
+    Err(Error::Diverged(format!(
+        "generator: collapsed: diversity of its images {d:.4} (at least {least_d} expected), label entropy {e:.3} (at least \
+         {least_e} expected); try loss.recipe = \"conditional\", a lower loss.gamma, or set loss.least_diversity = 0 to go on"
+    )))
+}
+
+/// Images that the report shows, `[64, h, w, c]` in [-1, 1].
+fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: &Path) -> Result<()> {
+    let mut tape = Tape::default();
+    let mut r = Recorder { tape: &mut tape, store: &engine.store };
+    let (levels, _) = one.record_images(&mut r, SAMPLES, Learn::Frozen)?;
+    let image = levels[levels.len() - 1];
+    tape.output(image);
+    let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
+    plan.reserve(engine);
+    plan.replay(engine, &StepState { seed: stage_seed(spec.seed, "samples"), ..Default::default() });
+    let mut t = crate::weights::Tensors::new();
+    t.insert("images", &tape.shape(image).0, plan.output(engine, image).to_vec())?;
+    npz::save(path, &t)
+}
+
+const SAMPLES: usize = 64;
+
+fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> Result<()> {
+    let mut mean = Score::default();
+    for (t, task) in
+        spec.teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
+    {
+        let score = Predictor::open(&t.weights)?.score(data, &task.labels)?;
+        mean.ap.extend(score.ap.clone());
+        mean.ap_11_point.extend(score.ap_11_point.clone());
+        summary.teachers.insert(t.name.clone(), score);
+    }
+    mean.take_means();
+    summary.teachers.insert("mean".into(), mean);
+    Ok(())
+}
+
+fn score_student(
+    session: &Session,
+    prefix: &str,
+    blocks: usize,
+    chosen: usize,
+    data: &LabelledSet,
+) -> Result<StudentScore> {
+    let mut by_block = Vec::new();
+    for b in 1..=blocks {
+        by_block.push(Predictor::open(&block_file(session.out(), prefix, b))?.score(data, &[])?);
+    }
+    Ok(StudentScore { score: by_block[chosen - 1].clone(), by_block })
+}
+
+/// Hash of what the student's bits depend on: the configuration (not where the evaluation data lies) and the files it
+/// names.
+fn fingerprint(spec: &RunSpec) -> Result<String> {
+    let mut relevant = spec.clone();
+    relevant.evaluation = None;
+    let mut h = Sha256::new();
+    h.update(serde_json::to_vec(&relevant).map_err(|e| Error::Run(format!("configuration: {e}")))?);
+    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for t in &spec.teachers {
+        files.insert(t.weights.clone(), sha256(&t.weights)?);
+    }
+    for digest in files.values() {
+        h.update(digest);
+    }
+    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}

@@ -1,0 +1,138 @@
+//! One run's progress through its stages: the training loop, the alarms, and the checkpoints.
+
+use super::checkpoint::{self, Outcome, Progress, Tail};
+use super::observer::Observer;
+use super::schedule::Schedule;
+use crate::autograd::{Engine, Plan};
+use crate::device::StepState;
+use crate::device::philox::derive_seed;
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Seconds between checkpoints: writing one costs about a tenth of a second at demo scale.
+const CHECKPOINT_SECONDS: f64 = 20.0;
+
+/// A stage's step, ready to be repeated.
+pub struct Stage {
+    pub name: String,
+    pub plan: Plan<f32>,
+    pub steps: usize,
+    pub schedule: Schedule,
+    /// Peak rate of each optimiser.
+    pub learning_rates: [f32; 4],
+    /// Independent of what other stages draw.
+    pub seed: u64,
+}
+
+pub struct Session<'o> {
+    out: PathBuf,
+    observer: &'o mut dyn Observer,
+    progress: Progress,
+    /// Resuming: the checkpoint's tensors go back into the first stage that is not done.
+    pending_restore: bool,
+}
+
+impl<'o> Session<'o> {
+    /// Starts afresh, or where the checkpoint in `out` left off.
+    pub fn open(
+        out: &Path,
+        resume: bool,
+        fingerprint: String,
+        observer: &'o mut dyn Observer,
+    ) -> Result<Session<'o>> {
+        let found = if resume { checkpoint::progress(out)? } else { None };
+        if let Some(p) = &found
+            && p.fingerprint != fingerprint
+        {
+            return Err(Error::Usage(format!(
+                "{} is of another configuration or seed; start afresh with --force, or resume with the same ones",
+                checkpoint::path(out).display()
+            )));
+        }
+        let pending_restore = found.is_some();
+        let progress = found.unwrap_or(Progress { fingerprint, ..Default::default() });
+        Ok(Session { out: out.into(), observer, progress, pending_restore })
+    }
+
+    pub fn out(&self) -> &Path {
+        &self.out
+    }
+    pub fn note(&mut self, line: &str) {
+        self.observer.note(line);
+    }
+    pub fn done(&self, stage: &str) -> Option<&Outcome> {
+        self.progress.done.get(stage)
+    }
+    pub fn outcomes(&self) -> impl Iterator<Item = (&String, &Outcome)> {
+        self.progress.done.iter()
+    }
+
+    /// Trains a stage to its end, unless the checkpoint says that it is done. `finish` then stores what the stage
+    /// produced, before the stage counts as done.
+    pub fn train(
+        &mut self,
+        engine: &mut Engine<f32>,
+        mut stage: Stage,
+        finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
+    ) -> Result<Outcome> {
+        if let Some(done) = self.done(&stage.name) {
+            return Ok(done.clone());
+        }
+        stage.plan.reserve(engine);
+        if std::mem::take(&mut self.pending_restore) {
+            checkpoint::restore(&self.out, &mut engine.store)?;
+        }
+        if self.progress.stage != stage.name {
+            let (fingerprint, done) =
+                (self.progress.fingerprint.clone(), std::mem::take(&mut self.progress.done));
+            self.progress = Progress { fingerprint, done, stage: stage.name.clone(), ..Default::default() };
+        }
+        let names: Vec<String> = stage.plan.metrics().map(|(n, _)| n.to_string()).collect();
+        self.progress.tail.sums.resize(names.len(), 0.0);
+        let (began, spent) = (Instant::now(), self.progress.seconds);
+        let mut saved = Instant::now();
+        let tail_from = stage.steps - stage.steps.div_ceil(10);
+        self.observer.stage(&stage.name, stage.steps);
+        for step in self.progress.step..stage.steps as u64 {
+            let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
+            stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr });
+            if let Some((name, value)) = stage.plan.metrics().find(|(_, v)| !v.is_finite()) {
+                return Err(Error::Diverged(format!(
+                    "{}: {name} is {value} at step {step}: training diverged; lower the learning rate of this stage",
+                    stage.name
+                )));
+            }
+            if step >= tail_from as u64 {
+                self.progress.tail.count += 1;
+                for (sum, (_, v)) in self.progress.tail.sums.iter_mut().zip(stage.plan.metrics()) {
+                    *sum += f64::from(v);
+                }
+            }
+            self.progress.step = step + 1;
+            self.observer.step(step as usize, &mut stage.plan.metrics());
+            if saved.elapsed().as_secs_f64() > CHECKPOINT_SECONDS {
+                self.progress.seconds = spent + began.elapsed().as_secs_f64();
+                checkpoint::save(&self.out, &self.progress, &engine.store)?;
+                saved = Instant::now();
+            }
+        }
+        let tail = &self.progress.tail;
+        let converged =
+            names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
+        let outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
+        finish(engine, &outcome)?;
+        self.progress.done.insert(stage.name.clone(), outcome.clone());
+        self.progress.stage.clear();
+        self.progress.step = 0;
+        self.progress.seconds = 0.0;
+        self.progress.tail = Tail::default();
+        checkpoint::save(&self.out, &self.progress, &engine.store)?;
+        Ok(outcome)
+    }
+}
+
+/// The key of a stage's random draws.
+pub fn stage_seed(seed: u64, stage: &str) -> u64 {
+    stage.bytes().fold(derive_seed(seed, 1), |s, b| derive_seed(s, u64::from(b)))
+}
