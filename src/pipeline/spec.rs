@@ -131,3 +131,71 @@ pub struct AugmentSpec {
     pub mix_max: f32,
     pub cutmix: f32,
 }
+
+/// A teacher to train from labelled data.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct TeachSpec {
+    pub name: String,
+    pub seed: u64,
+    pub data: TrainingData,
+    /// Labels to learn, in order; empty: all that the data has.
+    pub labels: Vec<String>,
+    pub network: NetworkSpec,
+    /// Weights to start from; layers whose shape differs (a head for other labels) start afresh.
+    pub init: Option<PathBuf>,
+    pub steps: usize,
+    pub batch: usize,
+    pub learning_rate: f32,
+    pub optimiser: Optimiser,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainingData {
+    /// An npz of images and targets.
+    Labelled(PathBuf),
+    /// Scenes composed from archives of single objects.
+    Scenes {
+        /// The folder of the archives.
+        archives: PathBuf,
+        count: usize,
+        /// Objects in a scene, from and to.
+        objects: [usize; 2],
+        /// Side of an object in pixels, from and to.
+        side: [usize; 2],
+    },
+}
+
+/// A residual network: stem, then one stage ("block" in METHOD) per entry of `widths`, then the head.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct NetworkSpec {
+    pub block: BlockKind,
+    pub stem: StemSpec,
+    /// Channels of each stage before a bottleneck's expansion.
+    pub widths: Vec<usize>,
+    /// Residual units of each stage; as many entries as `widths`.
+    pub depths: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockKind {
+    Basic,
+    Bottleneck,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct StemSpec {
+    /// Side of the filter, odd.
+    pub kernel: usize,
+    pub stride: usize,
+    /// A 3x3 maximum of stride 2 after it.
+    pub max_pool: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimiser {
+    Adam { weight_decay: f32 },
+    Sgd { momentum: f32, weight_decay: f32 },
+}
