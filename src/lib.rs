@@ -6,4 +6,5 @@ pub mod device;
 pub mod error;
 pub mod ops;
 pub mod pipeline;
+pub mod report;
 pub mod tensor;
