@@ -37,7 +37,7 @@ th, td { padding: .38rem .8rem; text-align: right; white-space: nowrap; font-wei
 th:first-child, td:first-child { text-align: left; }
 thead th { color: var(--soft); font-size: .85rem; }
 tbody tr { border-top: 1px solid var(--line); }
-tr.total { font-weight: 600; } tr.total th { font-weight: 600; }
+tr.total th, tr.total td { font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: .8rem; }
 figure { margin: 0; padding: .6rem .7rem .3rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 figure.one { max-width: 40rem; }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 pub use grid::grid_png;
 pub use html::{Page, html};
-pub use table::final_table;
+pub use table::{duration, final_table, score_table};
 
 use crate::error::{Error, Result};
 use crate::pipeline::summary::Summary;

@@ -1,7 +1,5 @@
 //! The figures of a run as tables, for the terminal and for the page.
 
-use std::collections::BTreeMap;
-
 use crate::pipeline::summary::{Score, Summary};
 
 /// A table of text: a name to the left, figures to the right of it.
@@ -22,7 +20,7 @@ const MEAN: &str = "mean";
 
 /// The figures of a run as plain text, at most 100 columns wide.
 pub fn final_table(summary: &Summary) -> String {
-    let mut text = format!("{}\n", clipped(&headline(summary), WIDTH));
+    let mut text = format!("{}\n", clipped(&format!("{}: {}", summary.name, headline(summary)), WIDTH));
     for table in tables(summary) {
         text += &format!("\n{}\n", table.title);
         text += &plain(&table);
@@ -34,9 +32,26 @@ pub fn final_table(summary: &Summary) -> String {
     text
 }
 
-/// One line: what ran.
+/// One model's figures, as `eval` prints them.
+pub fn score_table(name: &str, score: &Score) -> String {
+    let row = |name: &str, all_points: f64, eleven: f64| {
+        vec![name.into(), percent(Some(all_points)), percent(Some(eleven))]
+    };
+    let nan = f64::NAN;
+    let mut rows: Vec<_> = score
+        .ap
+        .iter()
+        .map(|(label, ap)| row(label, *ap, score.ap_11_point.get(label).copied().unwrap_or(nan)))
+        .collect();
+    rows.push(row("mAP", score.map, score.map_11_point));
+    let header = ["label", "AP", "AP, 11 points"].map(String::from).to_vec();
+    let table = Table { title: String::new(), header, rows, totals: 1 };
+    format!("{}\naverage precision, %\n{}", clipped(name, WIDTH), plain(&table))
+}
+
+/// One line: what ran, without its name.
 pub(super) fn headline(s: &Summary) -> String {
-    let mut line = format!("{}: seed {}, {} labels", s.name, s.seed, s.labels.len());
+    let mut line = format!("seed {}, {} labels", s.seed, s.labels.len());
     if let Some(total) = s.seconds.get("total") {
         line += &format!(", {}", duration(*total));
     }
@@ -229,6 +244,8 @@ pub fn duration(seconds: f64) -> String {
 /// A made-up run that has everything, for the tests of this folder.
 #[cfg(test)]
 pub(super) fn example(teachers: usize) -> Summary {
+    use std::collections::BTreeMap;
+
     use crate::pipeline::summary::{Parameters, StudentScore, TaskBranch};
     let labels = ["<b>bus</b>", "dining table"].map(String::from);
     let score = |v: f64| Score {
@@ -301,6 +318,16 @@ mod tests {
         let text = final_table(&s);
         assert!(text.lines().all(|l| l.chars().count() <= WIDTH), "{text}");
         assert!((0..23).all(|i| text.contains(&format!("teacher-{i}"))));
+    }
+
+    #[test]
+    fn one_models_figures() {
+        let text = score_table("a.npz", &example(1).teachers["mean"]);
+        assert!(
+            text.contains("dining table  75.8              -\n")
+                && text.contains("mAP           74.8           75.3\n"),
+            "{text}"
+        );
     }
 
     #[test]
