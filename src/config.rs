@@ -265,4 +265,34 @@ stem = { kernel = 3, stride = 2, max_pool = false }
         let e = teach_text(&scenes, &["data.scenes.side=[9, 5]"]).unwrap_err().to_string();
         assert!(e.contains("`data.scenes.side.1` is 5; expected at least 9"), "{e}");
     }
+
+    #[test]
+    fn no_mutilation_of_a_config_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let whole = load_text(SMALL, &["student.labels=['a']", "evaluation.data=e"]).unwrap().resolved;
+        let set = Override::set("generator.steps=3").unwrap();
+        let mut state = 1u64;
+        let mut below = |n: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % n
+        };
+        let pieces =
+            ["[", "]", "\"", "'", "=", ".", "\n", "#", "1e999", "-", "nan", "{", "}", "é", "[[", "\\u"];
+        let mut accepted = 0;
+        for round in 0..500 {
+            let mut text: Vec<char> = whole.chars().collect();
+            for _ in 0..=below(3) {
+                let at = below(text.len());
+                let end = (at + below(8)).min(text.len());
+                text.splice(at..end, pieces[below(pieces.len())].chars().take(round % 4));
+            }
+            std::fs::write(&path, text.iter().collect::<String>()).unwrap();
+            match load_run(&path, std::slice::from_ref(&set)) {
+                Ok(_) => accepted += 1,
+                Err(e) => assert_eq!(e.exit_code(), 3, "{e}"),
+            }
+        }
+        assert!((1..400).contains(&accepted), "{accepted} of 500: the mutilation is too mild or too harsh");
+    }
 }
