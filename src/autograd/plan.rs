@@ -5,7 +5,7 @@
 
 use super::store::{Engine, Store, TensorId};
 use super::tape::{Tape, Value};
-use crate::device::memory::{ALIGN, Memory};
+use crate::device::memory::{ALIGN, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::Result;
 use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
@@ -316,7 +316,11 @@ impl<R: Real> Plan<R> {
 
     /// Makes room in the engine's arena, so that replays allocate nothing.
     pub fn reserve(&self, engine: &mut Engine<R>) {
-        engine.arena.grow(self.cost.arena_bytes);
+        if engine.arena.bytes() < self.cost.arena_bytes {
+            // Nothing in the arena outlives a step: drop the old one before the new one is made.
+            engine.arena = Buffer::default();
+            engine.arena = Buffer::with_bytes(self.cost.arena_bytes);
+        }
         engine.borrows.reserve(self.instructions.iter().map(|i| i.operands.slots()).max().unwrap_or(0));
     }
 
@@ -324,7 +328,7 @@ impl<R: Real> Plan<R> {
     pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) {
         let Engine { store, arena, borrows } = engine;
         assert!(arena.bytes() >= self.cost.arena_bytes, "replay before reserve");
-        let mut memory = Memory { store: &mut store.buffer, arena, borrows };
+        let mut memory = Memory { store: &mut store.buffers, arena, borrows };
         for (i, instruction) in self.instructions.iter().enumerate() {
             if let Some((at, slot)) = self.seed
                 && at == i
@@ -356,7 +360,7 @@ impl<R: Real> Plan<R> {
             .expect("the tape did not mark this value as an output");
         match slot.space {
             Space::Arena => engine.arena.get(slot.offset, slot.bytes),
-            Space::Store => engine.store.buffer.get(slot.offset, slot.bytes),
+            Space::Store(i) => engine.store.buffers[i as usize].get(slot.offset, slot.bytes),
         }
     }
 

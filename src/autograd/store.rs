@@ -1,4 +1,4 @@
-//! What outlives a step: named weights, moments, estimates and image banks, in one buffer.
+//! What outlives a step: named weights, moments, estimates and image banks.
 
 use crate::device::memory::{ALIGN, Borrows, Buffer};
 use crate::device::{Slot, Space};
@@ -15,13 +15,17 @@ struct Entry {
     slot: Slot,
 }
 
-/// Named tensors in one growing buffer; a tensor never moves relative to the buffer's start.
+/// Bytes of the buffers that small tensors share; a larger tensor has one of its own.
+const CHUNK: usize = 1 << 20;
+
+/// Named tensors in buffers that never move or grow: adding a tensor copies nothing, and memory is what was asked for.
 #[derive(Default)]
 pub struct Store<R> {
-    pub(super) buffer: Buffer,
+    pub(super) buffers: Vec<Buffer>,
     entries: Vec<Entry>,
     by_name: HashMap<String, TensorId>,
-    end: usize,
+    /// The shared buffer that is being filled, and how far.
+    filling: Option<(usize, usize)>,
     scalar: std::marker::PhantomData<R>,
 }
 
@@ -30,12 +34,33 @@ impl<R: Real> Store<R> {
     pub fn add(&mut self, name: &str, shape: Shape) -> TensorId {
         let id = TensorId(self.entries.len() as u32);
         let bytes = shape.elems() * size_of::<R>();
-        let slot = Slot { space: Space::Store, offset: self.end, bytes };
-        self.end = (self.end + bytes).next_multiple_of(ALIGN);
-        self.buffer.grow(self.end);
+        let slot = self.room(bytes);
         assert!(self.by_name.insert(name.into(), id).is_none(), "store: tensor {name} added twice");
         self.entries.push(Entry { name: name.into(), shape, slot });
         id
+    }
+    fn room(&mut self, bytes: usize) -> Slot {
+        let (buffer, offset) = match self.filling {
+            _ if bytes > CHUNK => {
+                self.buffers.push(Buffer::with_bytes(bytes));
+                (self.buffers.len() - 1, 0)
+            }
+            Some((buffer, end)) if end + bytes <= CHUNK => (buffer, end),
+            _ => {
+                self.buffers.push(Buffer::with_bytes(CHUNK));
+                (self.buffers.len() - 1, 0)
+            }
+        };
+        if bytes <= CHUNK {
+            self.filling = Some((buffer, (offset + bytes).next_multiple_of(ALIGN)));
+        }
+        Slot { space: Space::Store(buffer as u32), offset, bytes }
+    }
+    fn buffer(&self, slot: Slot) -> usize {
+        match slot.space {
+            Space::Store(i) => i as usize,
+            Space::Arena => unreachable!("the store hands out no slots of the arena"),
+        }
     }
     pub fn add_with(&mut self, name: &str, shape: Shape, values: &[f32]) -> TensorId {
         let id = self.add(name, shape);
@@ -58,15 +83,16 @@ impl<R: Real> Store<R> {
         (0..self.entries.len() as u32).map(TensorId)
     }
     pub fn bytes(&self) -> usize {
-        self.end
+        self.buffers.iter().map(Buffer::bytes).sum()
     }
     pub fn get(&self, id: TensorId) -> &[R] {
         let s = self.slot(id);
-        self.buffer.get(s.offset, s.bytes)
+        self.buffers[self.buffer(s)].get(s.offset, s.bytes)
     }
     pub fn get_mut(&mut self, id: TensorId) -> &mut [R] {
         let s = self.slot(id);
-        self.buffer.get_mut(s.offset, s.bytes)
+        let buffer = self.buffer(s);
+        self.buffers[buffer].get_mut(s.offset, s.bytes)
     }
     pub fn set(&mut self, id: TensorId, values: &[f32]) {
         let to = self.get_mut(id);

@@ -1,7 +1,7 @@
 //! Buffers and the views an op gets of them.
 //!
-//! A step touches two buffers: the *store* (weights, optimiser moments, data sets: what outlives a step) and the
-//! *arena* (everything inside a step). A [`Slot`] names a range of one of them. [`Views`] hands out typed slices of
+//! A step touches the *store* (weights, optimiser moments, data sets: what outlives a step, in buffers that never
+//! move) and the *arena* (everything inside a step). A [`Slot`] names a range of one buffer. [`Views`] hands out typed slices of
 //! slots while one instruction runs and refuses two that overlap when either is writable, so that a planning mistake
 //! is a clean panic in a test and never undefined behaviour.
 
@@ -23,10 +23,6 @@ pub struct Buffer {
 impl Buffer {
     pub fn with_bytes(bytes: usize) -> Self {
         Buffer { lines: vec![Line([0; ALIGN]); bytes.div_ceil(ALIGN)] }
-    }
-    /// Grows to at least `bytes`, keeping the contents.
-    pub fn grow(&mut self, bytes: usize) {
-        self.lines.resize(bytes.div_ceil(ALIGN).max(self.lines.len()), Line([0; ALIGN]));
     }
     pub fn bytes(&self) -> usize {
         self.lines.len() * ALIGN
@@ -50,8 +46,8 @@ impl Buffer {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Space {
-    /// What outlives a step.
-    Store,
+    /// What outlives a step: this buffer of the store.
+    Store(u32),
     /// What lives inside a step.
     Arena,
 }
@@ -72,7 +68,7 @@ impl Slot {
 
 /// The two spaces, borrowed for the length of a replay.
 pub struct Memory<'m> {
-    pub store: &'m mut Buffer,
+    pub store: &'m mut [Buffer],
     pub arena: &'m mut Buffer,
     /// Borrows handed out during one instruction; its capacity is reserved once, so replays allocate nothing.
     pub borrows: &'m mut Borrows,
@@ -94,7 +90,8 @@ impl Memory<'_> {
     pub fn views(&mut self) -> Views<'_> {
         self.borrows.0.get_mut().clear();
         Views {
-            store: (self.store.base(), self.store.bytes()),
+            store: self.store.as_mut_ptr(),
+            buffers: self.store.len(),
             arena: (self.arena.base(), self.arena.bytes()),
             borrows: &self.borrows.0,
         }
@@ -103,7 +100,8 @@ impl Memory<'_> {
 
 /// Typed, overlap-checked slices of slots. One instruction owns one `Views`.
 pub struct Views<'v> {
-    store: (*mut u8, usize),
+    store: *mut Buffer,
+    buffers: usize,
     arena: (*mut u8, usize),
     borrows: &'v RefCell<Vec<(Slot, bool)>>,
 }
@@ -111,7 +109,15 @@ pub struct Views<'v> {
 impl<'v> Views<'v> {
     fn claim<T: bytemuck::Pod>(&self, slot: Slot, writes: bool) -> (*mut T, usize) {
         let (base, bytes) = match slot.space {
-            Space::Store => self.store,
+            Space::Store(i) => {
+                assert!(
+                    (i as usize) < self.buffers,
+                    "slot {slot:?} names a buffer that the store does not have"
+                );
+                // SAFETY: `i` is in range, and `Memory` is mutably borrowed for 'v; the reference ends with this arm.
+                let buffer = unsafe { &mut *self.store.add(i as usize) };
+                (buffer.base(), buffer.bytes())
+            }
             Space::Arena => self.arena,
         };
         assert!(
@@ -157,8 +163,7 @@ mod tests {
 
     #[test]
     fn views_share_reads_and_separate_writes() {
-        let (mut store, mut arena, mut borrows) =
-            (Buffer::default(), Buffer::with_bytes(256), Borrows::default());
+        let (mut store, mut arena, mut borrows) = ([], Buffer::with_bytes(256), Borrows::default());
         let mut m = Memory { store: &mut store, arena: &mut arena, borrows: &mut borrows };
         let v = m.views();
         v.write::<f32>(slot(0, 64)).fill(2.0);
@@ -170,8 +175,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "views overlap")]
     fn overlapping_write_is_refused() {
-        let (mut store, mut arena, mut borrows) =
-            (Buffer::default(), Buffer::with_bytes(256), Borrows::default());
+        let (mut store, mut arena, mut borrows) = ([], Buffer::with_bytes(256), Borrows::default());
         let mut m = Memory { store: &mut store, arena: &mut arena, borrows: &mut borrows };
         let v = m.views();
         let _x = v.read::<f32>(slot(0, 128));
@@ -181,8 +185,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "outside its space")]
     fn a_slot_past_the_end_is_refused() {
-        let (mut store, mut arena, mut borrows) =
-            (Buffer::default(), Buffer::with_bytes(256), Borrows::default());
+        let (mut store, mut arena, mut borrows) = ([], Buffer::with_bytes(256), Borrows::default());
         Memory { store: &mut store, arena: &mut arena, borrows: &mut borrows }
             .views()
             .read::<f32>(slot(192, 128));

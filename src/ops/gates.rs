@@ -120,8 +120,7 @@ fn run<R: Real>(case: &Case, inputs: &[Vec<f64>], wants: &[bool], dy: &[Vec<f64>
         input_grads: args.iter().map(|a| a.wants.then(|| (take(reals(&a.shape)), write))).collect(),
         ..forward.clone()
     });
-    let (mut store, mut arena, mut borrows) =
-        (Buffer::default(), Buffer::with_bytes(end), Borrows::default());
+    let (mut store, mut arena, mut borrows) = ([], Buffer::with_bytes(end), Borrows::default());
     arena.fill(0xFF); // NaN in f32 and f64
     let mut m = Memory { store: &mut store, arena: &mut arena, borrows: &mut borrows };
     let load = |m: &mut Memory, slot: Slot, v: &[f64]| {

@@ -3,8 +3,8 @@
 use super::checkpoint::Outcome;
 use super::dual::TaskLabels;
 use super::spec::{Branch, RunSpec};
-use super::summary::TaskBranch;
 use super::teachers::Teachers;
+use crate::summary::TaskBranch;
 
 /// The chosen block, and each task's converged losses. Blocks up to the branch are trained together, so all tasks
 /// leave at the same one: the block whose loss, summed over the tasks, is lowest among those allowed.

@@ -39,7 +39,8 @@ pub struct Progress {
     pub seconds: f64,
 }
 
-const FILE: &str = "checkpoint.npz";
+/// Its name in the output folder.
+pub const FILE: &str = "checkpoint.npz";
 
 pub fn path(out: &Path) -> PathBuf {
     out.join(FILE)

@@ -178,10 +178,10 @@ impl StageTwo {
 
         let mut terms = Vec::new();
         let first = self.record_input(r, spec, teachers, image, image, 1, b)?;
-        for (m, (dual, feature)) in first.iter().enumerate() {
+        for (m, (dual, features)) in first.iter().enumerate() {
             r.tape.metric(&format!("dual.{}", teachers.all[self.tasks[m].teacher].name), *dual);
             terms.push((d.lambda_in[0], *dual));
-            terms.extend(feature.iter().map(|f| (d.lambda_in[0] * d.feature, *f)));
+            terms.extend(features.iter().map(|(w, f)| (d.lambda_in[0] * w, *f)));
         }
         // F_in^2 (15): the generator's own features at the level that block b reads, if it has a group there.
         if let (Some(one), true) = (stage_one, b > 1 && d.lambda_in[1] > 0.0)
@@ -189,9 +189,9 @@ impl StageTwo {
         {
             let (levels, _) = one.record_images(r, d.batch, Learn::Frozen)?;
             let second = self.record_input(r, spec, teachers, levels[levels.len() - 1], levels[j], b, b)?;
-            for (dual, feature) in second {
+            for (dual, features) in second {
                 terms.push((d.lambda_in[1], dual));
-                terms.extend(feature.map(|f| (d.lambda_in[1] * d.feature, f)));
+                terms.extend(features.iter().map(|(w, f)| (d.lambda_in[1] * w, *f)));
             }
         }
         let (weights, values): (Vec<f32>, Vec<Value>) = terms.into_iter().unzip();
@@ -201,7 +201,7 @@ impl StageTwo {
     }
 
     /// One input of (16): `x` enters the trunk at block `from`; the teachers' own view of `image` is the target.
-    /// Returns each task's dual loss and, if weighted, its relative feature error.
+    /// Returns each task's dual loss (13), and the weighted feature errors that train along with it.
     #[allow(clippy::too_many_arguments)]
     fn record_input<R: Real>(
         &self,
@@ -212,7 +212,7 @@ impl StageTwo {
         mut x: Value,
         from: usize,
         b: usize,
-    ) -> Result<Vec<(Value, Option<Value>)>> {
+    ) -> Result<Vec<(Value, Vec<(f32, Value)>)>> {
         let (d, last) = (&spec.dual, teachers.network.blocks());
         for block in from..=b {
             let learn = if d.freeze_earlier && block < b { Learn::Frozen } else { Learn::Trainable };
@@ -222,31 +222,34 @@ impl StageTwo {
         let mut losses = Vec::new();
         for (task, filter) in self.tasks.iter().zip(&self.filters[b - 1]) {
             let teacher = &teachers.all[task.teacher].net;
-            let mut target = image;
-            let mut target_features = None;
-            for block in 1..=last {
-                target = teacher.block(r, block, target, Mode::FROZEN, None)?;
-                if block == b {
-                    target_features = Some(target);
+            let mut shallow = image;
+            for block in 1..b {
+                shallow = teacher.block(r, block, shallow, Mode::FROZEN, None)?;
+            }
+            let block_b = teacher.block(r, b, shallow, Mode::FROZEN, None)?;
+            let filtered = filter.record(r, x, Learn::Trainable)?;
+            // Features at block b, at every later one, and before the head; then the wanted predictions.
+            let suffix = |r: &mut Recorder<R>, first: Value| -> Result<(Vec<Value>, Value)> {
+                let mut features = vec![first];
+                for block in b + 1..=last {
+                    let input = features[features.len() - 1];
+                    features.push(teacher.block(r, block, input, Mode::FROZEN, None)?);
+                }
+                let (pooled, logits) = teacher.head(r, features[features.len() - 1], Mode::FROZEN)?;
+                features.push(pooled);
+                Ok((features, r.apply(Columns { index: task.columns.clone() }, &[logits])?))
+            };
+            let (wanted_features, wanted) = suffix(r, block_b)?;
+            let (features, found) = suffix(r, filtered)?;
+            let dual = r.apply(Bce { targets: Targets::Logits, minus_entropy: true }, &[found, wanted])?;
+            let mut extra = Vec::new();
+            for (i, (f, w)) in features.iter().zip(&wanted_features).enumerate() {
+                let weight = if i == 0 { d.feature } else { d.late_features / (features.len() - 1) as f32 };
+                if weight > 0.0 {
+                    extra.push((weight, r.apply(FeatureLoss, &[*f, *w])?));
                 }
             }
-            let wanted = |r: &mut Recorder<R>, x: Value| -> Result<Value> {
-                let logits = teacher.head(r, x, Mode::FROZEN)?.1;
-                r.apply(Columns { index: task.columns.clone() }, &[logits])
-            };
-            let target = wanted(r, target)?;
-            let filtered = filter.record(r, x, Learn::Trainable)?;
-            let feature = match target_features {
-                Some(f) if d.feature > 0.0 => Some(r.apply(FeatureLoss, &[filtered, f])?),
-                _ => None,
-            };
-            let mut y = filtered;
-            for block in b + 1..=last {
-                y = teacher.block(r, block, y, Mode::FROZEN, None)?;
-            }
-            let y = wanted(r, y)?;
-            let dual = r.apply(Bce { targets: Targets::Logits, minus_entropy: true }, &[y, target])?;
-            losses.push((dual, feature));
+            losses.push((dual, extra));
         }
         Ok(losses)
     }

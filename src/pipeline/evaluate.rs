@@ -1,6 +1,5 @@
 //! Average precision of a weights file on labelled images. The only part of the pipeline that sees labels.
 
-use super::summary::Score;
 use super::teachers::{TeacherFile, ignore_batch_counters};
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
@@ -12,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use crate::models::targetnet::TargetNet;
+use crate::summary::Score;
 use crate::weights::npz;
 use std::path::Path;
 

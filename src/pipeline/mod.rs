@@ -4,12 +4,13 @@ pub mod branch;
 pub mod checkpoint;
 pub mod dual;
 pub mod evaluate;
+pub mod forecast;
 pub mod generator;
 pub mod observer;
 pub mod run;
 pub mod schedule;
 pub mod session;
 pub mod spec;
-pub mod summary;
+
 pub mod teach;
 pub mod teachers;

@@ -7,7 +7,6 @@ use super::generator::StageOne;
 use super::observer::Observer;
 use super::session::{Session, stage_seed};
 use super::spec::{ImageSource, RunSpec};
-use super::summary::{Parameters, Score, StudentScore, Summary};
 use super::teachers::Teachers;
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
@@ -16,9 +15,12 @@ use crate::device::StepState;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::targetnet::StudentSpec;
-use crate::weights::{npz, sha256};
+use crate::report::grid_png;
+use crate::summary::{Parameters, Score, StudentScore, Summary};
+use crate::weights::{npz, sha256, write_atomic};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -68,7 +70,7 @@ struct Trained {
     chosen: usize,
 }
 
-fn baseline_prefix(source: &ImageSource) -> String {
+pub(super) fn baseline_prefix(source: &ImageSource) -> String {
     match source {
         ImageSource::Generator => String::new(),
         ImageSource::Noise => "noise.".into(),
@@ -92,7 +94,7 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
         ImageSource::Generator => {
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
-            let samples = session.out().join("samples.npz");
+            let samples = session.out().join(crate::report::SAMPLES);
             let outcome =
                 session.train(&mut engine, stage, |engine, _| save_samples(&one, engine, spec, &samples))?;
             summary.diversity = outcome.converged.get("diversity").copied().unwrap_or(0.0);
@@ -139,7 +141,7 @@ fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
     )))
 }
 
-/// Images that the report shows, `[64, h, w, c]` in [-1, 1].
+/// A grid of generated images, for the report.
 fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: &Path) -> Result<()> {
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
@@ -149,9 +151,9 @@ fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: 
     let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
     plan.reserve(engine);
     plan.replay(engine, &StepState { seed: stage_seed(spec.seed, "samples"), ..Default::default() });
-    let mut t = crate::weights::Tensors::new();
-    t.insert("images", &tape.shape(image).0, plan.output(engine, image).to_vec())?;
-    npz::save(path, &t)
+    let [n, h, w, c] = tape.shape(image).0;
+    let png = grid_png(plan.output(engine, image), n, h, w, c)?;
+    write_atomic(path, |file| file.write_all(&png))
 }
 
 const SAMPLES: usize = 64;

@@ -127,6 +127,8 @@ pub struct DualSpec {
     pub learning_rate: f32,
     /// Weight of the relative feature error beside eq. 13 (ours; 0: exactly eq. 13).
     pub feature: f32,
+    /// Weight of the relative feature errors at the teacher's later blocks and before its head, their mean (ours).
+    pub late_features: f32,
     /// Train only block b in stage b, as published; otherwise all blocks up to b (ours).
     pub freeze_earlier: bool,
     /// Weights of the two inputs of eq. 16.

@@ -1,0 +1,292 @@
+//! The command line: what a person types, and what is printed back.
+
+mod device;
+mod doctor;
+mod engine;
+mod folder;
+mod progress;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::config::{self, Loaded, Override};
+use crate::error::{Error, Result};
+use crate::pipeline::spec::RunSpec;
+use crate::report;
+use device::DeviceChoice;
+use engine::{Engine, TeacherFacts};
+use folder::{Existing, Folder};
+use progress::{Audience, Progress};
+
+/// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
+///
+/// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable device,
+/// 6 out of memory, 7 diverged or collapsed.
+#[derive(Parser)]
+#[command(name = "dfka-engine", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train the student that a config describes
+    Run(RunArgs),
+    /// Train a teacher from labelled data
+    Teach(TeachArgs),
+    /// Average precision of trained weights on labelled images
+    Eval(EvalArgs),
+    /// Open everything a run needs and forecast its cost, without running it
+    Check(CheckArgs),
+    /// What this machine offers
+    Doctor,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    out: OutArgs,
+    /// Go on from the last checkpoint in the output folder
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+}
+
+#[derive(Args)]
+struct TeachArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    out: OutArgs,
+}
+
+#[derive(Args)]
+struct EvalArgs {
+    /// An npz that carries its architecture and labels
+    weights: PathBuf,
+    /// An npz of images and targets
+    data: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// A TOML file; the paths in it are relative to its folder
+    config: PathBuf,
+    /// Replace or add one value: a dotted path and TOML, such as generator.steps=200 or teachers.0.name=left
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Replace the config's seed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    seed: Option<u64>,
+}
+
+#[derive(Args)]
+struct DeviceArgs {
+    /// auto, cpu, cuda, cuda:N or emu
+    #[arg(long, default_value = "auto", value_parser = device::parse)]
+    device: DeviceChoice,
+}
+
+#[derive(Args)]
+struct OutArgs {
+    /// Output folder [default: runs/NAME-seedN]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write into an output folder that holds files already, replacing what an earlier run left
+    #[arg(long)]
+    force: bool,
+    /// No progress, only the result
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Parses `args` and does what they ask. Printing is over when this returns, save for an error's one line.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version come this way too, with exit code 0. A closed pipe has nobody to tell.
+            let _ = e.print();
+            return Ok(ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2)));
+        }
+    };
+    say(&answer(&cli.command, &engine::PIPELINE)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does what a command asks; what is left to print.
+fn answer(command: &Command, engine: &Engine) -> Result<String> {
+    match command {
+        Command::Run(args) => run_student(args, engine),
+        Command::Teach(args) => teach(args, engine),
+        Command::Eval(args) => eval(args, engine),
+        Command::Check(args) => check(args, engine),
+        Command::Doctor => Ok(doctor::report()),
+    }
+}
+
+fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
+    let Loaded { spec, resolved, source } = config::load_run(&args.config.config, &args.config.overrides()?)?;
+    let device = args.device.device.open()?;
+    let existing = match (args.resume, args.out.force) {
+        (true, _) => Existing::Resume,
+        (false, true) => Existing::Replace,
+        (false, false) => Existing::Refuse,
+    };
+    let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
+    check_against_teachers(&spec, &source, engine)?;
+    folder.prepare(&resolved)?;
+
+    let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?;
+    progress.say(&format!("{device}; output in {}", folder.path().display()));
+    let summary = (engine.run)(&spec, folder.path(), args.resume, &mut progress);
+    let logged = progress.finish();
+    let summary = summary?;
+    logged?;
+    report::write(folder.path(), &summary)?;
+    Ok(report::final_table(&summary))
+}
+
+fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
+    let Loaded { spec, resolved, source: _ } =
+        config::load_teach(&args.config.config, &args.config.overrides()?)?;
+    let device = args.device.device.open()?;
+    let existing = if args.out.force { Existing::Replace } else { Existing::Refuse };
+    let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
+    folder.prepare(&resolved)?;
+
+    let mut progress = Progress::start(folder.path(), false, args.out.audience())?;
+    progress.say(&format!("{device}; output in {}", folder.path().display()));
+    let summary = (engine.teach)(&spec, folder.path(), false, &mut progress);
+    let logged = progress.finish();
+    let summary = summary?;
+    logged?;
+    Ok(lines(&summary))
+}
+
+fn eval(args: &EvalArgs, engine: &Engine) -> Result<String> {
+    args.device.device.open()?;
+    let score = (engine.evaluate)(&args.weights, &args.data)?;
+    if args.json {
+        return pretty(&json!(score));
+    }
+    Ok(report::score_table(&args.weights.display().to_string(), &score))
+}
+
+fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
+    let Loaded { spec, source, resolved: _ } =
+        config::load_run(&args.config.config, &args.config.overrides()?)?;
+    let device = args.device.device.open()?;
+    let teachers = check_against_teachers(&spec, &source, engine)?;
+    let forecast = (engine.forecast)(&spec)?;
+    if args.json {
+        return pretty(
+            &json!({ "config": spec, "device": device, "teachers": teachers, "forecast": forecast }),
+        );
+    }
+    let mut text = format!("{}: fits its teachers\n{device}\n", args.config.config.display());
+    for (spec, facts) in spec.teachers.iter().zip(&teachers) {
+        text +=
+            &format!("teacher {}: {} labels, channels {:?}\n", spec.name, facts.labels.len(), facts.channels);
+    }
+    Ok(text + &lines(&forecast))
+}
+
+/// What a config asks for is what its teachers have: wrong here costs a second, later twenty minutes.
+fn check_against_teachers(
+    spec: &RunSpec,
+    source: &config::Source,
+    engine: &Engine,
+) -> Result<Vec<TeacherFacts>> {
+    let teachers = (engine.open_teachers)(spec)?;
+    let labels: Vec<_> = teachers.iter().map(|t| t.labels.clone()).collect();
+    config::check_labels(spec, &labels, source)?;
+    for teacher in &teachers {
+        config::check_network(spec, &teacher.channels, source)?;
+    }
+    Ok(teachers)
+}
+
+impl ConfigArgs {
+    fn overrides(&self) -> Result<Vec<Override>> {
+        let sets: Result<Vec<_>> = self.sets.iter().map(|s| Override::set(s)).collect();
+        Ok(sets?.into_iter().chain(self.seed.map(Override::seed)).collect())
+    }
+}
+
+impl OutArgs {
+    fn path(&self, name: &str, seed: u64) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-seed{seed}")))
+    }
+
+    fn audience(&self) -> Audience {
+        if self.quiet { Audience::Nobody } else { Audience::of_stderr() }
+    }
+}
+
+/// Prints a result. Whoever closed the pipe has read enough.
+fn say(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::Run(format!("cannot write to standard output: {e}")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn pretty(value: &Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Run(format!("cannot print the result as JSON: {e}")))?;
+    Ok(text + "\n")
+}
+
+/// A JSON object as one `path  value` a line.
+fn lines(value: &Value) -> String {
+    fn walk(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    walk(&path, value, out);
+                }
+            }
+            Value::String(text) => out.push((path.into(), text.clone())),
+            other => out.push((path.into(), other.to_string())), // lists in one line, and scalars
+        }
+    }
+    let mut out = Vec::new();
+    walk("", value, &mut out);
+    let width = out.iter().map(|(path, _)| path.chars().count()).max().unwrap_or(0);
+    out.iter().map(|(path, value)| format!("{path:<width$}  {value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests;

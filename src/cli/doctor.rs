@@ -1,0 +1,177 @@
+//! `doctor`: what this machine offers. Files are looked at, nothing is loaded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub fn report() -> String {
+    let threads = std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string());
+    let rows = [
+        ("version", format!("dfka-engine {}", env!("CARGO_PKG_VERSION"))),
+        ("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
+        ("cpu", cpu_name()),
+        ("cpu features", cpu_features()),
+        ("threads", format!("{threads} available, {} used", rayon::current_num_threads())),
+        ("memory", memory()),
+        ("devices", "cpu (this version has no CUDA backend and no emulator yet)".into()),
+        ("nvidia driver", driver()),
+        ("libcuda", find("libcuda.so").in_words()),
+        ("libnvrtc", find("libnvrtc.so").in_words()),
+        ("nvrtc builtins", find("libnvrtc-builtins.so").in_words()),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+}
+
+/// The outcome of a search for a shared library.
+pub enum Found {
+    At(PathBuf),
+    NotIn(usize),
+}
+
+impl Found {
+    pub fn in_words(&self) -> String {
+        match self {
+            Found::At(path) => path.display().to_string(),
+            Found::NotIn(folders) => {
+                format!("not found in LD_LIBRARY_PATH and the usual places ({folders} folders)")
+            }
+        }
+    }
+}
+
+/// Looks where the dynamic loader would, and where CUDA's installers put things, for `name` with any version behind.
+pub fn find(name: &str) -> Found {
+    let folders = library_folders();
+    match folders.iter().find_map(|folder| versioned(folder, name)) {
+        Some(path) => Found::At(path),
+        None => Found::NotIn(folders.len()),
+    }
+}
+
+/// The shortest match in one folder: `libcuda.so` before `libcuda.so.1`.
+fn versioned(folder: &Path, name: &str) -> Option<PathBuf> {
+    let fits =
+        |file: &str| file.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
+    let best = files.filter(|f| f.to_str().is_some_and(fits)).min_by_key(|f| (f.len(), f.clone()))?;
+    Some(folder.join(best))
+}
+
+/// Those that exist, in the order of the search.
+fn library_folders() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    if let Some(paths) = std::env::var_os("LD_LIBRARY_PATH") {
+        folders.extend(std::env::split_paths(&paths).filter(|p| p.is_absolute()));
+    }
+    for root in ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os) {
+        folders.extend(["lib64", "lib"].map(|lib| Path::new(&root).join(lib)));
+    }
+    folders.extend(loader_folders());
+    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let targets = format!("/usr/local/cuda/targets/{}-linux/lib", std::env::consts::ARCH);
+    for folder in [
+        &format!("/usr/lib/{triple}"),
+        &format!("/lib/{triple}"),
+        "/usr/lib64",
+        "/lib64",
+        "/usr/lib",
+        "/lib",
+        "/usr/local/lib",
+        "/usr/local/cuda/lib64",
+        &targets,
+        "/usr/local/nvidia/lib64",
+        "/usr/lib/wsl/lib",
+        "/run/opengl-driver/lib",
+    ] {
+        folders.push(folder.into());
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    folders.retain(|f| f.is_dir() && seen.insert(f.clone()));
+    folders
+}
+
+/// What `/etc/ld.so.conf.d` adds.
+fn loader_folders() -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir("/etc/ld.so.conf.d") else { return Vec::new() };
+    let mut files: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    files.sort();
+    let texts = files.iter().filter_map(|f| fs::read_to_string(f).ok());
+    texts
+        .flat_map(|text| text.lines().map(|l| l.trim().to_owned()).collect::<Vec<_>>())
+        .filter(|line| line.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
+fn driver() -> String {
+    match fs::read_to_string("/proc/driver/nvidia/version") {
+        Ok(text) => text.lines().next().unwrap_or_default().trim().into(),
+        Err(_) => "not loaded (no /proc/driver/nvidia/version)".into(),
+    }
+}
+
+fn cpu_name() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
+    name.map_or("unknown".into(), |(_, name)| name.trim().into())
+}
+
+fn cpu_features() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let features = [
+        ("avx2", std::is_x86_feature_detected!("avx2")),
+        ("fma", std::is_x86_feature_detected!("fma")),
+        ("f16c", std::is_x86_feature_detected!("f16c")),
+        ("avx512f", std::is_x86_feature_detected!("avx512f")),
+        ("avx512bw", std::is_x86_feature_detected!("avx512bw")),
+        ("avx512vl", std::is_x86_feature_detected!("avx512vl")),
+        ("avx512bf16", std::is_x86_feature_detected!("avx512bf16")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let features = [
+        ("neon", std::arch::is_aarch64_feature_detected!("neon")),
+        ("sve", std::arch::is_aarch64_feature_detected!("sve")),
+        ("bf16", std::arch::is_aarch64_feature_detected!("bf16")),
+    ];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let features: [(&str, bool); 0] = [];
+    let names: Vec<&str> = features.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect();
+    if names.is_empty() { "none that this program looks for".into() } else { names.join(" ") }
+}
+
+fn memory() -> String {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let gib = |key: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+        let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kib / 1024.0 / 1024.0)
+    };
+    let (Some(total), Some(free)) = (gib("MemTotal"), gib("MemAvailable")) else { return "unknown".into() };
+    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|l| l.trim().parse::<f64>().ok()).map(|l| l / 1024f64.powi(3));
+    let limit = limit.map_or(String::new(), |l| format!(", limited to {l:.1} GiB"));
+    format!("{total:.1} GiB, {free:.1} GiB available{limit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_a_version_but_not_a_namesake() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["libcudart.so.12", "libcuda.so.580.65", "libcuda.so.1"] {
+            fs::write(dir.path().join(file), b"").unwrap();
+        }
+        assert_eq!(versioned(dir.path(), "libcuda.so"), Some(dir.path().join("libcuda.so.1")));
+        assert_eq!(versioned(dir.path(), "libnvrtc.so"), None);
+        assert_eq!(versioned(&dir.path().join("missing"), "libcuda.so"), None);
+    }
+
+    #[test]
+    fn reports_every_row() {
+        let text = report();
+        for row in ["version ", "cpu features ", "threads ", "memory ", "libcuda ", "libnvrtc "] {
+            assert!(text.lines().any(|l| l.starts_with(row)), "{row}\n{text}");
+        }
+    }
+}

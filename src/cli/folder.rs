@@ -1,0 +1,153 @@
+//! The output folder: made, refused, resumed or replaced.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::pipeline::checkpoint;
+use crate::report;
+use crate::weights::write_atomic;
+
+/// What to do with a folder that holds files already.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Existing {
+    Refuse,
+    Resume,
+    Replace,
+}
+
+/// A folder that a run may write to.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    existing: Existing,
+}
+
+impl Folder {
+    /// Decides without touching anything, so that a refusal leaves no trace.
+    pub fn choose(path: PathBuf, existing: Existing, resolved: &str) -> Result<Self> {
+        let shown = path.display();
+        let is_empty = match fs::read_dir(&path) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(e) if e.kind() == ErrorKind::NotFound => true,
+            Err(e) if e.kind() == ErrorKind::NotADirectory => {
+                return Err(Error::Usage(format!(
+                    "output folder {shown}: a file of that name is in the way"
+                )));
+            }
+            Err(e) => return Err(Error::io("read", &path, e)),
+        };
+        match existing {
+            Existing::Refuse if !is_empty => {
+                return Err(Error::Usage(format!(
+                    "output folder {shown} is not empty; --resume goes on with it, --force replaces what an earlier \
+                     run left, --out names another"
+                )));
+            }
+            Existing::Resume => check_same(&path, resolved)?,
+            Existing::Refuse | Existing::Replace => {}
+        }
+        Ok(Folder { path, existing })
+    }
+
+    /// Makes the folder and puts the config in it. An earlier run's results go first: beside a config that did not
+    /// make them they would be a lie.
+    pub fn prepare(&self, resolved: &str) -> Result<()> {
+        fs::create_dir_all(&self.path).map_err(|e| Error::io("make the output folder", &self.path, e))?;
+        if self.existing == Existing::Resume {
+            return Ok(());
+        }
+        for name in [
+            report::SUMMARY,
+            report::HTML,
+            report::SAMPLES,
+            report::METRICS,
+            report::CONFIG,
+            checkpoint::FILE,
+        ] {
+            let old = self.path.join(name);
+            match fs::remove_file(&old) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("replace", &old, e)),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        write_atomic(self.path.join(report::CONFIG), |w| w.write_all(resolved.as_bytes()))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A resumed run continues what was begun: half of one config and half of another is neither.
+fn check_same(folder: &Path, resolved: &str) -> Result<()> {
+    let path = folder.join(report::CONFIG);
+    let begun = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let message = format!("--resume: nothing to go on with, {} does not exist", path.display());
+            return Err(Error::Usage(message));
+        }
+        Err(e) => return Err(Error::io("read", &path, e)),
+    };
+    if begun == resolved {
+        return Ok(());
+    }
+    let (mut there, mut here) = (begun.lines(), resolved.lines());
+    let mut line = 0;
+    loop {
+        line += 1;
+        let (a, b) = (there.next(), here.next());
+        if a != b || a.is_none() {
+            let shown = |text: Option<&str>| text.map_or("nothing".to_owned(), |t| format!("`{t}`"));
+            return Err(Error::Usage(format!(
+                "--resume: the config differs from what was begun, {}:{line} has {}, the config now gives {}",
+                path.display(),
+                shown(a),
+                shown(b)
+            )));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_and_empty_folders_are_taken_others_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let folder = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        assert!(!path.exists(), "choosing touches nothing");
+        folder.prepare("x = 1\n").unwrap();
+        assert_eq!(fs::read_to_string(path.join(report::CONFIG)).unwrap(), "x = 1\n");
+
+        let e = Folder::choose(path.clone(), Existing::Refuse, "").unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+        let e = Folder::choose(path.join(report::CONFIG), Existing::Refuse, "").unwrap_err();
+        assert!(e.to_string().contains("in the way"), "{e}");
+        let e = Folder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("nothing to go on with"), "{e}");
+    }
+
+    #[test]
+    fn resume_wants_the_same_config_and_force_drops_old_results() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        let keep = path.join("notes.txt");
+        fs::write(&keep, "mine").unwrap();
+        fs::write(path.join(report::CONFIG), "a = 1\nb = 2\n").unwrap();
+        fs::write(path.join(report::SUMMARY), "{}").unwrap();
+
+        Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 2\n").unwrap();
+        let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 3\n").unwrap_err().to_string();
+        assert!(e.contains(":2 has `b = 2`, the config now gives `b = 3`"), "{e}");
+        let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\n").unwrap_err().to_string();
+        assert!(e.contains("gives nothing"), "{e}");
+
+        Folder::choose(path.clone(), Existing::Replace, "new").unwrap().prepare("new").unwrap();
+        assert!(keep.exists() && !path.join(report::SUMMARY).exists());
+    }
+}

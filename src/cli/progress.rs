@@ -1,0 +1,258 @@
+//! Shows a run as it goes, and writes `metrics.jsonl`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::error::{Error, Result};
+use crate::pipeline::observer::Observer;
+use crate::report::METRICS;
+use crate::report::duration;
+use crate::report::metrics::Record;
+
+const TEMPLATE: &str = "{prefix:14} {bar:12} {pos}/{len}  {elapsed}, {eta} left  {wide_msg}";
+
+/// Who reads along.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Audience {
+    /// A bar for each stage.
+    Terminal,
+    /// A line for each tenth of a stage.
+    Pipe,
+    Nobody,
+}
+
+impl Audience {
+    pub fn of_stderr() -> Self {
+        if io::stderr().is_terminal() { Audience::Terminal } else { Audience::Pipe }
+    }
+}
+
+pub struct Progress {
+    audience: Audience,
+    log: Log,
+    stage: String,
+    steps: usize,
+    begun: Instant,
+    bar: Option<ProgressBar>,
+    /// The first step seen of the stage: not 0 where a resumed run goes on.
+    first: Option<usize>,
+    /// Tenths of the stage that a line told of.
+    tenths: usize,
+}
+
+impl Progress {
+    /// Metrics go to `folder`: behind those already there when resuming, else into a new file.
+    pub fn start(folder: &Path, is_resumed: bool, audience: Audience) -> Result<Self> {
+        let log = Log::open(folder.join(METRICS), is_resumed)?;
+        let (stage, begun) = (String::new(), Instant::now());
+        Ok(Progress { audience, log, stage, steps: 0, begun, bar: None, first: None, tenths: 0 })
+    }
+
+    /// A line for whoever reads along.
+    pub fn say(&self, line: &str) {
+        match (self.audience, &self.bar) {
+            (Audience::Nobody, _) => {}
+            (Audience::Terminal, Some(bar)) => bar.println(line),
+            (Audience::Terminal, None) | (Audience::Pipe, _) => {
+                // A reader who left does not stop the run.
+                let _ = writeln!(io::stderr(), "{line}");
+            }
+        }
+    }
+
+    /// Ends the last stage; tells whether every metric was written.
+    pub fn finish(mut self) -> Result<()> {
+        self.end_stage();
+        self.log.close()
+    }
+
+    fn end_stage(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn stage(&mut self, name: &str, steps: usize) {
+        self.end_stage();
+        (self.stage, self.steps, self.begun) = (name.into(), steps, Instant::now());
+        (self.first, self.tenths) = (None, 0);
+        if self.audience == Audience::Terminal {
+            let bar = ProgressBar::new(steps as u64).with_prefix(self.stage.clone());
+            // A test has seen the template; indicatif's own bar is the fallback.
+            if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+                bar.set_style(style);
+            }
+            self.bar = Some(bar);
+        }
+    }
+
+    fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>) {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let metrics: Vec<(String, f32)> = metrics.map(|(name, value)| (name.into(), value)).collect();
+        let first = *self.first.get_or_insert(step);
+        match self.audience {
+            Audience::Terminal => {
+                if let Some(bar) = &self.bar {
+                    if step == first && first > 0 {
+                        bar.set_position(first as u64);
+                        bar.reset_eta();
+                    }
+                    bar.set_position(step as u64 + 1);
+                    bar.set_message(in_words(&metrics));
+                }
+            }
+            Audience::Pipe => {
+                let tenths = ((step + 1) * 10).checked_div(self.steps).unwrap_or(0);
+                if tenths > self.tenths {
+                    self.tenths = tenths;
+                    self.say(&tenth(&self.stage, step, first, self.steps, seconds, &metrics));
+                }
+            }
+            Audience::Nobody => {}
+        }
+        let metrics = metrics.into_iter().map(|(name, v)| (name, v.is_finite().then_some(v))).collect();
+        self.log.write(&Record { stage: self.stage.clone(), step, seconds, metrics });
+    }
+
+    fn note(&mut self, line: &str) {
+        self.say(line);
+    }
+}
+
+/// `generator: 40/400 (10 %) in 3.1 s, 28 s left  total 1.2000`.
+fn tenth(
+    stage: &str,
+    step: usize,
+    first: usize,
+    steps: usize,
+    seconds: f64,
+    metrics: &[(String, f32)],
+) -> String {
+    let done = step + 1;
+    let left = seconds / done.saturating_sub(first).max(1) as f64 * steps.saturating_sub(done) as f64;
+    format!(
+        "{stage}: {done}/{steps} ({} %) in {}, {} left  {}",
+        done * 100 / steps.max(1),
+        duration(seconds),
+        duration(left),
+        in_words(metrics)
+    )
+}
+
+fn in_words(metrics: &[(String, f32)]) -> String {
+    let each = metrics.iter().map(|(name, value)| format!("{name} {}", four_digits(*value)));
+    each.collect::<Vec<_>>().join("  ")
+}
+
+/// Enough to see a loss move.
+fn four_digits(value: f32) -> String {
+    if value != 0.0 && !(1e-3..1e5).contains(&value.abs()) {
+        format!("{value:.3e}")
+    } else {
+        format!("{value:.4}")
+    }
+}
+
+/// `metrics.jsonl`. An observer has no way to fail, so the first failure waits for `close`.
+struct Log {
+    path: PathBuf,
+    file: BufWriter<File>,
+    flushed: Instant,
+    failure: Option<io::Error>,
+}
+
+impl Log {
+    fn open(path: PathBuf, is_resumed: bool) -> Result<Self> {
+        let open = || -> io::Result<File> {
+            if !is_resumed {
+                return File::create(&path);
+            }
+            let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
+            // A run that was killed may have left half a line.
+            if file.metadata()?.len() > 0 {
+                let mut last = [0];
+                file.seek(SeekFrom::End(-1))?;
+                file.read_exact(&mut last)?;
+                if last != *b"\n" {
+                    file.write_all(b"\n")?;
+                }
+            }
+            Ok(file)
+        };
+        let file = open().map_err(|e| Error::io("write", &path, e))?;
+        Ok(Log { path, file: BufWriter::new(file), flushed: Instant::now(), failure: None })
+    }
+
+    fn write(&mut self, record: &Record) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.failure = self.try_write(record).err();
+    }
+
+    fn try_write(&mut self, record: &Record) -> io::Result<()> {
+        serde_json::to_writer(&mut self.file, record)?;
+        self.file.write_all(b"\n")?;
+        // Often enough to follow with `tail -f`, seldom enough to cost nothing.
+        if self.flushed.elapsed() > Duration::from_secs(1) {
+            self.file.flush()?;
+            self.flushed = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn close(mut self) -> Result<()> {
+        match self.failure.take().map_or_else(|| self.file.flush(), Err) {
+            Ok(()) => Ok(()),
+            Err(e) => Err(Error::io("write", &self.path, e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::metrics::parse;
+
+    fn go(folder: &Path, is_resumed: bool, from: usize) {
+        for audience in [Audience::Terminal, Audience::Nobody] {
+            let mut p = Progress::start(folder, is_resumed, audience).unwrap();
+            p.stage("generator", 30);
+            for step in from..30 {
+                p.step(step, &mut [("oh", step as f32), ("ie", f32::NAN)].into_iter());
+            }
+            p.stage("dual 1", 0);
+            p.note("a note");
+            p.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn metrics_are_logged_and_resumed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(METRICS);
+        go(dir.path(), false, 0);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 30, "a new run starts a new file");
+        assert!(text.contains("\"ie\":null"), "{text}");
+
+        std::fs::write(&path, text + "{\"stage\":\"gen").unwrap();
+        go(dir.path(), true, 20);
+        let stages = parse(&std::fs::read_to_string(&path).unwrap());
+        assert_eq!((stages.len(), stages[0].curves["oh"].len()), (1, 30));
+    }
+
+    #[test]
+    fn lines_and_bars_read_well() {
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
+        let metrics = [("total".into(), 0.5), ("oh".into(), 2e-7)];
+        let line = "generator: 300/400 (75 %) in 3.0 s, 1.5 s left  total 0.5000  oh 2.000e-7";
+        assert_eq!(tenth("generator", 299, 100, 400, 3.0, &metrics), line);
+    }
+}

@@ -1,0 +1,296 @@
+//! Text to a validated spec: `RawRun` and `RawTeach` mirror the TOML, [`RunSpec`](crate::pipeline::spec::RunSpec) and
+//! [`TeachSpec`](crate::pipeline::spec::TeachSpec) cannot hold a value that is invalid on its own.
+//!
+//! Adding a key takes three lines: the field of the spec (`pipeline/spec.rs`); the field of the raw table that mirrors
+//! the file, an `Option` where there is a default; and one line in `build`, which gives the default and the range:
+//!
+//! ```text
+//! shift: source.count("generator.shift", or(&mut raw.shift, 6), 0..=64)?,
+//! ```
+//!
+//! Nothing else: `or` also stores the default in the raw table, which is what `resolved.toml` is printed from; unknown
+//! keys, wrong types and the nearest suggestion follow from the struct; the line of an error follows from the path.
+//!
+//! What only the teachers' files can tell (labels, blocks, channels) is checked by [`check_labels`] and
+//! [`check_network`], which still know the lines.
+
+mod fit;
+mod labels;
+mod run;
+mod source;
+mod suggest;
+mod teach;
+
+pub use fit::{check_labels, check_network};
+pub use run::load_run;
+pub use source::{Override, Source};
+pub use suggest::nearest;
+pub use teach::load_teach;
+
+use crate::error::{Error, Result};
+
+/// A spec with the text it came from and the text that would give it again.
+#[derive(Debug)]
+pub struct Loaded<S> {
+    pub spec: S,
+    /// TOML with every default spelled out and every path absolute.
+    pub resolved: String,
+    /// Where each value was written, for checks that need the teachers' files.
+    pub source: Source,
+}
+
+/// The value of an optional key; a missing one becomes the default in the raw table too.
+fn or<T: Clone>(slot: &mut Option<T>, default: T) -> T {
+    slot.get_or_insert(default).clone()
+}
+
+/// A name that is safe as the name of a folder.
+fn folder_name(source: &Source, path: &str, name: &str) -> Result<String> {
+    let fits = !name.is_empty()
+        && name.chars().count() <= 80
+        && !name.starts_with('.')
+        && !name.chars().any(|c| c.is_control() || "/\\:*?\"<>|".contains(c));
+    if fits {
+        return Ok(name.into());
+    }
+    Err(source.fail(
+        path,
+        format!(
+            "`{path}` names the output folder: expected 1 to 80 characters, no leading dot, none of / \\ : * ? \" < > |; \
+             found {name:?}"
+        ),
+    ))
+}
+
+/// A seed: TOML's integers end at 2^63 - 1.
+fn seed(source: &Source, value: i64) -> Result<u64> {
+    u64::try_from(value)
+        .map_err(|_| source.fail("seed", format!("`seed` is {value}; expected 0 to {}", i64::MAX)))
+}
+
+/// The raw table, its defaults now filled in, as TOML.
+fn print(raw: &impl serde::Serialize) -> Result<String> {
+    toml::to_string(raw).map_err(|e| Error::Run(format!("cannot print the resolved config: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::spec::*;
+
+    const SMALL: &str = r#"name = "small"
+[[teachers]]
+name = "left"
+weights = "weights/left.npz"
+[[teachers]]
+name = "right"
+weights = "/abs/right.npz"
+[dual]
+steps = [10, 20]
+"#;
+
+    const TEACH: &str = r#"name = "t"
+[data]
+train = "a.npz"
+[network]
+block = "basic"
+widths = [16, 32]
+depths = [1, 1]
+stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
+"#;
+
+    fn load_text(text: &str, sets: &[&str]) -> Result<Loaded<RunSpec>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        load_run(&path, &sets.iter().map(|s| Override::set(s).unwrap()).collect::<Vec<_>>())
+    }
+
+    fn teach_text(text: &str, sets: &[&str]) -> Result<Loaded<TeachSpec>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        load_teach(&path, &sets.iter().map(|s| Override::set(s).unwrap()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_small_config_gets_every_default() {
+        let spec = load_text(SMALL, &[]).unwrap().spec;
+        assert_eq!((spec.name.as_str(), spec.seed, spec.student.labels.len()), ("small", 0, 0));
+        assert!(spec.teachers[0].weights.ends_with("weights/left.npz"));
+        assert!(spec.teachers[0].weights.is_absolute(), "relative to the config's folder");
+        assert_eq!(spec.teachers[1].weights, std::path::Path::new("/abs/right.npz"));
+        assert_eq!(spec.student.init, StudentInit::Scratch);
+        assert_eq!(spec.student.branch, Branch::Auto { least: 1 });
+        assert_eq!(spec.dual.steps, [10, 20]);
+        assert_eq!(spec.loss.recipe, Recipe::Conditional { max_labels: 3 });
+        assert!(spec.baselines.is_empty() && spec.evaluation.is_none());
+    }
+
+    #[test]
+    fn the_published_recipe_is_the_papers_and_keys_override_it() {
+        let loss = |sets: &[&str]| load_text(SMALL, sets).unwrap().spec.loss;
+        let l = loss(&["loss.recipe=published"]);
+        assert_eq!((l.alpha, l.beta, l.gamma, l.statistics), (1.0, 1.0, 5.0, 0.0));
+        let l = loss(&["loss.recipe=published", "loss.gamma=2.2"]);
+        assert_eq!((l.alpha, l.beta, l.gamma, l.statistics), (1.0, 1.0, 2.2, 0.0));
+        let l = loss(&["loss.recipe=balanced", "loss.share=0.1"]);
+        assert_eq!(l.recipe, Recipe::Balanced { share: 0.1 });
+    }
+
+    #[test]
+    fn every_key_reaches_the_spec_and_the_resolved_text_gives_it_again() {
+        let sets = [
+            "seed=7",
+            "student.labels=['b', 'a']",
+            "student.init='teacher:right'",
+            "student.branch=2",
+            "student.filter_reduction=8",
+            "generator.groups=1",
+            "generator.betas=[0, 0.9]",
+            "loss.recipe=balanced",
+            "dual.images=real:x/y.npz",
+            "dual.lambda_in=[1, 0.3]",
+            "dual.augment.mix_max=0.3",
+            "evaluation.data=eval.npz",
+            "baselines.noise=true",
+            "baselines.ka=ka.npz",
+        ];
+        let loaded = load_text(SMALL, &sets).unwrap();
+        let spec = &loaded.spec;
+        assert_eq!(spec.student.labels, ["b", "a"]);
+        assert_eq!(spec.student.init, StudentInit::Teacher(1));
+        assert_eq!(spec.student.branch, Branch::Block(2));
+        assert_eq!(spec.dual.lambda_in, [1.0, 0.3]);
+        assert_eq!(spec.baselines.len(), 2);
+        let again = load_text(&loaded.resolved, &[]).unwrap();
+        assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(spec).unwrap());
+        assert_eq!(again.resolved, loaded.resolved);
+        assert!(loaded.resolved.contains("learning_rate = 0.001\n"), "{}", loaded.resolved);
+    }
+
+    #[test]
+    fn out_of_range_and_contradiction_are_refused() {
+        for (set, expected) in [
+            ("generator.learning_rate=0", "expected above 0 and at most 1"),
+            ("generator.learning_rate=nan", "`generator.learning_rate` is NaN"),
+            ("generator.batch=-3", "`generator.batch` is -3"),
+            ("generator.betas=[0.5, 1.0]", "`generator.betas.1` is 1; expected at least 0 and below 1"),
+            ("generator.betas=[0.5]", "expected a list of length 2"),
+            ("dual.steps=[]", "`dual.steps` is empty"),
+            ("dual.steps=[1, 0]", "`dual.steps.1` is 0"),
+            ("dual.augment.flip=1.5", "`dual.augment.flip` is 1.5"),
+            ("dual.images=genrator", "did you mean `generator`?"),
+            ("dual.images='real:'", "is empty"),
+            ("loss.recipe=publishd", "did you mean `published`?"),
+            ("loss.share=0.1", "`loss.share` applies to recipe = \"balanced\" only"),
+            ("student.labels=some", "\"all\" or a list"),
+            ("student.labels=3", "found integer `3`, expected \"all\" or a list of labels"),
+            ("student.labels=['a','b','a']", "label `a` is listed twice"),
+            ("student.labels=[]", "empty list"),
+            ("student.labels=['']", "empty label"),
+            ("student.init='teacher:rigth'", "did you mean `right`?"),
+            ("student.branch=later", "expected \"auto\" or the number of a block"),
+            ("student.branch=1.5", "expected \"auto\" or the number of a block"),
+            ("teachers.1.name=left", "two teachers are named `left`"),
+            ("teachers=[]", "at least one"),
+            ("name='a/b'", "names the output folder"),
+            ("name='..'", "names the output folder"),
+            ("seed=-1", "`seed` is -1"),
+            ("seed=9223372036854775808", "seed"),
+            ("baselines.noise=1", "expected true or false"),
+        ] {
+            let e = load_text(SMALL, &[set]).unwrap_err();
+            assert_eq!(e.exit_code(), 3);
+            let text = e.to_string();
+            assert!(text.contains(expected) && text.starts_with("--set"), "{set}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_second_phase_knows_the_lines() {
+        let text = SMALL.to_owned()
+            + "[student]\nlabels = [\n  \"bus\",\n  \"tabel\",\n]\nfilter_reduction = 3\n[generator]\ngroups = 3\n";
+        let l = load_text(&text, &[]).unwrap();
+        let of = |names: &[&str]| names.iter().map(|s| s.to_string()).collect::<Vec<_>>();
+        check_labels(&l.spec, &[of(&["bus"]), of(&["tabel"])], &l.source).unwrap();
+        let e =
+            check_labels(&l.spec, &[of(&["bus", "car"]), of(&["table"])], &l.source).unwrap_err().to_string();
+        assert!(e.ends_with("c.toml:13: no teacher knows the label `tabel`; did you mean `table`?"), "{e}");
+
+        let network = |sets: &[&str], channels: &[usize]| {
+            let l = load_text(&text, sets).unwrap();
+            check_network(&l.spec, channels, &l.source).map_err(|e| e.to_string())
+        };
+        let e = network(&[], &[6, 16]).unwrap_err();
+        assert!(
+            e.contains("c.toml:15: `student.filter_reduction` is 3, which does not divide the 16"),
+            "{e}"
+        );
+        let e = network(&[], &[6, 12]).unwrap_err();
+        assert!(e.contains("c.toml:17: `generator.groups` is 3; the teachers have 2 blocks"), "{e}");
+        let e = network(&["dual.steps=[1]"], &[6, 6, 12]).unwrap_err();
+        assert!(e.starts_with("--set dual.steps=[1]: `dual.steps` has 1 entries; expected 3"), "{e}");
+        let e = network(&["generator.groups=1", "student.branch=4"], &[6, 12]).unwrap_err();
+        assert!(e.contains("`student.branch` is 4"), "{e}");
+        network(&["dual.steps=[1, 1, 1]"], &[6, 6, 12]).unwrap();
+    }
+
+    #[test]
+    fn a_teachers_config_loads_resolves_and_refuses() {
+        let loaded = teach_text(TEACH, &["training.steps=7", "init=b.npz"]).unwrap();
+        assert_eq!((loaded.spec.steps, &loaded.spec.widths[..]), (7, &[16, 32][..]));
+        let again = teach_text(&loaded.resolved, &[]).unwrap();
+        assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(&loaded.spec).unwrap());
+        for (set, expected) in [
+            ("network.depths=[1]", "`network.depths` has 1 entries"),
+            ("network.stem.kernel=4", "expected an odd number"),
+            ("network.block=basci", "expected `basic` or `bottleneck`"),
+            ("data.scenes={archives='x', count=5}", "either `train"),
+            ("training.bacth=9", "did you mean `batch`?"),
+        ] {
+            let e = teach_text(TEACH, &[set]).unwrap_err().to_string();
+            assert!(e.contains(expected), "{set}: {e}");
+        }
+        let e = teach_text(&TEACH.replace(", max_pool = false", ""), &[]).unwrap_err().to_string();
+        assert!(e.ends_with("c.toml:8: missing key `network.stem.max_pool`"), "{e}");
+        let scenes = TEACH.replace("train = \"a.npz\"", "scenes = { archives = \"raw\", count = 100 }");
+        let spec = teach_text(&scenes, &[]).unwrap().spec;
+        assert!(matches!(
+            spec.data,
+            TrainingData::Scenes { objects: [1, 3], side: [11, 15], count: 100, .. }
+        ));
+        let e = teach_text(&scenes, &["data.scenes.side=[9, 5]"]).unwrap_err().to_string();
+        assert!(e.contains("`data.scenes.side.1` is 5; expected at least 9"), "{e}");
+    }
+
+    #[test]
+    fn no_mutilation_of_a_config_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let whole = load_text(SMALL, &["student.labels=['a']", "evaluation.data=e"]).unwrap().resolved;
+        let set = Override::set("generator.steps=3").unwrap();
+        let mut state = 1u64;
+        let mut below = |n: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % n
+        };
+        let pieces =
+            ["[", "]", "\"", "'", "=", ".", "\n", "#", "1e999", "-", "nan", "{", "}", "é", "[[", "\\u"];
+        let mut accepted = 0;
+        for round in 0..500 {
+            let mut text: Vec<char> = whole.chars().collect();
+            for _ in 0..=below(3) {
+                let at = below(text.len());
+                let end = (at + below(8)).min(text.len());
+                text.splice(at..end, pieces[below(pieces.len())].chars().take(round % 4));
+            }
+            std::fs::write(&path, text.iter().collect::<String>()).unwrap();
+            match load_run(&path, std::slice::from_ref(&set)) {
+                Ok(_) => accepted += 1,
+                Err(e) => assert_eq!(e.exit_code(), 3, "{e}"),
+            }
+        }
+        assert!((1..400).contains(&accepted), "{accepted} of 500: the mutilation is too mild or too harsh");
+    }
+}

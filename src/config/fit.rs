@@ -1,0 +1,67 @@
+//! Does a config fit the teachers? Asked once their files are open; answered with the config's line.
+
+use std::collections::BTreeSet;
+
+use super::{Source, nearest};
+use crate::error::Result;
+use crate::pipeline::spec::{Branch, RunSpec};
+
+/// Every wanted label is known to a teacher.
+pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Source) -> Result<()> {
+    let known: BTreeSet<&str> = teacher_labels.iter().flatten().map(String::as_str).collect();
+    for (i, label) in spec.student.labels.iter().enumerate() {
+        if known.contains(label.as_str()) {
+            continue;
+        }
+        let hint = match nearest(label, known.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("they know: {}", shortened(&known)),
+        };
+        let message = format!("no teacher knows the label `{label}`; {hint}");
+        return Err(source.fail(&format!("student.labels.{i}"), message));
+    }
+    Ok(())
+}
+
+/// Everything that counts blocks or divides channels agrees with teachers whose block outputs have `channels`.
+pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Result<()> {
+    let blocks = channels.len();
+    let r = spec.student.filter_reduction;
+    if let Some((i, c)) = channels.iter().enumerate().find(|(_, c)| *c % r != 0) {
+        let message = format!(
+            "`student.filter_reduction` is {r}, which does not divide the {c} channels after block {}",
+            i + 1
+        );
+        return Err(source.fail("student.filter_reduction", message));
+    }
+    let most = [
+        ("generator.groups", spec.generator.groups),
+        match spec.student.branch {
+            Branch::Auto { least } => ("student.branch_least", least),
+            Branch::Block(block) => ("student.branch", block),
+        },
+    ];
+    for (path, value) in most {
+        if value > blocks {
+            let message = format!("`{path}` is {value}; the teachers have {blocks} blocks");
+            return Err(source.fail(path, message));
+        }
+    }
+    if spec.dual.steps.len() != blocks {
+        let message = format!(
+            "`dual.steps` has {} entries; expected {blocks}, one for each of the teachers' blocks",
+            spec.dual.steps.len()
+        );
+        return Err(source.fail("dual.steps", message));
+    }
+    Ok(())
+}
+
+fn shortened(names: &BTreeSet<&str>) -> String {
+    const SHOWN: usize = 20;
+    let mut text = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
+}

@@ -1,0 +1,132 @@
+//! What a run will cost, before it starts: memory, work and time, stage by stage.
+
+use super::dual::{self, StageTwo};
+use super::generator::StageOne;
+use super::session::Stage;
+use super::spec::{ImageSource, RunSpec};
+use super::teachers::Teachers;
+use crate::autograd::Engine;
+use crate::autograd::plan::Cost;
+use crate::device::StepState;
+use crate::error::Result;
+use crate::models::targetnet::{StudentSpec, TaskSpec};
+use crate::summary::Parameters;
+use std::time::Instant;
+
+/// One stage's share.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct StageForecast {
+    pub name: String,
+    pub steps: usize,
+    /// Of one step.
+    #[serde(flatten)]
+    pub cost: Cost,
+    /// Measured here, on the stage's own step.
+    pub step_ms: f64,
+    pub seconds: f64,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Forecast {
+    pub stages: Vec<StageForecast>,
+    /// All tensors that outlive a step, largest student.
+    pub store_bytes: usize,
+    /// The largest step's working memory.
+    pub arena_bytes: usize,
+    /// The process at its peak.
+    pub peak_bytes: usize,
+    pub seconds: f64,
+    /// With every task branching after the last allowed block that `student.branch` names, or the last block.
+    pub parameters: Parameters,
+}
+
+/// Code, libraries, thread stacks and what reading files takes: resident before the first tensor, and while the
+/// evaluation set is open. Measured on Linux: 17 MB at start, 12 MB of transient buffers.
+const PROCESS_BYTES: usize = 29 << 20;
+
+/// Replays that a stage's time is taken from, after one that warms up.
+const TIMED: usize = 3;
+
+/// Builds every stage as the run would, and times a few steps of each on values that are thrown away.
+pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
+    let mut stages = Vec::new();
+    let mut peak = (0, 0);
+    let mut parameters = Parameters::default();
+    let students = std::iter::once((String::new(), &spec.dual.images))
+        .chain(spec.baselines.iter().map(|source| (super::run::baseline_prefix(source), source)));
+    for (prefix, images) in students {
+        let mut spec = spec.clone();
+        spec.dual.images = images.clone();
+        let mut engine = Engine::<f32>::default();
+        let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
+        let tasks = dual::tasks(&teachers, &spec.student.labels)?;
+        let stage_one = match images {
+            ImageSource::Generator => {
+                let one = StageOne::new(&mut engine.store, &spec, &teachers);
+                let stage = one.stage(&mut engine, &spec, &teachers)?;
+                stages.push(measure(&mut engine, stage));
+                Some(one)
+            }
+            ImageSource::Noise | ImageSource::Real(_) => None,
+        };
+        let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, stage_one.as_ref())?;
+        for b in 1..=teachers.network.blocks() {
+            let name = format!("{prefix}block{b}");
+            let stage = two.stage(&mut engine, &name, &spec, &teachers, stage_one.as_ref(), b)?;
+            stages.push(measure(&mut engine, stage));
+        }
+        let here = (engine.store.bytes(), engine.arena_bytes());
+        if here.0 + here.1 > peak.0 + peak.1 {
+            peak = here;
+        }
+        if prefix.is_empty() {
+            parameters = student_parameters(&spec, &teachers, &two);
+        }
+    }
+    Ok(Forecast {
+        seconds: stages.iter().map(|s| s.seconds).sum(),
+        stages,
+        store_bytes: peak.0,
+        arena_bytes: peak.1,
+        peak_bytes: peak.0 + peak.1 + PROCESS_BYTES,
+        parameters,
+    })
+}
+
+fn measure(engine: &mut Engine<f32>, mut stage: Stage) -> StageForecast {
+    stage.plan.reserve(engine);
+    let mut times = Vec::new();
+    for step in 0..=TIMED as u64 {
+        let began = Instant::now();
+        stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr: [0.0; 4] });
+        times.push(began.elapsed().as_secs_f64());
+    }
+    let fastest = times[1..].iter().copied().fold(f64::INFINITY, f64::min);
+    StageForecast {
+        name: stage.name,
+        steps: stage.steps,
+        cost: stage.plan.cost().clone(),
+        step_ms: 1e3 * fastest,
+        seconds: fastest * stage.steps as f64,
+    }
+}
+
+fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Parameters {
+    let block = match spec.student.branch {
+        super::spec::Branch::Block(b) => b,
+        super::spec::Branch::Auto { .. } => teachers.network.blocks(),
+    };
+    let task = |t: &dual::TaskLabels| TaskSpec {
+        teacher: teachers.all[t.teacher].name.clone(),
+        labels: t.labels.clone(),
+        block,
+    };
+    let student = StudentSpec {
+        network: teachers.network.clone(),
+        filter_reduction: spec.student.filter_reduction,
+        tasks: two.tasks.iter().map(task).collect(),
+        labels: vec![],
+    };
+    let (parameters, filters) = student.parameters();
+    Parameters { teachers: teachers.parameters(), student: parameters, filters }
+}

@@ -1,0 +1,202 @@
+//! Line charts as inline SVG.
+
+use std::fmt::Write;
+
+use super::html::escape;
+
+/// One line of a chart.
+pub(super) struct Series<'a> {
+    pub name: &'a str,
+    /// CSS class, which gives the colour.
+    pub class: &'a str,
+    /// x ascending; a y that is not finite breaks the line.
+    pub points: Vec<(f64, f64)>,
+    pub markers: Markers,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Markers {
+    None,
+    Dots,
+}
+
+const W: f64 = 360.0;
+const H: f64 = 200.0;
+const LEFT: f64 = 46.0;
+const RIGHT: f64 = 12.0;
+const TOP: f64 = 10.0;
+const BOTTOM: f64 = 24.0;
+
+/// A figure with a caption, the last value in it when there is one line, a legend when there are more.
+pub(super) fn line_chart(title: &str, series: &[Series]) -> String {
+    let finite = || series.iter().flat_map(|s| &s.points).filter(|p| p.1.is_finite());
+    let mut out = String::from("<figure>");
+    let (Some(xs), Some(ys)) = (extent(finite().map(|p| p.0)), extent(finite().map(|p| p.1))) else {
+        return format!("<figure><figcaption>{}: nothing finite</figcaption></figure>", escape(title));
+    };
+    out += &caption(title, series);
+    let y_ticks = ticks(ys.0, ys.1, 4);
+    let ys = (ys.0.min(first(&y_ticks, ys.0)), ys.1.max(last(&y_ticks, ys.1)));
+    let span = |(low, high): (f64, f64)| if high > low { high - low } else { 1.0 };
+    let x = |v: f64| LEFT + (v - xs.0) / span(xs) * (W - LEFT - RIGHT);
+    let y = |v: f64| H - BOTTOM - (v - ys.0) / span(ys) * (H - TOP - BOTTOM);
+
+    // Writing to a String cannot fail, so the results below carry nothing.
+    let _ = write!(out, "<svg viewBox=\"0 0 {W} {H}\" role=\"img\" aria-label=\"{}\">", escape(title));
+    for tick in y_ticks {
+        let (at, right) = (y(tick), W - RIGHT);
+        let _ = write!(
+            out,
+            "<path class=\"rule\" d=\"M{LEFT} {at:.1}H{right}\"/><text x=\"{}\" y=\"{:.1}\" class=\"y\">{}</text>",
+            LEFT - 6.0,
+            at + 3.5,
+            short(tick)
+        );
+    }
+    for tick in ticks(xs.0, xs.1, 5).into_iter().filter(|t| t.fract() == 0.0 && (xs.0..=xs.1).contains(t)) {
+        let _ =
+            write!(out, "<text x=\"{:.1}\" y=\"{}\" class=\"x\">{}</text>", x(tick), H - 8.0, short(tick));
+    }
+    for s in series {
+        let _ = write!(out, "<path class=\"line {}\" d=\"{}\"/>", s.class, path(&s.points, x, y));
+        if s.markers == Markers::Dots {
+            for p in s.points.iter().filter(|p| p.1.is_finite()) {
+                let _ = write!(
+                    out,
+                    "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\"><title>{}: {}</title></circle>",
+                    s.class,
+                    x(p.0),
+                    y(p.1),
+                    escape(s.name),
+                    short(p.1)
+                );
+            }
+        }
+    }
+    out + "</svg></figure>"
+}
+
+fn caption(title: &str, series: &[Series]) -> String {
+    let mut out = format!("<figcaption>{}", escape(title));
+    if let [only] = series {
+        let value = only.points.last().map_or(f64::NAN, |p| p.1);
+        out += &format!(" <b>{}</b>", short(value));
+    } else {
+        for s in series {
+            out += &format!(" <span class=\"key {}\">{}</span>", s.class, escape(s.name));
+        }
+    }
+    out + "</figcaption>"
+}
+
+fn path(points: &[(f64, f64)], x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -> String {
+    let mut d = String::new();
+    let mut pen = 'M';
+    for p in points {
+        if !p.1.is_finite() {
+            pen = 'M';
+            continue;
+        }
+        let _ = write!(d, "{pen}{:.1} {:.1}", x(p.0), y(p.1));
+        pen = 'L';
+    }
+    // A lone point is a line of no length, which a round cap makes visible.
+    if points.len() == 1 && !d.is_empty() {
+        d += "h0";
+    }
+    d
+}
+
+fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |range, v| {
+        Some(range.map_or((v, v), |(low, high): (f64, f64)| (low.min(v), high.max(v))))
+    })
+}
+
+/// Round numbers that cover `low..=high`, about `wanted` of them.
+fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
+    if high <= low {
+        return vec![low];
+    }
+    let raw = (high - low) / wanted as f64;
+    let power = 10f64.powf(raw.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw).unwrap_or(raw);
+    let (from, to) = ((low / step).floor() as i64, (high / step).ceil() as i64);
+    (from..=to).map(|i| i as f64 * step).collect()
+}
+
+fn first(ticks: &[f64], otherwise: f64) -> f64 {
+    ticks.first().copied().unwrap_or(otherwise)
+}
+
+fn last(ticks: &[f64], otherwise: f64) -> f64 {
+    ticks.last().copied().unwrap_or(otherwise)
+}
+
+/// Three significant digits or so.
+fn short(v: f64) -> String {
+    if !v.is_finite() {
+        return "not finite".into();
+    }
+    let text = match v.abs() {
+        0.0 => return "0".into(),
+        a if !(1e-3..1e6).contains(&a) => return format!("{v:.1e}"),
+        a if a < 1.0 => format!("{v:.4}"),
+        a if a < 100.0 => format!("{v:.2}"),
+        _ => format!("{v:.0}"),
+    };
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_cover() {
+        assert_eq!(ticks(0.0, 100.0, 4), [0.0, 50.0, 100.0]);
+        assert_eq!(ticks(3.0, 3.0, 4), [3.0]);
+        let t = ticks(-0.13, 0.71, 4);
+        assert!(first(&t, 0.0) <= -0.13 && last(&t, 0.0) >= 0.71 && t.len() < 9);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let pairs = [
+            (0.0, "0"),
+            (0.25, "0.25"),
+            (12.5, "12.5"),
+            (1500.0, "1500"),
+            (2e-7, "2.0e-7"),
+            (f64::NAN, "not finite"),
+        ];
+        for (v, expected) in pairs {
+            assert_eq!(short(v), expected);
+        }
+    }
+
+    #[test]
+    fn gaps_break_the_line() {
+        assert_eq!(
+            path(&[(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0), (3.0, 4.0)], |x| x, |y| y),
+            "M0.0 1.0M2.0 3.0L3.0 4.0"
+        );
+    }
+
+    #[test]
+    fn odd_data_draws_something() {
+        for points in [
+            vec![],
+            vec![(0.0, f64::NAN)],
+            vec![(0.0, 1.0)],
+            vec![(0.0, 1.0), (1.0, 1.0)],
+            vec![(0.0, -1e30), (1.0, 1e30)],
+        ] {
+            let svg = line_chart("t", &[Series { name: "n", class: "a", points, markers: Markers::Dots }]);
+            assert!(
+                svg.starts_with("<figure>") && svg.ends_with("</figure>") && !svg.contains("NaN"),
+                "{svg}"
+            );
+        }
+    }
+}

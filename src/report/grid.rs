@@ -1,0 +1,89 @@
+//! A batch of images as one PNG.
+
+use crate::error::{Error, Result};
+
+/// Image pixels are shown as squares of this side: 32x32 images are small on today's screens.
+const SCALE: usize = 2;
+/// Between neighbours, in pixels of the result.
+const GAP: usize = 1;
+const GAP_LEVEL: u8 = 96;
+
+/// PNG of a near-square grid of `images`, `[n, h, w, c]` in [-1, 1], one channel (gray) or three (RGB). Values outside
+/// are clipped, NaN is black.
+pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Result<Vec<u8>> {
+    let wrong = |message: String| Err(Error::shape("grid_png", message));
+    let color = match c {
+        1 => png::ColorType::Grayscale,
+        3 => png::ColorType::Rgb,
+        _ => return wrong(format!("expected 1 or 3 channels, found {c}")),
+    };
+    if n == 0 || h == 0 || w == 0 || images.len() != n * h * w * c {
+        return wrong(format!("{} values for {n}x{h}x{w}x{c}, which must not be empty", images.len()));
+    }
+    let columns = n.isqrt() + usize::from(n.isqrt().pow(2) < n);
+    let rows = n.div_ceil(columns);
+    let side = |count: usize, pixels: usize| count * (pixels * SCALE + GAP) - GAP;
+    let (width, height) = (side(columns, w), side(rows, h));
+
+    let mut canvas = vec![GAP_LEVEL; width * height * c];
+    for (i, image) in images.chunks_exact(h * w * c).enumerate() {
+        let (top, left) = ((i / columns) * (h * SCALE + GAP), (i % columns) * (w * SCALE + GAP));
+        for y in 0..h * SCALE {
+            for x in 0..w * SCALE {
+                let from = ((y / SCALE) * w + x / SCALE) * c;
+                let to = ((top + y) * width + left + x) * c;
+                for (byte, v) in canvas[to..to + c].iter_mut().zip(&image[from..from + c]) {
+                    *byte = ((v + 1.0) * 127.5).round() as u8; // `as` clips, and takes NaN to 0
+                }
+            }
+        }
+    }
+    encode(&canvas, width, height, color).map_err(|e| Error::Run(format!("cannot encode a PNG: {e}")))
+}
+
+fn encode(bytes: &[u8], width: usize, height: usize, color: png::ColorType) -> Result<Vec<u8>, String> {
+    let side = |v: usize| u32::try_from(v).map_err(|_| format!("{width}x{height} pixels are too many"));
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, side(width)?, side(height)?);
+    encoder.set_color(color);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header().map_err(|e| e.to_string())?;
+    writer.write_image_data(bytes).map_err(|e| e.to_string())?;
+    writer.finish().map_err(|e| e.to_string())?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(bytes: &[u8]) -> (png::OutputInfo, Vec<u8>) {
+        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        (info, pixels)
+    }
+
+    #[test]
+    fn gray_pixels_land_where_they_belong() {
+        // Three 1x2 images in a 2x2 grid.
+        let (info, pixels) = decode(&grid_png(&[-1.0, 1.0, 0.0, 9.0, f32::NAN, -9.0], 3, 1, 2, 1).unwrap());
+        assert_eq!((info.width, info.height, info.color_type), (9, 5, png::ColorType::Grayscale));
+        let g = GAP_LEVEL;
+        let first = [0, 0, 255, 255, g, 128, 128, 255, 255];
+        assert_eq!(pixels[0..9], first);
+        assert_eq!(pixels[9..18], first);
+        assert_eq!(pixels[18..27], [g; 9]);
+        assert_eq!(pixels[27..36], [0, 0, 0, 0, g, g, g, g, g]);
+    }
+
+    #[test]
+    fn rgb_decodes_and_bad_shapes_are_errors() {
+        let (info, pixels) = decode(&grid_png(&[-1.0, 0.0, 1.0], 1, 1, 1, 3).unwrap());
+        assert_eq!((info.width, info.height, info.color_type), (2, 2, png::ColorType::Rgb));
+        assert_eq!(pixels[..3], [0, 128, 255]);
+        assert!(grid_png(&[0.0; 4], 1, 1, 2, 2).is_err());
+        assert!(grid_png(&[0.0; 4], 1, 1, 1, 1).is_err());
+        assert!(grid_png(&[], 0, 1, 1, 1).is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! `metrics.jsonl`: one [`Record`] a line, written as the run goes and read for the curves.
+
+use std::collections::BTreeMap;
+
+/// One logged step.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Record {
+    pub stage: String,
+    /// From 0.
+    pub step: usize,
+    /// Since the stage began.
+    pub seconds: f64,
+    /// By name; what is not finite is `null`, as JSON has no word for it.
+    pub metrics: BTreeMap<String, Option<f32>>,
+}
+
+/// The curves of one stage, in the order of the run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stage {
+    pub name: String,
+    /// By metric: step and value, NaN where the run had nothing finite.
+    pub curves: BTreeMap<String, Vec<(f64, f64)>>,
+}
+
+/// Reads what a run wrote. A line that is no record (the last, when the run was killed) is passed over. A step that
+/// comes twice (a resumed run goes back to its checkpoint) counts as the later one.
+pub fn parse(text: &str) -> Vec<Stage> {
+    let mut order: Vec<String> = Vec::new();
+    let mut by_stage: BTreeMap<String, BTreeMap<usize, Record>> = BTreeMap::new();
+    for record in text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok()) {
+        if !by_stage.contains_key(&record.stage) {
+            order.push(record.stage.clone());
+        }
+        by_stage.entry(record.stage.clone()).or_default().insert(record.step, record);
+    }
+    order
+        .into_iter()
+        .map(|name| {
+            let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+            for (step, record) in by_stage.remove(&name).unwrap_or_default() {
+                for (metric, value) in record.metrics {
+                    let value = value.map_or(f64::NAN, f64::from);
+                    curves.entry(metric).or_default().push((step as f64, value));
+                }
+            }
+            Stage { name, curves }
+        })
+        .collect()
+}
+
+/// At most about `most` points that look the same when drawn: the smallest and largest of each stretch, so that no
+/// spike is lost, and a gap wherever one was.
+pub fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
+    let most = most.max(3);
+    if points.len() <= most {
+        return points.to_vec();
+    }
+    let stretch = points.len().div_ceil(most / 3);
+    let mut kept = Vec::new();
+    for part in points.chunks(stretch) {
+        let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
+        let finite = || part.iter().filter(|p| p.1.is_finite());
+        let mut picked: Vec<(f64, f64)> = Vec::new();
+        picked.extend(finite().min_by(by_value));
+        picked.extend(finite().max_by(by_value));
+        picked.extend(part.iter().find(|p| !p.1.is_finite()));
+        picked.sort_by(|a, b| a.0.total_cmp(&b.0));
+        picked.dedup_by(|a, b| a.0 == b.0);
+        kept.extend(picked);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_keep_their_order_and_repeated_steps_their_last_value() {
+        let text = "{\"stage\":\"z\",\"step\":0,\"seconds\":0.5,\"metrics\":{\"a\":1,\"b\":null}}\n\
+                    {\"stage\":\"z\",\"step\":2,\"seconds\":0.5,\"metrics\":{\"a\":3}}\n\
+                    {\"stage\":\"a\",\"step\":0,\"seconds\":0.5,\"metrics\":{\"a\":9}}\n\
+                    {\"stage\":\"z\",\"step\":2,\"seconds\":0.5,\"metrics\":{\"a\":4}}\n\
+                    {\"stage\":\"z\",\"st";
+        let stages = parse(text);
+        assert_eq!(stages.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["z", "a"]);
+        assert_eq!(stages[0].curves["a"], [(0.0, 1.0), (2.0, 4.0)]);
+        assert!(stages[0].curves["b"][0].1.is_nan());
+    }
+
+    #[test]
+    fn thinning_keeps_spikes_and_gaps() {
+        let mut points: Vec<_> = (0..10_000).map(|i| (i as f64, (i as f64 / 500.0).sin())).collect();
+        points[5432].1 = 50.0;
+        points[7654].1 = f64::NAN;
+        let thinned = thin(&points, 300);
+        assert!(thinned.len() <= 300, "{}", thinned.len());
+        assert!(thinned.contains(&(5432.0, 50.0)));
+        assert!(thinned.iter().any(|p| p.1.is_nan()));
+        assert!(thinned.is_sorted_by(|a, b| a.0 < b.0));
+        assert_eq!(thin(&points[..10], 300), points[..10]);
+    }
+}

@@ -1,0 +1,339 @@
+//! The figures of a run as tables, for the terminal and for the page.
+
+use crate::summary::{Score, Summary};
+
+/// A table of text: a name to the left, figures to the right of it.
+pub(super) struct Table {
+    pub title: String,
+    /// The first is the head of the names.
+    pub header: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+    /// So many of the last rows sum up the others.
+    pub totals: usize,
+}
+
+const WIDTH: usize = 100;
+const NAME_WIDTH: usize = 28;
+const COLUMN_WIDTH: usize = 14;
+/// The key of the teachers' mean in `Summary::teachers`.
+const MEAN: &str = "mean";
+
+/// The figures of a run as plain text, at most 100 columns wide.
+pub fn final_table(summary: &Summary) -> String {
+    let mut text = format!("{}\n", clipped(&format!("{}: {}", summary.name, headline(summary)), WIDTH));
+    for table in tables(summary) {
+        text += &format!("\n{}\n", table.title);
+        text += &plain(&table);
+    }
+    for (name, facts) in facts(summary) {
+        text += &format!("\n{name}\n");
+        text += &wrapped(&facts);
+    }
+    text
+}
+
+/// One model's figures, as `eval` prints them.
+pub fn score_table(name: &str, score: &Score) -> String {
+    let row = |name: &str, all_points: f64, eleven: f64| {
+        vec![name.into(), percent(Some(all_points)), percent(Some(eleven))]
+    };
+    let nan = f64::NAN;
+    let mut rows: Vec<_> = score
+        .ap
+        .iter()
+        .map(|(label, ap)| row(label, *ap, score.ap_11_point.get(label).copied().unwrap_or(nan)))
+        .collect();
+    rows.push(row("mAP", score.map, score.map_11_point));
+    let header = ["label", "AP", "AP, 11 points"].map(String::from).to_vec();
+    let table = Table { title: String::new(), header, rows, totals: 1 };
+    format!("{}\naverage precision, %\n{}", clipped(name, WIDTH), plain(&table))
+}
+
+/// One line: what ran, without its name.
+pub(super) fn headline(s: &Summary) -> String {
+    let mut line = format!("seed {}, {} labels", s.seed, s.labels.len());
+    if let Some(total) = s.seconds.get("total") {
+        line += &format!(", {}", duration(*total));
+    }
+    if !s.version.is_empty() {
+        line += &format!(", dfka-engine {}", s.version);
+    }
+    line
+}
+
+/// The models with a score, named as people are to read them.
+pub(super) fn models(s: &Summary) -> Vec<(String, &Score)> {
+    let teachers = s.teachers.iter().filter(|(name, _)| *name != MEAN).map(|(n, score)| (n.clone(), score));
+    let mean = s.teachers.get(MEAN).map(|score| ("teachers".into(), score));
+    let students = [("student", &s.student), ("KA", &s.ka), ("noise", &s.noise)];
+    let students = students.into_iter().filter_map(|(name, x)| x.as_ref().map(|x| (name.into(), &x.score)));
+    teachers.chain(mean).chain(students).collect()
+}
+
+/// mAP of the teachers together, if evaluated.
+pub(super) fn teachers_map(s: &Summary) -> Option<f64> {
+    s.teachers.get(MEAN).map(|m| m.map)
+}
+
+pub(super) fn tables(s: &Summary) -> Vec<Table> {
+    [precision(s), by_block(s), branches(s)].into_iter().flatten().collect()
+}
+
+/// Parameter counts, images and seconds: a name, and facts each short.
+pub(super) fn facts(s: &Summary) -> Vec<(&'static str, Vec<String>)> {
+    let p = &s.parameters;
+    let mut parameters =
+        vec![format!("teachers {}", millions(p.teachers)), format!("student {}", millions(p.student))];
+    if p.teachers > 0 {
+        let share = 100.0 * p.student as f64 / p.teachers as f64;
+        parameters[1] += &format!(" ({share:.1} % of the teachers)");
+    }
+    parameters.push(format!("of which filters {}", millions(p.filters)));
+    let images =
+        vec![format!("diversity {:.3}", s.diversity), format!("label entropy {:.3}", s.label_entropy)];
+    let seconds = s.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
+    vec![("parameters", parameters), ("generated images", images), ("seconds", seconds)]
+}
+
+fn precision(s: &Summary) -> Option<Table> {
+    let models = models(s);
+    if models.is_empty() {
+        return None;
+    }
+    let row = |name: &str, value: &dyn Fn(&Score) -> Option<f64>| {
+        let figures = models.iter().map(|(_, score)| percent(value(score)));
+        std::iter::once(name.to_owned()).chain(figures).collect::<Vec<_>>()
+    };
+    let mut rows: Vec<_> = s.labels.iter().map(|l| row(l, &|score| score.ap.get(l).copied())).collect();
+    rows.push(row("mAP", &|score| Some(score.map)));
+    rows.push(row("mAP, 11 points", &|score| Some(score.map_11_point)));
+    Some(Table {
+        title: "average precision, %".into(),
+        header: std::iter::once("label".into()).chain(models.iter().map(|(n, _)| n.clone())).collect(),
+        rows,
+        totals: 2,
+    })
+}
+
+fn by_block(s: &Summary) -> Option<Table> {
+    let students: Vec<_> = [("student", &s.student), ("KA", &s.ka), ("noise", &s.noise)]
+        .into_iter()
+        .filter_map(|(name, x)| x.as_ref().map(|x| (name, &x.by_block)))
+        .collect();
+    let blocks = students.iter().map(|(_, b)| b.len()).max().filter(|&b| b > 0)?;
+    let rows = (0..blocks).map(|b| {
+        let figures = students.iter().map(|(_, scores)| percent(scores.get(b).map(|x| x.map)));
+        std::iter::once(format!("after block {}", b + 1)).chain(figures).collect()
+    });
+    Some(Table {
+        title: "mAP when every task branches after the same block, %".into(),
+        header: std::iter::once("branch".into()).chain(students.iter().map(|(n, _)| (*n).into())).collect(),
+        rows: rows.collect(),
+        totals: 0,
+    })
+}
+
+fn branches(s: &Summary) -> Option<Table> {
+    let blocks = s.branch.iter().map(|t| t.loss_by_block.len()).max()?;
+    let losses = (1..=blocks).map(|b| format!("loss at {b}"));
+    let rows = s.branch.iter().map(|task| {
+        let labels = if task.labels.len() == 1 { "label" } else { "labels" };
+        let name = format!("{} ({} {labels})", task.teacher, task.labels.len());
+        let loss = |b: usize| task.loss_by_block.get(b).map_or("-".into(), |v| format!("{v:.4}"));
+        [name, task.block.to_string()].into_iter().chain((0..blocks).map(loss)).collect()
+    });
+    Some(Table {
+        title: "chosen block and dual loss, by task".into(),
+        header: ["task".to_owned(), "block".into()].into_iter().chain(losses).collect(),
+        rows: rows.collect(),
+        totals: 0,
+    })
+}
+
+/// Aligned columns; what does not fit beside the names continues below them.
+fn plain(table: &Table) -> String {
+    let columns = table.header.len();
+    let width = |i: usize, most: usize| {
+        let cells = table.rows.iter().map(|r| &r[i]).chain([&table.header[i]]);
+        cells.map(|c| c.chars().count()).max().unwrap_or(0).min(most)
+    };
+    let names = width(0, NAME_WIDTH);
+    let mut text = String::new();
+    let mut from = 1;
+    while from < columns {
+        let mut to = from;
+        let mut used = names;
+        while to < columns && (to == from || used + 2 + width(to, COLUMN_WIDTH) <= WIDTH) {
+            used += 2 + width(to, COLUMN_WIDTH);
+            to += 1;
+        }
+        let line = |cells: &[String]| {
+            let mut line = format!("{:<names$}", clipped(&cells[0], names));
+            for (i, cell) in cells.iter().enumerate().take(to).skip(from) {
+                let w = width(i, COLUMN_WIDTH);
+                line += &format!("  {:>w$}", clipped(cell, w));
+            }
+            line.trim_end().to_owned() + "\n"
+        };
+        let rule = "-".repeat(used) + "\n";
+        text += &line(&table.header);
+        text += &rule;
+        for (i, row) in table.rows.iter().enumerate() {
+            if table.totals > 0 && i == table.rows.len() - table.totals {
+                text += &rule;
+            }
+            text += &line(row);
+        }
+        if to < columns {
+            text += "\n";
+        }
+        from = to;
+    }
+    text
+}
+
+fn wrapped(facts: &[String]) -> String {
+    let mut lines = vec![String::new()];
+    for fact in facts {
+        let fact = clipped(fact, WIDTH - 2);
+        let needed = fact.chars().count();
+        let last = lines.len() - 1;
+        if lines[last].is_empty() {
+            lines[last] = format!("  {fact}");
+        } else if lines[last].chars().count() + 3 + needed <= WIDTH {
+            lines[last] += &format!("   {fact}");
+        } else {
+            lines.push(format!("  {fact}"));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn clipped(text: &str, most: usize) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().count() <= most {
+        return text;
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
+fn percent(value: Option<f64>) -> String {
+    value.filter(|v| v.is_finite()).map_or("-".into(), |v| format!("{v:.1}"))
+}
+
+fn millions(count: usize) -> String {
+    if count < 100_000 { count.to_string() } else { format!("{:.2} M", count as f64 / 1e6) }
+}
+
+/// `1 h 2 min 3 s`.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".into();
+    }
+    if seconds < 10.0 {
+        return format!("{seconds:.1} s");
+    }
+    let s = seconds.round() as u64;
+    match (s / 3600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, s) => format!("{h} h {m} min {s} s"),
+    }
+}
+
+/// A made-up run that has everything, for the tests of this folder.
+#[cfg(test)]
+pub(super) fn example(teachers: usize) -> Summary {
+    use std::collections::BTreeMap;
+
+    use crate::summary::{Parameters, StudentScore, TaskBranch};
+    let labels = ["<b>bus</b>", "dining table"].map(String::from);
+    let score = |v: f64| Score {
+        map: v,
+        map_11_point: v + 0.5,
+        ap: BTreeMap::from([(labels[0].clone(), v - 1.0), (labels[1].clone(), v + 1.0)]),
+        ap_11_point: BTreeMap::new(),
+    };
+    let student = |v: f64| {
+        Some(StudentScore { score: score(v), by_block: [1.5, 1.0, 0.5, -3.0].map(|d| score(v + d)).to_vec() })
+    };
+    let names = (0..teachers).map(|i| format!("teacher-{i}"));
+    Summary {
+        name: "two labels".into(),
+        seed: 7,
+        labels: labels.to_vec(),
+        teachers: names.clone().chain([MEAN.into()]).map(|n| (n, score(74.8))).collect(),
+        student: student(71.7),
+        noise: student(5.0),
+        ka: student(f64::NAN),
+        parameters: Parameters { teachers: 88_700_000, student: 59_800_000, filters: 84_000 },
+        branch: names
+            .map(|n| TaskBranch {
+                teacher: n,
+                labels: vec!["x".into()],
+                block: 3,
+                loss_by_block: vec![0.4, 0.3, 0.2, 0.25],
+            })
+            .collect(),
+        diversity: 0.42,
+        label_entropy: 0.9,
+        seconds: BTreeMap::from([
+            ("generator".into(), 61.25),
+            ("dual 1".into(), 3.0),
+            ("total".into(), 3725.0),
+        ]),
+        version: "0.1.0".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_every_figure_in_aligned_columns() {
+        let text = final_table(&example(2));
+        for expected in [
+            "two labels: seed 7, 2 labels, 1 h 2 min 5 s, dfka-engine 0.1.0",
+            "label           teacher-0  teacher-1  teachers  student  KA  noise",
+            "dining table         75.8       75.8      75.8     72.7   -    6.0",
+            "mAP                  74.8       74.8      74.8     71.7   -    5.0",
+            "mAP, 11 points       75.3       75.3      75.3     72.2   -    5.5",
+            "after block 4     68.7   -    2.0",
+            "teacher-1 (1 label)      3     0.4000     0.3000     0.2000     0.2500",
+            "  teachers 88.70 M   student 59.80 M (67.4 % of the teachers)   of which filters 84000",
+            "  diversity 0.420   label entropy 0.900",
+            "  dual 1 3.0   generator 61.2   total 3725.0",
+        ] {
+            assert!(text.lines().any(|l| l == expected), "missing {expected:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn fits_a_hundred_columns_whatever_it_holds() {
+        let mut s = example(23);
+        s.name = "x".repeat(200);
+        s.labels.push("ß".repeat(90));
+        s.seconds.extend((0..40).map(|i| (format!("stage {i}"), 1.0)));
+        let text = final_table(&s);
+        assert!(text.lines().all(|l| l.chars().count() <= WIDTH), "{text}");
+        assert!((0..23).all(|i| text.contains(&format!("teacher-{i}"))));
+    }
+
+    #[test]
+    fn one_models_figures() {
+        let text = score_table("a.npz", &example(1).teachers["mean"]);
+        assert!(
+            text.contains("dining table  75.8              -\n")
+                && text.contains("mAP           74.8           75.3\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn says_little_without_evaluation_data() {
+        let s = Summary { name: "n".into(), ..Summary::default() };
+        let text = final_table(&s);
+        assert!(!text.contains("precision") && text.starts_with("n: seed 0"), "{text}");
+    }
+}
