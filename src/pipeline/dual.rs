@@ -63,6 +63,12 @@ pub fn tasks(teachers: &Teachers, wanted: &[String]) -> Result<Vec<TaskLabels>> 
     Ok(tasks)
 }
 
+/// A task's dual loss (13), and the feature errors that train along with it, each with its weight.
+struct TaskLosses {
+    dual: Value,
+    features: Vec<(f32, Value)>,
+}
+
 /// The dual generator `T` and its filters.
 pub struct StageTwo {
     pub trunk: ResNet,
@@ -178,7 +184,7 @@ impl StageTwo {
 
         let mut terms = Vec::new();
         let first = self.record_input(r, spec, teachers, image, image, 1, b)?;
-        for (m, (dual, features)) in first.iter().enumerate() {
+        for (m, TaskLosses { dual, features }) in first.iter().enumerate() {
             r.tape.metric(&format!("dual.{}", teachers.all[self.tasks[m].teacher].name), *dual);
             terms.push((d.lambda_in[0], *dual));
             terms.extend(features.iter().map(|(w, f)| (d.lambda_in[0] * w, *f)));
@@ -189,7 +195,7 @@ impl StageTwo {
         {
             let (levels, _) = one.record_images(r, d.batch, Learn::Frozen)?;
             let second = self.record_input(r, spec, teachers, levels[levels.len() - 1], levels[j], b, b)?;
-            for (dual, features) in second {
+            for TaskLosses { dual, features } in second {
                 terms.push((d.lambda_in[1], dual));
                 terms.extend(features.iter().map(|(w, f)| (d.lambda_in[1] * w, *f)));
             }
@@ -201,7 +207,6 @@ impl StageTwo {
     }
 
     /// One input of (16): `x` enters the trunk at block `from`; the teachers' own view of `image` is the target.
-    /// Returns each task's dual loss (13), and the weighted feature errors that train along with it.
     #[allow(clippy::too_many_arguments)]
     fn record_input<R: Real>(
         &self,
@@ -212,7 +217,7 @@ impl StageTwo {
         mut x: Value,
         from: usize,
         b: usize,
-    ) -> Result<Vec<(Value, Vec<(f32, Value)>)>> {
+    ) -> Result<Vec<TaskLosses>> {
         let (d, last) = (&spec.dual, teachers.network.blocks());
         for block in from..=b {
             let learn = if d.freeze_earlier && block < b { Learn::Frozen } else { Learn::Trainable };
@@ -249,7 +254,7 @@ impl StageTwo {
                     extra.push((weight, r.apply(FeatureLoss, &[*f, *w])?));
                 }
             }
-            losses.push((dual, extra));
+            losses.push(TaskLosses { dual, features: extra });
         }
         Ok(losses)
     }

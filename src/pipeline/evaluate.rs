@@ -19,8 +19,8 @@ use std::path::Path;
 const BATCH: usize = 128;
 
 enum Model {
-    Teacher(ResNet),
-    Student(TargetNet),
+    Teacher(Box<ResNet>),
+    Student(Box<TargetNet>),
 }
 
 /// A model from a weights file, ready to predict.
@@ -39,7 +39,7 @@ impl Predictor {
         if tensors.meta.contains_key("student") {
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
-            return Ok(Predictor { engine, model: Model::Student(student), network, labels });
+            return Ok(Predictor { engine, model: Model::Student(Box::new(student)), network, labels });
         }
         let TeacherFile { network, labels, mut tensors } = TeacherFile::open(path)?;
         let (b, n) = (network.blocks(), Some(labels.len()));
@@ -54,7 +54,7 @@ impl Predictor {
         )?;
         ignore_batch_counters(&mut tensors)?;
         tensors.finish()?;
-        Ok(Predictor { engine, model: Model::Teacher(net), network, labels })
+        Ok(Predictor { engine, model: Model::Teacher(Box::new(net)), network, labels })
     }
 
     /// Logits `[n, labels]` of all images.

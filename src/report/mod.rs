@@ -30,7 +30,7 @@ pub const HTML: &str = "report.html";
 pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
     let json = serde_json::to_vec_pretty(summary)
         .map_err(|e| Error::Run(format!("cannot write the summary as JSON: {e}")))?;
-    write_atomic(&folder.join(SUMMARY), |w| {
+    write_atomic(folder.join(SUMMARY), |w| {
         w.write_all(&json)?;
         w.write_all(b"\n")
     })?;
@@ -46,7 +46,7 @@ pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
         grid_png: grid.as_deref(),
         config: &String::from_utf8_lossy(&config),
     };
-    write_atomic(&folder.join(HTML), |w| w.write_all(html(&page).as_bytes()))
+    write_atomic(folder.join(HTML), |w| w.write_all(html(&page).as_bytes()))
 }
 
 fn optional(path: &Path) -> Result<Option<Vec<u8>>> {
