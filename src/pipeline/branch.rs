@@ -2,36 +2,62 @@
 
 use super::checkpoint::Outcome;
 use super::dual::TaskLabels;
-use super::spec::{Branch, RunSpec};
+use super::spec::Branch;
 use super::teachers::Teachers;
 use crate::summary::TaskBranch;
 
-/// The chosen block, and each task's losses by which it was chosen. Blocks up to the branch are trained together, so all tasks
-/// leave at the same one: the block whose loss, summed over the tasks, is lowest among those allowed.
-pub fn choose(
-    spec: &RunSpec,
+/// The block (1-based) after which all tasks leave the trunk. `losses` are by task, then by block. Blocks up to the
+/// branch are trained together, so there is one branch: where the tasks' losses add up to the least.
+pub fn choose(branch: Branch, losses: &[Vec<f64>]) -> usize {
+    let blocks = losses.iter().map(Vec::len).min().unwrap_or(0);
+    let total = |b: usize| losses.iter().map(|task| task[b - 1]).sum::<f64>();
+    match branch {
+        Branch::Block(b) => b.min(blocks),
+        Branch::Auto { least } | Branch::HeldOut { least } => {
+            let allowed = least.clamp(1, blocks.max(1))..=blocks;
+            allowed.min_by(|a, b| total(*a).total_cmp(&total(*b))).unwrap_or(blocks)
+        }
+    }
+}
+
+/// Each task's losses by which the branch is chosen, from the blocks' outcomes; and the choice.
+pub fn decide(
+    branch: Branch,
     teachers: &Teachers,
     tasks: &[TaskLabels],
     blocks: &[Outcome],
 ) -> (usize, Vec<TaskBranch>) {
-    let loss = |b: usize, task: &TaskLabels| {
-        let kind = if matches!(spec.student.branch, Branch::HeldOut { .. }) { "held_out" } else { "dual" };
-        let name = format!("{kind}.{}", teachers.all[task.teacher].name);
-        blocks[b - 1].converged.get(&name).copied().unwrap_or(f64::INFINITY)
-    };
-    let total = |b: usize| tasks.iter().map(|t| loss(b, t)).sum::<f64>();
-    let block = match spec.student.branch {
-        Branch::Block(b) => b.min(blocks.len()),
-        Branch::Auto { least } | Branch::HeldOut { least } => {
-            let allowed = least.clamp(1, blocks.len())..=blocks.len();
-            allowed.min_by(|a, b| total(*a).total_cmp(&total(*b))).unwrap_or(blocks.len())
-        }
-    };
-    let tasks = tasks.iter().map(|t| TaskBranch {
+    let kind = if matches!(branch, Branch::HeldOut { .. }) { "held_out" } else { "dual" };
+    let losses: Vec<Vec<f64>> = tasks
+        .iter()
+        .map(|task| {
+            let name = format!("{kind}.{}", teachers.all[task.teacher].name);
+            blocks.iter().map(|o| o.converged.get(&name).copied().unwrap_or(f64::INFINITY)).collect()
+        })
+        .collect();
+    let block = choose(branch, &losses);
+    let tasks = tasks.iter().zip(losses).map(|(t, loss_by_block)| TaskBranch {
         teacher: teachers.all[t.teacher].name.clone(),
         labels: t.labels.clone(),
         block,
-        loss_by_block: (1..=blocks.len()).map(|b| loss(b, t)).collect(),
+        loss_by_block,
     });
     (block, tasks.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_total_among_the_allowed_blocks_wins() {
+        // Totals 5, 9, 8, 10: block 1, or 3 when at least 2 must be shared.
+        let losses = [vec![2.0, 4.0, 1.0, 5.0], vec![3.0, 5.0, 7.0, 5.0]];
+        assert_eq!(choose(Branch::Auto { least: 1 }, &losses), 1);
+        assert_eq!(choose(Branch::Auto { least: 2 }, &losses), 3);
+        assert_eq!(choose(Branch::HeldOut { least: 4 }, &losses), 4);
+        assert_eq!(choose(Branch::Block(2), &losses), 2);
+        // A tie goes to the earlier block, which shares less but was trained first.
+        assert_eq!(choose(Branch::Auto { least: 1 }, &[vec![1.0, 1.0]]), 1);
+    }
 }

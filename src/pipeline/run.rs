@@ -60,6 +60,7 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
     for (stage, outcome) in session.outcomes() {
         summary.seconds.insert(stage.clone(), outcome.seconds);
     }
+    session.finish()?;
     summary.seconds.insert("total".into(), began.elapsed().as_secs_f64());
     Ok(summary)
 }
@@ -124,7 +125,7 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
         })?);
     }
 
-    let (chosen, tasks) = branch::choose(spec, &teachers, &two.tasks, &outcomes);
+    let (chosen, tasks) = branch::decide(spec.student.branch, &teachers, &two.tasks, &outcomes);
     summary.branch = tasks;
     let student = npz::load(block_file(session.out(), prefix, chosen))?;
     let description: StudentSpec = student.meta_as("student")?;

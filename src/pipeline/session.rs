@@ -3,7 +3,7 @@
 use super::checkpoint::{self, Outcome, Progress, Tail};
 use super::observer::Observer;
 use super::schedule::Schedule;
-use crate::autograd::{Engine, Plan};
+use crate::autograd::{Engine, Plan, Store};
 use crate::device::StepState;
 use crate::device::philox::derive_seed;
 use crate::error::{Error, Result};
@@ -129,6 +129,13 @@ impl<'o> Session<'o> {
         self.progress.tail = Tail::default();
         checkpoint::save(&self.out, &self.progress, &engine.store)?;
         Ok(outcome)
+    }
+}
+
+impl Session<'_> {
+    /// The run is over: what remains of the checkpoint says that every stage is done, without their tensors.
+    pub fn finish(&self) -> Result<()> {
+        checkpoint::save(&self.out, &self.progress, &Store::default())
     }
 }
 
