@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Seconds between checkpoints: writing one costs about a tenth of a second at demo scale.
-const CHECKPOINT_SECONDS: f64 = 20.0;
+/// Seconds between checkpoints where nobody says otherwise: writing one takes about a tenth of a second at demo scale.
+pub const CHECKPOINT_SECONDS: f64 = 20.0;
 
 /// A stage's step, ready to be repeated.
 pub struct Stage {
@@ -29,6 +29,7 @@ pub struct Session<'o> {
     out: PathBuf,
     observer: &'o mut dyn Observer,
     progress: Progress,
+    checkpoint_seconds: f64,
     /// Resuming: the checkpoint's tensors go back into the first stage that is not done.
     pending_restore: bool,
 }
@@ -39,6 +40,7 @@ impl<'o> Session<'o> {
         out: &Path,
         resume: bool,
         fingerprint: String,
+        checkpoint_seconds: f64,
         observer: &'o mut dyn Observer,
     ) -> Result<Session<'o>> {
         let found = if resume { checkpoint::progress(out)? } else { None };
@@ -52,7 +54,7 @@ impl<'o> Session<'o> {
         }
         let pending_restore = found.is_some();
         let progress = found.unwrap_or(Progress { fingerprint, ..Default::default() });
-        Ok(Session { out: out.into(), observer, progress, pending_restore })
+        Ok(Session { out: out.into(), observer, progress, checkpoint_seconds, pending_restore })
     }
 
     pub fn out(&self) -> &Path {
@@ -111,11 +113,18 @@ impl<'o> Session<'o> {
             }
             self.progress.step = step + 1;
             self.observer.step(step as usize, &mut stage.plan.metrics());
-            if saved.elapsed().as_secs_f64() > CHECKPOINT_SECONDS {
+            if saved.elapsed().as_secs_f64() > self.checkpoint_seconds {
                 self.progress.seconds = spent + began.elapsed().as_secs_f64();
                 checkpoint::save(&self.out, &self.progress, &engine.store)?;
                 saved = Instant::now();
             }
+        }
+        // The last update has no loss after it that would tell.
+        if let Some(name) = checkpoint::not_finite(&engine.store) {
+            return Err(Error::Diverged(format!(
+                "{}: {name} is not finite after the last step: training diverged; lower the learning rate of this stage",
+                stage.name
+            )));
         }
         let tail = &self.progress.tail;
         let converged =

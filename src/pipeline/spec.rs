@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub struct RunSpec {
     pub name: String,
     pub seed: u64,
+    /// Between checkpoints; 0: after every step.
+    pub checkpoint_seconds: f64,
     /// At least one.
     pub teachers: Vec<TeacherSpec>,
     pub student: StudentSpec,
