@@ -18,16 +18,15 @@ run() { # name, overrides...
 # The default config, three seeds.
 for seed in 0 1 2; do run "default-$seed" --seed $seed; done
 # Two customised labels, one of each teacher, branched after block 3.
-two=(--set student.branch=3 --set generator.count=1)
+two=(--set student.branch=3)
 run pair-bag-0 "${two[@]}" --set 'student.labels=["bag","0"]'
 run pair-sneaker-sandal "${two[@]}" --set 'student.labels=["sneaker","sandal"]'
 run pair-4-trouser "${two[@]}" --set 'student.labels=["4","trouser"]'
 # Same initialisation and budget, other images: KA (real, unlabelled) and noise.
-alone=(--set generator.count=1 --set student.branch=2)
-run ka "${alone[@]}" --set dual.images=real:../weights/demo/unlabelled.npz
-run noise "${alone[@]}" --set dual.images=noise
-run noise-scratch "${alone[@]}" --set dual.images=noise --set student.init=scratch --set student.norm=batch
+run ka --set dual.images=real:../weights/demo/unlabelled.npz
+run noise --set dual.images=noise
+run noise-scratch --set dual.images=noise --set student.init=scratch --set student.norm=batch
 # Table 3: groups of the generator.
-for groups in 1 2 4; do run "groups-$groups" "${alone[@]}" --set generator.groups=$groups; done
+for groups in 1 2 4; do run "groups-$groups" --set generator.groups=$groups; done
 
 python3 scripts/results_table.py "$out"

@@ -71,12 +71,12 @@ impl<'o> Session<'o> {
     }
 
     /// Trains a stage to its end, unless the checkpoint says that it is done. `finish` then stores what the stage
-    /// produced, and may add figures to its outcome, before the stage counts as done.
+    /// produced, before the stage counts as done.
     pub fn train(
         &mut self,
         engine: &mut Engine<f32>,
         mut stage: Stage,
-        finish: impl FnOnce(&mut Engine<f32>, &mut Outcome) -> Result<()>,
+        finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
     ) -> Result<Outcome> {
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
@@ -129,8 +129,8 @@ impl<'o> Session<'o> {
         let tail = &self.progress.tail;
         let converged =
             names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
-        let mut outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
-        finish(engine, &mut outcome)?;
+        let outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
+        finish(engine, &outcome)?;
         self.progress.done.insert(stage.name.clone(), outcome.clone());
         self.progress.stage.clear();
         self.progress.step = 0;
