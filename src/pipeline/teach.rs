@@ -4,7 +4,7 @@ use super::evaluate::Predictor;
 use super::generator::with_moments;
 use super::observer::Observer;
 use super::schedule::Schedule;
-use super::session::{Session, Stage, stage_seed};
+use super::session::{CHECKPOINT_SECONDS, Session, Stage, stage_seed};
 use super::spec::{TeachSpec, TrainingData};
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
@@ -87,7 +87,7 @@ pub fn teach(
     let plan = Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?;
 
     let fingerprint = serde_json::to_string(spec).map_err(|e| Error::Run(format!("configuration: {e}")))?;
-    let mut session = Session::open(out, resume, fingerprint, observer)?;
+    let mut session = Session::open(out, resume, fingerprint, CHECKPOINT_SECONDS, observer)?;
     let stage = Stage {
         name: "teach".into(),
         plan,
@@ -159,6 +159,8 @@ fn build(engine: &mut Engine<f32>, spec: &TeachSpec, network: &ResNetSpec, label
         Build::Normed,
         Source::Tensors(&mut tensors),
     )?;
+    super::teachers::ignore_batch_counters(&mut tensors)?;
+    super::teachers::finish_but_head(&tensors)?;
     let c = network.widths[network.blocks() - 1];
     let shape = Shape::new(labels, 1, 1, c);
     let weights = crate::models::init::he_normal(seed, "fc.weight", shape, 1.0 / 3.0);
