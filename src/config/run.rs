@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::labels::{Block, Labels};
 use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
 use crate::error::Result;
+use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::pipeline::spec::{
     AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, StudentInit,
     StudentNorm, StudentSpec, TeacherSpec,
@@ -18,6 +19,7 @@ use crate::pipeline::spec::{
 struct RawRun {
     name: String,
     seed: Option<i64>,
+    checkpoint_seconds: Option<f64>,
     teachers: Vec<RawTeacher>,
     #[serde(default)]
     student: RawStudent,
@@ -132,6 +134,11 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
     let spec = RunSpec {
         name: folder_name(source, "name", &raw.name)?,
         seed: seed(source, or(&mut raw.seed, 0))?,
+        checkpoint_seconds: source.number(
+            "checkpoint_seconds",
+            or(&mut raw.checkpoint_seconds, CHECKPOINT_SECONDS.into()),
+            0.0..=1e6,
+        )?,
         student: student(source, &mut raw.student, &teachers)?,
         generator: generator(source, &mut raw.generator)?,
         loss: loss(source, &mut raw.loss)?,

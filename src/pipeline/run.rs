@@ -27,7 +27,7 @@ use std::time::Instant;
 /// Runs everything that `spec` asks for; files go to `out`.
 pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer) -> Result<Summary> {
     let began = Instant::now();
-    let mut session = Session::open(out, resume, fingerprint(spec)?, observer)?;
+    let mut session = Session::open(out, resume, fingerprint(spec)?, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
         name: spec.name.clone(),
         seed: spec.seed,
@@ -86,6 +86,7 @@ pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
 
 /// Trains one student: stage one (if its images are generated), stage two, branch.
 fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut Summary) -> Result<Trained> {
+    session.turn_to(prefix);
     let mut engine = Engine::<f32>::default();
     let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
     let tasks = dual::tasks(&teachers, &spec.student.labels)?;
@@ -214,6 +215,7 @@ fn score_student(
 fn fingerprint(spec: &RunSpec) -> Result<String> {
     let mut relevant = spec.clone();
     relevant.evaluation = None;
+    relevant.checkpoint_seconds = 0.0;
     let mut h = Sha256::new();
     h.update(serde_json::to_vec(&relevant).map_err(|e| Error::Run(format!("configuration: {e}")))?);
     let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();

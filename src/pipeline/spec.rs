@@ -18,6 +18,8 @@ pub struct RunSpec {
     pub evaluation: Option<PathBuf>,
     /// Extra students trained on other images with the same initialisation and budget, for comparison.
     pub baselines: Vec<ImageSource>,
+    /// Least time between two checkpoints; 0: one after every step. No part of the result.
+    pub checkpoint_seconds: f32,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
