@@ -266,7 +266,7 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
     Ok(text + &forecast_text(&forecast))
 }
 
-/// What a config asks for is what its teachers have: wrong here costs a second, later twenty minutes.
+/// What a config asks for is what its teachers have, and every file that it names can be used.
 fn check_against_teachers(
     spec: &RunSpec,
     source: &config::Source,
@@ -278,6 +278,7 @@ fn check_against_teachers(
     for teacher in &teachers {
         config::check_network(spec, &teacher.channels, source)?;
     }
+    (engine.check)(spec)?;
     Ok(teachers)
 }
 

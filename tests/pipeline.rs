@@ -1,333 +1,352 @@
-//! Whole runs at the smallest scale: what goes in, what comes out, and that it is the same every time.
+//! Whole runs on teachers of a few thousand parameters: the same seed gives the same bits, whatever happens on the way,
+//! and the summary says what is in the files.
 
-use dfka_engine::autograd::Store;
-use dfka_engine::data::labelled::LabelledSet;
-use dfka_engine::data::unlabelled::ImageSet;
-use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
+mod common;
+
+use common::{LEFT, Lab, RIGHT, THIRD, load, mapped, network};
+use dfka_engine::device::philox::{Draws, below};
+use dfka_engine::models::filter::Filter;
+use dfka_engine::models::resnet::ResNetSpec;
 use dfka_engine::models::targetnet::{StudentSpec, TaskSpec};
-use dfka_engine::pipeline::checkpoint;
 use dfka_engine::pipeline::evaluate::evaluate;
-use dfka_engine::pipeline::observer::Silent;
-use dfka_engine::pipeline::run::{block_file, run};
-use dfka_engine::pipeline::spec::*;
-use dfka_engine::summary::Summary;
-use dfka_engine::weights::{Tensors, npz};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use dfka_engine::summary::{Score, Summary};
+use dfka_engine::weights::npz;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
-fn network() -> ResNetSpec {
-    let stem = Stem { width: 4, kernel: 3, stride: 2, max_pool: false };
-    ResNetSpec {
-        block: BlockKind::Basic,
-        image: [16, 16, 1],
-        stem,
-        widths: vec![4, 8, 8],
-        depths: vec![1; 3],
-    }
-}
-
-fn labels(teacher: usize) -> Vec<String> {
-    (0..3).map(|i| format!("{}{i}", ["a", "b", "c"][teacher])).collect()
-}
-
-/// A folder with three random teachers, labelled images and unlabelled ones.
-fn folder() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for m in 0..3 {
-        let mut store = Store::<f32>::default();
-        let net = network();
-        let source = Source::Random(100 + m as u64);
-        let t = ResNet::new(&mut store, "t", &net, 1..=3, Some(3), Build::Normed, source).unwrap();
-        let mut out = Tensors::new();
-        t.export(&store, 1..=3, "", Build::Normed, &mut out).unwrap();
-        let [w, b] = t.head.unwrap();
-        out.insert("fc.weight", &[3, 8], store.to_f32(w)).unwrap();
-        out.insert("fc.bias", &[3], store.to_f32(b)).unwrap();
-        out.meta.insert("network".into(), serde_json::to_value(&net).unwrap());
-        out.meta.insert("labels".into(), serde_json::to_value(labels(m)).unwrap());
-        npz::save(dir.path().join(format!("t{m}.npz")), &out).unwrap();
-    }
-    let pixels: Vec<u8> = (0..40 * 256).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let images = ImageSet::new(pixels, [40, 16, 16, 1], "noise").unwrap();
-    images.save(dir.path().join("images.npz")).unwrap();
-    let all: Vec<String> = (0..3).flat_map(labels).collect();
-    let targets = (0..40 * 9).map(|i| u8::from(i * 7 % 5 < 2)).collect();
-    LabelledSet::new(images, targets, all).unwrap().save(dir.path().join("evaluation.npz")).unwrap();
-    dir
-}
-
-/// A run of a few steps.
-fn spec(dir: &Path, teachers: usize) -> RunSpec {
-    let teacher = |m: usize| TeacherSpec { name: format!("T{m}"), weights: dir.join(format!("t{m}.npz")) };
-    RunSpec {
-        name: "tiny".into(),
-        seed: 3,
-        checkpoint_seconds: 1000.0,
-        teachers: (0..teachers).map(teacher).collect(),
-        student: StudentSpecOf::default().0,
-        generator: GeneratorSpec {
-            groups: 2,
-            latent: 6,
-            widths: vec![8, 8, 4],
-            steps: 6,
-            batch: 5,
-            learning_rate: 1e-3,
-            betas: [0.5, 0.999],
-            shift: 1,
-        },
-        loss: LossSpec {
-            recipe: Recipe::Conditional { max_labels: 2 },
-            alpha: 0.1,
-            beta: 0.1,
-            gamma: 0.1,
-            statistics: 1.0,
-            least_diversity: 0.0,
-            least_entropy: 0.0,
-        },
-        dual: DualSpec {
-            images: ImageSource::Generator,
-            steps: vec![4, 4, 4],
-            batch: 6,
-            learning_rate: 1e-3,
-            feature: 1.0,
-            late_features: 1.0,
-            freeze_earlier: false,
-            lambda_in: [1.0, 1.0],
-            augment: AugmentSpec { shift: 1, flip: 0.5, mix_max: 0.3, cutmix: 0.3 },
-            bank: 64,
-        },
-        evaluation: Some(dir.join("evaluation.npz")),
-        baselines: vec![],
-    }
-}
-
-struct StudentSpecOf(dfka_engine::pipeline::spec::StudentSpec);
-
-impl Default for StudentSpecOf {
-    fn default() -> Self {
-        StudentSpecOf(dfka_engine::pipeline::spec::StudentSpec {
-            labels: vec![],
-            init: StudentInit::Mean,
-            norm: StudentNorm::Stored,
-            branch: Branch::Auto { least: 1 },
-            filter_reduction: 4,
-        })
-    }
-}
-
-/// Runs `spec` into a new folder below `dir`.
-fn go(dir: &Path, name: &str, spec: &RunSpec) -> (Summary, PathBuf) {
-    let out = dir.join(name);
-    std::fs::create_dir(&out).unwrap();
-    (run(spec, &out, false, &mut Silent).unwrap(), out)
-}
-
-fn student(out: &Path) -> Vec<u8> {
-    std::fs::read(out.join("student.npz")).unwrap()
-}
+const ALL_STUDENTS: [&str; 2] = ["baselines.noise=true", "baselines.ka=ka.npz"];
 
 #[test]
-fn the_same_seed_gives_the_same_bits_and_another_does_not() {
-    let dir = folder();
-    let s = spec(dir.path(), 2);
-    let (_, a) = go(dir.path(), "a", &s);
-    let (_, b) = go(dir.path(), "b", &s);
-    let (_, c) = go(dir.path(), "c", &RunSpec { seed: 4, ..s.clone() });
-    assert!(student(&a) == student(&b), "one seed, two students");
-    assert!(student(&a) != student(&c), "two seeds, one student");
+fn the_same_seed_gives_the_same_bits_and_another_seed_others() {
+    let lab = Lab::new();
+    for (out, seed) in [("a", "5"), ("b", "5"), ("c", "6")] {
+        lab.run(out, &[&format!("seed={seed}"), ALL_STUDENTS[0], ALL_STUDENTS[1]]).unwrap();
+    }
+    for name in ["student.npz", "student-block1.npz", "noise.student.npz", "ka.student.npz", "samples.png"] {
+        assert!(lab.bytes(&format!("a/{name}")) == lab.bytes(&format!("b/{name}")), "{name} differs");
+    }
+    assert!(lab.bytes("a/student.npz") != lab.bytes("c/student.npz"), "another seed made the same student");
 }
 
-/// "Is it really data-free?": the evaluation set changes nothing, present or not.
+/// The student is a function of the teachers and the config: nothing of the evaluation set reaches it.
 #[test]
-fn the_student_has_the_same_bits_without_the_evaluation_set() {
-    let dir = folder();
-    let s = spec(dir.path(), 2);
-    let (with, a) = go(dir.path(), "with", &s);
-    std::fs::remove_file(dir.path().join("evaluation.npz")).unwrap();
-    let (without, b) = go(dir.path(), "without", &RunSpec { evaluation: None, ..s });
-    assert!(with.student.is_some() && without.student.is_none());
-    for block in 1..=3 {
-        let file = |out: &Path| std::fs::read(block_file(out, "", block)).unwrap();
-        assert!(file(&a) == file(&b), "block {block}");
-    }
-    assert!(student(&a) == student(&b));
-    assert_eq!(with.branch, without.branch);
-}
+fn the_student_does_not_depend_on_the_evaluation_set() {
+    let lab = Lab::new();
+    let spec = lab.spec(&[]);
+    let with = lab.run_spec("with", &spec).unwrap();
+    assert!(with.student.is_some() && with.teachers.contains_key("mean"));
+    let mut without = spec.clone();
+    without.evaluation = None;
+    let summary = lab.run_spec("without", &without).unwrap();
+    assert!(summary.student.is_none() && summary.teachers.is_empty());
+    assert_eq!(with.branch, summary.branch);
 
-#[test]
-fn a_student_file_reloads_and_its_figures_are_the_summarys() {
-    let dir = folder();
-    let (summary, out) = go(dir.path(), "run", &spec(dir.path(), 2));
-    let score = summary.student.unwrap();
-    assert_eq!(evaluate(&out.join("student.npz"), &dir.path().join("evaluation.npz")).unwrap(), score.score);
-    assert_eq!(score.by_block.len(), 3);
-    assert_eq!(score.by_block[summary.branch[0].block - 1], score.score);
-    let file = npz::load(out.join("student.npz")).unwrap();
-    // A folded filter has a bias of k where PyTorch counts gamma and beta: k fewer for each convolution.
-    let elements: usize = file.iter().map(|(_, t)| t.data.len()).sum();
-    let biases = file.iter().filter(|(n, _)| n.ends_with(".bias") && !n.contains("fc"));
-    assert_eq!(summary.parameters.student, elements + biases.map(|(_, t)| t.data.len()).sum::<usize>());
-    assert_eq!(summary.teachers["mean"].ap.len(), 6);
-    assert_eq!(score.score.ap.keys().collect::<Vec<_>>(), ["a0", "a1", "a2", "b0", "b1", "b2"]);
-}
-
-#[test]
-fn any_number_of_teachers_groups_labels_and_every_recipe() {
-    let dir = folder();
-    let base = spec(dir.path(), 2);
-    let with = |f: &dyn Fn(&mut RunSpec)| {
-        let mut s = base.clone();
-        f(&mut s);
-        s
-    };
-    let (one, _) = go(dir.path(), "one", &spec(dir.path(), 1));
-    assert_eq!((one.labels, one.branch.len()), (labels(0), 1));
-    let three = RunSpec {
-        student: dfka_engine::pipeline::spec::StudentSpec {
-            labels: vec!["c1".into(), "a2".into()],
-            ..base.student.clone()
-        },
-        ..spec(dir.path(), 3)
-    };
-    let (three, out) = go(dir.path(), "three", &three);
-    assert_eq!(three.labels, ["c1", "a2"]);
-    assert_eq!(
-        three.branch.iter().map(|b| b.teacher.as_str()).collect::<Vec<_>>(),
-        ["T0", "T2"],
-        "T1 has no task"
-    );
-    assert_eq!(npz::load(out.join("student.npz")).unwrap().get("task0.fc.weight").unwrap().shape, [1, 8]);
-    for groups in [1, 3] {
-        go(dir.path(), &format!("groups{groups}"), &with(&|s| s.generator.groups = groups));
-    }
-    let recipes = [("published", Recipe::Published), ("balanced", Recipe::Balanced { share: 0.2 })];
-    for (name, recipe) in recipes {
-        go(dir.path(), name, &with(&|s| s.loss.recipe = recipe.clone()));
-    }
-    for norm in [StudentNorm::Folded, StudentNorm::Batch] {
-        go(dir.path(), &format!("{norm:?}"), &with(&|s| s.student.norm = norm));
-    }
-    let (both, _) = go(
-        dir.path(),
-        "baselines",
-        &with(&|s| {
-            s.baselines = vec![ImageSource::Noise, ImageSource::Real(dir.path().join("images.npz"))];
-        }),
-    );
-    assert!(both.noise.is_some() && both.ka.is_some() && both.noise != both.ka);
-    assert!(
-        ["generator", "block3", "noise.block1", "ka.block2", "total"]
-            .iter()
-            .all(|s| both.seconds.contains_key(*s))
-    );
-}
-
-/// Published stage two: blocks before b stay as stage b - 1 left them. Ours: they move.
-#[test]
-fn freezing_earlier_blocks_is_a_choice() {
-    let dir = folder();
-    for freeze in [true, false] {
-        let mut s = spec(dir.path(), 2);
-        s.dual.freeze_earlier = freeze;
-        let (_, out) = go(dir.path(), &format!("freeze-{freeze}"), &s);
-        let trunk = |b: usize, name: &str| {
-            npz::load(block_file(&out, "", b)).unwrap().get(&format!("trunk.{name}.weight")).unwrap().clone()
-        };
-        for name in ["conv1", "layer1.0.conv2"] {
-            assert_eq!(trunk(1, name) == trunk(3, name), freeze, "{name}");
-        }
-        assert_eq!(trunk(2, "layer2.0.conv1") == trunk(3, "layer2.0.conv1"), freeze);
+    // Gone while the run trains: it fails where it wants to score, with the student made and stored.
+    std::fs::remove_file(lab.path("evaluation.npz")).unwrap();
+    let e = lab.run_spec("gone", &spec).unwrap_err();
+    assert!(e.exit_code() == 4 && e.to_string().contains("evaluation.npz"), "{e}");
+    // Other answers, and rubbish in place of an archive.
+    std::fs::write(lab.path("evaluation.npz"), b"no zip").unwrap();
+    assert_eq!(lab.run_spec("rubbish", &spec).unwrap_err().exit_code(), 4);
+    let all: Vec<&str> = LEFT.iter().chain(&RIGHT).copied().collect();
+    common::labelled(9, network().image, &all, 1234).save(lab.path("evaluation.npz")).unwrap();
+    let other = lab.run_spec("other", &spec).unwrap();
+    assert!(other.student.unwrap().score.ap != with.student.unwrap().score.ap);
+    for out in ["without", "gone", "rubbish", "other"] {
+        assert!(lab.bytes("with/student.npz") == lab.bytes(&format!("{out}/student.npz")), "{out}");
     }
 }
 
-#[test]
-fn alarms_stop_a_run_and_say_why() {
-    let dir = folder();
-    let fails = |name: &str, f: &dyn Fn(&mut RunSpec)| {
-        let mut s = spec(dir.path(), 2);
-        f(&mut s);
-        let out = dir.path().join(name);
-        std::fs::create_dir(&out).unwrap();
-        let e = run(&s, &out, false, &mut Silent).unwrap_err();
-        assert!(!out.join("student.npz").exists());
-        (e.exit_code(), e.to_string())
-    };
-    let (code, text) = fails("collapse", &|s| s.loss.least_diversity = 100.0);
-    assert!(code == 7 && text.contains("generator: collapsed: diversity"), "{code}: {text}");
-    let (code, text) = fails("entropy", &|s| s.loss.least_entropy = 1.5);
-    assert!(code == 7 && text.contains("label entropy"), "{code}: {text}");
-    let (code, text) = fails("diverge", &|s| {
-        s.dual.learning_rate = 1e30;
-        s.dual.steps = vec![50; 3];
-    });
-    assert!(code == 7 && text.contains("block1: ") && text.contains("diverged"), "{code}: {text}");
-}
-
-/// A machine that loses power at a random step loses nothing: the resumed run ends in the same bits.
+/// Killed anywhere, twice, and resumed: the same bits as never killed.
 #[test]
 fn a_killed_run_resumes_to_the_same_bits() {
-    let dir = folder();
-    let config = dir.path().join("c.toml");
-    let text = "name = 'tiny'\nseed = 3\ncheckpoint_seconds = 0\n\
-        [[teachers]]\nname = 'T0'\nweights = 't0.npz'\n[[teachers]]\nname = 'T1'\nweights = 't1.npz'\n\
-        [student]\ninit = 'mean'\n[generator]\nsteps = 40\nbatch = 8\nlatent = 6\nwidths = [8, 8, 4]\n\
-        [loss]\nleast_diversity = 0\nleast_entropy = 0\n[dual]\nsteps = [12, 12, 12]\nbatch = 8\nbank = 64\n\
-        [baselines]\nka = 'images.npz'\n";
-    std::fs::write(&config, text).unwrap();
-    let start = |out: &Path, resume: bool| {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_dfka-engine"));
-        c.arg("run").arg(&config).arg("--quiet").arg("--out").arg(out);
-        c.args(resume.then_some("--resume")).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap()
+    let lab = Lab::new();
+    // Five steps a stage: every step prints a line, and leaves a checkpoint.
+    let sets = [
+        "checkpoint_seconds=0",
+        "generator.steps=5",
+        "dual.steps=[5, 5, 5, 5]",
+        ALL_STUDENTS[0],
+        ALL_STUDENTS[1],
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
+    let run = |out: &str, more: &[&str]| {
+        let mut c = lab.program(&[&["run", "c.toml", "--out", out], &sets[..], more].concat());
+        c.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
     };
-    let whole = dir.path().join("whole");
-    assert!(start(&whole, false).wait().unwrap().success());
-    // Five kills, each at its own point of the run; each resumed run is killed again by the next.
-    let out = dir.path().join("killed");
-    let mut done = 0u64;
-    for (i, steps) in [3u64, 31, 55, 78, 105].into_iter().enumerate() {
-        let mut child = start(&out, i > 0);
-        while done < steps && child.try_wait().unwrap().is_none() {
-            done = steps_done(&out);
-            std::thread::sleep(Duration::from_millis(1));
+    let whole = run("whole", &[]).wait_with_output().unwrap();
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let lines = String::from_utf8(whole.stderr).unwrap().lines().count();
+    assert_eq!(lines, 1 + 5 * (1 + 3 * 4));
+
+    let draws = Draws::new(99, 0, 0);
+    // A few at random, and those next to a change of stage or student: the line after it, and the last before it.
+    let random = (0..3).map(|i| 1 + below(draws.words(i, 0)[0], lines - 2));
+    for (i, first) in random.chain([6, 11, 26, 27, 47]).enumerate() {
+        let out = format!("killed{i}");
+        let mut left = lines - first;
+        let mut kill_after = first;
+        for round in 0..2 {
+            let more: &[&str] = if round == 0 { &[] } else { &["--resume"] };
+            let mut child = run(&out, more);
+            let mut err = BufReader::new(child.stderr.take().unwrap());
+            for _ in 0..kill_after {
+                err.read_line(&mut String::new()).unwrap();
+            }
+            child.kill().unwrap(); // SIGKILL
+            child.wait().unwrap();
+            // The second time soon after, but for half of the cases far on.
+            left = left.saturating_sub(2);
+            kill_after = if i % 2 == 0 { 2 } else { 1 + left / 2 };
         }
-        let _ = child.kill();
-        child.wait().unwrap();
-    }
-    assert!(!out.join("summary.json").exists(), "the last kill came too late to test anything");
-    assert!(start(&out, true).wait().unwrap().success());
-    for file in
-        ["student.npz", "student-block1.npz", "student-block3.npz", "ka.student.npz", "ka.student-block2.npz"]
-    {
-        let [a, b] = [&whole, &out].map(|o| std::fs::read(o.join(file)).unwrap());
-        assert!(a == b, "{file} differs after {done} steps and five kills");
+        let end = run(&out, &["--resume"]).wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&end.stderr);
+        assert!(end.status.success(), "killed after line {first}: {text}");
+        assert!(text.lines().count() < lines || first < 4, "killed after line {first}, began anew:\n{text}");
+        for prefix in ["", "noise.", "ka."] {
+            for name in ["student.npz", "student-block1.npz", "student-block4.npz"] {
+                let same = lab.bytes(&format!("whole/{prefix}{name}"))
+                    == lab.bytes(&format!("{out}/{prefix}{name}"));
+                assert!(same, "killed after line {first}: {prefix}{name} differs");
+            }
+        }
+        let branch = |out: &str| {
+            let s: Summary = serde_json::from_slice(&lab.bytes(&format!("{out}/summary.json"))).unwrap();
+            (s.branch, s.student, s.noise, s.ka, s.diversity.to_bits())
+        };
+        assert_eq!(branch("whole"), branch(&out), "killed after line {first}");
     }
 }
 
-/// Steps taken so far, as the checkpoint tells: it is rewritten after every one.
-fn steps_done(out: &Path) -> u64 {
-    let Ok(Some(p)) = checkpoint::progress(out) else { return 0 };
-    p.step + p.done.keys().map(|stage| if stage == "generator" { 40 } else { 12 }).sum::<u64>()
-}
-
-/// METHOD 4 and supplement 1.2 and Table 5, by count.
 #[test]
-fn parameters_at_paper_scale() {
-    let net = ResNetSpec::torchvision(101, 224).unwrap();
-    let teacher = net.parameters(1..=4) + net.head_parameters(10);
-    assert!((85_000_000..89_000_000).contains(&(2 * teacher)), "two teachers: {}", 2 * teacher);
-    let task = |teacher: &str, label: &str| TaskSpec {
-        teacher: teacher.into(),
-        labels: vec![label.into()],
-        block: 3,
+fn a_checkpoint_of_another_run_is_refused() {
+    let lab = Lab::new();
+    lab.run("out", &[]).unwrap();
+    let resume = |sets: &[&str]| {
+        let spec = lab.spec(sets);
+        dfka_engine::pipeline::run::run(
+            &spec,
+            &lab.path("out"),
+            true,
+            &mut dfka_engine::pipeline::observer::Silent,
+        )
     };
-    let student = StudentSpec {
-        network: net,
+    let student = lab.bytes("out/student.npz");
+    resume(&["checkpoint_seconds=3"]).unwrap();
+    assert_eq!(lab.bytes("out/student.npz"), student);
+    for other in ["seed=6", "generator.steps=7"] {
+        let e = resume(&[other]).unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("another configuration"), "{other}: {e}");
+    }
+    let teacher = load(&lab.path("left.npz"));
+    let louder = mapped(&teacher, |_, shape, v| Some((shape.to_vec(), v.iter().map(|v| v * 1.01).collect())));
+    npz::save(lab.path("left.npz"), &louder).unwrap();
+    assert_eq!(resume(&[]).unwrap_err().exit_code(), 2, "resumed with another teacher");
+}
+
+#[test]
+fn one_teacher_three_teachers_and_some_labels() {
+    let lab = Lab::new();
+    let one = "teachers=[{ name = 'left', weights = 'left.npz' }]";
+    let third = "teachers=[{ name = 'left', weights = 'left.npz' }, { name = 'right', weights = 'right.npz' }, \
+                 { name = 'third', weights = 'third.npz' }]";
+    let labels = |s: &Summary| s.labels.iter().map(|l| l.to_string()).collect::<Vec<_>>();
+    let tasks =
+        |s: &Summary| s.branch.iter().map(|t| (t.teacher.clone(), t.labels.len())).collect::<Vec<_>>();
+
+    let s = lab.run("one", &[one]).unwrap();
+    assert_eq!((labels(&s), tasks(&s)), (LEFT.map(String::from).to_vec(), vec![("left".into(), 3)]));
+
+    let s = lab.run("three", &[third]).unwrap();
+    let all: Vec<&str> = LEFT.iter().chain(&RIGHT).chain(&THIRD).copied().collect();
+    assert_eq!(labels(&s), all);
+    assert_eq!(tasks(&s), [("left".into(), 3), ("right".into(), 2), ("third".into(), 2)]);
+
+    // In the order asked for, across teachers; a teacher without a wanted label is no task.
+    let s = lab.run("some", &[third, "student.labels=['tree', 'car', 'bus']"]).unwrap();
+    assert_eq!(labels(&s), ["tree", "car", "bus"]);
+    assert_eq!(tasks(&s), [("left".into(), 2), ("third".into(), 1)]);
+    assert_eq!(s.student.unwrap().score.ap.len(), 3);
+    assert!(!s.teachers.contains_key("right") && s.teachers["left"].ap.len() == 2);
+}
+
+#[test]
+fn every_number_of_groups_and_every_recipe_runs() {
+    let lab = Lab::new();
+    let mut students = vec![];
+    for sets in [
+        &["generator.groups=1"][..],
+        &["generator.groups=2"],
+        &["generator.groups=4"],
+        &["loss.recipe=\"published\""],
+        &["loss.recipe=\"balanced\"", "loss.share=0.3"],
+        &["student.norm=\"batch\""],
+        &["student.norm=\"folded\""],
+        &["student.init=\"scratch\""],
+        &["student.init=\"teacher:right\""],
+        &["dual.images=\"noise\""],
+        &["dual.images=\"real:ka.npz\""],
+        &["generator.shift=0", "dual.lambda_in=[1, 0]"],
+    ] {
+        let s = lab.run(&format!("run{}", students.len()), sets).unwrap_or_else(|e| panic!("{sets:?}: {e}"));
+        let score = s.student.unwrap();
+        assert!(score.by_block.len() == 4 && score.score.ap.len() == 5, "{sets:?}: {score:?}");
+        assert!(score.score.map > 0.0 && score.score.map <= 100.0, "{sets:?}: {score:?}");
+        let chosen = s.branch[0].block;
+        assert_eq!(score.score, score.by_block[chosen - 1], "{sets:?}");
+        assert!(s.branch.iter().all(|t| t.loss_by_block.iter().all(|l| l.is_finite())), "{sets:?}");
+        students.push(lab.bytes(&format!("run{}/student.npz", students.len())));
+    }
+    for (i, s) in students.iter().enumerate() {
+        assert!(
+            !students[..i].contains(s),
+            "case {i} made the student of an earlier one: its key does nothing"
+        );
+    }
+}
+
+#[test]
+fn baselines_stand_in_the_summary() {
+    let lab = Lab::new();
+    let s = lab.run("out", &ALL_STUDENTS).unwrap();
+    let (student, noise, ka) = (s.student.unwrap(), s.noise.unwrap(), s.ka.unwrap());
+    assert!(student.by_block.len() == 4 && noise.by_block.len() == 4 && ka.by_block.len() == 4);
+    // Three students, not one told three times.
+    let files =
+        ["student.npz", "noise.student.npz", "ka.student.npz"].map(|n| lab.bytes(&format!("out/{n}")));
+    assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2]);
+    // A baseline is what a run on those images alone makes.
+    lab.run("noise", &["dual.images=\"noise\""]).unwrap();
+    let stages = s.seconds.keys().cloned().collect::<Vec<_>>();
+    for stage in ["generator", "block4", "noise.block4", "ka.block1", "total"] {
+        assert!(stages.iter().any(|s| s == stage), "{stage} is missing among {stages:?}");
+    }
+}
+
+/// With `freeze_earlier`, stage b leaves the blocks before b as they were.
+#[test]
+fn frozen_blocks_stay_as_they_were() {
+    let lab = Lab::new();
+    lab.run("free", &["dual.freeze_earlier=false"]).unwrap();
+    lab.run("frozen", &["dual.freeze_earlier=true"]).unwrap();
+    let trunk = |out: &str, b: usize, prefix: &str| {
+        let t = load(&lab.path(&format!("{out}/student-block{b}.npz")));
+        let of =
+            t.iter().filter(|(n, _)| n.starts_with(prefix)).map(|(n, t)| (n.to_string(), t.data.clone()));
+        let all: Vec<_> = of.collect();
+        assert!(!all.is_empty(), "{prefix}");
+        all
+    };
+    for (earlier, prefix) in
+        [(1, "trunk.layer1"), (1, "trunk.conv1"), (2, "trunk.layer2"), (3, "trunk.layer3")]
+    {
+        assert_eq!(trunk("frozen", earlier, prefix), trunk("frozen", earlier + 1, prefix), "{prefix}");
+        assert_ne!(trunk("free", earlier, prefix), trunk("free", earlier + 1, prefix), "{prefix}");
+    }
+    assert_ne!(trunk("frozen", 1, "task0.filter"), trunk("frozen", 2, "task0.filter"));
+}
+
+#[test]
+fn a_collapsed_generator_stops_the_run() {
+    let lab = Lab::new();
+    for (set, what) in
+        [("loss.least_diversity=2.0", "at least 2 expected"), ("loss.least_entropy=1.0", "at least 1")]
+    {
+        let out = format!("runs/{}", set.len());
+        let run = lab.call(&["run", "c.toml", "--out", &out, "--quiet", "--set", set]);
+        let text = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(run.status.code(), Some(7), "{text}");
+        assert!(
+            text.starts_with("error: generator: collapsed: diversity of its images ") && text.contains(what),
+            "{text}"
+        );
+        assert!(!lab.path(&out).join("student.npz").exists());
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let lab = Lab::new();
+    let teacher = load(&lab.path("left.npz"));
+    let huge = mapped(&teacher, |name, shape, v| {
+        let v =
+            if name == "layer3.0.conv2.weight" { v.iter().map(|v| v * 1e38).collect() } else { v.to_vec() };
+        Some((shape.to_vec(), v))
+    });
+    npz::save(lab.path("left.npz"), &huge).unwrap();
+    let out = lab.call(&["run", "c.toml", "--quiet", "--set", "student.init=scratch"]);
+    let text = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(7), "{text}");
+    assert!(text.starts_with("error: generator: loss is ") && text.contains(" at step 0"), "{text}");
+}
+
+/// Equal but for the last digit, which JSON's way back to a float may change.
+fn same(a: &Score, b: &Score) {
+    let close = |a: &f64, b: &f64| (a - b).abs() < 1e-9;
+    assert!(close(&a.map, &b.map) && close(&a.map_11_point, &b.map_11_point), "{a:?}\n{b:?}");
+    for (a, b) in [(&a.ap, &b.ap), (&a.ap_11_point, &b.ap_11_point)] {
+        assert!(
+            a.keys().eq(b.keys()) && a.values().zip(b.values()).all(|(a, b)| close(a, b)),
+            "{a:?}\n{b:?}"
+        );
+    }
+}
+
+#[test]
+fn the_summary_says_what_is_in_the_files() {
+    let lab = Lab::new();
+    let out = lab.call(&["run", "c.toml", "--out", "out", "--quiet", "--set", ALL_STUDENTS[0]]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let s: Summary = serde_json::from_slice(&lab.bytes("out/summary.json")).unwrap();
+    let student = s.student.unwrap();
+
+    // The file scores what the table says, through the library and through the program.
+    let evaluation = lab.path("evaluation.npz");
+    same(&evaluate(&lab.path("out/student.npz"), &evaluation).unwrap(), &student.score);
+    same(&evaluate(&lab.path("out/noise.student.npz"), &evaluation).unwrap(), &s.noise.unwrap().score);
+    for b in 1..=4 {
+        let file = lab.path(&format!("out/student-block{b}.npz"));
+        same(&evaluate(&file, &evaluation).unwrap(), &student.by_block[b - 1]);
+    }
+    let eval = lab.call(&["eval", "out/student.npz", "evaluation.npz", "--json"]);
+    let printed: Score = serde_json::from_slice(&eval.stdout).unwrap();
+    same(&printed, &student.score);
+
+    // Parameters as PyTorch counts them: a batch norm has gamma and beta, which the student's file holds as one bias.
+    let elems = |file: &str, keep: fn(&str) -> bool| -> usize {
+        load(&lab.path(file)).iter().filter(|(n, _)| keep(n)).map(|(_, t)| t.data.len()).sum()
+    };
+    let teachers =
+        elems("left.npz", |n| !n.contains("running")) + elems("right.npz", |n| !n.contains("running"));
+    assert_eq!(s.parameters.teachers, teachers);
+    let is_folded = |n: &str| n.ends_with(".bias") && !n.contains("fc");
+    assert_eq!(
+        s.parameters.student,
+        elems("out/student.npz", |_| true) + elems("out/student.npz", is_folded)
+    );
+    assert_eq!(s.parameters.filters, elems("out/student.npz", |n| n.contains("filter")));
+    assert!(s.parameters.filters > 0 && s.parameters.student < s.parameters.teachers);
+}
+
+/// METHOD 4: two tasks on ResNet-101 that leave the trunk after block 3.
+#[test]
+fn the_papers_parameter_counts() {
+    let network = ResNetSpec::torchvision(101, 224).unwrap();
+    let voc: Vec<String> = (0..20).map(|i| format!("label{i}")).collect();
+    let student = |labels: [&[String]; 2]| StudentSpec {
+        network: network.clone(),
         filter_reduction: 4,
-        tasks: vec![task("A", "bus"), task("B", "table")],
-        labels: vec!["bus".into(), "table".into()],
+        tasks: labels
+            .iter()
+            .map(|l| TaskSpec { teacher: "t".into(), labels: l.to_vec(), block: 3 })
+            .collect(),
+        labels: labels.concat(),
     };
-    let (parameters, filters) = student.parameters();
-    assert!((57_000_000..60_000_000).contains(&parameters), "student: {parameters}");
-    assert!((filters as f64) < 0.04 * parameters as f64, "filters: {filters}");
+    let (parameters, filters) = student([&voc[..1], &voc[1..2]]).parameters();
+    assert!((57_000_000..60_000_000).contains(&parameters), "{parameters}");
+    let of_teachers = 2 * (network.parameters(1..=4) + network.head_parameters(10));
+    assert!((85_000_000..89_000_000).contains(&of_teachers), "{of_teachers}");
+    assert!((filters as f64) < 0.04 * parameters as f64 && filters == 2 * Filter::parameters(1024, 4));
+    // torchvision's ResNet-101 without its head of 1000 classes.
+    assert_eq!(network.parameters(1..=4), 44_549_160 - 2049 * 1000);
 }

@@ -62,7 +62,7 @@ impl<R: Real> Store<R> {
             Space::Arena => unreachable!("the store hands out no slots of the arena"),
         }
     }
-    pub fn add_with(&mut self, name: &str, shape: Shape, values: &[f32]) -> TensorId {
+    pub fn add_with<V: Copy + Into<f64>>(&mut self, name: &str, shape: Shape, values: &[V]) -> TensorId {
         let id = self.add(name, shape);
         self.set(id, values);
         id
@@ -94,10 +94,11 @@ impl<R: Real> Store<R> {
         let buffer = self.buffer(s);
         self.buffers[buffer].get_mut(s.offset, s.bytes)
     }
-    pub fn set(&mut self, id: TensorId, values: &[f32]) {
+    /// Overwrites a tensor with `f32` or `f64` values.
+    pub fn set<V: Copy + Into<f64>>(&mut self, id: TensorId, values: &[V]) {
         let to = self.get_mut(id);
         assert_eq!(to.len(), values.len(), "store: wrong number of values");
-        to.iter_mut().zip(values).for_each(|(t, v)| *t = R::of(f64::from(*v)));
+        to.iter_mut().zip(values).for_each(|(t, v)| *t = R::of((*v).into()));
     }
     pub fn to_f32(&self, id: TensorId) -> Vec<f32> {
         self.get(id).iter().map(|v| v.f64() as f32).collect()

@@ -22,6 +22,8 @@ pub struct TeacherFacts {
 pub struct Engine {
     /// Reads the heads of a run's teachers.
     pub open_teachers: fn(&RunSpec) -> Result<Vec<TeacherFacts>>,
+    /// Opens everything a run reads.
+    pub check: fn(&RunSpec) -> Result<()>,
     /// `resume`: go on from the checkpoint in the folder.
     pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
     /// The result as JSON, for it is only printed.
@@ -39,6 +41,7 @@ pub const PIPELINE: Engine = Engine {
         };
         spec.teachers.iter().map(facts).collect()
     },
+    check: pipeline::inputs::check,
     run: pipeline::run::run,
     teach: |spec, out, resume, observer| to_json(pipeline::teach::teach(spec, out, resume, observer)?),
     evaluate: pipeline::evaluate::evaluate,

@@ -11,6 +11,7 @@ const FAKE: Engine = Engine {
     open_teachers: |_| {
         Ok(vec![TeacherFacts { labels: vec!["bus".into(), "car".into()], channels: vec![8, 16] }])
     },
+    check: |_| Ok(()),
     run: |spec, out, is_resumed, observer: &mut dyn Observer| {
         assert!(out.join(report::CONFIG).exists());
         observer.stage(if is_resumed { "again" } else { "first" }, 2);

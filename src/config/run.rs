@@ -133,11 +133,11 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
     Ok(RunSpec {
         name: folder_name(source, "name", &raw.name)?,
         seed: seed(source, or(&mut raw.seed, 0))?,
-        checkpoint_seconds: f64::from(source.number(
+        checkpoint_seconds: source.number(
             "checkpoint_seconds",
-            or(&mut raw.checkpoint_seconds, CHECKPOINT_SECONDS),
-            0.0..=86_400.0,
-        )?),
+            or(&mut raw.checkpoint_seconds, CHECKPOINT_SECONDS.into()),
+            0.0..=1e6,
+        )?,
         student: student(source, &mut raw.student, &teachers)?,
         generator: generator(source, &mut raw.generator)?,
         loss: loss(source, &mut raw.loss)?,

@@ -48,6 +48,15 @@ impl LabelledSet {
         Ok(set)
     }
 
+    /// The labels a file has, and the shape of its images, without reading images or targets.
+    pub fn describe(path: impl AsRef<Path>) -> Result<(Vec<String>, [usize; 4])> {
+        let file = path.as_ref();
+        let mut archive = Archive::open(file)?;
+        archive.expect_names(&["images", "targets"])?;
+        let labels = meta_as(file, &archive.meta()?, "labels")?;
+        Ok((labels, ImageSet::shape_in(&mut archive, file)?))
+    }
+
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.check().map_err(|m| Error::data(&path, m))?;
         let mut meta = Meta::new();

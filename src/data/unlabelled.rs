@@ -42,6 +42,13 @@ impl ImageSet {
         ImageSet::from_archive(&mut archive, &meta, path.as_ref())
     }
 
+    /// The shape that a file of images says it has, without reading them.
+    pub fn shape_of(path: impl AsRef<Path>) -> Result<[usize; 4]> {
+        let mut archive = Archive::open(&path)?;
+        archive.expect_names(&["images"])?;
+        ImageSet::shape_in(&mut archive, path.as_ref())
+    }
+
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.check().map_err(|m| Error::data(&path, m))?;
         let mut meta = Meta::new();
@@ -87,16 +94,20 @@ impl ImageSet {
         Ok(())
     }
 
+    pub(super) fn shape_in<R: Read + Seek>(archive: &mut Archive<R>, file: &Path) -> Result<[usize; 4]> {
+        let shape = archive.shape("images")?;
+        <[usize; 4]>::try_from(&shape[..]).map_err(|_| {
+            Error::data(file, format!("array \"images\": expected shape [n, h, w, c], found {shape:?}"))
+        })
+    }
+
     pub(super) fn from_archive<R: Read + Seek>(
         archive: &mut Archive<R>,
         meta: &Meta,
         file: &Path,
     ) -> Result<Self> {
-        let (shape, images) = archive.bytes("images")?;
-        let [n, h, w, c] = shape[..] else {
-            let message = format!("array \"images\": expected shape [n, h, w, c], found {shape:?}");
-            return Err(Error::data(file, message));
-        };
+        let [n, h, w, c] = ImageSet::shape_in(archive, file)?;
+        let (_, images) = archive.bytes("images")?;
         let provenance = match meta.get("provenance") {
             None => String::new(),
             Some(_) => crate::weights::meta_as(file, meta, "provenance")?,

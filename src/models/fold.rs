@@ -14,8 +14,8 @@ pub struct StoredNorm<'a> {
 pub const BN_EPS: f64 = 1e-5;
 
 /// `gamma (conv(x, w) - mean) / sqrt(var + eps) + beta = conv(x, w * g) + (beta - mean * g)`, `g = gamma / sqrt(var + eps)`,
-/// in f64. `w` is `[k, ...]`; returns weights and bias.
-pub fn fold(shape: Shape, w: &[f32], norm: &StoredNorm) -> (Vec<f32>, Vec<f32>) {
+/// in f64, so that it is exact in the engine's scalar. `w` is `[k, ...]`; returns weights and bias.
+pub fn fold(shape: Shape, w: &[f32], norm: &StoredNorm) -> (Vec<f64>, Vec<f64>) {
     let gains: Vec<f64> = norm
         .gamma
         .iter()
@@ -25,11 +25,11 @@ pub fn fold(shape: Shape, w: &[f32], norm: &StoredNorm) -> (Vec<f32>, Vec<f32>) 
     let weights = w
         .chunks(shape.per_sample())
         .zip(&gains)
-        .flat_map(|(row, g)| row.iter().map(move |v| (f64::from(*v) * g) as f32));
+        .flat_map(|(row, g)| row.iter().map(move |v| f64::from(*v) * g));
     let bias = gains
         .iter()
         .zip(norm.beta.iter().zip(norm.mean))
-        .map(|(g, (beta, mean))| (f64::from(*beta) - f64::from(*mean) * g) as f32);
+        .map(|(g, (beta, mean))| f64::from(*beta) - f64::from(*mean) * g);
     (weights.collect(), bias.collect())
 }
 
@@ -76,6 +76,6 @@ mod tests {
         let norm = StoredNorm { gamma: &[3.0], beta: &[0.5], mean: &[1.0], var: &[4.0] };
         let (w, b) = fold(Shape::new(1, 1, 1, 1), &[2.0], &norm);
         let direct = (2.0 * 3.0 - 1.0) / (4.0f64 + 1e-5).sqrt() * 3.0 + 0.5;
-        assert!((f64::from(w[0]) * 3.0 + f64::from(b[0]) - direct).abs() < 1e-6);
+        assert!((w[0] * 3.0 + b[0] - direct).abs() < 1e-14);
     }
 }

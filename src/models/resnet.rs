@@ -435,7 +435,8 @@ impl ResNet {
             let (w, bias) = match (&norm, &conv.norm, build) {
                 (Some([gamma, beta, mean, var]), _, Build::Folded) => {
                     let (w, b) = fold::fold(shape, &w, &StoredNorm { gamma, beta, mean, var });
-                    (w, Some(b))
+                    let narrow = |v: Vec<f64>| v.iter().map(|v| *v as f32).collect::<Vec<_>>();
+                    (narrow(w), Some(narrow(b)))
                 }
                 (_, Norm::Folded { bias, .. }, _) => (w, Some(store.to_f32(*bias))),
                 _ => (w, None),
@@ -508,33 +509,32 @@ impl LayerValues {
 
     fn place<R: Real>(self, store: &mut Store<R>, prefix: &str, layer: &Layer, build: Build) -> Conv {
         let k = layer.shape.n();
-        let mut add =
-            |name: String, shape: Shape, v: &[f32]| store.add_with(&format!("{prefix}.{name}"), shape, v);
-        let weight_name = format!("{}.weight", layer.conv);
+        let full = |name: String| format!("{prefix}.{name}");
+        let weight_name = full(format!("{}.weight", layer.conv));
+        let bias_name = full(format!("{}.bias", layer.conv));
         let (weight, norm) = match (self.norm, build) {
             (LayerNorm::Folded(bias), _) => {
-                let weight = add(weight_name, layer.shape, &self.w);
-                let bias = add(format!("{}.bias", layer.conv), Shape::vector(k), &bias);
+                let weight = store.add_with(&weight_name, layer.shape, &self.w);
+                let bias = store.add_with(&bias_name, Shape::vector(k), &bias);
                 (weight, Norm::Folded { bias, targets: None })
             }
             (LayerNorm::Stored([gamma, beta, mean, var]), Build::Folded) => {
                 let norm = StoredNorm { gamma: &gamma, beta: &beta, mean: &mean, var: &var };
                 let (w, b) = fold::fold(layer.shape, &self.w, &norm);
-                let weight = add(weight_name, layer.shape, &w);
-                let bias = add(format!("{}.bias", layer.conv), Shape::vector(k), &b);
+                let weight = store.add_with(&weight_name, layer.shape, &w);
+                let bias = store.add_with(&bias_name, Shape::vector(k), &b);
                 let std: Vec<f32> = gamma.iter().map(|g| g.abs()).collect();
-                let targets = [
-                    add(format!("{}.target_mean", layer.norm), Shape::vector(k), &beta),
-                    add(format!("{}.target_std", layer.norm), Shape::vector(k), &std),
-                ];
+                let targets = [("target_mean", &beta), ("target_std", &std)].map(|(part, v)| {
+                    store.add_with(&full(format!("{}.{part}", layer.norm)), Shape::vector(k), v)
+                });
                 (weight, Norm::Folded { bias, targets: Some(targets) })
             }
             (LayerNorm::Stored(parts), Build::Normed) => {
-                let weight = add(weight_name, layer.shape, &self.w);
-                let mut i = 0;
+                let weight = store.add_with(&weight_name, layer.shape, &self.w);
+                let mut names = NORM_PARTS.iter();
                 let ids = parts.map(|v| {
-                    i += 1;
-                    add(format!("{}.{}", layer.norm, NORM_PARTS[i - 1]), Shape::vector(k), &v)
+                    let part = names.next().copied().unwrap_or_default();
+                    store.add_with(&full(format!("{}.{part}", layer.norm)), Shape::vector(k), &v)
                 });
                 (weight, Norm::Stored(ids))
             }

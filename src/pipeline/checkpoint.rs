@@ -31,6 +31,8 @@ pub struct Progress {
     /// Hash of everything the result depends on; a checkpoint of another configuration is refused.
     pub fingerprint: String,
     pub done: BTreeMap<String, Outcome>,
+    /// Whose tensors these are: the student's file prefix.
+    pub student: String,
     /// Stage under way and its next step.
     pub stage: String,
     pub step: u64,

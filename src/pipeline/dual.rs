@@ -4,13 +4,14 @@ use super::generator::{StageOne, with_moments};
 use super::schedule::Schedule;
 use super::session::{Stage, stage_seed};
 use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
-use super::teachers::{TeacherFile, Teachers, ignore_batch_counters};
+use super::teachers::{TeacherFile, Teachers, finish_but_head, ignore_batch_counters};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
+use crate::data::unlabelled::{ImageSet, to_input};
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::filter::Filter;
-use crate::models::resnet::{Build, Mode, ResNet, Source};
+use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use crate::models::targetnet::{StudentSpec, TaskSpec, torch_shape};
 use crate::ops::adam::Adam;
 use crate::ops::augment::Augment;
@@ -87,8 +88,8 @@ enum Images {
 }
 
 impl StageTwo {
-    pub fn new(
-        store: &mut Store<f32>,
+    pub fn new<R: Real>(
+        store: &mut Store<R>,
         spec: &RunSpec,
         teachers: &Teachers,
         tasks: Vec<TaskLabels>,
@@ -103,6 +104,7 @@ impl StageTwo {
             None => Source::Random(seed),
         };
         let trunk = ResNet::new(store, "student", net, 1..=net.blocks(), None, build, source)?;
+        tensors.iter().try_for_each(finish_but_head)?;
         let mut filters = Vec::new();
         for b in 1..=net.blocks() {
             let of_task = |t: &TaskLabels| {
@@ -340,20 +342,26 @@ fn initial_tensors(spec: &RunSpec) -> Result<Option<Tensors>> {
 }
 
 /// Real images without labels, for KA: the only data that training can reach.
-fn load_images(store: &mut Store<f32>, path: &std::path::Path, teachers: &Teachers) -> Result<TensorId> {
-    let set = crate::data::unlabelled::ImageSet::load(path)?;
-    let [n, h, w, c] = set.shape();
-    let expected = teachers.network.image;
-    if [h, w, c] != expected {
-        return Err(Error::data(
-            path,
-            format!("images: the teachers expect {expected:?}, found {:?}", [h, w, c]),
-        ));
-    }
-    let id = store.add("data.images", teachers.network.feature(0, n));
+fn load_images<R: Real>(
+    store: &mut Store<R>,
+    path: &std::path::Path,
+    teachers: &Teachers,
+) -> Result<TensorId> {
+    check_images(path, &teachers.network)?;
+    let set = ImageSet::load(path)?;
+    let id = store.add("data.images", teachers.network.feature(0, set.n));
     let to = store.get_mut(id);
-    to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = crate::data::unlabelled::to_input(*p));
+    to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = R::of(to_input(*p).into()));
     Ok(id)
+}
+
+/// Fails unless a file holds images, and nothing else, of the teachers' size.
+pub fn check_images(path: &std::path::Path, network: &ResNetSpec) -> Result<()> {
+    let [_, h, w, c] = ImageSet::shape_of(path)?;
+    if [h, w, c] == network.image {
+        return Ok(());
+    }
+    Err(Error::data(path, format!("images: the teachers expect {:?}, found {:?}", network.image, [h, w, c])))
 }
 
 /// Writes a student file.

@@ -125,3 +125,22 @@ impl Predictor {
 pub fn evaluate(weights: &Path, data: &Path) -> Result<Score> {
     Predictor::open(weights)?.score(&LabelledSet::load(data)?, &[])
 }
+
+/// Fails unless `data` has the labels `wanted` and images of the size `image`. Looks at names and sizes alone, so it may
+/// run before the training that must not see labels.
+pub fn check(data: &Path, image: [usize; 3], wanted: &[String]) -> Result<()> {
+    let (labels, [_, h, w, c]) = LabelledSet::describe(data)?;
+    if let Some(missing) = wanted.iter().find(|w| !labels.contains(w)) {
+        return Err(Error::data(
+            data,
+            format!("expected a label {missing:?}, found only {}", labels.join(", ")),
+        ));
+    }
+    if [h, w, c] != image {
+        return Err(Error::data(
+            data,
+            format!("images: the teachers expect {image:?}, found {:?}", [h, w, c]),
+        ));
+    }
+    Ok(())
+}

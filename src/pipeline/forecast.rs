@@ -41,8 +41,8 @@ pub struct Forecast {
 }
 
 /// Code, libraries, thread stacks and what reading files takes: resident before the first tensor, and while the
-/// evaluation set is open. Measured on Linux: 17 MB at start, 12 MB of transient buffers.
-const PROCESS_BYTES: usize = 29 << 20;
+/// evaluation set is open. Measured on Linux: 7 MB at start, 5 MB of transient buffers.
+const PROCESS_BYTES: usize = 12 << 20;
 
 /// Replays that a stage's time is taken from, after one that warms up.
 const TIMED: usize = 3;

@@ -6,6 +6,7 @@ pub mod dual;
 pub mod evaluate;
 pub mod forecast;
 pub mod generator;
+pub mod inputs;
 pub mod observer;
 pub mod run;
 pub mod schedule;

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Seconds between checkpoints where nobody says otherwise: writing one takes about a tenth of a second at demo scale.
-pub const CHECKPOINT_SECONDS: f64 = 20.0;
+/// Seconds between checkpoints unless asked otherwise: writing one costs about a tenth of a second at demo scale.
+pub const CHECKPOINT_SECONDS: f32 = 20.0;
 
 /// A stage's step, ready to be repeated.
 pub struct Stage {
@@ -29,8 +29,11 @@ pub struct Session<'o> {
     out: PathBuf,
     observer: &'o mut dyn Observer,
     progress: Progress,
-    checkpoint_seconds: f64,
-    /// Resuming: the checkpoint's tensors go back into the first stage that is not done.
+    /// Least time between two checkpoints.
+    checkpoint_seconds: f32,
+    /// Whose stages are being trained.
+    student: String,
+    /// Resuming: the checkpoint's tensors go back into the first stage that is not done, if they are its student's.
     pending_restore: bool,
 }
 
@@ -40,7 +43,7 @@ impl<'o> Session<'o> {
         out: &Path,
         resume: bool,
         fingerprint: String,
-        checkpoint_seconds: f64,
+        checkpoint_seconds: f32,
         observer: &'o mut dyn Observer,
     ) -> Result<Session<'o>> {
         let found = if resume { checkpoint::progress(out)? } else { None };
@@ -54,7 +57,13 @@ impl<'o> Session<'o> {
         }
         let pending_restore = found.is_some();
         let progress = found.unwrap_or(Progress { fingerprint, ..Default::default() });
-        Ok(Session { out: out.into(), observer, progress, checkpoint_seconds, pending_restore })
+        let (out, student) = (out.into(), String::new());
+        Ok(Session { out, observer, progress, checkpoint_seconds, student, pending_restore })
+    }
+
+    /// Turns to another student, whose tensors are its own: a checkpoint holds those of one.
+    pub fn turn_to(&mut self, student: &str) {
+        self.student = student.into();
     }
 
     pub fn out(&self) -> &Path {
@@ -82,13 +91,14 @@ impl<'o> Session<'o> {
             return Ok(done.clone());
         }
         stage.plan.reserve(engine);
-        if std::mem::take(&mut self.pending_restore) {
+        if std::mem::take(&mut self.pending_restore) && self.progress.student == self.student {
             checkpoint::restore(&self.out, &mut engine.store)?;
         }
         if self.progress.stage != stage.name {
             let (fingerprint, done) =
                 (self.progress.fingerprint.clone(), std::mem::take(&mut self.progress.done));
-            self.progress = Progress { fingerprint, done, stage: stage.name.clone(), ..Default::default() };
+            let (stage, student) = (stage.name.clone(), self.student.clone());
+            self.progress = Progress { fingerprint, done, student, stage, ..Default::default() };
         }
         let names: Vec<String> = stage.plan.metrics().map(|(n, _)| n.to_string()).collect();
         self.progress.tail.sums.resize(names.len(), 0.0);
@@ -113,7 +123,7 @@ impl<'o> Session<'o> {
             }
             self.progress.step = step + 1;
             self.observer.step(step as usize, &mut stage.plan.metrics());
-            if saved.elapsed().as_secs_f64() > self.checkpoint_seconds {
+            if saved.elapsed().as_secs_f32() >= self.checkpoint_seconds {
                 self.progress.seconds = spent + began.elapsed().as_secs_f64();
                 checkpoint::save(&self.out, &self.progress, &engine.store)?;
                 saved = Instant::now();

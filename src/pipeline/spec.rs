@@ -8,8 +8,6 @@ use std::path::PathBuf;
 pub struct RunSpec {
     pub name: String,
     pub seed: u64,
-    /// Between checkpoints; 0: after every step.
-    pub checkpoint_seconds: f64,
     /// At least one.
     pub teachers: Vec<TeacherSpec>,
     pub student: StudentSpec,
@@ -20,6 +18,8 @@ pub struct RunSpec {
     pub evaluation: Option<PathBuf>,
     /// Extra students trained on other images with the same initialisation and budget, for comparison.
     pub baselines: Vec<ImageSource>,
+    /// Least time between two checkpoints; 0: one after every step. No part of the result.
+    pub checkpoint_seconds: f32,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]

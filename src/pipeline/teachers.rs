@@ -82,6 +82,14 @@ impl Teachers {
     }
 }
 
+/// The end of a load of blocks without their head: nothing else may be left, for it means another network.
+pub fn finish_but_head(t: &Tensors) -> Result<()> {
+    match t.iter().find(|(name, _)| !name.starts_with("fc.")) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::data(t.file(), format!("{name}: the network has no place for it"))),
+    }
+}
+
 /// PyTorch saves a step counter per batch norm that nobody needs.
 pub fn ignore_batch_counters(t: &mut Tensors) -> Result<()> {
     let names: Vec<String> =

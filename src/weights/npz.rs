@@ -223,6 +223,11 @@ impl<R: Read + Seek> Archive<R> {
         self.bytes_up_to(name, u64::MAX)
     }
 
+    /// The shape that the array `name` says it has.
+    pub fn shape(&mut self, name: &str) -> Result<Vec<usize>> {
+        self.array(name, u64::MAX, |header, _| Ok(header.shape.clone()))
+    }
+
     /// The metadata; empty when the file has none.
     pub fn meta(&mut self) -> Result<Meta> {
         if !self.names.contains_key(META) {
