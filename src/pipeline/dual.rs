@@ -110,8 +110,8 @@ impl Images {
 }
 
 impl StageTwo {
-    pub fn new(
-        store: &mut Store<f32>,
+    pub fn new<R: Real>(
+        store: &mut Store<R>,
         spec: &RunSpec,
         teachers: &Teachers,
         tasks: Vec<TaskLabels>,
@@ -384,7 +384,11 @@ fn initial_tensors(spec: &RunSpec) -> Result<Option<Tensors>> {
 }
 
 /// Real images without labels, for KA: the only data that training can reach.
-fn load_images(store: &mut Store<f32>, path: &std::path::Path, teachers: &Teachers) -> Result<TensorId> {
+fn load_images<R: Real>(
+    store: &mut Store<R>,
+    path: &std::path::Path,
+    teachers: &Teachers,
+) -> Result<TensorId> {
     let set = crate::data::unlabelled::ImageSet::load(path)?;
     let [n, h, w, c] = set.shape();
     let expected = teachers.network.image;
@@ -395,8 +399,8 @@ fn load_images(store: &mut Store<f32>, path: &std::path::Path, teachers: &Teache
         ));
     }
     let id = store.add("data.images", teachers.network.feature(0, n));
-    let to = store.get_mut(id);
-    to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = crate::data::unlabelled::to_input(*p));
+    let input = |pixel: u8| R::of(f64::from(crate::data::unlabelled::to_input(pixel)));
+    store.get_mut(id).iter_mut().zip(&set.images).for_each(|(t, p)| *t = input(*p));
     Ok(id)
 }
 
