@@ -239,8 +239,7 @@ fn every_op_says_what_it_does() {
             l.strip_prefix("pub struct ")
                 .is_some_and(|rest| rest.split(|c: char| !c.is_alphanumeric()).next() == Some(op))
         };
-        let at =
-            lines.iter().position(|l| declared(&l)).unwrap_or_else(|| panic!("{module}: no struct {op}"));
+        let at = lines.iter().position(declared).unwrap_or_else(|| panic!("{module}: no struct {op}"));
         let docs: Vec<&str> = lines[..at]
             .iter()
             .rev()
