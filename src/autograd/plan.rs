@@ -5,6 +5,7 @@
 
 use super::store::{Engine, Store, TensorId};
 use super::tape::{Tape, Value};
+use crate::device::cpu::par::on_a_worker;
 use crate::device::memory::{ALIGN, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::Result;
@@ -326,6 +327,10 @@ impl<R: Real> Plan<R> {
 
     /// Runs the step once. Metrics and outputs are readable until the engine replays another plan.
     pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) {
+        on_a_worker(|| self.run(engine, step));
+    }
+
+    fn run(&mut self, engine: &mut Engine<R>, step: &StepState) {
         let Engine { store, arena, borrows } = engine;
         assert!(arena.bytes() >= self.cost.arena_bytes, "replay before reserve");
         let mut memory = Memory { store: &mut store.buffers, arena, borrows };
