@@ -326,6 +326,11 @@ impl<R: Real> Plan<R> {
 
     /// Runs the step once. Metrics and outputs are readable until the engine replays another plan.
     pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) {
+        // Inside the pool: from outside, every parallel loop would wake a worker, and wait for it asleep.
+        rayon::scope(|_| self.walk(engine, step));
+    }
+
+    fn walk(&mut self, engine: &mut Engine<R>, step: &StepState) {
         let Engine { store, arena, borrows } = engine;
         assert!(arena.bytes() >= self.cost.arena_bytes, "replay before reserve");
         let mut memory = Memory { store: &mut store.buffers, arena, borrows };
