@@ -16,7 +16,8 @@ use std::ops::Range;
 /// Backward: dx if x wants it (reads w), dw and db if they do (dw reads x), dresidual. The activation's derivative
 /// comes from one saved bit per element; a frozen convolution therefore keeps neither x nor y.
 /// Errors: channel counts that differ, a filter larger than the padded image, an activation that is not piecewise linear.
-/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw.
+/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw; forward and dx leave out those with
+/// padding, which the plan's count includes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
     pub stride: usize,

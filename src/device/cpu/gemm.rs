@@ -5,7 +5,8 @@
 //! forward, input gradient (runs over the output gradient) and weight gradient (runs over pixels, `step` apart) are
 //! this one loop: broadcast an element of `x`, multiply-add a vector of `B`, `P x N` accumulators in registers.
 //!
-//! Measured against im2col + a packed GEMM: see `benches/README.md`.
+//! Tiles have 12 rows: their pointers just fit the general registers. With 24 rows of one vector each pointer was loaded
+//! again at every step (64x16x16x16 -> 16, 3x3: 1143 us against 854 in one sitting).
 
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
