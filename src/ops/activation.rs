@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
+use crate::device::cpu::vectorised;
 
 /// The pointwise function that also ends a convolution.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +38,21 @@ impl Act {
             Act::Tanh => v.tanh(),
             Act::Sigmoid => sigmoid(v),
         }
+    }
+
+    /// The function of every element, in place.
+    pub fn apply_to<R: Real>(self, values: &mut [R]) {
+        let Some(slope) = self.step_slope() else {
+            return values.iter_mut().for_each(|v| *v = self.apply(*v));
+        };
+        if self == Act::None {
+            return;
+        }
+        let slope = R::of(slope);
+        vectorised(
+            #[inline(always)]
+            || values.iter_mut().for_each(|v| *v = if *v > R::ZERO { *v } else { *v * slope }),
+        );
     }
 
     /// The derivative, from the function's *value* `y`: every one of these can be had from it.
@@ -114,14 +130,13 @@ impl Operator for Activation {
         for_rows(Rows::new(y, items), 1, &|first, part: Rows<R>| {
             let x = &x[first..][..part.data.len()];
             match residual {
-                None => part.data.iter_mut().zip(x).for_each(|(y, x)| *y = self.0.apply(*x)),
+                None => part.data.copy_from_slice(x),
                 Some(r) => {
-                    part.data
-                        .iter_mut()
-                        .zip(x.iter().zip(&r[first..]))
-                        .for_each(|(y, (x, r))| *y = self.0.apply(*x + *r));
+                    let sums = x.iter().zip(&r[first..]);
+                    part.data.iter_mut().zip(sums).for_each(|(y, (x, r))| *y = *x + *r);
                 }
             }
+            self.0.apply_to(part.data);
         });
     }
 
@@ -132,10 +147,19 @@ impl Operator for Activation {
             let Some(dx) = io.dx(i) else { continue };
             let (write, items) = (dx.write, dx.data.len());
             for_rows(Rows::new(dx.data, items), 1, &|first, part: Rows<R>| {
-                for (j, dx) in part.data.iter_mut().enumerate() {
-                    let slope = y.map_or(R::ONE, |y| self.0.slope(y[first + j]));
-                    put(write, dx, dy[first + j] * slope);
-                }
+                let range = first..first + part.data.len();
+                let dy = &dy[range.clone()];
+                let Some(y) = y.map(|y| &y[range]) else {
+                    return part.data.iter_mut().zip(dy).for_each(|(dx, dy)| put(write, dx, *dy));
+                };
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (dx, (y, dy)) in part.data.iter_mut().zip(y.iter().zip(dy)) {
+                            put(write, dx, *dy * self.0.slope(*y));
+                        }
+                    },
+                );
             });
         }
     }

@@ -3,6 +3,7 @@
 use super::scalar::expect_setting;
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
+use crate::device::cpu::vectorised;
 
 /// At step `t = 1, 2, ...`, `lr` being the step's rate in slot `lr_slot`:
 ///
@@ -60,12 +61,18 @@ impl Operator for Adam {
             let items = p.len();
             let tensors = (Rows::new(p, items), Rows::new(m, items), Rows::new(v, items));
             for_rows(tensors, 1, &|first, (p, m, v): (Rows<R>, Rows<R>, Rows<R>)| {
-                let moments = m.data.iter_mut().zip(v.data);
-                for ((p, g), (m, v)) in p.data.iter_mut().zip(&g[first..]).zip(moments) {
-                    *m = b1 * *m + c1 * *g;
-                    *v = b2 * *v + c2 * *g * *g;
-                    *p = keep * *p - rate * *m / (v.sqrt() * root + eps);
-                }
+                let g = &g[first..][..p.data.len()];
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let moments = m.data.iter_mut().zip(v.data.iter_mut());
+                        for ((p, g), (m, v)) in p.data.iter_mut().zip(g).zip(moments) {
+                            *m = b1 * *m + c1 * *g;
+                            *v = b2 * *v + c2 * *g * *g;
+                            *p = keep * *p - rate * *m / (v.sqrt() * root + eps);
+                        }
+                    },
+                );
             });
         }
     }

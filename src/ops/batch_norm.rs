@@ -3,7 +3,7 @@
 use super::activation::Act;
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
-use crate::device::cpu::{channels, vectorised};
+use crate::device::cpu::{channels, vectorised_by_width};
 
 /// Which statistics normalise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,9 +98,10 @@ impl Operator for BatchNorm {
         }
         let channels = Channels::of(coefficients, io.x(1), io.x(2), self.act);
         for_rows(Rows::new(io.y(0), pixels), c, &|first, part: Rows<R>| {
-            vectorised(
+            vectorised_by_width(
+                c,
                 #[inline(always)]
-                || {
+                |c| {
                     for (y, x) in part.data.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
                         let channels = channels.cut(c);
                         for i in 0..c {
@@ -128,17 +129,25 @@ impl Operator for BatchNorm {
                 scratch,
                 #[inline(always)]
                 |pixels, sums: &mut [R]| {
-                    let (sum_g, sum_gx) = sums.split_at_mut(c);
                     let range = pixels.start * c..pixels.end * c;
-                    for (x, dy) in x[range.clone()].chunks_exact(c).zip(dy[range].chunks_exact(c)) {
-                        let (channels, sum_g, sum_gx) = (channels.cut(c), &mut sum_g[..c], &mut sum_gx[..c]);
-                        for i in 0..c {
-                            let xhat = channels.normalised(i, x[i]);
-                            let g = channels.through(i, xhat, dy[i]);
-                            sum_g[i] += g;
-                            sum_gx[i] = g.fma(xhat, sum_gx[i]);
-                        }
-                    }
+                    let (x, dy) = (&x[range.clone()], &dy[range]);
+                    channels::with_width(
+                        c,
+                        #[inline(always)]
+                        |c| {
+                            let (sum_g, sum_gx) = sums.split_at_mut(c);
+                            for (x, dy) in x.chunks_exact(c).zip(dy.chunks_exact(c)) {
+                                let channels = channels.cut(c);
+                                let (sum_g, sum_gx) = (&mut sum_g[..c], &mut sum_gx[..c]);
+                                for i in 0..c {
+                                    let xhat = channels.normalised(i, x[i]);
+                                    let g = channels.through(i, xhat, dy[i]);
+                                    sum_g[i] += g;
+                                    sum_gx[i] = g.fma(xhat, sum_gx[i]);
+                                }
+                            }
+                        },
+                    )
                 },
             );
             for (gradient, sum) in [dbeta, dgamma].into_iter().zip(sums.chunks_exact(c)) {
@@ -157,9 +166,10 @@ impl Operator for BatchNorm {
         let (mean_g, mean_gx) = means.split_at(c);
         let write = dx.write;
         for_rows(Rows::new(dx.data, pixels), c, &|first, part: Rows<R>| {
-            vectorised(
+            vectorised_by_width(
+                c,
                 #[inline(always)]
-                || {
+                |c| {
                     let range = first * c..first * c + part.data.len();
                     let operands = x[range.clone()].chunks_exact(c).zip(dy[range].chunks_exact(c));
                     for (dx, (x, dy)) in part.data.chunks_exact_mut(c).zip(operands) {

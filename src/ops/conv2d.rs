@@ -2,9 +2,11 @@
 
 use super::activation::Act;
 use super::*;
+use crate::device::cpu::channels::{add, with_width};
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Indices, Rows, Split, even_grain, for_parts};
-use crate::device::cpu::scratch;
+use crate::device::cpu::{scratch, vectorised};
+use std::ops::Range;
 
 /// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride - pad + s, c] )`
 ///
@@ -14,7 +16,8 @@ use crate::device::cpu::scratch;
 /// Backward: dx if x wants it (reads w), dw and db if they do (dw reads x), dresidual. The activation's derivative
 /// comes from one saved bit per element; a frozen convolution therefore keeps neither x nor y.
 /// Errors: channel counts that differ, a filter larger than the padded image, an activation that is not piecewise linear.
-/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw.
+/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw; forward and dx leave out those with
+/// padding, which the plan's count includes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
     pub stride: usize,
@@ -39,6 +42,23 @@ const WGRAD_PARTS: usize = 8;
 
 /// Rows of output that one packing of scratch should serve: four tiles.
 const ROWS_PER_PASS: usize = 48;
+
+/// Elements of input that a pass over all panels should find in the second-level cache: half a megabyte of f32.
+const PASS_ELEMS: usize = 1 << 17;
+
+/// Pixels of a residual's gradient that go through the scratch together.
+const RESIDUAL_PIXELS: usize = 512;
+
+/// Images a worker takes at once: at 2x2 pixels each image gives every tile one row, and 16 are a tile and a rest of 4.
+fn image_grain(n: usize) -> usize {
+    even_grain(n).max((n / rayon::current_num_threads()).min(16))
+}
+
+/// Runs of images small enough for the cache.
+fn passes(images: usize, image_elems: usize) -> impl Iterator<Item = Range<usize>> {
+    let per_pass = (PASS_ELEMS / image_elems).max(1);
+    (0..images).step_by(per_pass).map(move |at| at..(at + per_pass).min(images))
+}
 
 /// All sizes of one convolution.
 #[derive(Clone, Copy)]
@@ -147,56 +167,25 @@ impl Operator for Conv2d {
         let mask: &mut [u8] = if self.act != Act::None && io.saves() { io.save(0) } else { &mut none };
         let saves = !mask.is_empty();
         let parts = (Rows::new(io.y(0), d.n), Rows::new(mask, d.n));
-        let (hp, wp) = d.padded();
-        let in_place = d.pad == 0;
-        // Several small images share a pass, so that tiles are full at 2x2 and 1x1.
-        let per_pass = ROWS_PER_PASS.div_ceil(d.p * d.q);
-        for_parts(parts, even_grain(d.n), &|first, (y, mask)| {
+        let axis = |outputs, taps, len| Axis { outputs, base: 0, step: d.stride, before: d.pad, taps, len };
+        let (rows, cols) = (axis(d.p, d.r, d.h), axis(d.q, d.s, d.w));
+        let image = d.h * d.w * d.c;
+        for_parts(parts, image_grain(d.n), &|first, (y, mask)| {
             let images = y.items();
-            let (row_y, row_m) = (d.p * d.q * d.k, d.p * d.q * d.mask_bytes());
-            let padded_len = if in_place { 0 } else { per_pass.min(images) * hp * wp * d.c };
-            scratch::with(padded_len, |padded: &mut [R]| {
-                for at in (0..images).step_by(per_pass) {
-                    let count = per_pass.min(images - at);
-                    let image = (first + at) * d.h * d.w * d.c;
-                    let source = &x[image..][..count * d.h * d.w * d.c];
-                    let gathered = if in_place {
-                        source
-                    } else {
-                        for i in 0..count {
-                            pad_image(
-                                &mut padded[i * hp * wp * d.c..],
-                                &source[i * d.h * d.w * d.c..],
-                                d.h,
-                                d.w,
-                                d.c,
-                                d.pad,
-                                d.pad,
-                                hp,
-                                wp,
-                            );
-                        }
-                        &*padded
-                    };
-                    let runs: [usize; MAX_TAPS] = std::array::from_fn(|r| r * wp * d.c);
-                    let a = Gather { x: gathered, runs: &runs[..d.r], len: d.s * d.c, step: 1 };
-                    let mut epilogue = Epilogue {
-                        y: &mut y.data[at * row_y..][..count * row_y],
-                        mask: if saves { &mut mask.data[at * row_m..][..count * row_m] } else { &mut [] },
-                        bias,
-                        residual: residual.map(|r| &r[(first + at) * row_y..]),
-                        act: self.act,
-                        d: &d,
-                    };
-                    let pixel = |m: usize| {
-                        let (i, m) = (m / (d.p * d.q), m % (d.p * d.q));
-                        ((i * hp + m / d.q * d.stride) * wp + m % d.q * d.stride) * d.c
-                    };
-                    for panel in 0..d.k.div_ceil(gemm::lanes(d.k)) {
-                        gemm::panel(a, count * d.p * d.q, pixel, panels, d.k, panel, &mut epilogue);
-                    }
-                }
-            });
+            let mut epilogue = Epilogue {
+                y: y.data,
+                mask: if saves { mask.data } else { &mut [] },
+                bias,
+                residual: residual.map(|r| &r[first * d.p * d.q * d.k..]),
+                act: self.act,
+                d: &d,
+            };
+            for pass in passes(images, image) {
+                let x = &x[(first + pass.start) * image..][..pass.len() * image];
+                windows(x, pass.len(), rows, cols, d.c, panels, d.k, |i, p, q, column, values| {
+                    epilogue.row(((pass.start + i) * d.p + p) * d.q + q, column, values);
+                });
+            }
         });
     }
 
@@ -224,11 +213,107 @@ impl Operator for Conv2d {
             && let Some(dr) = io.dx(io.inputs() - 1)
         {
             let write = dr.write;
-            for_parts(Rows::new(dr.data, d.n * d.p * d.q), even_grain(d.n * d.p * d.q), &|first, part| {
-                for (i, row) in part.data.chunks_mut(d.k).enumerate() {
-                    masked.each(first + i, |k, v| put(write, &mut row[k], v));
-                }
+            for_parts(Rows::new(dr.data, d.n * d.p * d.q), RESIDUAL_PIXELS, &|first, part: Rows<R>| {
+                masked.with(first..first + part.data.len() / d.k, |dz| {
+                    part.data.iter_mut().zip(dz).for_each(|(dr, dz)| put(write, dr, *dz));
+                });
             });
+        }
+    }
+}
+
+/// How windows lie along one dimension: tap `t` of output `j` reads `base + j * step + t - before`, if that is in `0..len`.
+#[derive(Clone, Copy)]
+struct Axis {
+    outputs: usize,
+    base: usize,
+    step: usize,
+    before: usize,
+    taps: usize,
+    len: usize,
+}
+
+/// Neighbouring outputs whose windows lose the same taps at the border.
+#[derive(Clone)]
+struct Reach {
+    outputs: Range<usize>,
+    taps: Range<usize>,
+}
+
+impl Axis {
+    fn taps_inside(&self, output: usize) -> Range<usize> {
+        let start = self.base + output * self.step;
+        let first = self.before.saturating_sub(start).min(self.taps);
+        first..(self.len + self.before).saturating_sub(start).clamp(first, self.taps)
+    }
+    fn reaches(self) -> impl Iterator<Item = Reach> + Clone {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (first, taps) = (at, self.taps_inside(at));
+            while at < self.outputs && self.taps_inside(at) == taps {
+                at += 1;
+            }
+            (first < at).then_some(Reach { outputs: first..at, taps })
+        })
+    }
+    /// What the first tap inside reads, for an output of `reach`.
+    fn source(&self, output: usize, reach: &Reach) -> usize {
+        (self.base + output * self.step + reach.taps.start).saturating_sub(self.before)
+    }
+}
+
+/// The product of every window of `images` images with packed panels `[r, s, c]` of `columns` columns;
+/// `store(image, p, q, column, values)` takes the results. Windows that lose taps at the border are multiplied apart by
+/// the taps that they have: no padded copy, and no multiply-add with a zero (at 2x2, five ninths of a 3x3 filter's).
+#[allow(clippy::too_many_arguments)]
+fn windows<R: Real>(
+    x: &[R],
+    images: usize,
+    rows: Axis,
+    cols: Axis,
+    c: usize,
+    panels: &[R],
+    columns: usize,
+    store: impl FnMut(usize, usize, usize, usize, &[R]),
+) {
+    /// Finds the pixel of a product's row.
+    struct Pixels<F> {
+        p: Range<usize>,
+        q: Range<usize>,
+        store: F,
+    }
+    impl<R, F: FnMut(usize, usize, usize, usize, &[R])> Sink<R> for Pixels<F> {
+        #[inline(always)]
+        fn row(&mut self, m: usize, column: usize, values: &[R]) {
+            let (line, q) = (m / self.q.len(), m % self.q.len());
+            let (image, p) = (line / self.p.len(), line % self.p.len());
+            (self.store)(image, self.p.start + p, self.q.start + q, column, values);
+        }
+    }
+    let runs: [usize; MAX_TAPS] = std::array::from_fn(|r| r * cols.len * c);
+    let mut sink = Pixels { p: 0..0, q: 0..0, store };
+    for down in rows.reaches() {
+        for right in cols.reaches() {
+            let (p, q) = (down.outputs.clone(), right.outputs.clone());
+            let a = Gather {
+                x,
+                runs: &runs[..if right.taps.is_empty() { 0 } else { down.taps.len() }],
+                len: right.taps.len() * c,
+                step: 1,
+                b_first: (down.taps.start * cols.taps + right.taps.start) * c,
+                b_step: cols.taps * c,
+            };
+            let row = |m: usize| {
+                let (line, column) = (m / q.len(), q.start + m % q.len());
+                let (image, line) = (line / p.len(), p.start + line % p.len());
+                let line = image * rows.len + rows.source(line, &down);
+                (line * cols.len + cols.source(column, &right)) * c
+            };
+            (sink.p, sink.q) = (p.clone(), q.clone());
+            let depth = rows.taps * cols.taps * c;
+            for panel in 0..columns.div_ceil(gemm::lanes(columns)) {
+                gemm::panel(a, images * p.len() * q.len(), row, panels, depth, columns, panel, &mut sink);
+            }
         }
     }
 }
@@ -246,29 +331,36 @@ struct Epilogue<'a, R> {
     d: &'a Dims,
 }
 
-impl<R: Real> Sink<R> for Epilogue<'_, R> {
+impl<R: Real> Epilogue<'_, R> {
     #[inline(always)]
     fn row(&mut self, m: usize, column: usize, values: &[R]) {
         let at = m * self.d.k + column;
-        let y = &mut self.y[at..][..values.len()];
-        y.copy_from_slice(values);
-        if let Some(bias) = self.bias {
-            y.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += *b);
-        }
-        if let Some(residual) = self.residual {
-            y.iter_mut().zip(&residual[at..]).for_each(|(y, r)| *y += *r);
-        }
-        if self.act == Act::None {
-            return;
-        }
-        if !self.mask.is_empty() {
-            let mask = &mut self.mask[m * self.d.mask_bytes() + column / 8..][..values.len().div_ceil(8)];
-            for (byte, y) in mask.iter_mut().zip(y.chunks(8)) {
-                *byte = y.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > R::ZERO) << i);
-            }
-        }
         let slope = R::of(self.act.step_slope().unwrap_or(1.0));
-        y.iter_mut().for_each(|y| *y = if *y > R::ZERO { *y } else { *y * slope });
+        with_width(
+            values.len(),
+            #[inline(always)]
+            |n| {
+                let mut v = [R::ZERO; gemm::MAX_LANES];
+                let v = &mut v[..n];
+                v.copy_from_slice(&values[..n]);
+                if let Some(bias) = self.bias {
+                    add(v, &bias[column..][..n]);
+                }
+                if let Some(residual) = self.residual {
+                    add(v, &residual[at..][..n]);
+                }
+                if !self.mask.is_empty() {
+                    let mask = &mut self.mask[m * self.d.mask_bytes() + column / 8..][..n.div_ceil(8)];
+                    for (byte, v) in mask.iter_mut().zip(v.chunks(8)) {
+                        *byte = v.iter().enumerate().fold(0, |b, (i, v)| b | u8::from(*v > R::ZERO) << i);
+                    }
+                }
+                if self.act != Act::None {
+                    v.iter_mut().for_each(|v| *v = if *v > R::ZERO { *v } else { *v * slope });
+                }
+                self.y[at..][..n].copy_from_slice(v);
+            },
+        );
     }
 }
 
@@ -281,25 +373,38 @@ struct Masked<'a, R> {
 }
 
 impl<R: Real> Masked<'_, R> {
-    /// Calls `f(k, value)` for every channel of pixel `m`.
+    /// Copies the values of pixel `m` from channel `first` on, a multiple of 8.
     #[inline(always)]
-    fn each(&self, m: usize, mut f: impl FnMut(usize, R)) {
-        let dy = &self.dy[m * self.k..][..self.k];
-        match self.mask {
-            None => dy.iter().enumerate().for_each(|(k, v)| f(k, *v)),
-            Some(mask) => {
-                let bytes = self.k.div_ceil(8);
-                for (b, (byte, dy)) in mask[m * bytes..][..bytes].iter().zip(dy.chunks(8)).enumerate() {
-                    for (i, v) in dy.iter().enumerate() {
-                        f(b * 8 + i, if byte >> i & 1 == 1 { *v } else { *v * self.slope });
-                    }
-                }
-            }
+    fn copy(&self, m: usize, first: usize, to: &mut [R]) {
+        let dy = &self.dy[m * self.k + first..][..to.len()];
+        let Some(mask) = self.mask else { return to.copy_from_slice(dy) };
+        let mask = &mask[m * self.k.div_ceil(8) + first / 8..];
+        let pick = |byte: u8, i: usize, v: R| if byte >> i & 1 == 1 { v } else { v * self.slope };
+        let (eights, rest) = to.as_chunks_mut::<8>();
+        let (dy, dy_rest) = dy.as_chunks::<8>();
+        for (byte, (to, dy)) in mask.iter().zip(eights.iter_mut().zip(dy)) {
+            *to = std::array::from_fn(|i| pick(*byte, i, dy[i]));
+        }
+        for (i, (to, v)) in rest.iter_mut().zip(dy_rest).enumerate() {
+            *to = pick(mask[dy.len()], i, *v);
         }
     }
-    #[inline(always)]
-    fn copy(&self, m: usize, to: &mut [R]) {
-        self.each(m, |k, v| to[k] = v);
+    /// Calls `f` on the values of some pixels, in this worker's scratch if they are not `dy` itself.
+    fn with<O>(&self, pixels: Range<usize>, f: impl FnOnce(&[R]) -> O) -> O {
+        let dy = &self.dy[pixels.start * self.k..pixels.end * self.k];
+        if self.mask.is_none() {
+            return f(dy);
+        }
+        scratch::with(dy.len(), |dz: &mut [R]| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    let rows = dz.chunks_exact_mut(self.k).zip(pixels.clone());
+                    rows.for_each(|(row, m)| self.copy(m, 0, row));
+                },
+            );
+            f(dz)
+        })
     }
 }
 
@@ -425,88 +530,47 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
         });
     }
     let panels = &*panels;
-    // dz with a border wide enough that no tap of any phase falls outside.
-    let border = |taps: usize| taps.div_ceil(d.stride);
-    let (top, left) = (border(d.r), border(d.s));
-    let span =
-        |len: usize, taps: usize, out: usize| ((len - 1 + d.pad) / d.stride + 1).max(out) + 2 * border(taps);
-    let (hp, wp) = (span(d.h, d.r, d.p), span(d.w, d.s, d.q));
-    let per_pass = ROWS_PER_PASS.div_ceil((d.h / d.stride).max(1) * (d.w / d.stride).max(1));
     let write = dx.write;
-    let phases = &phases;
-    for_parts(Rows::new(dx.data, d.n), even_grain(d.n), &|first, part: Rows<R>| {
-        let images = part.items();
-        scratch::with(per_pass.min(images) * hp * wp * d.k, |padded: &mut [R]| {
-            for start in (0..images).step_by(per_pass) {
-                let count = per_pass.min(images - start);
-                for i in 0..count {
-                    let image = &mut padded[i * hp * wp * d.k..][..hp * wp * d.k];
-                    image.fill(R::ZERO);
-                    for p in 0..d.p {
-                        for q in 0..d.q {
-                            let m = ((first + start + i) * d.p + p) * d.q + q;
-                            dz.copy(m, &mut image[((p + top) * wp + q + left) * d.k..]);
-                        }
-                    }
-                }
+    let (phases, image) = (&phases, d.p * d.q * d.k);
+    let axis = |outputs: usize, phase: usize, taps: &Taps, len: usize| Axis {
+        outputs: (outputs - phase).div_ceil(d.stride),
+        base: taps.base,
+        step: 1,
+        before: taps.count.saturating_sub(1),
+        taps: taps.count,
+        len,
+    };
+    for_parts(Rows::new(dx.data, d.n), image_grain(d.n), &|first, part: Rows<R>| {
+        for pass in passes(part.items(), image) {
+            let pixels = (first + pass.start) * d.p * d.q..(first + pass.end) * d.p * d.q;
+            dz.with(pixels, |dz| {
                 let mut at = 0;
                 for phase in phases.clone() {
-                    let depth = phase.depth(d);
-                    let (hs, ws) = ((d.h - phase.h0).div_ceil(d.stride), (d.w - phase.w0).div_ceil(d.stride));
-                    let mut sink = Scatter {
-                        dx: &mut part.data[start * d.h * d.w * d.c..],
-                        write,
-                        at: |m: usize| {
-                            let (i, m) = (m / (hs * ws), m % (hs * ws));
-                            ((i * d.h + phase.h0 + m / ws * d.stride) * d.w + phase.w0 + m % ws * d.stride)
-                                * d.c
+                    let rows = axis(d.h, phase.h0, &phase.rows, d.p);
+                    let cols = axis(d.w, phase.w0, &phase.cols, d.q);
+                    windows(
+                        dz,
+                        pass.len(),
+                        rows,
+                        cols,
+                        d.k,
+                        &panels[at..],
+                        d.c,
+                        |i, p, q, column, values| {
+                            let line = (pass.start + i) * d.h + phase.h0 + p * d.stride;
+                            let pixel = line * d.w + phase.w0 + q * d.stride;
+                            let to = &mut part.data[pixel * d.c + column..][..values.len()];
+                            match write {
+                                Write::Set => to.copy_from_slice(values),
+                                Write::Add => to.iter_mut().zip(values).for_each(|(t, v)| *t += *v),
+                            }
                         },
-                    };
-                    let runs: [usize; MAX_TAPS] = std::array::from_fn(|r| r * wp * d.k);
-                    // Tap `first` of input j reads padded output j + base - (count - 1) + border.
-                    let (r0, s0) = (
-                        phase.rows.base + top + 1 - phase.rows.count.max(1),
-                        phase.cols.base + left + 1 - phase.cols.count.max(1),
                     );
-                    let a = Gather {
-                        x: &*padded,
-                        runs: &runs[..if depth == 0 { 0 } else { phase.rows.count }],
-                        len: phase.cols.count * d.k,
-                        step: 1,
-                    };
-                    let pixel = |m: usize| {
-                        let (i, m) = (m / (hs * ws), m % (hs * ws));
-                        ((i * hp + m / ws + r0) * wp + m % ws + s0) * d.k
-                    };
-                    for panel in 0..columns {
-                        gemm::panel(a, count * hs * ws, pixel, &panels[at..], d.c, panel, &mut sink);
-                    }
-                    at += gemm::packed_len(depth, d.c);
+                    at += gemm::packed_len(phase.depth(d), d.c);
                 }
-            }
-        });
-    });
-}
-
-/// Stores finished rows of an input gradient at the pixels of one phase.
-struct Scatter<'a, R, F> {
-    dx: &'a mut [R],
-    write: Write,
-    at: F,
-}
-
-impl<R: Real, F: Fn(usize) -> usize + Sync> Sink<R> for Scatter<'_, R, F>
-where
-    R: Send,
-{
-    #[inline(always)]
-    fn row(&mut self, m: usize, column: usize, values: &[R]) {
-        let to = &mut self.dx[(self.at)(m) + column..][..values.len()];
-        match self.write {
-            Write::Set => to.copy_from_slice(values),
-            Write::Add => to.iter_mut().zip(values).for_each(|(t, v)| *t += *v),
+            });
         }
-    }
+    });
 }
 
 /// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the gathered
@@ -548,14 +612,17 @@ fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R]
                     }
                 }
                 let rows = count * pixels;
-                for m in 0..rows {
-                    dz.each(start * pixels + m, |k, v| {
-                        panels[((k / lanes) * rows + m) * lanes + k % lanes] = v
-                    });
-                    for k in d.k..wide {
-                        panels[((k / lanes) * rows + m) * lanes + k % lanes] = R::ZERO;
-                    }
-                }
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (row, to) in panels[..rows * wide].chunks_exact_mut(lanes).enumerate() {
+                            let (first, m) = (row / rows * lanes, start * pixels + row % rows);
+                            let (to, padding) = to.split_at_mut((d.k - first).min(lanes));
+                            dz.copy(m, first, to);
+                            padding.fill(R::ZERO);
+                        }
+                    },
+                );
                 // Runs: one per row of output pixels. Long images take several gathers of at most MAX_PASS_ROWS runs.
                 let all_rows = count * d.p;
                 for r0 in (0..all_rows).step_by(MAX_PASS_ROWS) {
@@ -569,12 +636,14 @@ fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R]
                         runs: &runs[..n_runs],
                         len: d.q,
                         step: d.stride * d.c,
+                        b_first: 0,
+                        b_step: d.q,
                     };
                     let tap = |m: usize| (m / (d.s * d.c)) * wp * d.c + m % (d.s * d.c);
                     for panel in 0..columns {
                         let b = &panels[(panel * rows + r0 * d.q) * lanes..][..n_runs * d.q * lanes];
                         let mut sink = Accumulate { sum: &mut sum.data[panel * depth * lanes..], lanes };
-                        gemm::panel(a, depth, tap, b, lanes, 0, &mut sink);
+                        gemm::panel(a, depth, tap, b, n_runs * d.q, lanes, 0, &mut sink);
                     }
                 }
             }
@@ -614,11 +683,18 @@ impl<R: Real> Sink<R> for Accumulate<'_, R> {
 fn bias_gradient<R: Real>(d: &Dims, dz: &Masked<R>, db: Grad<R>) {
     let mut db = db;
     let pixels = d.n * d.p * d.q;
-    scratch::with(d.k, |sum: &mut [R]| {
+    scratch::with(2 * d.k, |scratch: &mut [R]| {
+        let (sum, row) = scratch.split_at_mut(d.k);
         sum.fill(R::ZERO);
-        for m in 0..pixels {
-            dz.each(m, |k, v| sum[k] += v);
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for m in 0..pixels {
+                    dz.copy(m, 0, row);
+                    add(sum, row);
+                }
+            },
+        );
         sum.iter().enumerate().for_each(|(k, v)| db.put(k, *v));
     });
 }

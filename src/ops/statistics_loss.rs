@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
-use crate::device::cpu::{channels, vectorised};
+use crate::device::cpu::{channels, vectorised_by_width};
 
 /// `loss = mean_c [ ((mu_c - target_mean_c) / target_std_c)^2 + (sigma_c / target_std_c - 1)^2 ]` with mu and (biased)
 /// sigma the statistics of u over n, h, w; `(sigma / target_std)^2 = var / target_std^2 + eps`.
@@ -81,9 +81,10 @@ impl Operator for StatisticsLoss {
         let (slope, offset) = rest.split_at(c);
         let write = du.write;
         for_rows(Rows::new(du.data, u.len() / c), c, &|first, part: Rows<R>| {
-            vectorised(
+            vectorised_by_width(
+                c,
                 #[inline(always)]
-                || {
+                |c| {
                     for (du, u) in part.data.chunks_exact_mut(c).zip(u[first * c..].chunks_exact(c)) {
                         let (shift, slope, offset) = (&shift[..c], &slope[..c], &offset[..c]);
                         for i in 0..c {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
-use crate::device::cpu::vectorised;
+use crate::device::cpu::vectorised_by_width;
 
 /// How new pixels come from old ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +51,10 @@ impl Operator for Upsample {
                     }
                     Mode::Bilinear => {
                         let (near, far) = (row(p / 2), row(neighbour(p, h)));
-                        vectorised(
+                        vectorised_by_width(
+                            c,
                             #[inline(always)]
-                            || {
+                            |c| {
                                 for (q, y) in y.chunks_exact_mut(c).enumerate() {
                                     let (a, b) = (q / 2 * c, neighbour(q, w) * c);
                                     let (near_a, far_a) = (&near[a..][..c], &far[a..][..c]);
@@ -75,9 +76,10 @@ impl Operator for Upsample {
         let (dy, [n, h, w, c], write) = (io.dy0(), io.shape(0).0, dx.write);
         let mode = self.mode;
         for_parts(Rows::new(dx.data, n * h), even_grain(n * h), &|first, part: Rows<R>| {
-            vectorised(
+            vectorised_by_width(
+                c,
                 #[inline(always)]
-                || {
+                |c| {
                     for (i, dx) in part.data.chunks_exact_mut(w * c).enumerate() {
                         let (image, row) = ((first + i) / h * 2 * h, (first + i) % h);
                         for (column, dx) in dx.chunks_exact_mut(c).enumerate() {

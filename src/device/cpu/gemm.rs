@@ -5,7 +5,8 @@
 //! forward, input gradient (runs over the output gradient) and weight gradient (runs over pixels, `step` apart) are
 //! this one loop: broadcast an element of `x`, multiply-add a vector of `B`, `P x N` accumulators in registers.
 //!
-//! Measured against im2col + a packed GEMM: see `benches/README.md`.
+//! Tiles have 12 rows: their pointers just fit the general registers. With 24 rows of one vector each pointer was loaded
+//! again at every step (64x16x16x16 -> 16, 3x3: 1143 us against 854 in one sitting).
 
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
@@ -20,12 +21,19 @@ pub struct Gather<'a, R> {
     /// Elements a run, `step` apart.
     pub len: usize,
     pub step: usize,
+    /// Row of `B` that meets the first element of the first run, and rows from one run's first to the next one's: a
+    /// product may leave rows of `B` out.
+    pub b_first: usize,
+    pub b_step: usize,
 }
 
 impl<R> Gather<'_, R> {
-    /// Inner dimension of the product.
-    pub fn depth(&self) -> usize {
-        self.runs.len() * self.len
+    /// Rows of `B` from the first that is met to the last.
+    fn b_rows(&self) -> std::ops::Range<usize> {
+        if self.runs.is_empty() || self.len == 0 {
+            return 0..0;
+        }
+        self.b_first..self.b_first + (self.runs.len() - 1) * self.b_step + self.len
     }
 }
 
@@ -43,23 +51,25 @@ pub fn packed_len(depth: usize, columns: usize) -> usize {
 }
 
 /// One finished row of one panel: `f(m, first_column, values)`; `values` is cut to the columns that exist.
-pub trait Sink<R>: Sync {
+pub trait Sink<R> {
     fn row(&mut self, m: usize, column: usize, values: &[R]);
 }
 
-/// Multiplies rows `0..rows` of the gathered `a` by packed panel `panel` of `b` (`columns` columns in all).
+/// Multiplies rows `0..rows` of the gathered `a` by packed panel `panel` of `b` (`depth` rows, `columns` columns in all).
 /// `row(m)` is the offset of row `m` in `a.x`. Rows reach the sink once each, in order within a panel.
+#[allow(clippy::too_many_arguments)]
 pub fn panel<R: Real>(
     a: Gather<R>,
     rows: usize,
     row: impl Fn(usize) -> usize,
     b: &[R],
+    depth: usize,
     columns: usize,
     panel: usize,
     sink: &mut impl Sink<R>,
 ) {
     let lanes = lanes(columns);
-    let b = &b[panel * a.depth() * lanes..][..a.depth() * lanes];
+    let b = &b[panel * depth * lanes..][..depth * lanes];
     let cut = (columns - panel * lanes).min(lanes);
     super::dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink });
 }
@@ -83,7 +93,7 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K>
     fn with_simd<S: Simd>(self, simd: S) {
         let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
         match (f32s, S::F32_LANES, self.lanes) {
-            (true, 16, 16) => self.sweep::<24>(Vectors::<S, 1>(simd)),
+            (true, 16, 16) => self.sweep::<12>(Vectors::<S, 1>(simd)),
             (true, 16, _) => self.sweep::<12>(Vectors::<S, 2>(simd)),
             (true, 8, 16) => self.sweep::<6>(Vectors::<S, 2>(simd)),
             (true, 8, _) => self.sweep::<3>(Vectors::<S, 4>(simd)),
@@ -100,11 +110,11 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
         for first in (0..self.rows).step_by(P) {
             // Rows past the end repeat the last one and are not stored.
             let left = (self.rows - first).min(P);
-            if left * 2 > P || P < 8 {
+            if left > 8 || P < 8 {
                 let offset: [usize; P] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
                 product.tile(&self.a, offset, self.b, &mut out);
             } else if left > 4 {
-                let offset: [usize; 12] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
+                let offset: [usize; 8] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
                 product.tile(&self.a, offset, self.b, &mut out);
             } else {
                 let offset: [usize; 4] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
@@ -117,7 +127,7 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
     }
 }
 
-/// Largest tile: 24 rows of 16, or 12 of 32.
+/// Largest tile: 12 rows of 32.
 const MAX_TILE: usize = 384;
 
 /// How a tile of `P` rows is multiplied: `out[p][lane] = sum_i a[offset[p], i] * b[i][lane]`.
@@ -130,9 +140,9 @@ trait Product<R> {
 fn check_bounds<R>(a: &Gather<R>, offset: &[usize], b: &[R], lanes: usize) {
     let far =
         offset.iter().max().unwrap_or(&0) + a.runs.iter().max().unwrap_or(&0) + (a.len.max(1) - 1) * a.step;
-    let empty = a.depth() == 0;
+    let rows = a.b_rows();
     assert!(
-        (empty || far < a.x.len()) && b.len() == a.depth() * lanes,
+        rows.is_empty() || (far < a.x.len() && rows.end * lanes <= b.len()),
         "gathered product reads outside its operands"
     );
 }
@@ -146,14 +156,16 @@ impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
         let simd = self.0;
         check_bounds(a, &offset, b, V * S::F32_LANES);
         let x: &[f32] = bytemuck::cast_slice(a.x);
-        let mut rows = S::as_simd_f32s(bytemuck::cast_slice(b)).0.as_chunks::<V>().0.iter();
+        // One pointer a row and one shared index: what the addressing modes take, and with 12 rows the registers hold.
+        let row_start = offset.map(|at| x.as_ptr().wrapping_add(at));
+        let rows = S::as_simd_f32s(bytemuck::cast_slice(b)).0.as_chunks::<V>().0;
         let mut acc = [[simd.splat_f32s(0.0); V]; P];
-        for run in a.runs {
+        for (i, run) in a.runs.iter().enumerate() {
             let mut at = *run;
-            for row in rows.by_ref().take(a.len) {
+            for row in &rows[a.b_first + i * a.b_step..][..a.len] {
                 for p in 0..P {
-                    // SAFETY: at most the offset that `check_bounds` found to be inside `x`.
-                    let v = simd.splat_f32s(unsafe { *x.get_unchecked(offset[p] + at) });
+                    // SAFETY: inside `x`, for `check_bounds` looked at the last element that any row reads.
+                    let v = simd.splat_f32s(unsafe { *row_start[p].add(at) });
                     for j in 0..V {
                         acc[p][j] = simd.mul_add_e_f32s(v, row[j], acc[p][j]);
                     }
@@ -176,9 +188,9 @@ impl<R: Real, const N: usize> Product<R> for Plain<N> {
     fn tile<const P: usize>(&self, a: &Gather<R>, offset: [usize; P], b: &[R], out: &mut [R]) {
         check_bounds(a, &offset, b, N);
         let mut acc = [[R::ZERO; N]; P];
-        let mut rows = b.as_chunks::<N>().0.iter();
-        for run in a.runs {
-            for (i, row) in rows.by_ref().take(a.len).enumerate() {
+        let rows = b.as_chunks::<N>().0;
+        for (g, run) in a.runs.iter().enumerate() {
+            for (i, row) in rows[a.b_first + g * a.b_step..][..a.len].iter().enumerate() {
                 for p in 0..P {
                     let v = a.x[offset[p] + run + i * a.step];
                     for j in 0..N {

@@ -17,6 +17,15 @@ pub fn dispatch<F: pulp::WithSimd>(f: F) -> F::Output {
     ARCH.get_or_init(pulp::Arch::new).dispatch(f)
 }
 
+/// [`vectorised`] for a loop over pixels of `c` channels, compiled apart for the commonest `c` (`channels::with_width`).
+#[inline(always)]
+pub fn vectorised_by_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
+    vectorised(
+        #[inline(always)]
+        || channels::with_width(c, &mut f),
+    )
+}
+
 /// [`dispatch`] of a plain loop. Write `#[inline(always)]` before the closure and before those it calls.
 #[inline(always)]
 pub fn vectorised<O>(f: impl FnMut() -> O) -> O {
