@@ -8,6 +8,9 @@ use dfka_engine::models::resnet::ResNetSpec;
 use dfka_engine::weights::npz::{self, Array, CompressionMethod, Elems};
 use std::time::{Duration, Instant};
 
+/// What becomes of a tensor's shape and values; `None` leaves it out.
+type Change = dyn Fn(&[usize], &[f32]) -> Option<(Vec<usize>, Vec<f32>)>;
+
 /// `run` and `check` must both refuse, naming every part of `expected`.
 fn refused(lab: &Lab, sets: &[&str], expected: &[&str]) {
     let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
@@ -31,7 +34,7 @@ fn damaged_teachers() {
     let lab = Lab::new();
     let good = load(&lab.path("right.npz"));
     let name = "layer2.0.conv1.weight";
-    let replaced = |f: &dyn Fn(&[usize], &[f32]) -> Option<(Vec<usize>, Vec<f32>)>| {
+    let replaced = |f: &Change| {
         mapped(&good, |n, shape, v| if n == name { f(shape, v) } else { Some((shape.to_vec(), v.to_vec())) })
     };
 
