@@ -84,6 +84,12 @@ pub fn for_parts<S: Split>(s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
     }
 }
 
+/// Runs `f` on a worker. A fork from any other thread goes through the pool's queue: that wakes a worker, puts the caller to
+/// sleep, and allocates once in a while; from a worker it is a push and a pop.
+pub fn on_worker<O: Send>(f: impl FnOnce() -> O + Send) -> O {
+    rayon::scope(|_| f())
+}
+
 /// Items per part such that each worker gets about four parts, for loops whose result does not depend on the cuts.
 pub fn even_grain(items: usize) -> usize {
     items.div_ceil(4 * rayon::current_num_threads()).max(1)
