@@ -190,7 +190,7 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
             ("student.labels=[]", "empty list"),
             ("student.labels=['']", "empty label"),
             ("student.init='teacher:rigth'", "did you mean `right`?"),
-            ("student.branch=later", "expected \"auto\", \"held_out\" or the number of a block"),
+            ("student.branch=later", "expected \"auto\" or the number of a block"),
             ("student.branch=1.5", "expected \"auto\" or the number of a block"),
             ("teachers.1.name=left", "two teachers are named `left`"),
             ("teachers=[]", "at least one"),

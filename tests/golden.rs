@@ -1,358 +1,389 @@
-//! Networks, losses and all gradients against PyTorch. The fixtures and what they hold: `fixtures/golden.py`, which made
-//! them (seed and versions are in each file's metadata).
+//! Networks, losses and their gradients against PyTorch, both in f64 and from the same float32 weights.
 //!
-//! In f64 the two must agree to 1e-9 of a tensor's largest element: both round at 1e-16, sums of some thousand terms and
-//! batch norms over few values lose up to six digits of that. In f32, four times what PyTorch's own float32
-//! loses on the same case (`naive`), and four roundings: its run is one draw of rounding errors, and ours, which adds in
-//! another order, is seen to lose three times as much on `basic`.
+//! `tests/fixtures/golden.py` states the same computations with PyTorch's own layers and wrote `golden.npz`.
 
-mod common;
-
-use dfka_engine::autograd::tape::{Learn, Value};
-use dfka_engine::autograd::{Engine, Optimiser, Plan, Tape};
-use dfka_engine::config;
+use dfka_engine::autograd::tape::Learn;
+use dfka_engine::autograd::{Engine, Plan, Tape, TensorId, Value};
 use dfka_engine::device::StepState;
 use dfka_engine::models::Recorder;
 use dfka_engine::models::fold::from_oihw;
 use dfka_engine::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
+use dfka_engine::ops::adam::Adam;
 use dfka_engine::ops::batch_norm::Stats;
 use dfka_engine::ops::bce::{Bce, Targets};
-use dfka_engine::ops::sgd::Sgd;
-use dfka_engine::pipeline::dual::{self, StageTwo};
-use dfka_engine::pipeline::generator::StageOne;
-use dfka_engine::pipeline::spec::RunSpec;
+use dfka_engine::ops::conv2d::Conv2d;
+use dfka_engine::pipeline::dual::{StageTwo, tasks};
+use dfka_engine::pipeline::generator::{StageOne, with_moments};
+use dfka_engine::pipeline::spec::*;
 use dfka_engine::pipeline::teachers::Teachers;
-use dfka_engine::tensor::{Real, Shape};
-use dfka_engine::weights::{Tensor, Tensors, npz};
+use dfka_engine::tensor::Shape;
+use dfka_engine::weights::{Tensors, npz};
+use serde_json::{Value as Json, from_value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::Read;
 
-struct Fixture {
-    tensors: Tensors,
-    bound: f64,
-    step: StepState,
+/// Allowed distance in units of a tensor's largest element.
+const BOUND: f64 = 1e-9;
+
+/// A tensor as PyTorch has it; float32 values are exact in f64.
+#[derive(Clone)]
+struct Torch {
+    shape: Vec<usize>,
+    data: Vec<f64>,
 }
 
-impl Fixture {
-    fn load<R: Real>(name: &str) -> Fixture {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/golden_{name}.npz"));
-        let tensors = npz::load(file).unwrap();
-        assert!(tensors.meta.contains_key("torch") && tensors.meta.contains_key("seed"), "made by whom?");
-        let naive: f64 = tensors.meta_as("naive").unwrap();
-        assert!(naive < 1e-5, "float32 itself is off by {naive}: the case is too hard to tell anything");
-        let bound = if size_of::<R>() == 8 { 1e-9 } else { 4.0 * naive + 4.0 * f64::from(f32::EPSILON) };
-        let step = StepState {
-            seed: tensors.meta_as("step_seed").unwrap_or(0),
-            step: tensors.meta_as("step").unwrap_or(0),
-            lr: [0.0; 4],
+impl Torch {
+    fn f32(&self) -> Vec<f32> {
+        self.data.iter().map(|v| *v as f32).collect()
+    }
+    /// In the engine's layout: `[n, c, h, w]` becomes `[n, h, w, c]`; vectors and matrices stay as they are.
+    fn channels_last(&self) -> Vec<f64> {
+        let [n, c, h, w] = self.shape[..] else { return self.data.clone() };
+        let at = |i: usize| {
+            let (pixel, c_i) = (i / c, i % c);
+            (pixel / (h * w) * c + c_i) * h * w + pixel % (h * w)
         };
-        Fixture { tensors, bound, step }
-    }
-
-    fn get(&self, name: &str) -> &Tensor {
-        self.tensors.get(name).unwrap_or_else(|| panic!("the fixture has no {name}"))
-    }
-
-    /// What begins with `prefix`, without it.
-    fn part(&self, prefix: &str) -> Tensors {
-        let mut out = Tensors::new();
-        for (name, t) in self.tensors.iter() {
-            if let Some(rest) = name.strip_prefix(prefix) {
-                out.insert(rest, &t.shape, t.data.clone()).unwrap();
-            }
-        }
-        out
-    }
-
-    /// A result of PyTorch's: the sum of its two halves.
-    fn want(&self, name: &str) -> Vec<f64> {
-        let [hi, lo] = ["", ".lo"].map(|half| &self.get(&format!("want.{name}{half}")).data);
-        hi.iter().zip(lo).map(|(h, l)| f64::from(*h) + f64::from(*l)).collect()
-    }
-
-    fn compare<R: Real>(&self, name: &str, got: &[R]) {
-        let want = self.want(name);
-        assert_eq!(got.len(), want.len(), "{name}");
-        let largest = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        let off = |i: usize| (got[i].f64() - want[i]).abs();
-        let worst = (0..want.len()).max_by(|a, b| off(*a).total_cmp(&off(*b))).unwrap();
-        let (found, wanted) = (got[worst].f64(), want[worst]);
-        assert!(
-            off(worst) <= self.bound * largest,
-            "{name}[{worst}]: expected {wanted}, found {found}: off by {:.1e} of {largest:.3}, allowed {:.1e}",
-            off(worst) / largest,
-            self.bound
-        );
-    }
-
-    /// Compares every result whose name begins with `prefix` with the tensor of the rest of the name.
-    fn compare_all<R: Real>(&self, prefix: &str, got: impl Fn(&str) -> Option<Vec<R>>) -> usize {
-        let full = format!("want.{prefix}");
-        let names = self.tensors.iter().filter_map(|(n, _)| n.strip_prefix(&full));
-        let names: Vec<&str> = names.filter(|n| !n.ends_with(".lo")).collect();
-        for name in &names {
-            let got = got(name).unwrap_or_else(|| panic!("{prefix}{name}: nothing computed"));
-            self.compare(&format!("{prefix}{name}"), &got);
-        }
-        names.len()
+        (0..n * c * h * w).map(|i| self.data[at(i)]).collect()
     }
 }
 
-/// A step whose only update is of momentum-free descent's memory, which is the gradient itself: at a rate of zero nothing
-/// else changes. Returns the gradients that are not all zero, by the tensor's name.
-fn gradients<R: Real>(
-    engine: &mut Engine<R>,
+struct Golden {
+    meta: Json,
+    tensors: BTreeMap<String, Torch>,
+}
+
+impl Golden {
+    fn load() -> Golden {
+        let file = std::fs::File::open("tests/fixtures/golden.npz").unwrap();
+        let mut zip = zip::ZipArchive::new(file).unwrap();
+        let mut array = |name: &str| {
+            let mut bytes = Vec::new();
+            zip.by_name(&format!("{name}.npy")).unwrap().read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        let npy = |bytes: &[u8]| npyz::NpyFile::new(std::io::Cursor::new(bytes.to_vec())).unwrap();
+        let meta: Json = serde_json::from_slice(&npy(&array("__meta__")).into_vec::<u8>().unwrap()).unwrap();
+        let single: Vec<f32> = npy(&array("float32")).into_vec().unwrap();
+        let single: Vec<f64> = single.into_iter().map(f64::from).collect();
+        let double: Vec<f64> = npy(&array("float64")).into_vec().unwrap();
+        let index: BTreeMap<String, Vec<Json>> = from_value(meta["index"].clone()).unwrap();
+        let tensors = index.into_iter().map(|(name, entry)| {
+            let all = if entry[0] == "float32" { &single } else { &double };
+            let numbers: Vec<usize> = entry[1..].iter().map(|v| v.as_u64().unwrap() as usize).collect();
+            let shape = numbers[1..].to_vec();
+            let data = all[numbers[0]..][..shape.iter().product()].to_vec();
+            (name, Torch { shape, data })
+        });
+        let tensors = tensors.collect();
+        Golden { meta, tensors }
+    }
+
+    fn get(&self, name: &str) -> &Torch {
+        self.tensors.get(name).unwrap_or_else(|| panic!("golden.npz has no {name}"))
+    }
+
+    /// The tensors whose names begin with `prefix` and a dot, by the rest of their names.
+    fn below<'a>(&'a self, prefix: &str) -> impl Iterator<Item = (&'a str, &'a Torch)> {
+        let prefix = format!("{prefix}.");
+        self.tensors.iter().filter_map(move |(name, t)| Some((name.strip_prefix(&prefix)?, t)))
+    }
+
+    fn network(&self, name: &str) -> (ResNetSpec, Vec<String>) {
+        let spec = from_value(self.meta["networks"][name].clone()).unwrap();
+        (spec, from_value(self.meta["labels"][name].clone()).unwrap())
+    }
+
+    /// A network's weights, as a teacher file would hold them.
+    fn teacher(&self, name: &str) -> Tensors {
+        let mut tensors = Tensors::new();
+        for (tensor, t) in self.below(&format!("net.{name}")) {
+            tensors.insert(tensor, &t.shape, t.f32()).unwrap();
+        }
+        for (key, of) in [("network", "networks"), ("labels", "labels")] {
+            tensors.meta.insert(key.into(), self.meta[of][name].clone());
+        }
+        tensors
+    }
+
+    fn resnet(&self, engine: &mut Engine<f64>, name: &str, build: Build) -> ResNet {
+        let ((spec, labels), mut tensors) = (self.network(name), self.teacher(name));
+        let (blocks, source) = (1..=spec.blocks(), Source::Tensors(&mut tensors));
+        let net =
+            ResNet::new(&mut engine.store, name, &spec, blocks, Some(labels.len()), build, source).unwrap();
+        tensors.finish().unwrap();
+        net
+    }
+
+    /// Gives the engine's tensors below `prefix` the fixture's values.
+    fn set(&self, engine: &mut Engine<f64>, prefix: &str) {
+        for (name, t) in self.below(prefix) {
+            let id = engine.store.id(&format!("{prefix}.{name}")).expect(name);
+            let values = from_oihw(engine.store.shape(id), &t.f32());
+            engine.store.set(id, &values);
+        }
+    }
+
+    /// Every gradient below `grads` against that of the engine's tensor of the same name below `prefix`, which a step
+    /// left behind (see [`step`]).
+    fn check_gradients(&self, engine: &Engine<f64>, grads: &str, prefix: &str, learning: &[TensorId]) {
+        let mut names: Vec<String> = self.below(grads).map(|(name, _)| format!("{prefix}.{name}")).collect();
+        let mut learnt: Vec<String> = learning.iter().map(|id| engine.store.name(*id).to_string()).collect();
+        names.sort();
+        learnt.sort();
+        assert_eq!(names, learnt, "{grads}: the tensors that learn");
+        for (name, t) in self.below(grads) {
+            let id = engine.store.id(&format!("{MOMENTS}.{prefix}.{name}")).expect(name);
+            compare(&format!("{grads}.{name}"), engine.store.get(id), &t.channels_last(), BOUND);
+        }
+    }
+}
+
+fn compare(what: &str, found: &[f64], expected: &[f64], bound: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: elements");
+    let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    assert!(scale > 0.0, "{what}: nothing but zeros compares with nothing");
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        let off = (f - e).abs() / scale;
+        assert!(off <= bound, "{what}[{i}]: expected {e}, found {f}: off by {off:.1e} of {scale:.2e}");
+    }
+}
+
+/// Adam's first moment at `beta1 = 0` is the gradient itself.
+const MOMENTS: &str = "grad.moments.first";
+
+/// Compiles and runs one step that leaves the gradients of `learning` in the store and changes no weight.
+fn step(
+    engine: &mut Engine<f64>,
     tape: &Tape,
     loss: Value,
-    step: &StepState,
-) -> (Plan<R>, BTreeMap<String, Vec<R>>) {
-    let mut tensors = Vec::new();
-    for id in engine.store.ids().collect::<Vec<_>>() {
-        let (name, shape) = (format!("gradient.{}", engine.store.name(id)), engine.store.shape(id));
-        tensors.push((id, vec![engine.store.add(&name, shape)]));
-    }
-    let sgd = Sgd { lr_slot: 0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-    let optimiser = Optimiser { op: sgd.into(), tensors };
+    learning: &[TensorId],
+    at: StepState,
+) -> Plan<f64> {
+    let adam = Adam { lr_slot: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let optimiser = with_moments(&mut engine.store, "grad", adam, learning);
     let mut plan = Plan::compile(tape, &engine.store, Some(loss), &[optimiser]).unwrap();
     plan.reserve(engine);
-    plan.replay(engine, step);
-    let mut out = BTreeMap::new();
-    for id in engine.store.ids() {
-        if let Some(name) = engine.store.name(id).strip_prefix("gradient.") {
-            let g = engine.store.get(id).to_vec();
-            if g.iter().any(|v| *v != R::ZERO) {
-                out.insert(name.to_string(), g);
+    plan.replay(engine, &StepState { lr: [0.0; 4], ..at });
+    plan
+}
+
+/// A network as it is evaluated: batch norms with their running estimates, and folded into the convolutions.
+#[test]
+fn evaluation() {
+    let golden = Golden::load();
+    for name in ["left", "deep"] {
+        let (image, fixed) = (golden.get(&format!("a.{name}.image")), golden.get(&format!("a.{name}.fixed")));
+        for (build, how) in [(Build::Normed, "running"), (Build::Folded, "folded")] {
+            let mut engine = Engine::<f64>::default();
+            let net = golden.resnet(&mut engine, name, build);
+            let image_id = engine.store.add("image", net.spec.feature(0, image.shape[0]));
+            engine.store.get_mut(image_id).copy_from_slice(&image.channels_last());
+            let row = Shape::vector(fixed.data.len());
+            let fixed = engine.store.add_with("fixed", row, &fixed.f32());
+            let zero = engine.store.add("zero", Shape::SCALAR);
+
+            let mut tape = Tape::default();
+            let mut r = Recorder { tape: &mut tape, store: &engine.store };
+            let mut x = r.leaf(image_id, Learn::Trainable);
+            let mut features = Vec::new();
+            for b in 1..=net.spec.blocks() {
+                x = net.block(&mut r, b, x, Mode::FROZEN, None).unwrap();
+                features.push(x);
             }
+            let logits = net.head(&mut r, x, Mode::FROZEN).unwrap().1;
+            // sum(logits * fixed), as a linear layer over all of them.
+            let flat = r.tape.reshape(logits, row).unwrap();
+            let (fixed, zero) = (r.leaf(fixed, Learn::Frozen), r.leaf(zero, Learn::Frozen));
+            let loss = r.apply(Conv2d::linear(), &[flat, fixed, zero]).unwrap();
+            features.iter().chain([&logits]).for_each(|v| r.tape.output(*v));
+            let plan = step(&mut engine, &tape, loss, &[image_id], StepState::default());
+
+            for (b, f) in features.iter().enumerate() {
+                let what = format!("a.{name}.running.block{}", b + 1);
+                compare(
+                    &format!("{what}, {how}"),
+                    plan.output(&engine, *f),
+                    &golden.get(&what).channels_last(),
+                    BOUND,
+                );
+            }
+            let what = format!("a.{name}.{how}.logits");
+            compare(&what, plan.output(&engine, logits), &golden.get(&what).data, BOUND);
+            let slope = engine.store.id(&format!("{MOMENTS}.image")).unwrap();
+            let what = format!("a.{name}.{how}.slope");
+            compare(&what, engine.store.get(slope), &golden.get(&what).channels_last(), BOUND);
         }
     }
-    (plan, out)
 }
 
-fn shape_of(t: &Tensor) -> Shape {
-    Shape(t.shape[..].try_into().unwrap())
-}
+/// A step of a teacher's own training: gradients of all parameters, and what becomes of the running estimates.
+#[test]
+fn training_with_batch_statistics() {
+    let golden = Golden::load();
+    let mut engine = Engine::<f64>::default();
+    let net = golden.resnet(&mut engine, "left", Build::Normed);
+    let (image, targets) = (golden.get("b.image"), golden.get("b.targets"));
+    let image_id = engine.store.add("image", net.spec.feature(0, image.shape[0]));
+    engine.store.get_mut(image_id).copy_from_slice(&image.channels_last());
+    let targets =
+        engine.store.add_with("targets", Shape::rows(targets.shape[0], targets.shape[1]), &targets.f32());
+    let blocks = 1..=net.spec.blocks();
+    let learning: Vec<TensorId> = net.learning(blocks.clone()).into_iter().chain(net.head.unwrap()).collect();
 
-fn resnet<R: Real + Default>(name: &str) {
-    let f = Fixture::load::<R>(name);
-    let spec: ResNetSpec = f.tensors.meta_as("network").unwrap();
-    let (blocks, head) = (1..=spec.blocks(), Some(f.tensors.meta_as("labels").unwrap()));
-    let targets = f.get("targets");
-
-    // Frozen and folded: features of every block, logits, and the image's gradient.
-    let mut engine = Engine::<R>::default();
-    let mut params = f.part("param.");
-    let source = Source::Tensors(&mut params);
-    let net =
-        ResNet::new(&mut engine.store, "net", &spec, blocks.clone(), head, Build::Folded, source).unwrap();
-    params.finish().unwrap();
-    let x = engine.store.add_with("x", shape_of(f.get("x")), &f.get("x").data);
-    let t = engine.store.add_with("t", Shape::rows(targets.shape[0], targets.shape[1]), &targets.data);
-    let bce = Bce { targets: Targets::Probabilities, minus_entropy: false };
-    let (mut tape, mut outputs) = (Tape::default(), Vec::new());
-    let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let mut y = r.leaf(x, Learn::Trainable);
-    for b in blocks.clone() {
-        y = net.block(&mut r, b, y, Mode::FROZEN, None).unwrap();
-        outputs.push((format!("frozen.F{b}"), y));
-    }
-    let (pooled, logits) = net.head(&mut r, y, Mode::FROZEN).unwrap();
-    outputs.extend([("frozen.pooled".into(), pooled), ("frozen.logits".into(), logits)]);
-    let target = r.leaf(t, Learn::Frozen);
-    let loss = r.apply(bce, &[logits, target]).unwrap();
-    outputs.iter().for_each(|(_, v)| tape.output(*v));
-    let (plan, grads) = gradients(&mut engine, &tape, loss, &f.step);
-    for (name, v) in &outputs {
-        f.compare(name, plan.output(&engine, *v));
-    }
-    f.compare("frozen.dx", &grads["x"]);
-    assert_eq!(grads.len(), 1, "a frozen network's tensors got gradients: {:?}", grads.keys());
-
-    // Learning, normed with the batch's statistics: every parameter's gradient, and the running estimates after the step.
-    let mut engine = Engine::<R>::default();
-    let mut params = f.part("param.");
-    let source = Source::Tensors(&mut params);
-    let net =
-        ResNet::new(&mut engine.store, "net", &spec, blocks.clone(), head, Build::Normed, source).unwrap();
-    let x = engine.store.add_with("x", shape_of(f.get("x")), &f.get("x").data);
-    let t = engine.store.add_with("t", Shape::rows(targets.shape[0], targets.shape[1]), &targets.data);
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
     let mode = Mode { learn: Learn::Trainable, stats: Stats::Batch };
-    let mut y = r.leaf(x, Learn::Frozen);
+    let mut x = r.leaf(image_id, Learn::Frozen);
     for b in blocks {
-        y = net.block(&mut r, b, y, mode, None).unwrap();
+        x = net.block(&mut r, b, x, mode, None).unwrap();
     }
-    let (_, logits) = net.head(&mut r, y, mode).unwrap();
-    let target = r.leaf(t, Learn::Frozen);
-    let loss = r.apply(bce, &[logits, target]).unwrap();
-    tape.output(logits);
-    tape.output(loss);
-    let (plan, grads) = gradients(&mut engine, &tape, loss, &f.step);
-    f.compare("batch.logits", plan.output(&engine, logits));
-    f.compare("batch.loss", plan.output(&engine, loss));
-    let compared = f.compare_all("grad.", |name| grads.get(&format!("net.{name}")).cloned());
-    assert_eq!(compared, grads.len(), "{:?}", grads.keys());
-    let after = |name: &str| Some(engine.store.get(engine.store.id(&format!("net.{name}"))?).to_vec());
-    assert!(f.compare_all::<R>("after.", after) >= 8);
-}
+    let logits = net.head(&mut r, x, mode).unwrap().1;
+    let targets = r.leaf(targets, Learn::Frozen);
+    let bce = Bce { targets: Targets::Probabilities, minus_entropy: false };
+    let loss = r.apply(bce, &[logits, targets]).unwrap();
+    r.tape.output(loss);
+    let plan = step(&mut engine, &tape, loss, &learning, StepState::default());
 
-#[test]
-fn basic_blocks() {
-    resnet::<f64>("basic");
-    resnet::<f32>("basic");
-}
-
-#[test]
-fn bottleneck_blocks() {
-    resnet::<f64>("bottleneck");
-    resnet::<f32>("bottleneck");
-}
-
-/// The fixture's teachers as files, and a run over them.
-fn run_spec(f: &Fixture, dir: &Path, recipe: &str) -> RunSpec {
-    let labels: BTreeMap<String, Vec<String>> = f.tensors.meta_as("labels").unwrap();
-    let mut text = format!(
-        "name = 'golden'\nstudent = {{ labels = ['b', 'c'], norm = 'batch', filter_reduction = 2 }}\n\
-         generator = {{ groups = 3, latent = 5, widths = [6, 5], steps = 100, batch = 4, shift = 0 }}\n{recipe}\n\
-         dual = {{ steps = [1, 1, 1], batch = 4, bank = 5, feature = 1.0, late_features = 0.6, lambda_in = [1.0, 0.7] }}\n"
-    );
-    for (name, labels) in labels {
-        let mut teacher = f.part(&format!("teacher.{name}."));
-        teacher.meta.insert("network".into(), f.tensors.meta["network"].clone());
-        teacher.meta.insert("labels".into(), serde_json::to_value(labels).unwrap());
-        npz::save(dir.join(format!("{name}.npz")), &teacher).unwrap();
-        text += &format!("[[teachers]]\nname = '{name}'\nweights = '{name}.npz'\n");
+    compare("b.loss", plan.output(&engine, loss), &golden.get("b.loss").data, BOUND);
+    golden.check_gradients(&engine, "b.grad", "left", &learning);
+    let mut states = 0;
+    for (name, t) in golden.below("b.state") {
+        let id = engine.store.id(&format!("left.{name}")).expect(name);
+        compare(&format!("b.state.{name}"), engine.store.get(id), &t.data, BOUND);
+        states += 1;
     }
-    std::fs::write(dir.join("c.toml"), text).unwrap();
-    config::load_run(&dir.join("c.toml"), &[]).unwrap().spec
+    let norms = net.tensors(1..=net.spec.blocks()).len() - net.learning(1..=net.spec.blocks()).len();
+    assert_eq!(states, norms);
 }
 
-/// Overwrites the tensors that the fixture names; all whose name begins with one of `must` are among them.
-fn set_params<R: Real>(f: &Fixture, project: &str, engine: &mut Engine<R>, must: &[&str]) {
-    let mut params = f.part("param.");
-    let t = f.get(project);
-    params.insert("generator.project.weight", &t.shape, t.data.clone()).unwrap();
-    for id in engine.store.ids().collect::<Vec<_>>() {
-        let (name, shape) = (engine.store.name(id).to_string(), engine.store.shape(id));
-        match params.get(&name) {
-            Some(t) if name == "generator.bank" => engine.store.set(id, &t.data),
-            Some(t) => engine.store.set(id, &from_oihw(shape, &t.data)),
-            None => assert!(!must.iter().any(|m| name.starts_with(m)), "the fixture has no {name}"),
-        }
-    }
+/// A run with the fixture's settings over its two teachers, loaded from teacher files.
+struct Run {
+    spec: RunSpec,
+    teachers: Teachers,
+    one: StageOne,
+    at: StepState,
+    /// Where the teacher files are.
+    _folder: tempfile::TempDir,
 }
 
-/// L_joint (11) through three groups and two teachers, with every term of the recipe.
-fn stage_one<R: Real + Default>(recipe: &str, config: &str) {
-    let f = Fixture::load::<R>("amalgamation");
-    let dir = tempfile::tempdir().unwrap();
-    let spec = run_spec(&f, dir.path(), config);
-    let mut engine = Engine::<R>::default();
+fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
+    let folder = tempfile::tempdir().unwrap();
+    let teachers: Vec<TeacherSpec> = ["left", "right"]
+        .map(|name| {
+            let weights = folder.path().join(format!("{name}.npz"));
+            npz::save(&weights, &golden.teacher(name)).unwrap();
+            TeacherSpec { name: name.into(), weights }
+        })
+        .into();
+    let (one, two) = (&golden.meta["stage_one"], &golden.meta["stage_two"]);
+    let number = |v: &Json| v.as_f64().unwrap() as f32;
+    let count = |v: &Json| v.as_u64().unwrap() as usize;
+    let spec = RunSpec {
+        name: "golden".into(),
+        seed: 1,
+        checkpoint_seconds: 1e6,
+        teachers,
+        student: StudentSpec {
+            labels: from_value(two["labels"].clone()).unwrap(),
+            init: StudentInit::Mean,
+            norm: StudentNorm::Batch,
+            branch: Branch::Block(2),
+            filter_reduction: count(&golden.meta["filter_reduction"]),
+        },
+        generator: GeneratorSpec {
+            groups: count(&one["groups"]),
+            latent: count(&one["latent"]),
+            widths: from_value(one["widths"].clone()).unwrap(),
+            steps: 1,
+            batch: count(&one["batch"]),
+            learning_rate: 0.0,
+            betas: [0.5, 0.999],
+            shift: 0,
+        },
+        loss: LossSpec {
+            recipe: Recipe::Published,
+            alpha: number(&one["alpha"]),
+            beta: number(&one["beta"]),
+            gamma: number(&one["gamma"]),
+            statistics: 0.0,
+            least_diversity: 0.0,
+            least_entropy: 0.0,
+        },
+        dual: DualSpec {
+            images: ImageSource::Noise,
+            steps: vec![1; 3],
+            batch: count(&two["batch"]),
+            learning_rate: 0.0,
+            feature: number(&two["feature"]),
+            late_features: number(&two["late_features"]),
+            freeze_earlier: false,
+            lambda_in: from_value(two["lambda_in"].clone()).unwrap(),
+            augment: AugmentSpec { shift: 0, flip: 0.0, mix_max: 0.0, cutmix: 0.0 },
+            bank: 1,
+        },
+        evaluation: None,
+        baselines: vec![],
+    };
     let teachers = Teachers::load(&mut engine.store, &spec.teachers).unwrap();
-    let one = StageOne::new(&mut engine.store, &spec, &teachers, 0);
-    set_params(&f, &format!("{recipe}.project"), &mut engine, &["generator."]);
+    let one = StageOne::new(&mut engine.store, &spec, &teachers);
+    golden.set(engine, "generator");
+    let number = |key: &str| golden.meta["step"][key].as_u64().unwrap();
+    let at = StepState { seed: number("seed"), step: number("step"), ..Default::default() };
+    Run { spec, teachers, one, at, _folder: folder }
+}
+
+/// Ids of the tensors whose names begin with `prefix` and a dot, and that are parameters.
+fn parameters(engine: &Engine<f64>, prefix: &str) -> Vec<TensorId> {
+    let prefix = format!("{prefix}.");
+    let is = |name: &str| name.starts_with(&prefix) && (name.ends_with(".weight") || name.ends_with(".bias"));
+    engine.store.ids().filter(|id| is(engine.store.name(*id))).collect()
+}
+
+/// The published `L_joint` of three groups and two teachers.
+#[test]
+fn stage_one() {
+    let golden = Golden::load();
+    let mut engine = Engine::<f64>::default();
+    let Run { spec, teachers, one, at, .. } = run_of(&golden, &mut engine);
+    let learning = parameters(&engine, "generator");
+    assert!(one.generator.learning().iter().all(|id| learning.contains(id)));
+
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
     let (loss, image) = one.record_loss(&mut r, &spec, &teachers).unwrap();
-    tape.output(loss);
-    tape.output(image);
-    let (plan, grads) = gradients(&mut engine, &tape, loss, &f.step);
-    f.compare(&format!("{recipe}.loss"), plan.output(&engine, loss));
-    f.compare(&format!("{recipe}.image"), plan.output(&engine, image));
-    metrics(&f, &format!("{recipe}.metric."), &plan);
-    let compared = f.compare_all(&format!("{recipe}.grad."), |name| grads.get(name).cloned());
-    assert_eq!(compared, grads.len(), "{:?}", grads.keys());
-    let after = |name: &str| Some(engine.store.get(engine.store.id(name)?).to_vec());
-    assert!(f.compare_all::<R>(&format!("{recipe}.after."), after) >= 12);
+    r.tape.output(loss);
+    r.tape.output(image);
+    let plan = step(&mut engine, &tape, loss, &learning, at);
+
+    compare("c.image", plan.output(&engine, image), &golden.get("c.image").channels_last(), BOUND);
+    let readings: BTreeMap<&str, f32> = plan.metrics().collect();
+    for (name, t) in golden.below("c.term") {
+        // Readings are float32.
+        compare(&format!("c.term.{name}"), &[f64::from(readings[name])], &t.data, 1e-6);
+    }
+    compare("c.loss", plan.output(&engine, loss), &golden.get("c.loss").data, BOUND);
+    golden.check_gradients(&engine, "c.grad", "generator", &learning);
 }
 
-/// Metrics are read as f32, whatever the engine computes in.
-fn metrics<R: Real>(f: &Fixture, prefix: &str, plan: &Plan<R>) {
-    let loose = Fixture { tensors: f.tensors.clone(), bound: f.bound.max(1e-7), step: f.step };
-    let all: BTreeMap<&str, f32> = plan.metrics().collect();
-    let compared = loose.compare_all(prefix, |name| Some(vec![*all.get(name)?]));
-    assert_eq!(compared + 1, all.len(), "{all:?}"); // `loss` is compared for itself
-}
-
+/// `L_u^b` of block 2, from images and from the generator's own features, with the relative feature errors.
 #[test]
-fn the_published_loss_of_stage_one() {
-    let config = "loss = { recipe = 'published' }";
-    stage_one::<f64>("published", config);
-    stage_one::<f32>("published", config);
-}
+fn stage_two() {
+    let golden = Golden::load();
+    let mut engine = Engine::<f64>::default();
+    let Run { spec, teachers, one, at, _folder } = run_of(&golden, &mut engine);
+    let wanted = tasks(&teachers, &spec.student.labels).unwrap();
+    let two = StageTwo::new(&mut engine.store, &spec, &teachers, wanted, Some(&one)).unwrap();
+    golden.set(&mut engine, "student");
+    let block = golden.meta["stage_two"]["block"].as_u64().unwrap() as usize;
+    let mut learning = two.trunk.learning(1..=block);
+    learning.extend(parameters(&engine, &format!("student.filter{block}")));
 
-#[test]
-fn the_conditional_loss_of_stage_one() {
-    let config = "loss = { recipe = 'conditional', max_labels = 2 }";
-    stage_one::<f64>("conditional", config);
-    stage_one::<f32>("conditional", config);
-}
-
-/// L_u^2 (16): both inputs through the trunk, the filters, the teachers' suffixes, soft targets and feature errors.
-fn stage_two<R: Real + Default>() {
-    let f = Fixture::load::<R>("amalgamation");
-    let dir = tempfile::tempdir().unwrap();
-    let spec = run_spec(&f, dir.path(), "loss = { recipe = 'published' }");
-    let mut engine = Engine::<R>::default();
-    let teachers = Teachers::load(&mut engine.store, &spec.teachers).unwrap();
-    let tasks = dual::tasks(&teachers, &spec.student.labels).unwrap();
-    let one = [StageOne::new(&mut engine.store, &spec, &teachers, 0)];
-    let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, &one).unwrap();
-    let must = ["generator.", "student.conv", "student.bn", "student.layer", "student.filter2."];
-    set_params(&f, "published.project", &mut engine, &must);
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let loss = two.record_loss(&mut r, &spec, &teachers, one.first(), 2).unwrap();
-    tape.output(loss);
-    let (plan, grads) = gradients(&mut engine, &tape, loss, &f.step);
-    f.compare("dual.loss", plan.output(&engine, loss));
-    metrics(&f, "dual.metric.", &plan);
-    let compared = f.compare_all("dual.grad.", |name| grads.get(name).cloned());
-    assert_eq!(compared, grads.len(), "{:?}", grads.keys());
-    let after = |name: &str| Some(engine.store.get(engine.store.id(name)?).to_vec());
-    assert!(f.compare_all::<R>("dual.after.", after) >= 10);
-}
+    let loss = two.record_loss(&mut r, &spec, &teachers, Some(&one), block).unwrap();
+    r.tape.output(loss);
+    let plan = step(&mut engine, &tape, loss, &learning, at);
 
-#[test]
-fn a_step_of_stage_two() {
-    stage_two::<f64>();
-    stage_two::<f32>();
-}
-
-/// Every block's output and the logits, in evaluation mode.
-fn evaluated<R: Real + Default>(build: Build) -> Vec<Vec<f64>> {
-    let spec = common::network();
-    let mut engine = Engine::<R>::default();
-    let mut t = common::teacher_tensors(&spec, &["a", "b", "c"], 3);
-    let (blocks, source) = (1..=spec.blocks(), Source::Tensors(&mut t));
-    let net = ResNet::new(&mut engine.store, "net", &spec, blocks.clone(), Some(3), build, source).unwrap();
-    let images = common::images(4, spec.image, 8).images;
-    let pixels: Vec<f64> = images.iter().map(|p| f64::from(*p) / 127.5 - 1.0).collect();
-    let x = engine.store.add_with("x", spec.feature(0, 4), &pixels);
-    let mut tape = Tape::default();
-    let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let mut y = r.leaf(x, Learn::Frozen);
-    let mut all = Vec::new();
-    for b in blocks {
-        y = net.block(&mut r, b, y, Mode::FROZEN, None).unwrap();
-        all.push(y);
-    }
-    all.push(net.head(&mut r, y, Mode::FROZEN).unwrap().1);
-    all.iter().for_each(|v| tape.output(*v));
-    let mut plan = Plan::compile(&tape, &engine.store, None, &[]).unwrap();
-    plan.reserve(&mut engine);
-    plan.replay(&mut engine, &StepState::default());
-    all.iter().map(|v| plan.output(&engine, *v).iter().map(|v| v.f64()).collect()).collect()
-}
-
-#[test]
-fn folding_changes_nothing() {
-    let both = |f: fn(Build) -> Vec<Vec<f64>>, bound| (f(Build::Folded), f(Build::Normed), bound);
-    for (folded, normed, bound) in [both(evaluated::<f64>, 1e-10), both(evaluated::<f32>, 1e-5)] {
-        for (i, (a, b)) in folded.iter().zip(&normed).enumerate() {
-            let largest = b.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-            let off = a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
-            assert!(largest > 0.1 && off <= bound * largest, "output {i}: off by {off:.1e} of {largest:.2}");
-        }
-    }
+    compare("d.loss", plan.output(&engine, loss), &golden.get("d.loss").data, BOUND);
+    golden.check_gradients(&engine, "d.grad", "student", &learning);
 }

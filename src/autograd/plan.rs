@@ -5,8 +5,7 @@
 
 use super::store::{Engine, Store, TensorId};
 use super::tape::{Tape, Value};
-use crate::device::cpu::par::on_worker;
-use crate::device::cpu::scratch;
+use crate::device::cpu::par::on_a_worker;
 use crate::device::memory::{ALIGN, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::Result;
@@ -54,8 +53,6 @@ pub struct Plan<R> {
     readings: Vec<f32>,
     outputs: Vec<(Value, Slot)>,
     cost: Cost,
-    /// Whether it ran before, so that the workers' scratch is as large as it will be.
-    is_warm: bool,
     scalar: PhantomData<R>,
 }
 
@@ -314,7 +311,6 @@ impl<R: Real> Plan<R> {
             outputs: tape.outputs.iter().map(|v| (*v, value_slot(v))).collect(),
             cost: Cost { instructions: instructions.len(), arena_bytes, macs, bytes_moved },
             instructions,
-            is_warm: false,
             scalar: PhantomData,
         })
     }
@@ -329,17 +325,12 @@ impl<R: Real> Plan<R> {
         engine.borrows.reserve(self.instructions.iter().map(|i| i.operands.slots()).max().unwrap_or(0));
     }
 
-    /// Runs the step once. From the second time on it allocates nothing, on a worker ([`on_worker`]). Metrics and outputs are readable until the engine replays another plan.
+    /// Runs the step once. Metrics and outputs are readable until the engine replays another plan.
     pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) {
-        on_worker(|| {
-            self.replay_here(engine, step);
-            if !std::mem::replace(&mut self.is_warm, true) {
-                scratch::level();
-            }
-        });
+        on_a_worker(|| self.run(engine, step));
     }
 
-    fn replay_here(&mut self, engine: &mut Engine<R>, step: &StepState) {
+    fn run(&mut self, engine: &mut Engine<R>, step: &StepState) {
         let Engine { store, arena, borrows } = engine;
         assert!(arena.bytes() >= self.cost.arena_bytes, "replay before reserve");
         let mut memory = Memory { store: &mut store.buffers, arena, borrows };

@@ -37,7 +37,7 @@ pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Res
     let most = [
         ("generator.groups", spec.generator.groups),
         match spec.student.branch {
-            Branch::Auto { least } | Branch::HeldOut { least } => ("student.branch_least", least),
+            Branch::Auto { least } => ("student.branch_least", least),
             Branch::Block(block) => ("student.branch", block),
         },
     ];

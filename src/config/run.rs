@@ -54,7 +54,6 @@ struct RawStudent {
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawGenerator {
-    count: Option<i64>,
     groups: Option<i64>,
     latent: Option<i64>,
     widths: Option<Vec<i64>>,
@@ -131,7 +130,7 @@ pub fn load_run(file: &Path, overrides: &[Override]) -> Result<Loaded<RunSpec>> 
 
 fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
     let teachers = teachers(source, &mut raw.teachers)?;
-    let spec = RunSpec {
+    Ok(RunSpec {
         name: folder_name(source, "name", &raw.name)?,
         seed: seed(source, or(&mut raw.seed, 0))?,
         checkpoint_seconds: source.number(
@@ -149,15 +148,7 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
         },
         baselines: baselines(source, &mut raw.baselines)?,
         teachers,
-    };
-    // One generator's images to learn from, another's to choose the branch by.
-    let held_out = matches!(spec.student.branch, Branch::HeldOut { .. });
-    if held_out && (spec.generator.count < 2 || spec.dual.images != ImageSource::Generator) {
-        let message = "`student.branch` is \"held_out\", which keeps one generator's images unseen; expected \
-                       dual.images = \"generator\" and generator.count of at least 2";
-        return Err(source.fail("student.branch", message));
-    }
-    Ok(spec)
+    })
 }
 
 fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>> {
@@ -221,14 +212,9 @@ fn branch(source: &Source, raw: &mut RawStudent) -> Result<Branch> {
             let least = source.count("student.branch_least", or(&mut raw.branch_least, 1), 1..=64)?;
             Ok(Branch::Auto { least })
         }
-        Block::Word(word) if word == "held_out" => {
-            let least = source.count("student.branch_least", or(&mut raw.branch_least, 1), 1..=64)?;
-            Ok(Branch::HeldOut { least })
-        }
         Block::Word(word) => {
-            let message = format!(
-                "`student.branch` is \"{word}\"; expected \"auto\", \"held_out\" or the number of a block"
-            );
+            let message =
+                format!("`student.branch` is \"{word}\"; expected \"auto\" or the number of a block");
             Err(source.fail("student.branch", message))
         }
         Block::Number(block) => {
@@ -240,7 +226,6 @@ fn branch(source: &Source, raw: &mut RawStudent) -> Result<Branch> {
 
 fn generator(source: &Source, raw: &mut RawGenerator) -> Result<GeneratorSpec> {
     Ok(GeneratorSpec {
-        count: source.count("generator.count", or(&mut raw.count, 1), 1..=16)?,
         // The paper's best on VOC 2007 (METHOD 5).
         groups: source.count("generator.groups", or(&mut raw.groups, 2), 1..=64)?,
         latent: source.count("generator.latent", or(&mut raw.latent, 128), 1..=65_536)?,

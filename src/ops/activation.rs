@@ -19,7 +19,14 @@ impl Act {
     pub fn apply<R: Real>(self, v: R) -> R {
         match self {
             Act::None => v,
-            Act::Relu => v.max(R::ZERO),
+            // Not `max`: a NaN must pass through, or a diverged network would look like a dead one.
+            Act::Relu => {
+                if v < R::ZERO {
+                    R::ZERO
+                } else {
+                    v
+                }
+            }
             Act::LeakyRelu(slope) => {
                 if v > R::ZERO {
                     v
@@ -159,6 +166,13 @@ mod tests {
                         .reference(move |x| vec![x[0].iter().zip(&x[1]).map(|(a, b)| f(a + b)).collect()]),
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_nan_passes_every_activation() {
+        for act in [Act::None, Act::Relu, Act::LeakyRelu(0.2), Act::Tanh, Act::Sigmoid] {
+            assert!(act.apply(f32::NAN).is_nan(), "{act:?}");
         }
     }
 

@@ -13,25 +13,24 @@ pub fn choose(branch: Branch, losses: &[Vec<f64>]) -> usize {
     let total = |b: usize| losses.iter().map(|task| task[b - 1]).sum::<f64>();
     match branch {
         Branch::Block(b) => b.min(blocks),
-        Branch::Auto { least } | Branch::HeldOut { least } => {
+        Branch::Auto { least } => {
             let allowed = least.clamp(1, blocks.max(1))..=blocks;
             allowed.min_by(|a, b| total(*a).total_cmp(&total(*b))).unwrap_or(blocks)
         }
     }
 }
 
-/// Each task's losses by which the branch is chosen, from the blocks' outcomes; and the choice.
+/// Each task's converged losses, from the blocks' outcomes; and the choice.
 pub fn decide(
     branch: Branch,
     teachers: &Teachers,
     tasks: &[TaskLabels],
     blocks: &[Outcome],
 ) -> (usize, Vec<TaskBranch>) {
-    let kind = if matches!(branch, Branch::HeldOut { .. }) { "held_out" } else { "dual" };
     let losses: Vec<Vec<f64>> = tasks
         .iter()
         .map(|task| {
-            let name = format!("{kind}.{}", teachers.all[task.teacher].name);
+            let name = format!("dual.{}", teachers.all[task.teacher].name);
             blocks.iter().map(|o| o.converged.get(&name).copied().unwrap_or(f64::INFINITY)).collect()
         })
         .collect();
@@ -55,7 +54,7 @@ mod tests {
         let losses = [vec![2.0, 4.0, 1.0, 5.0], vec![3.0, 5.0, 7.0, 5.0]];
         assert_eq!(choose(Branch::Auto { least: 1 }, &losses), 1);
         assert_eq!(choose(Branch::Auto { least: 2 }, &losses), 3);
-        assert_eq!(choose(Branch::HeldOut { least: 4 }, &losses), 4);
+        assert_eq!(choose(Branch::Auto { least: 4 }, &losses), 4);
         assert_eq!(choose(Branch::Block(2), &losses), 2);
         // A tie goes to the earlier block, which shares less but was trained first.
         assert_eq!(choose(Branch::Auto { least: 1 }, &[vec![1.0, 1.0]]), 1);

@@ -53,6 +53,12 @@ fn is_state(name: &str) -> bool {
     !name.starts_with("teacher.") && !name.starts_with("data.")
 }
 
+/// The first state tensor that holds a NaN or an infinity.
+pub fn not_finite(store: &Store<f32>) -> Option<&str> {
+    let mut state = store.ids().filter(|id| is_state(store.name(*id)));
+    state.find(|id| store.get(*id).iter().any(|v| !v.is_finite())).map(|id| store.name(id))
+}
+
 /// Writes the checkpoint, whole or not at all.
 pub fn save(out: &Path, progress: &Progress, store: &Store<f32>) -> Result<()> {
     let ids: Vec<_> = store.ids().filter(|id| is_state(store.name(*id))).collect();

@@ -8,7 +8,6 @@ use super::teachers::{TeacherFile, Teachers, finish_but_head, ignore_batch_count
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::data::unlabelled::{ImageSet, to_input};
-use crate::device::StepState;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::filter::Filter;
@@ -19,23 +18,18 @@ use crate::ops::augment::Augment;
 use crate::ops::batch_norm::Stats;
 use crate::ops::bce::{Bce, Targets};
 use crate::ops::columns::Columns;
-use crate::ops::concat::Concat;
 use crate::ops::feature_loss::FeatureLoss;
 use crate::ops::gather_images::GatherImages;
 use crate::ops::noise::{Noise, NoiseKind};
 use crate::ops::weighted_sum::WeightedSum;
-use crate::tensor::{Real, Shape};
+use crate::tensor::Real;
 use crate::weights::{Tensors, npz};
 
 mod stream {
-    pub const NOISE: u32 = 11;
-    pub const AUGMENT: u32 = 12;
-    /// And one more for each further bank.
-    pub const GATHER: u32 = 100;
+    pub const GATHER: u32 = 11;
+    pub const NOISE: u32 = 12;
+    pub const AUGMENT: u32 = 13;
 }
-
-/// Batches that a held-out dual loss averages over: its standard error is then about 1 %.
-const HELD_OUT_BATCHES: u64 = 16;
 
 /// What the student predicts through one teacher: the task-level filter `g_m`.
 #[derive(Clone, Debug)]
@@ -88,26 +82,9 @@ pub struct StageTwo {
 
 /// Where a step's images come from.
 enum Images {
-    /// Banks in the store, in equal shares.
-    Banks(Vec<TensorId>),
+    /// A bank in the store.
+    Bank(TensorId),
     Noise,
-}
-
-impl Images {
-    fn record<R: Real>(&self, r: &mut Recorder<R>, shape: Shape) -> Result<Value> {
-        let Images::Banks(banks) = self else {
-            return r.apply(Noise { shape, stream: stream::NOISE, kind: NoiseKind::Normal }, &[]);
-        };
-        let (n, m) = (shape.n(), banks.len());
-        let mut parts = Vec::new();
-        for (i, bank) in banks.iter().enumerate() {
-            let bank = r.leaf(*bank, Learn::Frozen);
-            let n = (i + 1) * n / m - i * n / m;
-            let draw = GatherImages { n, stream: stream::GATHER + i as u32, first: 0, count: None };
-            parts.push(r.apply(draw, &[bank])?);
-        }
-        if m == 1 { Ok(parts[0]) } else { r.apply(Concat, &parts) }
-    }
 }
 
 impl StageTwo {
@@ -116,7 +93,7 @@ impl StageTwo {
         spec: &RunSpec,
         teachers: &Teachers,
         tasks: Vec<TaskLabels>,
-        generators: &[StageOne],
+        stage_one: Option<&StageOne>,
     ) -> Result<StageTwo> {
         let net = &teachers.network;
         let seed = stage_seed(spec.seed, "student.init");
@@ -137,9 +114,11 @@ impl StageTwo {
             filters.push(tasks.iter().map(of_task).collect());
         }
         let images = match &spec.dual.images {
-            ImageSource::Generator => Images::Banks(generators.iter().map(|g| g.bank).collect()),
+            ImageSource::Generator => {
+                Images::Bank(stage_one.ok_or_else(|| Error::Run("stage two without stage one".into()))?.bank)
+            }
             ImageSource::Noise => Images::Noise,
-            ImageSource::Real(path) => Images::Banks(vec![load_images(store, path, teachers)?]),
+            ImageSource::Real(path) => Images::Bank(load_images(store, path, teachers)?),
         };
         let stats = if spec.student.norm == StudentNorm::Batch { Stats::Batch } else { Stats::Running };
         Ok(StageTwo { trunk, filters, tasks, images, stats })
@@ -183,7 +162,17 @@ impl StageTwo {
         b: usize,
     ) -> Result<Value> {
         let d = &spec.dual;
-        let drawn = self.images.record(r, teachers.network.feature(0, d.batch))?;
+        let image_shape = teachers.network.feature(0, d.batch);
+        let drawn = match self.images {
+            Images::Bank(bank) => {
+                let bank = r.leaf(bank, Learn::Frozen);
+                r.apply(GatherImages { n: d.batch, stream: stream::GATHER, first: 0, count: None }, &[bank])?
+            }
+            Images::Noise => {
+                let kind = NoiseKind::Normal;
+                r.apply(Noise { shape: image_shape, stream: stream::NOISE, kind }, &[])?
+            }
+        };
         let a = &d.augment;
         let augment = Augment {
             max_shift: a.shift,
@@ -270,39 +259,6 @@ impl StageTwo {
             losses.push(TaskLosses { dual, features: extra });
         }
         Ok(losses)
-    }
-
-    /// Each task's dual loss after block `b` on images of `unseen`, a generator that took no part in stage two.
-    pub fn held_out(
-        &self,
-        engine: &mut Engine<f32>,
-        spec: &RunSpec,
-        teachers: &Teachers,
-        unseen: &StageOne,
-        b: usize,
-    ) -> Result<Vec<(String, f64)>> {
-        let mut tape = Tape::default();
-        let mut r = Recorder { tape: &mut tape, store: &engine.store };
-        let image =
-            Images::Banks(vec![unseen.bank]).record(&mut r, teachers.network.feature(0, spec.dual.batch))?;
-        for (task, losses) in
-            self.tasks.iter().zip(self.record_input(&mut r, spec, teachers, image, image, 1, b)?)
-        {
-            r.tape.metric(&format!("held_out.{}", teachers.all[task.teacher].name), losses.dual);
-        }
-        let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
-        plan.reserve(engine);
-        let mut sums: Vec<(String, f64)> = plan.metrics().map(|(n, _)| (n.to_string(), 0.0)).collect();
-        for step in 0..HELD_OUT_BATCHES {
-            plan.replay(
-                engine,
-                &StepState { seed: stage_seed(spec.seed, "held_out"), step, ..Default::default() },
-            );
-            for (sum, (_, v)) in sums.iter_mut().zip(plan.metrics()) {
-                sum.1 += f64::from(v) / HELD_OUT_BATCHES as f64;
-            }
-        }
-        Ok(sums)
     }
 
     /// The student that branches after block `b` for every task, as a file's tensors (METHOD 4).

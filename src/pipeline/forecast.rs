@@ -3,7 +3,7 @@
 use super::dual::{self, StageTwo};
 use super::generator::StageOne;
 use super::session::Stage;
-use super::spec::RunSpec;
+use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
 use crate::autograd::Engine;
 use crate::autograd::plan::Cost;
@@ -41,8 +41,8 @@ pub struct Forecast {
 }
 
 /// Code, libraries, thread stacks and what reading files takes: resident before the first tensor, and while the
-/// evaluation set is open. Measured on Linux: 17 MB at start, 12 MB of transient buffers.
-const PROCESS_BYTES: usize = 29 << 20;
+/// evaluation set is open. Measured on Linux: 7 MB at start, 5 MB of transient buffers.
+const PROCESS_BYTES: usize = 12 << 20;
 
 /// Replays that a stage's time is taken from, after one that warms up.
 const TIMED: usize = 3;
@@ -60,18 +60,19 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
         let mut engine = Engine::<f32>::default();
         let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
         let tasks = dual::tasks(&teachers, &spec.student.labels)?;
-        let mut generators = Vec::new();
-        for index in 0..super::run::generators(&spec) {
-            let one = StageOne::new(&mut engine.store, &spec, &teachers, index);
-            let stage = one.stage(&mut engine, &spec, &teachers)?;
-            stages.push(measure(&mut engine, stage));
-            generators.push(one);
-        }
-        let seen = super::run::seen(&spec, &generators);
-        let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, seen)?;
+        let stage_one = match images {
+            ImageSource::Generator => {
+                let one = StageOne::new(&mut engine.store, &spec, &teachers);
+                let stage = one.stage(&mut engine, &spec, &teachers)?;
+                stages.push(measure(&mut engine, stage));
+                Some(one)
+            }
+            ImageSource::Noise | ImageSource::Real(_) => None,
+        };
+        let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, stage_one.as_ref())?;
         for b in 1..=teachers.network.blocks() {
             let name = format!("{prefix}block{b}");
-            let stage = two.stage(&mut engine, &name, &spec, &teachers, seen.first(), b)?;
+            let stage = two.stage(&mut engine, &name, &spec, &teachers, stage_one.as_ref(), b)?;
             stages.push(measure(&mut engine, stage));
         }
         let here = (engine.store.bytes(), engine.arena_bytes());
@@ -113,7 +114,7 @@ fn measure(engine: &mut Engine<f32>, mut stage: Stage) -> StageForecast {
 fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Parameters {
     let block = match spec.student.branch {
         super::spec::Branch::Block(b) => b,
-        super::spec::Branch::Auto { .. } | super::spec::Branch::HeldOut { .. } => teachers.network.blocks(),
+        super::spec::Branch::Auto { .. } => teachers.network.blocks(),
     };
     let task = |t: &dual::TaskLabels| TaskSpec {
         teacher: teachers.all[t.teacher].name.clone(),

@@ -36,8 +36,6 @@ mod stream {
 
 /// The generator with all that stage one trains and fills.
 pub struct StageOne {
-    /// "generator", "generator2", ...: the stage, and the prefix of its tensors.
-    pub name: String,
     pub generator: Generator,
     /// Teacher-level filters `f_m^j`, by level (as in `generator.levels`, the image's entry empty) and teacher.
     filters: Vec<Vec<Filter>>,
@@ -50,22 +48,21 @@ pub struct StageOne {
 }
 
 impl StageOne {
-    /// The generator of this `index`, from 0.
-    pub fn new<R: Real>(store: &mut Store<R>, spec: &RunSpec, teachers: &Teachers, index: usize) -> StageOne {
+    pub fn new<R: Real>(store: &mut Store<R>, spec: &RunSpec, teachers: &Teachers) -> StageOne {
         let (net, g) = (&teachers.network, &spec.generator);
-        let name = if index == 0 { "generator".to_string() } else { format!("generator{}", index + 1) };
-        let seed = stage_seed(spec.seed, &format!("{name}.init"));
+        let seed = stage_seed(spec.seed, "generator.init");
         let conditions = match spec.loss.recipe {
             Recipe::Conditional { .. } => teachers.labels().count(),
             Recipe::Published | Recipe::Balanced { .. } => 0,
         };
-        let generator = Generator::new(store, &name, net, g.groups, g.latent + conditions, &g.widths, seed);
+        let generator =
+            Generator::new(store, "generator", net, g.groups, g.latent + conditions, &g.widths, seed);
         let filters = generator
             .levels
             .iter()
             .map(|level| {
                 let filter = |t: &super::teachers::Teacher| {
-                    let name = format!("{name}.filter{level}.{}", t.name);
+                    let name = format!("generator.filter{level}.{}", t.name);
                     Filter::new(store, &name, net.widths[level - 1], spec.student.filter_reduction, seed)
                 };
                 if *level == 0 { vec![] } else { teachers.all.iter().map(filter).collect() }
@@ -73,16 +70,8 @@ impl StageOne {
             .collect();
         // No more rows than stage one will fill after its first fifth, whose images are not worth keeping.
         let rows = (g.steps - g.steps / 5) * g.batch;
-        let bank = store.add(&format!("{name}.bank"), net.feature(0, rows.clamp(1, spec.dual.bank.max(1))));
-        StageOne {
-            name,
-            generator,
-            filters,
-            bank,
-            latent: g.latent,
-            conditions,
-            recipe: spec.loss.recipe.clone(),
-        }
+        let bank = store.add("generator.bank", net.feature(0, rows.clamp(1, spec.dual.bank.max(1))));
+        StageOne { generator, filters, bank, latent: g.latent, conditions, recipe: spec.loss.recipe.clone() }
     }
 
     /// Records the draw of z (noise, and the wanted labels if conditional) and the generator on it: the levels'
@@ -124,15 +113,15 @@ impl StageOne {
             eps: 1e-8,
             weight_decay: 0.0,
         };
-        let optimiser = with_moments(&mut engine.store, &self.name, adam, &learning);
+        let optimiser = with_moments(&mut engine.store, "generator", adam, &learning);
         let plan = Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?;
         Ok(Stage {
-            name: self.name.clone(),
+            name: "generator".into(),
             plan,
             steps: g.steps,
             schedule: Schedule::Constant,
             learning_rates: [g.learning_rate; 4],
-            seed: stage_seed(spec.seed, &self.name),
+            seed: stage_seed(spec.seed, "generator"),
         })
     }
 

@@ -16,7 +16,7 @@ pub fn check(spec: &RunSpec) -> Result<()> {
     let wanted: Vec<String> = tasks.iter().flat_map(|t| t.labels.clone()).collect();
     let mut without_images = spec.clone();
     without_images.dual.images = ImageSource::Noise;
-    StageTwo::new(&mut store, &without_images, &teachers, tasks, &[])?;
+    StageTwo::new(&mut store, &without_images, &teachers, tasks, None)?;
     for source in spec.baselines.iter().chain([&spec.dual.images]) {
         if let ImageSource::Real(path) = source {
             dual::check_images(path, &teachers.network)?;

@@ -6,7 +6,7 @@ use super::evaluate::Predictor;
 use super::generator::StageOne;
 use super::observer::Observer;
 use super::session::{Session, stage_seed};
-use super::spec::{Branch, ImageSource, RunSpec};
+use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
@@ -15,7 +15,7 @@ use crate::device::StepState;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::targetnet::StudentSpec;
-use crate::report::{SAMPLES, grid_png};
+use crate::report::grid_png;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
 use crate::weights::{npz, sha256, write_atomic};
 use sha2::{Digest, Sha256};
@@ -92,36 +92,29 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
     let tasks = dual::tasks(&teachers, &spec.student.labels)?;
     summary.parameters.teachers = teachers.parameters();
 
-    let mut one = Vec::new();
-    for index in 0..generators(spec) {
-        let generator = StageOne::new(&mut engine.store, spec, &teachers, index);
-        let stage = generator.stage(&mut engine, spec, &teachers)?;
-        let samples = session.out().join(SAMPLES);
-        let outcome = session.train(&mut engine, stage, |engine, _| match index {
-            0 => save_samples(&generator, engine, spec, &samples),
-            _ => Ok(()),
-        })?;
-        let figure = |name: &str| outcome.converged.get(name).copied().unwrap_or(0.0);
-        let (diversity, entropy) = (figure("diversity"), -figure("entropy") / std::f64::consts::LN_2);
-        alarm(spec, &generator.name, diversity, entropy)?;
-        if index == 0 {
-            (summary.diversity, summary.label_entropy) = (diversity, entropy);
+    let stage_one = match spec.dual.images {
+        ImageSource::Generator => {
+            let one = StageOne::new(&mut engine.store, spec, &teachers);
+            let stage = one.stage(&mut engine, spec, &teachers)?;
+            let samples = session.out().join(crate::report::SAMPLES);
+            let outcome =
+                session.train(&mut engine, stage, |engine, _| save_samples(&one, engine, spec, &samples))?;
+            summary.diversity = outcome.converged.get("diversity").copied().unwrap_or(0.0);
+            summary.label_entropy =
+                -outcome.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
+            alarm(spec, summary)?;
+            Some(one)
         }
-        one.push(generator);
-    }
+        ImageSource::Noise | ImageSource::Real(_) => None,
+    };
 
-    let (used, last) = (seen(spec, &one), one.last());
-    let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, used)?;
-    let unseen = last.filter(|_| used.len() < one.len());
+    let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, stage_one.as_ref())?;
     let mut outcomes = Vec::new();
     for b in 1..=teachers.network.blocks() {
         let name = format!("{prefix}block{b}");
-        let stage = two.stage(&mut engine, &name, spec, &teachers, used.first(), b)?;
+        let stage = two.stage(&mut engine, &name, spec, &teachers, stage_one.as_ref(), b)?;
         let file = block_file(session.out(), prefix, b);
-        outcomes.push(session.train(&mut engine, stage, |engine, outcome| {
-            if let Some(unseen) = unseen {
-                outcome.converged.extend(two.held_out(engine, spec, &teachers, unseen, b)?);
-            }
+        outcomes.push(session.train(&mut engine, stage, |engine, _| {
             dual::save(&file, &two.export(&engine.store, spec, &teachers, b)?)
         })?);
     }
@@ -137,29 +130,16 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
     Ok(Trained { blocks: teachers.network.blocks(), chosen })
 }
 
-/// Generators that a run trains.
-pub(super) fn generators(spec: &RunSpec) -> usize {
-    if spec.dual.images == ImageSource::Generator { spec.generator.count } else { 0 }
-}
-
-/// Those whose images stage two learns from: all, or all but the last when the branch rule wants one unseen.
-pub(super) fn seen<'g>(spec: &RunSpec, generators: &'g [StageOne]) -> &'g [StageOne] {
-    match spec.student.branch {
-        Branch::HeldOut { .. } => &generators[..generators.len().saturating_sub(1)],
-        Branch::Auto { .. } | Branch::Block(_) => generators,
-    }
-}
-
 /// Stops a run whose generator has collapsed: a student taught on its images would look converged and be useless.
-fn alarm(spec: &RunSpec, name: &str, diversity: f64, entropy: f64) -> Result<()> {
+fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
+    let (d, e) = (summary.diversity, summary.label_entropy);
     let (least_d, least_e) = (spec.loss.least_diversity, spec.loss.least_entropy);
-    if diversity >= f64::from(least_d) && entropy >= f64::from(least_e) {
+    if d >= f64::from(least_d) && e >= f64::from(least_e) {
         return Ok(());
     }
     Err(Error::Diverged(format!(
-        "{name}: collapsed: diversity of its images {diversity:.4} (at least {least_d} expected), label entropy \
-         {entropy:.3} (at least {least_e} expected); try loss.recipe = \"conditional\", a lower loss.gamma, or set \
-         loss.least_diversity = 0 and loss.least_entropy = 0 to go on"
+        "generator: collapsed: diversity of its images {d:.4} (at least {least_d} expected), label entropy {e:.3} (at least \
+         {least_e} expected); try loss.recipe = \"conditional\", a lower loss.gamma, or set loss.least_diversity = 0 to go on"
     )))
 }
 
@@ -167,7 +147,7 @@ fn alarm(spec: &RunSpec, name: &str, diversity: f64, entropy: f64) -> Result<()>
 fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: &Path) -> Result<()> {
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let (levels, _) = one.record_images(&mut r, GRID, Learn::Frozen)?;
+    let (levels, _) = one.record_images(&mut r, SAMPLES, Learn::Frozen)?;
     let image = levels[levels.len() - 1];
     tape.output(image);
     let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
@@ -178,8 +158,7 @@ fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: 
     write_atomic(path, |file| file.write_all(&png))
 }
 
-/// Images in the grid.
-const GRID: usize = 64;
+const SAMPLES: usize = 64;
 
 fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> Result<()> {
     let mut mean = Score::default();

@@ -5,7 +5,6 @@ use super::observer::Observer;
 use super::schedule::Schedule;
 use crate::autograd::{Engine, Plan, Store};
 use crate::device::StepState;
-use crate::device::cpu::par::on_worker;
 use crate::device::philox::derive_seed;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -81,12 +80,12 @@ impl<'o> Session<'o> {
     }
 
     /// Trains a stage to its end, unless the checkpoint says that it is done. `finish` then stores what the stage
-    /// produced, and may add figures to its outcome, before the stage counts as done.
+    /// produced, before the stage counts as done.
     pub fn train(
         &mut self,
         engine: &mut Engine<f32>,
         mut stage: Stage,
-        finish: impl FnOnce(&mut Engine<f32>, &mut Outcome) -> Result<()>,
+        finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
     ) -> Result<Outcome> {
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
@@ -104,28 +103,9 @@ impl<'o> Session<'o> {
         let names: Vec<String> = stage.plan.metrics().map(|(n, _)| n.to_string()).collect();
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
-        self.observer.stage(&stage.name, stage.steps);
-        // All of it on a worker, so that replays allocate nothing.
-        on_worker(|| self.repeat(engine, &mut stage))?;
-        let tail = &self.progress.tail;
-        let converged =
-            names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
-        let mut outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
-        finish(engine, &mut outcome)?;
-        self.progress.done.insert(stage.name.clone(), outcome.clone());
-        self.progress.stage.clear();
-        self.progress.step = 0;
-        self.progress.seconds = 0.0;
-        self.progress.tail = Tail::default();
-        checkpoint::save(&self.out, &self.progress, &engine.store)?;
-        Ok(outcome)
-    }
-
-    /// Replays a stage's step from where the progress stands to the end.
-    fn repeat(&mut self, engine: &mut Engine<f32>, stage: &mut Stage) -> Result<()> {
-        let (began, spent) = (Instant::now(), self.progress.seconds);
-        let mut saved = began;
+        let mut saved = Instant::now();
         let tail_from = stage.steps - stage.steps.div_ceil(10);
+        self.observer.stage(&stage.name, stage.steps);
         for step in self.progress.step..stage.steps as u64 {
             let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr });
@@ -149,7 +129,25 @@ impl<'o> Session<'o> {
                 saved = Instant::now();
             }
         }
-        Ok(())
+        // The last update has no loss after it that would tell.
+        if let Some(name) = checkpoint::not_finite(&engine.store) {
+            return Err(Error::Diverged(format!(
+                "{}: {name} is not finite after the last step: training diverged; lower the learning rate of this stage",
+                stage.name
+            )));
+        }
+        let tail = &self.progress.tail;
+        let converged =
+            names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
+        let outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
+        finish(engine, &outcome)?;
+        self.progress.done.insert(stage.name.clone(), outcome.clone());
+        self.progress.stage.clear();
+        self.progress.step = 0;
+        self.progress.seconds = 0.0;
+        self.progress.tail = Tail::default();
+        checkpoint::save(&self.out, &self.progress, &engine.store)?;
+        Ok(outcome)
     }
 }
 

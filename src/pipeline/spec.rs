@@ -68,20 +68,14 @@ pub enum StudentNorm {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Branch {
-    /// Where the converged dual loss is lowest (METHOD 4), no earlier than `least` (1-based block).
+    /// By the data-free rule, per task, no earlier than `least` (1-based block).
     Auto { least: usize },
-    /// Where the dual loss on images of a generator that stage two never saw is lowest (ours): the training loss falls
-    /// with depth long after real accuracy does.
-    HeldOut { least: usize },
     /// The same block for every task.
     Block(usize),
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct GeneratorSpec {
-    /// Generators trained one after the other from different draws (ours; the method has one). More of them, more
-    /// diverse images; the last one's are held out for the branch rule when that asks for it.
-    pub count: usize,
     /// Groups K: the image and K-1 feature levels (METHOD 2).
     pub groups: usize,
     /// Length of the noise vector z.

@@ -84,9 +84,9 @@ pub fn for_parts<S: Split>(s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
     }
 }
 
-/// Runs `f` on a worker. A fork from any other thread goes through the pool's queue: that wakes a worker, puts the caller to
-/// sleep, and allocates once in a while; from a worker it is a push and a pop.
-pub fn on_worker<O: Send>(f: impl FnOnce() -> O + Send) -> O {
+/// Runs `f` on a worker. A fork from any other thread goes through the pool's queue, which wakes a worker, waits for it,
+/// and allocates now and then; a worker's own fork does none of that.
+pub fn on_a_worker<O: Send>(f: impl FnOnce() -> O + Send) -> O {
     rayon::scope(|_| f())
 }
 
