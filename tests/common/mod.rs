@@ -65,7 +65,8 @@ pub fn images(n: usize, [h, w, c]: [usize; 3], seed: u64) -> ImageSet {
 
 pub fn labelled(n: usize, image: [usize; 3], labels: &[&str], seed: u64) -> LabelledSet {
     let draws = Draws::new(seed, 79, 0);
-    let targets = (0..n * labels.len()).map(|i| (draws.words(i as u32, 0)[0] % 3 == 0) as u8).collect();
+    let targets =
+        (0..n * labels.len()).map(|i| u8::from(draws.words(i as u32, 0)[0].is_multiple_of(3))).collect();
     LabelledSet::new(images(n, image, seed), targets, labels.iter().map(|l| l.to_string()).collect()).unwrap()
 }
 
