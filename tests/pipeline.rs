@@ -215,8 +215,6 @@ fn baselines_stand_in_the_summary() {
     let files =
         ["student.npz", "noise.student.npz", "ka.student.npz"].map(|n| lab.bytes(&format!("out/{n}")));
     assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2]);
-    // A baseline is what a run on those images alone makes.
-    lab.run("noise", &["dual.images=\"noise\""]).unwrap();
     let stages = s.seconds.keys().cloned().collect::<Vec<_>>();
     for stage in ["generator", "block4", "noise.block4", "ka.block1", "total"] {
         assert!(stages.iter().any(|s| s == stage), "{stage} is missing among {stages:?}");

@@ -6,6 +6,7 @@
 use super::store::{Engine, Store, TensorId};
 use super::tape::{Tape, Value};
 use crate::device::cpu::par::on_a_worker;
+use crate::device::cpu::scratch;
 use crate::device::memory::{ALIGN, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::Result;
@@ -53,6 +54,8 @@ pub struct Plan<R> {
     readings: Vec<f32>,
     outputs: Vec<(Value, Slot)>,
     cost: Cost,
+    /// Whether it ran before, so that the workers' scratch is as large as it will be.
+    is_warm: bool,
     scalar: PhantomData<R>,
 }
 
@@ -311,6 +314,7 @@ impl<R: Real> Plan<R> {
             outputs: tape.outputs.iter().map(|v| (*v, value_slot(v))).collect(),
             cost: Cost { instructions: instructions.len(), arena_bytes, macs, bytes_moved },
             instructions,
+            is_warm: false,
             scalar: PhantomData,
         })
     }
@@ -325,9 +329,15 @@ impl<R: Real> Plan<R> {
         engine.borrows.reserve(self.instructions.iter().map(|i| i.operands.slots()).max().unwrap_or(0));
     }
 
-    /// Runs the step once. Metrics and outputs are readable until the engine replays another plan.
+    /// Runs the step once. From the second time on it allocates nothing, if the caller is a worker. Metrics and outputs
+    /// are readable until the engine replays another plan.
     pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) {
-        on_a_worker(|| self.run(engine, step));
+        on_a_worker(|| {
+            self.run(engine, step);
+            if !std::mem::replace(&mut self.is_warm, true) {
+                scratch::level();
+            }
+        });
     }
 
     fn run(&mut self, engine: &mut Engine<R>, step: &StepState) {

@@ -1,7 +1,7 @@
 //! How a run tells the outside what it is doing, without knowing whether anybody watches.
 
 /// Receives a run's progress. The command line draws bars and writes `metrics.jsonl` from it.
-pub trait Observer {
+pub trait Observer: Send {
     /// A stage of `steps` steps begins.
     fn stage(&mut self, name: &str, steps: usize);
     /// Step `step` (from 0) of the current stage is done; losses by name.

@@ -5,6 +5,7 @@ use super::observer::Observer;
 use super::schedule::Schedule;
 use crate::autograd::{Engine, Plan, Store};
 use crate::device::StepState;
+use crate::device::cpu::par::on_a_worker;
 use crate::device::philox::derive_seed;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -103,9 +104,35 @@ impl<'o> Session<'o> {
         let names: Vec<String> = stage.plan.metrics().map(|(n, _)| n.to_string()).collect();
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
-        let mut saved = Instant::now();
-        let tail_from = stage.steps - stage.steps.div_ceil(10);
         self.observer.stage(&stage.name, stage.steps);
+        // All of it on a worker, so that replays allocate nothing.
+        on_a_worker(|| self.repeat(engine, &mut stage))?;
+        // The last update has no loss after it that would tell.
+        if let Some(name) = checkpoint::not_finite(&engine.store) {
+            return Err(Error::Diverged(format!(
+                "{}: {name} is not finite after the last step: training diverged; lower the learning rate of this stage",
+                stage.name
+            )));
+        }
+        let tail = &self.progress.tail;
+        let converged =
+            names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
+        let outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
+        finish(engine, &outcome)?;
+        self.progress.done.insert(stage.name.clone(), outcome.clone());
+        self.progress.stage.clear();
+        self.progress.step = 0;
+        self.progress.seconds = 0.0;
+        self.progress.tail = Tail::default();
+        checkpoint::save(&self.out, &self.progress, &engine.store)?;
+        Ok(outcome)
+    }
+
+    /// Replays a stage's step from where the progress stands to the end.
+    fn repeat(&mut self, engine: &mut Engine<f32>, stage: &mut Stage) -> Result<()> {
+        let (began, spent) = (Instant::now(), self.progress.seconds);
+        let mut saved = began;
+        let tail_from = stage.steps - stage.steps.div_ceil(10);
         for step in self.progress.step..stage.steps as u64 {
             let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr });
@@ -129,25 +156,7 @@ impl<'o> Session<'o> {
                 saved = Instant::now();
             }
         }
-        // The last update has no loss after it that would tell.
-        if let Some(name) = checkpoint::not_finite(&engine.store) {
-            return Err(Error::Diverged(format!(
-                "{}: {name} is not finite after the last step: training diverged; lower the learning rate of this stage",
-                stage.name
-            )));
-        }
-        let tail = &self.progress.tail;
-        let converged =
-            names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
-        let outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
-        finish(engine, &outcome)?;
-        self.progress.done.insert(stage.name.clone(), outcome.clone());
-        self.progress.stage.clear();
-        self.progress.step = 0;
-        self.progress.seconds = 0.0;
-        self.progress.tail = Tail::default();
-        checkpoint::save(&self.out, &self.progress, &engine.store)?;
-        Ok(outcome)
+        Ok(())
     }
 }
 
