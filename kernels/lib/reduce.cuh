@@ -1,0 +1,20 @@
+// Sums in a fixed order: a tree over lanes, then warps in order. No atomics, so two runs give the same bits.
+#pragma once
+#include "lib/dev.cuh"
+
+template <class T> DEV T warp_sum(T v) {
+    UNROLL
+    for (int by = 16; by > 0; by >>= 1) v += shfl_xor(v, by);
+    return v;
+}
+
+// The sum over the block, in every thread. `scratch` holds one T a warp; free again after the call. All threads must call.
+template <class T> DEV T block_sum(T v, T* scratch) {
+    v = warp_sum(v);
+    if (lane_id() == 0) scratch[warp_id()] = v;
+    sync_block();
+    T total = 0;
+    for (int w = 0; w < (int)(blockDim.x + 31) / 32; w++) total += scratch[w];
+    sync_block();
+    return total;
+}
