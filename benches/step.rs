@@ -6,7 +6,7 @@
 //! `benches/torch/step.py` times the same steps in PyTorch, `benches/compare.sh` runs both in turn.
 
 use dfka_engine::autograd::{Engine, Store};
-use dfka_engine::device::StepState;
+use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::Result;
 use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
@@ -14,6 +14,7 @@ use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
 use dfka_engine::pipeline::spec::*;
 use dfka_engine::pipeline::teachers::Teachers;
+use dfka_engine::tensor::Elem;
 use dfka_engine::weights::{Tensors, npz};
 use std::path::Path;
 use std::time::Instant;
@@ -127,6 +128,8 @@ fn run_spec(teachers: &Path, groups: usize) -> RunSpec {
         name: "bench".into(),
         seed: 1,
         checkpoint_seconds: 1e6,
+        precision: Elem::Bf16,
+        device: Choice::Cpu,
         teachers: ["a", "b"]
             .map(|t| TeacherSpec { name: t.into(), weights: teachers.join(t) })
             .into_iter()

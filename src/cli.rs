@@ -182,8 +182,10 @@ fn answer(command: &Command, engine: &Engine) -> Result<String> {
 }
 
 fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
-    let Loaded { spec, resolved, source } = config::load_run(&args.config.config, &args.config.overrides()?)?;
-    let device = args.device.device.open()?;
+    let Loaded { mut spec, resolved, source } =
+        config::load_run(&args.config.config, &args.config.overrides()?)?;
+    let (choice, device) = args.device.device.open()?;
+    spec.device = choice;
     let existing = match (args.resume, args.out.force) {
         (true, _) => Existing::Resume,
         (false, true) => Existing::Replace,
@@ -204,9 +206,10 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
 }
 
 fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
-    let Loaded { spec, resolved, source: _ } =
+    let Loaded { mut spec, resolved, source: _ } =
         config::load_teach(&args.config.config, &args.config.overrides()?)?;
-    let device = args.device.device.open()?;
+    let (choice, device) = args.device.device.open()?;
+    spec.device = choice;
     let existing = if args.out.force { Existing::Replace } else { Existing::Refuse };
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
     folder.prepare(&resolved)?;
@@ -248,9 +251,10 @@ fn scenes(args: &ScenesArgs) -> Result<String> {
 const DEMO_SCENES: scenes::Spec = scenes::Spec { objects: 1..=3, side: 11..=15, tries: 10 };
 
 fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
-    let Loaded { spec, source, resolved: _ } =
+    let Loaded { mut spec, source, resolved: _ } =
         config::load_run(&args.config.config, &args.config.overrides()?)?;
-    let device = args.device.device.open()?;
+    let (choice, device) = args.device.device.open()?;
+    spec.device = choice;
     let teachers = check_against_teachers(&spec, &source, engine)?;
     let forecast = (engine.forecast)(&spec)?;
     if args.json {
@@ -321,21 +325,24 @@ fn forecast_text(forecast: &Value) -> String {
     let Some(stages) = forecast["stages"].as_array() else { return lines(forecast) };
     let megabytes = |v: &Value| v.as_f64().unwrap_or(0.0) / 1e6;
     let mut text = format!(
-        "\n{:<16} {:>7} {:>10} {:>9} {:>9} {:>10} {:>9}\n",
-        "stage", "steps", "kernels", "GFLOP", "MB moved", "ms a step", "seconds"
+        "\n{:<16} {:>7} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}\n",
+        "stage", "steps", "GFLOP", "MB moved", "ms a step", "seconds", "launches", "MB on GPU"
     );
     for s in stages {
         text += &format!(
-            "{:<16} {:>7} {:>10} {:>9.2} {:>9.0} {:>10.1} {:>9.0}\n",
+            "{:<16} {:>7} {:>9.2} {:>9.0} {:>10.1} {:>9.0} {:>9} {:>9.0}\n",
             s["name"].as_str().unwrap_or("?"),
             s["steps"],
-            s["instructions"],
             2e-9 * s["macs"].as_f64().unwrap_or(0.0),
             megabytes(&s["bytes_moved"]),
             s["step_ms"].as_f64().unwrap_or(0.0),
             s["seconds"].as_f64().unwrap_or(0.0),
+            s["gpu"]["launches"],
+            megabytes(&s["gpu"]["bytes_moved"]),
         );
     }
+    text +=
+        "(of one step; the last two columns are those of a GPU's step: kernel launches and bytes moved)\n";
     let p = &forecast["parameters"];
     text + &format!(
         "\ntime       {} (timed here just now, a few steps of each stage)\n\

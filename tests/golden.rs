@@ -4,7 +4,7 @@
 
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Plan, Tape, TensorId, Value};
-use dfka_engine::device::StepState;
+use dfka_engine::device::{Choice, StepState};
 use dfka_engine::models::Recorder;
 use dfka_engine::models::fold::from_oihw;
 use dfka_engine::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
@@ -16,7 +16,7 @@ use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::{StageOne, with_moments};
 use dfka_engine::pipeline::spec::*;
 use dfka_engine::pipeline::teachers::Teachers;
-use dfka_engine::tensor::Shape;
+use dfka_engine::tensor::{Elem, Shape};
 use dfka_engine::weights::{Tensors, npz};
 use serde_json::{Value as Json, from_value};
 use std::collections::BTreeMap;
@@ -282,6 +282,8 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
         name: "golden".into(),
         seed: 1,
         checkpoint_seconds: 1e6,
+        precision: Elem::Bf16,
+        device: Choice::Cpu,
         teachers,
         student: StudentSpec {
             labels: from_value(two["labels"].clone()).unwrap(),

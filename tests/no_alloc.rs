@@ -1,14 +1,15 @@
 //! A step allocates nothing once it has run: neither the thread that asks for it nor any worker.
 
 use dfka_engine::autograd::Engine;
-use dfka_engine::device::StepState;
 use dfka_engine::device::cpu::par::on_a_worker;
+use dfka_engine::device::{Choice, StepState};
 use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
 use dfka_engine::pipeline::spec::*;
 use dfka_engine::pipeline::teachers::Teachers;
+use dfka_engine::tensor::Elem;
 use dfka_engine::weights::{Tensors, npz};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
@@ -70,6 +71,8 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
         name: "tiny".into(),
         seed: 3,
         checkpoint_seconds: 1e6,
+        precision: Elem::Bf16,
+        device: Choice::Cpu,
         teachers,
         student: StudentSpec {
             labels: vec![],

@@ -161,6 +161,10 @@ impl<R: Real> Engine<R> {
         let store = Store { maps: Some(machine.maps), ..Store::default() };
         Engine { store, machine: Some(machine), ..Engine::default() }
     }
+    /// An engine whose plans are a GPU's, for their cost alone: nothing runs on it.
+    pub fn planning(maps: Elem) -> Self {
+        Engine { store: Store { maps: Some(maps), ..Store::default() }, ..Engine::default() }
+    }
     pub fn arena_bytes(&self) -> usize {
         self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)
     }

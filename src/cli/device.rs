@@ -1,6 +1,8 @@
-//! `--device`: what was asked for, and whether this version has it.
+//! `--device`: what was asked for, and whether this machine has it.
 
-use super::doctor;
+use crate::device::Choice;
+use crate::device::gpu::cuda::{self, Cuda};
+use crate::device::gpu::emu::Emu;
 use crate::error::{Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,19 +27,32 @@ pub fn parse(text: &str) -> Result<DeviceChoice, String> {
 }
 
 impl DeviceChoice {
-    /// The device in words, or why there is none.
-    pub fn open(self) -> Result<&'static str> {
+    /// The device, and what to tell a person of it.
+    ///
+    /// Errors: a device that was asked for and is not there.
+    pub fn open(self) -> Result<(Choice, String)> {
         match self {
-            DeviceChoice::Auto => Ok("device: cpu (auto: the only one this version has)"),
-            DeviceChoice::Cpu => Ok("device: cpu"),
-            DeviceChoice::Cuda(index) => Err(Error::NoDevice(format!(
-                "--device cuda:{index}: this version has no CUDA backend yet (NVIDIA's driver library here: {}); \
-                 use --device cpu",
-                doctor::find("libcuda.so").in_words()
-            ))),
-            DeviceChoice::Emu => Err(Error::NoDevice(
-                "--device emu: this version has no kernel emulator yet; use --device cpu".into(),
-            )),
+            DeviceChoice::Auto => Ok(match cuda::devices() {
+                Ok((_, found)) if found.first().is_some_and(|d| d.capability >= cuda::LEAST_CAPABILITY) => {
+                    (Choice::Cuda(0), format!("device: cuda:0, {} (auto)", found[0].name))
+                }
+                Ok(_) => (Choice::Cpu, "device: cpu (auto: no CUDA device that the kernels run on)".into()),
+                Err(e) => (Choice::Cpu, format!("device: cpu (auto: {e})")),
+            }),
+            DeviceChoice::Cpu => Ok((Choice::Cpu, "device: cpu".into())),
+            DeviceChoice::Cuda(index) => {
+                let name = Cuda::open(index)
+                    .map_err(|e| Error::NoDevice(format!("--device cuda:{index}: {e}; use --device cpu")))?
+                    .name();
+                Ok((Choice::Cuda(index), format!("device: cuda:{index}, {name}")))
+            }
+            DeviceChoice::Emu => {
+                let name = Emu::open(0)?.name();
+                Ok((
+                    Choice::Emu,
+                    format!("device: {name} (to test kernels: some 100 times slower than the CPU)"),
+                ))
+            }
         }
     }
 }
@@ -56,10 +71,12 @@ mod tests {
     }
 
     #[test]
-    fn only_the_cpu_opens() {
-        assert!(DeviceChoice::Auto.open().is_ok() && DeviceChoice::Cpu.open().is_ok());
-        for absent in [DeviceChoice::Cuda(1), DeviceChoice::Emu] {
-            assert_eq!(absent.open().unwrap_err().exit_code(), 5);
-        }
+    fn what_is_not_there_says_so() {
+        assert!(DeviceChoice::Auto.open().is_ok());
+        assert_eq!(DeviceChoice::Cpu.open().unwrap().0, Choice::Cpu);
+        // No machine has a thousand devices, and most that run this have no driver.
+        let e = DeviceChoice::Cuda(1000).open().unwrap_err();
+        assert_eq!(e.exit_code(), 5);
+        assert!(e.to_string().contains("cuda:1000"), "{e}");
     }
 }

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::Labels;
 use super::{Loaded, Override, Source, folder_name, or, print, seed};
+use crate::device::Choice;
 use crate::error::Result;
 use crate::models::resnet::{BlockKind, Stem};
 use crate::pipeline::spec::{TeachSpec, TrainingData};
+use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -17,6 +19,7 @@ struct RawTeach {
     name: String,
     seed: Option<i64>,
     init: Option<String>,
+    precision: Option<Elem>,
     data: RawData,
     network: RawNetwork,
     #[serde(default)]
@@ -86,6 +89,8 @@ fn build(source: &Source, raw: &mut RawTeach) -> Result<TeachSpec> {
     let labels = or(&mut raw.data.labels, Labels::Word("all".into()));
     let t = &mut raw.training;
     Ok(TeachSpec {
+        precision: or(&mut raw.precision, Elem::Bf16),
+        device: Choice::Cpu,
         name: folder_name(source, "name", &raw.name)?,
         seed: seed(source, or(&mut raw.seed, 0))?,
         data: data(source, &mut raw.data)?,

@@ -9,6 +9,35 @@ pub mod philox;
 
 pub use memory::{Memory, Slot, Space, Views};
 
+use crate::error::Result;
+use crate::tensor::Elem;
+use gpu::{Gpu, cuda::Cuda, emu::Emu, machine::Machine};
+
+/// Where steps run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    #[default]
+    Cpu,
+    /// The CUDA device of this index.
+    Cuda(usize),
+    /// CUDA's kernels, on the CPU.
+    Emu,
+}
+
+impl Choice {
+    /// Opens the machine that steps run on, feature maps stored as `maps`; none is needed for the CPU.
+    ///
+    /// Errors: no such device (exit code 5).
+    pub fn machine(self, maps: Elem) -> Result<Option<Machine>> {
+        let gpu = match self {
+            Choice::Cpu => return Ok(None),
+            Choice::Cuda(index) => Gpu::Cuda(Cuda::open(index)?),
+            Choice::Emu => Gpu::Emu(Emu::open(0)?),
+        };
+        Machine::new(gpu, maps).map(Some)
+    }
+}
+
 /// What changes from one replay of a step to the next, in one small struct that a device reads from its memory,
 /// so that a captured step needs no argument rewritten.
 #[repr(C)]

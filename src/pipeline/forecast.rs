@@ -1,6 +1,7 @@
 //! What a run will cost, before it starts: memory, work and time, stage by stage.
 
 use super::dual::{self, StageTwo};
+use super::engine_on;
 use super::generator::StageOne;
 use super::session::Stage;
 use super::spec::{ImageSource, RunSpec};
@@ -21,7 +22,9 @@ pub struct StageForecast {
     /// Of one step.
     #[serde(flatten)]
     pub cost: Cost,
-    /// Measured here, on the stage's own step.
+    /// What the same step costs on a GPU, whether or not there is one.
+    pub gpu: Cost,
+    /// Measured here, on the stage's own step and the run's device.
     pub step_ms: f64,
     pub seconds: f64,
 }
@@ -57,30 +60,24 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
     for (prefix, images) in students {
         let mut spec = spec.clone();
         spec.dual.images = images.clone();
-        let mut engine = Engine::<f32>::default();
-        let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
-        let tasks = dual::tasks(&teachers, &spec.student.labels)?;
-        let stage_one = match images {
-            ImageSource::Generator => {
-                let one = StageOne::new(&mut engine.store, &spec, &teachers);
-                let stage = one.stage(&mut engine, &spec, &teachers)?;
-                stages.push(measure(&mut engine, stage)?);
-                Some(one)
-            }
-            ImageSource::Noise | ImageSource::Real(_) => None,
-        };
-        let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, stage_one.as_ref())?;
-        for b in 1..=teachers.network.blocks() {
-            let name = format!("{prefix}block{b}");
-            let stage = two.stage(&mut engine, &name, &spec, &teachers, stage_one.as_ref(), b)?;
-            stages.push(measure(&mut engine, stage)?);
-        }
+        // The same stages for a GPU: compiled, never run.
+        let mut gpu = Vec::new();
+        every_stage(&spec, &prefix, &mut Engine::planning(spec.precision), |_, stage| {
+            gpu.push(stage.plan.cost().clone());
+            Ok(())
+        })?;
+        let mut engine = engine_on(spec.device, spec.precision)?;
+        let mut gpu = gpu.into_iter();
+        let found = every_stage(&spec, &prefix, &mut engine, |engine, stage| {
+            stages.push(measure(engine, stage, gpu.next().unwrap_or_default())?);
+            Ok(())
+        })?;
         let here = (engine.store.bytes(), engine.arena_bytes());
         if here.0 + here.1 > peak.0 + peak.1 {
             peak = here;
         }
         if prefix.is_empty() {
-            parameters = student_parameters(&spec, &teachers, &two);
+            parameters = found;
         }
     }
     Ok(Forecast {
@@ -93,19 +90,49 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
     })
 }
 
-fn measure(engine: &mut Engine<f32>, mut stage: Stage) -> Result<StageForecast> {
+/// Compiles the stages of one student in the run's order.
+fn every_stage(
+    spec: &RunSpec,
+    prefix: &str,
+    engine: &mut Engine<f32>,
+    mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
+) -> Result<Parameters> {
+    let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
+    let tasks = dual::tasks(&teachers, &spec.student.labels)?;
+    let stage_one = match spec.dual.images {
+        ImageSource::Generator => {
+            let one = StageOne::new(&mut engine.store, spec, &teachers);
+            let stage = one.stage(engine, spec, &teachers)?;
+            visit(engine, stage)?;
+            Some(one)
+        }
+        ImageSource::Noise | ImageSource::Real(_) => None,
+    };
+    let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, stage_one.as_ref())?;
+    for b in 1..=teachers.network.blocks() {
+        let name = format!("{prefix}block{b}");
+        let stage = two.stage(engine, &name, spec, &teachers, stage_one.as_ref(), b)?;
+        visit(engine, stage)?;
+    }
+    Ok(student_parameters(spec, &teachers, &two))
+}
+
+fn measure(engine: &mut Engine<f32>, mut stage: Stage, gpu: Cost) -> Result<StageForecast> {
     stage.plan.reserve(engine)?;
     let mut times = Vec::new();
     for step in 0..=TIMED as u64 {
         let began = Instant::now();
         stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr: [0.0; 4] })?;
+        stage.plan.collect(engine)?;
         times.push(began.elapsed().as_secs_f64());
     }
+    engine.pull()?;
     let fastest = times[1..].iter().copied().fold(f64::INFINITY, f64::min);
     Ok(StageForecast {
         name: stage.name,
         steps: stage.steps,
         cost: stage.plan.cost().clone(),
+        gpu,
         step_ms: 1e3 * fastest,
         seconds: fastest * stage.steps as f64,
     })

@@ -2,6 +2,7 @@
 
 use super::branch;
 use super::dual::{self, StageTwo};
+use super::engine_on;
 use super::evaluate::Predictor;
 use super::generator::StageOne;
 use super::observer::Observer;
@@ -87,7 +88,7 @@ pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
 /// Trains one student: stage one (if its images are generated), stage two, branch.
 fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut Summary) -> Result<Trained> {
     session.turn_to(prefix);
-    let mut engine = Engine::<f32>::default();
+    let mut engine = engine_on(spec.device, spec.precision)?;
     let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
     let tasks = dual::tasks(&teachers, &spec.student.labels)?;
     summary.parameters.teachers = teachers.parameters();

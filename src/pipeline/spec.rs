@@ -1,6 +1,8 @@
 //! What a run is asked to do, already validated: no value here can be invalid on its own.
 
+use crate::device::Choice;
 use crate::models::resnet::{BlockKind, Stem};
+use crate::tensor::Elem;
 use std::path::PathBuf;
 
 /// A whole run.
@@ -20,6 +22,11 @@ pub struct RunSpec {
     pub baselines: Vec<ImageSource>,
     /// Least time between two checkpoints; 0: one after every step. No part of the result.
     pub checkpoint_seconds: f32,
+    /// How a GPU stores feature maps; the CPU computes in f32.
+    pub precision: Elem,
+    /// Where steps run. No part of what is asked for.
+    #[serde(skip)]
+    pub device: Choice,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -181,6 +188,10 @@ pub struct TeachSpec {
     pub learning_rate: f32,
     /// Labelled images to score the result on.
     pub evaluation: Option<PathBuf>,
+    /// As in [`RunSpec`].
+    pub precision: Elem,
+    #[serde(skip)]
+    pub device: Choice,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]

@@ -1,5 +1,6 @@
 //! Training a teacher (or a backbone) from labelled images: multi-label cross-entropy on a ResNet.
 
+use super::engine_on;
 use super::evaluate::Predictor;
 use super::generator::with_moments;
 use super::observer::Observer;
@@ -54,7 +55,7 @@ pub fn teach(
     };
     network.validate().map_err(|e| Error::Usage(format!("network: {e}")))?;
 
-    let mut engine = Engine::<f32>::default();
+    let mut engine = engine_on(spec.device, spec.precision)?;
     let images = engine.store.add("data.images", Shape::new(n, h, w, c));
     engine.store.get_mut(images).iter_mut().zip(&data.images.images).for_each(|(t, p)| *t = to_input(*p));
     let wanted = engine.store.add("data.targets", Shape::rows(n, labels.len()));

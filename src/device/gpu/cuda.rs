@@ -14,6 +14,9 @@ use std::sync::{Mutex, OnceLock};
 /// The primary context of the one device that this process uses.
 static CONTEXT: OnceLock<usize> = OnceLock::new();
 
+/// bf16 tensor cores and cp.async came with it.
+pub const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+
 /// One device, one stream.
 pub struct Cuda {
     name: String,
@@ -121,7 +124,7 @@ impl Cuda {
                 if found.len() == 1 { "" } else { "s" }
             )));
         };
-        if device.capability < (8, 0) {
+        if device.capability < LEAST_CAPABILITY {
             return Err(Error::NoDevice(format!(
                 "cuda:{index} ({}) has compute capability {}.{}; the kernels need 8.0 (bf16 tensor cores)",
                 device.name, device.capability.0, device.capability.1
