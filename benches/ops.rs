@@ -41,13 +41,13 @@ fn main() {
                 let y = t.apply(Conv2d { act: Act::Relu, ..Conv2d::new(stride, r / 2) }, &[xv, wv]).unwrap();
                 t.output(y);
                 let mut plan = Plan::compile(&t, &e.store, (dx || dw).then_some(y), &[]).unwrap();
-                plan.reserve(&mut e);
-                plan.replay(&mut e, &StepState::default());
+                plan.reserve(&mut e).unwrap();
+                plan.replay(&mut e, &StepState::default()).unwrap();
                 let mut times = Vec::new();
                 let start = Instant::now();
                 while start.elapsed().as_secs_f64() < 0.25 {
                     let t = Instant::now();
-                    plan.replay(&mut e, &StepState::default());
+                    plan.replay(&mut e, &StepState::default()).unwrap();
                     times.push(t.elapsed().as_secs_f64());
                 }
                 times.sort_by(f64::total_cmp);

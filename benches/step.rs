@@ -65,12 +65,12 @@ fn main() -> Result<()> {
 }
 
 fn time(row: &str, engine: &mut Engine<f32>, mut stage: Stage, seconds: f64) {
-    stage.plan.reserve(engine);
+    stage.plan.reserve(engine).unwrap();
     let mut step = 0;
     let mut replay = || {
         let state = StepState { seed: 1, step, lr: stage.learning_rates };
         let (cpu, start) = (cpu_ms(), Instant::now());
-        stage.plan.replay(engine, &state);
+        stage.plan.replay(engine, &state).unwrap();
         step += 1;
         (start.elapsed().as_secs_f64() * 1e3, cpu_ms() - cpu)
     };

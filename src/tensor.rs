@@ -62,6 +62,33 @@ impl fmt::Debug for Shape {
     }
 }
 
+/// How a GPU stores a tensor's elements; arithmetic is `f32` either way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Elem {
+    F32,
+    Bf16,
+}
+
+impl Elem {
+    pub const fn bytes(self) -> usize {
+        match self {
+            Elem::F32 => 4,
+            Elem::Bf16 => 2,
+        }
+    }
+}
+
+/// As kernels spell it.
+impl fmt::Display for Elem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Elem::F32 => "float",
+            Elem::Bf16 => "bf16",
+        })
+    }
+}
+
 /// The scalar an op body computes in: `f32` is the CPU backend, `f64` the oracle that tests compare against.
 pub trait Real:
     bytemuck::Pod

@@ -113,8 +113,8 @@ fn gradients<R: Real>(
     let sgd = Sgd { lr_slot: 0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
     let optimiser = Optimiser { op: sgd.into(), tensors };
     let mut plan = Plan::compile(tape, &engine.store, Some(loss), &[optimiser]).unwrap();
-    plan.reserve(engine);
-    plan.replay(engine, step);
+    plan.reserve(engine).unwrap();
+    plan.replay(engine, step).unwrap();
     let mut out = BTreeMap::new();
     for id in engine.store.ids() {
         if let Some(name) = engine.store.name(id).strip_prefix("gradient.") {
@@ -176,8 +176,8 @@ fn stage_one<R: Real + Default>(recipe: &str, config: &str) {
     tape.output(loss);
     tape.output(image);
     let (plan, grads) = gradients(&mut engine, &tape, loss, &f.step);
-    f.compare(&format!("{recipe}.loss"), plan.output(&engine, loss));
-    f.compare(&format!("{recipe}.image"), plan.output(&engine, image));
+    f.compare(&format!("{recipe}.loss"), &plan.output(&engine, loss).unwrap());
+    f.compare(&format!("{recipe}.image"), &plan.output(&engine, image).unwrap());
     metrics(&f, &format!("{recipe}.metric."), &plan);
     let compared = f.compare_all(&format!("{recipe}.grad."), |name| grads.get(name).cloned());
     assert_eq!(compared, grads.len(), "{:?}", grads.keys());
@@ -217,7 +217,7 @@ fn stage_two<R: Real + Default>() {
     let loss = two.record_loss(&mut r, &spec, &teachers, Some(&one), 2).unwrap();
     tape.output(loss);
     let (plan, grads) = gradients(&mut engine, &tape, loss, &f.step);
-    f.compare("dual.loss", plan.output(&engine, loss));
+    f.compare("dual.loss", &plan.output(&engine, loss).unwrap());
     metrics(&f, "dual.metric.", &plan);
     let compared = f.compare_all("dual.grad.", |name| grads.get(name).cloned());
     assert_eq!(compared, grads.len(), "{:?}", grads.keys());
@@ -252,9 +252,9 @@ fn evaluated<R: Real + Default>(build: Build) -> Vec<Vec<f64>> {
     all.push(net.head(&mut r, y, Mode::FROZEN).unwrap().1);
     all.iter().for_each(|v| tape.output(*v));
     let mut plan = Plan::compile(&tape, &engine.store, None, &[]).unwrap();
-    plan.reserve(&mut engine);
-    plan.replay(&mut engine, &StepState::default());
-    all.iter().map(|v| plan.output(&engine, *v).iter().map(|v| v.f64()).collect()).collect()
+    plan.reserve(&mut engine).unwrap();
+    plan.replay(&mut engine, &StepState::default()).unwrap();
+    all.iter().map(|v| plan.output(&engine, *v).unwrap().iter().map(|v| v.f64()).collect()).collect()
 }
 
 #[test]

@@ -116,13 +116,13 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
 
 fn replay(engine: &mut Engine<f32>, stage: &mut Stage, steps: std::ops::Range<u64>) {
     for step in steps {
-        stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr: stage.learning_rates });
+        stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr: stage.learning_rates }).unwrap();
     }
 }
 
 /// Allocations of twenty replays after the first, on a worker, as a run's stages are trained.
 fn allocations(engine: &mut Engine<f32>, mut stage: Stage) -> usize {
-    stage.plan.reserve(engine);
+    stage.plan.reserve(engine).unwrap();
     on_a_worker(|| {
         replay(engine, &mut stage, 0..1);
         let before = ALLOCATIONS.load(SeqCst);

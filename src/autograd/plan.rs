@@ -7,11 +7,14 @@ use super::store::{Engine, Store, TensorId};
 use super::tape::{Tape, Value};
 use crate::device::cpu::par::on_a_worker;
 use crate::device::cpu::scratch;
+use crate::device::gpu::launch::{Arg as LaunchArg, Launch};
+use crate::device::gpu::machine::{Ready, ring_rows};
 use crate::device::memory::{ALIGN, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::ops::launches::Launches;
 use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
-use crate::tensor::{Real, Shape};
+use crate::tensor::{Elem, Real, Shape};
 use std::marker::PhantomData;
 
 /// An update rule and the tensors it owns; every tensor brings its own moments.
@@ -43,6 +46,30 @@ pub struct Cost {
     pub macs: u64,
     /// Bytes read and written by all instructions, each operand counted once.
     pub bytes_moved: u64,
+    /// Kernels that a GPU runs; 0 for a plan of the CPU's.
+    pub launches: usize,
+}
+
+/// The metrics of the replays that were read last.
+#[derive(Default)]
+struct Readings {
+    names: Vec<String>,
+    slots: Vec<Slot>,
+    /// Steps replayed since; on a GPU their numbers are still in its ring.
+    pending: Vec<u64>,
+    /// Steps whose numbers are in `values`, a row each.
+    steps: Vec<u64>,
+    values: Vec<f32>,
+}
+
+/// The part of a plan that runs on a GPU.
+struct Program {
+    launches: Vec<Launch>,
+    /// What launch `i` is for.
+    labels: Vec<String>,
+    ready: Option<Ready>,
+    /// Buffers of the store that a step changes.
+    updates: Vec<u32>,
 }
 
 /// A compiled step.
@@ -50,10 +77,10 @@ pub struct Plan<R> {
     instructions: Vec<Instruction>,
     /// Filled with one before backward starts.
     seed: Option<(usize, Slot)>,
-    metrics: Vec<(String, Slot)>,
-    readings: Vec<f32>,
-    outputs: Vec<(Value, Slot)>,
+    readings: Readings,
+    outputs: Vec<(Value, Slot, Elem)>,
     cost: Cost,
+    program: Option<Program>,
     /// Whether it ran before, so that the workers' scratch is as large as it will be.
     is_warm: bool,
     scalar: PhantomData<R>,
@@ -120,9 +147,15 @@ impl<R: Real> Plan<R> {
         let n = tape.nodes.len();
         // Views (reshaped, detached) share the buffer and the gradient of the value they look at.
         let at = |v: &Value| tape.root(*v);
-        let reals = |s: Shape| s.elems() * size_of::<R>();
+        let elems = store.maps.map(|maps| element_types(tape, maps));
+        let elem = |v: &Value| elems.as_ref().map_or(Elem::F32, |e| e[at(v)]);
+        let reals = |v: &Value| {
+            let size = elems.as_ref().map_or(size_of::<R>(), |e| e[at(v)].bytes());
+            tape.shape(*v).elems() * size
+        };
+        let scalar_bytes = if store.maps.is_some() { Elem::F32.bytes() } else { size_of::<R>() };
         let extent = |e: &Extent| match e {
-            Extent::Reals(n) => n * size_of::<R>(),
+            Extent::Reals(n) => n * scalar_bytes,
             Extent::Bytes(b) => *b,
         };
 
@@ -144,7 +177,10 @@ impl<R: Real> Plan<R> {
                 .iter()
                 .map(|v| Arg { shape: tape.shape(*v), wants: back && tape.wants(*v) })
                 .collect();
-            let signature = node.op.signature(&args)?;
+            let mut signature = node.op.signature(&args)?;
+            if let Some(maps) = store.maps {
+                node.op.device_extents(&args, maps, &mut signature);
+            }
             live[i] = node.outputs.iter().any(|v| used[at(v)]) || !signature.updates.is_empty();
             if live[i] {
                 for (v, arg) in node.inputs.iter().zip(&args) {
@@ -172,7 +208,7 @@ impl<R: Real> Plan<R> {
         for (t, &i) in forward.iter().enumerate() {
             let node = &tape.nodes[i];
             for v in &node.outputs {
-                value_buffer[at(v)] = Some(placer.add(reals(tape.shape(*v)), t));
+                value_buffer[at(v)] = Some(placer.add(reals(v), t));
             }
             for v in &node.inputs {
                 if let Some(b) = value_buffer[at(v)] {
@@ -189,7 +225,7 @@ impl<R: Real> Plan<R> {
             }
         }
         let loss_grad = loss.filter(|v| reaches[at(v)]).map(|v| {
-            let b = placer.add(reals(tape.shape(v)), forward.len());
+            let b = placer.add(reals(&v), forward.len());
             grad_buffer[at(&v)] = Some(b);
             b
         });
@@ -220,7 +256,7 @@ impl<R: Real> Plan<R> {
                             (b, Write::Add)
                         }
                         None => {
-                            let b = placer.add(reals(tape.shape(*v)), t);
+                            let b = placer.add(reals(v), t);
                             grad_buffer[at(v)] = Some(b);
                             (b, Write::Set)
                         }
@@ -263,6 +299,8 @@ impl<R: Real> Plan<R> {
                 input_shapes: node.inputs.iter().map(|v| tape.shape(*v)).collect(),
                 outputs: node.outputs.iter().map(value_slot).collect(),
                 output_shapes: node.outputs.iter().map(|v| tape.shape(*v)).collect(),
+                input_elems: node.inputs.iter().map(elem).collect(),
+                output_elems: node.outputs.iter().map(elem).collect(),
                 saved: saved[i].iter().map(|b| slot(*b)).collect(),
                 scratch: scratch.iter().map(|b| slot(*b)).collect(),
                 ..Default::default()
@@ -298,6 +336,7 @@ impl<R: Real> Plan<R> {
                 for s in tensors {
                     operands.inputs.push(s);
                     operands.input_shapes.push(store.shape(*id));
+                    operands.input_elems.push(Elem::F32);
                 }
             }
             if !operands.inputs.is_empty() {
@@ -307,12 +346,21 @@ impl<R: Real> Plan<R> {
         let bytes_moved = instructions.iter().map(|i| i.operands.bytes()).sum();
         let macs = forward.iter().map(|i| signatures[*i].macs_forward).sum::<u64>()
             + backward.iter().map(|i| signatures[*i].macs_backward).sum::<u64>();
+        let seed = loss_grad.map(|b| (forward.len(), slot(b)));
+        let readings = Readings {
+            names: tape.metrics.iter().map(|(name, _)| name.clone()).collect(),
+            slots: tape.metrics.iter().map(|(_, v)| value_slot(v)).collect(),
+            ..Readings::default()
+        };
+        let program =
+            store.maps.map(|maps| Program::new(&instructions, seed, &readings.slots, maps)).transpose()?;
+        let launches = program.as_ref().map_or(0, |p| p.launches.len());
         Ok(Plan {
-            seed: loss_grad.map(|b| (forward.len(), slot(b))),
-            metrics: tape.metrics.iter().map(|(name, v)| (name.clone(), value_slot(v))).collect(),
-            readings: vec![0.0; tape.metrics.len()],
-            outputs: tape.outputs.iter().map(|v| (*v, value_slot(v))).collect(),
-            cost: Cost { instructions: instructions.len(), arena_bytes, macs, bytes_moved },
+            seed,
+            readings,
+            outputs: tape.outputs.iter().map(|v| (*v, value_slot(v), elem(v))).collect(),
+            cost: Cost { instructions: instructions.len(), arena_bytes, macs, bytes_moved, launches },
+            program,
             instructions,
             is_warm: false,
             scalar: PhantomData,
@@ -320,28 +368,65 @@ impl<R: Real> Plan<R> {
     }
 
     /// Makes room in the engine's arena, so that replays allocate nothing.
-    pub fn reserve(&self, engine: &mut Engine<R>) {
+    ///
+    /// Errors: a GPU without that much memory.
+    pub fn reserve(&self, engine: &mut Engine<R>) -> Result<()> {
+        if let Some(machine) = &mut engine.machine {
+            return machine.reserve(self.cost.arena_bytes);
+        }
         if engine.arena.bytes() < self.cost.arena_bytes {
             // Nothing in the arena outlives a step: drop the old one before the new one is made.
             engine.arena = Buffer::default();
             engine.arena = Buffer::with_bytes(self.cost.arena_bytes);
         }
         engine.borrows.reserve(self.instructions.iter().map(|i| i.operands.slots()).max().unwrap_or(0));
+        Ok(())
     }
 
-    /// Runs the step once. From the second time on it allocates nothing, if the caller is a worker. Metrics and outputs
-    /// are readable until the engine replays another plan.
-    pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) {
+    /// Runs the step once. From the second time on it allocates nothing, if the caller is a worker. Outputs are readable
+    /// until the engine replays another plan. On a GPU the step is only started; [`Plan::collect`] waits for it.
+    ///
+    /// Errors: a kernel that fails, named if `DFKA_SYNC=1`; more than [`Plan::most_pending`] replays without `collect`.
+    pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) -> Result<()> {
+        if self.program.is_some() {
+            return self.start(engine, step);
+        }
         on_a_worker(|| {
             self.run(engine, step);
             if !std::mem::replace(&mut self.is_warm, true) {
                 scratch::level();
             }
         });
+        Ok(())
+    }
+
+    /// Replays that may be started before their metrics are collected: rows of a GPU's ring; one on the CPU.
+    pub fn most_pending(&self) -> usize {
+        if self.program.is_some() { ring_rows(self.readings.names.len()) } else { 1 }
+    }
+
+    fn start(&mut self, engine: &mut Engine<R>, step: &StepState) -> Result<()> {
+        let Engine { store, machine, .. } = engine;
+        let (Some(machine), Some(program)) = (machine, &mut self.program) else {
+            return Err(Error::Run("a plan that was compiled for a GPU needs an engine with one".into()));
+        };
+        if self.readings.pending.len() == ring_rows(self.readings.names.len()) {
+            return Err(Error::Run("more steps than the ring of metrics has rows: collect first".into()));
+        }
+        machine.push(&store.buffers, &mut store.changed)?;
+        if !program.ready.as_ref().is_some_and(|r| machine.holds(r)) {
+            program.ready = Some(machine.prepare(&program.launches, |i| program.labels[i].clone())?);
+        }
+        if let Some(ready) = &mut program.ready {
+            machine.run(ready, step)?;
+        }
+        program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
+        self.readings.pending.push(step.step);
+        Ok(())
     }
 
     fn run(&mut self, engine: &mut Engine<R>, step: &StepState) {
-        let Engine { store, arena, borrows } = engine;
+        let Engine { store, arena, borrows, .. } = engine;
         assert!(arena.bytes() >= self.cost.arena_bytes, "replay before reserve");
         let mut memory = Memory { store: &mut store.buffers, arena, borrows };
         for (i, instruction) in self.instructions.iter().enumerate() {
@@ -356,27 +441,70 @@ impl<R: Real> Plan<R> {
                 Phase::Backward => instruction.op.backward::<R>(&io),
             }
         }
-        for ((_, slot), reading) in self.metrics.iter().zip(&mut self.readings) {
-            *reading = memory.views().read::<R>(*slot)[0].f64() as f32;
+        self.readings.steps.clear();
+        self.readings.steps.push(step.step);
+        self.readings.values.clear();
+        for slot in &self.readings.slots {
+            self.readings.values.push(memory.views().read::<R>(*slot)[0].f64() as f32);
         }
     }
 
-    /// The metrics of the last replay, in the order they were recorded.
+    /// Waits for the replays since the last call and reads their metrics; on the CPU they are there already.
+    ///
+    /// Errors: a kernel of theirs that failed.
+    pub fn collect(&mut self, engine: &Engine<R>) -> Result<()> {
+        let Some(machine) = &engine.machine else { return Ok(()) };
+        let r = &mut self.readings;
+        let (count, rows) = (r.names.len(), ring_rows(r.names.len()));
+        let ring = machine.ring(rows, count)?;
+        std::mem::swap(&mut r.steps, &mut r.pending);
+        r.pending.clear();
+        r.values.clear();
+        for step in &r.steps {
+            let row = (step % rows as u64) as usize;
+            r.values.extend_from_slice(&ring[row * count..][..count]);
+        }
+        Ok(())
+    }
+
+    /// The names of the metrics, in the order they were recorded.
+    pub fn metric_names(&self) -> &[String] {
+        &self.readings.names
+    }
+
+    /// The steps that were collected last, and their metrics in the order of their names.
+    pub fn rows(&self) -> impl Iterator<Item = (u64, &[f32])> {
+        let count = self.readings.names.len();
+        self.readings
+            .steps
+            .iter()
+            .enumerate()
+            .map(move |(i, s)| (*s, &self.readings.values[i * count..][..count]))
+    }
+
+    /// The metrics of the last replay that was collected.
     pub fn metrics(&self) -> impl Iterator<Item = (&str, f32)> {
-        self.metrics.iter().map(|(name, _)| name.as_str()).zip(self.readings.iter().copied())
+        let last = self.readings.values.len().saturating_sub(self.readings.names.len());
+        self.readings.names.iter().map(String::as_str).zip(self.readings.values[last..].iter().copied())
     }
 
     /// A value that the tape marked as output, after a replay.
-    pub fn output<'e>(&self, engine: &'e Engine<R>, v: Value) -> &'e [R] {
-        let (_, slot) = self
+    ///
+    /// Errors: a kernel of the replay that failed.
+    pub fn output(&self, engine: &Engine<R>, v: Value) -> Result<Vec<R>> {
+        let (_, slot, elem) = self
             .outputs
             .iter()
-            .find(|(o, _)| *o == v)
+            .find(|(o, ..)| *o == v)
             .expect("the tape did not mark this value as an output");
-        match slot.space {
-            Space::Arena => engine.arena.get(slot.offset, slot.bytes),
-            Space::Store(i) => engine.store.buffers[i as usize].get(slot.offset, slot.bytes),
+        if let Some(machine) = &engine.machine {
+            let values = machine.read(*slot, *elem)?;
+            return Ok(values.into_iter().map(|v| R::of(f64::from(v))).collect());
         }
+        Ok(match slot.space {
+            Space::Arena => engine.arena.get(slot.offset, slot.bytes).to_vec(),
+            Space::Store(i) => engine.store.buffers[i as usize].get(slot.offset, slot.bytes).to_vec(),
+        })
     }
 
     pub fn cost(&self) -> &Cost {
@@ -385,6 +513,78 @@ impl<R: Real> Plan<R> {
     /// Instructions by phase and op, for tests and the profile table.
     pub fn listing(&self) -> impl Iterator<Item = (Phase, &'static str)> {
         self.instructions.iter().map(|i| (i.phase, i.op.name()))
+    }
+}
+
+/// How a GPU stores each value: leaves, scalars, and rows of f32 operands in f32; feature maps, and what comes of them,
+/// as `maps` says.
+fn element_types(tape: &Tape, maps: Elem) -> Vec<Elem> {
+    let mut elems = vec![Elem::F32; tape.values.len()];
+    for node in &tape.nodes {
+        let from_map = node.inputs.iter().any(|v| elems[tape.root(*v)] == Elem::Bf16);
+        for v in &node.outputs {
+            let shape = tape.shape(*v);
+            let is_map = shape.h() * shape.w() > 1;
+            if shape != Shape::SCALAR && !node.op.gives_f32() && (is_map || from_map) {
+                elems[tape.root(*v)] = maps;
+            }
+        }
+    }
+    elems
+}
+
+impl Program {
+    /// The launches of all instructions in order, then one that stores the metrics.
+    fn new(
+        instructions: &[Instruction],
+        seed: Option<(usize, Slot)>,
+        metrics: &[Slot],
+        maps: Elem,
+    ) -> Result<Program> {
+        let (mut launches, mut labels) = (Vec::new(), Vec::new());
+        for (i, instruction) in instructions.iter().enumerate() {
+            if let Some((_, slot)) = seed.filter(|(at, _)| *at == i) {
+                let args = vec![LaunchArg::Slot(slot), 1.0f32.into(), (slot.bytes as i64 / 4).into()];
+                launches.push(Launch::new("fill", [1, 1, 1], 32, 0, args)?);
+                labels.push("the loss's gradient".into());
+            }
+            let Instruction { op, phase, operands } = instruction;
+            let mut l = Launches::new(op.name(), operands, maps);
+            match phase {
+                Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
+                Phase::Backward => op.launch_backward(&mut l)?,
+            }
+            let label = format!(
+                "{} {phase:?} of {:?} -> {:?}",
+                op.name(),
+                operands.input_shapes,
+                operands.output_shapes
+            );
+            labels.extend(std::iter::repeat_n(label, l.list.len()));
+            launches.append(&mut l.list);
+        }
+        if !metrics.is_empty() {
+            let table = LaunchArg::Table(metrics.iter().map(|s| LaunchArg::Slot(*s)).collect());
+            let (count, rows) = (metrics.len() as i32, ring_rows(metrics.len()) as i32);
+            let args = vec![LaunchArg::Ring, table, count.into(), rows.into(), LaunchArg::Step];
+            launches.push(Launch::new("push_metrics", [1, 1, 1], 64, 0, args)?);
+            labels.push("the metrics".into());
+        }
+        let written = |i: &Instruction| -> Vec<Slot> {
+            let args: Vec<Arg> =
+                i.operands.input_shapes.iter().map(|s| Arg { shape: *s, wants: false }).collect();
+            let updates = i.op.signature(&args).map(|s| s.updates).unwrap_or_default();
+            updates.into_iter().map(|u| i.operands.inputs[u]).collect()
+        };
+        let in_store = |s: Slot| match s.space {
+            Space::Store(i) => Some(i),
+            Space::Arena => None,
+        };
+        let forward = instructions.iter().filter(|i| i.phase != Phase::Backward);
+        let mut updates: Vec<u32> = forward.flat_map(written).filter_map(in_store).collect();
+        updates.sort_unstable();
+        updates.dedup();
+        Ok(Program { launches, labels, ready: None, updates })
     }
 }
 

@@ -1,8 +1,13 @@
-//! What outlives a step: named weights, moments, estimates and image banks.
+//! What outlives a step: named weights, moments, estimates and image banks; and the engine that steps run on.
+//!
+//! The host's copy is the one that is read and written. On a GPU the machine mirrors it: what the host changed goes there
+//! before a step, and what steps changed comes back when the host asks ([`Engine::pull`]).
 
+use crate::device::gpu::machine::Machine;
 use crate::device::memory::{ALIGN, Borrows, Buffer};
 use crate::device::{Slot, Space};
-use crate::tensor::{Real, Shape};
+use crate::error::Result;
+use crate::tensor::{Elem, Real, Shape};
 use std::collections::HashMap;
 
 /// A tensor of the store.
@@ -19,14 +24,34 @@ struct Entry {
 const CHUNK: usize = 1 << 20;
 
 /// Named tensors in buffers that never move or grow: adding a tensor copies nothing, and memory is what was asked for.
-#[derive(Default)]
 pub struct Store<R> {
     pub(super) buffers: Vec<Buffer>,
+    /// Buffers that the host changed since the machine saw them.
+    pub(super) changed: Vec<bool>,
+    /// Buffers that steps on the machine changed since the host saw them.
+    pub(super) stale: Vec<bool>,
+    /// How a GPU stores feature maps; none for steps on the CPU.
+    pub(super) maps: Option<Elem>,
     entries: Vec<Entry>,
     by_name: HashMap<String, TensorId>,
     /// The shared buffer that is being filled, and how far.
     filling: Option<(usize, usize)>,
     scalar: std::marker::PhantomData<R>,
+}
+
+impl<R> Default for Store<R> {
+    fn default() -> Self {
+        Store {
+            buffers: Vec::new(),
+            changed: Vec::new(),
+            stale: Vec::new(),
+            maps: None,
+            entries: Vec::new(),
+            by_name: HashMap::new(),
+            filling: None,
+            scalar: std::marker::PhantomData,
+        }
+    }
 }
 
 impl<R: Real> Store<R> {
@@ -41,20 +66,20 @@ impl<R: Real> Store<R> {
     }
     fn room(&mut self, bytes: usize) -> Slot {
         let (buffer, offset) = match self.filling {
-            _ if bytes > CHUNK => {
-                self.buffers.push(Buffer::with_bytes(bytes));
-                (self.buffers.len() - 1, 0)
-            }
+            _ if bytes > CHUNK => (self.push(bytes), 0),
             Some((buffer, end)) if end + bytes <= CHUNK => (buffer, end),
-            _ => {
-                self.buffers.push(Buffer::with_bytes(CHUNK));
-                (self.buffers.len() - 1, 0)
-            }
+            _ => (self.push(CHUNK), 0),
         };
         if bytes <= CHUNK {
             self.filling = Some((buffer, (offset + bytes).next_multiple_of(ALIGN)));
         }
         Slot { space: Space::Store(buffer as u32), offset, bytes }
+    }
+    fn push(&mut self, bytes: usize) -> usize {
+        self.buffers.push(Buffer::with_bytes(bytes));
+        self.changed.push(true);
+        self.stale.push(false);
+        self.buffers.len() - 1
     }
     fn buffer(&self, slot: Slot) -> usize {
         match slot.space {
@@ -87,11 +112,15 @@ impl<R: Real> Store<R> {
     }
     pub fn get(&self, id: TensorId) -> &[R] {
         let s = self.slot(id);
-        self.buffers[self.buffer(s)].get(s.offset, s.bytes)
+        let buffer = self.buffer(s);
+        assert!(!self.stale[buffer], "{}: read before Engine::pull", self.name(id));
+        self.buffers[buffer].get(s.offset, s.bytes)
     }
     pub fn get_mut(&mut self, id: TensorId) -> &mut [R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);
+        assert!(!self.stale[buffer], "{}: written before Engine::pull", self.name(id));
+        self.changed[buffer] = true;
         self.buffers[buffer].get_mut(s.offset, s.bytes)
     }
     /// Overwrites a tensor with `f32` or `f64` values.
@@ -105,16 +134,49 @@ impl<R: Real> Store<R> {
     }
 }
 
-/// A store and the arena that all plans over it share: only one step runs at a time.
-#[derive(Default)]
+/// A store, and what all plans over it share: only one step runs at a time.
 pub struct Engine<R> {
     pub store: Store<R>,
+    /// Steps on the CPU: their memory.
     pub(super) arena: Buffer,
     pub(super) borrows: Borrows,
+    /// Steps on a GPU: everything of theirs.
+    pub(super) machine: Option<Machine>,
+}
+
+impl<R> Default for Engine<R> {
+    fn default() -> Self {
+        Engine {
+            store: Store::default(),
+            arena: Buffer::default(),
+            borrows: Borrows::default(),
+            machine: None,
+        }
+    }
 }
 
 impl<R: Real> Engine<R> {
+    /// An engine whose steps run on a GPU.
+    pub fn on(machine: Machine) -> Self {
+        let store = Store { maps: Some(machine.maps), ..Store::default() };
+        Engine { store, machine: Some(machine), ..Engine::default() }
+    }
     pub fn arena_bytes(&self) -> usize {
-        self.arena.bytes()
+        self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)
+    }
+    /// Fetches what steps on a GPU changed; on the CPU there is nothing to fetch.
+    pub fn pull(&mut self) -> Result<()> {
+        let Some(machine) = &self.machine else { return Ok(()) };
+        for (i, stale) in self.store.stale.iter_mut().enumerate() {
+            if *stale {
+                machine.pull(i, &mut self.store.buffers[i])?;
+                *stale = false;
+            }
+        }
+        Ok(())
+    }
+    /// The machine that steps run on, if it is not the CPU.
+    pub fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
     }
 }

@@ -3,6 +3,7 @@
 //! A device knows pointers and sizes; it knows no op and no model. All `unsafe` of the crate lives below this module.
 
 pub mod cpu;
+pub mod gpu;
 pub mod memory;
 pub mod philox;
 

@@ -1,8 +1,10 @@
 //! Elementwise activation, and the residual addition in front of it.
 
+use super::launches::{THREADS, blocks_for};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::vectorised;
+use crate::device::gpu;
 
 /// The pointwise function that also ends a convolution.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,6 +92,28 @@ impl Act {
     }
 }
 
+/// How kernels take it: `Act` of kernels/lib/activation.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+pub struct DeviceAct {
+    kind: i32,
+    below: f32,
+}
+
+const _: () = assert!(size_of::<DeviceAct>() == 8);
+
+impl From<Act> for gpu::launch::Arg {
+    fn from(act: Act) -> Self {
+        let kind = match act {
+            Act::None | Act::Relu | Act::LeakyRelu(_) => 0,
+            Act::Tanh => 1,
+            Act::Sigmoid => 2,
+        };
+        let below = act.step_slope().unwrap_or(0.0) as f32;
+        gpu::launch::Arg::structure("Act", &DeviceAct { kind, below })
+    }
+}
+
 /// `1 / (1 + e^-v)`, without overflow on either side.
 #[inline(always)]
 pub fn sigmoid<R: Real>(v: R) -> R {
@@ -163,6 +187,35 @@ impl Operator for Activation {
             });
         }
     }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y) = (l.x(0), l.y(0));
+        let residual = (l.inputs() == 2).then(|| l.x(1));
+        if let Some(r) = residual {
+            l.expect_same("residual", x, r)?;
+        }
+        l.expect_same("y", x, y)?;
+        let (elements, name) = (l.shape(0).elems(), format!("activation_fwd<{}>", x.elem));
+        let args = [y.into(), x.into(), residual.into(), (elements as i64).into(), self.0.into()];
+        l.launch(name, blocks(elements, x.elem), THREADS, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let (dy, elements) = (l.dy0(), l.shape(0).elems());
+        let y = (self.0 != Act::None).then(|| l.kept_y(0));
+        for i in 0..l.inputs() {
+            let Some((dx, write)) = l.dx(i) else { continue };
+            let args =
+                [dx.into(), dy.into(), y.into(), (elements as i64).into(), self.0.into(), write.into()];
+            l.launch(format!("activation_bwd<{}>", dx.elem), blocks(elements, dx.elem), THREADS, 0, args)?;
+        }
+        Ok(())
+    }
+}
+
+/// Every thread takes 16 bytes at a time.
+fn blocks(elements: usize, elem: Elem) -> u32 {
+    blocks_for(elements, THREADS as usize * 16 / elem.bytes())
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@
 
 use crate::device::{Slot, StepState, Views};
 use crate::error::{Error, Result};
-use crate::tensor::{Real, Shape};
+use crate::tensor::{Elem, Real, Shape};
+use launches::Launches;
 
 #[cfg(test)]
 pub mod gates;
+pub mod launches;
 pub mod scalar;
 
 /// An operand as seen while recording: its shape, and whether the loss needs its gradient.
@@ -83,6 +85,9 @@ pub struct Operands {
     pub input_shapes: Vec<Shape>,
     pub outputs: Vec<Slot>,
     pub output_shapes: Vec<Shape>,
+    /// How a GPU stores them; empty on the CPU, whose scalar is the op body's.
+    pub input_elems: Vec<Elem>,
+    pub output_elems: Vec<Elem>,
     /// Empty when nothing is to be saved for backward.
     pub saved: Vec<Slot>,
     pub scratch: Vec<Slot>,
@@ -178,6 +183,21 @@ pub trait Operator {
     fn forward<R: Real>(&self, io: &Io<R>);
     /// Writes every input gradient that `io.dx` yields. An op without inputs that learn has nothing to do here.
     fn backward<R: Real>(&self, io: &Io<R>);
+
+    /// Turns forward into launches of the op's kernels. Runs once, when a plan is compiled; needs no GPU.
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        l.no_kernel()
+    }
+    /// The same for backward; an op without inputs that learn has nothing to do here.
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        l.no_kernel()
+    }
+    /// Rewrites the buffers that kernels need otherwise than the CPU's loops; `maps` is how feature maps are stored.
+    fn device_extents(&self, _args: &[Arg], _maps: Elem, _signature: &mut Signature) {}
+    /// Whether a GPU keeps the outputs in f32 even where the inputs are bf16: means, whose few elements cost nothing.
+    fn gives_f32(&self) -> bool {
+        false
+    }
 }
 
 macro_rules! registry {
@@ -207,6 +227,18 @@ macro_rules! registry {
             }
             fn backward<R: Real>(&self, io: &Io<R>) {
                 match self { $(Op::$op(op) => op.backward(io)),* }
+            }
+            fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+                match self { $(Op::$op(op) => op.launch_forward(l)),* }
+            }
+            fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+                match self { $(Op::$op(op) => op.launch_backward(l)),* }
+            }
+            fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
+                match self { $(Op::$op(op) => op.device_extents(args, maps, signature)),* }
+            }
+            fn gives_f32(&self) -> bool {
+                match self { $(Op::$op(op) => op.gives_f32()),* }
             }
         }
     };

@@ -86,14 +86,14 @@ impl Predictor {
         };
         tape.output(y);
         let mut plan = Plan::compile(&tape, &self.engine.store, None, &[])?;
-        plan.reserve(&mut self.engine);
+        plan.reserve(&mut self.engine)?;
         let mut out = Vec::with_capacity(n * self.labels.len());
         let all: Vec<usize> = (0..n).collect();
         for batch in all.chunks(BATCH) {
             let to = self.engine.store.get_mut(input);
             images.gather(batch, &mut to[..batch.len() * images.image_len()])?;
-            plan.replay(&mut self.engine, &StepState::default());
-            out.extend_from_slice(&plan.output(&self.engine, y)[..batch.len() * self.labels.len()]);
+            plan.replay(&mut self.engine, &StepState::default())?;
+            out.extend_from_slice(&plan.output(&self.engine, y)?[..batch.len() * self.labels.len()]);
         }
         Ok(out)
     }

@@ -64,7 +64,7 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
             ImageSource::Generator => {
                 let one = StageOne::new(&mut engine.store, &spec, &teachers);
                 let stage = one.stage(&mut engine, &spec, &teachers)?;
-                stages.push(measure(&mut engine, stage));
+                stages.push(measure(&mut engine, stage)?);
                 Some(one)
             }
             ImageSource::Noise | ImageSource::Real(_) => None,
@@ -73,7 +73,7 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
         for b in 1..=teachers.network.blocks() {
             let name = format!("{prefix}block{b}");
             let stage = two.stage(&mut engine, &name, &spec, &teachers, stage_one.as_ref(), b)?;
-            stages.push(measure(&mut engine, stage));
+            stages.push(measure(&mut engine, stage)?);
         }
         let here = (engine.store.bytes(), engine.arena_bytes());
         if here.0 + here.1 > peak.0 + peak.1 {
@@ -93,22 +93,22 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
     })
 }
 
-fn measure(engine: &mut Engine<f32>, mut stage: Stage) -> StageForecast {
-    stage.plan.reserve(engine);
+fn measure(engine: &mut Engine<f32>, mut stage: Stage) -> Result<StageForecast> {
+    stage.plan.reserve(engine)?;
     let mut times = Vec::new();
     for step in 0..=TIMED as u64 {
         let began = Instant::now();
-        stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr: [0.0; 4] });
+        stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr: [0.0; 4] })?;
         times.push(began.elapsed().as_secs_f64());
     }
     let fastest = times[1..].iter().copied().fold(f64::INFINITY, f64::min);
-    StageForecast {
+    Ok(StageForecast {
         name: stage.name,
         steps: stage.steps,
         cost: stage.plan.cost().clone(),
         step_ms: 1e3 * fastest,
         seconds: fastest * stage.steps as f64,
-    }
+    })
 }
 
 fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Parameters {

@@ -151,10 +151,10 @@ fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: 
     let image = levels[levels.len() - 1];
     tape.output(image);
     let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
-    plan.reserve(engine);
-    plan.replay(engine, &StepState { seed: stage_seed(spec.seed, "samples"), ..Default::default() });
+    plan.reserve(engine)?;
+    plan.replay(engine, &StepState { seed: stage_seed(spec.seed, "samples"), ..Default::default() })?;
     let [n, h, w, c] = tape.shape(image).0;
-    let png = grid_png(plan.output(engine, image), n, h, w, c)?;
+    let png = grid_png(&plan.output(engine, image)?, n, h, w, c)?;
     write_atomic(path, |file| file.write_all(&png))
 }
 

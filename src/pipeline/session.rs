@@ -14,6 +14,10 @@ use std::time::Instant;
 /// Seconds between checkpoints unless asked otherwise: writing one costs about a tenth of a second at demo scale.
 pub const CHECKPOINT_SECONDS: f32 = 20.0;
 
+/// Steps that a GPU runs between two looks at their losses: a look waits for the device, and an alarm may come as much
+/// later (ours).
+const READ_EVERY: usize = 16;
+
 /// A stage's step, ready to be repeated.
 pub struct Stage {
     pub name: String,
@@ -91,7 +95,7 @@ impl<'o> Session<'o> {
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
         }
-        stage.plan.reserve(engine);
+        stage.plan.reserve(engine)?;
         if std::mem::take(&mut self.pending_restore) && self.progress.student == self.student {
             checkpoint::restore(&self.out, &mut engine.store)?;
         }
@@ -101,7 +105,7 @@ impl<'o> Session<'o> {
             let (stage, student) = (stage.name.clone(), self.student.clone());
             self.progress = Progress { fingerprint, done, student, stage, ..Default::default() };
         }
-        let names: Vec<String> = stage.plan.metrics().map(|(n, _)| n.to_string()).collect();
+        let names: Vec<String> = stage.plan.metric_names().to_vec();
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
@@ -132,31 +136,40 @@ impl<'o> Session<'o> {
     fn repeat(&mut self, engine: &mut Engine<f32>, stage: &mut Stage) -> Result<()> {
         let (began, spent) = (Instant::now(), self.progress.seconds);
         let mut saved = began;
-        let tail_from = stage.steps - stage.steps.div_ceil(10);
-        for step in self.progress.step..stage.steps as u64 {
+        let (last, tail_from) = (stage.steps as u64, (stage.steps - stage.steps.div_ceil(10)) as u64);
+        let most_pending = stage.plan.most_pending().min(READ_EVERY) as u64;
+        for step in self.progress.step..last {
             let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
-            stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr });
-            if let Some((name, value)) = stage.plan.metrics().find(|(_, v)| !v.is_finite()) {
-                return Err(Error::Diverged(format!(
-                    "{}: {name} is {value} at step {step}: training diverged; lower the learning rate of this stage",
-                    stage.name
-                )));
+            stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr })?;
+            if (step + 1) % most_pending != 0 && step + 1 != last {
+                continue;
             }
-            if step >= tail_from as u64 {
-                self.progress.tail.count += 1;
-                for (sum, (_, v)) in self.progress.tail.sums.iter_mut().zip(stage.plan.metrics()) {
-                    *sum += f64::from(v);
+            stage.plan.collect(engine)?;
+            let Stage { name, plan, .. } = stage;
+            let names = plan.metric_names();
+            for (step, row) in plan.rows() {
+                if let Some(i) = row.iter().position(|v| !v.is_finite()) {
+                    return Err(Error::Diverged(format!(
+                        "{name}: {} is {} at step {step}: training diverged; lower the learning rate of this stage",
+                        names[i], row[i]
+                    )));
                 }
+                if step >= tail_from {
+                    self.progress.tail.count += 1;
+                    self.progress.tail.sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
+                }
+                self.observer
+                    .step(step as usize, &mut names.iter().map(String::as_str).zip(row.iter().copied()));
             }
             self.progress.step = step + 1;
-            self.observer.step(step as usize, &mut stage.plan.metrics());
             if saved.elapsed().as_secs_f32() >= self.checkpoint_seconds {
                 self.progress.seconds = spent + began.elapsed().as_secs_f64();
+                engine.pull()?;
                 checkpoint::save(&self.out, &self.progress, &engine.store)?;
                 saved = Instant::now();
             }
         }
-        Ok(())
+        engine.pull()
     }
 }
 

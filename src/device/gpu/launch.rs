@@ -1,0 +1,180 @@
+//! Launches: a kernel, its geometry and its arguments, checked against the kernel's own parameter list.
+
+use super::source::Parameter;
+use super::{Address, Kernel};
+use crate::device::Slot;
+use crate::error::{Error, Result};
+
+/// An argument while addresses are still unknown.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arg {
+    Null,
+    /// The address of a slot.
+    Slot(Slot),
+    /// The address of the bf16 copy of a slot of the store, which holds f32.
+    Shadow(Slot),
+    /// The address of the device's `StepState`.
+    Step,
+    /// The address of the metrics' ring.
+    Ring,
+    I32(i32),
+    U32(u32),
+    I64(i64),
+    U64(u64),
+    F32(f32),
+    F64(f64),
+    /// A `#[repr(C)]` structure by value, under the name that the kernel gives it.
+    Structure(&'static str, Vec<u8>),
+    /// The address of an array of 8-byte cells; a value shorter than a cell fills its low end.
+    Table(Vec<Arg>),
+}
+
+macro_rules! from {
+    ($($t:ty => $variant:ident),*) => {
+        $(impl From<$t> for Arg {
+            fn from(v: $t) -> Arg { Arg::$variant(v) }
+        })*
+    };
+}
+from!(i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32, f64 => F64);
+
+impl From<bool> for Arg {
+    fn from(v: bool) -> Arg {
+        Arg::I32(i32::from(v))
+    }
+}
+
+impl<T: Into<Arg>> From<Option<T>> for Arg {
+    fn from(v: Option<T>) -> Arg {
+        v.map_or(Arg::Null, Into::into)
+    }
+}
+
+impl Arg {
+    /// The address of an array of rows of cells.
+    pub fn table<const N: usize>(rows: Vec<[Arg; N]>) -> Arg {
+        Arg::Table(rows.into_iter().flatten().collect())
+    }
+    /// A structure by value, that the kernel calls `name`.
+    pub fn structure<T: bytemuck::NoUninit>(name: &'static str, value: &T) -> Arg {
+        Arg::Structure(name, bytemuck::bytes_of(value).to_vec())
+    }
+    fn fits(&self, parameter: &Parameter<&'static str>) -> bool {
+        match (self, parameter) {
+            (Arg::Null | Arg::Slot(_) | Arg::Shadow(_) | Arg::Step | Arg::Ring | Arg::Table(_), p) => {
+                *p == Parameter::Pointer
+            }
+            (Arg::I32(_), p) => *p == Parameter::I32,
+            (Arg::U32(_), p) => *p == Parameter::U32,
+            (Arg::I64(_), p) => *p == Parameter::I64,
+            (Arg::U64(_), p) => *p == Parameter::U64,
+            (Arg::F32(_), p) => *p == Parameter::F32,
+            (Arg::F64(_), p) => *p == Parameter::F64,
+            (Arg::Structure(name, _), Parameter::Structure(expected)) => name == expected,
+            (Arg::Structure(..), _) => false,
+        }
+    }
+}
+
+/// How much of its thread blocks and shared memory a device gives: below CUDA's own limits nothing can be launched.
+const MAX_SHARED: u32 = 227 << 10;
+const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
+
+/// A kernel with everything but addresses.
+#[derive(Clone)]
+pub struct Launch {
+    pub kernel: &'static Kernel,
+    pub grid: [u32; 3],
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    pub args: Vec<Arg>,
+}
+
+impl Launch {
+    /// Errors: no such kernel, arguments that it does not take, a geometry that no device can launch.
+    pub fn new(name: &str, grid: [u32; 3], block: u32, shared: u32, args: Vec<Arg>) -> Result<Launch> {
+        let kernel = Kernel::find(name)?;
+        let wrong = |message: String| Error::Run(format!("{name}: {message}"));
+        if args.len() != kernel.parameters.len() {
+            return Err(wrong(format!("takes {} arguments, found {}", kernel.parameters.len(), args.len())));
+        }
+        for (i, (arg, parameter)) in args.iter().zip(kernel.parameters).enumerate() {
+            if !arg.fits(parameter) {
+                return Err(wrong(format!("argument {i}: expected {parameter:?}, found {arg:?}")));
+            }
+        }
+        let grid_fits = grid.iter().zip(MAX_GRID).all(|(g, most)| (1..=most).contains(g));
+        if !grid_fits || block == 0 || block > kernel.threads || shared > MAX_SHARED {
+            return Err(wrong(format!(
+                "cannot launch {grid:?} blocks of {block} threads with {shared} bytes of shared memory (at most \
+                 {MAX_GRID:?}, {} and {MAX_SHARED})",
+                kernel.threads
+            )));
+        }
+        Ok(Launch { kernel, grid, block, shared, args })
+    }
+}
+
+/// A launch with its addresses: what a machine takes.
+pub struct Prepared {
+    pub kernel: &'static Kernel,
+    pub grid: [u32; 3],
+    pub block: u32,
+    pub shared: u32,
+    /// The arguments' bytes, each from a cell of its own on.
+    cells: Vec<u64>,
+    starts: Vec<usize>,
+    /// What the launch is for, in an error's words.
+    pub label: String,
+}
+
+impl Prepared {
+    /// `address` knows where everything lies; it puts tables into device memory.
+    pub fn new(
+        launch: &Launch,
+        label: String,
+        address: &mut impl FnMut(&Arg) -> Result<Address>,
+    ) -> Result<Self> {
+        let (mut cells, mut starts) = (Vec::new(), Vec::new());
+        for arg in &launch.args {
+            starts.push(cells.len());
+            match arg {
+                Arg::Structure(_, bytes) => cells.extend(bytes.chunks(8).map(|c| {
+                    let mut cell = [0; 8];
+                    cell[..c.len()].copy_from_slice(c);
+                    u64::from_le_bytes(cell)
+                })),
+                _ => cells.push(cell(arg, address)?),
+            }
+        }
+        let Launch { kernel, grid, block, shared, .. } = *launch;
+        Ok(Prepared { kernel, grid, block, shared, cells, starts, label })
+    }
+    /// One pointer an argument, as drivers want them.
+    pub fn pointers(&self) -> Vec<*mut std::ffi::c_void> {
+        self.starts.iter().map(|s| std::ptr::from_ref(&self.cells[*s]).cast_mut().cast()).collect()
+    }
+    /// The launch in words: op, kernel and geometry.
+    pub fn in_words(&self) -> String {
+        format!(
+            "{} ({}, {:?} blocks of {} threads, {} bytes of shared memory)",
+            self.label, self.kernel.name, self.grid, self.block, self.shared
+        )
+    }
+}
+
+/// An argument's value in its cell (little-endian, as every machine that CUDA runs on is).
+pub fn cell(arg: &Arg, address: &mut impl FnMut(&Arg) -> Result<Address>) -> Result<u64> {
+    Ok(match arg {
+        Arg::Null => 0,
+        Arg::I32(v) => u64::from(*v as u32),
+        Arg::U32(v) => u64::from(*v),
+        Arg::I64(v) => *v as u64,
+        Arg::U64(v) => *v,
+        Arg::F32(v) => u64::from(v.to_bits()),
+        Arg::F64(v) => v.to_bits(),
+        Arg::Slot(_) | Arg::Shadow(_) | Arg::Step | Arg::Ring | Arg::Table(_) => address(arg)?,
+        Arg::Structure(name, _) => return Err(Error::Run(format!("a table cannot hold a {name}"))),
+    })
+}

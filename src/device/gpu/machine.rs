@@ -1,0 +1,229 @@
+//! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
+
+use super::launch::{Arg, Launch, Prepared, cell};
+use super::{Address, Block, Gpu, cuda};
+use crate::device::memory::Buffer;
+use crate::device::{Slot, Space, StepState};
+use crate::error::{Error, Result};
+use crate::tensor::Elem;
+
+/// Bytes of the ring that losses go to: 256 steps of 64 losses.
+const RING_BYTES: usize = 64 << 10;
+
+/// One buffer of the store on the device.
+struct Mirror {
+    block: Block,
+    /// Every f32 of it as bf16, at half the offset, once somebody has asked for one.
+    shadow: Option<Block>,
+}
+
+/// A GPU, and what all plans on it share.
+pub struct Machine {
+    pub gpu: Gpu,
+    /// How feature maps are stored.
+    pub maps: Elem,
+    store: Vec<Mirror>,
+    arena: Option<Block>,
+    state: Block,
+    ring: Block,
+    /// Counts the changes of any address; what was prepared under another number must be prepared again.
+    epoch: u64,
+}
+
+/// A step ready to run.
+pub struct Ready {
+    launches: Vec<Prepared>,
+    /// Holds the tables that launches point to.
+    _tables: Block,
+    graph: Option<cuda::Graph>,
+    epoch: u64,
+    runs: u64,
+}
+
+impl Machine {
+    pub fn new(gpu: Gpu, maps: Elem) -> Result<Machine> {
+        let (state, ring) = (gpu.allocate(size_of::<StepState>())?, gpu.allocate(RING_BYTES)?);
+        Ok(Machine { gpu, maps, store: Vec::new(), arena: None, state, ring, epoch: 1 })
+    }
+
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.as_ref().map_or(0, |a| a.bytes)
+    }
+
+    /// Makes room for a step.
+    pub fn reserve(&mut self, arena_bytes: usize) -> Result<()> {
+        if self.arena_bytes() < arena_bytes {
+            // Nothing in the arena outlives a step: drop the old one before the new one is made.
+            self.arena = None;
+            self.epoch += 1;
+            self.arena = Some(self.gpu.allocate(arena_bytes)?);
+        }
+        Ok(())
+    }
+
+    /// Brings the store's changed buffers to the device.
+    pub fn push(&mut self, store: &[Buffer], changed: &mut [bool]) -> Result<()> {
+        for (i, buffer) in store.iter().enumerate() {
+            if i == self.store.len() {
+                let block = self.gpu.allocate(buffer.bytes())?;
+                self.store.push(Mirror { block, shadow: None });
+                self.epoch += 1;
+                changed[i] = true;
+            }
+            if std::mem::take(&mut changed[i]) {
+                self.gpu.upload(&self.store[i].block, 0, buffer.get(0, buffer.bytes()))?;
+                self.refresh_shadow(i)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches a buffer of the store.
+    pub fn pull(&self, index: usize, buffer: &mut Buffer) -> Result<()> {
+        let bytes = buffer.bytes();
+        self.gpu.download(&self.store[index].block, 0, buffer.get_mut(0, bytes))
+    }
+
+    /// Writes the bf16 copy of a whole buffer again.
+    fn refresh_shadow(&self, index: usize) -> Result<()> {
+        let mirror = &self.store[index];
+        let Some(shadow) = &mirror.shadow else { return Ok(()) };
+        let elements = mirror.block.bytes / size_of::<f32>();
+        let blocks = elements.div_ceil(4096).clamp(1, 2112) as u32;
+        // Addresses travel as plain numbers: both blocks belong to the machine, not to a plan.
+        let args = vec![Arg::Shadow(slot_of(index)), Arg::Slot(slot_of(index)), Arg::I64(elements as i64)];
+        let launch = Launch::new("cast_bf16", [blocks, 1, 1], 256, 0, args)?;
+        let mut address = |a: &Arg| match a {
+            Arg::Shadow(_) => Ok(shadow.address),
+            _ => Ok(mirror.block.address),
+        };
+        self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &mut address)?)
+    }
+
+    fn shadow(&mut self, slot: Slot) -> Result<Address> {
+        let Space::Store(i) = slot.space else {
+            return Err(Error::Run(format!("{slot:?} has no bf16 copy: it is not in the store")));
+        };
+        let i = i as usize;
+        if self.store[i].shadow.is_none() {
+            self.store[i].shadow = Some(self.gpu.allocate(self.store[i].block.bytes / 2)?);
+            // Plans that were prepared before pass null to their optimisers where there was no copy.
+            self.epoch += 1;
+            self.refresh_shadow(i)?;
+        }
+        let shadow = self.store[i].shadow.as_ref().map_or(0, |s| s.address);
+        Ok(shadow + slot.offset as u64 / 2)
+    }
+
+    fn address(&self, slot: Slot) -> Result<Address> {
+        let block = match slot.space {
+            Space::Store(i) => self.store.get(i as usize).map(|m| &m.block),
+            Space::Arena => self.arena.as_ref(),
+        };
+        match block {
+            Some(b) if slot.offset + slot.bytes <= b.bytes => Ok(b.address + slot.offset as u64),
+            _ => Err(Error::Run(format!("{slot:?} lies outside the device's memory"))),
+        }
+    }
+
+    /// Gives launches their addresses. `label(i)` says what launch `i` is for.
+    pub fn prepare(&mut self, launches: &[Launch], label: impl Fn(usize) -> String) -> Result<Ready> {
+        // Copies that optimisers only refresh are theirs to skip; those that kernels read must exist first.
+        for arg in launches.iter().flat_map(|l| &l.args) {
+            if let Arg::Shadow(slot) = arg {
+                self.shadow(*slot)?;
+            }
+        }
+        let (mut cells, mut at) = (Vec::new(), Vec::new());
+        for table in launches.iter().flat_map(|l| &l.args) {
+            let Arg::Table(args) = table else { continue };
+            at.push(cells.len() * 8);
+            for arg in args {
+                cells.push(cell(arg, &mut |a| self.resolve(a, &mut std::iter::empty()))?);
+            }
+        }
+        let tables = self.gpu.allocate(cells.len() * 8)?;
+        if !cells.is_empty() {
+            self.gpu.upload(&tables, 0, bytemuck::cast_slice(&cells))?;
+        }
+        let mut offsets = at.into_iter().map(|o| tables.address + o as u64);
+        let prepared = launches
+            .iter()
+            .enumerate()
+            .map(|(i, l)| Prepared::new(l, label(i), &mut |a| self.resolve(a, &mut offsets)))
+            .collect::<Result<_>>()?;
+        Ok(Ready { launches: prepared, _tables: tables, graph: None, epoch: self.epoch, runs: 0 })
+    }
+
+    /// An argument's address; `tables` yields those of the tables in their order.
+    fn resolve(&self, arg: &Arg, tables: &mut dyn Iterator<Item = Address>) -> Result<Address> {
+        match arg {
+            Arg::Slot(slot) => self.address(*slot),
+            Arg::Shadow(slot) => Ok(match slot.space {
+                Space::Store(i) => self.store[i as usize].shadow.as_ref(),
+                Space::Arena => None,
+            }
+            .map_or(0, |s| s.address + slot.offset as u64 / 2)),
+            Arg::Step => Ok(self.state.address),
+            Arg::Ring => Ok(self.ring.address),
+            Arg::Table(_) => tables.next().ok_or_else(|| Error::Run("a table inside a table".into())),
+            other => Err(Error::Run(format!("{other:?} has no address"))),
+        }
+    }
+
+    /// Whether a prepared step's addresses still hold.
+    pub fn holds(&self, ready: &Ready) -> bool {
+        ready.epoch == self.epoch
+    }
+
+    /// Starts a step: launch by launch the first time (so that every module is loaded), captured the second, as one
+    /// graph from then on.
+    pub fn run(&self, ready: &mut Ready, step: &StepState) -> Result<()> {
+        self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
+        let eager = |ready: &Ready| ready.launches.iter().try_for_each(|l| self.gpu.launch(l));
+        ready.runs += 1;
+        match &self.gpu {
+            Gpu::Cuda(device) if device.captures() && ready.runs > 1 => {
+                if ready.graph.is_none() {
+                    ready.graph = Some(device.capture(|| eager(ready))?);
+                }
+                ready.graph.as_ref().map_or(Ok(()), |g| device.replay(g))
+            }
+            _ => eager(ready),
+        }
+    }
+
+    /// Reads rows of the ring: `rows` of `count` numbers.
+    pub fn ring(&self, rows: usize, count: usize) -> Result<Vec<f32>> {
+        let mut values = vec![0.0f32; rows * count];
+        self.gpu.download(&self.ring, 0, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Reads a slot as f32.
+    pub fn read(&self, slot: Slot, elem: Elem) -> Result<Vec<f32>> {
+        let block = match slot.space {
+            Space::Store(i) => &self.store[i as usize].block,
+            Space::Arena => self.arena.as_ref().ok_or_else(|| Error::Run("no arena to read from".into()))?,
+        };
+        let mut bytes = vec![0u8; slot.bytes];
+        self.gpu.download(block, slot.offset, &mut bytes)?;
+        Ok(match elem {
+            Elem::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            Elem::Bf16 => {
+                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+        })
+    }
+}
+
+/// Rows of the ring for steps of `metrics` losses.
+pub fn ring_rows(metrics: usize) -> usize {
+    (RING_BYTES / (4 * metrics.max(1))).min(256)
+}
+
+fn slot_of(index: usize) -> Slot {
+    Slot { space: Space::Store(index as u32), offset: 0, bytes: 0 }
+}

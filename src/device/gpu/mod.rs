@@ -1,0 +1,137 @@
+//! Machines that run the kernels of `kernels/*.cu`: a CUDA device, or the emulator on the CPU.
+//!
+//! Both take the same calls: memory by address, copies, and `launch(kernel, geometry, arguments)`. What lies above knows
+//! one [`Gpu`] and never asks which.
+
+pub mod cuda;
+pub mod emu;
+pub mod launch;
+pub mod machine;
+pub mod nvrtc;
+pub mod source;
+
+use crate::error::{Error, Result};
+use launch::Prepared;
+use source::Parameter;
+use std::ffi::c_void;
+
+/// One `kernels/<stem>.cu`.
+pub struct Module {
+    pub stem: &'static str,
+    pub source: &'static str,
+    /// Empty when the program was built without NVRTC.
+    pub images: &'static [Image],
+}
+
+/// What a module became for one target.
+pub struct Image {
+    pub target: &'static str,
+    pub cubin: &'static [u8],
+    pub ptx: &'static [u8],
+}
+
+/// One launchable kernel.
+pub struct Kernel {
+    /// As its `INSTANCE` line spells it.
+    pub name: &'static str,
+    /// Index into [`MODULES`].
+    pub module: usize,
+    /// Its mangled name; empty when the program was built without NVRTC.
+    pub symbol: &'static str,
+    /// Most threads of a block.
+    pub threads: u32,
+    pub parameters: &'static [Parameter<&'static str>],
+    /// Registers, spilled bytes and static shared bytes, for each of the module's images.
+    pub figures: &'static [[u32; 3]],
+    pub emulated: Option<Entry>,
+}
+
+/// An emulated kernel: takes one pointer an argument.
+pub type Entry = unsafe extern "C" fn(*mut *mut c_void);
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+impl Kernel {
+    /// The kernel of that name.
+    ///
+    /// Errors: no `INSTANCE` line has it; a mistake of the op's, which names the nearest there are.
+    pub fn find(name: &str) -> Result<&'static Kernel> {
+        KERNELS.iter().find(|k| k.name == name).ok_or_else(|| {
+            let base = name.split('<').next().unwrap_or(name);
+            let near: Vec<_> =
+                KERNELS.iter().map(|k| k.name).filter(|n| n.split('<').next() == Some(base)).collect();
+            Error::Run(format!("no kernel {name}; of this name there are: {}", near.join(", ")))
+        })
+    }
+}
+
+/// How a machine's memory is addressed.
+pub type Address = u64;
+
+/// A machine that runs kernels.
+pub enum Gpu {
+    Cuda(cuda::Cuda),
+    Emu(emu::Emu),
+}
+
+/// Memory of a machine, freed with it.
+pub struct Block {
+    pub address: Address,
+    pub bytes: usize,
+    free: fn(Address),
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        (self.free)(self.address);
+    }
+}
+
+impl Gpu {
+    /// The device in words.
+    pub fn name(&self) -> String {
+        match self {
+            Gpu::Cuda(d) => d.name(),
+            Gpu::Emu(e) => e.name(),
+        }
+    }
+    /// Memory of undefined content.
+    ///
+    /// Errors: out of memory, with what was asked for and what is free.
+    pub fn allocate(&self, bytes: usize) -> Result<Block> {
+        match self {
+            Gpu::Cuda(d) => d.allocate(bytes),
+            Gpu::Emu(e) => e.allocate(bytes),
+        }
+    }
+    /// Copies to the device; the host's bytes may change as soon as this returns.
+    pub fn upload(&self, to: &Block, offset: usize, bytes: &[u8]) -> Result<()> {
+        assert!(offset + bytes.len() <= to.bytes, "upload past the end of a block");
+        match self {
+            Gpu::Cuda(d) => d.upload(to.address + offset as u64, bytes),
+            Gpu::Emu(e) => e.upload(to.address + offset as u64, bytes),
+        }
+    }
+    /// Copies from the device, after all that was launched before.
+    pub fn download(&self, from: &Block, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        assert!(offset + bytes.len() <= from.bytes, "download past the end of a block");
+        match self {
+            Gpu::Cuda(d) => d.download(from.address + offset as u64, bytes),
+            Gpu::Emu(e) => e.download(from.address + offset as u64, bytes),
+        }
+    }
+    /// Starts a kernel after all that was launched before.
+    pub fn launch(&self, p: &Prepared) -> Result<()> {
+        match self {
+            Gpu::Cuda(d) => d.launch(p),
+            Gpu::Emu(e) => e.launch(p),
+        }
+    }
+    /// Waits for all that was launched.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Gpu::Cuda(d) => d.synchronize(),
+            Gpu::Emu(_) => Ok(()),
+        }
+    }
+}

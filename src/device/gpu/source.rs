@@ -1,0 +1,129 @@
+//! What a kernel source declares: read from its text, by the build script and by the program alike.
+//!
+//! A kernel's parameter list is written once, in CUDA C++. Reading it here is what lets a launch check the number and the
+//! kinds of its arguments without a second copy of the list in Rust.
+
+/// What one parameter of a kernel takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parameter<Name = String> {
+    Pointer,
+    I32,
+    U32,
+    I64,
+    U64,
+    F32,
+    F64,
+    /// A structure by value, by its name.
+    Structure(Name),
+}
+
+/// One launchable kernel of a source file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// As the `INSTANCE` line spells it: `max_pool_fwd<float>`.
+    pub instance: String,
+    pub parameters: Vec<Parameter>,
+    /// Most threads of a block.
+    pub threads: u32,
+}
+
+/// The kernels that `source` declares by `INSTANCE(...)`.
+///
+/// Errors: an instance of a kernel that the file does not define, and a parameter of a type that no launch can pass.
+pub fn kernels(source: &str) -> Result<Vec<Declared>, String> {
+    let code = without_comments(source);
+    let mut found = Vec::new();
+    for (line, text) in code.lines().enumerate() {
+        let Some(rest) = text.trim_start().strip_prefix("INSTANCE(") else { continue };
+        let end = rest.rfind(')').ok_or_else(|| format!("line {}: INSTANCE without its `)`", line + 1))?;
+        let instance = rest[..end].trim().to_string();
+        let name = instance.split('<').next().unwrap_or_default().trim();
+        let (threads, parameters) =
+            definition(&code, name).map_err(|e| format!("line {}: INSTANCE({instance}): {e}", line + 1))?;
+        found.push(Declared { instance, parameters, threads });
+    }
+    Ok(found)
+}
+
+/// The launch bound and the parameters of `KERNEL(threads) name(...)`.
+fn definition(code: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
+    for (at, _) in code.match_indices("KERNEL(") {
+        let rest = &code[at + "KERNEL(".len()..];
+        let Some((bound, rest)) = rest.split_once(')') else { continue };
+        let Some(rest) = rest.trim_start().strip_prefix(name) else { continue };
+        let Some(rest) = rest.trim_start().strip_prefix('(') else { continue };
+        let threads = bound.trim().parse().map_err(|_| format!("KERNEL({bound}): expected a number"))?;
+        let (list, _) = rest.split_once(')').ok_or("a parameter list without its `)`")?;
+        let parameters = split(list).iter().map(|p| parameter(p)).collect::<Result<_, _>>()?;
+        return Ok((threads, parameters));
+    }
+    Err(format!("no `KERNEL(threads) {name}(...)` in this file"))
+}
+
+/// A parameter list at its outer commas.
+fn split(list: &str) -> Vec<String> {
+    let (mut parts, mut depth) = (vec![String::new()], 0);
+    for c in list.chars() {
+        match c {
+            '<' => depth += 1,
+            '>' => depth -= 1,
+            _ => {}
+        }
+        match (c, parts.last_mut()) {
+            (',', _) if depth == 0 => parts.push(String::new()),
+            (_, Some(last)) => last.push(c),
+            (_, None) => {}
+        }
+    }
+    parts.retain(|p| !p.trim().is_empty());
+    parts
+}
+
+fn parameter(text: &str) -> Result<Parameter, String> {
+    if text.contains('*') {
+        return Ok(Parameter::Pointer);
+    }
+    let mut words = text.split_whitespace().filter(|w| *w != "const");
+    let kind = match words.next().unwrap_or_default() {
+        "int" => Parameter::I32,
+        "u32" => Parameter::U32,
+        "i64" => Parameter::I64,
+        "u64" => Parameter::U64,
+        "float" => Parameter::F32,
+        "double" => Parameter::F64,
+        name if name.len() > 1 && name.starts_with(|c: char| c.is_ascii_uppercase()) => {
+            Parameter::Structure(name.into())
+        }
+        other => return Err(format!("parameter `{}`: a launch cannot pass a {other}", text.trim())),
+    };
+    Ok(kind)
+}
+
+/// The text with comments blanked out, lines kept.
+fn without_comments(source: &str) -> String {
+    source.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_templates_bounds_and_parameters() {
+        let source = "template <class T>\nKERNEL(128) f(T* RESTRICT y, const Pack<T, 8>* x, // rows\n  int n, const u64 seed,\
+                      Conv2dDims d) {}\n// INSTANCE(g)\nINSTANCE(f<float>)\nINSTANCE(f<bf16>)\n";
+        let found = kernels(source).unwrap();
+        let structure = Parameter::Structure("Conv2dDims".into());
+        let expected = [Parameter::Pointer, Parameter::Pointer, Parameter::I32, Parameter::U64, structure];
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[1].instance.as_str(), found[1].threads), ("f<bf16>", 128));
+        assert_eq!(found[0].parameters, expected);
+    }
+
+    #[test]
+    fn refuses_what_no_launch_can_pass() {
+        let by_value = "template <class T> KERNEL(32) f(T x) {}\nINSTANCE(f<float>)";
+        assert!(kernels(by_value).unwrap_err().contains("cannot pass a T"));
+        assert!(kernels("INSTANCE(g)").unwrap_err().contains("no `KERNEL(threads) g(...)`"));
+    }
+}

@@ -1,0 +1,157 @@
+//! What an op sees while it turns its operands into kernel launches: [`Io`](super::Io), with addresses in place of slices.
+
+use super::{Operands, Write};
+use crate::device::Slot;
+use crate::device::gpu::launch::{Arg, Launch};
+use crate::error::{Error, Result};
+use crate::tensor::{Elem, Shape};
+
+/// Threads of a block, where nothing speaks for another number: eight warps hide a load's latency, and four such blocks
+/// fit a multiprocessor even at 64 registers a thread.
+pub const THREADS: u32 = 256;
+
+/// Most blocks of a grid-stride loop: 16 for each of an H200's 132 multiprocessors.
+const MAX_BLOCKS: usize = 2112;
+
+/// Blocks for `elements` at `per_block` a pass of a grid-stride loop.
+pub fn blocks_for(elements: usize, per_block: usize) -> u32 {
+    elements.div_ceil(per_block).clamp(1, MAX_BLOCKS) as u32
+}
+
+/// An operand on a device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tensor {
+    pub slot: Slot,
+    pub elem: Elem,
+    /// Whether it is the bf16 copy that the machine keeps of an f32 tensor of the store.
+    pub is_shadow: bool,
+}
+
+impl From<Tensor> for Arg {
+    fn from(t: Tensor) -> Arg {
+        if t.is_shadow { Arg::Shadow(t.slot) } else { Arg::Slot(t.slot) }
+    }
+}
+
+/// As kernels take it: whether to add.
+impl From<Write> for Arg {
+    fn from(w: Write) -> Arg {
+        Arg::from(w == Write::Add)
+    }
+}
+
+/// A grid given by one number or three.
+pub trait Grid {
+    fn dims(self) -> [u32; 3];
+}
+impl Grid for u32 {
+    fn dims(self) -> [u32; 3] {
+        [self, 1, 1]
+    }
+}
+impl Grid for [u32; 3] {
+    fn dims(self) -> [u32; 3] {
+        self
+    }
+}
+
+/// The launches of one instruction, in order.
+pub struct Launches<'a> {
+    op: &'static str,
+    operands: &'a Operands,
+    /// How feature maps are stored.
+    maps: Elem,
+    pub list: Vec<Launch>,
+}
+
+impl<'a> Launches<'a> {
+    pub fn new(op: &'static str, operands: &'a Operands, maps: Elem) -> Self {
+        Launches { op, operands, maps, list: Vec::new() }
+    }
+    pub fn shape(&self, input: usize) -> Shape {
+        self.operands.input_shapes[input]
+    }
+    pub fn out_shape(&self, output: usize) -> Shape {
+        self.operands.output_shapes[output]
+    }
+    pub fn inputs(&self) -> usize {
+        self.operands.inputs.len()
+    }
+    pub fn maps(&self) -> Elem {
+        self.maps
+    }
+    /// Input `i`; one that the op updates in place is written through the same address.
+    pub fn x(&self, i: usize) -> Tensor {
+        plain(self.operands.inputs[i], self.operands.input_elems[i])
+    }
+    /// The bf16 copy of input `i`, an f32 tensor of the store.
+    pub fn shadow(&self, i: usize) -> Tensor {
+        Tensor { slot: self.operands.inputs[i], elem: Elem::Bf16, is_shadow: true }
+    }
+    /// The bf16 copy that an optimiser has to refresh with tensor `i`; none where maps are f32.
+    pub fn shadow_of_state(&self, i: usize) -> Option<Tensor> {
+        (self.maps == Elem::Bf16).then(|| self.shadow(i))
+    }
+    pub fn y(&self, i: usize) -> Tensor {
+        plain(self.operands.outputs[i], self.operands.output_elems[i])
+    }
+    /// Output `i` as backward sees it; the signature says `keeps_outputs`.
+    pub fn kept_y(&self, i: usize) -> Tensor {
+        self.y(i)
+    }
+    /// Whether backward will run, so that forward fills the saved buffers.
+    pub fn saves(&self) -> bool {
+        !self.operands.saved.is_empty()
+    }
+    pub fn saved(&self, i: usize) -> Tensor {
+        plain(self.operands.saved[i], Elem::F32)
+    }
+    pub fn scratch(&self, i: usize) -> Tensor {
+        plain(self.operands.scratch[i], Elem::F32)
+    }
+    /// Gradient of output `i`, of the output's type.
+    pub fn dy(&self, i: usize) -> Option<Tensor> {
+        self.operands.output_grads[i].map(|s| plain(s, self.operands.output_elems[i]))
+    }
+    /// The gradient of a single-output op's output.
+    pub fn dy0(&self) -> Tensor {
+        self.dy(0).expect("backward of an op whose output has no gradient")
+    }
+    /// Where the gradient of input `i` goes, if anybody wants it; of the input's type.
+    pub fn dx(&self, i: usize) -> Option<(Tensor, Write)> {
+        self.operands.input_grads[i].map(|(s, write)| (plain(s, self.operands.input_elems[i]), write))
+    }
+    pub fn step(&self) -> Arg {
+        Arg::Step
+    }
+    /// Adds a launch after those before it.
+    ///
+    /// Errors: a kernel that does not exist, takes other arguments, or cannot be launched so.
+    pub fn launch<const N: usize>(
+        &mut self,
+        kernel: impl AsRef<str>,
+        grid: impl Grid,
+        block: u32,
+        shared_bytes: u32,
+        args: [Arg; N],
+    ) -> Result<()> {
+        let launch = Launch::new(kernel.as_ref(), grid.dims(), block, shared_bytes, args.into());
+        self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
+        Ok(())
+    }
+    /// Refuses operands whose types no kernel of the op takes together.
+    pub fn expect_same(&self, what: &str, expected: Tensor, found: Tensor) -> Result<()> {
+        if expected.elem == found.elem {
+            return Ok(());
+        }
+        let message = format!("{what}: expected {}, found {}", expected.elem, found.elem);
+        Err(Error::shape(self.op, message))
+    }
+    pub fn no_kernel(&self) -> Result<()> {
+        Err(Error::shape(self.op, "no kernel yet"))
+    }
+}
+
+fn plain(slot: Slot, elem: Elem) -> Tensor {
+    Tensor { slot, elem, is_shadow: false }
+}
