@@ -25,8 +25,8 @@ KERNEL(256) concat_columns_fwd(float* RESTRICT y,            // [n, width]
 }
 INSTANCE(concat_columns_fwd)
 
-KERNEL(256) concat_columns_bwd(const Part* RESTRICT parts,  // [count], x is the gradient
-                               const float* RESTRICT dy,    // [n, width]
+KERNEL(256) concat_columns_bwd(const float* RESTRICT dy,    // [n, width]
+                               const Part* RESTRICT parts,  // [count], x is the gradient
                                int count, int n, int width) {
     for (i64 e = global_thread(); e < (i64)n * width; e += global_threads()) {
         const Part* p = part_of(parts, count, e % width);
