@@ -13,10 +13,8 @@ KERNEL(256) one_hot_labels(u8* RESTRICT t,           // [n, c]
         const float* column = x + e % c;
         const float own = x[e];
         int ahead = 0;
-        for (int j = 0; j < n; j++) {
-            const float v = column[(i64)j * c];
-            ahead += v > own || (v == own && j < row);
-        }
+        for (int j = 0; j < row; j++) ahead += column[(i64)j * c] >= own;
+        for (int j = row + 1; j < n; j++) ahead += column[(i64)j * c] > own;
         t[e] = ahead < positives;
     }
 }
