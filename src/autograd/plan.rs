@@ -14,7 +14,7 @@ use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
 use crate::ops::launches::Launches;
 use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 
 /// An update rule and the tensors it owns; every tensor brings its own moments.
@@ -516,18 +516,13 @@ impl<R: Real> Plan<R> {
     }
 }
 
-/// How a GPU stores each value: leaves, scalars, and rows of f32 operands in f32; feature maps, and what comes of them,
-/// as `maps` says.
+/// How a GPU stores each value; leaves are f32.
 fn element_types(tape: &Tape, maps: Elem) -> Vec<Elem> {
     let mut elems = vec![Elem::F32; tape.values.len()];
     for node in &tape.nodes {
-        let from_map = node.inputs.iter().any(|v| elems[tape.root(*v)] == Elem::Bf16);
+        let inputs: Vec<Elem> = node.inputs.iter().map(|v| elems[tape.root(*v)]).collect();
         for v in &node.outputs {
-            let shape = tape.shape(*v);
-            let is_map = shape.h() * shape.w() > 1;
-            if shape != Shape::SCALAR && !node.op.gives_f32() && (is_map || from_map) {
-                elems[tape.root(*v)] = maps;
-            }
+            elems[tape.root(*v)] = node.op.output_elem(tape.shape(*v), &inputs, maps);
         }
     }
     elems

@@ -218,6 +218,15 @@ macro_rules! registry {
             }
         }
 
+        impl Op {
+            /// How a GPU stores an output: scalars, and rows of f32 operands, in f32; feature maps, and what comes of
+            /// them, as `maps` says.
+            pub fn output_elem(&self, output: Shape, inputs: &[Elem], maps: Elem) -> Elem {
+                let is_map = output.h() * output.w() > 1 || inputs.contains(&Elem::Bf16);
+                if is_map && output != Shape::SCALAR && !self.gives_f32() { maps } else { Elem::F32 }
+            }
+        }
+
         impl Operator for Op {
             fn signature(&self, args: &[Arg]) -> Result<Signature> {
                 match self { $(Op::$op(op) => op.signature(args)),* }

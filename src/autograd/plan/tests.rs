@@ -2,6 +2,7 @@ use super::*;
 use crate::autograd::tape::Learn;
 use crate::ops::activation::{Act, Activation};
 use crate::ops::conv2d::Conv2d;
+use crate::tensor::Shape;
 
 /// Two trainable convolutions around a frozen one, with a skip, down to a single number per batch.
 fn net(store: &mut Store<f64>) -> (Tape, Value, Vec<TensorId>) {

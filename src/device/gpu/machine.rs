@@ -116,12 +116,8 @@ impl Machine {
     }
 
     fn address(&self, slot: Slot) -> Result<Address> {
-        let block = match slot.space {
-            Space::Store(i) => self.store.get(i as usize).map(|m| &m.block),
-            Space::Arena => self.arena.as_ref(),
-        };
-        match block {
-            Some(b) if slot.offset + slot.bytes <= b.bytes => Ok(b.address + slot.offset as u64),
+        match self.block(slot.space)? {
+            b if slot.offset + slot.bytes <= b.bytes => Ok(b.address + slot.offset as u64),
             _ => Err(Error::Run(format!("{slot:?} lies outside the device's memory"))),
         }
     }
@@ -200,14 +196,26 @@ impl Machine {
         Ok(values)
     }
 
+    fn block(&self, space: Space) -> Result<&Block> {
+        let block = match space {
+            Space::Store(i) => self.store.get(i as usize).map(|m| &m.block),
+            Space::Arena => self.arena.as_ref(),
+        };
+        block.ok_or_else(|| Error::Run(format!("{space:?} is not on the device")))
+    }
+
+    /// Overwrites a slot, after all that was launched before.
+    pub fn write(&self, slot: Slot, bytes: &[u8]) -> Result<()> {
+        self.gpu.upload(self.block(slot.space)?, slot.offset, bytes)
+    }
+    /// Reads a slot, after all that was launched before.
+    pub fn read_bytes(&self, slot: Slot, bytes: &mut [u8]) -> Result<()> {
+        self.gpu.download(self.block(slot.space)?, slot.offset, bytes)
+    }
     /// Reads a slot as f32.
     pub fn read(&self, slot: Slot, elem: Elem) -> Result<Vec<f32>> {
-        let block = match slot.space {
-            Space::Store(i) => &self.store[i as usize].block,
-            Space::Arena => self.arena.as_ref().ok_or_else(|| Error::Run("no arena to read from".into()))?,
-        };
         let mut bytes = vec![0u8; slot.bytes];
-        self.gpu.download(block, slot.offset, &mut bytes)?;
+        self.read_bytes(slot, &mut bytes)?;
         Ok(match elem {
             Elem::F32 => {
                 bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()

@@ -1,0 +1,163 @@
+// What the words of lib/dev.cuh and lib/mma.cuh mean to g++: a CUDA thread is a fiber, a block runs on one OS thread.
+//
+// build.rs wraps every kernel file in a namespace of its own, so that DEV helpers of the same name in two files are two
+// functions (DEV is plain `inline`, for `DEV static` members must compile), and includes this header before, outside:
+//
+//   #include "emu/emu.h"
+//   namespace kernels_max_pool {
+//   #include "max_pool.cu"
+//   extern "C" void emu_entry_max_pool_0(void** a) { emu::call(max_pool_fwd<float>, a); }
+//   }
+//
+// Everything here is `static`: kernels are compiled with -fsanitize and the runtime is not, and the linker must not
+// let one side have the other's copy of a function.
+#pragma once
+#include <math.h> // not <cmath>: this one makes exp(float) float in the global namespace, as CUDA does
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <utility>
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+namespace emu {
+
+struct Dim3 {
+    u32 x, y, z;
+};
+// What a kernel may ask about its thread and its block. The runtime's Fiber derives from Thread.
+struct Thread {
+    Dim3 idx;
+    u32 id; // within the block, x fastest: lane is id % 32, warp is id / 32
+};
+struct Block {
+    Dim3 idx, dim, grid;
+};
+// __thread, not thread_local: no initialiser is to be checked on each of the many reads.
+extern __thread Thread* self;
+extern __thread Block block;
+
+// A line of a kernel, for messages and for telling one call of a collective from another.
+struct Place {
+    const char* file;
+    int line;
+};
+
+enum class Op : u8 { Shuffle, Ballot, Sync, Ldmatrix, LdmatrixTrans, Mma };
+
+struct LdmatrixArgs {
+    u32* r;
+    const void* row;
+};
+struct MmaArgs {
+    float* d;
+    const u32* a;
+    u32 b0, b1;
+};
+
+void sync_block(Place);
+// Waits until the whole warp has called; the result is what each lane brought, 32 cells.
+const u64* rendezvous(Op op, u64 brought, Place);
+u64 shuffle(u64 v, int from_lane, Place);
+u32 ballot(bool v, Place);
+void* shared_array(const void* key, const char* name, size_t bytes, size_t align);
+void* dynamic_shared();
+void cp_async(void* to, const void* from, bool valid, Place);
+void cp_async_commit();
+void cp_async_wait(u32 in_flight);
+
+// args[i] points at the i-th argument, as for cuLaunchKernel.
+template <class... A, size_t... i> static void call_with(void (*kernel)(A...), void** args, std::index_sequence<i...>) {
+    (void)args;
+    kernel(*static_cast<A*>(args[i])...);
+}
+template <class... A> static void call(void (*kernel)(A...), void** args) {
+    call_with(kernel, args, std::index_sequence_for<A...>());
+}
+
+template <class T> static u64 to_cell(T v) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "only 4- and 8-byte values are shuffled");
+    u64 cell = 0;
+    memcpy(&cell, &v, sizeof v);
+    return cell;
+}
+template <class T> static T from_cell(u64 cell) {
+    T v;
+    memcpy(&v, &cell, sizeof v);
+    return v;
+}
+
+} // namespace emu
+
+#define DEV inline
+#define KERNEL(threads) inline void
+// The address of a static of the function is the name of the array: the first thread of a block that asks makes it.
+#define SHARED(T, name, n)               \
+    static const char name##_key = 0;    \
+    T(&name)[n] = *static_cast<T(*)[n]>( \
+        emu::shared_array(&name##_key, #name, sizeof(T) * (n), alignof(T)))
+#define DYN_SHARED(T, name) T* const name = static_cast<T*>(emu::dynamic_shared())
+#define RESTRICT __restrict__
+#define UNROLL
+
+#define threadIdx (emu::self->idx)
+#define blockIdx (emu::block.idx)
+#define blockDim (emu::block.dim)
+#define gridDim (emu::block.grid)
+
+// Default arguments carry the caller's line into the runtime, so that a kernel's source needs no macro.
+#define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+#define EMU_PLACE (emu::Place{file, line})
+
+struct bf16 {
+    u16 bits;
+};
+
+static inline float bits_to_float(u32 u) { return emu::from_cell<float>(u); }
+static inline u32 float_to_bits(float f) { return (u32)emu::to_cell(f); }
+// Nearest even. The carry of the addition would turn some NaN into infinity, so a NaN is kept, made quiet.
+static inline bf16 to_bf16(float f) {
+    const u32 u = float_to_bits(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return {(u16)(u >> 16 | 0x40)};
+    return {(u16)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
+static inline u32 pack_bf16(float lo, float hi) { return (u32)to_bf16(lo).bits | (u32)to_bf16(hi).bits << 16; }
+static inline u32 mul_hi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+
+template <class T> static inline T shfl_xor(T v, int mask, EMU_HERE) {
+    return emu::from_cell<T>(emu::shuffle(emu::to_cell(v), (emu::self->id ^ mask) & 31, EMU_PLACE));
+}
+// A lane whose source would be beyond the warp keeps its own value.
+template <class T> static inline T shfl_down(T v, int by, EMU_HERE) {
+    const int lane = emu::self->id & 31, from = lane + by;
+    return emu::from_cell<T>(emu::shuffle(emu::to_cell(v), from > 31 ? lane : from, EMU_PLACE));
+}
+template <class T> static inline T shfl(T v, int lane, EMU_HERE) {
+    return emu::from_cell<T>(emu::shuffle(emu::to_cell(v), lane & 31, EMU_PLACE));
+}
+static inline u32 ballot(bool v, EMU_HERE) { return emu::ballot(v, EMU_PLACE); }
+static inline void sync_warp(EMU_HERE) { emu::rendezvous(emu::Op::Sync, 0, EMU_PLACE); }
+static inline void sync_block(EMU_HERE) { emu::sync_block(EMU_PLACE); }
+
+static inline void ldmatrix_x4(u32 (&r)[4], const void* p, EMU_HERE) {
+    emu::LdmatrixArgs args{r, p};
+    emu::rendezvous(emu::Op::Ldmatrix, (u64)(uintptr_t)&args, EMU_PLACE);
+}
+static inline void ldmatrix_x4_trans(u32 (&r)[4], const void* p, EMU_HERE) {
+    emu::LdmatrixArgs args{r, p};
+    emu::rendezvous(emu::Op::LdmatrixTrans, (u64)(uintptr_t)&args, EMU_PLACE);
+}
+static inline void mma_bf16_16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, EMU_HERE) {
+    emu::MmaArgs args{d, a, b0, b1};
+    emu::rendezvous(emu::Op::Mma, (u64)(uintptr_t)&args, EMU_PLACE);
+}
+static inline void cp_async16(void* to, const void* from, bool valid, EMU_HERE) {
+    emu::cp_async(to, from, valid, EMU_PLACE);
+}
+static inline void cp_async_commit() { emu::cp_async_commit(); }
+template <int n> static inline void cp_async_wait() { emu::cp_async_wait(n); }

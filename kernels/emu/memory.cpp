@@ -1,0 +1,141 @@
+// Device memory: every allocation ends at a page that faults, so that an access past it cannot go unseen.
+//
+// Addresses are multiples of 256, as cuMemAlloc's are, so up to 255 bytes remain between the end and that page. They
+// hold CANARY, looked at after every launch, and so do the bytes from the start of the first page to the allocation.
+// Under ASan all of this is malloc's: its redzones begin at the very end.
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <mutex>
+
+#include "emu/runtime.h"
+
+namespace emu {
+
+struct Allocation {
+    size_t bytes;
+    char* pages; // mapped, with the guard page
+    size_t mapped;
+    const void* owner; // the OS thread that made it
+};
+
+struct Registry {
+    std::mutex lock;
+    std::map<char*, Allocation> all;
+};
+static Registry& registry() {
+    static Registry* r = new Registry; // never destroyed: workers outlive main
+    return *r;
+}
+
+static __thread char this_thread; // its address tells OS threads apart
+
+constexpr size_t ALIGN = 256, CHECKED_BEFORE = 64;
+
+static void lay_canaries(char* at, const Allocation& a) {
+    for (char* p = a.pages; p < at; p++) *p = canary_at(p);
+    for (char* p = at + a.bytes; p < a.pages + a.mapped - PAGE; p++) *p = canary_at(p);
+}
+
+static const char* damage(const char* at, const Allocation& a) {
+    const size_t before = at - a.pages;
+    const size_t checked = before < CHECKED_BEFORE ? before : CHECKED_BEFORE;
+    if (!is_canary(at - checked, checked)) return "before";
+    const char* end = at + a.bytes;
+    if (!is_canary(end, a.pages + a.mapped - PAGE - end)) return "behind";
+    return nullptr;
+}
+
+static void report(const char* at, const Allocation& a, const char* side, char* out, size_t out_len) {
+    snprintf(out, out_len, "out-of-bounds write %s the device allocation of %zu bytes at %p", side, a.bytes, at);
+}
+
+bool allocations_intact(char* error, size_t error_len) {
+    if (san::ADDRESS) return true;
+    Registry& r = registry();
+    std::lock_guard<std::mutex> guard(r.lock);
+    for (auto& [at, a] : r.all) {
+        if (a.owner != &this_thread) continue; // another thread's kernel may be the culprit, and it will look itself
+        if (const char* side = damage(at, a)) {
+            report(at, a, side, error, error_len);
+            // Reported once: the next launch is not to blame.
+            lay_canaries(at, a);
+            return false;
+        }
+    }
+    return true;
+}
+
+void describe_address(const void* address, char* out, size_t out_len) {
+    out[0] = 0;
+    const char* p = static_cast<const char*>(address);
+    if ((uintptr_t)p < PAGE) {
+        snprintf(out, out_len, " (a null pointer)");
+        return;
+    }
+    Registry& r = registry();
+    std::lock_guard<std::mutex> guard(r.lock);
+    auto it = r.all.upper_bound(const_cast<char*>(p));
+    if (it == r.all.begin()) return;
+    --it;
+    const Allocation& a = it->second;
+    const size_t past = p - (it->first + a.bytes);
+    if (p >= it->first + a.bytes && past < 64 * PAGE) {
+        snprintf(out, out_len, ", %zu bytes past the end of a device allocation of %zu bytes", past, a.bytes);
+    }
+}
+
+} // namespace emu
+
+using namespace emu;
+
+// Contents are NaN: memory that nobody wrote shows in results.
+extern "C" void* emu_alloc(size_t bytes) {
+    if (san::ADDRESS) {
+        void* p = nullptr;
+        if (posix_memalign(&p, ALIGN, bytes ? bytes : 1)) return nullptr;
+        return memset(p, 0xff, bytes);
+    }
+    const size_t room = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    const size_t data = (room + PAGE - 1) / PAGE * PAGE;
+    void* pages = mmap(nullptr, data + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) return nullptr;
+    char *const first = static_cast<char*>(pages), *const at = first + (data - room);
+    memset(at, 0xff, bytes);
+    const Allocation a = {bytes, first, data + PAGE, &this_thread};
+    lay_canaries(at, a);
+    mprotect(first + data, PAGE, PROT_NONE);
+    Registry& r = registry();
+    std::lock_guard<std::mutex> guard(r.lock);
+    r.all[at] = a;
+    return at;
+}
+
+extern "C" void emu_free(void* p) {
+    if (!p) return;
+    if (san::ADDRESS) return free(p);
+    char* const at = static_cast<char*>(p);
+    Allocation a;
+    const char* side;
+    {
+        Registry& r = registry();
+        std::lock_guard<std::mutex> guard(r.lock);
+        auto it = r.all.find(at);
+        if (it == r.all.end()) {
+            fprintf(stderr, "emu_free: %p is no allocation, or was freed before\n", p);
+            abort();
+        }
+        a = it->second;
+        side = damage(at, a);
+        r.all.erase(it);
+    }
+    if (side) { // made by another thread than the one that launched, or the host wrote it
+        char text[200];
+        report(at, a, side, text, sizeof text);
+        fprintf(stderr, "emu_free: %s\n", text);
+        abort();
+    }
+    munmap(a.pages, a.mapped);
+}

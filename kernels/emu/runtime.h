@@ -1,0 +1,172 @@
+// What the files of the runtime share: the state of one block on one OS thread.
+#pragma once
+#include <vector>
+
+#include "emu/emu.h"
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+#include "emu/sanitize.h"
+
+namespace emu {
+
+constexpr u32 MAX_THREADS = 1024;       // of a block
+constexpr size_t MAX_SHARED = 227 << 10; // of a block, on compute capability 9.0
+constexpr size_t MAX_STATIC = 48 << 10;  // of which arrays declared with SHARED may take this
+// A sanitizer's frames are several times larger. Stacks are reserved, not committed: a page costs when first touched.
+constexpr size_t STACK = san::ADDRESS || san::THREAD ? 256 << 10 : 64 << 10;
+constexpr size_t PAGE = 4096;
+// Shared memory of the emulator: 1 KiB in front, so that dynamic shared memory may start aligned to as much, then the
+// arrays, with REDZONE bytes behind each.
+constexpr size_t SHARED_FRONT = 1024, REDZONE = 128, MAX_ARRAYS = 64;
+constexpr size_t SHARED_SIZE = (SHARED_FRONT + MAX_SHARED + MAX_ARRAYS * (REDZONE + 1024) + PAGE - 1) / PAGE * PAGE;
+// NaN as float, as double and as either bf16 half: what an uninitialised or stray read finds also shows in the result.
+constexpr u32 POISON = 0xffffffffu;
+constexpr u32 CANARY = 0xfffafffau; // in redzones; not POISON, so that copying poison there shows
+
+enum class State : u8 { Ready, InSyncBlock, InCollective, Exited };
+
+// A cp.async that has been issued and not yet performed.
+struct Copy {
+    void* to;
+    const void* from; // null: zeros
+    u32 group;
+};
+
+// One CUDA thread.
+struct Fiber : Thread {
+    void* sp;    // where it stopped; null until it has been switched away from
+    char* stack; // lowest usable byte; null until it starts
+    State state;
+    Place place; // where it waits
+    u32 group;   // of the copies issued next
+    std::vector<Copy> copies;
+    void* tsan;
+    void* fake_stack;
+};
+
+struct Warp {
+    u32 lanes;   // those that exist: the last warp of a block may be partial
+    u32 arrived; // at the collective that is being gathered
+    u32 exited;
+    u32 generation; // of collectives: a lane may arrive at the next while another has yet to read the last one's cells
+    Op op;
+    Place place;
+    u64 cells[2][32];
+    char order[2]; // what sync_warp orders memory through, for TSan
+};
+
+struct Array {
+    const void* key;
+    const char* name;
+    char* at;
+    size_t bytes;
+};
+
+// Which of the launch's blocks run in what order, and all they share.
+struct Launch {
+    void (*entry)(void**);
+    void** args;
+    Dim3 grid, block;
+    size_t dynamic_shared;
+    int order; // 0: threads go on in the order of their release; 1: reverse; otherwise random with this seed
+};
+
+struct Context {
+    const Launch* launch;
+    u32 threads; // of the block
+    u32 live;    // not exited
+    int order;
+    u64 random;
+
+    // Threads that may go on, in a ring: a thread is in it at most once.
+    u32 head, tail;
+    u16 ready[MAX_THREADS];
+
+    u32 waiting; // in sync_block
+    Place barrier;
+    u32 barrier_generation;
+    char barrier_order[2]; // a late leaver of one barrier must not see what was released into the next
+
+    Fiber fibers[MAX_THREADS];
+    Warp warps[MAX_THREADS / 32];
+
+    char* shared;
+    size_t shared_top, static_bytes;
+    u32 n_arrays;
+    Array arrays[MAX_ARRAYS]; // the first is the dynamic one
+
+    char* stacks;    // MAX_THREADS of STACK bytes, guard page included
+    u32 made_stacks; // with their guard pages in place
+    u32 n_free;
+    char* free_stacks[MAX_THREADS];
+    bool abandoned; // the last block failed: sanitizers still believe in its frames
+
+    void* main_sp; // the OS thread, while a fiber runs
+    void* main_tsan;
+    void* main_fake_stack;
+    const void* main_stack; // as ASan reports it
+    size_t main_stack_size;
+    char launch_order, done_order; // for TSan
+
+    bool failed;
+    char error[1024];
+
+    alignas(64) char landing[16 << 10]; // where a fault goes on: the fiber's stack may have overflowed
+};
+
+extern __thread Context* context;
+
+inline Fiber& running() { return *static_cast<Fiber*>(self); }
+inline u32 random(Context& c) { // xorshift64
+    u64& s = c.random;
+    s ^= s << 13;
+    s ^= s >> 7;
+    s ^= s << 17;
+    return (u32)(s >> 32);
+}
+inline u32 random_below(Context& c, u32 n) { return (u32)((u64)random(c) * n >> 32); }
+inline void make_ready(Context& c, u32 id) {
+    c.fibers[id].state = State::Ready;
+    c.ready[c.tail++ % MAX_THREADS] = (u16)id;
+}
+// The byte of a run of CANARY at `p`, wherever the run begins.
+inline char canary_at(const char* p) { return (char)(CANARY >> (uintptr_t)p % 4 * 8); }
+inline bool is_canary(const char* p, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (p[i] != canary_at(p + i)) return false;
+    }
+    return true;
+}
+inline const char* file_name(Place p) {
+    const char* slash = strrchr(p.file, '/');
+    return slash ? slash + 1 : p.file;
+}
+
+// scheduler.cpp
+// Ends the block with a message that says which thread of which block it was. Its fibers are dropped where they stand.
+[[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
+void wait(Context&, State, Place);        // leaves the running fiber for a ready one
+void yield(Context&, Place);              // the same, but the running one stays ready
+void run_block(Context&, const Launch&, Dim3 at, u64 number); // leaves c.failed
+
+// shared.cpp
+void reset_shared(Context&);
+const Array* array_around(Context&, const void* p, size_t n); // null if the bytes lie not within one array
+bool redzones_intact(Context&);                               // writes c.error if not
+
+// stack.cpp
+char* take_stack(Context&);
+void* first_frame(char* stack, u32 colour, void (*entry)()); // what switch_stack can switch to
+extern "C" void emu_switch(void** save, void* to);
+
+// fault.cpp
+void catch_faults();       // once a process
+void catch_faults_here();  // once an OS thread
+
+// memory.cpp
+bool allocations_intact(char* error, size_t error_len); // those made by this OS thread
+void describe_address(const void* p, char* out, size_t out_len);
+
+} // namespace emu
