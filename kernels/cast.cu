@@ -20,7 +20,7 @@ INSTANCE(cast_bf16)
 
 // y[i] = value. y 16-byte aligned.
 KERNEL(256) fill(float* RESTRICT y,  // [elements]
-                 i64 elements, float value) {
+                 float value, i64 elements) {
     for (i64 at = 4 * global_thread(); at < elements; at += 4 * global_threads()) {
         if (at + 4 <= elements) {
             store_pack(y + at, Pack<float, 4>{{value, value, value, value}});

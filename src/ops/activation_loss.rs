@@ -1,6 +1,7 @@
 //! The activation loss: real images excite a teacher's last features, so generated ones should too.
 
-use super::scalar::{expect_rows, put_slopes};
+use super::launches::{THREADS, blocks_for};
+use super::scalar::{expect_f32, expect_rows, put_slopes};
 use super::*;
 use crate::device::cpu::sum::sum_of;
 
@@ -40,6 +41,48 @@ impl Operator for ActivationLoss {
         let sign = |v: R| f64::from(v > R::ZERO) - f64::from(v < R::ZERO);
         put_slopes(df, io.dy0()[0], |i| -sign(f[i]) * share);
     }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (f, partial) = (expect_f32("activation_loss", "features", l.x(0))?, l.scratch(0));
+        let (shape, blocks) = (l.shape(0), blocks(l.shape(0)));
+        let elems = shape.elems() as i64;
+        l.launch("activation_loss_fwd", blocks, THREADS, 0, [partial.into(), f.into(), elems.into()])?;
+        l.launch(
+            "activation_loss_finish",
+            1,
+            THREADS,
+            0,
+            [l.y(0).into(), partial.into(), (blocks as i32).into(), self.share(shape).into()],
+        )
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((df, write)) = l.dx(0) else { return Ok(()) };
+        let shape = l.shape(0);
+        l.launch(
+            "activation_loss_bwd",
+            blocks(shape),
+            THREADS,
+            0,
+            [
+                df.into(),
+                l.x(0).into(),
+                l.dy0().into(),
+                (shape.elems() as i64).into(),
+                self.share(shape).into(),
+                write.into(),
+            ],
+        )
+    }
+
+    fn device_extents(&self, args: &[Arg], _: Elem, signature: &mut Signature) {
+        signature.scratch_forward = vec![Extent::Bytes(size_of::<f64>() * blocks(args[0].shape) as usize)];
+    }
+}
+
+/// Blocks that share the features, each with its own sum: four packs of four elements a thread.
+fn blocks(f: Shape) -> u32 {
+    blocks_for(f.elems(), 16 * THREADS as usize)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! The Adam optimiser with decoupled weight decay.
 
-use super::scalar::expect_setting;
+use super::launches::{THREADS, blocks_for};
+use super::scalar::{expect_f32, expect_setting};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::vectorised;
+use crate::device::gpu::launch;
 
 /// At step `t = 1, 2, ...`, `lr` being the step's rate in slot `lr_slot`:
 ///
@@ -22,6 +24,40 @@ pub struct Adam {
     pub beta2: f64,
     pub eps: f64,
     pub weight_decay: f64,
+}
+
+/// The settings as the kernel takes them.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct AdamDims {
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+}
+const _: () = assert!(size_of::<AdamDims>() == 32, "AdamDims must match kernels/adam.cu");
+
+/// Elements of one tensor that a block of an optimiser updates before it takes the next chunk.
+const CHUNK: usize = 4096;
+
+/// The work of an optimiser's single launch: a row `[tensor, first element]` for each chunk of each tensor, their number,
+/// the largest chunk, and the grid.
+pub(super) struct Chunks {
+    pub table: launch::Arg,
+    pub count: launch::Arg,
+    pub size: launch::Arg,
+    pub grid: u32,
+}
+
+impl Chunks {
+    pub fn of(elems: impl Iterator<Item = usize>) -> Self {
+        let rows = elems.enumerate().flat_map(|(tensor, elems)| {
+            (0..elems).step_by(CHUNK).map(move |first| [(tensor as i64).into(), (first as i64).into()])
+        });
+        let rows: Vec<[launch::Arg; 2]> = rows.collect();
+        let (count, grid) = (rows.len() as i32, blocks_for(rows.len(), 1));
+        Chunks { table: launch::Arg::table(rows), count: count.into(), size: (CHUNK as i32).into(), grid }
+    }
 }
 
 impl Operator for Adam {
@@ -78,6 +114,37 @@ impl Operator for Adam {
     }
 
     fn backward<R: Real>(&self, _: &Io<R>) {}
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let Adam { lr_slot, beta1, beta2, eps, weight_decay } = *self;
+        let row = |i: usize| -> Result<[launch::Arg; 6]> {
+            let g = expect_f32("adam", "g", l.x(i + 1))?;
+            let [p, g, m, v] = [l.x(i), g, l.x(i + 2), l.x(i + 3)].map(launch::Arg::from);
+            Ok([p, g, m, v, l.shadow_of_state(i).into(), (l.shape(i).elems() as i64).into()])
+        };
+        let tensors = (0..l.inputs()).step_by(4).map(row).collect::<Result<_>>()?;
+        let chunks = Chunks::of((0..l.inputs()).step_by(4).map(|i| l.shape(i).elems()));
+        let dims = AdamDims { beta1, beta2, eps, weight_decay };
+        l.launch(
+            "adam",
+            chunks.grid,
+            THREADS,
+            0,
+            [
+                launch::Arg::table(tensors),
+                chunks.table,
+                chunks.count,
+                chunks.size,
+                l.step(),
+                (lr_slot as i32).into(),
+                launch::Arg::structure("AdamDims", &dims),
+            ],
+        )
+    }
+
+    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Binary cross-entropy against given targets: the distillation loss, and the loss of labelled data.
 
 use super::activation::sigmoid;
-use super::scalar::{cross_entropy, expect_frozen, expect_rows, plogp, put_slopes, softplus};
+use super::launches::{THREADS, blocks_for};
+use super::scalar::{
+    cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, put_slopes, softplus,
+};
 use super::*;
 use crate::device::cpu::sum::sum_of;
 
@@ -69,6 +72,47 @@ impl Operator for Bce {
         let (x, t) = (io.x(0), io.x(1));
         let each = 1.0 / x.len() as f64;
         put_slopes(dx, io.dy0()[0], |i| (sigmoid(x[i].f64()) - self.target(t[i].f64())) * each);
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, t) = (expect_f32("bce", "logits", l.x(0))?, expect_f32("bce", "targets", l.x(1))?);
+        let elems = l.shape(0).elems();
+        l.launch(
+            "bce_fwd",
+            1,
+            one_block(elems),
+            0,
+            [
+                l.y(0).into(),
+                x.into(),
+                t.into(),
+                (elems as i64).into(),
+                (self.targets == Targets::Logits).into(),
+                self.minus_entropy.into(),
+                (1.0 / elems as f64).into(),
+            ],
+        )
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let elems = l.shape(0).elems();
+        l.launch(
+            "bce_bwd",
+            blocks_for(elems, THREADS as usize),
+            THREADS,
+            0,
+            [
+                dx.into(),
+                l.x(0).into(),
+                l.x(1).into(),
+                l.dy0().into(),
+                (elems as i64).into(),
+                (self.targets == Targets::Logits).into(),
+                (1.0 / elems as f64).into(),
+                write.into(),
+            ],
+        )
     }
 }
 

@@ -1,6 +1,9 @@
 //! The task-level filter: the predictions of the labels that are wanted.
 
+use super::launches::{THREADS, blocks_for};
+use super::scalar::expect_f32;
 use super::*;
+use crate::device::gpu::launch;
 
 /// `y[n, j] = x[n, index[j]]`
 ///
@@ -12,6 +15,13 @@ use super::*;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
     pub index: Vec<u32>,
+}
+
+impl Columns {
+    /// The index in device memory.
+    fn table(&self) -> launch::Arg {
+        launch::Arg::table(self.index.iter().map(|i| [i64::from(*i).into()]).collect())
+    }
 }
 
 impl Operator for Columns {
@@ -44,6 +54,26 @@ impl Operator for Columns {
         for (dx, dy) in rows.zip(io.dy0().chunks_exact(self.index.len())) {
             dy.iter().zip(&self.index).for_each(|(dy, i)| dx[*i as usize] += *dy);
         }
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y) = (expect_f32("columns", "x", l.x(0))?, l.y(0));
+        let [n, c, picks] = [l.shape(0).n(), l.shape(0).c(), self.index.len()].map(|d| (d as i32).into());
+        let grid = blocks_for(l.out_shape(0).elems(), THREADS as usize);
+        l.launch("columns_fwd", grid, THREADS, 0, [y.into(), x.into(), self.table(), n, c, picks])
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let shape = l.shape(0);
+        let [n, c, picks] = [shape.n(), shape.c(), self.index.len()].map(|d| (d as i32).into());
+        l.launch(
+            "columns_bwd",
+            blocks_for(shape.elems(), THREADS as usize),
+            THREADS,
+            0,
+            [dx.into(), l.dy0().into(), self.table(), n, c, picks, write.into()],
+        )
     }
 }
 

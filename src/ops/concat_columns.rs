@@ -1,6 +1,9 @@
 //! The predictions of several networks side by side.
 
+use super::launches::{THREADS, Tensor, blocks_for};
+use super::scalar::expect_f32;
 use super::*;
+use crate::device::gpu::launch;
 
 /// `y[n] = [x_0[n], x_1[n], ...]`
 ///
@@ -50,6 +53,36 @@ impl Operator for ConcatColumns {
             first += c;
         }
     }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (mut first, mut parts) = (0, Vec::new());
+        for i in 0..l.inputs() {
+            let (x, c) = (expect_f32("concat_columns", "operand", l.x(i))?, l.shape(i).c() as i64);
+            parts.push([x.into(), first.into(), c.into(), 0i64.into()]);
+            first += c;
+        }
+        launch_parts(l, "concat_columns_fwd", l.y(0), parts)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let (mut first, mut parts) = (0, Vec::new());
+        for i in 0..l.inputs() {
+            let c = l.shape(i).c() as i64;
+            if let Some((dx, write)) = l.dx(i) {
+                parts.push([dx.into(), first.into(), c.into(), i64::from(write == Write::Add).into()]);
+            }
+            first += c;
+        }
+        launch_parts(l, "concat_columns_bwd", l.dy0(), parts)
+    }
+}
+
+/// One launch over all parts: `[x, first column, columns, add]` each, beside `whole`, their rows side by side.
+fn launch_parts(l: &mut Launches, kernel: &str, whole: Tensor, parts: Vec<[launch::Arg; 4]>) -> Result<()> {
+    let shape = l.out_shape(0);
+    let [count, n, width] = [parts.len(), shape.n(), shape.c()].map(|d| launch::Arg::from(d as i32));
+    let grid = blocks_for(shape.elems(), THREADS as usize);
+    l.launch(kernel, grid, THREADS, 0, [whole.into(), launch::Arg::table(parts), count, n, width])
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! How far a student and its teachers disagree: what the generator seeks while the student learns.
 
-use super::scalar::{expect_rows, put_slopes};
+use super::launches::{THREADS, blocks_for};
+use super::scalar::{expect_f32, expect_rows, one_block, put_slopes};
 use super::*;
 use crate::device::cpu::sum::sum_of;
+use crate::device::gpu::launch;
 
 /// `y = log(1/(n c) sum_{n,c} |a - b|)`, a mean below 1e-6 counting as 1e-6.
 ///
@@ -49,6 +51,43 @@ impl Operator for LogMeanAbs {
                 put_slopes(dx, dy, |i| side * sign(i));
             }
         }
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let [a, b] = [expect_f32("disagreement", "a", l.x(0))?, expect_f32("disagreement", "b", l.x(1))?];
+        let (slope, elems) = (l.saves().then(|| l.saved(0)), l.shape(0).elems());
+        l.launch(
+            "disagreement_fwd",
+            1,
+            one_block(elems),
+            0,
+            [l.y(0).into(), slope.into(), a.into(), b.into(), (elems as i64).into(), FLOOR.into()],
+        )
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let elems = l.shape(0).elems();
+        let [(da, write_a), (db, write_b)] = [0, 1].map(|i| match l.dx(i) {
+            Some((dx, write)) => (dx.into(), write),
+            None => (launch::Arg::Null, Write::Set),
+        });
+        l.launch(
+            "disagreement_bwd",
+            blocks_for(elems, THREADS as usize),
+            THREADS,
+            0,
+            [
+                da,
+                db,
+                l.x(0).into(),
+                l.x(1).into(),
+                l.saved(0).into(),
+                l.dy0().into(),
+                (elems as i64).into(),
+                write_a.into(),
+                write_b.into(),
+            ],
+        )
     }
 }
 

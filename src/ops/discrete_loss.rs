@@ -1,7 +1,8 @@
 //! The discrete loss: an image shows few labels.
 
 use super::activation::sigmoid;
-use super::scalar::{expect_rows, put_slopes};
+use super::launches::{THREADS, blocks_for};
+use super::scalar::{expect_f32, expect_rows, one_block, put_slopes};
 use super::*;
 use crate::device::cpu::sum::sum_of;
 
@@ -32,6 +33,36 @@ impl Operator for DiscreteLoss {
         let x = io.x(0);
         let each = 1.0 / x.len() as f64;
         put_slopes(dx, io.dy0()[0], |i| sigmoid(x[i].f64()) * sigmoid(-x[i].f64()) * each);
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, elems) = (expect_f32("discrete_loss", "logits", l.x(0))?, l.shape(0).elems());
+        l.launch(
+            "discrete_loss_fwd",
+            1,
+            one_block(elems),
+            0,
+            [l.y(0).into(), x.into(), (elems as i64).into(), (1.0 / elems as f64).into()],
+        )
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let elems = l.shape(0).elems();
+        l.launch(
+            "discrete_loss_bwd",
+            blocks_for(elems, THREADS as usize),
+            THREADS,
+            0,
+            [
+                dx.into(),
+                l.x(0).into(),
+                l.dy0().into(),
+                (elems as i64).into(),
+                (1.0 / elems as f64).into(),
+                write.into(),
+            ],
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! How different the samples of a batch are: the collapse alarm's measure.
 
-use super::scalar::{expect_frozen, expect_rows, expect_setting};
+use super::launches::THREADS;
+use super::scalar::{expect_f32, expect_frozen, expect_rows, expect_setting};
 use super::*;
 
 /// `d = (1/(n (n - 1)) sum_{i != j} ||F_i - F_j||^2) / (1/n sum_i ||F_i||^2)`: the mean squared distance of two different
@@ -56,6 +57,34 @@ impl Operator for Diversity {
     }
 
     fn backward<R: Real>(&self, _: &Io<R>) {}
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (f, partial) = (expect_f32("diversity", "features", l.x(0))?, l.scratch(0));
+        let (shape, blocks) = (l.shape(0), blocks(l.shape(0)));
+        let (n, c) = (shape.n() as i32, shape.c() as i32);
+        l.launch("diversity_columns", blocks, THREADS, 0, [partial.into(), f.into(), n.into(), c.into()])?;
+        l.launch(
+            "diversity_finish",
+            1,
+            THREADS,
+            0,
+            [l.y(0).into(), partial.into(), (blocks as i32).into(), n.into()],
+        )
+    }
+
+    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
+        Ok(())
+    }
+
+    fn device_extents(&self, args: &[Arg], _: Elem, signature: &mut Signature) {
+        signature.scratch_forward =
+            vec![Extent::Bytes(2 * size_of::<f64>() * blocks(args[0].shape) as usize)];
+    }
+}
+
+/// Blocks that share the columns, 32 each, each with its own two sums.
+fn blocks(f: Shape) -> u32 {
+    f.c().div_ceil(32) as u32
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Random label sets: what a conditional generator is asked to show.
 
+use super::launches::blocks_for;
 use super::scalar::expect_setting;
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
@@ -55,6 +56,17 @@ impl Operator for DrawLabels {
     }
 
     fn backward<R: Real>(&self, _: &Io<R>) {}
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let DrawLabels { n, labels, min, max, stream } = *self;
+        let [rows, labels, min, max] = [n, labels, min, max].map(|d| (d as i32).into());
+        let args = [l.y(0).into(), rows, labels, min, max, l.step(), stream.into()];
+        l.launch("draw_labels", blocks_for(n, 64), 64, 0, args)
+    }
+
+    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

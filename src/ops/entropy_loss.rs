@@ -1,9 +1,10 @@
 //! The information entropy loss: over a batch, every label should be present about as often as it is absent.
 
 use super::activation::sigmoid;
-use super::scalar::{expect_rows, plogp, put_slopes};
+use super::scalar::{expect_f32, expect_rows, plogp, put_slopes};
 use super::*;
 use crate::device::cpu::par::{Rows, for_parts};
+use crate::device::gpu::launch;
 
 /// `L_ie = 1/c sum_c H(p_c)`, `p_c = 1/n sum_n sigmoid(x[n, c])`, `H(p) = p log p + (1 - p) log(1 - p)`.
 ///
@@ -63,6 +64,28 @@ impl Operator for EntropyLoss {
             let x = x[i].f64();
             slopes[i % shape.c()] * sigmoid(x) * sigmoid(-x) * each
         });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, shape) = (expect_f32("entropy_loss", "logits", l.x(0))?, l.shape(0));
+        let [n, c] = [shape.n(), shape.c()].map(|d| launch::Arg::from(d as i32));
+        let block = 32 * shape.c().min(16) as u32;
+        l.launch("entropy_loss_fwd", 1, block, 0, [l.y(0).into(), x.into(), n, c])
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let shape = l.shape(0);
+        let ([n, c], each) =
+            ([shape.n(), shape.c()].map(|d| launch::Arg::from(d as i32)), 1.0 / shape.elems() as f64);
+        // A warp a label, four to a block.
+        l.launch(
+            "entropy_loss_bwd",
+            shape.c().div_ceil(4) as u32,
+            128,
+            0,
+            [dx.into(), l.x(0).into(), l.dy0().into(), n, c, each.into(), write.into()],
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! A random batch out of a bank of images.
 
-use super::scalar::{expect_frozen, expect_setting};
+use super::launches::THREADS;
+use super::scalar::{expect_f32, expect_frozen, expect_setting};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::{Draws, below};
@@ -53,6 +54,32 @@ impl Operator for GatherImages {
     }
 
     fn backward<R: Real>(&self, _: &Io<R>) {}
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (bank, y) = (expect_f32("gather_images", "bank", l.x(0))?, l.y(0));
+        let (image, rows) = (l.shape(0).per_sample(), self.rows(l.shape(0)) as u32);
+        let grid = [image.div_ceil(16 * THREADS as usize) as u32, self.n.min(65_535) as u32, 1];
+        l.launch(
+            format!("gather_images<{}>", y.elem),
+            grid,
+            THREADS,
+            0,
+            [
+                y.into(),
+                bank.into(),
+                (self.n as i32).into(),
+                (image as i64).into(),
+                (self.first as i64).into(),
+                rows.into(),
+                l.step(),
+                self.stream.into(),
+            ],
+        )
+    }
+
+    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Random numbers: the generator's input, and the images of the random-noise baseline.
 
+use super::launches::{THREADS, blocks_for};
 use super::scalar::expect_setting;
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
@@ -65,6 +66,27 @@ impl Operator for Noise {
     }
 
     fn backward<R: Real>(&self, _: &Io<R>) {}
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (y, step, elems) = (l.y(0), l.step(), self.shape.elems());
+        let grid = blocks_for(elems, 4 * THREADS as usize);
+        let (elems, stream) = (elems as i64, self.stream);
+        match self.kind {
+            NoiseKind::Normal => {
+                let args = [y.into(), elems.into(), step, stream.into()];
+                l.launch(format!("noise_normal<{}>", y.elem), grid, THREADS, 0, args)
+            }
+            NoiseKind::Uniform { lo, hi } => {
+                let (lo, span) = (f64::from(lo), f64::from(hi) - f64::from(lo));
+                let args = [y.into(), elems.into(), step, stream.into(), lo.into(), span.into()];
+                l.launch(format!("noise_uniform<{}>", y.elem), grid, THREADS, 0, args)
+            }
+        }
+    }
+
+    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! The one-hot loss: every label of a generated image should be clearly present or clearly absent.
 
 use super::activation::sigmoid;
-use super::scalar::{cross_entropy, expect_rows, expect_setting, put_slopes};
+use super::launches::{THREADS, blocks_for};
+use super::scalar::{cross_entropy, expect_f32, expect_rows, expect_setting, one_block, put_slopes};
 use super::*;
 use crate::device::cpu::scratch;
 use crate::device::cpu::sum::sum_of;
+use crate::device::gpu::launch;
 
 /// Which labels count as present.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,7 +37,7 @@ impl OneHotLoss {
         match self.targets {
             PseudoLabels::Threshold => t.iter_mut().zip(x).for_each(|(t, x)| *t = u8::from(*x >= R::ZERO)),
             PseudoLabels::Balanced { share } => {
-                let positives = ((f64::from(share) * n as f64).round() as usize).clamp(1, n);
+                let positives = positives(share, n);
                 for label in 0..labels {
                     let column = || x[label..].iter().step_by(labels).map(|x| x.f64());
                     let lowest = scratch::with(n, |sorted: &mut [f64]| {
@@ -53,6 +55,22 @@ impl OneHotLoss {
             }
         }
     }
+
+    /// Launches what fills the pseudo labels, where their threshold depends on the batch, and says where they are.
+    fn launch_labels(&self, l: &mut Launches) -> Result<launch::Arg> {
+        let PseudoLabels::Balanced { share } = self.targets else { return Ok(launch::Arg::Null) };
+        let (t, shape) = (l.scratch(0), l.shape(0));
+        let [n, c, positives] =
+            [shape.n(), shape.c(), positives(share, shape.n())].map(|d| (d as i32).into());
+        let grid = blocks_for(shape.elems(), THREADS as usize);
+        l.launch("one_hot_labels", grid, THREADS, 0, [t.into(), l.x(0).into(), n, c, positives])?;
+        Ok(t.into())
+    }
+}
+
+/// How many of `n` samples count as having a label.
+fn positives(share: f32, n: usize) -> usize {
+    ((f64::from(share) * n as f64).round() as usize).clamp(1, n)
 }
 
 impl Operator for OneHotLoss {
@@ -88,6 +106,39 @@ impl Operator for OneHotLoss {
         self.pseudo_labels(x, io.shape(0), t);
         let (t, each) = (&*t, 1.0 / x.len() as f64);
         put_slopes(dx, io.dy0()[0], |i| (sigmoid(x[i].f64()) - f64::from(t[i])) * each);
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, elems) = (expect_f32("one_hot_loss", "logits", l.x(0))?, l.shape(0).elems());
+        let labels = self.launch_labels(l)?;
+        l.launch(
+            "one_hot_loss_fwd",
+            1,
+            one_block(elems),
+            0,
+            [l.y(0).into(), x.into(), labels, (elems as i64).into(), (1.0 / elems as f64).into()],
+        )
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let elems = l.shape(0).elems();
+        let labels = self.launch_labels(l)?;
+        l.launch(
+            "one_hot_loss_bwd",
+            blocks_for(elems, THREADS as usize),
+            THREADS,
+            0,
+            [
+                dx.into(),
+                l.x(0).into(),
+                labels,
+                l.dy0().into(),
+                (elems as i64).into(),
+                (1.0 / elems as f64).into(),
+                write.into(),
+            ],
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the losses share: they read rows of logits and leave one number. All of their arithmetic is `f64`, whatever the
 //! device's scalar, since their few elements cost nothing and their sums and cancellations would show.
 
+use super::launches::Tensor;
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 
@@ -46,6 +47,19 @@ pub fn expect_frozen(op: &'static str, what: &str, arg: Arg) -> Result<()> {
 /// Checks a setting of an op.
 pub fn expect_setting(op: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::shape(op, message())) }
+}
+
+/// Refuses a bf16 operand of an op whose kernels read f32: rows and scalars are kept in it.
+pub fn expect_f32(op: &'static str, what: &str, found: Tensor) -> Result<Tensor> {
+    if found.elem == Elem::F32 {
+        return Ok(found);
+    }
+    Err(Error::shape(op, format!("{what}: expected rows of float, found {}", found.elem)))
+}
+
+/// Threads of the single block that sums a loss of `terms` terms.
+pub fn one_block(terms: usize) -> u32 {
+    terms.next_multiple_of(32).min(1024) as u32
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A batch stored into a bank of images, over the oldest ones.
 
-use super::scalar::expect_setting;
+use super::launches::{THREADS, blocks_for};
+use super::scalar::{expect_f32, expect_setting};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 
@@ -43,6 +44,18 @@ impl Operator for ScatterImages {
     }
 
     fn backward<R: Real>(&self, _: &Io<R>) {}
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (bank, x) = (expect_f32("scatter_images", "bank", l.x(0))?, l.x(1));
+        let [m, n, image] = [l.shape(0).n(), l.shape(1).n(), l.shape(0).per_sample()].map(|d| d as i64);
+        let grid = blocks_for(l.shape(1).elems(), 4 * THREADS as usize);
+        let args = [bank.into(), x.into(), m.into(), n.into(), image.into(), l.step()];
+        l.launch(format!("scatter_images<{}>", x.elem), grid, THREADS, 0, args)
+    }
+
+    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Stochastic gradient descent with momentum.
 
-use super::scalar::expect_setting;
+use super::adam::Chunks;
+use super::launches::THREADS;
+use super::scalar::{expect_f32, expect_setting};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
+use crate::device::gpu::launch;
 
 /// `d = g + weight_decay p`, `m = momentum m + d`, then `p = p - lr m`, or with `nesterov` `p = p - lr (d + momentum m)`;
 /// `lr` is the step's rate in slot `lr_slot`, and m starts at 0.
@@ -58,6 +61,38 @@ impl Operator for Sgd {
     }
 
     fn backward<R: Real>(&self, _: &Io<R>) {}
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let row = |i: usize| -> Result<[launch::Arg; 5]> {
+            let [p, g, m] = [l.x(i), expect_f32("sgd", "g", l.x(i + 1))?, l.x(i + 2)].map(launch::Arg::from);
+            Ok([p, g, m, l.shadow_of_state(i).into(), (l.shape(i).elems() as i64).into()])
+        };
+        let tensors = (0..l.inputs()).step_by(3).map(row).collect::<Result<_>>()?;
+        let chunks = Chunks::of((0..l.inputs()).step_by(3).map(|i| l.shape(i).elems()));
+        let [momentum, weight_decay] =
+            [self.momentum as f32, self.weight_decay as f32].map(launch::Arg::from);
+        l.launch(
+            "sgd",
+            chunks.grid,
+            THREADS,
+            0,
+            [
+                launch::Arg::table(tensors),
+                chunks.table,
+                chunks.count,
+                chunks.size,
+                l.step(),
+                (self.lr_slot as i32).into(),
+                momentum,
+                weight_decay,
+                self.nesterov.into(),
+            ],
+        )
+    }
+
+    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A loss as the weighted sum of its terms.
 
-use super::scalar::expect_setting;
+use super::scalar::{expect_f32, expect_setting};
 use super::*;
+use crate::device::gpu::launch;
 
 /// `y = sum_i weights[i] x_i`.
 ///
@@ -42,6 +43,26 @@ impl Operator for WeightedSum {
                 dx.put(0, R::of(f64::from(*w) * io.dy0()[0].f64()));
             }
         }
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let mut terms = Vec::new();
+        for (i, w) in self.weights.iter().enumerate() {
+            terms.push([expect_f32("weighted_sum", "term", l.x(i))?.into(), f64::from(*w).into()]);
+        }
+        let count = terms.len() as i32;
+        l.launch("weighted_sum_fwd", 1, 32, 0, [l.y(0).into(), launch::Arg::table(terms), count.into()])
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let mut terms = Vec::new();
+        for (i, w) in self.weights.iter().enumerate() {
+            if let Some((dx, write)) = l.dx(i) {
+                terms.push([dx.into(), f64::from(*w).into(), i64::from(write == Write::Add).into()]);
+            }
+        }
+        let count = terms.len() as i32;
+        l.launch("weighted_sum_bwd", 1, 32, 0, [launch::Arg::table(terms), l.dy0().into(), count.into()])
     }
 }
 
