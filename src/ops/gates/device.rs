@@ -58,6 +58,11 @@ fn is_leaf(op: &Op, i: usize) -> bool {
     }
 }
 
+/// Whether operand `i` is f32 whatever its shape: a leaf, or the gradient of one.
+fn is_f32(op: &Op, i: usize) -> bool {
+    is_leaf(op, i) || matches!(op, Op::Adam(_) | Op::Sgd(_))
+}
+
 /// How one run of a case stores its operands.
 #[derive(Clone)]
 struct Storage {
@@ -72,7 +77,7 @@ fn storages(case: &Case, sig: &Signature) -> Vec<Storage> {
             .inputs
             .iter()
             .enumerate()
-            .map(|(i, (s, _))| if s.h() * s.w() > 1 && !is_leaf(&case.op, i) { input } else { Elem::F32 })
+            .map(|(i, (s, _))| if s.h() * s.w() > 1 && !is_f32(&case.op, i) { input } else { Elem::F32 })
             .collect();
         let outputs = sig.outputs.iter().map(|s| case.op.output_elem(*s, &inputs, maps)).collect();
         Storage { maps, inputs, outputs }
