@@ -29,6 +29,7 @@ struct Case {
     float (*want)(int i); // element i of the result
     unsigned grid, block, dynamic_shared;
     int out; // elements
+    unsigned block_depth = 1, grid_depth = 1;
 };
 
 static float one(int) { return 1; }
@@ -43,7 +44,9 @@ static float product(int i) {
     for (int k = 0; k < 16; k++) sum += element(i / 8 * 16 + k) * element(k * 8 + i % 8 + 3);
     return sum;
 }
-static float sum_1024(int) { return 1024 * 1025 / 2 + 1023 * 1024 / 2; }
+// n (n + 1) / 2 + n (n - 1) / 2
+static float sum_416(int) { return 416 * 416; }
+static float sum_1024(int) { return 1024 * 1024; }
 
 #define ENTRY(kernel) [](void** a) { emu::call(kernel, a); }
 #define SIMPLE(kernel, want) {#kernel, ENTRY(kernel), want, 1, 128, 4096, 128}
@@ -81,15 +84,19 @@ static const Case CASES[] = {
     {"blocks_race", ENTRY(blocks_race), one, 2, 128, 0, 1024},
     {"blocks_right", ENTRY(blocks_right), one, 8, 128, 0, 1024},
     {"blocks_large", ENTRY(blocks_right), one, 4096, 128, 0, 4096 * 128}, // enough for several OS threads
-    {"sum_right", ENTRY(sum_right), sum_1024, 1, 1024, 0, 1024},
+    {"sum_right", ENTRY(sum_right), sum_416, 1, 416, 0, 416},
+    {"sum_large", ENTRY(sum_right), sum_1024, 1, 1024, 0, 1024},
     SIMPLE(ballot_right, one),
     {"ballot_partial", ENTRY(ballot_right), one, 1, 75, 0, 75},
     {"matrix_partial", ENTRY(matrix_partial), one, 1, 31, 0, 31},
     {"matrix_misaligned", ENTRY(matrix_misaligned), one, 1, 32, 0, 32},
     {"matrix_product", ENTRY(matrix_product), product, 1, 32, 0, 128},
-    {"block_too_large", ENTRY(blocks_right), one, 1, 1025, 0, 1025},
-    {"grid_empty", ENTRY(blocks_right), one, 0, 128, 0, 128},
+    {"shared_too_large_together", ENTRY(neighbour_right), one, 1, 128, 232448, 128},
     {"dynamic_too_large", ENTRY(blocks_right), one, 1, 128, 232449, 128},
+    {"block_too_large", ENTRY(blocks_right), one, 1, 1025, 0, 1025},
+    {"block_too_deep", ENTRY(blocks_right), one, 1, 1, 0, 1, 65},
+    {"grid_empty", ENTRY(blocks_right), one, 0, 128, 0, 128},
+    {"grid_too_deep", ENTRY(blocks_right), one, 1, 128, 0, 128, 1, 65536},
 };
 
 // What the case comes to: "ok", "wrong: ..." or "error: ...".
@@ -104,10 +111,10 @@ static std::string run(const Case& c, int order) {
     const bool matrices = !strcmp(c.name, "matrix_product");
     void *first = matrices ? (void*)a : (void*)in, *second = matrices ? b : nullptr;
     void* args[] = {&out, &first, &second};
-    const unsigned grid[3] = {c.grid, 1, 1}, block[3] = {c.block, 1, 1};
+    const unsigned grid[3] = {c.grid, 1, c.grid_depth}, block[3] = {c.block, 1, c.block_depth};
     char text[1024];
     std::string result = "ok";
-    if (emu_launch(c.entry, grid, block, c.dynamic_shared, args, order, 4, text, sizeof text)) {
+    if (emu_launch(c.entry, grid, block, c.dynamic_shared, args, order, 3, text, sizeof text)) {
         result = std::string("error: ") + text;
     } else {
         for (int i = 0; i < c.out && result == "ok"; i++) {
