@@ -1,5 +1,5 @@
-// Kernels that are wrong on purpose, and correct twins of some: what the emulator must tell apart (tests/emulator.rs).
-// All run in blocks of 128 threads, unless bugs_main.cpp says otherwise.
+// Kernels that are wrong on purpose, and correct twins of some: what the emulator must tell apart
+// (tests/emulator.rs). All run in blocks of 128 threads, unless bugs_main.cpp says otherwise.
 #include "lib/mma.cuh"
 #include "lib/reduce.cuh"
 
@@ -13,7 +13,8 @@ template <bool barrier> DEV void neighbour(float* out) {
 KERNEL(128) neighbour_right(float* out) { neighbour<true>(out); }
 KERNEL(128) neighbour_no_barrier(float* out) { neighbour<false>(out); }
 
-// The value is right in every order, for the shuffle makes all lanes wait, but it orders no memory: only TSan sees it.
+// The value is right in every order, for the shuffle makes all lanes wait, but it orders nothing: only TSan sees
+// it.
 KERNEL(128) neighbour_hidden_race(float* out) {
     SHARED(float, s, 128);
     s[threadIdx.x] = (float)threadIdx.x;
@@ -72,6 +73,13 @@ KERNEL(128) copies_at_exit(float* out, const float* in) {
     cp_async16(s + 4 * threadIdx.x, in, true);
     out[threadIdx.x] = 0;
 }
+KERNEL(128) copy_from_beyond(float* out, const float* in) {
+    SHARED(float, s, 512);
+    cp_async16(s + 4 * threadIdx.x, in + 1024 + 4 * threadIdx.x, true);
+    cp_async_commit();
+    cp_async_wait<0>();
+    out[threadIdx.x] = s[4 * threadIdx.x];
+}
 KERNEL(128) copy_misaligned(float* out, const float* in) {
     DYN_SHARED(float, s);
     cp_async16(s + threadIdx.x, in, true);
@@ -84,14 +92,12 @@ KERNEL(128) copy_overlong(float* out, const float* in) {
     cp_async16(s + 4 * threadIdx.x, in, true);
     cp_async_commit();
     cp_async_wait<0>();
-    out[threadIdx.x] = s[0];
+    out[threadIdx.x] = s[4 * threadIdx.x];
 }
 
 KERNEL(128) barrier_elsewhere(float* out) {
-    if (threadIdx.x < 64)
-        sync_block();
-    else
-        sync_block();
+    if (threadIdx.x < 64) sync_block();
+    else sync_block();
     out[threadIdx.x] = 1;
 }
 KERNEL(128) barrier_skipped(float* out) {
@@ -106,10 +112,8 @@ KERNEL(128) collective_skipped(float* out) {
 }
 KERNEL(128) collective_elsewhere(float* out) {
     float v = (float)threadIdx.x;
-    if (threadIdx.x % 32 < 16)
-        v = shfl_xor(v, 1);
-    else
-        v = shfl_xor(v, 2);
+    if (threadIdx.x % 32 < 16) v = shfl_xor(v, 1);
+    else v = shfl_xor(v, 2);
     out[threadIdx.x] = v;
 }
 KERNEL(128) collective_against_barrier(float* out) {
@@ -148,6 +152,7 @@ KERNEL(128) shared_too_large(float* out) {
     s[threadIdx.x] = 1;
     out[threadIdx.x] = s[threadIdx.x];
 }
+KERNEL(128) divided_by_zero(float* out) { out[threadIdx.x] = (float)(7 / ((int)threadIdx.x - 5)); }
 KERNEL(128) signed_overflow(float* out) { out[threadIdx.x] = (float)(2147483647 - 64 + (int)threadIdx.x); }
 
 // Two blocks that both write all of `out`, the same values, so that no order shows it.
@@ -183,8 +188,8 @@ KERNEL(32) matrix_misaligned(float* out) {
     out[threadIdx.x] = 1;
 }
 
-// out[16,8] = a[16,16] b[16,8], both given as bf16, row-major. B is loaded transposed; its upper half pads the four
-// matrices of one load.
+// out[16,8] = a[16,16] b[16,8], both given as bf16, row-major. B is loaded transposed; its upper half pads the
+// four matrices of one load.
 KERNEL(32) matrix_product(float* out, const bf16* a, const bf16* b) {
     SHARED(bf16, sa, 256);
     SHARED(bf16, sb, 256);

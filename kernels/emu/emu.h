@@ -1,7 +1,9 @@
-// What the words of lib/dev.cuh and lib/mma.cuh mean to g++: a CUDA thread is a fiber, a block runs on one OS thread.
+// What the words of lib/dev.cuh and lib/mma.cuh mean to g++: a CUDA thread is a fiber, a block one OS thread's
+// work.
 //
-// build.rs wraps every kernel file in a namespace of its own, so that DEV helpers of the same name in two files are two
-// functions (DEV is plain `inline`, for `DEV static` members must compile), and includes this header before, outside:
+// build.rs wraps every kernel file in a namespace of its own, so that DEV helpers of the same name in two files
+// are two functions (DEV is plain `inline`, for `DEV static` members must compile), and includes this header
+// before, outside:
 //
 //   #include "emu/emu.h"
 //   namespace kernels_max_pool {
@@ -9,8 +11,8 @@
 //   extern "C" void emu_entry_max_pool_0(void** a) { emu::call(max_pool_fwd<float>, a); }
 //   }
 //
-// Everything here is `static`: kernels are compiled with -fsanitize and the runtime is not, and the linker must not
-// let one side have the other's copy of a function.
+// Everything here is `static`: kernels are compiled with -fsanitize and the runtime is not, and the linker must
+// not let one side have the other's copy of a function.
 #pragma once
 #include <math.h> // not <cmath>: this one makes exp(float) float in the global namespace, as CUDA does
 #include <stddef.h>
@@ -72,7 +74,8 @@ void cp_async_commit();
 void cp_async_wait(u32 in_flight);
 
 // args[i] points at the i-th argument, as for cuLaunchKernel.
-template <class... A, size_t... i> static void call_with(void (*kernel)(A...), void** args, std::index_sequence<i...>) {
+template <class... A, size_t... i>
+static void call_with(void (*kernel)(A...), void** args, std::index_sequence<i...>) {
     (void)args;
     kernel(*static_cast<A*>(args[i])...);
 }
@@ -96,11 +99,10 @@ template <class T> static T from_cell(u64 cell) {
 
 #define DEV inline
 #define KERNEL(threads) inline void
-// The address of a static of the function is the name of the array: the first thread of a block that asks makes it.
-#define SHARED(T, name, n)               \
-    static const char name##_key = 0;    \
-    T(&name)[n] = *static_cast<T(*)[n]>( \
-        emu::shared_array(&name##_key, #name, sizeof(T) * (n), alignof(T)))
+// The address of a static of the function names the array: the first thread of a block that asks makes it.
+#define SHARED(T, name, n)            \
+    static const char name##_key = 0; \
+    T(&name)[n] = *static_cast<T(*)[n]>(emu::shared_array(&name##_key, #name, sizeof(T) * (n), alignof(T)))
 #define DYN_SHARED(T, name) T* const name = static_cast<T*>(emu::dynamic_shared())
 #define RESTRICT __restrict__
 #define UNROLL

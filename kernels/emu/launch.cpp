@@ -35,10 +35,7 @@ struct Pool {
     std::vector<Context*> contexts;
     std::vector<Worker*> workers;
 };
-static Pool& pool() {
-    static Pool* p = new Pool; // never destroyed: workers wait on it when main has returned
-    return *p;
-}
+static Pool& pool = *new Pool; // never destroyed: workers wait when main has returned
 
 static u64 hash(u64 v) {
     v = (v ^ v >> 31) * 0x9e3779b97f4a7c15ull;
@@ -49,11 +46,12 @@ static void run_share(Context& c, Job& job, u32 index) {
     const Launch& l = *job.launch;
     const u64 shift = l.order >= 2 ? hash(l.order) % job.blocks : 0;
     for (u64 i = index; !job.failed.load(std::memory_order_relaxed); i += job.workers) {
-        // TSan takes blocks for ordered that one OS thread ran, so it gets them dealt out: at least neighbours are not.
+        // To TSan the blocks that one OS thread runs are ordered. Dealt out, at least neighbours are not.
         if (!san::THREAD) i = job.next.fetch_add(1, std::memory_order_relaxed);
         if (i >= job.blocks) break;
         const u64 n = l.order == 1 ? job.blocks - 1 - i : (i + shift) % job.blocks;
-        run_block(c, l, {(u32)(n % l.grid.x), (u32)(n / l.grid.x % l.grid.y), (u32)(n / ((u64)l.grid.x * l.grid.y))}, n);
+        const u64 row = n / l.grid.x;
+        run_block(c, l, {(u32)(n % l.grid.x), (u32)(row % l.grid.y), (u32)(row / l.grid.y)}, n);
         if (c.failed && !job.failed.exchange(true)) {
             for (size_t k = 0; k < sizeof job.error; k++) job.error[k] = c.error[k];
         }
@@ -64,19 +62,18 @@ static void run_share(Context& c, Job& job, u32 index) {
 static void work(Worker* w) {
     catch_faults_here();
     for (;;) {
-        while (sem_wait(&w->start)) {}
+        while (sem_wait(&w->start)) continue; // interrupted
         run_share(w->context, *w->job, w->index);
         sem_post(&w->done);
     }
 }
 
 static Worker* take_worker() {
-    Pool& p = pool();
     {
-        std::lock_guard<std::mutex> guard(p.lock);
-        if (!p.workers.empty()) {
-            Worker* w = p.workers.back();
-            p.workers.pop_back();
+        std::lock_guard<std::mutex> guard(pool.lock);
+        if (!pool.workers.empty()) {
+            Worker* w = pool.workers.back();
+            pool.workers.pop_back();
             return w;
         }
     }
@@ -88,11 +85,10 @@ static Worker* take_worker() {
 }
 
 static Context* take_context() {
-    Pool& p = pool();
-    std::lock_guard<std::mutex> guard(p.lock);
-    if (p.contexts.empty()) return new Context{};
-    Context* c = p.contexts.back();
-    p.contexts.pop_back();
+    std::lock_guard<std::mutex> guard(pool.lock);
+    if (pool.contexts.empty()) return new Context{};
+    Context* c = pool.contexts.back();
+    pool.contexts.pop_back();
     return c;
 }
 
@@ -108,12 +104,11 @@ static void run(Job& job) {
     Context* c = take_context();
     run_share(*c, job, 0);
     for (Worker* w : workers) {
-        while (sem_wait(&w->done)) {}
+        while (sem_wait(&w->done)) continue;
     }
-    Pool& p = pool();
-    std::lock_guard<std::mutex> guard(p.lock);
-    p.contexts.push_back(c);
-    p.workers.insert(p.workers.end(), workers.begin(), workers.end());
+    std::lock_guard<std::mutex> guard(pool.lock);
+    pool.contexts.push_back(c);
+    pool.workers.insert(pool.workers.end(), workers.begin(), workers.end());
 }
 
 // What the driver would answer with CUDA_ERROR_INVALID_VALUE, in words.
@@ -128,7 +123,8 @@ static bool valid(const Launch& l, char* error, size_t error_len) {
         return false;
     }
     if (l.dynamic_shared > MAX_SHARED) {
-        snprintf(error, error_len, "invalid launch: %zu bytes of shared memory, at most 227 KiB", l.dynamic_shared);
+        snprintf(error, error_len, "invalid launch: %zu bytes of shared memory, at most 227 KiB",
+                 l.dynamic_shared);
         return false;
     }
     return true;
@@ -139,13 +135,19 @@ static bool valid(const Launch& l, char* error, size_t error_len) {
 using namespace emu;
 
 // `threads`: how many OS threads may share the blocks. 0, or 1 with `error` filled.
-extern "C" int emu_launch(void (*entry)(void**), const unsigned grid[3], const unsigned block[3], size_t dynamic_shared,
-                          void** args, int order, int threads, char* error, size_t error_len) {
+extern "C" int emu_launch(void (*entry)(void**), const unsigned grid[3], const unsigned block[3],
+                          size_t dynamic_shared, void** args, int order, int threads, char* error,
+                          size_t error_len) {
     static std::once_flag once;
     std::call_once(once, catch_faults);
     catch_faults_here();
-    const Launch launch = {entry, args, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, dynamic_shared,
-                           order};
+    Launch launch{};
+    launch.entry = entry;
+    launch.args = args;
+    launch.grid = {grid[0], grid[1], grid[2]};
+    launch.block = {block[0], block[1], block[2]};
+    launch.dynamic_shared = dynamic_shared;
+    launch.order = order;
     if (!valid(launch, error, error_len)) return 1;
     Job job;
     job.launch = &launch;

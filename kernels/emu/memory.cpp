@@ -1,8 +1,8 @@
 // Device memory: every allocation ends at a page that faults, so that an access past it cannot go unseen.
 //
-// Addresses are multiples of 256, as cuMemAlloc's are, so up to 255 bytes remain between the end and that page. They
-// hold CANARY, looked at after every launch, and so do the bytes from the start of the first page to the allocation.
-// Under ASan all of this is malloc's: its redzones begin at the very end.
+// Addresses are multiples of 256, as cuMemAlloc's are, so up to 255 bytes remain between the end and that page.
+// They hold CANARY, looked at after every launch, and so do the bytes from the start of the first page to the
+// allocation. Under ASan all of this is malloc's: its redzones begin at the very end.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -25,10 +25,7 @@ struct Registry {
     std::mutex lock;
     std::map<char*, Allocation> all;
 };
-static Registry& registry() {
-    static Registry* r = new Registry; // never destroyed: workers outlive main
-    return *r;
-}
+static Registry& registry = *new Registry; // never destroyed: other threads outlive main
 
 static __thread char this_thread; // its address tells OS threads apart
 
@@ -54,10 +51,9 @@ static void report(const char* at, const Allocation& a, const char* side, char* 
 
 bool allocations_intact(char* error, size_t error_len) {
     if (san::ADDRESS) return true;
-    Registry& r = registry();
-    std::lock_guard<std::mutex> guard(r.lock);
-    for (auto& [at, a] : r.all) {
-        if (a.owner != &this_thread) continue; // another thread's kernel may be the culprit, and it will look itself
+    std::lock_guard<std::mutex> guard(registry.lock);
+    for (auto& [at, a] : registry.all) {
+        if (a.owner != &this_thread) continue; // another's kernel may be the culprit, and it looks itself
         if (const char* side = damage(at, a)) {
             report(at, a, side, error, error_len);
             // Reported once: the next launch is not to blame.
@@ -75,10 +71,9 @@ void describe_address(const void* address, char* out, size_t out_len) {
         snprintf(out, out_len, " (a null pointer)");
         return;
     }
-    Registry& r = registry();
-    std::lock_guard<std::mutex> guard(r.lock);
-    auto it = r.all.upper_bound(const_cast<char*>(p));
-    if (it == r.all.begin()) return;
+    std::lock_guard<std::mutex> guard(registry.lock);
+    auto it = registry.all.upper_bound(const_cast<char*>(p));
+    if (it == registry.all.begin()) return;
     --it;
     const Allocation& a = it->second;
     const size_t past = p - (it->first + a.bytes);
@@ -107,9 +102,8 @@ extern "C" void* emu_alloc(size_t bytes) {
     const Allocation a = {bytes, first, data + PAGE, &this_thread};
     lay_canaries(at, a);
     mprotect(first + data, PAGE, PROT_NONE);
-    Registry& r = registry();
-    std::lock_guard<std::mutex> guard(r.lock);
-    r.all[at] = a;
+    std::lock_guard<std::mutex> guard(registry.lock);
+    registry.all[at] = a;
     return at;
 }
 
@@ -120,16 +114,15 @@ extern "C" void emu_free(void* p) {
     Allocation a;
     const char* side;
     {
-        Registry& r = registry();
-        std::lock_guard<std::mutex> guard(r.lock);
-        auto it = r.all.find(at);
-        if (it == r.all.end()) {
+        std::lock_guard<std::mutex> guard(registry.lock);
+        auto it = registry.all.find(at);
+        if (it == registry.all.end()) {
             fprintf(stderr, "emu_free: %p is no allocation, or was freed before\n", p);
             abort();
         }
         a = it->second;
         side = damage(at, a);
-        r.all.erase(it);
+        registry.all.erase(it);
     }
     if (side) { // made by another thread than the one that launched, or the host wrote it
         char text[200];

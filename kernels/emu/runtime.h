@@ -11,17 +11,17 @@
 
 namespace emu {
 
-constexpr u32 MAX_THREADS = 1024;       // of a block
+constexpr u32 MAX_THREADS = 1024;        // of a block
 constexpr size_t MAX_SHARED = 227 << 10; // of a block, on compute capability 9.0
 constexpr size_t MAX_STATIC = 48 << 10;  // of which arrays declared with SHARED may take this
-// A sanitizer's frames are several times larger. Stacks are reserved, not committed: a page costs when first touched.
+// A sanitizer's frames are several times larger. A page of a stack is committed when first touched.
 constexpr size_t STACK = san::ADDRESS || san::THREAD ? 256 << 10 : 64 << 10;
 constexpr size_t PAGE = 4096;
-// Shared memory of the emulator: 1 KiB in front, so that dynamic shared memory may start aligned to as much, then the
-// arrays, with REDZONE bytes behind each.
+// Shared memory of the emulator: 1 KiB in front, so that dynamic shared memory may start aligned to as much, then
+// the arrays, with REDZONE bytes behind each.
 constexpr size_t SHARED_FRONT = 1024, REDZONE = 128, MAX_ARRAYS = 64;
-constexpr size_t SHARED_SIZE = (SHARED_FRONT + MAX_SHARED + MAX_ARRAYS * (REDZONE + 1024) + PAGE - 1) / PAGE * PAGE;
-// NaN as float, as double and as either bf16 half: what an uninitialised or stray read finds also shows in the result.
+constexpr size_t SHARED_SIZE = (SHARED_FRONT + MAX_SHARED + MAX_ARRAYS * (REDZONE + 1024)) / PAGE * PAGE + PAGE;
+// NaN as float, as double and as either bf16 half: what an uninitialised or stray read finds shows in results.
 constexpr u32 POISON = 0xffffffffu;
 constexpr u32 CANARY = 0xfffafffau; // in redzones; not POISON, so that copying poison there shows
 
@@ -50,7 +50,7 @@ struct Warp {
     u32 lanes;   // those that exist: the last warp of a block may be partial
     u32 arrived; // at the collective that is being gathered
     u32 exited;
-    u32 generation; // of collectives: a lane may arrive at the next while another has yet to read the last one's cells
+    u32 generation; // its parity picks the cells: a lane may be at the next collective before all have read these
     Op op;
     Place place;
     u64 cells[2][32];
@@ -145,11 +145,14 @@ inline const char* file_name(Place p) {
 }
 
 // scheduler.cpp
-// Ends the block with a message that says which thread of which block it was. Its fibers are dropped where they stand.
+// Ends the block with a message that says which thread of which block it was. Its fibers are dropped as they are.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
-void wait(Context&, State, Place);        // leaves the running fiber for a ready one
-void yield(Context&, Place);              // the same, but the running one stays ready
-void run_block(Context&, const Launch&, Dim3 at, u64 number); // leaves c.failed
+// Leaves the running fiber for a ready one.
+void wait(Context&, State, Place);
+// The same, but the running one stays ready.
+void yield(Context&, Place);
+// Leaves c.failed and c.error.
+void run_block(Context&, const Launch&, Dim3 at, u64 number);
 
 // shared.cpp
 void reset_shared(Context&);
@@ -162,8 +165,8 @@ void* first_frame(char* stack, u32 colour, void (*entry)()); // what switch_stac
 extern "C" void emu_switch(void** save, void* to);
 
 // fault.cpp
-void catch_faults();       // once a process
-void catch_faults_here();  // once an OS thread
+void catch_faults();      // once a process
+void catch_faults_here(); // once an OS thread
 
 // memory.cpp
 bool allocations_intact(char* error, size_t error_len); // those made by this OS thread

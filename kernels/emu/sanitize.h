@@ -1,7 +1,7 @@
 // What the sanitizers must be told about fibers and about memory that the runtime touches for a kernel.
 //
-// The runtime is compiled without -fsanitize and the kernels with it; EMU_ASAN or EMU_TSAN says with which. Without
-// either, all of this is empty.
+// The runtime is compiled without -fsanitize and the kernels with it; EMU_ASAN or EMU_TSAN says with which.
+// Without either, all of this is empty.
 #pragma once
 #include <stddef.h>
 
@@ -11,12 +11,12 @@ void __sanitizer_start_switch_fiber(void** save, const void* bottom, size_t size
 void __sanitizer_finish_switch_fiber(void* save, const void** bottom, size_t* size);
 void __asan_poison_memory_region(const volatile void*, size_t);
 void __asan_unpoison_memory_region(const volatile void*, size_t);
+void* __asan_region_is_poisoned(void*, size_t);
 }
 #endif
 #if EMU_TSAN
 extern "C" {
 void* __tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void*);
 void __tsan_switch_to_fiber(void*, unsigned no_sync);
 void* __tsan_get_current_fiber();
 void __tsan_acquire(void*);
@@ -32,6 +32,8 @@ namespace san {
 constexpr bool ADDRESS = true;
 inline void poison(const void* p, size_t n) { __asan_poison_memory_region(p, n); }
 inline void unpoison(const void* p, size_t n) { __asan_unpoison_memory_region(p, n); }
+// Whether a kernel could not have accessed all of these bytes itself.
+inline bool poisoned(const void* p, size_t n) { return __asan_region_is_poisoned(const_cast<void*>(p), n); }
 // Before leaving a stack for another. Without `save` the stack that is left is over.
 inline void before_switch(void** save, const void* bottom, size_t size) {
     __sanitizer_start_switch_fiber(save, bottom, size);
@@ -44,6 +46,7 @@ inline void after_switch(void* save, const void** bottom, size_t* size) {
 constexpr bool ADDRESS = false;
 inline void poison(const void*, size_t) {}
 inline void unpoison(const void*, size_t) {}
+inline bool poisoned(const void*, size_t) { return false; }
 inline void before_switch(void**, const void*, size_t) {}
 inline void after_switch(void*, const void**, size_t*) {}
 #endif
@@ -51,7 +54,6 @@ inline void after_switch(void*, const void**, size_t*) {}
 #if EMU_TSAN
 constexpr bool THREAD = true;
 inline void* create_fiber() { return __tsan_create_fiber(0); }
-inline void destroy_fiber(void* f) { __tsan_destroy_fiber(f); }
 // A switch orders nothing by itself: only barriers do, through release and acquire.
 inline void switch_to(void* f) { __tsan_switch_to_fiber(f, 1); }
 inline void* current_fiber() { return __tsan_get_current_fiber(); }
@@ -62,7 +64,6 @@ inline void writes(void* p, size_t n) { __tsan_write_range(p, n); }
 #else
 constexpr bool THREAD = false;
 inline void* create_fiber() { return nullptr; }
-inline void destroy_fiber(void*) {}
 inline void switch_to(void*) {}
 inline void* current_fiber() { return nullptr; }
 inline void acquire(void*) {}

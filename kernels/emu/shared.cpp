@@ -1,13 +1,16 @@
 // Shared memory of a block, and cp.async into it.
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "emu/runtime.h"
 
 namespace emu {
 
-// A loop that stays a loop: under a sanitizer memset is the sanitizer's, which would hold the write against this thread.
-__attribute__((optimize("O3,no-tree-loop-distribute-patterns"))) static void fill(char* p, size_t bytes, u32 word) {
+// A loop that stays one: memset is the sanitizer's, if there is one, and it would hold the write against this
+// thread.
+__attribute__((optimize("O3,no-tree-loop-distribute-patterns"))) static void fill(char* p, size_t bytes,
+                                                                                  u32 word) {
     u32* q = reinterpret_cast<u32*>(p);
     for (size_t i = 0; i < bytes / 4; i++) q[i] = word;
 }
@@ -32,6 +35,7 @@ void reset_shared(Context& c) {
         // TSan forgets who accessed memory when it is mapped anew.
         void* p = mmap(c.shared, SHARED_SIZE, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | (c.shared ? MAP_FIXED : 0), -1, 0);
+        if (p == MAP_FAILED) abort();
         c.shared = static_cast<char*>(p);
     }
     san::poison(c.shared, SHARED_SIZE);
@@ -50,10 +54,10 @@ void* shared_array(const void* key, const char* name, size_t bytes, size_t align
         if (c.arrays[i].key == key) return c.arrays[i].at;
     }
     c.static_bytes += bytes;
-    if (c.static_bytes > MAX_STATIC) fail("SHARED arrays take %zu bytes, at most 48 KiB may be static", c.static_bytes);
-    if (c.static_bytes + c.launch->dynamic_shared > MAX_SHARED) {
-        fail("shared memory of %zu bytes, at most 227 KiB", c.static_bytes + c.launch->dynamic_shared);
-    }
+    const size_t all_bytes = c.static_bytes + c.launch->dynamic_shared;
+    if (c.static_bytes > MAX_STATIC)
+        fail("SHARED arrays of %zu bytes, at most 48 KiB may be static", c.static_bytes);
+    if (all_bytes > MAX_SHARED) fail("shared memory of %zu bytes, at most 227 KiB", all_bytes);
     if (c.n_arrays == MAX_ARRAYS) fail("more than %zu SHARED arrays", MAX_ARRAYS - 1);
     return add_array(c, key, name, bytes, align < 16 ? 16 : align);
 }
@@ -81,9 +85,10 @@ bool redzones_intact(Context& c) {
     return false;
 }
 
-// ---- cp.async ----------------------------------------------------------------------------------------------------
-// Performed as late as is legal, at the wait, so that a missing wait leaves NaN in shared memory; in a random order,
-// half of them at once, for a kernel must not rely on late either.
+// ---- cp.async ----
+//
+// Performed as late as is legal, at the wait, so that a missing wait leaves NaN in shared memory; in a random
+// order, half of them at once, for a kernel must not rely on late either.
 
 static void perform(const Copy& copy) {
     san::writes(copy.to, 16);
@@ -103,6 +108,9 @@ void cp_async(void* to, const void* from, bool valid, Place p) {
     const char* f = static_cast<const char*>(from);
     if (valid && f >= c.shared && f < c.shared + SHARED_SIZE) {
         fail("cp.async at %s:%d: source is shared memory", file_name(p), p.line);
+    }
+    if (valid && san::poisoned(from, 16)) {
+        fail("cp.async at %s:%d: source is not within a device allocation", file_name(p), p.line);
     }
     // Both ends of the time in which the copy may happen are accesses of this thread: here, and in `perform`.
     san::writes(to, 16);

@@ -1,4 +1,5 @@
 // Stacks of fibers, and the switch from one to another.
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "emu/runtime.h"
@@ -40,8 +41,8 @@ extern "C" void emu_switch(void** save, void* to) {
 namespace emu {
 
 void* first_frame(char* stack, u32 colour, void (*entry)()) {
-    // Stacks are a power of two apart: were all tops at the same offset, the threads of a block would share the 8 to 12
-    // ways of one set of the L1 cache. The colour spreads them over its 64 sets.
+    // Stacks are a power of two apart: were all tops at the same offset, the threads of a block would share the 8
+    // to 12 ways of one set of the L1 cache. The colour spreads them over its 64 sets.
     char* top = stack + (STACK - PAGE) - (colour * 7 % 64) * 64;
 #if defined(__x86_64__) && !defined(EMU_UCONTEXT)
     void** sp = reinterpret_cast<void**>(top);
@@ -66,7 +67,7 @@ char* take_stack(Context& c) {
     if (!c.stacks) {
         void* p = mmap(nullptr, MAX_THREADS * STACK, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) fail("no address space for stacks");
+        if (p == MAP_FAILED) abort(); // 64 MiB of addresses
         c.stacks = static_cast<char*>(p);
     }
     char* stack = c.stacks + c.made_stacks++ * STACK;

@@ -9,7 +9,8 @@ static void mma(const u64* cells) {
     for (int lane = 0; lane < 32; lane++) {
         const MmaArgs& m = *reinterpret_cast<const MmaArgs*>(cells[lane]);
         const int g = lane / 4, t = lane % 4 * 2;
-        for (int h = 0; h < 2; h++) { // the halves of a register: an element and its right (a) or lower (b) neighbour
+        // The halves of a register are an element and its right (a, d) or lower (b) neighbour.
+        for (int h = 0; h < 2; h++) {
             const auto half = [h](u32 r) { return bits_to_float(r >> 16 * h << 16); };
             a[g][t + h] = half(m.a[0]);
             a[g + 8][t + h] = half(m.a[1]);
@@ -64,7 +65,8 @@ const u64* rendezvous(Op op, u64 brought, Place p) {
     const u32 id = self->id, lane = id % 32;
     Warp& w = c.warps[id / 32];
     if (w.exited) {
-        fail("divergent warp collective at %s:%d: lanes %#x of the warp have exited", file_name(p), p.line, w.exited);
+        fail("divergent warp collective at %s:%d: lanes %#x of the warp have exited", file_name(p), p.line,
+             w.exited);
     }
     if (w.arrived == 0) {
         w.op = op;
@@ -74,10 +76,10 @@ const u64* rendezvous(Op op, u64 brought, Place p) {
              w.place.line, file_name(p), p.line);
     }
     const bool matrix = op == Op::Ldmatrix || op == Op::LdmatrixTrans;
-    if (matrix || op == Op::Mma) {
-        if (w.lanes != 0xffffffffu) fail("%s:%d needs a full warp, but this one has lanes %#x", file_name(p), p.line, w.lanes);
-        if (matrix) check_row(c, reinterpret_cast<const LdmatrixArgs*>(brought)->row, p);
+    if ((matrix || op == Op::Mma) && w.lanes != 0xffffffffu) {
+        fail("%s:%d needs a full warp, but this one has lanes %#x", file_name(p), p.line, w.lanes);
     }
+    if (matrix) check_row(c, reinterpret_cast<const LdmatrixArgs*>(brought)->row, p);
     u64* cells = w.cells[w.generation & 1];
     char* order = &w.order[w.generation & 1];
     if (op == Op::Sync) san::release(order); // of the collectives, only sync_warp orders memory
