@@ -6,9 +6,10 @@
 //! `benches/torch/step.py` times the same steps in PyTorch, `benches/compare.sh` runs both in turn.
 
 use dfka_engine::autograd::{Engine, Store};
-use dfka_engine::device::{Choice, StepState};
+use dfka_engine::device::StepState;
 use dfka_engine::error::Result;
 use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
@@ -129,7 +130,7 @@ fn run_spec(teachers: &Path, groups: usize) -> RunSpec {
         seed: 1,
         checkpoint_seconds: 1e6,
         precision: Elem::Bf16,
-        device: Choice::Cpu,
+        device: Device::default(),
         teachers: ["a", "b"]
             .map(|t| TeacherSpec { name: t.into(), weights: teachers.join(t) })
             .into_iter()

@@ -8,6 +8,7 @@ mod progress;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,7 +17,9 @@ use serde_json::{Value, json};
 
 use crate::config::{self, Loaded, Override};
 use crate::data::scenes::{self, Sources, Split};
+use crate::device::Choice;
 use crate::error::{Error, Result};
+use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
 use crate::report;
 use crate::weights;
@@ -63,6 +66,9 @@ struct RunArgs {
     /// Go on from the last checkpoint in the output folder
     #[arg(long, conflicts_with = "force")]
     resume: bool,
+    /// Have a profiler record these steps of every stage (a CUDA device; see docs/profiling.md)
+    #[arg(long, value_name = "FROM..TO", value_parser = device::parse_steps)]
+    profile: Option<Range<u64>>,
 }
 
 #[derive(Args)]
@@ -185,7 +191,7 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
     let Loaded { mut spec, resolved, source } =
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
-    spec.device = choice;
+    spec.device = device_of(choice, &args.profile)?;
     let existing = match (args.resume, args.out.force) {
         (true, _) => Existing::Resume,
         (false, true) => Existing::Replace,
@@ -205,11 +211,19 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
     Ok(report::final_table(&summary))
 }
 
+/// The device with what it is to record.
+fn device_of(choice: Choice, profile: &Option<Range<u64>>) -> Result<Device> {
+    if profile.is_some() && !matches!(choice, Choice::Cuda(_)) {
+        return Err(Error::Usage("--profile records CUDA kernels; it needs --device cuda".into()));
+    }
+    Ok(Device { choice, profile: profile.clone().unwrap_or_default() })
+}
+
 fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
     let Loaded { mut spec, resolved, source: _ } =
         config::load_teach(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
-    spec.device = choice;
+    spec.device.choice = choice;
     let existing = if args.out.force { Existing::Replace } else { Existing::Refuse };
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
     folder.prepare(&resolved)?;
@@ -254,7 +268,7 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
     let Loaded { mut spec, source, resolved: _ } =
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
-    spec.device = choice;
+    spec.device.choice = choice;
     let teachers = check_against_teachers(&spec, &source, engine)?;
     let forecast = (engine.forecast)(&spec)?;
     if args.json {

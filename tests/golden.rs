@@ -4,7 +4,7 @@
 
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Plan, Tape, TensorId, Value};
-use dfka_engine::device::{Choice, StepState};
+use dfka_engine::device::StepState;
 use dfka_engine::models::Recorder;
 use dfka_engine::models::fold::from_oihw;
 use dfka_engine::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
@@ -12,6 +12,7 @@ use dfka_engine::ops::adam::Adam;
 use dfka_engine::ops::batch_norm::Stats;
 use dfka_engine::ops::bce::{Bce, Targets};
 use dfka_engine::ops::conv2d::Conv2d;
+use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::{StageOne, with_moments};
 use dfka_engine::pipeline::spec::*;
@@ -283,7 +284,7 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
         seed: 1,
         checkpoint_seconds: 1e6,
         precision: Elem::Bf16,
-        device: Choice::Cpu,
+        device: Device::default(),
         teachers,
         student: StudentSpec {
             labels: from_value(two["labels"].clone()).unwrap(),

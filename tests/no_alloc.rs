@@ -1,9 +1,10 @@
 //! A step allocates nothing once it has run: neither the thread that asks for it nor any worker.
 
 use dfka_engine::autograd::Engine;
+use dfka_engine::device::StepState;
 use dfka_engine::device::cpu::par::on_a_worker;
-use dfka_engine::device::{Choice, StepState};
 use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
@@ -72,7 +73,7 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
         seed: 3,
         checkpoint_seconds: 1e6,
         precision: Elem::Bf16,
-        device: Choice::Cpu,
+        device: Device::default(),
         teachers,
         student: StudentSpec {
             labels: vec![],

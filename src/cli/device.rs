@@ -4,6 +4,7 @@ use crate::device::Choice;
 use crate::device::gpu::cuda::{self, Cuda};
 use crate::device::gpu::emu::Emu;
 use crate::error::{Error, Result};
+use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DeviceChoice {
@@ -24,6 +25,12 @@ pub fn parse(text: &str) -> Result<DeviceChoice, String> {
             Some(Err(_)) | None => Err("expected auto, cpu, cuda, cuda:N or emu".into()),
         },
     }
+}
+
+/// `FROM..TO`, the second excluded.
+pub fn parse_steps(text: &str) -> Result<Range<u64>, String> {
+    let steps = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
+    steps.filter(|s: &Range<u64>| s.start < s.end).ok_or_else(|| "expected FROM..TO, such as 20..25".into())
 }
 
 impl DeviceChoice {
@@ -65,6 +72,8 @@ mod tests {
     fn names_parse_and_others_do_not() {
         assert_eq!(parse("cuda:3"), Ok(DeviceChoice::Cuda(3)));
         assert_eq!(parse("cuda"), Ok(DeviceChoice::Cuda(0)));
+        assert_eq!(parse_steps("20..25"), Ok(20..25));
+        assert!(["", "20", "..", "5..5", "9..2"].iter().all(|wrong| parse_steps(wrong).is_err()));
         for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -1,5 +1,6 @@
-//! `doctor`: what this machine offers. Files are looked at, nothing is loaded.
+//! `doctor`: what this machine offers, and what is missing.
 
+use crate::device::gpu::{self, cuda, emu::Emu, nvrtc::Nvrtc};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,13 +13,48 @@ pub fn report() -> String {
         ("cpu features", cpu_features()),
         ("threads", format!("{threads} available, {} used", rayon::current_num_threads())),
         ("memory", memory()),
-        ("devices", "cpu (this version has no CUDA backend and no emulator yet)".into()),
+        ("cuda devices", cuda_devices()),
+        ("emulator", Emu::open(0).map_or_else(|e| e.to_string(), |e| e.name())),
+        ("kernels", kernels()),
         ("nvidia driver", driver()),
         ("libcuda", find("libcuda.so").in_words()),
-        ("libnvrtc", find("libnvrtc.so").in_words()),
-        ("nvrtc builtins", find("libnvrtc-builtins.so").in_words()),
+        ("libnvrtc", nvrtc()),
+        ("libcublasLt", find("libcublasLt.so").in_words()),
+        ("kernel cache", cuda::cache_folder().display().to_string()),
     ];
     rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+}
+
+/// What the driver finds, and whether the kernels run on it.
+fn cuda_devices() -> String {
+    let (driver, found) = match cuda::devices() {
+        Ok(all) => all,
+        Err(e) => return format!("none: {e}"),
+    };
+    let device = |(i, d): (usize, &cuda::Found)| {
+        let (major, minor) = d.capability;
+        let runs =
+            if d.capability >= cuda::LEAST_CAPABILITY { "" } else { ", too old for the kernels (8.0)" };
+        format!("cuda:{i} {} ({major}.{minor}, {:.0} GB{runs})", d.name, d.memory_bytes as f64 / 1e9)
+    };
+    let list: Vec<String> = found.iter().enumerate().map(device).collect();
+    let list = if list.is_empty() { "none".into() } else { list.join("; ") };
+    format!("{list}; driver for CUDA {}.{}", driver / 1000, driver % 1000 / 10)
+}
+
+/// What this program carries.
+fn kernels() -> String {
+    let targets: Vec<&str> = gpu::MODULES[0].images.iter().map(|i| i.target).collect();
+    let count = format!("{} in {} files", gpu::KERNELS.len(), gpu::MODULES.len());
+    if targets.is_empty() {
+        return format!("{count}, as source (built without NVRTC): compiled where they first run, by NVRTC");
+    }
+    format!("{count}, compiled for {}, and as PTX for newer devices", targets.join(" and "))
+}
+
+fn nvrtc() -> String {
+    let found = Nvrtc::open().and_then(|c| Ok((c.version()?, c.path)));
+    found.map_or_else(|e| e, |((major, minor), path)| format!("{major}.{minor}, {}", path.display()))
 }
 
 /// The outcome of a search for a shared library.

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::{Block, Labels};
 use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
-use crate::device::Choice;
 use crate::error::Result;
+use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::pipeline::spec::{
     AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, StudentInit,
@@ -138,7 +138,7 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
         seed: seed(source, or(&mut raw.seed, 0))?,
         // bf16 halves the memory traffic that most kernels wait for, and keeps f32's range.
         precision: or(&mut raw.precision, Elem::Bf16),
-        device: Choice::Cpu,
+        device: Device::default(),
         checkpoint_seconds: source.number(
             "checkpoint_seconds",
             or(&mut raw.checkpoint_seconds, CHECKPOINT_SECONDS.into()),

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::Labels;
 use super::{Loaded, Override, Source, folder_name, or, print, seed};
-use crate::device::Choice;
 use crate::error::Result;
 use crate::models::resnet::{BlockKind, Stem};
+use crate::pipeline::Device;
 use crate::pipeline::spec::{TeachSpec, TrainingData};
 use crate::tensor::Elem;
 
@@ -90,7 +90,7 @@ fn build(source: &Source, raw: &mut RawTeach) -> Result<TeachSpec> {
     let t = &mut raw.training;
     Ok(TeachSpec {
         precision: or(&mut raw.precision, Elem::Bf16),
-        device: Choice::Cpu,
+        device: Device::default(),
         name: folder_name(source, "name", &raw.name)?,
         seed: seed(source, or(&mut raw.seed, 0))?,
         data: data(source, &mut raw.data)?,

@@ -66,7 +66,7 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
             gpu.push(stage.plan.cost().clone());
             Ok(())
         })?;
-        let mut engine = engine_on(spec.device, spec.precision)?;
+        let mut engine = engine_on(&spec.device, spec.precision)?;
         let mut gpu = gpu.into_iter();
         let found = every_stage(&spec, &prefix, &mut engine, |engine, stage| {
             stages.push(measure(engine, stage, gpu.next().unwrap_or_default())?);

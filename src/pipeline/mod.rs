@@ -19,10 +19,21 @@ use crate::autograd::Engine;
 use crate::device::Choice;
 use crate::error::Result;
 use crate::tensor::Elem;
+use std::ops::Range;
+
+/// Where a command's steps run, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Device {
+    pub choice: Choice,
+    /// Steps of every stage for a profiler to record; none of the CPU's.
+    pub profile: Range<u64>,
+}
 
 /// An engine whose steps run on `device`, feature maps stored as `precision` says where that is a GPU.
 ///
 /// Errors: no such device.
-pub fn engine_on(device: Choice, precision: Elem) -> Result<Engine<f32>> {
-    Ok(device.machine(precision)?.map_or_else(Engine::default, Engine::on))
+pub fn engine_on(device: &Device, precision: Elem) -> Result<Engine<f32>> {
+    let Some(mut machine) = device.choice.machine(precision)? else { return Ok(Engine::default()) };
+    machine.profile(device.profile.clone());
+    Ok(Engine::on(machine))
 }

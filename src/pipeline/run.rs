@@ -88,7 +88,7 @@ pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
 /// Trains one student: stage one (if its images are generated), stage two, branch.
 fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut Summary) -> Result<Trained> {
     session.turn_to(prefix);
-    let mut engine = engine_on(spec.device, spec.precision)?;
+    let mut engine = engine_on(&spec.device, spec.precision)?;
     let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
     let tasks = dual::tasks(&teachers, &spec.student.labels)?;
     summary.parameters.teachers = teachers.parameters();

@@ -6,6 +6,7 @@ use super::schedule::Schedule;
 use crate::autograd::{Engine, Plan, Store};
 use crate::device::StepState;
 use crate::device::cpu::par::on_a_worker;
+use crate::device::gpu::nvtx;
 use crate::device::philox::derive_seed;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -109,6 +110,7 @@ impl<'o> Session<'o> {
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
+        let _range = nvtx::range(&stage.name);
         // All of it on a worker, so that replays allocate nothing.
         on_a_worker(|| self.repeat(engine, &mut stage))?;
         // The last update has no loss after it that would tell.

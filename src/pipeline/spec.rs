@@ -1,6 +1,6 @@
 //! What a run is asked to do, already validated: no value here can be invalid on its own.
 
-use crate::device::Choice;
+use super::Device;
 use crate::models::resnet::{BlockKind, Stem};
 use crate::tensor::Elem;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub struct RunSpec {
     pub precision: Elem,
     /// Where steps run. No part of what is asked for.
     #[serde(skip)]
-    pub device: Choice,
+    pub device: Device,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -191,7 +191,7 @@ pub struct TeachSpec {
     /// As in [`RunSpec`].
     pub precision: Elem,
     #[serde(skip)]
-    pub device: Choice,
+    pub device: Device,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]

@@ -55,7 +55,7 @@ pub fn teach(
     };
     network.validate().map_err(|e| Error::Usage(format!("network: {e}")))?;
 
-    let mut engine = engine_on(spec.device, spec.precision)?;
+    let mut engine = engine_on(&spec.device, spec.precision)?;
     let images = engine.store.add("data.images", Shape::new(n, h, w, c));
     engine.store.get_mut(images).iter_mut().zip(&data.images.images).for_each(|(t, p)| *t = to_input(*p));
     let wanted = engine.store.add("data.targets", Shape::rows(n, labels.len()));

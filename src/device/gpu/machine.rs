@@ -1,11 +1,12 @@
 //! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
 
 use super::launch::{Arg, Launch, Prepared, cell};
-use super::{Address, Block, Gpu, cuda};
+use super::{Address, Block, Gpu, cuda, nvtx};
 use crate::device::memory::Buffer;
 use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
+use std::ops::Range;
 
 /// Bytes of the ring that losses go to: 256 steps of 64 losses.
 const RING_BYTES: usize = 64 << 10;
@@ -26,6 +27,8 @@ pub struct Machine {
     arena: Option<Block>,
     state: Block,
     ring: Block,
+    /// Steps, of every stage, that a profiler is to record.
+    profile: Range<u64>,
     /// Counts the changes of any address; what was prepared under another number must be prepared again.
     epoch: u64,
 }
@@ -43,7 +46,12 @@ pub struct Ready {
 impl Machine {
     pub fn new(gpu: Gpu, maps: Elem) -> Result<Machine> {
         let (state, ring) = (gpu.allocate(size_of::<StepState>())?, gpu.allocate(RING_BYTES)?);
-        Ok(Machine { gpu, maps, store: Vec::new(), arena: None, state, ring, epoch: 1 })
+        Ok(Machine { gpu, maps, store: Vec::new(), arena: None, state, ring, profile: 0..0, epoch: 1 })
+    }
+
+    /// Has a profiler record these steps of every stage: they run launch by launch, each in a range of its op's name.
+    pub fn profile(&mut self, steps: Range<u64>) {
+        self.profile = steps;
     }
 
     pub fn arena_bytes(&self) -> usize {
@@ -178,7 +186,18 @@ impl Machine {
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
         let eager = |ready: &Ready| ready.launches.iter().try_for_each(|l| self.gpu.launch(l));
         ready.runs += 1;
+        let _range = nvtx::range("step");
         match &self.gpu {
+            Gpu::Cuda(device) if self.profile.contains(&step.step) => {
+                if step.step == self.profile.start {
+                    device.profile(true)?;
+                }
+                for launch in &ready.launches {
+                    let _range = nvtx::range(&launch.label);
+                    device.launch(launch)?;
+                }
+                if step.step + 1 == self.profile.end { device.profile(false) } else { Ok(()) }
+            }
             Gpu::Cuda(device) if device.captures() && ready.runs > 1 => {
                 if ready.graph.is_none() {
                     ready.graph = Some(device.capture(|| eager(ready))?);

@@ -8,6 +8,7 @@ pub mod emu;
 pub mod launch;
 pub mod machine;
 pub mod nvrtc;
+pub mod nvtx;
 pub mod source;
 
 use crate::error::{Error, Result};
