@@ -1,5 +1,6 @@
 //! Mean over the pixels of each image.
 
+use super::tiles::{Tiles, instance};
 use super::*;
 use crate::device::cpu::channels::image_mean;
 use crate::device::cpu::par::{Rows, for_rows};
@@ -45,6 +46,24 @@ impl Operator for GlobalAvgPool {
                 }
             }
         });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let x = l.x(0);
+        let tiles = Tiles::image_sums(l.shape(0), x.elem);
+        let args = [l.y(0).into(), x.into(), tiles.into()];
+        l.launch(instance("global_avg_pool_fwd", x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let tiles = Tiles::image_pass(l.shape(0), dx.elem);
+        let args = [dx.into(), l.dy0().into(), write.into(), tiles.into()];
+        l.launch(instance("global_avg_pool_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+    }
+
+    fn gives_f32(&self) -> bool {
+        true
     }
 }
 

@@ -12,6 +12,7 @@ use launches::Launches;
 pub mod gates;
 pub mod launches;
 pub mod scalar;
+mod tiles;
 
 /// An operand as seen while recording: its shape, and whether the loss needs its gradient.
 #[derive(Clone, Copy, Debug)]

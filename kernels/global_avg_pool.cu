@@ -1,0 +1,31 @@
+// Mean over the pixels of each image: a block sums a slab of channels of one image.
+#include "lib/channels.cuh"
+
+// y [n, c], x [n, pixels, c]
+template <class T, int n> KERNEL(256) global_avg_pool_fwd(float* RESTRICT y, const T* RESTRICT x, TilesDims d) {
+    SHARED(float, scratch, ROWS_SCRATCH<n>);
+    const Tile<n> t = Tile<n>::of(d);
+    Floats<n> mean = sum_tile<n>(x, scratch, t);
+    if (!t.works || t.row > 0) return;
+    UNROLL
+    for (int i = 0; i < n; i++) mean.v[i] *= 1.0f / (float)d.pixels;
+    store_f32<n>(y + (i64)t.image(d) * d.c + t.channel, mean);
+}
+INSTANCE(global_avg_pool_fwd<float, 4>)
+INSTANCE(global_avg_pool_fwd<float, 1>)
+INSTANCE(global_avg_pool_fwd<bf16, 8>)
+INSTANCE(global_avg_pool_fwd<bf16, 1>)
+
+// dx [n, pixels, c], dy [n, c]
+template <class T, int n> KERNEL(256) global_avg_pool_bwd(T* RESTRICT dx, const float* RESTRICT dy, int add, TilesDims d) {
+    const Tile<n> t = Tile<n>::of(d);
+    if (!t.works) return;
+    Floats<n> v = load_f32<n>(dy + (i64)t.image(d) * d.c + t.channel);
+    UNROLL
+    for (int i = 0; i < n; i++) v.v[i] *= 1.0f / (float)d.pixels;
+    for (i64 at = t.first; at < t.last; at += t.step) put_f32<n>(dx + at, v, add);
+}
+INSTANCE(global_avg_pool_bwd<float, 4>)
+INSTANCE(global_avg_pool_bwd<float, 1>)
+INSTANCE(global_avg_pool_bwd<bf16, 8>)
+INSTANCE(global_avg_pool_bwd<bf16, 1>)

@@ -1,0 +1,170 @@
+// Per-channel work on NHWC data: a thread keeps its channels and walks over pixels, so that coefficients stay in
+// registers (five floats a channel are ten times the 2 bytes of a bf16) and a sum over pixels needs one tree at the end.
+//
+// A block is `lanes` packs of n channels by `rows` pixels. Blocks cover (image, slab of channels) in x and chunks of
+// pixels in y; src/ops/tiles.rs chooses the numbers.
+#pragma once
+#include "lib/packs.cuh"
+
+// Mirrors `Tiles` of src/ops/tiles.rs.
+struct TilesDims {
+    i64 pixels;  // of an image; where images make no difference, of all
+    i64 chunk;   // pixels a block
+    int c;
+    int lanes;
+    int slabs;
+    int chunks;
+};
+static_assert(sizeof(TilesDims) == 32, "TilesDims must match Tiles of src/ops/tiles.rs");
+
+// Where a thread works: for (i64 at = t.first; at < t.last; at += t.step) visits the offsets of its channels in its pixels.
+template <int n> struct Tile {
+    int lane, row, rows;
+    // First of n. A thread beyond the last channel has channel 0, no pixels, and `works` false.
+    int channel;
+    bool works;
+    i64 first, last, step;
+
+    DEV static Tile of(const TilesDims& d) {
+        Tile t;
+        t.lane = threadIdx.x % d.lanes;
+        t.row = threadIdx.x / d.lanes;
+        t.rows = blockDim.x / d.lanes;
+        t.channel = ((int)(blockIdx.x % d.slabs) * d.lanes + t.lane) * n;
+        t.works = t.channel < d.c;
+        if (!t.works) t.channel = 0;
+        const i64 begin = blockIdx.y * d.chunk, end = begin + d.chunk < d.pixels ? begin + d.chunk : d.pixels;
+        const i64 image = blockIdx.x / d.slabs * d.pixels;
+        t.first = (image + begin + t.row) * d.c + t.channel;
+        t.last = t.works ? (image + end) * d.c : t.first;
+        t.step = (i64)t.rows * d.c;
+        return t;
+    }
+    DEV int image(const TilesDims& d) const { return blockIdx.x / d.slabs; }
+};
+
+// Floats of shared memory that `sum_rows` needs.
+template <int n> constexpr int ROWS_SCRATCH = 256 * n;
+
+// The sum of `v` over the block's rows, in every row: a tree whose shape the number of rows decides. All threads must call.
+template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& t) {
+    const int threads = blockDim.x, me = threadIdx.x, lanes = threads / t.rows;
+    UNROLL
+    for (int i = 0; i < n; i++) scratch[i * threads + me] = v.v[i];
+    for (int left = t.rows; left > 1;) {
+        const int half = (left + 1) / 2;
+        sync_block();
+        if (t.row + half < left) {
+            UNROLL
+            for (int i = 0; i < n; i++) scratch[i * threads + me] += scratch[i * threads + me + half * lanes];
+        }
+        left = half;
+    }
+    sync_block();
+    UNROLL
+    for (int i = 0; i < n; i++) v.v[i] = scratch[i * threads + t.lane];
+    sync_block();
+}
+
+// The mean over up to 32 pixels spread over x: near enough to the channel's mean that sums about it lose no digits, even
+// where the mean is many deviations away from zero. The odd step meets all columns of a power-of-two image.
+template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const TilesDims& d, float* scratch, const Tile<n>& t) {
+    const int count = d.pixels < 32 ? (int)d.pixels : 32;
+    const i64 step = (d.pixels / count) | 1;
+    Floats<n> sum = floats<n>(0.0f);
+    for (int s = t.row; s < count; s += t.rows) {
+        i64 pixel = s * step;
+        if (pixel >= d.pixels) pixel -= d.pixels;  // 31 (pixels / 32 + 1) is less than twice the pixels
+        const Floats<n> v = load_f32<n>(x + pixel * d.c + t.channel);
+        UNROLL
+        for (int i = 0; i < n; i++) sum.v[i] += v.v[i];
+    }
+    sum_rows<n>(sum, scratch, t);
+    UNROLL
+    for (int i = 0; i < n; i++) sum.v[i] /= (float)count;
+    return sum;
+}
+
+// The two sums of this block's chunk into parts [chunks][2][c].
+template <int n>
+DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second, const TilesDims& d, float* scratch, const Tile<n>& t) {
+    sum_rows<n>(first, scratch, t);
+    sum_rows<n>(second, scratch, t);
+    if (!t.works || t.row > 0) return;
+    store_f32<n>(parts + (i64)(2 * blockIdx.y) * d.c + t.channel, first);
+    store_f32<n>(parts + (i64)(2 * blockIdx.y + 1) * d.c + t.channel, second);
+}
+
+// Sums of x - shift and of its square over this block's chunk. Every block finds the same shift (32 pixels of x, from the
+// second-level cache after the first block), which saves a launch; chunk 0 leaves it in `shift` [c].
+template <int n, class T>
+DEV void moments_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RESTRICT x, const TilesDims& d, float* scratch) {
+    const Tile<n> t = Tile<n>::of(d);
+    const Floats<n> about = sample_mean<n>(x, d, scratch, t);
+    if (blockIdx.y == 0 && t.row == 0 && t.works) store_f32<n>(shift + t.channel, about);
+    Floats<n> first = floats<n>(0.0f), second = floats<n>(0.0f);
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        const Floats<n> v = load_f32<n>(x + at);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const float away = v.v[i] - about.v[i];
+            first.v[i] += away;
+            second.v[i] = fmaf(away, away, second.v[i]);
+        }
+    }
+    store_parts<n>(parts, first, second, d, scratch, t);
+}
+
+// A block of 256 folds the parts of 8 channels, 32 threads a channel: at 528 chunks a thread reads 17 pairs, where a
+// thread alone would wait for 528.
+constexpr int FOLD_CHANNELS = 8, FOLD_SLICES = 32;
+constexpr int FOLD_SCRATCH = 2 * FOLD_CHANNELS * FOLD_SLICES;
+
+DEV int fold_channel() { return blockIdx.x * FOLD_CHANNELS + threadIdx.x % FOLD_CHANNELS; }
+// One thread of each channel has the word after the fold.
+DEV bool fold_speaks(int c) { return threadIdx.x < FOLD_CHANNELS && fold_channel() < c; }
+
+// Both sums of `fold_channel()` over all chunks, in every thread. In double, which costs nothing here.
+DEV void fold_parts(double (&sums)[2], const float* RESTRICT parts, int c, int chunks, double* scratch) {
+    const int channel = fold_channel(), me = threadIdx.x;
+    sums[0] = sums[1] = 0.0;
+    if (channel < c) {
+        for (int k = me / FOLD_CHANNELS; k < chunks; k += FOLD_SLICES) {
+            sums[0] += parts[(i64)(2 * k) * c + channel];
+            sums[1] += parts[(i64)(2 * k + 1) * c + channel];
+        }
+    }
+    const int second = FOLD_CHANNELS * FOLD_SLICES;
+    scratch[me] = sums[0];
+    scratch[second + me] = sums[1];
+    for (int half = second / 2; half >= FOLD_CHANNELS; half /= 2) {
+        sync_block();
+        if (me < half) {
+            scratch[me] += scratch[me + half];
+            scratch[second + me] += scratch[second + me + half];
+        }
+    }
+    sync_block();
+    sums[0] = scratch[me % FOLD_CHANNELS];
+    sums[1] = scratch[second + me % FOLD_CHANNELS];
+}
+
+// Mean and biased variance from the sums about a shift; the mean as its distance from the shift. A variance of NaN is 0,
+// as on the host, where the mean says that the channel diverged.
+DEV void moments_of(float& delta, float& var, const double (&sums)[2], i64 pixels) {
+    const double mean = sums[0] / (double)pixels, square = sums[1] / (double)pixels - mean * mean;
+    delta = (float)mean;
+    var = square > 0.0 ? (float)square : 0.0f;
+}
+
+// The sum of x over the tile's pixels, in every row.
+template <int n, class T> DEV Floats<n> sum_tile(const T* RESTRICT x, float* scratch, const Tile<n>& t) {
+    Floats<n> sum = floats<n>(0.0f);
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        const Floats<n> v = load_f32<n>(x + at);
+        UNROLL
+        for (int i = 0; i < n; i++) sum.v[i] += v.v[i];
+    }
+    sum_rows<n>(sum, scratch, t);
+    return sum;
+}

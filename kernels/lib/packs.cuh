@@ -1,0 +1,34 @@
+// Packs of neighbouring elements as f32 numbers: one load or store of up to 16 bytes, arithmetic in f32.
+#pragma once
+#include "lib/dev.cuh"
+
+template <int n> using Floats = Pack<float, n>;
+
+template <int n, class T> DEV Floats<n> load_f32(const T* p) {
+    const Pack<T, n> from = load_pack<n>(p);
+    Floats<n> v;
+    UNROLL
+    for (int i = 0; i < n; i++) v.v[i] = to_f32(from.v[i]);
+    return v;
+}
+template <int n, class T> DEV void store_f32(T* p, const Floats<n>& v) {
+    Pack<T, n> to;
+    UNROLL
+    for (int i = 0; i < n; i++) to.v[i] = from_f32<T>(v.v[i]);
+    store_pack<n>(p, to);
+}
+// `put` for a pack.
+template <int n, class T> DEV void put_f32(T* p, Floats<n> v, int add) {
+    if (add) {
+        const Floats<n> old = load_f32<n>(p);
+        UNROLL
+        for (int i = 0; i < n; i++) v.v[i] += old.v[i];
+    }
+    store_f32<n>(p, v);
+}
+template <int n> DEV Floats<n> floats(float value) {
+    Floats<n> v;
+    UNROLL
+    for (int i = 0; i < n; i++) v.v[i] = value;
+    return v;
+}
