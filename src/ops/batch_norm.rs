@@ -1,9 +1,12 @@
 //! Batch normalisation, with the activation that follows it.
 
 use super::activation::Act;
+use super::launches::THREADS;
+use super::tiles::{Tiles, adds, fold_blocks, instance, pixels};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
+use crate::device::gpu;
 
 /// Which statistics normalise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +187,118 @@ impl Operator for BatchNorm {
                 },
             );
         });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y, shape) = (l.x(0), l.y(0), l.shape(0));
+        let (slope, running) = (self.slope(), [l.x(3), l.x(4)]);
+        let batch = self.stats == Stats::Batch;
+        let coefficients = match (l.saves(), batch) {
+            (true, _) => Some(l.saved(0)),
+            (false, true) => Some(l.scratch(1)),
+            (false, false) => None,
+        };
+        if batch {
+            let (tiles, parts) = (Tiles::sums(shape, x.elem), l.scratch(0));
+            let name = instance("batch_norm_fwd_sums", x.elem, tiles.pack);
+            let args = [parts.into(), coefficients.into(), x.into(), tiles.into()];
+            l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+            let args = [
+                coefficients.into(),
+                running[0].into(),
+                running[1].into(),
+                parts.into(),
+                pixels(shape),
+                (shape.c() as i32).into(),
+                (tiles.chunks() as i32).into(),
+                self.momentum.into(),
+                self.eps.into(),
+            ];
+            l.launch("batch_norm_fwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
+        }
+        let running = running.map(|r| (!batch).then_some(r));
+        let tiles = Tiles::pass(shape, x.elem);
+        let args = [
+            y.into(),
+            coefficients.into(),
+            x.into(),
+            l.x(1).into(),
+            l.x(2).into(),
+            running[0].into(),
+            running[1].into(),
+            self.eps.into(),
+            slope,
+            tiles.into(),
+        ];
+        let name = format!("batch_norm_fwd<{}, {}, {}>", x.elem, y.elem, tiles.pack);
+        l.launch(name, tiles.grid(), tiles.block(), 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let (x, dy, shape) = (l.x(0), l.dy0(), l.shape(0));
+        let (dx, dgamma, dbeta) = (l.dx(0), l.dx(1), l.dx(2));
+        let (coefficients, gamma, beta) = (l.saved(0), l.x(1), l.x(2));
+        let means = (dx.is_some() && self.stats == Stats::Batch).then(|| l.scratch(1));
+        if means.is_some() || dgamma.is_some() || dbeta.is_some() {
+            let (tiles, parts) = (Tiles::sums(shape, x.elem), l.scratch(0));
+            let name = format!("batch_norm_bwd_sums<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
+            let args = [
+                parts.into(),
+                x.into(),
+                dy.into(),
+                coefficients.into(),
+                gamma.into(),
+                beta.into(),
+                self.slope(),
+                tiles.into(),
+            ];
+            l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+            let args = [
+                means.into(),
+                dgamma.map(|d| d.0).into(),
+                dbeta.map(|d| d.0).into(),
+                parts.into(),
+                pixels(shape),
+                (shape.c() as i32).into(),
+                (tiles.chunks() as i32).into(),
+                adds(dgamma),
+                adds(dbeta),
+            ];
+            l.launch("batch_norm_bwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
+        }
+        let Some((dx, write)) = dx else { return Ok(()) };
+        let tiles = Tiles::pass(shape, x.elem);
+        let args = [
+            dx.into(),
+            x.into(),
+            dy.into(),
+            coefficients.into(),
+            gamma.into(),
+            beta.into(),
+            means.into(),
+            self.slope(),
+            write.into(),
+            tiles.into(),
+        ];
+        let name = format!("batch_norm_bwd<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
+        l.launch(name, tiles.grid(), tiles.block(), 0, args)
+    }
+
+    fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
+        let x = args[0].shape;
+        let parts = Extent::Reals(Tiles::parts_len(x, maps));
+        signature.scratch_forward = match self.stats {
+            Stats::Batch => vec![parts, Extent::Reals(3 * x.c())],
+            Stats::Running => vec![],
+        };
+        signature.scratch_backward = vec![parts, Extent::Reals(2 * x.c())];
+    }
+}
+
+impl BatchNorm {
+    /// As kernels take the activation: its slope below zero.
+    fn slope(&self) -> gpu::launch::Arg {
+        (self.act.step_slope().unwrap_or(1.0) as f32).into()
     }
 }
 

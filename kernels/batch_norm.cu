@@ -1,0 +1,182 @@
+// Batch normalisation with its activation. Forward with batch statistics is three launches: sums over chunks of pixels,
+// a fold that also moves the running estimates, and one pass that writes y; with running statistics only the last.
+// Backward likewise: sums, fold, dx. X is float for reshaped rows, whose y may be bf16.
+#include "lib/channels.cuh"
+
+// parts [chunks][2][c], shift [c], x [pixels, c]
+template <class X, int n> KERNEL(256) batch_norm_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const X* RESTRICT x, TilesDims d) {
+    SHARED(float, scratch, ROWS_SCRATCH<n>);
+    moments_parts<n>(shift, parts, x, d, scratch);
+}
+INSTANCE(batch_norm_fwd_sums<float, 4>)
+INSTANCE(batch_norm_fwd_sums<float, 1>)
+INSTANCE(batch_norm_fwd_sums<bf16, 8>)
+INSTANCE(batch_norm_fwd_sums<bf16, 1>)
+
+// coefficients [3][c]: shift, rstd, offset, with xhat = (x - shift) * rstd + offset
+KERNEL(256) batch_norm_fwd_finish(float* RESTRICT coefficients, float* RESTRICT running_mean, float* RESTRICT running_var,
+                                  const float* RESTRICT parts, i64 pixels, int c, int chunks, float momentum, float eps) {
+    SHARED(double, scratch, FOLD_SCRATCH);
+    double sums[2];
+    fold_parts(sums, parts, c, chunks, scratch);
+    if (!fold_speaks(c)) return;
+    const int i = fold_channel();
+    float delta, var;
+    moments_of(delta, var, sums, pixels);
+    const float unbiased = (float)((double)pixels / ((double)pixels - 1.0));
+    running_mean[i] += momentum * (coefficients[i] + delta - running_mean[i]);
+    running_var[i] += momentum * (var * unbiased - running_var[i]);
+    const float rstd = 1.0f / sqrtf(var + eps);
+    coefficients[c + i] = rstd;
+    coefficients[2 * c + i] = -delta * rstd;
+}
+INSTANCE(batch_norm_fwd_finish)
+
+// What the elements of a channel share. y before the activation is `(x - shift) * scale + bias`; forward and backward
+// compute it alike, so that they agree on its sign.
+template <int n> struct Channels {
+    Floats<n> shift, rstd, offset, scale, bias;
+
+    DEV void affine(const float* RESTRICT gamma, const float* RESTRICT beta, int channel) {
+        const Floats<n> g = load_f32<n>(gamma + channel), b = load_f32<n>(beta + channel);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            scale.v[i] = g.v[i] * rstd.v[i];
+            bias.v[i] = fmaf(offset.v[i], g.v[i], b.v[i]);
+        }
+    }
+    DEV void load(const float* RESTRICT coefficients, const float* RESTRICT gamma, const float* RESTRICT beta, int c, int channel) {
+        shift = load_f32<n>(coefficients + channel);
+        rstd = load_f32<n>(coefficients + c + channel);
+        offset = load_f32<n>(coefficients + 2 * (i64)c + channel);
+        affine(gamma, beta, channel);
+    }
+};
+
+// y, x [pixels, c]; the vectors [c]. With running estimates (not null) they are the statistics, and `coefficients`, if not
+// null, is written for backward; without, it is read.
+template <class X, class Y, int n>
+KERNEL(256) batch_norm_fwd(Y* RESTRICT y, float* RESTRICT coefficients, const X* RESTRICT x, const float* RESTRICT gamma,
+                           const float* RESTRICT beta, const float* RESTRICT running_mean, const float* RESTRICT running_var,
+                           float eps, float slope, TilesDims d) {
+    const Tile<n> t = Tile<n>::of(d);
+    if (!t.works) return;
+    Channels<n> k;
+    if (running_mean) {
+        k.shift = load_f32<n>(running_mean + t.channel);
+        k.rstd = load_f32<n>(running_var + t.channel);
+        UNROLL
+        for (int i = 0; i < n; i++) k.rstd.v[i] = 1.0f / sqrtf(k.rstd.v[i] + eps);
+        k.offset = floats<n>(0.0f);
+        k.affine(gamma, beta, t.channel);
+        if (coefficients && blockIdx.y == 0 && t.row == 0) {
+            store_f32<n>(coefficients + t.channel, k.shift);
+            store_f32<n>(coefficients + d.c + t.channel, k.rstd);
+            store_f32<n>(coefficients + 2 * (i64)d.c + t.channel, k.offset);
+        }
+    } else {
+        k.load(coefficients, gamma, beta, d.c, t.channel);
+    }
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        Floats<n> v = load_f32<n>(x + at);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            v.v[i] = fmaf(v.v[i] - k.shift.v[i], k.scale.v[i], k.bias.v[i]);
+            if (!(v.v[i] > 0.0f)) v.v[i] *= slope;
+        }
+        store_f32<n>(y + at, v);
+    }
+}
+INSTANCE(batch_norm_fwd<float, float, 4>)
+INSTANCE(batch_norm_fwd<float, float, 1>)
+INSTANCE(batch_norm_fwd<bf16, bf16, 8>)
+INSTANCE(batch_norm_fwd<bf16, bf16, 1>)
+INSTANCE(batch_norm_fwd<float, bf16, 4>)
+INSTANCE(batch_norm_fwd<float, bf16, 1>)
+
+// Sums of g and of g * xhat, where g = dy * act', into parts [chunks][2][c].
+template <class X, class Y, int n>
+KERNEL(256) batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRICT dy, const float* RESTRICT coefficients,
+                                const float* RESTRICT gamma, const float* RESTRICT beta, float slope, TilesDims d) {
+    SHARED(float, scratch, ROWS_SCRATCH<n>);
+    const Tile<n> t = Tile<n>::of(d);
+    Channels<n> k;
+    k.load(coefficients, gamma, beta, d.c, t.channel);
+    Floats<n> sum_g = floats<n>(0.0f), sum_gx = floats<n>(0.0f);
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        const Floats<n> v = load_f32<n>(x + at);
+        Floats<n> g = load_f32<n>(dy + at);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const float away = v.v[i] - k.shift.v[i];
+            if (!(fmaf(away, k.scale.v[i], k.bias.v[i]) > 0.0f)) g.v[i] *= slope;
+            sum_g.v[i] += g.v[i];
+            sum_gx.v[i] = fmaf(g.v[i], away, sum_gx.v[i]);
+        }
+    }
+    // xhat is linear in what was summed. Done after the loop, rstd and offset need no registers in it.
+    const Floats<n> rstd = load_f32<n>(coefficients + d.c + t.channel), offset = load_f32<n>(coefficients + 2 * (i64)d.c + t.channel);
+    UNROLL
+    for (int i = 0; i < n; i++) sum_gx.v[i] = fmaf(sum_gx.v[i], rstd.v[i], sum_g.v[i] * offset.v[i]);
+    store_parts<n>(parts, sum_g, sum_gx, d, scratch, t);
+}
+INSTANCE(batch_norm_bwd_sums<float, float, 4>)
+INSTANCE(batch_norm_bwd_sums<float, float, 1>)
+INSTANCE(batch_norm_bwd_sums<bf16, bf16, 8>)
+INSTANCE(batch_norm_bwd_sums<bf16, bf16, 1>)
+INSTANCE(batch_norm_bwd_sums<float, bf16, 4>)
+INSTANCE(batch_norm_bwd_sums<float, bf16, 1>)
+
+// means [2][c] of g and of g * xhat; each result may be null.
+KERNEL(256) batch_norm_bwd_finish(float* RESTRICT means, float* RESTRICT dgamma, float* RESTRICT dbeta, const float* RESTRICT parts,
+                                  i64 pixels, int c, int chunks, int add_gamma, int add_beta) {
+    SHARED(double, scratch, FOLD_SCRATCH);
+    double sums[2];
+    fold_parts(sums, parts, c, chunks, scratch);
+    if (!fold_speaks(c)) return;
+    const int i = fold_channel();
+    if (dbeta) put(dbeta + i, (float)sums[0], add_beta);
+    if (dgamma) put(dgamma + i, (float)sums[1], add_gamma);
+    if (!means) return;
+    means[i] = (float)(sums[0] / (double)pixels);
+    means[c + i] = (float)(sums[1] / (double)pixels);
+}
+INSTANCE(batch_norm_bwd_finish)
+
+// dx = scale * (g - mean_g - xhat * mean_gx); running statistics do not depend on x, and `means` is null.
+template <class X, class Y, int n>
+KERNEL(256) batch_norm_bwd(X* RESTRICT dx, const X* RESTRICT x, const Y* RESTRICT dy, const float* RESTRICT coefficients,
+                           const float* RESTRICT gamma, const float* RESTRICT beta, const float* RESTRICT means, float slope,
+                           int add, TilesDims d) {
+    const Tile<n> t = Tile<n>::of(d);
+    if (!t.works) return;
+    Channels<n> k;
+    k.load(coefficients, gamma, beta, d.c, t.channel);
+    // g - constant - away * linear: five floats a channel in the loop instead of seven.
+    Floats<n> constant = floats<n>(0.0f), linear = floats<n>(0.0f);
+    if (means) {
+        const Floats<n> mean_g = load_f32<n>(means + t.channel), mean_gx = load_f32<n>(means + d.c + t.channel);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            constant.v[i] = fmaf(k.offset.v[i], mean_gx.v[i], mean_g.v[i]);
+            linear.v[i] = k.rstd.v[i] * mean_gx.v[i];
+        }
+    }
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        const Floats<n> v = load_f32<n>(x + at);
+        Floats<n> g = load_f32<n>(dy + at);
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const float away = v.v[i] - k.shift.v[i];
+            if (!(fmaf(away, k.scale.v[i], k.bias.v[i]) > 0.0f)) g.v[i] *= slope;
+            g.v[i] = k.scale.v[i] * fmaf(-away, linear.v[i], g.v[i] - constant.v[i]);
+        }
+        put_f32<n>(dx + at, g, add);
+    }
+}
+INSTANCE(batch_norm_bwd<float, float, 4>)
+INSTANCE(batch_norm_bwd<float, float, 1>)
+INSTANCE(batch_norm_bwd<bf16, bf16, 8>)
+INSTANCE(batch_norm_bwd<bf16, bf16, 1>)
+INSTANCE(batch_norm_bwd<float, bf16, 4>)
+INSTANCE(batch_norm_bwd<float, bf16, 1>)
