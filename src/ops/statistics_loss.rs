@@ -1,5 +1,7 @@
 //! Matching the channel statistics that a frozen teacher's batch norm remembers of its training data.
 
+use super::launches::THREADS;
+use super::tiles::{Tiles, fold_blocks, instance, pixels};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
@@ -94,6 +96,41 @@ impl Operator for StatisticsLoss {
                 },
             );
         });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (u, shape) = (l.x(0), l.shape(0));
+        let (c, tiles, parts) = (shape.c() as i32, Tiles::sums(shape, u.elem), l.scratch(0));
+        let coefficients = if l.saves() { l.saved(0) } else { l.scratch(1) };
+        let name = instance("statistics_loss_fwd_sums", u.elem, tiles.pack);
+        let args = [parts.into(), coefficients.into(), u.into(), tiles.into()];
+        l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+        let args =
+            [coefficients.into(), parts.into(), pixels(shape), c.into(), (tiles.chunks() as i32).into()];
+        l.launch("statistics_loss_fwd_moments", fold_blocks(shape.c()), THREADS, 0, args)?;
+        let args = [
+            l.y(0).into(),
+            coefficients.into(),
+            l.x(1).into(),
+            l.x(2).into(),
+            pixels(shape),
+            c.into(),
+            self.eps.into(),
+            MIN_STD.into(),
+        ];
+        l.launch("statistics_loss_fwd", 1, THREADS, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((du, write)) = l.dx(0) else { return Ok(()) };
+        let (u, tiles) = (l.x(0), Tiles::pass(l.shape(0), l.x(0).elem));
+        let name = instance("statistics_loss_bwd", u.elem, tiles.pack);
+        let args = [du.into(), u.into(), l.saved(0).into(), l.dy0().into(), write.into(), tiles.into()];
+        l.launch(name, tiles.grid(), tiles.block(), 0, args)
+    }
+
+    fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
+        signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(args[0].shape, maps));
     }
 }
 
