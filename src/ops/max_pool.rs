@@ -1,8 +1,10 @@
 //! Maximum over windows.
 
+use super::tiles::{instance, pack, per_image};
 use super::*;
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
 use crate::device::cpu::vectorised;
+use crate::device::gpu;
 
 /// `y[n,p,q,c] = max_{r,s} x[n, p*stride - pad + r, q*stride - pad + s, c]`, `r, s < window`; padding never wins.
 ///
@@ -129,6 +131,50 @@ impl Operator for MaxPool {
                 }
             }
         });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y, shape, out) = (l.x(0), l.y(0), l.shape(0), l.out_shape(0));
+        l.expect_same("y", x, y)?;
+        let pack = pack(x.elem, shape.c());
+        per_image("max_pool", shape.n(), shape.per_sample() / pack, pack)?;
+        let (grid, block) = per_image("max_pool", out.n(), out.per_sample() / pack, pack)?;
+        let places = l.saves().then(|| l.saved(0));
+        let args = [y.into(), places.into(), x.into(), self.dims(shape, out)];
+        l.launch(instance("max_pool_fwd", x.elem, pack), grid, block, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let (dy, shape, out) = (l.dy0(), l.shape(0), l.out_shape(0));
+        let pack = pack(dx.elem, shape.c());
+        let (grid, block) = per_image("max_pool", shape.n(), shape.per_sample() / pack, pack)?;
+        let args = [dx.into(), l.saved(0).into(), dy.into(), self.dims(shape, out), write.into()];
+        l.launch(instance("max_pool_bwd", dx.elem, pack), grid, block, 0, args)
+    }
+}
+
+/// As kernels take it: `MaxPoolDims` of kernels/max_pool.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct MaxPoolDims {
+    h: i32,
+    w: i32,
+    p: i32,
+    q: i32,
+    c: i32,
+    window: i32,
+    stride: i32,
+    pad: i32,
+}
+
+const _: () = assert!(size_of::<MaxPoolDims>() == 32);
+
+impl MaxPool {
+    fn dims(&self, x: Shape, y: Shape) -> gpu::launch::Arg {
+        let [h, w, p, q, c] = [x.h(), x.w(), y.h(), y.w(), x.c()].map(|v| v as i32);
+        let [window, stride, pad] = [self.window, self.stride, self.pad].map(|v| v as i32);
+        gpu::launch::Arg::structure("MaxPoolDims", &MaxPoolDims { h, w, p, q, c, window, stride, pad })
     }
 }
 
