@@ -1,5 +1,6 @@
 //! Doubling of height and width.
 
+use super::tiles::{pack, per_image};
 use super::*;
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
 use crate::device::cpu::vectorised_by_width;
@@ -97,6 +98,34 @@ impl Operator for Upsample {
                 },
             );
         });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y, [n, h, w, c]) = (l.x(0), l.y(0), l.shape(0).0);
+        let pack = pack(x.elem, c);
+        let (grid, block) = per_image("upsample", n, h * w * c / pack, pack)?;
+        let args = [y.into(), x.into(), (h as i32).into(), (w as i32).into(), (c as i32).into()];
+        l.launch(format!("{}<{}, {}, {pack}>", self.kernels().0, x.elem, y.elem), grid, block, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let (dy, [n, h, w, c]) = (l.dy0(), l.shape(0).0);
+        let pack = pack(dx.elem, c);
+        let (grid, block) = per_image("upsample", n, h * w * c / pack, pack)?;
+        let args =
+            [dx.into(), dy.into(), (h as i32).into(), (w as i32).into(), (c as i32).into(), write.into()];
+        l.launch(format!("{}<{}, {}, {pack}>", self.kernels().1, dx.elem, dy.elem), grid, block, 0, args)
+    }
+}
+
+impl Upsample {
+    /// Forward and backward.
+    fn kernels(&self) -> (&'static str, &'static str) {
+        match self.mode {
+            Mode::Nearest => ("upsample_nearest_fwd", "upsample_nearest_bwd"),
+            Mode::Bilinear => ("upsample_bilinear_fwd", "upsample_bilinear_bwd"),
+        }
     }
 }
 
