@@ -1,6 +1,8 @@
 //! The teacher-level filter: squeeze, excite, scale.
 
 use super::activation::sigmoid;
+use super::launches::THREADS;
+use super::tiles::{Tiles, adds, instance};
 use super::*;
 use crate::device::cpu::channels::{axpy, dot, image_mean};
 use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
@@ -155,6 +157,90 @@ impl Operator for SeFilter {
         if let Some(db2) = io.dx(4) {
             bias_gradient(db2, n, outer);
         }
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y, shape, k) = (l.x(0), l.y(0), l.shape(0), l.shape(1).n() as i32);
+        l.expect_same("y", x, y)?;
+        let small = if l.saves() { l.saved(0) } else { l.scratch(0) };
+        let tiles = Tiles::image_sums(shape, x.elem);
+        let name = instance("se_filter_fwd_squeeze", x.elem, tiles.pack);
+        let args = [small.into(), x.into(), k.into(), tiles.into()];
+        l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+        let args = [
+            small.into(),
+            l.x(1).into(),
+            l.x(2).into(),
+            l.x(3).into(),
+            l.x(4).into(),
+            self.top.into(),
+            (shape.c() as i32).into(),
+            k.into(),
+        ];
+        l.launch("se_filter_fwd_excite", shape.n() as u32, THREADS, 0, args)?;
+        let tiles = Tiles::image_pass(shape, x.elem);
+        let args = [y.into(), x.into(), small.into(), k.into(), tiles.into()];
+        l.launch(instance("se_filter_fwd", x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let (x, dy, shape, k) = (l.x(0), l.dy0(), l.shape(0), l.shape(1).n());
+        let (small, inner, c) = (l.saved(0), l.scratch(0), shape.c());
+        let tiles = Tiles::image_sums(shape, x.elem);
+        let name = instance("se_filter_bwd_squeeze", x.elem, tiles.pack);
+        let args = [
+            inner.into(),
+            x.into(),
+            dy.into(),
+            small.into(),
+            self.top.into(),
+            (k as i32).into(),
+            tiles.into(),
+        ];
+        l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+        let args = [
+            inner.into(),
+            small.into(),
+            l.x(1).into(),
+            l.x(3).into(),
+            ((shape.h() * shape.w()) as i64).into(),
+            (c as i32).into(),
+            (k as i32).into(),
+        ];
+        l.launch("se_filter_bwd_excite", shape.n() as u32, THREADS, 0, args)?;
+        let weights = [l.dx(1), l.dx(2), l.dx(3), l.dx(4)];
+        if weights.iter().any(Option::is_some) {
+            let [dw1, db1, dw2, db2] = weights.map(|g| g.map(|g| g.0).into());
+            let [add_w1, add_b1, add_w2, add_b2] = weights.map(adds);
+            let args = [
+                dw1,
+                db1,
+                dw2,
+                db2,
+                inner.into(),
+                small.into(),
+                (shape.n() as i32).into(),
+                (c as i32).into(),
+                (k as i32).into(),
+                add_w1,
+                add_b1,
+                add_w2,
+                add_b2,
+            ];
+            // A block has 32 elements of the four gradients.
+            let elements = 2 * c * k + c + k;
+            l.launch("se_filter_bwd_weights", elements.div_ceil(32) as u32, THREADS, 0, args)?;
+        }
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let tiles = Tiles::image_pass(shape, dx.elem);
+        let args =
+            [dx.into(), dy.into(), small.into(), inner.into(), (k as i32).into(), write.into(), tiles.into()];
+        l.launch(instance("se_filter_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+    }
+
+    fn device_extents(&self, args: &[Arg], _: Elem, signature: &mut Signature) {
+        let (x, k) = (args[0].shape, args[1].shape.n());
+        signature.scratch_backward = vec![Extent::Reals(x.n() * saved_len(x.c(), k))];
     }
 }
 

@@ -1,0 +1,185 @@
+// The teacher-level filter. Forward is three launches: means of every image, two small products a sample, and the scale;
+// backward four: sums of x * dy, the products' transposes, the weights' gradients, and dx.
+#include "lib/activation.cuh"
+#include "lib/channels.cuh"
+#include "lib/reduce.cuh"
+
+// Both tables hold a row of 2 c + k floats a sample: small is [pooled c][gain c][hidden k], as on the host; inner, of
+// backward, is [outer c][dpooled c][dhidden k], outer being the gradient in front of the sigmoid.
+DEV i64 row_of(i64 sample, int c, int k) { return sample * (2 * c + k); }
+
+// pooled
+template <class T, int n> KERNEL(256) se_filter_fwd_squeeze(float* RESTRICT small, const T* RESTRICT x, int k, TilesDims d) {
+    SHARED(float, scratch, ROWS_SCRATCH<n>);
+    const Tile<n> t = Tile<n>::of(d);
+    const Floats<n> sum = sum_tile<n>(x, scratch, t);
+    if (!t.works || t.row > 0) return;
+    // Rows are no multiple of a pack: k may be odd.
+    float* const pooled = small + row_of(t.image(d), d.c, k) + t.channel;
+    UNROLL
+    for (int i = 0; i < n; i++) pooled[i] = sum.v[i] * (1.0f / (float)d.pixels);
+}
+INSTANCE(se_filter_fwd_squeeze<float, 4>)
+INSTANCE(se_filter_fwd_squeeze<float, 1>)
+INSTANCE(se_filter_fwd_squeeze<bf16, 8>)
+INSTANCE(se_filter_fwd_squeeze<bf16, 1>)
+
+// The dot product of a and b by one warp, in all its lanes.
+DEV float warp_dot(const float* a, const float* b, int len) {
+    float sum = 0.0f;
+    for (int i = lane_id(); i < len; i += 32) sum = fmaf(a[i], b[i], sum);
+    return warp_sum(sum);
+}
+
+// hidden and gain of a sample a block; w1 [k, c], w2 [c, k]: a warp has a row of either.
+KERNEL(256) se_filter_fwd_excite(float* small, const float* RESTRICT w1, const float* RESTRICT b1, const float* RESTRICT w2,
+                                 const float* RESTRICT b2, float top, int c, int k) {
+    const int warps = blockDim.x / 32;
+    float* const pooled = small + row_of(blockIdx.x, c, k);
+    float *const gain = pooled + c, *const hidden = gain + c;
+    for (int j = warp_id(); j < k; j += warps) {
+        const float v = warp_dot(w1 + (i64)j * c, pooled, c) + b1[j];
+        if (lane_id() == 0) hidden[j] = v > 0.0f ? v : 0.0f;
+    }
+    sync_block();
+    for (int i = warp_id(); i < c; i += warps) {
+        const float v = warp_dot(w2 + (i64)i * k, hidden, k) + b2[i];
+        if (lane_id() == 0) gain[i] = top * sigmoid(v);
+    }
+}
+INSTANCE(se_filter_fwd_excite)
+
+template <class T, int n> KERNEL(256) se_filter_fwd(T* RESTRICT y, const T* RESTRICT x, const float* RESTRICT small, int k, TilesDims d) {
+    const Tile<n> t = Tile<n>::of(d);
+    if (!t.works) return;
+    const float* const gains = small + row_of(t.image(d), d.c, k) + d.c + t.channel;
+    Floats<n> gain;
+    UNROLL
+    for (int i = 0; i < n; i++) gain.v[i] = gains[i];
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        Floats<n> v = load_f32<n>(x + at);
+        UNROLL
+        for (int i = 0; i < n; i++) v.v[i] *= gain.v[i];
+        store_f32<n>(y + at, v);
+    }
+}
+INSTANCE(se_filter_fwd<float, 4>)
+INSTANCE(se_filter_fwd<float, 1>)
+INSTANCE(se_filter_fwd<bf16, 8>)
+INSTANCE(se_filter_fwd<bf16, 1>)
+
+// outer = gain * (1 - gain / top) * sum of x * dy
+template <class T, int n>
+KERNEL(256) se_filter_bwd_squeeze(float* RESTRICT inner, const T* RESTRICT x, const T* RESTRICT dy, const float* RESTRICT small,
+                                  float top, int k, TilesDims d) {
+    SHARED(float, scratch, ROWS_SCRATCH<n>);
+    const Tile<n> t = Tile<n>::of(d);
+    Floats<n> sum = floats<n>(0.0f);
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        const Floats<n> u = load_f32<n>(x + at), v = load_f32<n>(dy + at);
+        UNROLL
+        for (int i = 0; i < n; i++) sum.v[i] = fmaf(u.v[i], v.v[i], sum.v[i]);
+    }
+    sum_rows<n>(sum, scratch, t);
+    if (!t.works || t.row > 0) return;
+    const i64 row = row_of(t.image(d), d.c, k);
+    UNROLL
+    for (int i = 0; i < n; i++) {
+        const float gain = small[row + d.c + t.channel + i];
+        inner[row + t.channel + i] = sum.v[i] * (gain * (1.0f - gain / top));
+    }
+}
+INSTANCE(se_filter_bwd_squeeze<float, 4>)
+INSTANCE(se_filter_bwd_squeeze<float, 1>)
+INSTANCE(se_filter_bwd_squeeze<bf16, 8>)
+INSTANCE(se_filter_bwd_squeeze<bf16, 1>)
+
+// dhidden and dpooled of a sample a block. Neighbouring threads read neighbours of a row of w2, then of w1.
+KERNEL(256) se_filter_bwd_excite(float* inner, const float* RESTRICT small, const float* RESTRICT w1, const float* RESTRICT w2,
+                                 i64 pixels, int c, int k) {
+    SHARED(float, parts, 256);
+    const int threads = blockDim.x, me = threadIdx.x;
+    const i64 row = row_of(blockIdx.x, c, k);
+    float *const outer = inner + row, *const dpooled = outer + c, *const dhidden = dpooled + c;
+    const float* const hidden = small + row + 2 * c;
+    for (int first = 0; first < k; first += threads) {
+        // As many threads a hidden unit as the block has, each with its share of the channels, added in order.
+        const int width = k - first < threads ? k - first : threads, shares = threads / width, share = me / width;
+        const int j = first + me % width;
+        float sum = 0.0f;
+        for (int i = share; i < c && share < shares; i += shares) sum = fmaf(outer[i], w2[(i64)i * k + j], sum);
+        parts[me] = sum;
+        sync_block();
+        if (me < width) {
+            float total = 0.0f;
+            for (int s = 0; s < shares; s++) total += parts[s * width + me];
+            dhidden[j] = hidden[j] > 0.0f ? total : 0.0f;
+        }
+        sync_block();
+    }
+    for (int i = me; i < c; i += threads) {
+        float sum = 0.0f;
+        for (int j = 0; j < k; j++) sum = fmaf(dhidden[j], w1[(i64)j * c + i], sum);
+        dpooled[i] = sum / (float)pixels;
+    }
+}
+INSTANCE(se_filter_bwd_excite)
+
+// All four gradients of the weights, each sum_n left[n] * right[n] (right being 1 for a bias) and possibly null. A block
+// has 32 of their elements, a warp every eighth sample: 256 samples are 32 loads in a row instead of 256.
+KERNEL(256) se_filter_bwd_weights(float* RESTRICT dw1, float* RESTRICT db1, float* RESTRICT dw2, float* RESTRICT db2,
+                                  const float* RESTRICT inner, const float* RESTRICT small, int samples, int c, int k, int add_w1,
+                                  int add_b1, int add_w2, int add_b2) {
+    SHARED(float, parts, 256);
+    const float *outer = inner, *dhidden = inner + 2 * c, *pooled = small, *hidden = small + 2 * c;
+    i64 e = (i64)blockIdx.x * 32 + lane_id();
+    const i64 product = (i64)c * k;
+    float* to = nullptr;
+    const float *left = nullptr, *right = nullptr;
+    int add = 0;
+    if (e < product) {
+        to = dw1, add = add_w1, left = dhidden + e / c, right = pooled + e % c;
+    } else if ((e -= product) < product) {
+        to = dw2, add = add_w2, left = outer + e / k, right = hidden + e % k;
+    } else if ((e -= product) < k) {
+        to = db1, add = add_b1, left = dhidden + e;
+    } else if ((e -= k) < c) {
+        to = db2, add = add_b2, left = outer + e;
+    }
+    float sum = 0.0f;
+    for (int s = warp_id(); s < samples && to; s += 8) {
+        const i64 row = row_of(s, c, k);
+        sum = fmaf(left[row], right ? right[row] : 1.0f, sum);
+    }
+    parts[threadIdx.x] = sum;
+    sync_block();
+    if (warp_id() > 0 || !to) return;
+    for (int w = 1; w < 8; w++) sum += parts[w * 32 + lane_id()];
+    put(to + e, sum, add);
+}
+INSTANCE(se_filter_bwd_weights)
+
+// dx = dy * gain + dpooled
+template <class T, int n>
+KERNEL(256) se_filter_bwd(T* RESTRICT dx, const T* RESTRICT dy, const float* RESTRICT small, const float* RESTRICT inner, int k,
+                          int add, TilesDims d) {
+    const Tile<n> t = Tile<n>::of(d);
+    if (!t.works) return;
+    const i64 row = row_of(t.image(d), d.c, k) + d.c + t.channel;
+    Floats<n> gain, dpooled;
+    UNROLL
+    for (int i = 0; i < n; i++) {
+        gain.v[i] = small[row + i];
+        dpooled.v[i] = inner[row + i];
+    }
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        Floats<n> v = load_f32<n>(dy + at);
+        UNROLL
+        for (int i = 0; i < n; i++) v.v[i] = fmaf(v.v[i], gain.v[i], dpooled.v[i]);
+        put_f32<n>(dx + at, v, add);
+    }
+}
+INSTANCE(se_filter_bwd<float, 4>)
+INSTANCE(se_filter_bwd<float, 1>)
+INSTANCE(se_filter_bwd<bf16, 8>)
+INSTANCE(se_filter_bwd<bf16, 1>)
