@@ -1,8 +1,11 @@
 //! Random changes to a batch of images that leave what they show: shift, flip, and a mix with another image.
 
+use super::launches::{THREADS, Tensor};
 use super::scalar::expect_setting;
+use super::tiles::per_image;
 use super::*;
 use crate::device::cpu::par::{Rows, for_parts};
+use crate::device::gpu;
 use crate::device::philox::{Draws, below, unit};
 use std::ops::Range;
 
@@ -209,6 +212,70 @@ impl Operator for Augment {
                 }
             }
         });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y, shape, choices) = (l.x(0), l.y(0), l.shape(0), l.scratch(0));
+        l.expect_same("y", x, y)?;
+        self.launch_choices(l, choices)?;
+        let (grid, block) = per_image("augment", shape.n(), shape.per_sample(), 1)?;
+        let args = [y.into(), x.into(), choices.into(), self.dims(shape)];
+        l.launch(format!("augment_fwd<{}>", x.elem), grid, block, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let (dy, shape, choices) = (l.dy0(), l.shape(0), l.scratch(0));
+        self.launch_choices(l, choices)?;
+        let x = (self.mix_max > 0.0).then(|| l.x(0));
+        let (grid, block) = per_image("augment", shape.n(), shape.per_sample(), 1)?;
+        let args = [dx.into(), x.into(), dy.into(), choices.into(), self.dims(shape), write.into()];
+        // A bit a sample.
+        let shared_bytes = (size_of::<u32>() * shape.n().div_ceil(32)) as u32;
+        l.launch(format!("augment_bwd<{}>", dx.elem), grid, block, shared_bytes, args)
+    }
+
+    fn device_extents(&self, args: &[Arg], _: Elem, signature: &mut Signature) {
+        let choices = Extent::Bytes(CHOICE_BYTES * args[0].shape.n());
+        signature.scratch_forward = vec![choices];
+        signature.scratch_backward = vec![choices];
+    }
+}
+
+/// `AugmentChoice` of kernels/augment.cu, which asserts the same.
+const CHOICE_BYTES: usize = 36;
+
+/// As kernels take it: `AugmentDims` of kernels/augment.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct AugmentDims {
+    n: i32,
+    h: i32,
+    w: i32,
+    c: i32,
+    max_shift: i32,
+    stream: u32,
+    fill: f32,
+    flip: f32,
+    mix_max: f32,
+    cutmix: f32,
+}
+
+const _: () = assert!(size_of::<AugmentDims>() == 40);
+
+impl Augment {
+    fn dims(&self, x: Shape) -> gpu::launch::Arg {
+        let [n, h, w, c] = x.0.map(|v| v as i32);
+        let Augment { fill, flip, mix_max, cutmix, stream, .. } = *self;
+        let max_shift = self.max_shift as i32;
+        let dims = AugmentDims { n, h, w, c, max_shift, stream, fill, flip, mix_max, cutmix };
+        gpu::launch::Arg::structure("AugmentDims", &dims)
+    }
+    /// Draws every sample's choices: backward draws again, for 36 bytes a sample are cheaper drawn than kept.
+    fn launch_choices(&self, l: &mut Launches, choices: Tensor) -> Result<()> {
+        let x = l.shape(0);
+        let args = [choices.into(), l.step(), self.dims(x)];
+        l.launch("augment_choices", x.n().div_ceil(THREADS as usize) as u32, THREADS, 0, args)
     }
 }
 
