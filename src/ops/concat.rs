@@ -1,7 +1,10 @@
 //! Joining along the batch axis.
 
+use super::launches::{THREADS, Tensor, blocks_for};
+use super::tiles::{instance, pack};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
+use crate::device::gpu;
 
 /// `y = [x_0; x_1; ...]`, the samples of each operand in turn.
 ///
@@ -44,6 +47,48 @@ impl Operator for Concat {
             dy = rest;
         }
     }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let y = l.y(0);
+        let pack = pack(y.elem, l.shape(0).per_sample());
+        let mut parts = Vec::new();
+        for i in 0..l.inputs() {
+            l.expect_same("operand", y, l.x(i))?;
+            parts.push((i, l.x(i), false.into()));
+        }
+        let (grid, table) = rows(l, pack, parts);
+        let args = [y.into(), table];
+        l.launch(instance("concat_fwd", y.elem, pack), grid, THREADS, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let dy = l.dy0();
+        let pack = pack(dy.elem, l.shape(0).per_sample());
+        let parts = (0..l.inputs()).filter_map(|i| l.dx(i).map(|(dx, write)| (i, dx, write.into())));
+        let parts: Vec<_> = parts.collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let (grid, table) = rows(l, pack, parts);
+        let args = [table, dy.into()];
+        l.launch(instance("concat_bwd", dy.elem, pack), grid, THREADS, 0, args)
+    }
+}
+
+/// Grid and table for these operands: `ConcatPart` of kernels/concat.cu, a row of blocks each.
+fn rows(
+    l: &Launches,
+    pack: usize,
+    parts: Vec<(usize, Tensor, gpu::launch::Arg)>,
+) -> ([u32; 3], gpu::launch::Arg) {
+    let packs = |i: usize| l.shape(i).elems() / pack;
+    let most = parts.iter().map(|(i, ..)| packs(*i)).max().unwrap_or(1);
+    let grid = [blocks_for(most, THREADS as usize), parts.len() as u32, 1];
+    let row = |(i, data, add): (usize, Tensor, gpu::launch::Arg)| {
+        let first = (0..i).map(packs).sum::<usize>();
+        [data.into(), (first as i64).into(), (packs(i) as i64).into(), add]
+    };
+    (grid, gpu::launch::Arg::table(parts.into_iter().map(row).collect()))
 }
 
 /// Stores or adds `from`, element by element.

@@ -1,6 +1,8 @@
 //! A run of samples.
 
 use super::concat::write_all;
+use super::launches::{THREADS, blocks_for};
+use super::tiles::{instance, pack};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 
@@ -47,6 +49,31 @@ impl Operator for Slice {
                 for_rows(Rows::new(outside, len), 1, &|_, part: Rows<R>| part.data.fill(R::ZERO));
             }
         }
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y, sample) = (l.x(0), l.y(0), l.shape(0).per_sample());
+        l.expect_same("y", x, y)?;
+        let pack = pack(x.elem, sample);
+        let packs = self.count * sample / pack;
+        let args = [y.into(), x.into(), ((self.first * sample / pack) as i64).into(), (packs as i64).into()];
+        l.launch(instance("slice_fwd", x.elem, pack), blocks_for(packs, THREADS as usize), THREADS, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let (shape, sample) = (l.shape(0), l.shape(0).per_sample());
+        let pack = pack(dx.elem, sample);
+        let [first, count, packs] = [self.first, self.count, shape.n()].map(|n| n * sample / pack);
+        let args = [
+            dx.into(),
+            l.dy0().into(),
+            (first as i64).into(),
+            (count as i64).into(),
+            (packs as i64).into(),
+            write.into(),
+        ];
+        l.launch(instance("slice_bwd", dx.elem, pack), blocks_for(packs, THREADS as usize), THREADS, 0, args)
     }
 }
 
