@@ -1,6 +1,8 @@
 //! The relative feature error between a student's block output and its teacher's.
 
+use super::launches::{THREADS, blocks_for};
 use super::scalar::expect_frozen;
+use super::tiles::{instance, pack};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::sum::sum;
@@ -68,6 +70,44 @@ impl Operator for FeatureLoss {
             }
         });
     }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (a, b, elements, parts) = (l.x(0), l.x(1), l.shape(0).elems(), l.scratch(0));
+        l.expect_same("target b", a, b)?;
+        let (pack, blocks) = (pack(a.elem, elements), blocks(elements));
+        let args = [parts.into(), a.into(), b.into(), ((elements / pack) as i64).into()];
+        l.launch(instance("feature_loss_fwd_sums", a.elem, pack), blocks, THREADS, 0, args)?;
+        let norm = l.saves().then(|| l.saved(0));
+        let args = [l.y(0).into(), norm.into(), parts.into(), (blocks as i32).into()];
+        l.launch("feature_loss_fwd", 1, THREADS, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((da, write)) = l.dx(0) else { return Ok(()) };
+        let (a, b, elements) = (l.x(0), l.x(1), l.shape(0).elems());
+        let pack = pack(a.elem, elements);
+        let args = [
+            da.into(),
+            a.into(),
+            b.into(),
+            l.dy0().into(),
+            l.saved(0).into(),
+            ((elements / pack) as i64).into(),
+            write.into(),
+        ];
+        let grid = blocks_for(elements / pack, THREADS as usize);
+        l.launch(instance("feature_loss_bwd", a.elem, pack), grid, THREADS, 0, args)
+    }
+
+    fn device_extents(&self, args: &[Arg], _: Elem, signature: &mut Signature) {
+        let blocks = blocks(args[0].shape.elems()) as usize;
+        signature.scratch_forward = vec![Extent::Bytes(2 * size_of::<f64>() * blocks)];
+    }
+}
+
+/// Blocks that share the two sums, whatever the type of their operands.
+fn blocks(elements: usize) -> u32 {
+    blocks_for(elements, 8 * THREADS as usize)
 }
 
 #[cfg(test)]

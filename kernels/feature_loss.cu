@@ -1,0 +1,67 @@
+// The relative feature error: partial sums of both norms, one block that adds them up, and an elementwise backward.
+#include "lib/packs.cuh"
+#include "lib/reduce.cuh"
+
+// parts [2][blocks]: this block's share of ||a - b||^2 and ||b||^2. Squares are added in f32 within a pack only; from
+// there on in double, as on the host. Two conversions for 8 elements instead of 16.
+template <class T, int n>
+KERNEL(256) feature_loss_fwd_sums(double* RESTRICT parts, const T* RESTRICT a, const T* RESTRICT b, i64 packs) {
+    SHARED(double, scratch, 8);
+    double error = 0.0, norm = 0.0;
+    for (i64 i = global_thread(); i < packs; i += global_threads()) {
+        const Floats<n> u = load_f32<n>(a + i * n), v = load_f32<n>(b + i * n);
+        float pack_error = 0.0f, pack_norm = 0.0f;
+        UNROLL
+        for (int k = 0; k < n; k++) {
+            const float away = u.v[k] - v.v[k];
+            pack_error = fmaf(away, away, pack_error);
+            pack_norm = fmaf(v.v[k], v.v[k], pack_norm);
+        }
+        error += pack_error;
+        norm += pack_norm;
+    }
+    error = block_sum(error, scratch);
+    norm = block_sum(norm, scratch);
+    if (threadIdx.x > 0) return;
+    parts[blockIdx.x] = error;
+    parts[gridDim.x + blockIdx.x] = norm;
+}
+INSTANCE(feature_loss_fwd_sums<float, 4>)
+INSTANCE(feature_loss_fwd_sums<float, 1>)
+INSTANCE(feature_loss_fwd_sums<bf16, 8>)
+INSTANCE(feature_loss_fwd_sums<bf16, 1>)
+
+// One block. `norm`, if not null, is kept for backward.
+KERNEL(256) feature_loss_fwd(float* RESTRICT loss, double* RESTRICT norm, const double* RESTRICT parts, int blocks) {
+    SHARED(double, scratch, 8);
+    double error_sum = 0.0, norm_sum = 0.0;
+    for (int i = threadIdx.x; i < blocks; i += blockDim.x) {
+        error_sum += parts[i];
+        norm_sum += parts[blocks + i];
+    }
+    error_sum = block_sum(error_sum, scratch);
+    norm_sum = block_sum(norm_sum, scratch);
+    if (threadIdx.x > 0) return;
+    // A norm of NaN counts as the least one too, as on the host; the error then says that something diverged.
+    if (!(norm_sum > 1e-12)) norm_sum = 1e-12;
+    loss[0] = (float)(error_sum / norm_sum);
+    if (norm) norm[0] = norm_sum;
+}
+INSTANCE(feature_loss_fwd)
+
+template <class T, int n>
+KERNEL(256) feature_loss_bwd(T* RESTRICT da, const T* RESTRICT a, const T* RESTRICT b, const float* RESTRICT dloss,
+                             const double* RESTRICT norm, i64 packs, int add) {
+    const float slope = (float)(2.0 * (double)dloss[0] / norm[0]);
+    for (i64 i = global_thread(); i < packs; i += global_threads()) {
+        Floats<n> u = load_f32<n>(a + i * n);
+        const Floats<n> v = load_f32<n>(b + i * n);
+        UNROLL
+        for (int k = 0; k < n; k++) u.v[k] = (u.v[k] - v.v[k]) * slope;
+        put_f32<n>(da + i * n, u, add);
+    }
+}
+INSTANCE(feature_loss_bwd<float, 4>)
+INSTANCE(feature_loss_bwd<float, 1>)
+INSTANCE(feature_loss_bwd<bf16, 8>)
+INSTANCE(feature_loss_bwd<bf16, 1>)
