@@ -335,7 +335,12 @@ mod tests {
 
     #[test]
     fn gates() {
-        for shape in [Shape::new(2, 3, 3, 1), Shape::new(9, 5, 7, 3), Shape::new(16, 32, 31, 2)] {
+        for shape in [
+            Shape::new(2, 3, 3, 1),
+            Shape::new(9, 5, 7, 3),
+            Shape::new(16, 32, 31, 2),
+            Shape::new(37, 3, 4, 2),
+        ] {
             for op in [
                 SHIFT,
                 Augment { max_shift: 0, flip: 1.0, ..SHIFT },

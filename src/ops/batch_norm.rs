@@ -402,8 +402,12 @@ mod tests {
                 Shape::new(2, 1, 1, 1),
                 Shape::new(3, 5, 7, 11),
                 Shape::new(1, 9, 8, 16),
-                Shape::new(5, 13, 17, 33),
+                // On a device: 35 chunks of pixels, more than a fold has threads for.
+                Shape::new(5, 13, 17, 31),
                 Shape::rows(67, 64),
+                // Packs of channels, with two chunks of pixels and with two slabs of 17 and 16 packs.
+                Shape::new(2, 13, 11, 32),
+                Shape::new(2, 3, 5, 264),
             ] {
                 check(case(op(Stats::Batch, act), x));
                 check(case(op(Stats::Running, act), x));

@@ -77,7 +77,7 @@ mod tests {
         for x in [
             Shape::new(1, 1, 1, 1),
             Shape::new(3, 5, 7, 11),
-            Shape::new(2, 8, 8, 32),
+            Shape::new(2, 17, 16, 32),
             Shape::new(67, 1, 1, 3),
             Shape::new(2, 56, 55, 5),
         ] {

@@ -318,6 +318,8 @@ mod tests {
             (Shape::new(9, 8, 8, 32), 8),
             (Shape::new(67, 2, 1, 20), 5),
             (Shape::new(2, 3, 3, 37), 17),
+            (Shape::new(2, 17, 16, 32), 8),
+            (Shape::new(2, 1, 2, 3), 300),
         ] {
             for top in [1.0, 2.0] {
                 let case = Case::new(SeFilter { top }, &shapes(x, k));
