@@ -6,7 +6,10 @@ use crate::device::cpu::channels::{add, with_width};
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Indices, Rows, Split, even_grain, for_parts};
 use crate::device::cpu::{scratch, vectorised};
+use crate::tensor::Elem;
 use std::ops::Range;
+
+mod launch;
 
 /// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride - pad + s, c] )`
 ///
@@ -219,6 +222,16 @@ impl Operator for Conv2d {
                 });
             });
         }
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        launch::forward(self, l)
+    }
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        launch::backward(self, l)
+    }
+    fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
+        launch::extents(self, args, maps, signature);
     }
 }
 
@@ -765,6 +778,12 @@ mod tests {
             (Conv2d { act: Act::LeakyRelu(0.2), residual: false, ..fused }, Shape::new(1, 4, 4, 5), 19, 3),
             (Conv2d::linear(), Shape::rows(5, 37), 10, 1),
             (Conv2d { act: Act::Relu, ..Conv2d::linear() }, Shape::rows(67, 16), 4, 1),
+            // Every tile of the GPU's kernels, and both ways to load each operand (`launch::tests`).
+            (Conv2d { stride: 2, ..fused }, Shape::new(3, 9, 8, 24), 136, 3),
+            (Conv2d::new(2, 1), Shape::new(2, 6, 6, 72), 70, 3),
+            (Conv2d { pad: 0, ..fused }, Shape::new(2, 8, 10, 40), 72, 1),
+            (Conv2d::new(1, 2), Shape::new(2, 8, 9, 67), 66, 2),
+            (Conv2d { act: Act::LeakyRelu(0.2), residual: false, ..fused }, Shape::new(3, 4, 9, 1), 48, 4),
         ] {
             check(case(op, x, k, r));
         }

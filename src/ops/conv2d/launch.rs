@@ -1,0 +1,363 @@
+//! The convolution's kernels: which tile, how many parts, what goes where.
+
+use super::{Conv2d, Dims, Phase};
+use crate::device::gpu::launch::Arg as Value;
+use crate::error::{Error, Result};
+use crate::ops::launches::{Launches, THREADS, Tensor, blocks_for};
+use crate::ops::{Arg, Extent, Signature, Write};
+use crate::tensor::Elem;
+
+/// Mirrors the structure of this name in kernels/conv2d.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Conv2dDims {
+    n: i32,
+    h: i32,
+    w: i32,
+    c: i32,
+    k: i32,
+    r: i32,
+    s: i32,
+    p: i32,
+    q: i32,
+    stride: i32,
+    pad: i32,
+}
+const _: () = assert!(size_of::<Conv2dDims>() == 44);
+
+/// What a product spreads over: an H200 has 132 multiprocessors. Two in tests, so that cases small enough for the emulator
+/// reach every tile and several parts.
+const MULTIPROCESSORS: usize = if cfg!(test) { 2 } else { 132 };
+
+/// Fewest pixels of a part of a weight gradient: eight slabs of bf16, a multiple of a slab of either type.
+const PART_PIXELS: usize = if cfg!(test) { 64 } else { 512 };
+
+/// Mirrors TILE_STAGES of kernels/lib/tile.cuh.
+const STAGES: usize = 3;
+
+/// Rows and columns of a product that one block computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Tile {
+    rows: usize,
+    columns: usize,
+}
+
+impl Tile {
+    /// The largest tile that still gives every multiprocessor a block, for `batches` products at once: 128x128 reads
+    /// each operand half as often as 64x64. Of narrow products a narrow tile wastes less.
+    fn of(rows: usize, columns: usize, batches: usize) -> Tile {
+        let tile = |rows, columns| Tile { rows, columns };
+        let fills = |t: &Tile| t.blocks(rows, columns) * batches >= MULTIPROCESSORS;
+        match (rows, columns) {
+            (_, ..=32) => tile(128, 32),
+            (..=64, _) => tile(64, 64),
+            (_, ..=64) => Some(tile(128, 64)).filter(fills).unwrap_or(tile(64, 64)),
+            _ => [tile(128, 128), tile(128, 64)].into_iter().find(fills).unwrap_or(tile(64, 64)),
+        }
+    }
+    fn blocks(self, rows: usize, columns: usize) -> usize {
+        rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
+    }
+    /// A stage holds 128 bytes of each row and column of the tile, and 16 of padding for each row of its slabs: as many
+    /// rows as the tile's, or a slab of bf16's 64.
+    fn shared_bytes(self) -> u32 {
+        let slab = |len: usize| len * 128 + len.max(64) * 16;
+        (STAGES * (slab(self.rows) + slab(self.columns))) as u32
+    }
+    fn kernel(self, name: &str, elem: Elem) -> String {
+        format!("{name}<{elem}, {}, {}>", self.rows, self.columns)
+    }
+}
+
+/// How a sum over pixels is cut: a fixed number of parts, added in order, that depends on the problem alone.
+#[derive(Clone, Copy)]
+struct Parts {
+    count: usize,
+    pixels: usize,
+}
+
+impl Parts {
+    fn of(pixels: usize, most: usize) -> Parts {
+        let count = (pixels / PART_PIXELS).clamp(1, most.max(1));
+        let pixels_each = pixels.div_ceil(count).next_multiple_of(64);
+        Parts { count: pixels.div_ceil(pixels_each), pixels: pixels_each }
+    }
+    /// Of a weight gradient: as many as give each multiprocessor two blocks, the number that fits its shared memory.
+    fn of_wgrad(d: &Dims) -> (Tile, Parts) {
+        let pixels = d.n * d.p * d.q;
+        let tile = Tile::of(d.k, d.depth(), pixels / PART_PIXELS);
+        (tile, Parts::of(pixels, (2 * MULTIPROCESSORS).div_ceil(tile.blocks(d.k, d.depth()))))
+    }
+    /// Of a bias gradient, which reads dz once: eight blocks a multiprocessor keep enough loads in flight.
+    fn of_dbias(d: &Dims) -> Parts {
+        Parts::of(d.n * d.p * d.q, (8 * MULTIPROCESSORS).div_ceil(d.k.div_ceil(DBIAS_CHANNELS)))
+    }
+}
+
+/// Most channels of a block of a bias gradient; the rest of its threads take further pixels.
+const DBIAS_CHANNELS: usize = 64;
+
+/// Scratch buffers of backward.
+const WGRAD_PARTS: usize = 0;
+const DBIAS_PARTS: usize = 1;
+const DZ: usize = 2;
+
+impl Dims {
+    /// As the kernels take them.
+    fn value(&self) -> Result<Value> {
+        let pixels = (self.n * self.h * self.w).max(self.n * self.p * self.q);
+        let largest = [pixels, self.depth(), self.k, self.c].into_iter().max().unwrap_or(0);
+        if largest >= 1 << 30 {
+            let message =
+                format!("expected fewer than 2^30 pixels and filter elements a channel, found {largest}");
+            return Err(Error::shape("conv2d", message));
+        }
+        let int = |v: usize| v as i32;
+        let dims = Conv2dDims {
+            n: int(self.n),
+            h: int(self.h),
+            w: int(self.w),
+            c: int(self.c),
+            k: int(self.k),
+            r: int(self.r),
+            s: int(self.s),
+            p: int(self.p),
+            q: int(self.q),
+            stride: int(self.stride),
+            pad: int(self.pad),
+        };
+        Ok(Value::structure("Conv2dDims", &dims))
+    }
+}
+
+/// The filter in the type of the map that it meets.
+fn filter(l: &Launches, map: Tensor) -> Tensor {
+    if map.elem == Elem::Bf16 && l.x(1).elem == Elem::F32 { l.shadow(1) } else { l.x(1) }
+}
+
+pub(super) fn extents(op: &Conv2d, args: &[Arg], maps: Elem, signature: &mut Signature) {
+    let d = Dims::of(op, args[0].shape, args[1].shape, signature.outputs[0]);
+    let wants = |i: usize| args.get(i).is_some_and(|a| a.wants);
+    let (_, parts) = Parts::of_wgrad(&d);
+    let reals = |wanted: bool, n: usize| Extent::Reals(if wanted { n } else { 0 });
+    let masked = !signature.saved.is_empty();
+    // Rows are f32 even where maps are bf16.
+    let elem = if d.h * d.w > 1 { maps } else { Elem::F32 };
+    signature.scratch_forward = vec![];
+    signature.scratch_backward = vec![
+        reals(wants(1), parts.count * d.k * d.depth()),
+        reals(op.bias && wants(2), Parts::of_dbias(&d).count * d.k),
+        Extent::Bytes(if masked { d.n * d.p * d.q * d.k * elem.bytes() } else { 0 }),
+    ];
+}
+
+pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
+    let d = Dims::of(op, l.shape(0), l.shape(1), l.out_shape(0));
+    let (x, y) = (l.x(0), l.y(0));
+    let w = filter(l, x);
+    let residual = op.residual.then(|| l.x(l.inputs() - 1));
+    l.expect_same("y, which has x's type", x, y)?;
+    l.expect_same("w", x, w)?;
+    if let Some(residual) = residual {
+        l.expect_same("residual, which has y's type", y, residual)?;
+    }
+    let bias = op.bias.then(|| l.x(2));
+    let mask = (op.act != super::Act::None && l.saves()).then(|| l.saved(0));
+    let tile = Tile::of(d.n * d.p * d.q, d.k, 1);
+    l.launch(
+        tile.kernel("conv2d_fwd", y.elem),
+        tile.blocks(d.n * d.p * d.q, d.k) as u32,
+        THREADS,
+        tile.shared_bytes(),
+        [
+            y.into(),
+            mask.into(),
+            x.into(),
+            w.into(),
+            bias.into(),
+            residual.into(),
+            d.value()?,
+            slope(op).into(),
+        ],
+    )
+}
+
+fn slope(op: &Conv2d) -> f32 {
+    op.act.step_slope().unwrap_or(1.0) as f32
+}
+
+pub(super) fn backward(op: &Conv2d, l: &mut Launches) -> Result<()> {
+    let d = Dims::of(op, l.shape(0), l.shape(1), l.out_shape(0));
+    let dresidual = if op.residual { l.dx(l.inputs() - 1) } else { None };
+    let dz = output_gradient(op, &d, dresidual, l)?;
+    if let Some((dx, write)) = l.dx(0) {
+        input_gradient(&d, dz, dx, write, l)?;
+    }
+    if let Some((dw, write)) = l.dx(1) {
+        weight_gradient(&d, dz, dw, write, l)?;
+    }
+    if op.bias
+        && let Some((db, write)) = l.dx(2)
+    {
+        bias_gradient(&d, dz, db, write, l)?;
+    }
+    // Last, as on the CPU: it may be the gradient of x too, which dgrad sets.
+    match dresidual {
+        Some((dr, Write::Add)) => mask_gradient(op, &d, None, Some((dr, Write::Add)), (dz, None), l),
+        _ => Ok(()),
+    }
+}
+
+/// `dy * act'`: dy itself without an activation, else written where the residual's gradient goes, if that is set here, else
+/// to scratch.
+fn output_gradient(
+    op: &Conv2d,
+    d: &Dims,
+    dresidual: Option<(Tensor, Write)>,
+    l: &mut Launches,
+) -> Result<Tensor> {
+    let dy = l.dy0();
+    let mask = (op.act != super::Act::None).then(|| l.saved(0));
+    if let Some((dr, Write::Set)) = dresidual {
+        l.expect_same("gradient of the residual, which has y's type", dy, dr)?;
+        mask_gradient(op, d, None, dresidual, (dy, mask), l)?;
+        return Ok(dr);
+    }
+    if mask.is_none() {
+        return Ok(dy);
+    }
+    let dz = Tensor { elem: dy.elem, ..l.scratch(DZ) };
+    mask_gradient(op, d, Some(dz), None, (dy, mask), l)?;
+    Ok(dz)
+}
+
+fn mask_gradient(
+    op: &Conv2d,
+    d: &Dims,
+    dz: Option<Tensor>,
+    dresidual: Option<(Tensor, Write)>,
+    (dy, mask): (Tensor, Option<Tensor>),
+    l: &mut Launches,
+) -> Result<()> {
+    let pixels = d.n * d.p * d.q;
+    let write = dresidual.map_or(Write::Set, |(_, write)| write);
+    l.launch(
+        format!("conv2d_dz<{}>", dy.elem),
+        blocks_for(pixels * d.mask_bytes(), THREADS as usize),
+        THREADS,
+        0,
+        [
+            dz.into(),
+            dresidual.map(|(dr, _)| dr).into(),
+            dy.into(),
+            mask.into(),
+            Value::from(pixels as i64),
+            Value::from(d.k as i32),
+            slope(op).into(),
+            write.into(),
+        ],
+    )
+}
+
+fn input_gradient(d: &Dims, dz: Tensor, dx: Tensor, write: Write, l: &mut Launches) -> Result<()> {
+    l.expect_same("gradient of x, which has y's type", dz, dx)?;
+    let w = filter(l, dz);
+    l.expect_same("w", dz, w)?;
+    // The first phase is the largest.
+    let phases = Phase::all(d).len();
+    let rows = d.n * d.h.div_ceil(d.stride) * d.w.div_ceil(d.stride);
+    let tile = Tile::of(rows, d.c, phases);
+    l.launch(
+        tile.kernel("conv2d_dgrad", dx.elem),
+        [tile.blocks(rows, d.c) as u32, 1, phases as u32],
+        THREADS,
+        tile.shared_bytes(),
+        [dx.into(), dz.into(), w.into(), d.value()?, write.into()],
+    )
+}
+
+fn weight_gradient(d: &Dims, dz: Tensor, dw: Tensor, write: Write, l: &mut Launches) -> Result<()> {
+    let (x, sums) = (l.x(0), l.scratch(WGRAD_PARTS));
+    l.expect_same("x, which has y's type", dz, x)?;
+    l.expect_same("gradient of w", sums, dw)?;
+    let (tile, parts) = Parts::of_wgrad(d);
+    l.launch(
+        tile.kernel("conv2d_wgrad", x.elem),
+        [tile.blocks(d.k, d.depth()) as u32, 1, parts.count as u32],
+        THREADS,
+        tile.shared_bytes(),
+        [sums.into(), dz.into(), x.into(), d.value()?, Value::from(parts.pixels as i32)],
+    )?;
+    sum_parts(dw, sums, d.k * d.depth(), parts, write, l)
+}
+
+fn bias_gradient(d: &Dims, dz: Tensor, db: Tensor, write: Write, l: &mut Launches) -> Result<()> {
+    let sums = l.scratch(DBIAS_PARTS);
+    l.expect_same("gradient of bias", sums, db)?;
+    let parts = Parts::of_dbias(d);
+    let width = d.k.min(DBIAS_CHANNELS);
+    l.launch(
+        format!("conv2d_dbias<{}>", dz.elem),
+        [d.k.div_ceil(width) as u32, parts.count as u32, 1],
+        THREADS,
+        0,
+        [
+            sums.into(),
+            dz.into(),
+            Value::from((d.n * d.p * d.q) as i64),
+            Value::from(d.k as i32),
+            Value::from(parts.pixels as i64),
+            Value::from(width as i32),
+        ],
+    )?;
+    sum_parts(db, sums, d.k, parts, write, l)
+}
+
+fn sum_parts(
+    to: Tensor,
+    sums: Tensor,
+    len: usize,
+    parts: Parts,
+    write: Write,
+    l: &mut Launches,
+) -> Result<()> {
+    l.launch(
+        "conv2d_sum_parts",
+        blocks_for(len, THREADS as usize),
+        THREADS,
+        0,
+        [to.into(), sums.into(), Value::from(len as i64), Value::from(parts.count as i32), write.into()],
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_follow_the_problem() {
+        let tile = |rows, columns, batches| {
+            let t = Tile::of(rows, columns, batches);
+            (t.rows, t.columns)
+        };
+        assert_eq!(tile(129, 65, 1), (128, 128), "two blocks, the multiprocessors that tests pretend");
+        assert_eq!(tile(128, 65, 1), (128, 64), "one of 128x128 would leave a multiprocessor idle");
+        assert_eq!(tile(128, 65, 2), (128, 128));
+        assert_eq!(tile(129, 64, 1), (128, 64), "a wider tile would be half padding");
+        assert_eq!(tile(64, 512, 1), (64, 64));
+        assert_eq!(tile(100, 64, 1), (64, 64));
+        assert_eq!(tile(1 << 20, 3, 1), (128, 32));
+    }
+
+    #[test]
+    fn parts_cover_the_pixels_in_whole_slabs() {
+        for pixels in [1, 63, 64, 65, 500, 1000, 4097] {
+            for most in [1, 2, 3, 7, 100] {
+                let parts = Parts::of(pixels, most);
+                assert!((1..=most).contains(&parts.count));
+                assert_eq!(parts.pixels % 64, 0);
+                assert!((parts.count - 1) * parts.pixels < pixels && pixels <= parts.count * parts.pixels);
+            }
+        }
+    }
+}
