@@ -19,7 +19,6 @@ struct Job {
     u32 workers;
     std::atomic<u64> next{0};
     std::atomic<bool> failed{false};
-    std::mutex lock;
     char error[sizeof(Context::error)];
 };
 
