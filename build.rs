@@ -197,7 +197,9 @@ fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
             .cargo_metadata(false)
             .cargo_warnings(false);
         // No contraction, as Rust has none: what the emulator rounds, the CPU device rounds.
-        b.flag("-ffp-contract=off").flag("-fno-strict-aliasing");
+        b.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-pthread");
+        // A fiber's stack overflow must meet its guard page.
+        b.flag("-fstack-clash-protection");
         if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64") && sanitizers.is_empty() {
             b.flag("-march=x86-64-v3");
         }
@@ -212,7 +214,8 @@ fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
     runtime.files(files(&root.join("emu"), "cpp").iter().filter(|p| !name(p).ends_with("_main.cpp")));
     let mut kernels = base();
     if !sanitizers.is_empty() {
-        kernels.flag(format!("-fsanitize={sanitize}")).flag("-g").flag("-fno-omit-frame-pointer");
+        kernels.flag(format!("-fsanitize={sanitize}")).flag("-fno-sanitize-recover=undefined");
+        kernels.flag("-g").flag("-fno-omit-frame-pointer");
     }
     for module in modules {
         let file = out.join(format!("{}.emu.cpp", module.stem));
