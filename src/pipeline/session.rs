@@ -125,6 +125,7 @@ impl<'o> Session<'o> {
             names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
         let outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
         finish(engine, &outcome)?;
+        engine.pull()?; // it may have run a step of its own
         self.progress.done.insert(stage.name.clone(), outcome.clone());
         self.progress.stage.clear();
         self.progress.step = 0;

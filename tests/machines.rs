@@ -1,0 +1,142 @@
+//! Whole runs on the machines that run kernels: the emulator, or the GPU that `DFKA_TEST_DEVICE=cuda` asks for.
+
+mod common;
+
+use common::Lab;
+use dfka_engine::config::{self, Override};
+use dfka_engine::device::Choice;
+use dfka_engine::pipeline::observer::Observer;
+use dfka_engine::pipeline::run::run;
+use dfka_engine::pipeline::spec::RunSpec;
+use dfka_engine::tensor::Elem;
+use std::path::Path;
+
+/// The machine to test; none is told, and is no success.
+fn machine() -> Option<Choice> {
+    let asked = std::env::var("DFKA_TEST_DEVICE").unwrap_or_else(|_| "emu".into());
+    let choice = match asked.strip_prefix("cuda") {
+        Some(index) => Choice::Cuda(index.trim_start_matches(':').parse().unwrap_or(0)),
+        None => Choice::Emu,
+    };
+    match choice.machine(Elem::F32) {
+        Ok(_) => Some(choice),
+        Err(e) => {
+            assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{e}");
+            eprintln!("SKIPPED: {e}");
+            None
+        }
+    }
+}
+
+/// Keeps every loss: stage, step, name, value.
+#[derive(Default)]
+struct Losses {
+    stage: String,
+    all: Vec<(String, usize, String, f32)>,
+}
+
+impl Observer for Losses {
+    fn stage(&mut self, name: &str, _: usize) {
+        self.stage = name.into();
+    }
+    fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>) {
+        let stage = &self.stage;
+        self.all.extend(metrics.map(|(name, v)| (stage.clone(), step, name.to_string(), v)));
+    }
+    fn note(&mut self, _: &str) {}
+}
+
+/// The demo, a few steps of every stage.
+fn demo(sets: &[&str]) -> RunSpec {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/demo.toml");
+    let few = [
+        "generator.steps=2",
+        "dual.steps=[2, 2, 2, 2]",
+        "generator.batch=8",
+        "dual.batch=8",
+        "dual.bank=16",
+        "loss.least_diversity=0",
+        "loss.least_entropy=0",
+    ];
+    let sets: Vec<Override> = few.iter().chain(sets).map(|s| Override::set(s).unwrap()).collect();
+    let mut spec = config::load_run(&file, &sets).unwrap().spec;
+    spec.evaluation = None;
+    spec
+}
+
+fn losses(spec: &RunSpec) -> Vec<(String, usize, String, f32)> {
+    let (out, mut losses) = (tempfile::tempdir().unwrap(), Losses::default());
+    run(spec, out.path(), false, &mut losses).unwrap();
+    losses.all
+}
+
+/// f32 maps differ from the CPU's by the order of additions, bf16 maps by 2^-9 a stored element. A step of Adam divides
+/// by the gradient's size, so that what differs in the last digit of a small gradient may move a weight the other way;
+/// hence the wider bound at the second step.
+#[test]
+fn every_stage_of_the_demo_has_the_cpus_losses() {
+    let Some(choice) = machine() else { return };
+    let cpu = losses(&demo(&[]));
+    for (precision, bounds) in [("f32", [2e-5, 2e-3]), ("bf16", [0.02, 0.08])] {
+        let mut spec = demo(&[&format!("precision={precision:?}")]);
+        spec.device.choice = choice;
+        let found = losses(&spec);
+        assert_eq!(found.len(), cpu.len());
+        // A stage starts from what the last one left, so that its first step is none of two equal networks.
+        let bound = |stage: &str, step: usize| if stage == "generator" { bounds[step] } else { 2.0 * bounds[1] };
+        for (expected, found) in cpu.iter().zip(&found) {
+            let (stage, step, name, value) = expected;
+            assert_eq!((&found.0, found.1, &found.2), (stage, *step, name));
+            let off = (found.3 - value).abs() / value.abs().max(0.1);
+            assert!(
+                off <= bound(stage, *step),
+                "{precision}: {stage}, step {step}: {name}: expected {value}, found {}: off by {off:.1e}",
+                found.3
+            );
+        }
+    }
+}
+
+/// Every stage, the baselines included, on a network that the emulator runs in moments.
+#[test]
+fn a_run_repeats_itself_bit_for_bit_captured_or_not() {
+    let Some(choice) = machine() else { return };
+    let lab = Lab::new();
+    let mut spec = lab.spec(&["seed=5", "baselines.noise=true", "baselines.ka=ka.npz"]);
+    spec.device.choice = choice;
+    lab.run_spec("a", &spec).unwrap();
+    // A profiled step runs launch by launch, the others as a captured graph.
+    spec.device.profile = 0..1_000_000;
+    lab.run_spec("b", &spec).unwrap();
+    for name in ["student.npz", "student-block1.npz", "noise.student.npz", "ka.student.npz", "samples.png"] {
+        assert!(lab.bytes(&format!("a/{name}")) == lab.bytes(&format!("b/{name}")), "{name} differs");
+    }
+}
+
+/// A checkpoint says nothing of the device: a run begun on a machine ends on the CPU.
+#[test]
+fn a_run_moves_from_a_machine_to_the_cpu() {
+    let Some(choice) = machine() else { return };
+    let lab = Lab::new();
+    let mut spec = lab.spec(&["checkpoint_seconds=0"]);
+    spec.device.choice = choice;
+    let whole = lab.run_spec("whole", &spec).unwrap();
+    // The generator and the first block from the machine, the rest from the CPU.
+    struct Stop(usize);
+    impl Observer for Stop {
+        fn stage(&mut self, _: &str, _: usize) {
+            self.0 += 1;
+            assert!(self.0 < 3, "stopped on purpose");
+        }
+        fn step(&mut self, _: usize, _: &mut dyn Iterator<Item = (&str, f32)>) {}
+        fn note(&mut self, _: &str) {}
+    }
+    let out = lab.path("moved");
+    std::fs::create_dir_all(&out).unwrap();
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&spec, &out, false, &mut Stop(0))));
+    assert!(stopped.is_err());
+    spec.device.choice = Choice::Cpu;
+    let moved = run(&spec, &out, true, &mut Losses::default()).unwrap();
+    assert_eq!(moved.branch, whole.branch);
+    assert!(moved.student.unwrap().score.mean_ap.is_finite());
+}
