@@ -780,7 +780,8 @@ mod tests {
             (Conv2d { act: Act::Relu, ..Conv2d::linear() }, Shape::rows(67, 16), 4, 1),
             // Every tile of the GPU's kernels, and both ways to load each operand (`launch::tests`).
             (Conv2d { stride: 2, ..fused }, Shape::new(3, 9, 8, 24), 136, 3),
-            (Conv2d::new(2, 1), Shape::new(2, 6, 6, 72), 70, 3),
+            (Conv2d::new(2, 1), Shape::new(6, 9, 8, 72), 16, 3),
+            (fused, Shape::new(2, 9, 9, 40), 40, 3),
             (Conv2d { pad: 0, ..fused }, Shape::new(2, 8, 10, 40), 72, 1),
             (Conv2d::new(1, 2), Shape::new(2, 8, 9, 67), 66, 2),
             (Conv2d { act: Act::LeakyRelu(0.2), residual: false, ..fused }, Shape::new(3, 4, 9, 1), 48, 4),

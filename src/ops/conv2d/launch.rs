@@ -85,7 +85,7 @@ impl Parts {
     /// Of a weight gradient: as many as give each multiprocessor two blocks, the number that fits its shared memory.
     fn of_wgrad(d: &Dims) -> (Tile, Parts) {
         let pixels = d.n * d.p * d.q;
-        let tile = Tile::of(d.k, d.depth(), pixels / PART_PIXELS);
+        let tile = Tile::of(d.k, d.depth(), (pixels / PART_PIXELS).max(1));
         (tile, Parts::of(pixels, (2 * MULTIPROCESSORS).div_ceil(tile.blocks(d.k, d.depth()))))
     }
     /// Of a bias gradient, which reads dz once: eight blocks a multiprocessor keep enough loads in flight.
