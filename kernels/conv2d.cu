@@ -84,7 +84,7 @@ template <class T, int len> struct LoadWindows {
             for (int i = 0; i < S::COPIES; i++) cp_async16(S::at(slab, i), source(i, tap), exists(i, tap));
         } else {
             Digits t = tap;
-            _Pragma("unroll 1") for (int e = 0; e < CHUNK<T>; e++) {
+            _Pragma("unroll 2") for (int e = 0; e < CHUNK<T>; e++) {
                 UNROLL
                 for (int i = 0; i < S::COPIES; i++) S::at(slab, i)[e] = exists(i, t) ? *source(i, t) : from_f32<T>(0.0f);
                 t.add({0, 0, 1}, g.s, g.c);
@@ -93,6 +93,17 @@ template <class T, int len> struct LoadWindows {
         tap.add(by, g.s, g.c);
     }
 };
+
+// A thread's copies of a slab whose loader counts on by itself. Channels that are no whole chunks come one by one, the chunk's
+// loads all in flight before the first is stored.
+template <class S, class Loader, class T> DEV void copy_column(Loader& loader, T* slab, bool wide) {
+    if (wide) {
+        UNROLL
+        for (int i = 0; i < S::COPIES; i++) loader.copy(S::at(slab, i), true);
+    } else {
+        _Pragma("unroll 1") for (int i = 0; i < S::COPIES; i++) loader.copy(S::at(slab, i), false);
+    }
+}
 
 // Slabs [SLAB][len], the transpose: a row is a window and slabs advance along the rows; a thread's tap never changes.
 template <class T, int len> struct LoadWindowsAcross {
@@ -110,22 +121,27 @@ template <class T, int len> struct LoadWindowsAcross {
         return g.x + (i64)((at.hi * g.h + h + t.hi) * g.w + w + t.mid) * g.c + t.lo;
     }
 
-    DEV void load(T* slab) {
-        UNROLL
-        for (int i = 0; i < S::COPIES; i++) {
-            const int h = at.mid * g.step - g.above, w = at.lo * g.step - g.left;
-            if (g.wide()) {
-                cp_async16(S::at(slab, i), source(h, w, tap), exists(h, w, tap));
-            } else {
-                Digits t = tap;
-                _Pragma("unroll 1") for (int e = 0; e < CHUNK<T>; e++) {
-                    S::at(slab, i)[e] = exists(h, w, t) ? *source(h, w, t) : from_f32<T>(0.0f);
+    // One copy, and on to the next row.
+    DEV void copy(T* to, bool wide) {
+        const int h = at.mid * g.step - g.above, w = at.lo * g.step - g.left;
+        if (wide) {
+            cp_async16(to, source(h, w, tap), exists(h, w, tap));
+        } else {
+            Digits t = tap;
+            // Four at a time: all eight of bf16 need 178 registers at 128x128 (ptxas, sm_90a).
+            _Pragma("unroll 1") for (int first = 0; first < CHUNK<T>; first += 4) {
+                Pack<T, 4> v;
+                UNROLL
+                for (int e = 0; e < 4; e++) {
+                    v.v[e] = exists(h, w, t) ? *source(h, w, t) : from_f32<T>(0.0f);
                     t.add({0, 0, 1}, g.s, g.c);
                 }
+                store_pack(to + first, v);
             }
-            at.add(by, g.p, g.q);
         }
+        at.add(by, g.p, g.q);
     }
+    DEV void load(T* slab) { copy_column<S>(*this, slab, g.wide()); }
 };
 
 // The filter taps of one dimension that reach the inputs `phase`, `phase + stride`, ... (`Taps` of src/ops/conv2d.rs):
@@ -158,22 +174,21 @@ template <class T, int len> struct LoadFilter {
         by = Digits::of(S::STEP, mids, d.k);
         column = first + S::column();
     }
-    DEV void load(T* slab) {
-        UNROLL
-        for (int i = 0; i < S::COPIES; i++) {
-            const int r = rows.first - at.hi * d.stride, s = cols.first - at.mid * d.stride;
-            const T* const from = f + ((i64)(at.lo * d.r + r) * d.s + s) * d.c + column;
-            const bool exists = at.hi < rows.count;
-            if (d.c % CHUNK<T> == 0) {
-                cp_async16(S::at(slab, i), from, exists && column < d.c);
-            } else {
-                _Pragma("unroll 1") for (int e = 0; e < CHUNK<T>; e++) {
-                    S::at(slab, i)[e] = exists && column + e < d.c ? from[e] : from_f32<T>(0.0f);
-                }
-            }
-            at.add(by, cols.count, d.k);
+    DEV void copy(T* to, bool wide) {
+        const int r = rows.first - at.hi * d.stride, s = cols.first - at.mid * d.stride;
+        const T* const from = f + ((i64)(at.lo * d.r + r) * d.s + s) * d.c + column;
+        const bool exists = at.hi < rows.count;
+        if (wide) {
+            cp_async16(to, from, exists && column < d.c);
+        } else {
+            Pack<T, CHUNK<T>> v;
+            UNROLL
+            for (int e = 0; e < CHUNK<T>; e++) v.v[e] = exists && column + e < d.c ? from[e] : from_f32<T>(0.0f);
+            store_pack(to, v);
         }
+        at.add(by, cols.count, d.k);
     }
+    DEV void load(T* slab) { copy_column<S>(*this, slab, d.c % CHUNK<T> == 0); }
 };
 
 // A block's tile: columns first, so that the blocks that run together read the same windows and share them in the L2.
