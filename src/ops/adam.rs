@@ -149,7 +149,7 @@ impl Operator for Adam {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gates::{Case, check};
+    use super::super::gates::{Case, check, check_bf16_copies};
     use super::*;
 
     const ADAM: Adam = Adam { lr_slot: 1, beta1: 0.5, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
@@ -221,6 +221,11 @@ mod tests {
                 case.values(0, p.to_vec()).values(1, g.to_vec()).values(2, m.to_vec()).values(3, v.to_vec());
             check(case.reference(move |_| after.clone()));
         }
+    }
+
+    #[test]
+    fn refreshes_the_bf16_copies() {
+        check_bf16_copies(ADAM, 4);
     }
 
     #[test]

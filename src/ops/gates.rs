@@ -8,6 +8,7 @@ use crate::device::{Space, StepState};
 use std::marker::PhantomData;
 
 mod device;
+pub use device::check_bf16_copies;
 
 type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<Vec<f64>>>;
 

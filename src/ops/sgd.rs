@@ -97,7 +97,7 @@ impl Operator for Sgd {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gates::{Case, check};
+    use super::super::gates::{Case, check, check_bf16_copies};
     use super::*;
 
     const SGD: Sgd = Sgd { lr_slot: 0, momentum: 0.9, nesterov: false, weight_decay: 0.01 };
@@ -169,6 +169,11 @@ mod tests {
                 check(case.reference(move |_| after.clone()));
             }
         }
+    }
+
+    #[test]
+    fn refreshes_the_bf16_copies() {
+        check_bf16_copies(SGD, 3);
     }
 
     #[test]
