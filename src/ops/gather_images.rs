@@ -94,6 +94,8 @@ mod tests {
             (Shape::new(13, 5, 7, 3), 8, 0, None),
             (Shape::new(13, 5, 7, 3), 31, 4, Some(6)),
             (Shape::new(40, 17, 19, 3), 64, 39, None),
+            // Whole packs of four, and an image that two blocks share.
+            (Shape::new(5, 38, 36, 3), 4, 1, None),
         ] {
             let case = Case::new(GatherImages { n, stream: 4, first, count }, &[bank]).frozen(0);
             check(case.reference(move |x| {

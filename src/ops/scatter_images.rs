@@ -70,6 +70,8 @@ mod tests {
             (Shape::new(13, 5, 7, 3), 5),
             (Shape::new(12, 2, 3, 1), 12),
             (Shape::new(40, 17, 19, 3), 16),
+            // Whole packs of four.
+            (Shape::new(7, 4, 5, 3), 5),
         ] {
             for step in [0, 2, 5, (1 << 40) + 7] {
                 let case =

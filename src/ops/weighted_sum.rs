@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn gates() {
-        for weights in [vec![1.0], vec![1.0, 0.1, 1.0, 5.0], vec![-0.2; 17]] {
+        for weights in [vec![1.0], vec![1.0, 0.1, 1.0, 5.0], vec![-0.2; 17], vec![0.3; 70]] {
             let (op, terms) = (WeightedSum { weights: weights.clone() }, vec![Shape::SCALAR; weights.len()]);
             check(Case::new(op, &terms).reference(move |x| {
                 let mut sum = 0.0;
