@@ -510,9 +510,13 @@ impl<R: Real> Plan<R> {
     pub fn cost(&self) -> &Cost {
         &self.cost
     }
-    /// Instructions by phase and op, for tests and the profile table.
-    pub fn listing(&self) -> impl Iterator<Item = (Phase, &'static str)> {
-        self.instructions.iter().map(|i| (i.phase, i.op.name()))
+    /// Instructions by phase and op, with the bytes of their operands, for tests and the profile table.
+    pub fn listing(&self) -> impl Iterator<Item = (Phase, &'static str, u64)> {
+        self.instructions.iter().map(|i| (i.phase, i.op.name(), i.operands.bytes()))
+    }
+    /// What a GPU runs, in order, each with what it is for; nothing of a plan of the CPU's.
+    pub fn launches(&self) -> impl Iterator<Item = (&Launch, &str)> {
+        self.program.iter().flat_map(|p| p.launches.iter().zip(p.labels.iter().map(String::as_str)))
     }
 }
 
