@@ -54,7 +54,7 @@ template <class T> DEV Windows<T> matrix(const T* x, int rows, int columns) {
 }
 
 // Slabs [len][SLAB]: a row is a window, a column a tap's channel (r, s, c); slabs advance along the columns. All of a
-// thread's copies share a column, so one set of digits finds the tap and each row costs two comparisons and one product.
+// thread's copies share a column: one set of digits finds the tap, and each row costs two comparisons and one product.
 template <class T, int len> struct LoadWindows {
     using S = Slab<T, len, true>;
     Windows<T> g;
@@ -94,8 +94,8 @@ template <class T, int len> struct LoadWindows {
     }
 };
 
-// A thread's copies of a slab whose loader counts on by itself. Channels that are no whole chunks come one by one, the chunk's
-// loads all in flight before the first is stored.
+// A thread's copies of a slab whose loader counts on by itself. Channels that are no whole chunks come one by one, several
+// loads in flight before the first is stored.
 template <class S, class Loader, class T> DEV void copy_column(Loader& loader, T* slab, bool wide) {
     if (wide) {
         UNROLL
@@ -261,10 +261,9 @@ conv2d_dgrad(T* RESTRICT dx,       // [n, h, w, c]
     const int wide = d.stride < d.w ? d.stride : d.w;
     const int h0 = blockIdx.z / wide, w0 = blockIdx.z % wide;
     const Taps rows = Taps::of(h0, d.r, d), cols = Taps::of(w0, d.s, d);
-    const Windows<T> windows = {dz,         d.n,        d.p, d.q,
-                                d.k,        (d.h - h0 + d.stride - 1) / d.stride,
-                                (d.w - w0 + d.stride - 1) / d.stride, rows.count, cols.count,
-                                1,          rows.count - 1 - rows.base, cols.count - 1 - cols.base};
+    const int height = (d.h - h0 + d.stride - 1) / d.stride, width = (d.w - w0 + d.stride - 1) / d.stride;
+    const int above = rows.count - 1 - rows.base, left = cols.count - 1 - cols.base;
+    const Windows<T> windows = {dz, d.n, d.p, d.q, d.k, height, width, rows.count, cols.count, 1, above, left};
     const Place at = Place::of(BM, BN, d.c);
     // The grid has the tiles of the largest phase.
     if (at.row >= windows.count()) return;

@@ -333,6 +333,26 @@ fn sum_parts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Slot, Space};
+    use crate::ops::Operands;
+    use crate::tensor::Shape;
+
+    #[test]
+    fn refuses_types_that_differ() {
+        let slot = Slot { space: Space::Arena, offset: 0, bytes: 0 };
+        let operands = Operands {
+            inputs: vec![slot; 2],
+            input_shapes: vec![Shape::new(1, 2, 2, 8), Shape::new(8, 1, 1, 8)],
+            input_elems: vec![Elem::F32; 2],
+            outputs: vec![slot],
+            output_shapes: vec![Shape::new(1, 2, 2, 8)],
+            output_elems: vec![Elem::Bf16],
+            ..Default::default()
+        };
+        let mut l = Launches::new("conv2d", &operands, Elem::Bf16);
+        let e = forward(&Conv2d::new(1, 0), &mut l).unwrap_err();
+        assert_eq!(e.to_string(), "conv2d: y, which has x's type: expected float, found bf16");
+    }
 
     #[test]
     fn tiles_follow_the_problem() {
