@@ -68,8 +68,13 @@ impl Tiles {
     /// than `wanted` blocks a multiprocessor take.
     fn new(images: usize, pixels: usize, c: usize, elem: Elem, wanted: usize) -> Self {
         let pack = pack(elem, c);
-        // 32 packs of 16 bytes side by side are four full cache lines; more channels are more blocks.
-        let slabs = (c / pack).div_ceil(32);
+        // 32 packs of 16 bytes side by side are four full cache lines; more channels are more blocks. Without chunks, few
+        // images would be few blocks (64 of them, for 132 multiprocessors): then down to 4 packs, two sectors of a line.
+        let mut widest = 32;
+        while wanted == 0 && widest > 4 && images * (c / pack).div_ceil(widest) < 2 * MULTIPROCESSORS {
+            widest /= 2;
+        }
+        let slabs = (c / pack).div_ceil(widest);
         let lanes = (c / pack).div_ceil(slabs);
         let rows = (THREADS / lanes).min(pixels);
         let most = (wanted * MULTIPROCESSORS / (images * slabs)).max(1);
@@ -171,5 +176,6 @@ mod tests {
         let x = Shape::new(128, 32, 32, 64);
         assert!((500..=528).contains(&Tiles::sums(x, Elem::Bf16).chunks()));
         assert!(Tiles::pass(x, Elem::Bf16).chunks() > 900);
+        assert_eq!(Tiles::image_sums(x, Elem::Bf16).grid(), [256, 1, 1]);
     }
 }
