@@ -238,8 +238,9 @@ fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
 }
 
 fn eval(args: &EvalArgs, engine: &Engine) -> Result<String> {
-    args.device.device.open()?;
-    let score = (engine.evaluate)(&args.weights, &args.data)?;
+    let (choice, _) = args.device.device.open()?;
+    let device = Device { choice, ..Device::default() };
+    let score = (engine.evaluate)(&args.weights, &args.data, &device)?;
     if args.json {
         return pretty(&json!(score));
     }

@@ -4,6 +4,7 @@
 use dfka_engine::autograd::plan::{Optimiser, Phase, Plan};
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Tape};
+use dfka_engine::device::gpu::nvrtc::Nvrtc;
 use dfka_engine::device::gpu::{KERNELS, MODULES};
 use dfka_engine::ops::activation::Act;
 use dfka_engine::ops::adam::Adam;
@@ -18,8 +19,10 @@ use std::process::Command;
 const MAY_SPILL: [(&str, &str); 0] = [];
 
 /// Kernels that may keep something in local memory, with the reason.
-const MAY_USE_LOCAL: [(&str, &str); 1] =
-    [("noise_normal", "cos and sin of a double reduce arguments above 2^30, which we never have, with a table there")];
+const MAY_USE_LOCAL: [(&str, &str); 1] = [(
+    "noise_normal",
+    "cos and sin of a double reduce arguments above 2^30, which we never have, with a table there",
+)];
 
 /// Whether the build had NVRTC; `DFKA_REQUIRE_NVRTC` forbids to skip.
 fn is_compiled() -> bool {
@@ -55,7 +58,7 @@ fn every_kernel_compiles_for_every_target_without_spills() {
 
 /// NVIDIA's disassembler: in PATH, or in the wheel beside NVRTC's.
 fn nvdisasm() -> Option<PathBuf> {
-    let beside = std::env::var_os("DFKA_NVRTC_DIR").map(|d| PathBuf::from(d).join("../bin/nvdisasm"));
+    let beside = Nvrtc::open().ok().and_then(|n| Some(n.path.parent()?.join("../bin/nvdisasm")));
     let in_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .map(|d| d.join("nvdisasm"))
         .collect::<Vec<_>>();

@@ -2,12 +2,15 @@
 
 mod common;
 
-use common::Lab;
+use common::{Lab, network};
 use dfka_engine::config::{self, Override};
 use dfka_engine::device::Choice;
+use dfka_engine::pipeline::Device;
+use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::run::run;
-use dfka_engine::pipeline::spec::RunSpec;
+use dfka_engine::pipeline::spec::{RunSpec, TeachSpec, TrainingData};
+use dfka_engine::pipeline::teach::teach;
 use dfka_engine::tensor::Elem;
 use std::path::Path;
 
@@ -140,4 +143,80 @@ fn a_run_moves_from_a_machine_to_the_cpu() {
     spec.device.choice = Choice::Cpu;
     let moved = run(&spec, &out, true, &mut Losses::default()).unwrap();
     assert!(moved.labels == whole.labels && moved.student.unwrap().score.map.is_finite());
+}
+
+/// A teacher learns on a machine as on the CPU, batch statistics and all; and is scored there.
+#[test]
+fn a_teacher_is_trained_and_scored() {
+    let Some(choice) = machine() else { return };
+    let lab = Lab::new();
+    let train = |device: Choice, out: &str| {
+        let network = network();
+        let spec = TeachSpec {
+            name: "tiny".into(),
+            seed: 3,
+            data: TrainingData::Labelled(lab.path("evaluation.npz")),
+            labels: common::LEFT.iter().map(|l| l.to_string()).collect(),
+            block: network.block,
+            stem: network.stem,
+            widths: network.widths,
+            depths: network.depths,
+            init: None,
+            steps: 8,
+            batch: 8,
+            learning_rate: 1e-3,
+            evaluation: None,
+            precision: Elem::F32,
+            device: Device { choice: device, ..Device::default() },
+        };
+        let out = lab.path(out);
+        std::fs::create_dir_all(&out).unwrap();
+        teach(&spec, &out, false, &mut Losses::default()).unwrap()
+    };
+    let (on_cpu, on_machine) = (train(Choice::Cpu, "cpu"), train(choice, "machine"));
+    assert!(
+        (on_cpu.loss - on_machine.loss).abs() < 0.05 * on_cpu.loss,
+        "{} {}",
+        on_cpu.loss,
+        on_machine.loss
+    );
+    // The same file scored on both: predictions differ by rounding, which may swap two images of one score.
+    let evaluation = lab.path("evaluation.npz");
+    let device = Device { choice, ..Device::default() };
+    let cpu = evaluate(&on_machine.weights, &evaluation, &Device::default()).unwrap();
+    let found = evaluate(&on_machine.weights, &evaluation, &device).unwrap();
+    assert!((cpu.map - found.map).abs() < 0.5, "{} {}", cpu.map, found.map);
+}
+
+/// The program on a device too small for the step: exit code 6, what is needed, and a batch that would fit.
+#[test]
+fn a_small_device_names_the_batch_that_fits() {
+    if machine() != Some(Choice::Emu) {
+        eprintln!("SKIPPED: only the emulator's memory can be made small");
+        return;
+    }
+    let lab = Lab::new();
+    let args = [
+        "run",
+        "c.toml",
+        "--out",
+        "small",
+        "--device",
+        "emu",
+        "--set",
+        "dual.bank=512",
+        "--set",
+        "generator.batch=512",
+    ];
+    let out = lab.program(&args).env("DFKA_EMU_MEMORY_MB", "8").output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(6), "{text}");
+    assert!(text.contains("generator: ") && text.contains("more are needed"), "{text}");
+    let batch = text.split("--set generator.batch=").nth(1).unwrap_or_else(|| panic!("{text}"));
+    let batch: usize = batch.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+    assert!((1..512).contains(&batch), "{text}");
+    let set = format!("generator.batch={}", batch.min(32)); // the bank holds 32, and time is short
+    let args = ["run", "c.toml", "--out", "fits", "--device", "emu", "--set", &set];
+    let out = lab.program(&args).env("DFKA_EMU_MEMORY_MB", "8").output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }

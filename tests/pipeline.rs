@@ -8,6 +8,7 @@ use dfka_engine::device::philox::{Draws, below};
 use dfka_engine::models::filter::Filter;
 use dfka_engine::models::resnet::ResNetSpec;
 use dfka_engine::models::targetnet::{StudentSpec, TaskSpec};
+use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::summary::{Score, Summary};
 use dfka_engine::weights::npz;
@@ -300,11 +301,14 @@ fn the_summary_says_what_is_in_the_files() {
 
     // The file scores what the table says, through the library and through the program.
     let evaluation = lab.path("evaluation.npz");
-    same(&evaluate(&lab.path("out/student.npz"), &evaluation).unwrap(), &student.score);
-    same(&evaluate(&lab.path("out/noise.student.npz"), &evaluation).unwrap(), &s.noise.unwrap().score);
+    same(&evaluate(&lab.path("out/student.npz"), &evaluation, &Device::default()).unwrap(), &student.score);
+    same(
+        &evaluate(&lab.path("out/noise.student.npz"), &evaluation, &Device::default()).unwrap(),
+        &s.noise.unwrap().score,
+    );
     for b in 1..=4 {
         let file = lab.path(&format!("out/student-block{b}.npz"));
-        same(&evaluate(&file, &evaluation).unwrap(), &student.by_block[b - 1]);
+        same(&evaluate(&file, &evaluation, &Device::default()).unwrap(), &student.by_block[b - 1]);
     }
     let eval = lab.call(&["eval", "out/student.npz", "evaluation.npz", "--json"]);
     let printed: Score = serde_json::from_slice(&eval.stdout).unwrap();

@@ -421,7 +421,9 @@ impl<R: Real> Plan<R> {
             machine.run(ready, step)?;
         }
         program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
-        self.readings.pending.push(step.step);
+        if !self.readings.names.is_empty() {
+            self.readings.pending.push(step.step);
+        }
         Ok(())
     }
 

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::pipeline;
 use crate::pipeline::observer::Observer;
 use crate::pipeline::spec::{RunSpec, TeachSpec, TeacherSpec};
 use crate::pipeline::teachers::TeacherFile;
+use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
 
 /// What a config is checked against.
@@ -28,7 +28,7 @@ pub struct Engine {
     pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
     /// The result as JSON, for it is only printed.
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
-    pub evaluate: fn(&Path, &Path) -> Result<Score>,
+    pub evaluate: fn(&Path, &Path, &Device) -> Result<Score>,
     /// The result as JSON, for it is only printed.
     pub forecast: fn(&RunSpec) -> Result<Value>,
 }

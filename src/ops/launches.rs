@@ -147,9 +147,6 @@ impl<'a> Launches<'a> {
         let message = format!("{what}: expected {}, found {}", expected.elem, found.elem);
         Err(Error::shape(self.op, message))
     }
-    pub fn no_kernel(&self) -> Result<()> {
-        Err(Error::shape(self.op, "no kernel yet"))
-    }
 }
 
 fn plain(slot: Slot, elem: Elem) -> Tensor {

@@ -186,13 +186,9 @@ pub trait Operator {
     fn backward<R: Real>(&self, io: &Io<R>);
 
     /// Turns forward into launches of the op's kernels. Runs once, when a plan is compiled; needs no GPU.
-    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
-        l.no_kernel()
-    }
+    fn launch_forward(&self, l: &mut Launches) -> Result<()>;
     /// The same for backward; an op without inputs that learn has nothing to do here.
-    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
-        l.no_kernel()
-    }
+    fn launch_backward(&self, l: &mut Launches) -> Result<()>;
     /// Rewrites the buffers that kernels need otherwise than the CPU's loops; `maps` is how feature maps are stored.
     fn device_extents(&self, _args: &[Arg], _maps: Elem, _signature: &mut Signature) {}
     /// Whether a GPU keeps the outputs in f32 even where the inputs are bf16: means, whose few elements cost nothing.

@@ -149,6 +149,7 @@ impl StageTwo {
             schedule: Schedule::OneCycle,
             learning_rates: [spec.dual.learning_rate; 4],
             seed: stage_seed(spec.seed, name),
+            batch: (spec.dual.batch, "dual.batch"),
         })
     }
 

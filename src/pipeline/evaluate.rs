@@ -1,6 +1,7 @@
 //! Average precision of a weights file on labelled images. The only part of the pipeline that sees labels.
 
 use super::teachers::{TeacherFile, ignore_batch_counters};
+use super::{Device, engine_on};
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
 use crate::data::average_precision::label_precisions;
@@ -12,6 +13,7 @@ use crate::models::Recorder;
 use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use crate::models::targetnet::TargetNet;
 use crate::summary::Score;
+use crate::tensor::Elem;
 use crate::weights::npz;
 use std::path::Path;
 
@@ -32,10 +34,10 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Opens a teacher's or a student's file.
-    pub fn open(path: &Path) -> Result<Predictor> {
+    /// Opens a teacher's or a student's file. Maps are f32 on every device: a score is then the model's, not a rounding's.
+    pub fn open(path: &Path, device: &Device) -> Result<Predictor> {
         let tensors = npz::load(path)?;
-        let mut engine = Engine::default();
+        let mut engine = engine_on(device, Elem::F32)?;
         if tensors.meta.contains_key("student") {
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
@@ -122,8 +124,8 @@ impl Predictor {
 }
 
 /// Average precision of the model in `weights` on `data`.
-pub fn evaluate(weights: &Path, data: &Path) -> Result<Score> {
-    Predictor::open(weights)?.score(&LabelledSet::load(data)?, &[])
+pub fn evaluate(weights: &Path, data: &Path, device: &Device) -> Result<Score> {
+    Predictor::open(weights, device)?.score(&LabelledSet::load(data)?, &[])
 }
 
 /// Fails unless `data` has the labels `wanted` and images of the size `image`. Looks at names and sizes alone, so it may

@@ -122,6 +122,7 @@ impl StageOne {
             schedule: Schedule::Constant,
             learning_rates: [g.learning_rate; 4],
             seed: stage_seed(spec.seed, "generator"),
+            batch: (g.batch, "generator.batch"),
         })
     }
 

@@ -47,10 +47,9 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
     if let Some(data) = &spec.evaluation {
         let data = LabelledSet::load(data)?;
         score_teachers(spec, &data, &mut summary)?;
-        summary.student = Some(score_student(&session, "", student.blocks, student.chosen, &data)?);
+        summary.student = Some(score_student(spec, &session, "", &student, &data)?);
         for source in &spec.baselines {
-            let score =
-                score_student(&session, &baseline_prefix(source), student.blocks, student.chosen, &data)?;
+            let score = score_student(spec, &session, &baseline_prefix(source), &student, &data)?;
             match source {
                 ImageSource::Noise => summary.noise = Some(score),
                 ImageSource::Real(_) => summary.ka = Some(score),
@@ -166,7 +165,7 @@ fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> 
     for (t, task) in
         spec.teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
     {
-        let score = Predictor::open(&t.weights)?.score(data, &task.labels)?;
+        let score = Predictor::open(&t.weights, &spec.device)?.score(data, &task.labels)?;
         mean.ap.extend(score.ap.clone());
         mean.ap_11_point.extend(score.ap_11_point.clone());
         summary.teachers.insert(t.name.clone(), score);
@@ -177,17 +176,18 @@ fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> 
 }
 
 fn score_student(
+    spec: &RunSpec,
     session: &Session,
     prefix: &str,
-    blocks: usize,
-    chosen: usize,
+    student: &Trained,
     data: &LabelledSet,
 ) -> Result<StudentScore> {
     let mut by_block = Vec::new();
-    for b in 1..=blocks {
-        by_block.push(Predictor::open(&block_file(session.out(), prefix, b))?.score(data, &[])?);
+    for b in 1..=student.blocks {
+        let file = block_file(session.out(), prefix, b);
+        by_block.push(Predictor::open(&file, &spec.device)?.score(data, &[])?);
     }
-    Ok(StudentScore { score: by_block[chosen - 1].clone(), by_block })
+    Ok(StudentScore { score: by_block[student.chosen - 1].clone(), by_block })
 }
 
 /// Hash of what the student's bits depend on: the configuration (not where the evaluation data lies) and the files it

@@ -29,6 +29,38 @@ pub struct Stage {
     pub learning_rates: [f32; 4],
     /// Independent of what other stages draw.
     pub seed: u64,
+    /// Images of a step, and the config's key for them.
+    pub batch: (usize, &'static str),
+}
+
+impl Stage {
+    /// Makes room for the step.
+    ///
+    /// Errors: a GPU without that much memory; says what is needed and the batch that would fit.
+    fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
+        // What the machine frees before it allocates counts as free.
+        let held = engine.arena_bytes();
+        self.plan.reserve(engine).map_err(|e| {
+            let Error::OutOfMemory(message) = e else { return e };
+            let free = engine.machine().and_then(|m| m.gpu.memory().ok()).map_or(held, |(free, _)| free);
+            let (needed, (batch, key)) = (self.plan.cost().arena_bytes, self.batch);
+            // The arena grows with the batch; what stays is on the device already.
+            let fits = (batch as f64 * free as f64 / needed.max(1) as f64 * 0.98) as usize;
+            let way_out = if fits > 0 {
+                format!("a batch of about {fits} would fit: --set {key}={fits}")
+            } else {
+                "not even a batch of 1 would fit".into()
+            };
+            let mb = |bytes: usize| bytes as f64 / 1e6;
+            Error::OutOfMemory(format!(
+                "{}: {message}; a step of {batch} images needs {:.0} MB beside {:.0} MB of weights, moments and images; \
+                 {way_out}",
+                self.name,
+                mb(needed),
+                mb(engine.store.bytes())
+            ))
+        })
+    }
 }
 
 pub struct Session<'o> {
@@ -96,7 +128,7 @@ impl<'o> Session<'o> {
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
         }
-        stage.plan.reserve(engine)?;
+        stage.reserve(engine)?;
         if std::mem::take(&mut self.pending_restore) && self.progress.student == self.student {
             checkpoint::restore(&self.out, &mut engine.store)?;
         }

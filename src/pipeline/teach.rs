@@ -96,6 +96,7 @@ pub fn teach(
         schedule: Schedule::OneCycle,
         learning_rates: [spec.learning_rate; 4],
         seed: stage_seed(spec.seed, "teach"),
+        batch: (spec.batch, "training.batch"),
     };
     let weights = out.join("weights.npz");
     let provenance = format!("{} steps of {} on {}", spec.steps, spec.batch, data.images.provenance);
@@ -115,7 +116,7 @@ pub fn teach(
         npz::save(&weights, &t)
     })?;
     let score = match &spec.evaluation {
-        Some(data) => Some(Predictor::open(&weights)?.score(&LabelledSet::load(data)?, &[])?),
+        Some(data) => Some(Predictor::open(&weights, &spec.device)?.score(&LabelledSet::load(data)?, &[])?),
         None => None,
     };
     let loss = outcome.converged.get("loss").copied().unwrap_or(f64::NAN);

@@ -184,7 +184,7 @@ impl Cuda {
             )));
         }
         check(result, "cuMemAlloc")?;
-        fn free(address: Address) {
+        fn free(address: Address, _: usize) {
             if enter().is_ok() {
                 // SAFETY: `Block` frees once what `cuMemAlloc` gave.
                 unsafe { cuMemFree_v2(address) };

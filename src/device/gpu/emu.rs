@@ -3,13 +3,19 @@
 use super::launch::Prepared;
 use super::{Address, Block};
 use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The emulator's settings.
 pub struct Emu {
     /// In which order a block's threads run: 0 as released, 1 in reverse, from 2 on at random with that seed.
     order: i32,
     threads: i32,
+    /// What all blocks together may take: `DFKA_EMU_MEMORY_MB`, for tests of what a small device says.
+    total_bytes: usize,
 }
+
+/// Bytes of all blocks.
+static USED: AtomicUsize = AtomicUsize::new(0);
 
 #[cfg(has_emulator)]
 mod ffi {
@@ -34,19 +40,30 @@ mod ffi {
 #[cfg(has_emulator)]
 impl Emu {
     pub fn open(order: i32) -> Result<Emu> {
-        Ok(Emu { order, threads: rayon::current_num_threads() as i32 })
+        let limit = std::env::var("DFKA_EMU_MEMORY_MB").ok().and_then(|mb| mb.parse::<usize>().ok());
+        let total_bytes = limit.map_or(usize::MAX, |mb| mb * 1_000_000);
+        Ok(Emu { order, threads: rayon::current_num_threads() as i32, total_bytes })
     }
+    /// Poisoned: 0xFF.. is NaN in every float type.
     pub fn allocate(&self, bytes: usize) -> Result<Block> {
+        let (available, total) = self.memory();
         // SAFETY: plain allocation; null is checked.
-        let p = unsafe { ffi::emu_alloc(bytes.max(1)) };
+        let p =
+            if bytes <= available { unsafe { ffi::emu_alloc(bytes.max(1)) } } else { std::ptr::null_mut() };
         if p.is_null() {
-            return Err(Error::OutOfMemory(format!("emulator: cannot allocate {bytes} bytes")));
+            let mb = |b: usize| b as f64 / 1e6;
+            return Err(Error::OutOfMemory(format!(
+                "emulator: {:.0} MB more are needed, {:.0} of {:.0} MB are free",
+                mb(bytes),
+                mb(available),
+                mb(total)
+            )));
         }
-        // SAFETY: `bytes` were allocated at `p`. Poisoned: 0xFF.. is NaN in every float type.
-        unsafe { std::ptr::write_bytes(p.cast::<u8>(), 0xFF, bytes) };
-        fn free(address: Address) {
+        USED.fetch_add(bytes, Relaxed);
+        fn free(address: Address, bytes: usize) {
             // SAFETY: `Block` frees once what `emu_alloc` gave.
             unsafe { ffi::emu_free(address as *mut _) };
+            USED.fetch_sub(bytes, Relaxed);
         }
         Ok(Block { address: p as Address, bytes, free })
     }
@@ -112,6 +129,10 @@ impl Emu {
 }
 
 impl Emu {
+    /// Free and total bytes.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.total_bytes.saturating_sub(USED.load(Relaxed)), self.total_bytes)
+    }
     pub fn name(&self) -> String {
         format!("kernel emulator on {} CPU threads", self.threads)
     }

@@ -79,12 +79,12 @@ pub enum Gpu {
 pub struct Block {
     pub address: Address,
     pub bytes: usize,
-    free: fn(Address),
+    free: fn(Address, usize),
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        (self.free)(self.address);
+        (self.free)(self.address, self.bytes);
     }
 }
 
@@ -103,6 +103,13 @@ impl Gpu {
         match self {
             Gpu::Cuda(d) => d.allocate(bytes),
             Gpu::Emu(e) => e.allocate(bytes),
+        }
+    }
+    /// Free and total bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        match self {
+            Gpu::Cuda(d) => d.memory(),
+            Gpu::Emu(e) => Ok(e.memory()),
         }
     }
     /// Copies to the device; the host's bytes may change as soon as this returns.
