@@ -103,6 +103,7 @@ struct Driver {
 fn skip(why: &str) -> Option<Driver> {
     assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{why}");
     // Not eprintln!, which the harness keeps to itself when a test passes.
+    #[allow(clippy::explicit_write)] // a test's `eprintln!` is kept from the terminal while it passes
     writeln!(std::io::stderr(), "tests/emulator.rs: SKIPPED: {why}").unwrap();
     None
 }

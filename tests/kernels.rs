@@ -1,6 +1,9 @@
 //! What can be known of the compiled kernels without a GPU: they fit their targets, spill nothing, and use the tensor
 //! cores where they must; and what a plan says it will launch is what a count by hand gives.
 
+mod common;
+
+use common::skipped;
 use dfka_engine::autograd::plan::{Optimiser, Phase, Plan};
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Tape};
@@ -29,7 +32,7 @@ fn is_compiled() -> bool {
     let compiled = MODULES.iter().all(|m| !m.images.is_empty());
     assert!(compiled || std::env::var_os("DFKA_REQUIRE_NVRTC").is_none(), "the build found no NVRTC");
     if !compiled {
-        eprintln!("SKIPPED: the build found no NVRTC, there is no machine code to look at");
+        skipped("the build found no NVRTC, there is no machine code to look at");
     }
     compiled
 }
@@ -72,7 +75,7 @@ fn machine_code_uses_tensor_cores_and_no_local_memory() {
     }
     let Some(nvdisasm) = nvdisasm() else {
         assert!(std::env::var_os("DFKA_REQUIRE_SASS").is_none(), "no nvdisasm");
-        eprintln!("SKIPPED: no nvdisasm in PATH or beside NVRTC");
+        skipped("no nvdisasm in PATH or beside NVRTC");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lab, network};
+use common::{Lab, network, skipped};
 use dfka_engine::config::{self, Override};
 use dfka_engine::device::Choice;
 use dfka_engine::pipeline::Device;
@@ -25,7 +25,7 @@ fn machine() -> Option<Choice> {
         Ok(_) => Some(choice),
         Err(e) => {
             assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{e}");
-            eprintln!("SKIPPED: {e}");
+            skipped(&e.to_string());
             None
         }
     }
@@ -192,7 +192,7 @@ fn a_teacher_is_trained_and_scored() {
 #[test]
 fn a_small_device_names_the_batch_that_fits() {
     if machine() != Some(Choice::Emu) {
-        eprintln!("SKIPPED: only the emulator's memory can be made small");
+        skipped("only the emulator's memory can be made small");
         return;
     }
     let lab = Lab::new();

@@ -173,3 +173,10 @@ pub fn mapped(t: &Tensors, f: impl Fn(&str, &[usize], &[f32]) -> Option<(Vec<usi
     out.meta = t.meta.clone();
     out
 }
+
+/// Says on the terminal that a test did not run: what `eprintln!` says in a test that passes never gets there.
+#[allow(clippy::explicit_write)]
+pub fn skipped(why: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "SKIPPED: {why}").unwrap();
+}

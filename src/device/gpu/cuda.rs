@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::sys::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -313,22 +314,22 @@ impl Cuda {
 
     fn function(&self, kernel: &'static Kernel) -> Result<CUfunction> {
         let mut functions = self.functions.lock().expect("no thread panics while it holds the functions");
-        if let Some(f) = functions.by_name.get(kernel.name) {
+        let Functions { modules, by_name } = &mut *functions;
+        if let Some(f) = by_name.get(kernel.name) {
             return Ok(*f);
         }
         self.enter()?;
-        if !functions.modules.contains_key(&kernel.module) {
-            let loaded = self.load(kernel.module)?;
-            functions.modules.insert(kernel.module, loaded);
-        }
-        let (module, symbols) = &functions.modules[&kernel.module];
+        let (module, symbols) = match modules.entry(kernel.module) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => place.insert(self.load(kernel.module)?),
+        };
         let siblings = KERNELS.iter().filter(|k| k.module == kernel.module);
         let place = siblings.take_while(|k| k.name != kernel.name).count();
         let symbol = CString::new(symbols[place].as_str()).map_err(|e| Error::Run(e.to_string()))?;
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded and never unloaded; the symbol is NUL-terminated.
         check(unsafe { cuModuleGetFunction(&mut function, *module, symbol.as_ptr()) }, kernel.name)?;
-        functions.by_name.insert(kernel.name, function);
+        by_name.insert(kernel.name, function);
         Ok(function)
     }
 

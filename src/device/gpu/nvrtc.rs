@@ -47,8 +47,8 @@ pub fn folders() -> Vec<PathBuf> {
     let environment = env::var_os("VIRTUAL_ENV").map(PathBuf::from);
     let home = env::var_os("HOME").map(|h| PathBuf::from(h).join(".local"));
     for root in environment.into_iter().chain([".venv".into()]).chain(home) {
-        for python in glob(&root.join("lib"), "python3") {
-            found.extend(glob(&python.join("site-packages/nvidia"), "").into_iter().map(|d| d.join("lib")));
+        for python in glob(root.join("lib"), "python3") {
+            found.extend(glob(python.join("site-packages/nvidia"), "").into_iter().map(|d| d.join("lib")));
         }
     }
     found.extend(["/usr/lib/x86_64-linux-gnu", "/usr/lib64"].map(PathBuf::from));
