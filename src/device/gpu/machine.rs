@@ -214,7 +214,8 @@ impl Machine {
     pub fn time(&self, ready: &Ready, step: &StepState, flush: &Block) -> Result<Vec<f32>> {
         let elements = (flush.bytes / size_of::<f32>()) as i64;
         let args = vec![Arg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
-        let fill = Launch::new("fill", [2112, 1, 1], 256, 0, args)?;
+        let blocks = (flush.bytes / 4096).clamp(1, 2112) as u32;
+        let fill = Launch::new("fill", [blocks, 1, 1], 256, 0, args)?;
         let fill = Prepared::new(&fill, "cache flush".into(), &mut |_| Ok(flush.address))?;
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
         let one = |launch: &Prepared| {
