@@ -5,23 +5,17 @@
 //! line a row.
 //! `benches/torch/step.py` times the same steps in PyTorch, `benches/compare.sh` runs both in turn.
 
-use dfka_engine::autograd::{Engine, Store};
+mod common;
+
+use common::{demo_network, demo_spec, write_teacher};
+use dfka_engine::autograd::Engine;
 use dfka_engine::device::StepState;
 use dfka_engine::error::Result;
-use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
-use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
-use dfka_engine::pipeline::spec::*;
 use dfka_engine::pipeline::teachers::Teachers;
-use dfka_engine::tensor::Elem;
-use dfka_engine::weights::{Tensors, npz};
-use std::path::Path;
 use std::time::Instant;
-
-const LABELS: usize = 10;
-const BATCH: usize = 64;
 
 fn main() -> Result<()> {
     // Cargo adds `--bench` to what the caller asks for.
@@ -35,12 +29,12 @@ fn main() -> Result<()> {
         .expect("the first pool of the process");
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (name, seed) in [("a", 1), ("b", 2)] {
-        write_teacher(&folder.path().join(name), name, seed)?;
+        write_teacher(&folder.path().join(name), name, seed, &demo_network())?;
     }
     for groups in [1, 2, 4] {
         let row = format!("generator, {groups}-stack");
         if row.contains(only) {
-            let spec = run_spec(folder.path(), groups);
+            let spec = demo_spec(folder.path(), groups);
             let mut engine = Engine::default();
             let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
             let one = StageOne::new(&mut engine.store, &spec, &teachers);
@@ -51,7 +45,7 @@ fn main() -> Result<()> {
     for b in 1..=4 {
         let row = format!("dual block {b}");
         if row.contains(only) {
-            let spec = run_spec(folder.path(), 2);
+            let spec = demo_spec(folder.path(), 2);
             let mut engine = Engine::default();
             let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
             let one = StageOne::new(&mut engine.store, &spec, &teachers);
@@ -97,83 +91,4 @@ fn cpu_ms() -> f64 {
     };
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten();
     threads.filter_map(of_thread).sum::<f64>() * 1e-6
-}
-
-/// The demo's network with random weights, as a file.
-fn write_teacher(path: &Path, name: &str, seed: u64) -> Result<()> {
-    let stem = Stem { width: 16, kernel: 3, stride: 2, max_pool: false };
-    let network = ResNetSpec {
-        block: BlockKind::Basic,
-        image: [32, 32, 1],
-        stem,
-        widths: vec![16, 32, 64, 128],
-        depths: vec![1; 4],
-    };
-    let mut store = Store::<f32>::default();
-    let net =
-        ResNet::new(&mut store, "t", &network, 1..=4, Some(LABELS), Build::Normed, Source::Random(seed))?;
-    let mut out = Tensors::new();
-    net.export(&store, 1..=4, "", Build::Normed, &mut out)?;
-    let [weight, bias] = net.head.expect("built with a head");
-    out.insert("fc.weight", &[LABELS, 128], store.to_f32(weight))?;
-    out.insert("fc.bias", &[LABELS], store.to_f32(bias))?;
-    let labels: Vec<String> = (0..LABELS).map(|i| format!("{name}{i}")).collect();
-    out.meta.insert("labels".into(), labels.into());
-    out.meta.insert("network".into(), serde_json::to_value(&network).expect("a network is plain data"));
-    npz::save(path, &out)
-}
-
-/// The conditional recipe, with everything that costs time switched on.
-fn run_spec(teachers: &Path, groups: usize) -> RunSpec {
-    RunSpec {
-        name: "bench".into(),
-        seed: 1,
-        checkpoint_seconds: 1e6,
-        precision: Elem::Bf16,
-        device: Device::default(),
-        teachers: ["a", "b"]
-            .map(|t| TeacherSpec { name: t.into(), weights: teachers.join(t) })
-            .into_iter()
-            .collect(),
-        student: StudentSpec {
-            labels: vec![],
-            init: StudentInit::Scratch,
-            norm: StudentNorm::Stored,
-            branch: Branch::Block(4),
-            filter_reduction: 4,
-        },
-        generator: GeneratorSpec {
-            groups,
-            latent: 108,
-            widths: vec![128, 64, 32, 32, 16],
-            steps: 400,
-            batch: BATCH,
-            learning_rate: 1e-3,
-            betas: [0.5, 0.999],
-            shift: 6,
-        },
-        loss: LossSpec {
-            recipe: Recipe::Conditional { max_labels: 3 },
-            alpha: 0.1,
-            beta: 0.0,
-            gamma: 0.0,
-            statistics: 5.0,
-            least_diversity: 0.05,
-            least_entropy: 0.15,
-        },
-        dual: DualSpec {
-            images: ImageSource::Generator,
-            steps: vec![400; 4],
-            batch: BATCH,
-            learning_rate: 1e-3,
-            feature: 1.0,
-            late_features: 1.0,
-            freeze_earlier: false,
-            lambda_in: [1.0, 0.3],
-            augment: AugmentSpec { shift: 6, flip: 0.0, mix_max: 0.3, cutmix: 0.0 },
-            bank: 4096,
-        },
-        evaluation: None,
-        baselines: vec![],
-    }
 }

@@ -12,7 +12,6 @@ use dfka_engine::pipeline::run::run;
 use dfka_engine::pipeline::spec::{RunSpec, TeachSpec, TrainingData};
 use dfka_engine::pipeline::teach::teach;
 use dfka_engine::tensor::Elem;
-use std::path::Path;
 
 /// The machine to test; none is told, and is no success.
 fn machine() -> Option<Choice> {
@@ -51,7 +50,7 @@ impl Observer for Losses {
 
 /// The demo, a few steps of every stage.
 fn demo(sets: &[&str]) -> RunSpec {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/demo.toml");
+    let file = common::root().join("configs/demo.toml");
     let few = [
         "generator.steps=2",
         "dual.steps=[2, 2, 2, 2]",

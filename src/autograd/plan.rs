@@ -8,7 +8,7 @@ use super::tape::{Tape, Value};
 use crate::device::cpu::par::on_a_worker;
 use crate::device::cpu::scratch;
 use crate::device::gpu::launch::{Arg as LaunchArg, Launch};
-use crate::device::gpu::machine::{Ready, ring_rows};
+use crate::device::gpu::machine::{Machine, Ready, ring_rows};
 use crate::device::memory::{ALIGN, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
@@ -16,6 +16,9 @@ use crate::ops::launches::Launches;
 use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
+
+mod timing;
+pub use timing::Timing;
 
 /// An update rule and the tensors it owns; every tensor brings its own moments.
 pub struct Optimiser {
@@ -35,6 +38,16 @@ struct Instruction {
     op: Op,
     phase: Phase,
     operands: Operands,
+}
+
+impl Instruction {
+    /// What it changes in place.
+    fn updates(&self) -> Vec<Slot> {
+        let Operands { inputs, input_shapes, .. } = &self.operands;
+        let args: Vec<Arg> = input_shapes.iter().map(|s| Arg { shape: *s, wants: false }).collect();
+        let updates = self.op.signature(&args).map(|s| s.updates).unwrap_or_default();
+        updates.into_iter().map(|u| inputs[u]).collect()
+    }
 }
 
 /// What a plan costs, before anything has run.
@@ -67,6 +80,8 @@ struct Program {
     launches: Vec<Launch>,
     /// What launch `i` is for.
     labels: Vec<String>,
+    /// The instruction that launch `i` belongs to; none of those that the plan adds itself.
+    owners: Vec<Option<usize>>,
     ready: Option<Ready>,
     /// Buffers of the store that a step changes.
     updates: Vec<u32>,
@@ -414,12 +429,8 @@ impl<R: Real> Plan<R> {
             return Err(Error::Run("more steps than the ring of metrics has rows: collect first".into()));
         }
         machine.push(&store.buffers, &mut store.changed)?;
-        if !program.ready.as_ref().is_some_and(|r| machine.holds(r)) {
-            program.ready = Some(machine.prepare(&program.launches, |i| program.labels[i].clone())?);
-        }
-        if let Some(ready) = &mut program.ready {
-            machine.run(ready, step)?;
-        }
+        let ready = program.ready(machine)?;
+        machine.run(ready, step)?;
         program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
         if !self.readings.names.is_empty() {
             self.readings.pending.push(step.step);
@@ -535,6 +546,15 @@ fn element_types(tape: &Tape, maps: Elem) -> Vec<Elem> {
 }
 
 impl Program {
+    /// The launches with addresses that hold.
+    fn ready(&mut self, machine: &mut Machine) -> Result<&mut Ready> {
+        let ready = match self.ready.take().filter(|r| machine.holds(r)) {
+            Some(ready) => ready,
+            None => machine.prepare(&self.launches, |i| self.labels[i].clone())?,
+        };
+        Ok(self.ready.insert(ready))
+    }
+
     /// The launches of all instructions in order, then one that stores the metrics.
     fn new(
         instructions: &[Instruction],
@@ -542,12 +562,13 @@ impl Program {
         metrics: &[Slot],
         maps: Elem,
     ) -> Result<Program> {
-        let (mut launches, mut labels) = (Vec::new(), Vec::new());
+        let (mut launches, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         for (i, instruction) in instructions.iter().enumerate() {
             if let Some((_, slot)) = seed.filter(|(at, _)| *at == i) {
                 let args = vec![LaunchArg::Slot(slot), 1.0f32.into(), (slot.bytes as i64 / 4).into()];
                 launches.push(Launch::new("fill", [1, 1, 1], 32, 0, args)?);
                 labels.push("the loss's gradient".into());
+                owners.push(None);
             }
             let Instruction { op, phase, operands } = instruction;
             let mut l = Launches::new(op.name(), operands, maps);
@@ -562,6 +583,7 @@ impl Program {
                 operands.output_shapes
             );
             labels.extend(std::iter::repeat_n(label, l.list.len()));
+            owners.extend(std::iter::repeat_n(Some(i), l.list.len()));
             launches.append(&mut l.list);
         }
         if !metrics.is_empty() {
@@ -570,22 +592,17 @@ impl Program {
             let args = vec![LaunchArg::Ring, table, count.into(), rows.into(), LaunchArg::Step];
             launches.push(Launch::new("push_metrics", [1, 1, 1], 64, 0, args)?);
             labels.push("the metrics".into());
+            owners.push(None);
         }
-        let written = |i: &Instruction| -> Vec<Slot> {
-            let args: Vec<Arg> =
-                i.operands.input_shapes.iter().map(|s| Arg { shape: *s, wants: false }).collect();
-            let updates = i.op.signature(&args).map(|s| s.updates).unwrap_or_default();
-            updates.into_iter().map(|u| i.operands.inputs[u]).collect()
-        };
         let in_store = |s: Slot| match s.space {
             Space::Store(i) => Some(i),
             Space::Arena => None,
         };
         let forward = instructions.iter().filter(|i| i.phase != Phase::Backward);
-        let mut updates: Vec<u32> = forward.flat_map(written).filter_map(in_store).collect();
+        let mut updates: Vec<u32> = forward.flat_map(Instruction::updates).filter_map(in_store).collect();
         updates.sort_unstable();
         updates.dedup();
-        Ok(Program { launches, labels, ready: None, updates })
+        Ok(Program { launches, labels, owners, ready: None, updates })
     }
 }
 

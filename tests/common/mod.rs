@@ -17,6 +17,18 @@ use dfka_engine::weights::{Tensors, npz};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// The repository, or what `DFKA_TEST_ROOT` names: a folder with its `configs` and `weights`, where the tests were built on
+/// another machine (`benches/gpu.sh`).
+pub fn root() -> PathBuf {
+    std::env::var_os("DFKA_TEST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// The program that cargo built for this test, or the one that `DFKA_TEST_PROGRAM` names.
+pub fn executable() -> PathBuf {
+    std::env::var_os("DFKA_TEST_PROGRAM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_dfka-engine").into(), PathBuf::from)
+}
+
 pub fn network() -> ResNetSpec {
     ResNetSpec {
         block: BlockKind::Basic,
@@ -148,7 +160,7 @@ impl Lab {
 
     /// The program, in this folder.
     pub fn program(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_dfka-engine"));
+        let mut c = Command::new(executable());
         c.args(args).current_dir(self.dir.path());
         c
     }

@@ -101,3 +101,39 @@ fn a_replay_gives_the_same_bits_and_leaves_no_garbage() {
     assert_eq!(first, plan.output(&e, d).unwrap());
     assert!(first.iter().all(|v| v.is_finite()));
 }
+
+/// Each launch has a row, in order, with its bytes; and timing a step runs it, as many times as it says.
+#[test]
+fn timed_launches_are_those_of_the_plan_and_move_the_store() {
+    use crate::device::Choice;
+    use crate::ops::sgd::Sgd;
+    let machine = match Choice::Emu.machine(Elem::F32) {
+        Ok(machine) => machine.unwrap(),
+        Err(e) => {
+            assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{e}");
+            return eprintln!("SKIPPED: {e}");
+        }
+    };
+    let mut e = Engine::<f32>::on(machine);
+    let (x, w) = (e.store.add("x", Shape::new(2, 1, 1, 8)), e.store.add("w", Shape::new(1, 1, 1, 8)));
+    let m = e.store.add("m", Shape::new(1, 1, 1, 8));
+    e.store.set(x, &[1.0f32; 16]);
+    let mut t = Tape::default();
+    let (xv, wv) = (t.leaf(&e.store, x, Learn::Frozen), t.leaf(&e.store, w, Learn::Trainable));
+    let y = t.apply(Conv2d::new(1, 0), &[xv, wv]).unwrap();
+    let sgd = Sgd { lr_slot: 0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let optimiser = Optimiser { op: sgd.into(), tensors: vec![(w, vec![m])] };
+    let mut plan = Plan::compile(&t, &e.store, Some(y), &[optimiser]).unwrap();
+    plan.reserve(&mut e).unwrap();
+    let step = StepState { lr: [0.5; 4], ..StepState::default() };
+    let timed = plan.time_launches(&mut e, &step, 2, 1 << 12).unwrap();
+    let found: Vec<_> = timed.iter().map(|t| (t.kernel, t.label.as_str())).collect();
+    let expected: Vec<_> = plan.launches().map(|(l, label)| (l.kernel.name, label)).collect();
+    assert_eq!(found, expected);
+    assert!(timed.iter().all(|t| t.ms.len() == 2 && t.ms.iter().all(|ms| *ms >= 0.0)));
+    // Forward reads x and w and writes y; SGD reads g, and reads and writes p and m.
+    assert_eq!((timed[0].bytes, timed.last().unwrap().bytes), (4 * (16 + 8 + 2), 4 * 8 * 5));
+    e.pull().unwrap();
+    // dw is the sum over both samples, 2; three runs of the step at a rate of 0.5.
+    assert_eq!(e.store.get(w), [-3.0; 8]);
+}

@@ -114,6 +114,25 @@ impl Launch {
         }
         Ok(Launch { kernel, grid, block, shared, args })
     }
+    /// What its pointers and tables name, each once, with the bytes that lie there: a bf16 copy has half its tensor's.
+    pub fn operands(&self) -> Vec<(Slot, usize)> {
+        let mut found: Vec<(&Arg, Slot, usize)> = Vec::new();
+        let cells = self.args.iter().flat_map(|a| match a {
+            Arg::Table(cells) => cells.as_slice(),
+            other => std::slice::from_ref(other),
+        });
+        for arg in cells {
+            let (slot, bytes) = match arg {
+                Arg::Slot(s) => (*s, s.bytes),
+                Arg::Shadow(s) => (*s, s.bytes / 2),
+                _ => continue,
+            };
+            if !found.iter().any(|(a, ..)| *a == arg) {
+                found.push((arg, slot, bytes));
+            }
+        }
+        found.into_iter().map(|(_, slot, bytes)| (slot, bytes)).collect()
+    }
 }
 
 /// A launch with its addresses: what a machine takes.

@@ -208,6 +208,25 @@ impl Machine {
         }
     }
 
+    /// Runs a step launch by launch and returns each launch's milliseconds. Before each, all of `flush` is written
+    /// (memory larger than the cache, so that a launch finds nothing there; of no bytes: it may). While the device does
+    /// that, the host brings the launch, so that no time between two launches is counted.
+    pub fn time(&self, ready: &Ready, step: &StepState, flush: &Block) -> Result<Vec<f32>> {
+        let elements = (flush.bytes / size_of::<f32>()) as i64;
+        let args = vec![Arg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
+        let blocks = (flush.bytes / 4096).clamp(1, 2112) as u32;
+        let fill = Launch::new("fill", [blocks, 1, 1], 256, 0, args)?;
+        let fill = Prepared::new(&fill, "cache flush".into(), &mut |_| Ok(flush.address))?;
+        self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
+        let one = |launch: &Prepared| {
+            if elements > 0 {
+                self.gpu.launch(&fill)?;
+            }
+            self.gpu.time(launch)
+        };
+        ready.launches.iter().map(one).collect()
+    }
+
     /// Reads rows of the ring: `rows` of `count` numbers.
     pub fn ring(&self, rows: usize, count: usize) -> Result<Vec<f32>> {
         let mut values = vec![0.0f32; rows * count];

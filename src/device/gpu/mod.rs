@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use launch::Prepared;
 use source::Parameter;
 use std::ffi::c_void;
+use std::time::Instant;
 
 /// One `kernels/<stem>.cu`.
 pub struct Module {
@@ -133,6 +134,18 @@ impl Gpu {
         match self {
             Gpu::Cuda(d) => d.launch(p),
             Gpu::Emu(e) => e.launch(p),
+        }
+    }
+    /// Runs a kernel after all that was launched before, waits for it, and returns its milliseconds: between two events
+    /// around it on a CUDA device, by the clock on the emulator.
+    pub fn time(&self, p: &Prepared) -> Result<f32> {
+        match self {
+            Gpu::Cuda(d) => d.time(|| d.launch(p)),
+            Gpu::Emu(e) => {
+                let start = Instant::now();
+                e.launch(p)?;
+                Ok(start.elapsed().as_secs_f32() * 1e3)
+            }
         }
     }
     /// Waits for all that was launched.

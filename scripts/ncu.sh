@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Everything Nsight Compute knows of some kernels: scripts/ncu.sh KERNEL CONFIG [OPTIONS OF `dfka-engine run`]
+# KERNEL is a regular expression for names without template arguments, such as '^conv2d_'. STEPS=20..21 says which steps,
+# COUNT=10 how many launches, REPORT=runs/ncu where to, DFKA_ENGINE which program. See docs/profiling.md.
+set -euo pipefail
+[[ $# -ge 2 ]] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+command -v ncu >/dev/null || { echo "ncu.sh: no ncu in PATH; it comes with CUDA, or as NVIDIA Nsight Compute" >&2; exit 2; }
+kernel=$1 report=${REPORT:-runs/ncu}
+shift
+mkdir -p "$(dirname "$report")"
+ncu --profile-from-start off --set full --nvtx --kernel-name "regex:$kernel" --launch-count "${COUNT:-10}" --export="$report" \
+  --force-overwrite "${DFKA_ENGINE:-target/release/dfka-engine}" run "$@" --device cuda --profile "${STEPS:-20..21}" \
+  --out "$report.run" --force
