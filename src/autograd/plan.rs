@@ -7,17 +7,21 @@ use super::store::{Engine, Store, TensorId};
 use super::tape::{Tape, Value};
 use crate::device::cpu::par::on_a_worker;
 use crate::device::cpu::scratch;
-use crate::device::gpu::launch::{Arg as LaunchArg, Launch};
-use crate::device::gpu::machine::{Machine, Ready, ring_rows};
-use crate::device::memory::{ALIGN, Buffer, Memory};
+use crate::device::gpu::launch::Launch;
+use crate::device::gpu::machine::ring_rows;
+use crate::device::memory::{Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
-use crate::ops::launches::Launches;
 use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 
+mod placer;
+mod program;
 mod timing;
+
+use placer::Placer;
+use program::{Program, element_types};
 pub use timing::Timing;
 
 /// An update rule and the tensors it owns; every tensor brings its own moments.
@@ -75,18 +79,6 @@ struct Readings {
     values: Vec<f32>,
 }
 
-/// The part of a plan that runs on a GPU.
-struct Program {
-    launches: Vec<Launch>,
-    /// What launch `i` is for.
-    labels: Vec<String>,
-    /// The instruction that launch `i` belongs to; none of those that the plan adds itself.
-    owners: Vec<Option<usize>>,
-    ready: Option<Ready>,
-    /// Buffers of the store that a step changes.
-    updates: Vec<u32>,
-}
-
 /// A compiled step.
 pub struct Plan<R> {
     instructions: Vec<Instruction>,
@@ -99,56 +91,6 @@ pub struct Plan<R> {
     /// Whether it ran before, so that the workers' scratch is as large as it will be.
     is_warm: bool,
     scalar: PhantomData<R>,
-}
-
-/// A buffer of the arena while it is being placed: bytes and the first and last instruction that touch it.
-struct Life {
-    bytes: usize,
-    first: usize,
-    last: usize,
-}
-
-/// Buffers are named by what they hold; a node's saved and scratch buffers by their index in `lives`.
-struct Placer {
-    lives: Vec<Life>,
-}
-
-impl Placer {
-    fn add(&mut self, bytes: usize, first: usize) -> usize {
-        self.lives.push(Life { bytes, first, last: first });
-        self.lives.len() - 1
-    }
-    fn extend(&mut self, buffer: usize, to: usize) {
-        let life = &mut self.lives[buffer];
-        life.last = life.last.max(to);
-    }
-    /// Offsets that never overlap in both time and space: largest first, each at the lowest place that is free.
-    fn place(&self) -> (Vec<usize>, usize) {
-        let mut order: Vec<usize> = (0..self.lives.len()).collect();
-        order.sort_by_key(|i| (std::cmp::Reverse(self.lives[*i].bytes), *i));
-        let mut offsets = vec![0; self.lives.len()];
-        let mut placed: Vec<usize> = Vec::new(); // by offset
-        let mut end = 0;
-        for i in order {
-            let life = &self.lives[i];
-            let size = life.bytes.next_multiple_of(ALIGN);
-            let mut at = 0;
-            for &j in &placed {
-                let other = &self.lives[j];
-                if other.first <= life.last && life.first <= other.last {
-                    if at + size <= offsets[j] {
-                        break;
-                    }
-                    at = at.max(offsets[j] + other.bytes.next_multiple_of(ALIGN));
-                }
-            }
-            offsets[i] = at;
-            end = end.max(at + size);
-            let place = placed.partition_point(|j| offsets[*j] <= at);
-            placed.insert(place, i);
-        }
-        (offsets, end)
-    }
 }
 
 impl<R: Real> Plan<R> {
@@ -530,79 +472,6 @@ impl<R: Real> Plan<R> {
     /// What a GPU runs, in order, each with what it is for; nothing of a plan of the CPU's.
     pub fn launches(&self) -> impl Iterator<Item = (&Launch, &str)> {
         self.program.iter().flat_map(|p| p.launches.iter().zip(p.labels.iter().map(String::as_str)))
-    }
-}
-
-/// How a GPU stores each value; leaves are f32.
-fn element_types(tape: &Tape, maps: Elem) -> Vec<Elem> {
-    let mut elems = vec![Elem::F32; tape.values.len()];
-    for node in &tape.nodes {
-        let inputs: Vec<Elem> = node.inputs.iter().map(|v| elems[tape.root(*v)]).collect();
-        for v in &node.outputs {
-            elems[tape.root(*v)] = node.op.output_elem(tape.shape(*v), &inputs, maps);
-        }
-    }
-    elems
-}
-
-impl Program {
-    /// The launches with addresses that hold.
-    fn ready(&mut self, machine: &mut Machine) -> Result<&mut Ready> {
-        let ready = match self.ready.take().filter(|r| machine.holds(r)) {
-            Some(ready) => ready,
-            None => machine.prepare(&self.launches, |i| self.labels[i].clone())?,
-        };
-        Ok(self.ready.insert(ready))
-    }
-
-    /// The launches of all instructions in order, then one that stores the metrics.
-    fn new(
-        instructions: &[Instruction],
-        seed: Option<(usize, Slot)>,
-        metrics: &[Slot],
-        maps: Elem,
-    ) -> Result<Program> {
-        let (mut launches, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, instruction) in instructions.iter().enumerate() {
-            if let Some((_, slot)) = seed.filter(|(at, _)| *at == i) {
-                let args = vec![LaunchArg::Slot(slot), 1.0f32.into(), (slot.bytes as i64 / 4).into()];
-                launches.push(Launch::new("fill", [1, 1, 1], 32, 0, args)?);
-                labels.push("the loss's gradient".into());
-                owners.push(None);
-            }
-            let Instruction { op, phase, operands } = instruction;
-            let mut l = Launches::new(op.name(), operands, maps);
-            match phase {
-                Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
-                Phase::Backward => op.launch_backward(&mut l)?,
-            }
-            let label = format!(
-                "{} {phase:?} of {:?} -> {:?}",
-                op.name(),
-                operands.input_shapes,
-                operands.output_shapes
-            );
-            labels.extend(std::iter::repeat_n(label, l.list.len()));
-            owners.extend(std::iter::repeat_n(Some(i), l.list.len()));
-            launches.append(&mut l.list);
-        }
-        if !metrics.is_empty() {
-            let table = LaunchArg::Table(metrics.iter().map(|s| LaunchArg::Slot(*s)).collect());
-            let (count, rows) = (metrics.len() as i32, ring_rows(metrics.len()) as i32);
-            let args = vec![LaunchArg::Ring, table, count.into(), rows.into(), LaunchArg::Step];
-            launches.push(Launch::new("push_metrics", [1, 1, 1], 64, 0, args)?);
-            labels.push("the metrics".into());
-            owners.push(None);
-        }
-        let in_store = |s: Slot| match s.space {
-            Space::Store(i) => Some(i),
-            Space::Arena => None,
-        };
-        let forward = instructions.iter().filter(|i| i.phase != Phase::Backward);
-        let mut updates: Vec<u32> = forward.flat_map(Instruction::updates).filter_map(in_store).collect();
-        updates.sort_unstable();
-        updates.dedup();
-        Ok(Program { launches, labels, owners, ready: None, updates })
     }
 }
 

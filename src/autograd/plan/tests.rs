@@ -1,5 +1,6 @@
 use super::*;
 use crate::autograd::tape::Learn;
+use crate::device::memory::ALIGN;
 use crate::ops::activation::{Act, Activation};
 use crate::ops::conv2d::Conv2d;
 use crate::tensor::Shape;

@@ -43,6 +43,15 @@ unsafe impl Send for Cuda {}
 // SAFETY: as above; the only changing state is behind a mutex.
 unsafe impl Sync for Cuda {}
 
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.enter().is_ok() {
+            // SAFETY: made by `open`, destroyed once; work on it ends by itself.
+            unsafe { cuStreamDestroy_v2(self.stream) };
+        }
+    }
+}
+
 /// A captured step.
 pub struct Graph(CUgraphExec);
 
