@@ -112,7 +112,7 @@ fn timed_launches_are_those_of_the_plan_and_move_the_store() {
         Ok(machine) => machine.unwrap(),
         Err(e) => {
             assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{e}");
-            return eprintln!("SKIPPED: {e}");
+            return crate::device::gpu::skipped(&e);
         }
     };
     let mut e = Engine::<f32>::on(machine);

@@ -273,3 +273,71 @@ pub fn ring_rows(metrics: usize) -> usize {
 fn slot_of(index: usize) -> Slot {
     Slot { space: Space::Store(index as u32), offset: 0, bytes: 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::gpu::emu::Emu;
+    use crate::device::gpu::skipped;
+
+    /// A machine of the emulator's, if the build has it.
+    fn machine() -> Option<Machine> {
+        match Emu::open(0) {
+            Ok(e) => Some(Machine::new(Gpu::Emu(e), Elem::F32).unwrap()),
+            Err(e) => {
+                skipped(&e);
+                None
+            }
+        }
+    }
+
+    fn fill(elements: i64) -> Launch {
+        let slot = Slot { space: Space::Arena, offset: 0, bytes: 64 };
+        Launch::new("fill", [1, 1, 1], 32, 0, vec![Arg::Slot(slot), 1.0f32.into(), elements.into()]).unwrap()
+    }
+
+    #[test]
+    fn a_kernel_that_strays_is_named_with_what_it_was_for() {
+        let Some(mut machine) = machine() else { return };
+        machine.reserve(64).unwrap();
+        let step = StepState::default();
+        let mut good = machine.prepare(&[fill(16)], |_| "conv2d Forward of [[1, 2, 2, 4]]".into()).unwrap();
+        machine.run(&mut good, &step).unwrap();
+        let written = machine.read(Slot { space: Space::Arena, offset: 0, bytes: 64 }, Elem::F32).unwrap();
+        assert_eq!(written, [1.0; 16]);
+        // Past the arena's end and the 256 bytes that allocations are rounded up to.
+        let mut stray =
+            machine.prepare(&[fill(4096)], |_| "conv2d Forward of [[1, 2, 2, 4]]".into()).unwrap();
+        let e = machine.run(&mut stray, &step).unwrap_err().to_string();
+        for part in ["conv2d Forward of [[1, 2, 2, 4]]", "fill", "[1, 1, 1] blocks of 32 threads"] {
+            assert!(e.contains(part), "{e}");
+        }
+    }
+
+    #[test]
+    fn launches_that_no_kernel_takes_are_refused() {
+        let refused = |name: &str, grid: [u32; 3], block: u32, args: Vec<Arg>| {
+            Launch::new(name, grid, block, 0, args).map(|_| ()).unwrap_err().to_string()
+        };
+        let args = || vec![Arg::Null, 1.0f32.into(), 1i64.into()];
+        assert!(refused("fil", [1; 3], 32, args()).contains("no kernel fil"));
+        assert!(refused("activation_fwd<double>", [1; 3], 32, vec![]).contains("activation_fwd<float>"));
+        assert!(refused("fill", [1; 3], 32, vec![]).contains("takes 3 arguments, found 0"));
+        let e = refused("fill", [1; 3], 32, vec![Arg::Null, 1i32.into(), 1i64.into()]);
+        assert!(e.contains("argument 1: expected F32, found I32(1)"), "{e}");
+        assert!(refused("fill", [1; 3], 2048, args()).contains("cannot launch"));
+        assert!(refused("fill", [1, 1, 70_000], 32, args()).contains("cannot launch"));
+    }
+
+    #[test]
+    fn a_block_that_moves_makes_a_prepared_step_stale() {
+        let Some(mut machine) = machine() else { return };
+        machine.reserve(64).unwrap();
+        let ready = machine.prepare(&[fill(16)], |_| String::new()).unwrap();
+        assert!(machine.holds(&ready));
+        machine.reserve(64).unwrap();
+        assert!(machine.holds(&ready), "nothing moved");
+        machine.reserve(128).unwrap();
+        assert!(!machine.holds(&ready), "the arena moved");
+    }
+}

@@ -156,3 +156,12 @@ impl Gpu {
         }
     }
 }
+
+/// Says on the terminal that a test did not run: what `eprintln!` says in a test that passes never gets there.
+#[cfg(test)]
+#[allow(clippy::explicit_write)]
+pub fn skipped(why: &Error) {
+    use std::io::Write;
+    assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{why}");
+    writeln!(std::io::stderr(), "SKIPPED: {why}").expect("standard error is open");
+}
