@@ -19,13 +19,16 @@ use std::sync::Mutex;
 use std::{env, fs};
 
 /// Every switch that changes what is built.
-const SWITCHES: [&str; 6] = [
+const SWITCHES: [&str; 9] = [
     "DFKA_REQUIRE_NVRTC",
     "DFKA_REQUIRE_EMU",
     "DFKA_CUDA_TARGETS",
     "DFKA_EMU_SANITIZE",
     "DFKA_NVRTC_DIR",
     "CUDA_PATH",
+    "CUDA_HOME",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
 ];
 
 /// One `kernels/<stem>.cu`.
@@ -105,7 +108,9 @@ fn compile_all(modules: &[Module], headers: &[nvrtc::Header], out: &Path) -> Vec
         Ok(compiler) => compiler,
         Err(e) if required("DFKA_REQUIRE_NVRTC") => panic!("DFKA_REQUIRE_NVRTC is set, and there is {e}"),
         Err(e) => {
-            println!("cargo:warning={e}: kernels will be compiled where they first run on a GPU");
+            println!(
+                "cargo:warning={e}: kernels will be compiled where they first run on a GPU (touch build.rs once NVRTC is there)"
+            );
             return vec![Built::default(); modules.len()];
         }
     };
@@ -142,7 +147,7 @@ impl Module {
         let mut built = Built::default();
         for target in targets {
             let mut hash = DefaultHasher::new();
-            (&self.text, headers, target, version).hash(&mut hash);
+            (&self.text, headers, target, version, nvrtc::OPTIONS).hash(&mut hash);
             let stem = format!("{}.{target}.{:016x}", self.stem, hash.finish());
             let at = |extension: &str| out.join(format!("{stem}.{extension}"));
             if !at("log").exists() {

@@ -328,8 +328,10 @@ impl<R: Real> Plan<R> {
     ///
     /// Errors: a GPU without that much memory.
     pub fn reserve(&self, engine: &mut Engine<R>) -> Result<()> {
-        if let Some(machine) = &mut engine.machine {
-            return machine.reserve(self.cost.arena_bytes);
+        if let (Some(machine), Some(program)) = (&mut engine.machine, &self.program) {
+            let store = &mut engine.store;
+            let arena_bytes = self.cost.arena_bytes;
+            return machine.make_room(&store.buffers, &mut store.changed, &program.launches, arena_bytes);
         }
         if engine.arena.bytes() < self.cost.arena_bytes {
             // Nothing in the arena outlives a step: drop the old one before the new one is made.

@@ -168,9 +168,10 @@ impl<R: Real> Engine<R> {
     pub fn arena_bytes(&self) -> usize {
         self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)
     }
-    /// Fetches what steps on a GPU changed; on the CPU there is nothing to fetch.
+    /// Fetches what steps on a GPU changed, and ends a profiler's recording; on the CPU there is nothing to do.
     pub fn pull(&mut self) -> Result<()> {
-        let Some(machine) = &self.machine else { return Ok(()) };
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        machine.record(false)?;
         for (i, stale) in self.store.stale.iter_mut().enumerate() {
             if *stale {
                 machine.pull(i, &mut self.store.buffers[i])?;

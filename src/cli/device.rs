@@ -39,17 +39,14 @@ impl DeviceChoice {
     /// Errors: a device that was asked for and is not there.
     pub fn open(self) -> Result<(Choice, String)> {
         match self {
-            DeviceChoice::Auto => Ok(match cuda::devices() {
-                Ok((_, found)) if found.first().is_some_and(|d| d.capability >= cuda::LEAST_CAPABILITY) => {
-                    (Choice::Cuda(0), format!("device: cuda:0, {} (auto)", found[0].name))
-                }
-                Ok(_) => (Choice::Cpu, "device: cpu (auto: no CUDA device that the kernels run on)".into()),
+            DeviceChoice::Auto => Ok(match automatic() {
+                Ok((index, name)) => (Choice::Cuda(index), format!("device: cuda:{index}, {name} (auto)")),
                 Err(e) => (Choice::Cpu, format!("device: cpu (auto: {e})")),
             }),
             DeviceChoice::Cpu => Ok((Choice::Cpu, "device: cpu".into())),
             DeviceChoice::Cuda(index) => {
                 let name = Cuda::open(index)
-                    .map_err(|e| Error::NoDevice(format!("--device cuda:{index}: {e}; use --device cpu")))?
+                    .map_err(|e| Error::NoDevice(format!("--device cuda:{index}: {e}; or use --device cpu")))?
                     .name();
                 Ok((Choice::Cuda(index), format!("device: cuda:{index}, {name}")))
             }
@@ -62,6 +59,19 @@ impl DeviceChoice {
             }
         }
     }
+}
+
+/// The first CUDA device that the kernels run on.
+fn automatic() -> Result<(usize, String)> {
+    let (_, found) = cuda::devices()?;
+    let fit = found.iter().position(|d| d.capability >= cuda::LEAST_CAPABILITY);
+    let index = fit.ok_or_else(|| {
+        Error::NoDevice(format!("none of {} CUDA devices has compute capability 8.0", found.len()))
+    })?;
+    let device = Cuda::open(index)?;
+    // What loads here, loads in the middle of a run.
+    device.try_kernels()?;
+    Ok((index, device.name()))
 }
 
 #[cfg(test)]

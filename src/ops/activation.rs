@@ -202,7 +202,7 @@ impl Operator for Activation {
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let (dy, elements) = (l.dy0(), l.shape(0).elems());
-        let y = (self.0 != Act::None).then(|| l.kept_y(0));
+        let y = (self.0 != Act::None).then(|| l.y(0));
         for i in 0..l.inputs() {
             let Some((dx, write)) = l.dx(i) else { continue };
             let args =

@@ -3,20 +3,9 @@
 use super::{Operands, Write};
 use crate::device::Slot;
 use crate::device::gpu::launch::{Arg, Launch};
+pub use crate::device::gpu::launch::{THREADS, blocks_for};
 use crate::error::{Error, Result};
 use crate::tensor::{Elem, Shape};
-
-/// Threads of a block, where nothing speaks for another number: eight warps hide a load's latency, and four such blocks
-/// fit a multiprocessor even at 64 registers a thread.
-pub const THREADS: u32 = 256;
-
-/// Most blocks of a grid-stride loop: 16 for each of an H200's 132 multiprocessors.
-const MAX_BLOCKS: usize = 2112;
-
-/// Blocks for `elements` at `per_block` a pass of a grid-stride loop.
-pub fn blocks_for(elements: usize, per_block: usize) -> u32 {
-    elements.div_ceil(per_block).clamp(1, MAX_BLOCKS) as u32
-}
 
 /// An operand on a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,12 +81,9 @@ impl<'a> Launches<'a> {
     pub fn shadow_of_state(&self, i: usize) -> Option<Tensor> {
         (self.maps == Elem::Bf16).then(|| self.shadow(i))
     }
+    /// Output `i`; backward may read it if the signature says `keeps_outputs`.
     pub fn y(&self, i: usize) -> Tensor {
         plain(self.operands.outputs[i], self.operands.output_elems[i])
-    }
-    /// Output `i` as backward sees it; the signature says `keeps_outputs`.
-    pub fn kept_y(&self, i: usize) -> Tensor {
-        self.y(i)
     }
     /// Whether backward will run, so that forward fills the saved buffers.
     pub fn saves(&self) -> bool {

@@ -2,13 +2,10 @@
 
 use super::launches::Tensor;
 use super::*;
-use crate::device::gpu;
-
-/// Multiprocessors of the GPU that geometry is chosen for, an H200; others run the same launches.
-const MULTIPROCESSORS: usize = 132;
+use crate::device::gpu::launch::{self, MULTIPROCESSORS};
 
 /// Threads of a block, at most.
-const THREADS: usize = 256;
+const THREADS: usize = launch::THREADS as usize;
 
 /// Elements that a thread moves at once: 16 bytes where runs of `len` elements divide into such packs, else one.
 pub fn pack(elem: Elem, len: usize) -> usize {
@@ -108,9 +105,9 @@ impl Tiles {
     }
 }
 
-impl From<Tiles> for gpu::launch::Arg {
+impl From<Tiles> for launch::Arg {
     fn from(t: Tiles) -> Self {
-        gpu::launch::Arg::structure("TilesDims", &t.dims)
+        launch::Arg::structure("TilesDims", &t.dims)
     }
 }
 
@@ -131,12 +128,12 @@ pub fn per_image(op: &'static str, n: usize, packs: usize, pack: usize) -> Resul
 }
 
 /// Pixels of all images.
-pub fn pixels(x: Shape) -> gpu::launch::Arg {
+pub fn pixels(x: Shape) -> launch::Arg {
     ((x.elems() / x.c()) as i64).into()
 }
 
 /// Whether a gradient is added to; one that nobody wants is a null pointer, and either will do.
-pub fn adds(gradient: Option<(Tensor, Write)>) -> gpu::launch::Arg {
+pub fn adds(gradient: Option<(Tensor, Write)>) -> launch::Arg {
     gradient.is_some_and(|(_, write)| write == Write::Add).into()
 }
 

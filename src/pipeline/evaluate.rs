@@ -37,7 +37,8 @@ impl Predictor {
     /// Opens a teacher's or a student's file. Maps are f32 on every device: a score is then the model's, not a rounding's.
     pub fn open(path: &Path, device: &Device) -> Result<Predictor> {
         let tensors = npz::load(path)?;
-        let mut engine = engine_on(device, Elem::F32)?;
+        // A profiler records training steps only.
+        let mut engine = engine_on(&Device { choice: device.choice, ..Device::default() }, Elem::F32)?;
         if tensors.meta.contains_key("student") {
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());

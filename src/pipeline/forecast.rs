@@ -118,7 +118,7 @@ fn every_stage(
 }
 
 fn measure(engine: &mut Engine<f32>, mut stage: Stage, gpu: Cost) -> Result<StageForecast> {
-    stage.plan.reserve(engine)?;
+    stage.reserve(engine)?;
     let mut times = Vec::new();
     for step in 0..=TIMED as u64 {
         let began = Instant::now();

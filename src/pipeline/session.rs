@@ -9,6 +9,7 @@ use crate::device::cpu::par::on_a_worker;
 use crate::device::gpu::nvtx;
 use crate::device::philox::derive_seed;
 use crate::error::{Error, Result};
+use crate::tensor::Elem;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -37,15 +38,16 @@ impl Stage {
     /// Makes room for the step.
     ///
     /// Errors: a GPU without that much memory; says what is needed and the batch that would fit.
-    fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
-        // What the machine frees before it allocates counts as free.
-        let held = engine.arena_bytes();
+    pub(super) fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
         self.plan.reserve(engine).map_err(|e| {
-            let Error::OutOfMemory(message) = e else { return e };
-            let free = engine.machine().and_then(|m| m.gpu.memory().ok()).map_or(held, |(free, _)| free);
+            let (Error::OutOfMemory(message), Some(machine)) = (&e, engine.machine()) else { return e };
             let (needed, (batch, key)) = (self.plan.cost().arena_bytes, self.batch);
-            // The arena grows with the batch; what stays is on the device already.
-            let fits = (batch as f64 * free as f64 / needed.max(1) as f64 * 0.98) as usize;
+            // What stays whatever the batch: the store, and bf16 copies of at most all of it.
+            let copies = if machine.maps == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
+            let stays = engine.store.bytes() + copies;
+            let free = machine.gpu.memory().map_or(0, |(free, _)| free) + machine.held_bytes();
+            // The step's memory grows with the batch.
+            let fits = (batch as f64 * free.saturating_sub(stays) as f64 / needed.max(1) as f64 * 0.98) as usize;
             let way_out = if fits > 0 {
                 format!("a batch of about {fits} would fit: --set {key}={fits}")
             } else {
@@ -57,7 +59,7 @@ impl Stage {
                  {way_out}",
                 self.name,
                 mb(needed),
-                mb(engine.store.bytes())
+                mb(stays)
             ))
         })
     }
@@ -142,7 +144,6 @@ impl<'o> Session<'o> {
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
-        let _range = nvtx::range(&stage.name);
         // All of it on a worker, so that replays allocate nothing.
         on_a_worker(|| self.repeat(engine, &mut stage))?;
         // The last update has no loss after it that would tell.
@@ -169,6 +170,8 @@ impl<'o> Session<'o> {
 
     /// Replays a stage's step from where the progress stands to the end.
     fn repeat(&mut self, engine: &mut Engine<f32>, stage: &mut Stage) -> Result<()> {
+        // Ranges nest on one thread: the steps' are this worker's.
+        let _range = nvtx::range(&stage.name);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         let mut saved = began;
         let (last, tail_from) = (stage.steps as u64, (stage.steps - stage.steps.div_ceil(10)) as u64);

@@ -20,7 +20,8 @@ pub struct RunSpec {
     pub evaluation: Option<PathBuf>,
     /// Extra students trained on other images with the same initialisation and budget, for comparison.
     pub baselines: Vec<ImageSource>,
-    /// Least time between two checkpoints; 0: one after every step. No part of the result.
+    /// Least time between two checkpoints; 0: one after every step, on a GPU after every look at the losses. No part of
+    /// the result.
     pub checkpoint_seconds: f32,
     /// How a GPU stores feature maps; the CPU computes in f32.
     pub precision: Elem,

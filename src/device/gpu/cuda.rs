@@ -1,8 +1,9 @@
 //! A CUDA device through its driver, which is opened at run time: the program starts on machines without one.
 
-use super::launch::Prepared;
-use super::nvrtc::{Header, Nvrtc};
+use super::launch::{Prepared, keep_to_shared};
+use super::nvrtc::{Header, Nvrtc, OPTIONS};
 use super::{Address, Block, HEADERS, KERNELS, Kernel, MODULES};
+use crate::device::StepState;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::*;
 use sha2::{Digest, Sha256};
@@ -10,6 +11,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 
 /// The primary context of the one device that this process uses.
@@ -26,16 +28,58 @@ pub struct Cuda {
     /// What the driver supports, `13000` for CUDA 13.0.
     driver: i32,
     stream: CUstream,
-    functions: Mutex<Functions>,
-    /// Wait after every launch, so that a fault is found where it happens (`DFKA_SYNC=1`).
-    synchronous: bool,
+    states: Pinned,
 }
+
+/// Loaded once for all users of the device: a run opens it for every network that it scores.
+static FUNCTIONS: Mutex<Option<Functions>> = Mutex::new(None);
 
 #[derive(Default)]
 struct Functions {
     /// By index into `MODULES`: the loaded module, and the symbols of its kernels in the order of `KERNELS`.
     modules: HashMap<usize, (CUmodule, Vec<String>)>,
     by_name: HashMap<&'static str, CUfunction>,
+}
+
+// SAFETY: handles of the driver, which belong to the process's one context and may be used from any thread.
+unsafe impl Send for Functions {}
+
+/// Steps whose states may be on their way at once; losses are collected long before.
+const STATES: usize = 1024;
+
+/// Memory that the device reads directly, in slots of a `StepState`: a copy from ordinary memory may be put off, and the
+/// bytes changed in between.
+struct Pinned {
+    memory: *mut u8,
+    next: AtomicUsize,
+}
+
+impl Pinned {
+    fn new() -> Result<Pinned> {
+        let mut memory = std::ptr::null_mut();
+        // SAFETY: a context is current (`open`); freed once, by `drop`.
+        check(unsafe { cuMemHostAlloc(&mut memory, STATES * size_of::<StepState>(), 0) }, "pinned memory")?;
+        Ok(Pinned { memory: memory.cast(), next: AtomicUsize::new(0) })
+    }
+    /// Writes the next slot and returns it.
+    fn put(&self, state: &StepState) -> *const c_void {
+        let slot = self.next.fetch_add(1, Relaxed) % STATES;
+        // SAFETY: within the allocation, and nobody reads this slot: its last use is `STATES` steps ago.
+        unsafe {
+            let to = self.memory.add(slot * size_of::<StepState>());
+            std::ptr::copy_nonoverlapping(std::ptr::from_ref(state).cast(), to, size_of::<StepState>());
+            to.cast_const().cast()
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if enter().is_ok() {
+            // SAFETY: made by `new`, freed once; the driver waits for copies from it.
+            unsafe { cuMemFreeHost(self.memory.cast()) };
+        }
+    }
 }
 
 // SAFETY: handles of the driver may be used from any thread on which the context is current (`enter`).
@@ -60,8 +104,10 @@ unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: made by `capture`, destroyed once.
-        unsafe { cuGraphExecDestroy(self.0) };
+        if enter().is_ok() {
+            // SAFETY: made by `capture`, destroyed once.
+            unsafe { cuGraphExecDestroy(self.0) };
+        }
     }
 }
 
@@ -70,6 +116,14 @@ pub struct Found {
     pub name: String,
     pub capability: (i32, i32),
     pub memory_bytes: usize,
+    /// Dynamic shared memory that a block may ask for.
+    pub shared_bytes: u32,
+}
+
+/// Whether every launch is waited for, so that a fault is found where it happens (`DFKA_SYNC=1`).
+fn is_synchronous() -> bool {
+    static SYNC: OnceLock<bool> = OnceLock::new();
+    *SYNC.get_or_init(|| std::env::var("DFKA_SYNC").is_ok_and(|v| v != "0" && !v.is_empty()))
 }
 
 fn check(result: CUresult, what: &str) -> Result<()> {
@@ -81,8 +135,24 @@ fn check(result: CUresult, what: &str) -> Result<()> {
     let known = unsafe { cuGetErrorString(result, &mut text) } == CUresult::CUDA_SUCCESS && !text.is_null();
     // SAFETY: as above.
     let text = if known { unsafe { CStr::from_ptr(text) }.to_string_lossy() } else { "unknown error".into() };
+    use CUresult as E;
     Err(match result {
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory(format!("{what}: {text}")),
+        E::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory(format!("{what}: {text}")),
+        // These outlive the launch that caused them: any later call may bring the news.
+        E::CUDA_ERROR_ILLEGAL_ADDRESS
+        | E::CUDA_ERROR_MISALIGNED_ADDRESS
+        | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | E::CUDA_ERROR_INVALID_PC
+        | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | E::CUDA_ERROR_LAUNCH_FAILED
+        | E::CUDA_ERROR_LAUNCH_TIMEOUT => Error::Run(if is_synchronous() {
+            format!("{what}: a kernel failed: {text} ({result:?})")
+        } else {
+            format!(
+                "a kernel launched before \"{what}\" failed: {text} ({result:?}); run again with DFKA_SYNC=1 to learn which"
+            )
+        }),
         _ => Error::Run(format!("CUDA: {what}: {text} ({result:?})")),
     })
 }
@@ -116,8 +186,10 @@ pub fn devices() -> Result<(i32, Vec<Found>)> {
             use CUdevice_attribute_enum as A;
             let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
             let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+            let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
             let name = CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned();
-            Ok(Found { name, capability: (major, minor), memory_bytes: bytes })
+            let capability = (major, minor);
+            Ok(Found { name, capability, memory_bytes: bytes, shared_bytes: shared as u32 })
         });
         Ok((version, found.collect::<Result<_>>()?))
     }
@@ -129,14 +201,14 @@ impl Cuda {
         let (driver, found) = devices()?;
         let Some(device) = found.get(index) else {
             return Err(Error::NoDevice(format!(
-                "cuda:{index}: the driver has {} device{}",
+                "the driver has {} device{}",
                 found.len(),
                 if found.len() == 1 { "" } else { "s" }
             )));
         };
         if device.capability < LEAST_CAPABILITY {
             return Err(Error::NoDevice(format!(
-                "cuda:{index} ({}) has compute capability {}.{}; the kernels need 8.0 (bf16 tensor cores)",
+                "{} has compute capability {}.{}; the kernels need 8.0 (bf16 tensor cores)",
                 device.name, device.capability.0, device.capability.1
             )));
         }
@@ -152,9 +224,9 @@ impl Cuda {
             let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check(cuStreamCreate(&mut stream, flags), "cuStreamCreate")?;
         }
-        let synchronous = std::env::var("DFKA_SYNC").is_ok_and(|v| v != "0" && !v.is_empty());
+        keep_to_shared(device.shared_bytes);
         let (name, capability) = (device.name.clone(), device.capability);
-        Ok(Cuda { name, capability, driver, stream, functions: Mutex::default(), synchronous })
+        Ok(Cuda { name, capability, driver, stream, states: Pinned::new()? })
     }
 
     pub fn name(&self) -> String {
@@ -166,6 +238,11 @@ impl Cuda {
     /// Makes the context current on this thread: replays may come from any worker.
     fn enter(&self) -> Result<()> {
         enter()
+    }
+
+    /// Loads the smallest module, to learn whether this driver and device take the kernels.
+    pub fn try_kernels(&self) -> Result<()> {
+        self.function(Kernel::find("fill")?).map(|_| ())
     }
 
     /// Free and total bytes of device memory.
@@ -205,12 +282,19 @@ impl Cuda {
 
     pub fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         self.enter()?;
-        // SAFETY: `Gpu::upload` checked the range of a live block. From pageable memory the driver returns when it has
-        // read the bytes, so that they may change afterwards.
-        check(
-            unsafe { cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream) },
-            "copy to the device",
-        )
+        // SAFETY: `Gpu::upload` checked the range of a live block; the wait ends the borrow of `bytes`.
+        let copied = unsafe { cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream) };
+        check(copied, "copy to the device")?;
+        self.synchronize()
+    }
+
+    /// Copies a step's state without waiting.
+    pub fn send(&self, to: Address, state: &StepState) -> Result<()> {
+        self.enter()?;
+        // SAFETY: `Gpu::send` checked the range of a live block; the pinned slot stays as it is for `STATES` steps.
+        let copied =
+            unsafe { cuMemcpyHtoDAsync_v2(to, self.states.put(state), size_of::<StepState>(), self.stream) };
+        check(copied, "copy of the step's state")
     }
 
     pub fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
@@ -228,18 +312,16 @@ impl Cuda {
     pub fn synchronize(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        check(unsafe { cuStreamSynchronize(self.stream) }, "a kernel of this step failed").map_err(|e| {
-            if self.synchronous {
-                return e;
-            }
-            Error::Run(format!("{e}; run again with DFKA_SYNC=1 to learn which"))
-        })
+        check(unsafe { cuStreamSynchronize(self.stream) }, "wait")
     }
 
     pub fn launch(&self, p: &Prepared) -> Result<()> {
         let function = self.function(p.kernel)?;
         self.enter()?;
-        let named = |e: Error| Error::Run(format!("{}: {e}", p.in_words()));
+        let named = |e: Error| match e {
+            Error::OutOfMemory(message) => Error::OutOfMemory(format!("{}: {message}", p.in_words())),
+            e => Error::Run(format!("{}: {e}", p.in_words())),
+        };
         let [x, y, z] = p.grid;
         // SAFETY: number and kinds of the arguments were checked against the kernel's parameter list (`Launch::new`), the
         // geometry against its bounds; the driver copies the arguments before it returns. Addresses come from live
@@ -258,12 +340,12 @@ impl Cuda {
             )
             .map_err(named)?;
         }
-        if self.synchronous { self.synchronize().map_err(named) } else { Ok(()) }
+        if is_synchronous() { self.synchronize().map_err(named) } else { Ok(()) }
     }
 
     /// Whether a step may be captured: not while every launch is to be waited for.
     pub fn captures(&self) -> bool {
-        !self.synchronous
+        !is_synchronous()
     }
 
     /// Captures what `enqueue` launches into a graph; nothing of it runs yet. All kernels must have run once before, for
@@ -277,9 +359,12 @@ impl Cuda {
             check(cuStreamBeginCapture_v2(self.stream, mode), "cuStreamBeginCapture")?;
             let enqueued = enqueue();
             let ended = check(cuStreamEndCapture(self.stream, &mut graph), "cuStreamEndCapture");
-            enqueued.and(ended)?;
-            let made = check(cuGraphInstantiateWithFlags(&mut executable, graph, 0), "cuGraphInstantiate");
-            cuGraphDestroy(graph);
+            let made = enqueued.and(ended).and_then(|()| {
+                check(cuGraphInstantiateWithFlags(&mut executable, graph, 0), "cuGraphInstantiate")
+            });
+            if !graph.is_null() {
+                cuGraphDestroy(graph);
+            }
             made?;
         }
         Ok(Graph(executable))
@@ -322,8 +407,8 @@ impl Cuda {
     }
 
     fn function(&self, kernel: &'static Kernel) -> Result<CUfunction> {
-        let mut functions = self.functions.lock().expect("no thread panics while it holds the functions");
-        let Functions { modules, by_name } = &mut *functions;
+        let mut functions = FUNCTIONS.lock().expect("no thread panics while it holds the functions");
+        let Functions { modules, by_name } = functions.get_or_insert_default();
         if let Some(f) = by_name.get(kernel.name) {
             return Ok(*f);
         }
@@ -354,11 +439,14 @@ impl Cuda {
         // SAFETY: a whole CUBIN, or PTX that ends with NUL; the driver copies it.
         let result = unsafe { cuModuleLoadData(&mut handle, image.as_ptr().cast::<c_void>()) };
         check(result, &format!("kernels/{}.cu", module.stem)).map_err(|e| match result {
-            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
+            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_INVALID_PTX => {
                 let (major, minor) = self.capability;
                 Error::NoDevice(format!(
-                    "{e}: the kernels were compiled by CUDA 13's NVRTC, the driver knows CUDA {}.{} and the device has \
-                     compute capability {major}.{minor}; update the driver",
+                    "{e}: the driver knows CUDA {}.{} and the device has compute capability {major}.{minor}; the kernels were \
+                     compiled by a newer NVRTC: update the driver, or build with that CUDA's NVRTC (DFKA_NVRTC_DIR)",
                     self.driver / 1000,
                     self.driver % 1000 / 10
                 ))
@@ -379,31 +467,35 @@ impl Cuda {
             }
         };
         let cubin = images.iter().rev().find(|i| runs(i.target)).map(|i| i.cubin);
-        cubin.or_else(|| images.first().map(|i| i.ptx))
+        // The assembly of a target such as sm_90a is for that one alone.
+        let any = images.iter().find(|i| !i.target.ends_with('a')).or(images.first());
+        cubin.or_else(|| any.map(|i| i.ptx))
     }
 
     /// Compiles a module on this machine, or takes what an earlier run compiled.
     fn compile(&self, module: &super::Module, kernels: &[&'static Kernel]) -> Result<(Vec<u8>, Vec<String>)> {
         let (major, minor) = self.capability;
         let target = format!("sm_{major}{minor}{}", if major == 9 { "a" } else { "" });
-        let mut hash = Sha256::new();
-        hash.update(module.source);
-        HEADERS.iter().for_each(|(_, text)| hash.update(text));
-        hash.update(&target);
-        let digest: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
-        let file = cache_folder().join(format!("{}.{digest}", module.stem));
-        let (cubin, names) = (file.with_extension("cubin"), file.with_extension("symbols"));
+        let none = |e: String| {
+            Error::NoDevice(format!(
+                "this program was built without NVRTC, and this machine cannot compile: {e}"
+            ))
+        };
+        let compiler = Nvrtc::open().map_err(none)?;
+        let version = compiler.version().map_err(none)?;
+        let (cubin, names) = cached(module, &target, version);
         if let (Ok(cubin), Ok(names)) = (std::fs::read(&cubin), std::fs::read_to_string(&names)) {
-            return Ok((cubin, names.lines().map(str::to_string).collect()));
+            let names: Vec<String> = names.lines().map(str::to_string).collect();
+            if names.len() == kernels.len() {
+                return Ok((cubin, names));
+            }
         }
         let headers: Vec<Header> = HEADERS.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
         let instances: Vec<String> = kernels.iter().map(|k| k.name.to_string()).collect();
         let name = format!("{}.cu", module.stem);
-        let compiled = Nvrtc::open()
-            .and_then(|c| c.compile(&name, module.source, &headers, &instances, &target))
-            .map_err(|e| {
-                Error::NoDevice(format!("this program was built without NVRTC, and here there is {e}"))
-            })?;
+        let compiled = compiler
+            .compile(&name, module.source, &headers, &instances, &target)
+            .map_err(|e| Error::Run(format!("{}: kernels/{e}", compiler.path.display())))?;
         // A cache that cannot be written costs the next run a second, and nothing else.
         if std::fs::create_dir_all(cache_folder()).is_ok() {
             let save = |to: &Path, bytes: &[u8]| {
@@ -417,6 +509,17 @@ impl Cuda {
     }
 }
 
+/// Where a module that was compiled here is kept, and its symbols: named after everything that it was made of.
+fn cached(module: &super::Module, target: &str, version: (i32, i32)) -> (PathBuf, PathBuf) {
+    let mut hash = Sha256::new();
+    hash.update(module.source);
+    HEADERS.iter().for_each(|(_, text)| hash.update(text));
+    hash.update(format!("{target} {version:?} {OPTIONS:?}"));
+    let digest: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let at = |extension: &str| cache_folder().join(format!("{}-{digest}.{extension}", module.stem));
+    (at("cubin"), at("symbols"))
+}
+
 fn enter() -> Result<()> {
     let Some(context) = CONTEXT.get() else { return Err(Error::NoDevice("no CUDA device is open".into())) };
     // SAFETY: the primary context, retained for the life of the process.
@@ -428,4 +531,23 @@ pub fn cache_folder() -> PathBuf {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
     base.or_else(home).unwrap_or_else(std::env::temp_dir).join("dfka-engine")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::gpu::Module;
+
+    #[test]
+    fn a_cached_kernel_is_named_after_all_that_made_it() {
+        let module = |source| Module { stem: "fill", source, images: &[] };
+        let paths = [
+            cached(&module("a"), "sm_80", (13, 0)),
+            cached(&module("b"), "sm_80", (13, 0)),
+            cached(&module("a"), "sm_90a", (13, 0)),
+            cached(&module("a"), "sm_80", (12, 9)),
+        ];
+        let all: std::collections::BTreeSet<_> = paths.iter().flat_map(|(a, b)| [a, b]).collect();
+        assert_eq!(all.len(), 8, "{paths:?}");
+    }
 }

@@ -4,6 +4,7 @@ use super::source::Parameter;
 use super::{Address, Kernel};
 use crate::device::Slot;
 use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// An argument while addresses are still unknown.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,8 +77,32 @@ impl Arg {
     }
 }
 
-/// How much of its thread blocks and shared memory a device gives: below CUDA's own limits nothing can be launched.
-const MAX_SHARED: u32 = 227 << 10;
+/// Threads of a block, where nothing speaks for another number: eight warps hide a load's latency, and four such blocks
+/// fit a multiprocessor even at 64 registers a thread.
+pub const THREADS: u32 = 256;
+
+/// What grids are sized for: an H200's multiprocessors.
+pub const MULTIPROCESSORS: usize = 132;
+
+/// Blocks for `elements` at `per_block` a pass of a grid-stride loop: at most 16 a multiprocessor.
+pub fn blocks_for(elements: usize, per_block: usize) -> u32 {
+    elements.div_ceil(per_block).clamp(1, 16 * MULTIPROCESSORS) as u32
+}
+
+/// Dynamic shared memory that a block may ask for, until a device says less: compute capability 9.0's.
+static SHARED_LIMIT: AtomicU32 = AtomicU32::new(227 << 10);
+
+/// Bytes of dynamic shared memory that a block may ask for on this process's device: 227 KB on compute capability 9.0, 163
+/// on 8.0, 99 on 8.6, 8.9 and 12.0.
+pub fn shared_limit() -> u32 {
+    SHARED_LIMIT.load(Relaxed)
+}
+
+/// Plans compiled from here on keep to a device's shared memory; it is opened before they are.
+pub(super) fn keep_to_shared(bytes: u32) {
+    SHARED_LIMIT.store(bytes, Relaxed);
+}
+
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// A kernel with everything but addresses.
@@ -105,11 +130,12 @@ impl Launch {
             }
         }
         let grid_fits = grid.iter().zip(MAX_GRID).all(|(g, most)| (1..=most).contains(g));
-        if !grid_fits || block == 0 || block > kernel.threads || shared > MAX_SHARED {
+        if !grid_fits || block == 0 || block > kernel.threads || shared > shared_limit() {
             return Err(wrong(format!(
                 "cannot launch {grid:?} blocks of {block} threads with {shared} bytes of shared memory (at most \
-                 {MAX_GRID:?}, {} and {MAX_SHARED})",
-                kernel.threads
+                 {MAX_GRID:?}, {} and {})",
+                kernel.threads,
+                shared_limit()
             )));
         }
         Ok(Launch { kernel, grid, block, shared, args })

@@ -1,6 +1,6 @@
 //! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
 
-use super::launch::{Arg, Launch, Prepared, cell};
+use super::launch::{Arg, Launch, Prepared, THREADS, blocks_for, cell};
 use super::{Address, Block, Gpu, cuda, nvtx};
 use crate::device::memory::Buffer;
 use crate::device::{Slot, Space, StepState};
@@ -27,8 +27,9 @@ pub struct Machine {
     arena: Option<Block>,
     state: Block,
     ring: Block,
-    /// Steps, of every stage, that a profiler is to record.
+    /// Steps, of every stage, that a profiler is to record, and whether it does.
     profile: Range<u64>,
+    records: bool,
     /// Counts the changes of any address; what was prepared under another number must be prepared again.
     epoch: u64,
 }
@@ -46,7 +47,17 @@ pub struct Ready {
 impl Machine {
     pub fn new(gpu: Gpu, maps: Elem) -> Result<Machine> {
         let (state, ring) = (gpu.allocate(size_of::<StepState>())?, gpu.allocate(RING_BYTES)?);
-        Ok(Machine { gpu, maps, store: Vec::new(), arena: None, state, ring, profile: 0..0, epoch: 1 })
+        Ok(Machine {
+            gpu,
+            maps,
+            store: Vec::new(),
+            arena: None,
+            state,
+            ring,
+            profile: 0..0,
+            records: false,
+            epoch: 1,
+        })
     }
 
     /// Has a profiler record these steps of every stage: they run launch by launch, each in a range of its op's name.
@@ -56,6 +67,25 @@ impl Machine {
 
     pub fn arena_bytes(&self) -> usize {
         self.arena.as_ref().map_or(0, |a| a.bytes)
+    }
+
+    /// Bytes of everything that it holds for plans: the store's mirror and copies, and the arena.
+    pub fn held_bytes(&self) -> usize {
+        let shadow = |m: &Mirror| m.shadow.as_ref().map_or(0, |s| s.bytes);
+        self.store.iter().map(|m| m.block.bytes + shadow(m)).sum::<usize>() + self.arena_bytes()
+    }
+
+    /// Makes room for all that these launches touch: the store, the copies of it that they read, and the arena.
+    pub fn make_room(
+        &mut self,
+        store: &[Buffer],
+        changed: &mut [bool],
+        launches: &[Launch],
+        arena_bytes: usize,
+    ) -> Result<()> {
+        self.push(store, changed)?;
+        self.add_shadows(launches)?;
+        self.reserve(arena_bytes)
     }
 
     /// Makes room for a step.
@@ -97,10 +127,9 @@ impl Machine {
         let mirror = &self.store[index];
         let Some(shadow) = &mirror.shadow else { return Ok(()) };
         let elements = mirror.block.bytes / size_of::<f32>();
-        let blocks = elements.div_ceil(4096).clamp(1, 2112) as u32;
-        // Addresses travel as plain numbers: both blocks belong to the machine, not to a plan.
+        let blocks = blocks_for(elements, 16 * THREADS as usize);
         let args = vec![Arg::Shadow(slot_of(index)), Arg::Slot(slot_of(index)), Arg::I64(elements as i64)];
-        let launch = Launch::new("cast_bf16", [blocks, 1, 1], 256, 0, args)?;
+        let launch = Launch::new("cast_bf16", [blocks, 1, 1], THREADS, 0, args)?;
         let mut address = |a: &Arg| match a {
             Arg::Shadow(_) => Ok(shadow.address),
             _ => Ok(mirror.block.address),
@@ -108,7 +137,17 @@ impl Machine {
         self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &mut address)?)
     }
 
-    fn shadow(&mut self, slot: Slot) -> Result<Address> {
+    /// Makes the bf16 copies that kernels read; optimisers, whose tables name theirs, refresh those that there are.
+    fn add_shadows(&mut self, launches: &[Launch]) -> Result<()> {
+        for arg in launches.iter().flat_map(|l| &l.args) {
+            if let Arg::Shadow(slot) = arg {
+                self.add_shadow(*slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_shadow(&mut self, slot: Slot) -> Result<()> {
         let Space::Store(i) = slot.space else {
             return Err(Error::Run(format!("{slot:?} has no bf16 copy: it is not in the store")));
         };
@@ -119,8 +158,7 @@ impl Machine {
             self.epoch += 1;
             self.refresh_shadow(i)?;
         }
-        let shadow = self.store[i].shadow.as_ref().map_or(0, |s| s.address);
-        Ok(shadow + slot.offset as u64 / 2)
+        Ok(())
     }
 
     fn address(&self, slot: Slot) -> Result<Address> {
@@ -132,12 +170,7 @@ impl Machine {
 
     /// Gives launches their addresses. `label(i)` says what launch `i` is for.
     pub fn prepare(&mut self, launches: &[Launch], label: impl Fn(usize) -> String) -> Result<Ready> {
-        // Copies that optimisers only refresh are theirs to skip; those that kernels read must exist first.
-        for arg in launches.iter().flat_map(|l| &l.args) {
-            if let Arg::Shadow(slot) = arg {
-                self.shadow(*slot)?;
-            }
-        }
+        self.add_shadows(launches)?;
         let (mut cells, mut at) = (Vec::new(), Vec::new());
         for table in launches.iter().flat_map(|l| &l.args) {
             let Arg::Table(args) = table else { continue };
@@ -182,30 +215,37 @@ impl Machine {
 
     /// Starts a step: launch by launch the first time (so that every module is loaded), captured the second, as one
     /// graph from then on.
-    pub fn run(&self, ready: &mut Ready, step: &StepState) -> Result<()> {
-        self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
-        let eager = |ready: &Ready| ready.launches.iter().try_for_each(|l| self.gpu.launch(l));
+    pub fn run(&mut self, ready: &mut Ready, step: &StepState) -> Result<()> {
+        self.record(self.profile.contains(&step.step))?;
+        self.gpu.send(&self.state, step)?;
         ready.runs += 1;
         let _range = nvtx::range("step");
+        let launch_by_launch = |ready: &Ready| {
+            ready.launches.iter().try_for_each(|l| {
+                let _range = self.records.then(|| nvtx::range(&l.label));
+                self.gpu.launch(l)
+            })
+        };
         match &self.gpu {
-            Gpu::Cuda(device) if self.profile.contains(&step.step) => {
-                if step.step == self.profile.start {
-                    device.profile(true)?;
-                }
-                for launch in &ready.launches {
-                    let _range = nvtx::range(&launch.label);
-                    device.launch(launch)?;
-                }
-                if step.step + 1 == self.profile.end { device.profile(false) } else { Ok(()) }
-            }
-            Gpu::Cuda(device) if device.captures() && ready.runs > 1 => {
+            Gpu::Cuda(device) if device.captures() && ready.runs > 1 && !self.records => {
                 if ready.graph.is_none() {
-                    ready.graph = Some(device.capture(|| eager(ready))?);
+                    ready.graph = Some(device.capture(|| launch_by_launch(ready))?);
                 }
                 ready.graph.as_ref().map_or(Ok(()), |g| device.replay(g))
             }
-            _ => eager(ready),
+            _ => launch_by_launch(ready),
         }
+    }
+
+    /// Starts or stops a profiler's recording. Stages end it, for their steps count from 0 again.
+    pub fn record(&mut self, records: bool) -> Result<()> {
+        if let Gpu::Cuda(device) = &self.gpu
+            && records != self.records
+        {
+            device.profile(records)?;
+        }
+        self.records = records;
+        Ok(())
     }
 
     /// Runs a step launch by launch and returns each launch's milliseconds. Before each, all of `flush` is written
@@ -214,8 +254,8 @@ impl Machine {
     pub fn time(&self, ready: &Ready, step: &StepState, flush: &Block) -> Result<Vec<f32>> {
         let elements = (flush.bytes / size_of::<f32>()) as i64;
         let args = vec![Arg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
-        let blocks = (flush.bytes / 4096).clamp(1, 2112) as u32;
-        let fill = Launch::new("fill", [blocks, 1, 1], 256, 0, args)?;
+        let blocks = blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
+        let fill = Launch::new("fill", [blocks, 1, 1], THREADS, 0, args)?;
         let fill = Prepared::new(&fill, "cache flush".into(), &mut |_| Ok(flush.address))?;
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
         let one = |launch: &Prepared| {
@@ -230,7 +270,11 @@ impl Machine {
     /// Reads rows of the ring: `rows` of `count` numbers.
     pub fn ring(&self, rows: usize, count: usize) -> Result<Vec<f32>> {
         let mut values = vec![0.0f32; rows * count];
-        self.gpu.download(&self.ring, 0, bytemuck::cast_slice_mut(&mut values))?;
+        if values.is_empty() {
+            self.gpu.synchronize()?;
+        } else {
+            self.gpu.download(&self.ring, 0, bytemuck::cast_slice_mut(&mut values))?;
+        }
         Ok(values)
     }
 

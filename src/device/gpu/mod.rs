@@ -11,6 +11,7 @@ pub mod nvrtc;
 pub mod nvtx;
 pub mod source;
 
+use crate::device::StepState;
 use crate::error::{Error, Result};
 use launch::Prepared;
 use source::Parameter;
@@ -113,12 +114,19 @@ impl Gpu {
             Gpu::Emu(e) => Ok(e.memory()),
         }
     }
-    /// Copies to the device; the host's bytes may change as soon as this returns.
+    /// Copies to the device and waits for it.
     pub fn upload(&self, to: &Block, offset: usize, bytes: &[u8]) -> Result<()> {
         assert!(offset + bytes.len() <= to.bytes, "upload past the end of a block");
         match self {
             Gpu::Cuda(d) => d.upload(to.address + offset as u64, bytes),
             Gpu::Emu(e) => e.upload(to.address + offset as u64, bytes),
+        }
+    }
+    /// Copies a step's state to the start of a block, without waiting.
+    pub fn send(&self, to: &Block, state: &StepState) -> Result<()> {
+        match self {
+            Gpu::Cuda(d) => d.send(to.address, state),
+            Gpu::Emu(e) => e.upload(to.address, bytemuck::bytes_of(state)),
         }
     }
     /// Copies from the device, after all that was launched before.

@@ -9,6 +9,9 @@ use std::{env, fs};
 /// A header as kernels include it, and its text.
 pub type Header = (String, String);
 
+/// How every kernel is compiled, beside its target. `-v` has ptxas report registers and spills.
+pub const OPTIONS: [&str; 3] = ["--std=c++17", "-lineinfo", "--ptxas-options=-v"];
+
 /// What one source became for one target.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -140,9 +143,9 @@ impl Nvrtc {
         let bodies = headers.iter().map(|h| text(&h.1)).collect::<Result<Vec<_>, _>>()?;
         let names = headers.iter().map(|h| text(&h.0)).collect::<Result<Vec<_>, _>>()?;
         let wanted = instances.iter().map(|i| text(i)).collect::<Result<Vec<_>, _>>()?;
-        let options =
-            [&format!("--gpu-architecture={target}"), "--std=c++17", "-lineinfo", "--ptxas-options=-v"];
-        let options = options.iter().map(|o| text(o)).collect::<Result<Vec<_>, _>>()?;
+        let architecture = format!("--gpu-architecture={target}");
+        let options = OPTIONS.iter().copied().chain([architecture.as_str()]);
+        let options = options.map(&text).collect::<Result<Vec<_>, _>>()?;
         let pointers = |v: &[CString]| v.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
         let mut program: Program = std::ptr::null_mut();
         // SAFETY: all strings and arrays outlive the calls; the program is destroyed once, after its last use.

@@ -1,7 +1,7 @@
 //! The convolution's kernels: which tile, how many parts, what goes where.
 
 use super::{Conv2d, Dims, Phase};
-use crate::device::gpu::launch::Arg as Value;
+use crate::device::gpu::launch::{self, Arg as Value};
 use crate::error::{Error, Result};
 use crate::ops::launches::{Launches, THREADS, Tensor, blocks_for};
 use crate::ops::{Arg, Extent, Signature, Write};
@@ -25,9 +25,9 @@ struct Conv2dDims {
 }
 const _: () = assert!(size_of::<Conv2dDims>() == 44);
 
-/// What a product spreads over: an H200 has 132 multiprocessors. Two in tests, so that cases small enough for the emulator
+/// What a product spreads over. Two in tests, so that cases small enough for the emulator
 /// reach every tile and several parts.
-const MULTIPROCESSORS: usize = if cfg!(test) { 2 } else { 132 };
+const MULTIPROCESSORS: usize = if cfg!(test) { 2 } else { launch::MULTIPROCESSORS };
 
 /// Fewest pixels of a part of a weight gradient: eight slabs of bf16, a multiple of a slab of either type.
 const PART_PIXELS: usize = if cfg!(test) { 64 } else { 512 };
@@ -44,10 +44,12 @@ struct Tile {
 
 impl Tile {
     /// The largest tile that still gives every multiprocessor a block, for `batches` products at once: 128x128 reads
-    /// each operand half as often as 64x64. Of narrow products a narrow tile wastes less.
+    /// each operand half as often as 64x64, where its 108 KB of shared memory are to be had. Of narrow products a narrow
+    /// tile wastes less.
     fn of(rows: usize, columns: usize, batches: usize) -> Tile {
         let tile = |rows, columns| Tile { rows, columns };
-        let fills = |t: &Tile| t.blocks(rows, columns) * batches >= MULTIPROCESSORS;
+        let fits = |t: &Tile| t.shared_bytes() <= launch::shared_limit();
+        let fills = |t: &Tile| fits(t) && t.blocks(rows, columns) * batches >= MULTIPROCESSORS;
         match (rows, columns) {
             (_, ..=32) => tile(128, 32),
             (..=64, _) => tile(64, 64),
