@@ -225,10 +225,7 @@ fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
     for module in modules {
         let file = out.join(format!("{}.emu.cpp", module.stem));
         let text = module.emulated(root);
-        // Unchanged files keep their time, so that the compiler's cache of objects can serve.
-        if fs::read_to_string(&file).ok().as_deref() != Some(&text) {
-            fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        }
+        fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         kernels.file(file);
     }
     let result = runtime.try_compile("dfka_emu").and_then(|()| kernels.try_compile("dfka_emu_kernels"));

@@ -66,9 +66,6 @@ impl<'a> Launches<'a> {
     pub fn inputs(&self) -> usize {
         self.operands.inputs.len()
     }
-    pub fn maps(&self) -> Elem {
-        self.maps
-    }
     /// Input `i`; one that the op updates in place is written through the same address.
     pub fn x(&self, i: usize) -> Tensor {
         plain(self.operands.inputs[i], self.operands.input_elems[i])

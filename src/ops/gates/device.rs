@@ -9,25 +9,15 @@ use crate::device::gpu::launch::{self, Launch};
 use crate::device::gpu::machine::Machine;
 use crate::device::gpu::{Gpu, cuda, emu, skipped};
 use crate::ops::launches::Launches;
-use std::cell::RefCell;
 
 /// Orders of the threads of a block: as released, in reverse, and at random. A missing barrier hides from the first two.
 const ORDERS: [i32; 4] = [0, 1, 2, 3];
 
-thread_local! {
-    /// Opening a CUDA device takes a fifth of a second: once a thread.
-    static DEVICE: RefCell<Option<Option<usize>>> = const { RefCell::new(None) };
-}
-
 /// The index of the CUDA device that the tests are asked to use.
 fn cuda_index() -> Option<usize> {
-    DEVICE.with_borrow_mut(|found| {
-        *found.get_or_insert_with(|| {
-            let asked = std::env::var("DFKA_TEST_DEVICE").ok()?;
-            let index = asked.strip_prefix("cuda")?.trim_start_matches(':');
-            Some(if index.is_empty() { 0 } else { index.parse().expect("DFKA_TEST_DEVICE=cuda:N") })
-        })
-    })
+    let asked = std::env::var("DFKA_TEST_DEVICE").ok()?;
+    let index = asked.strip_prefix("cuda")?.trim_start_matches(':');
+    Some(if index.is_empty() { 0 } else { index.parse().expect("DFKA_TEST_DEVICE=cuda:N") })
 }
 
 /// The machines to test on: one an order of the emulator's, or the GPU that was asked for, twice.
