@@ -140,8 +140,11 @@ impl Machine {
     /// Makes the bf16 copies that kernels read; optimisers, whose tables name theirs, refresh those that there are.
     fn add_shadows(&mut self, launches: &[Launch]) -> Result<()> {
         for arg in launches.iter().flat_map(|l| &l.args) {
-            if let Arg::Shadow(slot) = arg {
-                self.add_shadow(*slot)?;
+            let members = if let Arg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
+            for arg in members.iter().flatten().chain([arg]) {
+                if let Arg::Shadow(slot) = arg {
+                    self.add_shadow(*slot)?;
+                }
             }
         }
         Ok(())
