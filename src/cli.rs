@@ -18,9 +18,11 @@ use serde_json::{Value, json};
 use crate::config::{self, Loaded, Override};
 use crate::data::scenes::{self, Sources, Split};
 use crate::device::Choice;
+use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
+use crate::pipeline::teachers::Absent;
 use crate::report;
 use crate::weights;
 use device::DeviceChoice;
@@ -100,6 +102,9 @@ struct CheckArgs {
     config: ConfigArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Forecast for this card (h200, h100, a100 or a100-40gb) from plans alone, and time nothing here
+    #[arg(long, value_name = "NAME", value_parser = device::parse_card)]
+    card: Option<&'static Card>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -198,7 +203,7 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
         (false, false) => Existing::Refuse,
     };
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
-    check_against_teachers(&spec, &source, engine)?;
+    check_against_teachers(&spec, &source, engine, Absent::Fails)?;
     folder.prepare(&resolved)?;
 
     let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?;
@@ -270,8 +275,8 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
-    let teachers = check_against_teachers(&spec, &source, engine)?;
-    let forecast = (engine.forecast)(&spec)?;
+    let teachers = check_against_teachers(&spec, &source, engine, Absent::IsDrawn)?;
+    let forecast = (engine.forecast)(&spec, args.card)?;
     if args.json {
         return pretty(
             &json!({ "config": spec, "device": device, "teachers": teachers, "forecast": forecast }),
@@ -281,6 +286,9 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
     for (spec, facts) in spec.teachers.iter().zip(&teachers) {
         text +=
             &format!("teacher {}: {} labels, channels {:?}\n", spec.name, facts.labels.len(), facts.channels);
+        if facts.is_drawn {
+            text += &format!("{}: not there; forecast with random weights\n", spec.weights.display());
+        }
     }
     Ok(text + &forecast_text(&forecast))
 }
@@ -290,14 +298,15 @@ fn check_against_teachers(
     spec: &RunSpec,
     source: &config::Source,
     engine: &Engine,
+    absent: Absent,
 ) -> Result<Vec<TeacherFacts>> {
-    let teachers = (engine.open_teachers)(spec)?;
+    let teachers = (engine.open_teachers)(spec, absent)?;
     let labels: Vec<_> = teachers.iter().map(|t| t.labels.clone()).collect();
     config::check_labels(spec, &labels, source)?;
     for teacher in &teachers {
         config::check_network(spec, &teacher.channels, source)?;
     }
-    (engine.check)(spec)?;
+    (engine.check)(spec, absent)?;
     Ok(teachers)
 }
 
@@ -359,8 +368,15 @@ fn forecast_text(forecast: &Value) -> String {
     text +=
         "(of one step; the last two columns are those of a GPU's step: kernel launches and bytes moved)\n";
     let p = &forecast["parameters"];
+    let source = match forecast["is_measured"].as_bool() {
+        Some(true) => "timed here just now, a few steps of each stage".into(),
+        _ => format!(
+            "the least that an {} can take; nothing was timed",
+            forecast["card"]["name"].as_str().unwrap_or("?").to_uppercase()
+        ),
+    };
     text + &format!(
-        "\ntime       {} (timed here just now, a few steps of each stage)\n\
+        "\ntime       {} ({source})\n\
          memory     {:.0} MB at the peak ({:.0} MB of tensors, {:.0} MB for the largest step)\n\
          parameters {:.2} M in the teachers, {:.2} M in the student\n",
         report::duration(forecast["seconds"].as_f64().unwrap_or(0.0)),

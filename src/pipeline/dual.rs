@@ -98,7 +98,7 @@ impl StageTwo {
         let net = &teachers.network;
         let seed = stage_seed(spec.seed, "student.init");
         let build = if spec.student.norm == StudentNorm::Folded { Build::Folded } else { Build::Normed };
-        let mut tensors = initial_tensors(spec)?;
+        let mut tensors = initial_tensors(spec, teachers)?;
         let source = match &mut tensors {
             Some(t) => Source::Tensors(t),
             None => Source::Random(seed),
@@ -313,8 +313,8 @@ impl StageTwo {
     }
 }
 
-/// The trunk's starting point; `None`: random.
-fn initial_tensors(spec: &RunSpec) -> Result<Option<Tensors>> {
+/// The trunk's starting point; `None`: random, also where it would be a teacher's that is itself drawn.
+fn initial_tensors(spec: &RunSpec, teachers: &Teachers) -> Result<Option<Tensors>> {
     let open = |path: &std::path::Path| -> Result<Tensors> {
         let mut t = TeacherFile::open(path)?.tensors;
         ignore_batch_counters(&mut t)?;
@@ -322,6 +322,8 @@ fn initial_tensors(spec: &RunSpec) -> Result<Option<Tensors>> {
     };
     match &spec.student.init {
         StudentInit::Scratch => Ok(None),
+        StudentInit::Teacher(m) if teachers.all[*m].is_drawn => Ok(None),
+        StudentInit::Mean if teachers.all.iter().any(|t| t.is_drawn) => Ok(None),
         StudentInit::Teacher(m) => open(&spec.teachers[*m].weights).map(Some),
         StudentInit::Weights(path) => open(path).map(Some),
         StudentInit::Mean => {
@@ -349,8 +351,12 @@ fn load_images<R: Real>(
     teachers: &Teachers,
 ) -> Result<TensorId> {
     check_images(path, &teachers.network)?;
+    let [n, ..] = ImageSet::shape_of(path)?;
+    let id = store.add("data.images", teachers.network.feature(0, n));
+    if !store.holds_values() {
+        return Ok(id);
+    }
     let set = ImageSet::load(path)?;
-    let id = store.add("data.images", teachers.network.feature(0, set.n));
     let to = store.get_mut(id);
     to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = R::of(to_input(*p).into()));
     Ok(id)

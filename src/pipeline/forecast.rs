@@ -4,14 +4,16 @@ use super::dual::{self, StageTwo};
 use super::engine_on;
 use super::generator::StageOne;
 use super::session::Stage;
-use super::spec::{ImageSource, RunSpec};
-use super::teachers::Teachers;
+use super::spec::{ImageSource, RunSpec, TeacherSpec};
+use super::teachers::{Absent, Teachers};
 use crate::autograd::Engine;
 use crate::autograd::plan::Cost;
 use crate::device::StepState;
+use crate::device::gpu::card::Card;
 use crate::error::Result;
 use crate::models::targetnet::{StudentSpec, TaskSpec};
 use crate::summary::Parameters;
+use crate::tensor::Elem;
 use std::time::Instant;
 
 /// One stage's share.
@@ -24,13 +26,18 @@ pub struct StageForecast {
     pub cost: Cost,
     /// What the same step costs on a GPU, whether or not there is one.
     pub gpu: Cost,
-    /// Measured here, on the stage's own step and the run's device.
+    /// Measured here, on the stage's own step and the run's device; where nothing is run, the least that the card needs
+    /// for what the GPU's step moves and multiplies.
     pub step_ms: f64,
     pub seconds: f64,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Forecast {
+    /// The card of the GPU's figures.
+    pub card: Card,
+    /// Whether `step_ms` was measured.
+    pub is_measured: bool,
     pub stages: Vec<StageForecast>,
     /// All tensors that outlive a step, largest student.
     pub store_bytes: usize,
@@ -50,8 +57,12 @@ const PROCESS_BYTES: usize = 12 << 20;
 /// Replays that a stage's time is taken from, after one that warms up.
 const TIMED: usize = 3;
 
-/// Builds every stage as the run would, and times a few steps of each on values that are thrown away.
-pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
+/// Builds every stage as the run would, and times a few steps of each on values that are thrown away. Where a card is
+/// named, or a teacher's file is not there, nothing is timed: plans alone speak, which need no tensor's values.
+pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast> {
+    let is_drawn = |t: &TeacherSpec| Ok(Absent::IsDrawn.facts(t)?.1);
+    let any_drawn = spec.teachers.iter().map(is_drawn).collect::<Result<Vec<bool>>>()?.contains(&true);
+    let (measures, card) = (card.is_none() && !any_drawn, card.unwrap_or_default());
     let mut stages = Vec::new();
     let mut peak = (0, 0);
     let mut parameters = Parameters::default();
@@ -66,13 +77,23 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
             gpu.push(stage.plan.cost().clone());
             Ok(())
         })?;
-        let mut engine = engine_on(&spec.device, spec.precision)?;
-        let mut gpu = gpu.into_iter();
-        let found = every_stage(&spec, &prefix, &mut engine, |engine, stage| {
-            stages.push(measure(engine, stage, gpu.next().unwrap_or_default())?);
+        let mut engine =
+            if measures { engine_on(&spec.device, spec.precision)? } else { Engine::planning(None) };
+        let (mut gpu, mut arena) = (gpu.into_iter(), 0);
+        let found = every_stage(&spec, &prefix, &mut engine, |engine, mut stage| {
+            let gpu = gpu.next().unwrap_or_default();
+            let cost = stage.plan.cost().clone();
+            let seconds = match measures {
+                true => measure(engine, &mut stage)?,
+                false => card.least_seconds(gpu.bytes_moved, 2 * gpu.macs, spec.precision == Elem::Bf16),
+            };
+            arena = arena.max(cost.arena_bytes);
+            let total = seconds * stage.steps as f64;
+            let (name, steps) = (stage.name, stage.steps);
+            stages.push(StageForecast { name, steps, cost, gpu, step_ms: 1e3 * seconds, seconds: total });
             Ok(())
         })?;
-        let here = (engine.store.bytes(), engine.arena_bytes());
+        let here = (engine.store.bytes(), engine.arena_bytes().max(arena));
         if here.0 + here.1 > peak.0 + peak.1 {
             peak = here;
         }
@@ -81,6 +102,8 @@ pub fn forecast(spec: &RunSpec) -> Result<Forecast> {
         }
     }
     Ok(Forecast {
+        card: card.clone(),
+        is_measured: measures,
         seconds: stages.iter().map(|s| s.seconds).sum(),
         stages,
         store_bytes: peak.0,
@@ -97,7 +120,7 @@ fn every_stage(
     engine: &mut Engine<f32>,
     mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
 ) -> Result<Parameters> {
-    let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
+    let teachers = Teachers::load_or(&mut engine.store, &spec.teachers, Absent::IsDrawn)?;
     let tasks = dual::tasks(&teachers, &spec.student.labels)?;
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
@@ -117,7 +140,8 @@ fn every_stage(
     Ok(student_parameters(spec, &teachers, &two))
 }
 
-fn measure(engine: &mut Engine<f32>, mut stage: Stage, gpu: Cost) -> Result<StageForecast> {
+/// Seconds of the fastest of a few steps.
+fn measure(engine: &mut Engine<f32>, stage: &mut Stage) -> Result<f64> {
     stage.reserve(engine)?;
     let mut times = Vec::new();
     for step in 0..=TIMED as u64 {
@@ -127,15 +151,7 @@ fn measure(engine: &mut Engine<f32>, mut stage: Stage, gpu: Cost) -> Result<Stag
         times.push(began.elapsed().as_secs_f64());
     }
     engine.pull()?;
-    let fastest = times[1..].iter().copied().fold(f64::INFINITY, f64::min);
-    Ok(StageForecast {
-        name: stage.name,
-        steps: stage.steps,
-        cost: stage.plan.cost().clone(),
-        gpu,
-        step_ms: 1e3 * fastest,
-        seconds: fastest * stage.steps as f64,
-    })
+    Ok(times[1..].iter().copied().fold(f64::INFINITY, f64::min))
 }
 
 fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Parameters {

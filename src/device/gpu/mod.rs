@@ -3,6 +3,7 @@
 //! Both take the same calls: memory by address, copies, and `launch(kernel, geometry, arguments)`. What lies above knows
 //! one [`Gpu`] and never asks which.
 
+pub mod card;
 pub mod cuda;
 pub mod emu;
 pub mod launch;
