@@ -4,6 +4,7 @@ mod device;
 mod doctor;
 mod engine;
 mod folder;
+mod forecast;
 mod progress;
 
 use std::ffi::OsString;
@@ -290,7 +291,7 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
             text += &format!("{}: not there; forecast with random weights\n", spec.weights.display());
         }
     }
-    Ok(text + &forecast_text(&forecast))
+    Ok(text + &forecast::text(&forecast))
 }
 
 /// What a config asks for is what its teachers have, and every file that it names can be used.
@@ -342,50 +343,6 @@ fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Run(format!("cannot print the result as JSON: {e}")))?;
     Ok(text + "\n")
-}
-
-/// The forecast's stages as a table, then its other figures. What is not a forecast prints as plain lines.
-fn forecast_text(forecast: &Value) -> String {
-    let Some(stages) = forecast["stages"].as_array() else { return lines(forecast) };
-    let megabytes = |v: &Value| v.as_f64().unwrap_or(0.0) / 1e6;
-    let mut text = format!(
-        "\n{:<16} {:>7} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}\n",
-        "stage", "steps", "GFLOP", "MB moved", "ms a step", "seconds", "launches", "MB on GPU"
-    );
-    for s in stages {
-        text += &format!(
-            "{:<16} {:>7} {:>9.2} {:>9.0} {:>10.1} {:>9.0} {:>9} {:>9.0}\n",
-            s["name"].as_str().unwrap_or("?"),
-            s["steps"],
-            2e-9 * s["macs"].as_f64().unwrap_or(0.0),
-            megabytes(&s["bytes_moved"]),
-            s["step_ms"].as_f64().unwrap_or(0.0),
-            s["seconds"].as_f64().unwrap_or(0.0),
-            s["gpu"]["launches"],
-            megabytes(&s["gpu"]["bytes_moved"]),
-        );
-    }
-    text +=
-        "(of one step; the last two columns are those of a GPU's step: kernel launches and bytes moved)\n";
-    let p = &forecast["parameters"];
-    let source = match forecast["is_measured"].as_bool() {
-        Some(true) => "timed here just now, a few steps of each stage".into(),
-        _ => format!(
-            "the least that an {} can take; nothing was timed",
-            forecast["card"]["name"].as_str().unwrap_or("?").to_uppercase()
-        ),
-    };
-    text + &format!(
-        "\ntime       {} ({source})\n\
-         memory     {:.0} MB at the peak ({:.0} MB of tensors, {:.0} MB for the largest step)\n\
-         parameters {:.2} M in the teachers, {:.2} M in the student\n",
-        report::duration(forecast["seconds"].as_f64().unwrap_or(0.0)),
-        megabytes(&forecast["peak_bytes"]),
-        megabytes(&forecast["store_bytes"]),
-        megabytes(&forecast["arena_bytes"]),
-        megabytes(&p["teachers"]),
-        megabytes(&p["student"]),
-    )
 }
 
 /// A JSON object as one `path  value` a line.

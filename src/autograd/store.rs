@@ -130,6 +130,10 @@ impl<R: Real> Store<R> {
     pub fn bytes(&self) -> usize {
         self.sizes.iter().sum()
     }
+    /// Bytes of each buffer.
+    pub fn buffer_sizes(&self) -> &[usize] {
+        &self.sizes
+    }
     pub fn get(&self, id: TensorId) -> &[R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);

@@ -1,6 +1,6 @@
 //! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks (METHOD 3).
 
-use super::generator::{StageOne, with_moments};
+use super::generator::{StageOne, part, with_moments};
 use super::schedule::Schedule;
 use super::session::{Stage, stage_seed};
 use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
@@ -225,25 +225,25 @@ impl StageTwo {
         for block in from..=b {
             let learn = if d.freeze_earlier && block < b { Learn::Frozen } else { Learn::Trainable };
             let stats = if learn == Learn::Frozen { Stats::Running } else { self.stats };
-            x = self.trunk.block(r, block, x, Mode { learn, stats }, None)?;
+            x = r.within(part::STUDENT, |r| self.trunk.block(r, block, x, Mode { learn, stats }, None))?;
         }
         let mut losses = Vec::new();
         for (task, filter) in self.tasks.iter().zip(&self.filters[b - 1]) {
             let teacher = &teachers.all[task.teacher].net;
-            let mut shallow = image;
-            for block in 1..b {
-                shallow = teacher.block(r, block, shallow, Mode::FROZEN, None)?;
-            }
-            let block_b = teacher.block(r, b, shallow, Mode::FROZEN, None)?;
-            let filtered = filter.record(r, x, Learn::Trainable)?;
+            let block_b = r.within(part::TEACHERS, |r| {
+                (1..=b).try_fold(image, |x, block| teacher.block(r, block, x, Mode::FROZEN, None))
+            })?;
+            let filtered = r.within(part::STUDENT, |r| filter.record(r, x, Learn::Trainable))?;
             // Features at block b, at every later one, and before the head; then the wanted predictions.
             let suffix = |r: &mut Recorder<R>, first: Value| -> Result<(Vec<Value>, Value)> {
                 let mut features = vec![first];
-                for block in b + 1..=last {
-                    let input = features[features.len() - 1];
-                    features.push(teacher.block(r, block, input, Mode::FROZEN, None)?);
-                }
-                let (pooled, logits) = teacher.head(r, features[features.len() - 1], Mode::FROZEN)?;
+                let (pooled, logits) = r.within(part::TEACHERS, |r| {
+                    for block in b + 1..=last {
+                        let input = features[features.len() - 1];
+                        features.push(teacher.block(r, block, input, Mode::FROZEN, None)?);
+                    }
+                    teacher.head(r, features[features.len() - 1], Mode::FROZEN)
+                })?;
                 features.push(pooled);
                 Ok((features, r.apply(Columns { index: task.columns.clone() }, &[logits])?))
             };

@@ -4,16 +4,16 @@ use super::dual::{self, StageTwo};
 use super::engine_on;
 use super::generator::StageOne;
 use super::session::Stage;
-use super::spec::{ImageSource, RunSpec, TeacherSpec};
+use super::spec::{ImageSource, RunSpec};
 use super::teachers::{Absent, Teachers};
 use crate::autograd::Engine;
-use crate::autograd::plan::Cost;
+use crate::autograd::plan::{Cost, Sum, Traffic};
 use crate::device::StepState;
 use crate::device::gpu::card::Card;
+use crate::device::gpu::room::{Held, Room};
 use crate::error::Result;
 use crate::models::targetnet::{StudentSpec, TaskSpec};
 use crate::summary::Parameters;
-use crate::tensor::Elem;
 use std::time::Instant;
 
 /// One stage's share.
@@ -25,11 +25,34 @@ pub struct StageForecast {
     #[serde(flatten)]
     pub cost: Cost,
     /// What the same step costs on a GPU, whether or not there is one.
-    pub gpu: Cost,
-    /// Measured here, on the stage's own step and the run's device; where nothing is run, the least that the card needs
-    /// for what the GPU's step moves and multiplies.
+    pub gpu: GpuForecast,
+    /// Measured here, on the stage's own step and the run's device; where nothing is run, the GPU's `planned_ms`.
     pub step_ms: f64,
     pub seconds: f64,
+}
+
+/// A stage's step on a card.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct GpuForecast {
+    #[serde(flatten)]
+    pub cost: Cost,
+    pub minimal_bytes: u64,
+    pub ratio: Option<f64>,
+    pub roofline_ms: f64,
+    pub planned_ms: f64,
+    /// What the machine holds while the stage runs.
+    pub memory: Held,
+    /// The teachers, the generator, the student and the rest, where the step has them.
+    pub parts: Vec<PartForecast>,
+}
+
+/// A part of a step.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct PartForecast {
+    pub part: &'static str,
+    #[serde(flatten)]
+    pub sum: Sum,
+    pub ops: Vec<Traffic>,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -45,6 +68,9 @@ pub struct Forecast {
     pub arena_bytes: usize,
     /// The process at its peak.
     pub peak_bytes: usize,
+    /// What a GPU holds in the stage that needs most of it.
+    pub gpu_peak: Held,
+    pub gpu_peak_bytes: usize,
     pub seconds: f64,
     /// With every task branching after the last allowed block that `student.branch` names, or the last block.
     pub parameters: Parameters,
@@ -60,9 +86,8 @@ const TIMED: usize = 3;
 /// Builds every stage as the run would, and times a few steps of each on values that are thrown away. Where a card is
 /// named, or a teacher's file is not there, nothing is timed: plans alone speak, which need no tensor's values.
 pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast> {
-    let is_drawn = |t: &TeacherSpec| Ok(Absent::IsDrawn.facts(t)?.1);
-    let any_drawn = spec.teachers.iter().map(is_drawn).collect::<Result<Vec<bool>>>()?.contains(&true);
-    let (measures, card) = (card.is_none() && !any_drawn, card.unwrap_or_default());
+    let measures = card.is_none() && !spec.teachers.iter().any(|t| Absent::IsDrawn.draws(t));
+    let (mut card, mut gpu_peak) = (card, Held::default());
     let mut stages = Vec::new();
     let mut peak = (0, 0);
     let mut parameters = Parameters::default();
@@ -71,22 +96,27 @@ pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast>
     for (prefix, images) in students {
         let mut spec = spec.clone();
         spec.dual.images = images.clone();
-        // The same stages for a GPU: compiled, never run.
-        let mut gpu = Vec::new();
-        every_stage(&spec, &prefix, &mut Engine::planning(spec.precision), |_, stage| {
-            gpu.push(stage.plan.cost().clone());
-            Ok(())
-        })?;
         let mut engine =
             if measures { engine_on(&spec.device, spec.precision)? } else { Engine::planning(None) };
+        let card: &Card = card.get_or_insert_with(|| {
+            let device = engine.machine().map(|m| m.gpu.name()).unwrap_or_default();
+            Card::of_device(&device).unwrap_or_default()
+        });
+        // The same stages for a GPU: compiled, never run.
+        let (mut gpu, mut room) = (Vec::new(), Room::default());
+        every_stage(&spec, &prefix, &mut Engine::planning(spec.precision), |engine, stage| {
+            gpu.push(on_card(engine, &stage, card, &mut room));
+            Ok(())
+        })?;
+        let held = gpu.iter().map(|g| g.memory).max_by_key(Held::total).unwrap_or_default();
+        if held.total() > gpu_peak.total() {
+            gpu_peak = held;
+        }
         let (mut gpu, mut arena) = (gpu.into_iter(), 0);
         let found = every_stage(&spec, &prefix, &mut engine, |engine, mut stage| {
             let gpu = gpu.next().unwrap_or_default();
             let cost = stage.plan.cost().clone();
-            let seconds = match measures {
-                true => measure(engine, &mut stage)?,
-                false => card.least_seconds(gpu.bytes_moved, 2 * gpu.macs, spec.precision == Elem::Bf16),
-            };
+            let seconds = if measures { measure(engine, &mut stage)? } else { gpu.planned_ms / 1e3 };
             arena = arena.max(cost.arena_bytes);
             let total = seconds * stage.steps as f64;
             let (name, steps) = (stage.name, stage.steps);
@@ -102,13 +132,15 @@ pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast>
         }
     }
     Ok(Forecast {
-        card: card.clone(),
+        card: card.unwrap_or_default().clone(),
         is_measured: measures,
         seconds: stages.iter().map(|s| s.seconds).sum(),
         stages,
         store_bytes: peak.0,
         arena_bytes: peak.1,
         peak_bytes: peak.0 + peak.1 + PROCESS_BYTES,
+        gpu_peak_bytes: gpu_peak.total(),
+        gpu_peak,
         parameters,
     })
 }
@@ -139,6 +171,29 @@ fn every_stage(
     }
     Ok(student_parameters(spec, &teachers, &two))
 }
+
+/// What a stage that was planned for a GPU costs on `card`, after those that `room` was taken for before.
+fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) -> GpuForecast {
+    let mut parts: Vec<PartForecast> = Vec::new();
+    let mut all = Sum::default();
+    for row in stage.plan.traffic(card) {
+        let name = if row.part.is_empty() { REST } else { row.part };
+        let at = parts.iter().position(|p| p.part == name).unwrap_or_else(|| {
+            parts.push(PartForecast { part: name, ..PartForecast::default() });
+            parts.len() - 1
+        });
+        all.add(&row.sum);
+        parts[at].sum.add(&row.sum);
+        parts[at].ops.push(row);
+    }
+    let Sum { minimal_bytes, ratio, roofline_ms, planned_ms, .. } = all;
+    let memory = stage.plan.held(&engine.store, room);
+    let cost = stage.plan.cost().clone();
+    GpuForecast { cost, minimal_bytes, ratio, roofline_ms, planned_ms, memory, parts }
+}
+
+/// What no part of a step claims: losses, optimisers, the drawing of images, and what plans add themselves.
+const REST: &str = "rest";
 
 /// Seconds of the fastest of a few steps.
 fn measure(engine: &mut Engine<f32>, stage: &mut Stage) -> Result<f64> {

@@ -35,6 +35,11 @@ impl Absent {
         spec.stated.as_ref().filter(|_| *self == Absent::IsDrawn && !spec.weights.exists())
     }
 
+    /// Whether a teacher's weights are drawn.
+    pub fn draws(self, spec: &TeacherSpec) -> bool {
+        self.stand_in(spec).is_some()
+    }
+
     /// Network and labels of a teacher, and whether they are its config's alone.
     ///
     /// Errors: a file that does not open, or says otherwise than the config.

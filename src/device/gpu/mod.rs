@@ -10,6 +10,7 @@ pub mod launch;
 pub mod machine;
 pub mod nvrtc;
 pub mod nvtx;
+pub mod room;
 pub mod source;
 
 use crate::device::StepState;
