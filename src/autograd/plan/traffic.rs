@@ -120,7 +120,7 @@ impl<R: Real> Plan<R> {
         for (i, launch) in program.launches.iter().enumerate() {
             let owners = owners(&self.instructions, program, i);
             let bytes = launch_bytes(launch, owners.iter().copied());
-            let places: Vec<usize> = program.owners[i].iter().copied().collect();
+            let places = &program.owners[i];
             let first = places.first().copied().unwrap_or(self.instructions.len());
             moved[first].0 += 1;
             // A launch that several share is as much each one's; the first takes what does not divide.
