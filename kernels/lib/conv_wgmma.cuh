@@ -1,0 +1,397 @@
+// A convolution's forward product and its input gradient at stride 1 on compute capability 9.0, for bf16 with whole slabs
+// of 64 channels on both sides. Three warpgroups a block: one copies (TMA), two multiply (wgmma) and write what they
+// multiplied. Blocks stay: each takes tile after tile, so that the next tile's slabs come in while this one is written.
+//
+// A slab is 64 elements of the inner dimension: 128 bytes of bf16, the widest row that TMA swizzles and wgmma reads free
+// of bank conflicts. An im2col map gives a slab of one filter tap's windows, pixels outside the image as zeros, so the
+// inner dimension runs tap by tap and no index is computed a window.
+#pragma once
+#include "lib/conv2d_dims.cuh"
+#include "lib/hopper.cuh"
+#include "lib/members.cuh"
+#include "lib/packs.cuh"
+
+// The copying warpgroup comes first; a wgmma's four warps must begin at a multiple of four.
+constexpr int WGMMA_THREADS = 384;
+constexpr int WGMMA_SLAB = 64;
+// Blocks of 384 threads start with 65536 / 384 = 170, rounded down to 168 registers a thread. One thread copies, so its
+// warpgroup leaves 128 of them: 40 + 2 * 232 = 3 * 168. The multiplying two have 128 sums and the epilogue's operands.
+constexpr int COPY_REGISTERS = 40, MULTIPLY_REGISTERS = 232;
+
+// How a block works.
+//
+// `turns` false: both warpgroups multiply each tile, 64 rows each: 128 x 256 sums are 128 registers a thread. A slab's 1024
+// cycles of multiplying read 80 KB of shared memory and take in 48: 1024 cycles at 128 bytes a cycle, just enough.
+// `turns` true: the warpgroups take turns, a whole tile each: one writes while the other multiplies. 128 x 128 sums are
+// again 128 registers; a slab's 512 cycles of multiplying read 48 KB and take in 32: 640 cycles, a bound of 80%.
+template <int BM, int BN, bool turns> struct Wgmma {
+    static_assert(BM == 128 && (BN == 64 || BN == 128 || BN == 256), "rows are two wgmma's, columns one's");
+    static_assert(!turns || BN <= 128, "a warpgroup's registers hold 128 x 128 sums");
+    // As many slabs as fit 192 KB: at 700 ns from memory, an SM's share of 4.3 TB/s needs 23 KB in flight, from L2 more.
+    static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES;
+    static constexpr int STAGES = (192 << 10) / STAGE;
+    // Rows of a warpgroup's tile in wgmmas of 64.
+    static constexpr int HALVES = turns ? 2 : 1;
+    // Warps that read each slab.
+    static constexpr int READERS = turns ? 4 : 8;
+    // Barriers follow the slabs: full and empty for each stage, and the two turns.
+    static constexpr int SHARED_BYTES = STAGES * STAGE + (2 * STAGES + 2) * 8;
+};
+
+// What is multiplied. Row m of the product is pixel (n, p, q) of its output; tap (r, s) of that pixel's window reads pixel
+// (p * step + r - above, q * step + s - left).
+struct Product {
+    int rows, columns; // output pixels and channels
+    int inner;         // channels of a tap
+    int p, q;          // the output's height and width
+    int r, s, step, above, left;
+
+    DEV static Product forward(const Conv2dDims& d) {
+        return {d.n * d.p * d.q, d.k, d.c, d.p, d.q, d.r, d.s, d.stride, d.pad, d.pad};
+    }
+    // Windows over dz, the filter turned round.
+    DEV static Product input_gradient(const Conv2dDims& d) {
+        return {d.n * d.h * d.w, d.c, d.k, d.h, d.w, d.r, d.s, 1, d.r - 1 - d.pad, d.s - 1 - d.pad};
+    }
+    // Windows of one pixel, in order: a plain matrix, for which there is a plain map.
+    DEV bool plain() const { return r * s == 1 && step == 1 && above == 0 && left == 0; }
+    DEV int slabs() const { return r * s * (inner / WGMMA_SLAB); }
+};
+
+// The t-th tile: columns first, so that blocks that run together read the same windows and share them in the L2.
+struct MemberTile {
+    int member, row, column;
+
+    template <int BM, int BN> DEV static MemberTile of(int t, const Product& g) {
+        const int across = (g.columns + BN - 1) / BN, down = (g.rows + BM - 1) / BM;
+        return {t / (across * down), t / across % down * BM, t % across * BN};
+    }
+    template <int BM, int BN> DEV static int count(const Product& g, int members) {
+        return (g.columns + BN - 1) / BN * ((g.rows + BM - 1) / BM) * members;
+    }
+};
+// Launches of several members name them from the first row on.
+template <class S> DEV int count_members(const Members<S>& members) {
+    int count = 0;
+    UNROLL
+    for (int i = 0; i < MEMBERS; i++) count += members.of[i].w != nullptr;
+    return count;
+}
+
+// Where a warp stands in the ring of stages. `parity` is that of the phase of `full` which ends when the stage's slab is
+// there.
+template <int STAGES> struct Ring {
+    int stage = 0;
+    u32 parity = 0;
+
+    DEV void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    DEV void skip(int slabs) {
+        const int at = stage + slabs;
+        parity ^= at / STAGES & 1;
+        stage = at % STAGES;
+    }
+};
+
+template <int STAGES> struct Barriers {
+    u64 full[STAGES];  // one arrival, the copier's, and the bytes of the slab
+    u64 empty[STAGES]; // an arrival of each warp that has read the slab
+    u64 turn[2];       // an arrival of each warp of the other warpgroup: it has begun its last slab
+};
+
+// The copying warp. Operand B of the forward product is the filter [k, (r, s, c)] as it lies: rows of the inner dimension. The
+// gradient's is the same filter, whose rows are columns of the product: 64 output channels of the tap that lies opposite, in
+// boxes of 64 input channels.
+template <class W, int BM, int BN, bool is_gradient, class Prefetch>
+DEV void copy_tiles(const TensorMaps& maps, const Product& g, int tiles, char* slabs, Barriers<W::STAGES>& bars, Prefetch prefetch) {
+    Ring<W::STAGES> at;
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+        const MemberTile tile = MemberTile::of<BM, BN>(t, g);
+        prefetch(tile);
+        if (lane_id() == 0) {
+            const CUtensorMap* const map_a = &maps.of[tile.member];
+            const CUtensorMap* const map_b = &maps.of[MEMBERS + tile.member];
+            const int w = tile.row % g.q * g.step - g.left, h = tile.row / g.q % g.p * g.step - g.above;
+            const int n = tile.row / g.q / g.p;
+            for (int r = 0; r < g.r; r++) {
+                for (int s = 0; s < g.s; s++) {
+                    const int tap = is_gradient ? g.r * g.s - 1 - (r * g.s + s) : r * g.s + s;
+                    for (int c = 0; c < g.inner; c += WGMMA_SLAB) {
+                        char* const a = slabs + at.stage * W::STAGE;
+                        char* const b = a + W::A_BYTES;
+                        u64* const full = &bars.full[at.stage];
+                        // The first time round nobody has read the stage: parity 1 of a new barrier is over.
+                        mbar_wait(&bars.empty[at.stage], at.parity ^ 1);
+                        mbar_expect_tx(full, W::STAGE);
+                        if (g.plain()) tma_load_2d(a, map_a, c, tile.row, full);
+                        else tma_load_im2col_4d(a, map_a, c, w, h, n, (u16)s, (u16)r, full);
+                        if (is_gradient) {
+                            UNROLL
+                            for (int i = 0; i < BN / 64; i++) {
+                                tma_load_2d(b + i * 64 * 128, map_b, tap * g.columns + tile.column + i * 64, c, full);
+                            }
+                        } else {
+                            tma_load_2d(b, map_b, tap * g.inner + c, tile.column, full);
+                        }
+                        at.next();
+                    }
+                }
+            }
+        }
+        sync_warp();
+    }
+}
+
+// A slab's products for one warpgroup: four steps of 16 along the inner dimension. `a` has the rows of the first half, 64
+// below it those of the second.
+//
+// Descriptors: rows of 128 bytes in atoms of eight are 1024 bytes from the next eight, in every operand. A step is 32 bytes
+// along the rows of A and of the forward's B; the gradient's B has a row for each inner element, so its step is 16 rows of
+// 128 bytes, and its columns come in boxes of 64, 8192 bytes apart. The address field counts 16 bytes.
+template <int BN, int HALVES, bool is_gradient>
+DEV void multiply_slab(float (&d)[HALVES][BN / 2], const char* a, const char* b) {
+    const u64 from_a = smem_descriptor(a, 0, 1024);
+    const u64 from_b = is_gradient ? smem_descriptor(b, 8192, 1024) : smem_descriptor(b, 0, 1024);
+    constexpr u64 STEP_A = 32 >> 4, STEP_B = (is_gradient ? 16 * 128 : 32) >> 4, HALF = 64 * 128 >> 4;
+    UNROLL
+    for (int k = 0; k < WGMMA_SLAB / 16; k++) {
+        UNROLL
+        for (int h = 0; h < HALVES; h++) {
+            wgmma_m64k16<BN, is_gradient>(d[h], from_a + h * HALF + k * STEP_A, from_b + k * STEP_B);
+        }
+    }
+}
+
+// Lane q of a quad holds columns 2 q and 2 q + 1 of four groups of eight, v[group][column]. Afterwards it has the whole group
+// q, v[column / 2][column % 2]: 16 bytes of bf16, and a byte of an activation mask.
+DEV void transpose_quad(float (&v)[4][2]) {
+    UNROLL
+    for (int by = 1; by <= 2; by *= 2) {
+        const bool high = lane_id() & by;
+        UNROLL
+        for (int g = 0; g < 4; g++) {
+            if (g & by) continue;
+            UNROLL
+            for (int e = 0; e < 2; e++) {
+                const float got = shfl_xor(high ? v[g][e] : v[g | by][e], by);
+                v[g][e] = high ? got : v[g][e];
+                v[g | by][e] = high ? v[g | by][e] : got;
+            }
+        }
+    }
+}
+
+// Hands a warpgroup's sums out eight neighbouring columns at a time, straight from the registers (shared memory belongs to
+// the next tile's slabs): `out.store(m, column, sums, of_columns, old)`. `old`, what it takes from maps, is fetched 32 columns
+// ahead: two or four rows a thread, 16 KB a block in flight. `of_columns` is not: 8 registers more would spill.
+template <int BN, int HALVES, class Out>
+DEV void hand_out_sums(const float (&d)[HALVES][BN / 2], const Product& g, int first_row, int first_column, const Out& out) {
+    constexpr int BLOCKS = BN / 32, ROWS = 2 * HALVES;
+    const int lane = lane_id(), row = first_row + (warp_id() & 3) * 16 + lane / 4, column = first_column + lane % 4 * 8;
+    auto row_of = [&](int i) { return row + i / 2 * 64 + i % 2 * 8; };
+    auto exists = [&](int b, int i) { return row_of(i) < g.rows && column + b * 32 < g.columns; };
+    typename Out::Old old[2][ROWS];
+    auto fetch = [&](int b) {
+        UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            if (exists(b, i)) old[b & 1][i] = out.old(row_of(i), column + b * 32);
+        }
+    };
+    fetch(0);
+    UNROLL
+    for (int b = 0; b < BLOCKS; b++) {
+        if (b + 1 < BLOCKS) fetch(b + 1);
+        typename Out::Columns of_columns = {};
+        if (column + b * 32 < g.columns) of_columns = out.columns(column + b * 32);
+        UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            float v[4][2];
+            UNROLL
+            for (int j = 0; j < 8; j++) v[j / 2][j % 2] = d[i / 2][(b * 4 + j / 2) * 4 + i % 2 * 2 + j % 2];
+            transpose_quad(v);
+            float sums[8];
+            UNROLL
+            for (int j = 0; j < 8; j++) sums[j] = v[j / 2][j % 2];
+            if (exists(b, i)) out.store(row_of(i), column + b * 32, sums, of_columns, old[b & 1][i]);
+        }
+    }
+}
+
+// The multiplying warpgroups. `out_of(member)` says what becomes of the sums.
+template <class W, int BM, int BN, bool turns, bool is_gradient, class OutOf>
+DEV void multiply_tiles(const Product& g, int tiles, const char* slabs, Barriers<W::STAGES>& bars, OutOf out_of) {
+    // The same in all lanes, which the compiler cannot know of threadIdx.x / 128: descriptors live in uniform registers.
+    const int group = shfl(warp_id(), 0) / 4 - 1;
+    const bool is_first_lane = lane_id() == 0;
+    const int count = g.slabs();
+    const int half = turns ? 0 : group * 64;
+    Ring<W::STAGES> at;
+    int i = 0, taken = 0;
+    for (int t = blockIdx.x; t < tiles; t += gridDim.x, i++) {
+        if (turns && (i & 1) != group) {
+            at.skip(count);
+            continue;
+        }
+        // Without a turn the second warpgroup would wait for a slab several rounds of the ring ahead, and parities tell a
+        // round only from the next. The first group's first turn is free.
+        if (turns) mbar_wait(&bars.turn[group], (taken++ & 1) ^ (group == 0));
+        float d[W::HALVES][BN / 2];
+        UNROLL
+        for (int h = 0; h < W::HALVES; h++) {
+            UNROLL
+            for (int j = 0; j < BN / 2; j++) d[h][j] = 0.0f;
+        }
+        int reading = 0;
+        for (int slab = 0; slab < count; slab++) {
+            mbar_wait(&bars.full[at.stage], at.parity);
+            UNROLL
+            for (int h = 0; h < W::HALVES; h++) wgmma_hold(d[h]);
+            wgmma_fence();
+            const char* const a = slabs + at.stage * W::STAGE;
+            multiply_slab<BN, W::HALVES, is_gradient>(d, a + half * 128, a + W::A_BYTES);
+            wgmma_commit();
+            // One slab stays under way while the next is asked for; the one before it has been read.
+            wgmma_wait<1>();
+            if (slab > 0 && is_first_lane) mbar_arrive(&bars.empty[reading]);
+            reading = at.stage;
+            at.next();
+        }
+        if (turns && is_first_lane) mbar_arrive(&bars.turn[1 - group]);
+        wgmma_wait<0>();
+        UNROLL
+        for (int h = 0; h < W::HALVES; h++) wgmma_hold(d[h]);
+        if (is_first_lane) mbar_arrive(&bars.empty[reading]);
+        const MemberTile tile = MemberTile::of<BM, BN>(t, g);
+        hand_out_sums<BN, W::HALVES>(d, g, tile.row + half, tile.column, out_of(tile.member));
+    }
+}
+
+// A block's work. `prefetch(tile)` runs in all lanes of the copying warp before a tile's copies.
+template <int BM, int BN, bool turns, bool is_gradient, class Prefetch, class OutOf>
+DEV void wgmma_convolution(const TensorMaps& maps, const Product& g, int members, char* shared, Prefetch prefetch, OutOf out_of) {
+    using W = Wgmma<BM, BN, turns>;
+    auto& bars = *reinterpret_cast<Barriers<W::STAGES>*>(shared + W::STAGES * W::STAGE);
+    if (threadIdx.x == 0) {
+        UNROLL
+        for (int i = 0; i < W::STAGES; i++) {
+            mbar_init(&bars.full[i], 1);
+            mbar_init(&bars.empty[i], W::READERS);
+        }
+        mbar_init(&bars.turn[0], 4);
+        mbar_init(&bars.turn[1], 4);
+        mbar_fence_init();
+    }
+    sync_block();
+    const int tiles = MemberTile::count<BM, BN>(g, members);
+    if (warp_id() < 4) {
+        setmaxnreg_dec<COPY_REGISTERS>();
+        if (warp_id() == 0) copy_tiles<W, BM, BN, is_gradient>(maps, g, tiles, shared, bars, prefetch);
+    } else {
+        setmaxnreg_inc<MULTIPLY_REGISTERS>();
+        multiply_tiles<W, BM, BN, turns, is_gradient>(g, tiles, shared, bars, out_of);
+    }
+}
+
+// Asks for the tile's part of a map [rows][columns] of bf16, which the epilogue reads once the slabs are multiplied: it then
+// waits for the L2, some 270 cycles, and not for memory.
+template <int BM, int BN> DEV void prefetch_map(const bf16* map, const Product& g, const MemberTile& tile) {
+    // Lines of 128 bytes, 64 columns.
+    for (int i = lane_id(); i < BM * (BN / 64); i += 32) {
+        const int m = tile.row + i / (BN / 64), column = tile.column + i % (BN / 64) * 64;
+        if (m < g.rows && column < g.columns) prefetch_l2(map + (i64)m * g.columns + column);
+    }
+}
+
+// act(sum + bias + residual) and the bits of what is above 0.
+template <class Io> struct StoreForward {
+    const Io& io;
+    const Product& g;
+    float slope;
+
+    using Columns = Pack<float, 8>;
+    using Old = Pack<bf16, 8>;
+    DEV Columns columns(int k) const {
+        Columns bias = {};
+        if (io.bias) {
+            const Pack<float, 4> low = load_pack<4>(io.bias + k), high = load_pack<4>(io.bias + k + 4);
+            UNROLL
+            for (int i = 0; i < 4; i++) bias.v[i] = low.v[i], bias.v[4 + i] = high.v[i];
+        }
+        return bias;
+    }
+    DEV Old old(int m, int k) const {
+        if (io.residual) return load_pack<8>(io.residual + (i64)m * g.columns + k);
+        return Old{};
+    }
+    DEV void store(int m, int k, float (&v)[8], const Columns& bias, const Old& residual) const {
+        const i64 at = (i64)m * g.columns + k;
+        u32 bits = 0;
+        Pack<bf16, 8> y;
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            if (io.bias) v[i] += bias.v[i];
+            if (io.residual) v[i] += to_f32(residual.v[i]);
+            bits |= (u32)(v[i] > 0.0f) << i;
+            y.v[i] = to_bf16(v[i] > 0.0f ? v[i] : v[i] * slope);
+        }
+        if (io.mask) io.mask[at / 8] = (u8)bits;
+        store_pack(io.y + at, y);
+    }
+};
+
+// (dx + sum or sum) * (gate's bit ? 1 : slope).
+template <class Io> struct StoreInputGradient {
+    const Io& io;
+    const Product& g;
+    int add;
+    float slope;
+
+    struct Columns {};
+    struct Old {
+        Pack<bf16, 8> dx;
+        u32 bits;
+    };
+    DEV Columns columns(int) const { return {}; }
+    DEV Old old(int m, int c) const {
+        const i64 at = (i64)m * g.columns + c;
+        Old old = {{}, 0xffu};
+        if (add) old.dx = load_pack<8>(io.dx + at);
+        if (io.gate) old.bits = io.gate[at / 8];
+        return old;
+    }
+    DEV void store(int m, int c, float (&v)[8], const Columns&, const Old& old) const {
+        Pack<bf16, 8> dx;
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            const float sum = add ? to_f32(old.dx.v[i]) + v[i] : v[i];
+            dx.v[i] = to_bf16(old.bits >> i & 1 ? sum : sum * slope);
+        }
+        store_pack(io.dx + (i64)m * g.columns + c, dx);
+    }
+};
+
+template <int BM, int BN, bool turns, class Io>
+DEV void wgmma_forward(const TensorMaps& maps, const Members<Io>& members, const Conv2dDims& d, float slope, char* shared) {
+    const Product g = Product::forward(d);
+    auto prefetch = [&](const MemberTile& tile) {
+        const bf16* const residual = members.of[tile.member].residual;
+        if (residual) prefetch_map<BM, BN>(residual, g, tile);
+    };
+    auto out_of = [&](int member) { return StoreForward<Io>{members.of[member], g, slope}; };
+    wgmma_convolution<BM, BN, turns, false>(maps, g, count_members(members), shared, prefetch, out_of);
+}
+
+template <int BM, int BN, bool turns, class Io>
+DEV void wgmma_input_gradient(const TensorMaps& maps, const Members<Io>& members, const Conv2dDims& d, int add, float slope,
+                              char* shared) {
+    const Product g = Product::input_gradient(d);
+    auto prefetch = [&](const MemberTile& tile) {
+        if (add) prefetch_map<BM, BN>(members.of[tile.member].dx, g, tile);
+    };
+    auto out_of = [&](int member) { return StoreInputGradient<Io>{members.of[member], g, add, slope}; };
+    wgmma_convolution<BM, BN, turns, true>(maps, g, count_members(members), shared, prefetch, out_of);
+}
