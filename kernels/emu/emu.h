@@ -98,7 +98,7 @@ template <class T> static T from_cell(u64 cell) {
 } // namespace emu
 
 #define DEV inline
-#define KERNEL(threads) inline void
+#define KERNEL(...) inline void
 // The address of a static of the function names the array: the first thread of a block that asks makes it.
 #define SHARED(T, name, n)            \
     static const char name##_key = 0; \

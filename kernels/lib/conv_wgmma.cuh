@@ -14,6 +14,8 @@
 // The copying warpgroup comes first; a wgmma's four warps must begin at a multiple of four.
 constexpr int WGMMA_THREADS = 384;
 constexpr int WGMMA_SLAB = 64;
+// Bytes of a box of the filter, 64 rows of a slab.
+constexpr int BOX = 64 * 128;
 // Blocks of 384 threads start with 65536 / 384 = 170, rounded down to 168 registers a thread. One thread copies, so its
 // warpgroup leaves 128 of them: 40 + 2 * 232 = 3 * 168. The multiplying two have 128 sums and the epilogue's operands.
 constexpr int COPY_REGISTERS = 40, MULTIPLY_REGISTERS = 232;
@@ -103,9 +105,9 @@ template <int STAGES> struct Barriers {
     u64 turn[2];       // an arrival of each warp of the other warpgroup: it has begun its last slab
 };
 
-// The copying warp. Operand B of the forward product is the filter [k, (r, s, c)] as it lies: rows of the inner dimension. The
-// gradient's is the same filter, whose rows are columns of the product: 64 output channels of the tap that lies opposite, in
-// boxes of 64 input channels.
+// The copying warp. Operand B is the filter [k, (r, s, c)] as it lies, in boxes of 64 rows and 64 channels of a tap, so that
+// one map serves tiles of any width. The forward product's columns are the filter's rows. The gradient's columns are its
+// channels, and the tap is the one that lies opposite.
 template <class W, int BM, int BN, bool is_gradient, class Prefetch>
 DEV void copy_tiles(const TensorMaps& maps, const Product& g, int tiles, char* slabs, Barriers<W::STAGES>& bars, Prefetch prefetch) {
     Ring<W::STAGES> at;
@@ -129,13 +131,11 @@ DEV void copy_tiles(const TensorMaps& maps, const Product& g, int tiles, char* s
                         mbar_expect_tx(full, W::STAGE);
                         if (g.plain()) tma_load_2d(a, map_a, c, tile.row, full);
                         else tma_load_im2col_4d(a, map_a, c, w, h, n, (u16)s, (u16)r, full);
-                        if (is_gradient) {
-                            UNROLL
-                            for (int i = 0; i < BN / 64; i++) {
-                                tma_load_2d(b + i * 64 * 128, map_b, tap * g.columns + tile.column + i * 64, c, full);
-                            }
-                        } else {
-                            tma_load_2d(b, map_b, tap * g.inner + c, tile.column, full);
+                        UNROLL
+                        for (int i = 0; i < BN / 64; i++) {
+                            const int first = tile.column + i * 64;
+                            if (is_gradient) tma_load_2d(b + i * BOX, map_b, tap * g.columns + first, c, full);
+                            else tma_load_2d(b + i * BOX, map_b, tap * g.inner + c, first, full);
                         }
                         at.next();
                     }
@@ -151,12 +151,12 @@ DEV void copy_tiles(const TensorMaps& maps, const Product& g, int tiles, char* s
 //
 // Descriptors: rows of 128 bytes in atoms of eight are 1024 bytes from the next eight, in every operand. A step is 32 bytes
 // along the rows of A and of the forward's B; the gradient's B has a row for each inner element, so its step is 16 rows of
-// 128 bytes, and its columns come in boxes of 64, 8192 bytes apart. The address field counts 16 bytes.
+// 128 bytes, and its columns come box by box. The address field counts 16 bytes.
 template <int BN, int HALVES, bool is_gradient>
 DEV void multiply_slab(float (&d)[HALVES][BN / 2], const char* a, const char* b) {
     const u64 from_a = smem_descriptor(a, 0, 1024);
-    const u64 from_b = is_gradient ? smem_descriptor(b, 8192, 1024) : smem_descriptor(b, 0, 1024);
-    constexpr u64 STEP_A = 32 >> 4, STEP_B = (is_gradient ? 16 * 128 : 32) >> 4, HALF = 64 * 128 >> 4;
+    const u64 from_b = is_gradient ? smem_descriptor(b, BOX, 1024) : smem_descriptor(b, 0, 1024);
+    constexpr u64 STEP_A = 32 >> 4, STEP_B = (is_gradient ? 16 * 128 : 32) >> 4, HALF = BOX >> 4;
     UNROLL
     for (int k = 0; k < WGMMA_SLAB / 16; k++) {
         UNROLL

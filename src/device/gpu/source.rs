@@ -45,14 +45,15 @@ pub fn kernels(source: &str) -> Result<Vec<Declared>, String> {
     Ok(found)
 }
 
-/// The launch bound and the parameters of `KERNEL(threads) name(...)`.
+/// The launch bound and the parameters of `KERNEL(threads) name(...)`; the bound may say too how many blocks an SM has.
 fn definition(code: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
     for (at, _) in code.match_indices("KERNEL(") {
         let rest = &code[at + "KERNEL(".len()..];
         let Some((bound, rest)) = rest.split_once(')') else { continue };
         let Some(rest) = rest.trim_start().strip_prefix(name) else { continue };
         let Some(rest) = rest.trim_start().strip_prefix('(') else { continue };
-        let threads = bound.trim().parse().map_err(|_| format!("KERNEL({bound}): expected a number"))?;
+        let threads = bound.split(',').next().unwrap_or_default().trim();
+        let threads = threads.parse().map_err(|_| format!("KERNEL({bound}): expected a number"))?;
         let (list, _) = rest.split_once(')').ok_or("a parameter list without its `)`")?;
         let parameters = split(list).iter().map(|p| parameter(p)).collect::<Result<_, _>>()?;
         return Ok((threads, parameters));
