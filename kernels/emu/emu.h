@@ -163,3 +163,5 @@ static inline void cp_async16(void* to, const void* from, bool valid, EMU_HERE) 
 }
 static inline void cp_async_commit() { emu::cp_async_commit(); }
 template <int n> static inline void cp_async_wait() { emu::cp_async_wait(n); }
+
+#include "emu/hopper.h"

@@ -156,6 +156,4 @@ template <int N> DEV void setmaxnreg_dec() { asm volatile("setmaxnreg.dec.sync.a
 // Asks for the line at `p`, to be in the L2 when it is read.
 DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
 
-#else
-#include "emu/hopper.h"
 #endif
