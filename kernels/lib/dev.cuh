@@ -11,6 +11,8 @@
 
 // Names the instances of a template (or a plain kernel) to compile; build.rs reads it, the compiler sees nothing.
 #define INSTANCE(...)
+// The same for kernels written in the words of lib/hopper.cuh: only sm_90a and the emulator get them.
+#define INSTANCE_90A(...)
 
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
 
