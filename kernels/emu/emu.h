@@ -98,7 +98,7 @@ template <class T> static T from_cell(u64 cell) {
 } // namespace emu
 
 #define DEV inline
-#define KERNEL(threads) inline void
+#define KERNEL(...) inline void
 // The address of a static of the function names the array: the first thread of a block that asks makes it.
 #define SHARED(T, name, n)            \
     static const char name##_key = 0; \
@@ -163,3 +163,5 @@ static inline void cp_async16(void* to, const void* from, bool valid, EMU_HERE) 
 }
 static inline void cp_async_commit() { emu::cp_async_commit(); }
 template <int n> static inline void cp_async_wait() { emu::cp_async_wait(n); }
+
+#include "emu/hopper.h"

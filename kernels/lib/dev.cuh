@@ -23,8 +23,9 @@ typedef unsigned long long u64;
 typedef long long i64;
 
 #define DEV __device__ __forceinline__
-// A kernel of at most `threads` threads a block.
-#define KERNEL(threads) __global__ void __launch_bounds__(threads)
+// KERNEL(threads): of at most that many threads a block. KERNEL(threads, blocks): with registers for so many blocks on
+// a multiprocessor; setmaxnreg needs it.
+#define KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 // A static shared array. Contents undefined at entry.
 #define SHARED(T, name, n) __shared__ T name[n]
 // The dynamic shared memory of the launch, 16-byte aligned at least. One name per kernel file.

@@ -153,6 +153,4 @@ DEV void named_barrier_arrive(int id, int threads) {
 template <int N> DEV void setmaxnreg_inc() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEV void setmaxnreg_dec() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
-#else
-#include "emu/hopper.h"
 #endif
