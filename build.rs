@@ -62,8 +62,12 @@ impl Module {
         assert!(!kernels.is_empty(), "{}: no INSTANCE(...) line, so nothing to launch", path.display());
         Module { stem: name(path).trim_end_matches(".cu").into(), text, kernels }
     }
-    fn instances(&self) -> Vec<String> {
-        self.kernels.iter().map(|k| k.instance.clone()).collect()
+    /// The kernels that a target gets, and their places.
+    fn instances(&self, target: &str) -> Vec<(usize, String)> {
+        let all = self.kernels.iter().enumerate();
+        all.filter(|(_, k)| source::runs_on(k.needs_90a, target))
+            .map(|(i, k)| (i, k.instance.clone()))
+            .collect()
     }
 }
 
@@ -98,8 +102,9 @@ fn targets() -> Vec<String> {
 struct Built {
     /// Target, and the stem of the files in OUT_DIR.
     images: Vec<(String, String)>,
+    /// Of each kernel; empty for one that no target gets.
     symbols: Vec<String>,
-    /// Of each target, each kernel: registers, spilled bytes, static shared bytes.
+    /// Of each target, each kernel: registers, spilled bytes, static shared bytes. Zeros where the target lacks it.
     figures: Vec<Vec<[u32; 3]>>,
 }
 
@@ -144,15 +149,16 @@ impl Module {
         targets: &[String],
         out: &Path,
     ) -> Built {
-        let mut built = Built::default();
+        let mut built = Built { symbols: vec![String::new(); self.kernels.len()], ..Built::default() };
         for target in targets {
+            let (places, instances): (Vec<usize>, Vec<String>) = self.instances(target).into_iter().unzip();
             let mut hash = DefaultHasher::new();
             (&self.text, headers, target, version, nvrtc::OPTIONS).hash(&mut hash);
             let stem = format!("{}.{target}.{:016x}", self.stem, hash.finish());
             let at = |extension: &str| out.join(format!("{stem}.{extension}"));
             if !at("log").exists() {
                 let c = compiler
-                    .compile(&format!("{}.cu", self.stem), &self.text, headers, &self.instances(), target)
+                    .compile(&format!("{}.cu", self.stem), &self.text, headers, &instances, target)
                     .unwrap_or_else(|e| panic!("kernels/{e}"));
                 let save = |extension: &str, bytes: &[u8]| {
                     fs::write(at(extension), bytes)
@@ -163,9 +169,13 @@ impl Module {
                 save("symbols", c.symbols.join("\n").as_bytes());
                 save("log", c.log.as_bytes()); // last: it says that the others are whole
             }
-            built.symbols = read(&at("symbols")).lines().map(str::to_string).collect();
-            let log = read(&at("log"));
-            built.figures.push(built.symbols.iter().map(|s| figures(&log, s)).collect());
+            let (log, symbols) = (read(&at("log")), read(&at("symbols")));
+            let mut found = vec![[0; 3]; self.kernels.len()];
+            for (place, symbol) in places.into_iter().zip(symbols.lines()) {
+                found[place] = figures(&log, symbol);
+                built.symbols[place] = symbol.to_string();
+            }
+            built.figures.push(found);
             built.images.push((target.clone(), stem));
         }
         built
@@ -304,10 +314,12 @@ fn table(
             let emulated = if emulated { format!("Some({})", entry(&module.stem, i)) } else { "None".into() };
             writeln!(
                 t,
-                "Kernel {{ name: {:?}, module: {m}, symbol: {symbol:?}, threads: {}, parameters: &[{}], figures: &{figures:?}, \
+                "Kernel {{ name: {:?}, module: {m}, symbol: {symbol:?}, threads: {}, needs_90a: {}, parameters: &[{}], \
+                 figures: &{figures:?}, \
                  emulated: {emulated} }},",
                 k.instance,
                 k.threads,
+                k.needs_90a,
                 parameters.join(", "),
             )
             .unwrap();

@@ -32,6 +32,7 @@ struct Barrier {
     u32 phase;          // parity of the one that is not over
     u32 maker;          // who initialised it
     bool fenced;        // mbar_fence_init
+    bool unseen;        // a load has landed, and nobody has waited for it since
     Queue waiting;
     char order[2]; // what a phase orders memory through, for TSan
 };
@@ -181,7 +182,7 @@ void mbar_init(u64* bar, u32 count, Place p) {
     b.bytes = 0;
     b.phase = 0;
     b.maker = self->id;
-    b.fenced = false;
+    b.fenced = b.unseen = false;
     b.waiting.n = 0;
 }
 
@@ -215,6 +216,7 @@ void mbar_wait(u64* bar, u32 parity, Place p) {
         running().waits_for = bar;
         wait_in(c, b.waiting, State::InMbarrier, p);
     }
+    b.unseen = false;
     san::acquire(&b.order[parity & 1]);
 }
 
@@ -337,6 +339,7 @@ static void land(Context& c, Hopper& h, u32 index) {
         san::switch_to(me);
     }
     f.used = false;
+    b.unseen = true;
     b.bytes -= f.rows * ROW;
     if (b.bytes < -(i64)MAX_BYTES) fail("TMA at %s:%d: its bytes were not announced", file_name(f.place), f.place.line);
     end_phase_if_over(c, b);
@@ -506,6 +509,7 @@ __attribute__((optimize("O3"))) static void perform(Context& c, Hopper& h, Warpg
         }
     }
     multiply(g.sums[p.sum]->values, a, b, p.n);
+    san::release(&g.order); // to whom waits next: its operands may be overwritten
 }
 
 // Does products in the order of their issue, up to the first that some thread has not issued or that belongs to
@@ -686,7 +690,14 @@ void retire_hopper(Context& c, Fiber& me) {
     for (const Sum* s : g.sums) {
         if (s && s->d[lane]) fail("exited with wgmma still in flight: no wgmma_wait for all");
     }
-    if (c.live == 0 && h.n_loads) fail("exited with TMA still in flight (%u loads)", h.n_loads);
+    if (c.live) return;
+    for (u32 i = 0; i < h.n_barriers; i++) {
+        const Barrier& b = h.barriers[i];
+        for (u32 l = 0; l < h.n_loads && !b.unseen; l++) {
+            if (h.flights[h.loads[l]].load.bar == b.at) land(c, h, l);
+        }
+        if (b.unseen) fail("exited without mbar_wait for the last TMA loads");
+    }
 }
 
 } // namespace emu

@@ -1,10 +1,12 @@
 //! Launches: a kernel, its geometry and its arguments, checked against the kernel's own parameter list.
 
 use super::source::Parameter;
-use super::{Address, Kernel};
+use super::tensor_map::TensorMap;
+use super::{Address, Gpu, Kernel};
 use crate::device::Slot;
 use crate::error::{Error, Result};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// An argument while addresses are still unknown.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +30,9 @@ pub enum Arg {
     Structure(&'static str, Vec<u8>),
     /// The address of an array of 8-byte cells; a value shorter than a cell fills its low end.
     Table(Vec<Arg>),
+    /// `MAPS_PARAM`: up to 8 maps of the first operand (`maps.of[member]`), then as many of the second
+    /// (`maps.of[8 + member]`).
+    TensorMaps(Vec<TensorMap>),
 }
 
 macro_rules! from {
@@ -72,10 +77,16 @@ impl Arg {
             (Arg::F32(_), p) => *p == Parameter::F32,
             (Arg::F64(_), p) => *p == Parameter::F64,
             (Arg::Structure(name, _), Parameter::Structure(expected)) => name == expected,
-            (Arg::Structure(..), _) => false,
+            (Arg::TensorMaps(maps), Parameter::TensorMaps) => {
+                (2..=2 * MEMBERS).contains(&maps.len()) && maps.len() % 2 == 0
+            }
+            (Arg::Structure(..) | Arg::TensorMaps(_), _) => false,
         }
     }
 }
+
+/// Tensor maps of either operand that a launch takes: `TensorMaps` of kernels/lib/hopper.cuh.
+const MEMBERS: usize = 8;
 
 /// Threads of a block, where nothing speaks for another number: eight warps hide a load's latency, and four such blocks
 /// fit a multiprocessor even at 64 registers a thread.
@@ -101,6 +112,22 @@ pub fn shared_limit() -> u32 {
 /// Plans compiled from here on keep to a device's shared memory; it is opened before they are.
 pub(super) fn keep_to_shared(bytes: u32) {
     SHARED_LIMIT.store(bytes, Relaxed);
+}
+
+/// Whether kernels of an `INSTANCE_90A` line run on this process's device, until a device says that they do not.
+static WGMMA: AtomicBool = AtomicBool::new(true);
+
+/// Whether kernels of an `INSTANCE_90A` line may be planned: those that feed wgmma through TMA. True on compute capability
+/// 9.0, on the emulator, and where there is no device; `DFKA_TENSOR_CORES=mma` turns them off everywhere.
+pub fn has_wgmma() -> bool {
+    static MMA_ONLY: OnceLock<bool> = OnceLock::new();
+    WGMMA.load(Relaxed)
+        && !MMA_ONLY.get_or_init(|| std::env::var("DFKA_TENSOR_CORES").is_ok_and(|v| v == "mma"))
+}
+
+/// Plans compiled from here on keep to what a device has.
+pub(super) fn keep_to_wgmma(has: bool) {
+    WGMMA.store(has, Relaxed);
 }
 
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
@@ -144,8 +171,9 @@ impl Launch {
     pub fn operands(&self) -> Vec<(Slot, usize)> {
         let mut found: Vec<(&Arg, Slot, usize)> = Vec::new();
         let cells = self.args.iter().flat_map(|a| match a {
-            Arg::Table(cells) => cells.as_slice(),
-            other => std::slice::from_ref(other),
+            Arg::Table(cells) => cells.iter().collect(),
+            Arg::TensorMaps(maps) => maps.iter().map(|m| &m.tensor).collect(),
+            other => vec![other],
         });
         for arg in cells {
             let (slot, bytes) = match arg {
@@ -161,14 +189,22 @@ impl Launch {
     }
 }
 
+/// Cells of arguments, aligned as tensor maps must be.
+#[repr(C, align(128))]
+struct Line([u64; LINE]);
+
+/// Cells of a line, and of a tensor map.
+const LINE: usize = 16;
+
 /// A launch with its addresses: what a machine takes.
 pub struct Prepared {
     pub kernel: &'static Kernel,
     pub grid: [u32; 3],
     pub block: u32,
     pub shared: u32,
-    /// The arguments' bytes, each from a cell of its own on.
-    cells: Vec<u64>,
+    /// The arguments' bytes, each from a cell of its own on; tensor maps begin a line.
+    lines: Vec<Line>,
+    /// In cells.
     starts: Vec<usize>,
     /// What the launch is for, in an error's words.
     pub label: String,
@@ -179,6 +215,7 @@ impl Prepared {
     pub fn new(
         launch: &Launch,
         label: String,
+        gpu: &Gpu,
         address: &mut impl FnMut(&Arg) -> Result<Address>,
     ) -> Result<Self> {
         let (mut cells, mut starts) = (Vec::new(), Vec::new());
@@ -190,15 +227,34 @@ impl Prepared {
                     cell[..c.len()].copy_from_slice(c);
                     u64::from_le_bytes(cell)
                 })),
+                Arg::TensorMaps(maps) => {
+                    let start = cells.len().next_multiple_of(LINE);
+                    *starts.last_mut().expect("pushed above") = start;
+                    cells.resize(start + 2 * MEMBERS * LINE, 0);
+                    let members = maps.len() / 2;
+                    for (i, map) in maps.iter().enumerate() {
+                        let at = start + (i / members * MEMBERS + i % members) * LINE;
+                        let encoded = gpu.encode(map, address(&map.tensor)?);
+                        let named = |e: Error| Error::Run(format!("{label}: tensor map {i}: {e}"));
+                        cells[at..at + LINE].copy_from_slice(&encoded.map_err(named)?);
+                    }
+                }
                 _ => cells.push(cell(arg, address)?),
             }
         }
+        let line = |part: &[u64]| {
+            let mut line = Line([0; LINE]);
+            line.0[..part.len()].copy_from_slice(part);
+            line
+        };
+        let lines = cells.chunks(LINE).map(line).collect();
         let Launch { kernel, grid, block, shared, .. } = *launch;
-        Ok(Prepared { kernel, grid, block, shared, cells, starts, label })
+        Ok(Prepared { kernel, grid, block, shared, lines, starts, label })
     }
     /// One pointer an argument, as drivers want them.
     pub fn pointers(&self) -> Vec<*mut std::ffi::c_void> {
-        self.starts.iter().map(|s| std::ptr::from_ref(&self.cells[*s]).cast_mut().cast()).collect()
+        let cells = self.lines.as_ptr().cast::<u64>().cast_mut();
+        self.starts.iter().map(|s| cells.wrapping_add(*s).cast()).collect()
     }
     /// The launch in words: op, kernel and geometry.
     pub fn in_words(&self) -> String {
@@ -221,5 +277,6 @@ pub fn cell(arg: &Arg, address: &mut impl FnMut(&Arg) -> Result<Address>) -> Res
         Arg::F64(v) => v.to_bits(),
         Arg::Slot(_) | Arg::Shadow(_) | Arg::Step | Arg::Ring | Arg::Table(_) => address(arg)?,
         Arg::Structure(name, _) => return Err(Error::Run(format!("a table cannot hold a {name}"))),
+        Arg::TensorMaps(_) => return Err(Error::Run("a table cannot hold tensor maps".into())),
     })
 }

@@ -134,14 +134,21 @@ impl Machine {
             Arg::Shadow(_) => Ok(shadow.address),
             _ => Ok(mirror.block.address),
         };
-        self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &mut address)?)
+        self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &self.gpu, &mut address)?)
     }
 
     /// Makes the bf16 copies that kernels read; optimisers, whose tables name theirs, refresh those that there are.
     fn add_shadows(&mut self, launches: &[Launch]) -> Result<()> {
         for arg in launches.iter().flat_map(|l| &l.args) {
-            if let Arg::Shadow(slot) = arg {
-                self.add_shadow(*slot)?;
+            match arg {
+                Arg::Shadow(slot) => self.add_shadow(*slot)?,
+                Arg::TensorMaps(maps) => {
+                    for map in maps {
+                        let Arg::Shadow(slot) = map.tensor else { continue };
+                        self.add_shadow(slot)?;
+                    }
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -187,7 +194,7 @@ impl Machine {
         let prepared = launches
             .iter()
             .enumerate()
-            .map(|(i, l)| Prepared::new(l, label(i), &mut |a| self.resolve(a, &mut offsets)))
+            .map(|(i, l)| Prepared::new(l, label(i), &self.gpu, &mut |a| self.resolve(a, &mut offsets)))
             .collect::<Result<_>>()?;
         Ok(Ready { launches: prepared, _tables: tables, graph: None, epoch: self.epoch, runs: 0 })
     }
@@ -256,7 +263,7 @@ impl Machine {
         let args = vec![Arg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
         let blocks = blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
         let fill = Launch::new("fill", [blocks, 1, 1], THREADS, 0, args)?;
-        let fill = Prepared::new(&fill, "cache flush".into(), &mut |_| Ok(flush.address))?;
+        let fill = Prepared::new(&fill, "cache flush".into(), &self.gpu, &mut |_| Ok(flush.address))?;
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
         let one = |launch: &Prepared| {
             if elements > 0 {
