@@ -1,5 +1,5 @@
 // A convolution's forward product and its input gradient at stride 1 on compute capability 9.0, for bf16 with whole slabs
-// of 64 channels on both sides. Three warpgroups a block: one copies (TMA), two multiply (wgmma) and write what they
+// of 64 channels on both sides. One warpgroup of a block copies (TMA), two or three multiply (wgmma) and write what they
 // multiplied. Blocks stay: each takes tile after tile, so that the next tile's slabs come in while this one is written.
 //
 // A slab is 64 elements of the inner dimension: 128 bytes of bf16, the widest row that TMA swizzles and wgmma reads free
@@ -12,32 +12,38 @@
 #include "lib/packs.cuh"
 
 // The copying warpgroup comes first; a wgmma's four warps must begin at a multiple of four.
-constexpr int WGMMA_THREADS = 384;
 constexpr int WGMMA_SLAB = 64;
 // Bytes of a box of the filter, 64 rows of a slab.
 constexpr int BOX = 64 * 128;
-// Blocks of 384 threads start with 65536 / 384 = 170, rounded down to 168 registers a thread. One thread copies, so its
-// warpgroup leaves 128 of them: 40 + 2 * 232 = 3 * 168. The multiplying two have 128 sums and the epilogue's operands.
-constexpr int COPY_REGISTERS = 40, MULTIPLY_REGISTERS = 232;
 
-// How a block works.
+// How a block works. `turns`: two warpgroups multiply, a whole tile of 128 rows each, in turns: one writes while the other
+// multiplies. Else they work abreast on one tile, 64 rows each: three of them on 192.
 //
-// `turns` false: both warpgroups multiply each tile, 64 rows each: 128 x 256 sums are 128 registers a thread. A slab's 1024
-// cycles of multiplying read 80 KB of shared memory and take in 48: 1024 cycles at 128 bytes a cycle, just enough.
-// `turns` true: the warpgroups take turns, a whole tile each: one writes while the other multiplies. 128 x 128 sums are
-// again 128 registers; a slab's 512 cycles of multiplying read 48 KB and take in 32: 640 cycles, a bound of 80%.
+// A slab of 192 x 256 keeps the tensor cores busy for 1536 cycles (2048 multiply-adds a cycle), brings 56 KB and has 144 KB read
+// by wgmma: 37 bytes a cycle from the L2, 133 of shared memory's 128. 128 x 128 in turns: 512 cycles, 32 KB and 48 KB, so 64
+// and 160; it wins where few slabs make a tile, for abreast nothing multiplies while a tile is written.
 template <int BM, int BN, bool turns> struct Wgmma {
-    static_assert(BM == 128 && (BN == 64 || BN == 128 || BN == 256), "rows are two wgmma's, columns one's");
-    static_assert(!turns || BN <= 128, "a warpgroup's registers hold 128 x 128 sums");
-    // As many slabs as fit 192 KB: at 700 ns from memory, an SM's share of 4.3 TB/s needs 23 KB in flight, from L2 more.
-    static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES;
-    static constexpr int STAGES = (192 << 10) / STAGE;
-    // Rows of a warpgroup's tile in wgmmas of 64.
-    static constexpr int HALVES = turns ? 2 : 1;
+    static constexpr int GROUPS = turns ? 2 : BM / 64;
+    // Columns of one wgmma, and how many wgmmas make a warpgroup's sums: two below each other, or side by side. Not one of 256:
+    // with 128 registers at entry ptxas refuses it (C7602).
+    static constexpr int N = BN > 128 ? 128 : BN, PARTS = turns ? 2 : BN / N;
+    static_assert(BM % 64 == 0 && BN % N == 0 && PARTS * N <= 256, "a thread has registers for 128 sums");
+    static_assert(!turns || (BM == 128 && BN <= 128), "in turns, a warpgroup has all rows of a tile");
+    // Registers of a thread: 65536 over 384 threads are 168 rounded down to eights, over 512 they are 128. One thread copies,
+    // so its warpgroup leaves most of them: 40 + 2 * 232 = 3 * 168, 32 + 3 * 160 = 4 * 128.
+    static constexpr int COPY_REGISTERS = GROUPS == 3 ? 32 : 40, MULTIPLY_REGISTERS = GROUPS == 3 ? 160 : 232;
+    // Whether the epilogue has registers to fetch 32 columns ahead.
+    static constexpr bool IS_AHEAD = GROUPS < 3;
+    // As many stages as fit: 4 of 56 KB, 7 of 32 KB, 9 of 24 KB.
+    static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES, STAGES = (224 << 10) / STAGE;
     // Warps that read each slab.
-    static constexpr int READERS = turns ? 4 : 8;
+    static constexpr int READERS = turns ? 4 : 4 * GROUPS;
     // Barriers follow the slabs: full and empty for each stage, and the two turns.
     static constexpr int SHARED_BYTES = STAGES * STAGE + (2 * STAGES + 2) * 8;
+    // Of 32 columns, the unit of the epilogue.
+    static constexpr int BLOCKS = BN / 32;
+    // From one warpgroup's rows to the next's, and from one part to the next.
+    static constexpr int GROUP_ROWS = turns ? 0 : 64, PART_ROWS = turns ? 64 : 0, PART_COLUMNS = turns ? 0 : N;
 };
 
 // What is multiplied. Row m of the product is pixel (n, p, q) of its output; tap (r, s) of that pixel's window reads pixel
@@ -122,7 +128,8 @@ DEV void copy_tiles(const TensorMaps& maps, const Product& g, int tiles, char* s
             for (int r = 0; r < g.r; r++) {
                 for (int s = 0; s < g.s; s++) {
                     const int tap = is_gradient ? g.r * g.s - 1 - (r * g.s + s) : r * g.s + s;
-                    for (int c = 0; c < g.inner; c += WGMMA_SLAB) {
+                    // Unrolled four times, it would spill 32 registers.
+                    _Pragma("unroll 1") for (int c = 0; c < g.inner; c += WGMMA_SLAB) {
                         char* const a = slabs + at.stage * W::STAGE;
                         char* const b = a + W::A_BYTES;
                         u64* const full = &bars.full[at.stage];
@@ -146,22 +153,21 @@ DEV void copy_tiles(const TensorMaps& maps, const Product& g, int tiles, char* s
     }
 }
 
-// A slab's products for one warpgroup: four steps of 16 along the inner dimension. `a` has the rows of the first half, 64
-// below it those of the second.
+// A slab's products for one warpgroup: four steps of 16 along the inner dimension. `a` has the warpgroup's rows.
 //
 // Descriptors: rows of 128 bytes in atoms of eight are 1024 bytes from the next eight, in every operand. A step is 32 bytes
 // along the rows of A and of the forward's B; the gradient's B has a row for each inner element, so its step is 16 rows of
 // 128 bytes, and its columns come box by box. The address field counts 16 bytes.
-template <int BN, int HALVES, bool is_gradient>
-DEV void multiply_slab(float (&d)[HALVES][BN / 2], const char* a, const char* b) {
+template <class W, bool is_gradient> DEV void multiply_slab(float (&d)[W::PARTS][W::N / 2], const char* a, const char* b) {
     const u64 from_a = smem_descriptor(a, 0, 1024);
     const u64 from_b = is_gradient ? smem_descriptor(b, BOX, 1024) : smem_descriptor(b, 0, 1024);
-    constexpr u64 STEP_A = 32 >> 4, STEP_B = (is_gradient ? 16 * 128 : 32) >> 4, HALF = BOX >> 4;
+    constexpr u64 STEP_A = 32 >> 4, STEP_B = (is_gradient ? 16 * 128 : 32) >> 4;
     UNROLL
     for (int k = 0; k < WGMMA_SLAB / 16; k++) {
         UNROLL
-        for (int h = 0; h < HALVES; h++) {
-            wgmma_m64k16<BN, is_gradient>(d[h], from_a + h * HALF + k * STEP_A, from_b + k * STEP_B);
+        for (int i = 0; i < W::PARTS; i++) {
+            const u64 part_a = i * W::PART_ROWS * 128 >> 4, part_b = i * W::PART_COLUMNS * 128 >> 4;
+            wgmma_m64k16<W::N, is_gradient>(d[i], from_a + part_a + k * STEP_A, from_b + part_b + k * STEP_B);
         }
     }
 }
@@ -186,40 +192,66 @@ DEV void transpose_quad(float (&v)[4][2]) {
 }
 
 // Hands a warpgroup's sums out eight neighbouring columns at a time, straight from the registers (shared memory belongs to
-// the next tile's slabs): `out.store(m, column, sums, of_columns, old)`. `old`, what it takes from maps, is fetched 32 columns
-// ahead: two or four rows a thread, 16 KB a block in flight. `of_columns` is not: 8 registers more would spill.
-template <int BN, int HALVES, class Out>
-DEV void hand_out_sums(const float (&d)[HALVES][BN / 2], const Product& g, int first_row, int first_column, const Out& out) {
-    constexpr int BLOCKS = BN / 32, ROWS = 2 * HALVES;
+// the next tile's slabs): `out.store(at, sums, old)`, `at` an element of the map. `old`, what it takes from maps, is fetched 32 columns
+// ahead.
+template <class W, class Out>
+DEV void hand_out_sums(const float (&d)[W::PARTS][W::N / 2], const Product& g, int first_row, int first_column, const Out& out) {
+    // Rows of a thread, eight or 64 apart; blocks of 32 columns; how many of them one part has.
+    constexpr int ROWS = W::PART_ROWS ? 4 : 2, BLOCKS = W::BLOCKS, PART = W::N / 32;
     const int lane = lane_id(), row = first_row + (warp_id() & 3) * 16 + lane / 4, column = first_column + lane % 4 * 8;
     auto row_of = [&](int i) { return row + i / 2 * 64 + i % 2 * 8; };
-    auto exists = [&](int b, int i) { return row_of(i) < g.rows && column + b * 32 < g.columns; };
+    auto at_of = [&](int i) { return (u32)row_of(i) * g.columns + column; };
     typename Out::Old old[2][ROWS];
-    auto fetch = [&](int b) {
-        UNROLL
-        for (int i = 0; i < ROWS; i++) {
-            if (exists(b, i)) old[b & 1][i] = out.old(row_of(i), column + b * 32);
-        }
+    auto fetch = [&](int b, int i) {
+        if (row_of(i) < g.rows) old[b & 1][i] = out.old(at_of(i) + b * 32);
     };
-    fetch(0);
+    auto fetch_rows = [&](int b) {
+        UNROLL
+        for (int i = 0; i < ROWS; i++) fetch(b, i);
+    };
+    if (W::IS_AHEAD) fetch_rows(0);
     UNROLL
     for (int b = 0; b < BLOCKS; b++) {
-        if (b + 1 < BLOCKS) fetch(b + 1);
-        typename Out::Columns of_columns = {};
-        if (column + b * 32 < g.columns) of_columns = out.columns(column + b * 32);
+        // Columns come in 64, so all lanes agree.
+        if (first_column + b * 32 >= g.columns) break;
+        if (W::IS_AHEAD && b + 1 < BLOCKS && first_column + (b + 1) * 32 < g.columns) fetch_rows(b + 1);
         UNROLL
         for (int i = 0; i < ROWS; i++) {
+            Pack<float, 2> bias[4] = {};
+            if constexpr (Out::HAS_BIAS) {
+                UNROLL
+                for (int j = 0; j < 4; j++) bias[j] = out.bias(first_column + b * 32 + j * 8 + lane % 4 * 2);
+            }
+            const float* const sums_of = d[ROWS == 4 ? i / 2 : b / PART] + b % PART * 16 + i % 2 * 2;
             float v[4][2];
             UNROLL
-            for (int j = 0; j < 8; j++) v[j / 2][j % 2] = d[i / 2][(b * 4 + j / 2) * 4 + i % 2 * 2 + j % 2];
+            for (int j = 0; j < 4; j++) {
+                UNROLL
+                for (int e = 0; e < 2; e++) v[j][e] = Out::HAS_BIAS ? sums_of[j * 4 + e] + bias[j].v[e] : sums_of[j * 4 + e];
+            }
             transpose_quad(v);
+            if (!W::IS_AHEAD) fetch(b, i);
             float sums[8];
             UNROLL
             for (int j = 0; j < 8; j++) sums[j] = v[j / 2][j % 2];
-            if (exists(b, i)) out.store(row_of(i), column + b * 32, sums, of_columns, old[b & 1][i]);
+            if (row_of(i) < g.rows) out.store(at_of(i) + b * 32, sums, old[b & 1][i]);
         }
     }
 }
+
+// Eight bf16 as they lie in memory: four registers, where eight bf16 would take eight. Maps have fewer than 2^31 elements
+// (launch.rs): a byte's 32-bit offset and an address all lanes share take one register, where a pointer takes two.
+using Eight = Pack<u32, 4>;
+DEV Eight load_bf16x8(const bf16* map, u32 at) {
+    return load_pack<4>(reinterpret_cast<const u32*>(reinterpret_cast<const char*>(map) + at * 2));
+}
+DEV void store_bf16x8(bf16* map, u32 at, const float (&v)[8]) {
+    Eight to;
+    UNROLL
+    for (int i = 0; i < 4; i++) to.v[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
+    store_pack(reinterpret_cast<u32*>(reinterpret_cast<char*>(map) + at * 2), to);
+}
+DEV float element(const Eight& of, int i) { return bits_to_float(i % 2 ? of.v[i / 2] & 0xffff0000u : of.v[i / 2] << 16); }
 
 // The multiplying warpgroups. `out_of(member)` says what becomes of the sums.
 template <class W, int BM, int BN, bool turns, bool is_gradient, class OutOf>
@@ -228,7 +260,7 @@ DEV void multiply_tiles(const Product& g, int tiles, const char* slabs, Barriers
     const int group = shfl(warp_id(), 0) / 4 - 1;
     const bool is_first_lane = lane_id() == 0;
     const int count = g.slabs();
-    const int half = turns ? 0 : group * 64;
+    const int first_row = group * W::GROUP_ROWS;
     Ring<W::STAGES> at;
     int i = 0, taken = 0;
     for (int t = blockIdx.x; t < tiles; t += gridDim.x, i++) {
@@ -236,23 +268,27 @@ DEV void multiply_tiles(const Product& g, int tiles, const char* slabs, Barriers
             at.skip(count);
             continue;
         }
+        // Through a shuffle, which the compiler cannot put off: the divisions' registers are free now, not behind the products.
+        MemberTile tile = MemberTile::of<BM, BN>(t, g);
+        tile = {shfl(tile.member, 0), shfl(tile.row, 0), shfl(tile.column, 0)};
+        const auto out = out_of(tile.member);
+        float d[W::PARTS][W::N / 2];
+        UNROLL
+        for (int i = 0; i < W::PARTS; i++) {
+            UNROLL
+            for (int j = 0; j < W::N / 2; j++) d[i][j] = 0.0f;
+        }
         // Without a turn the second warpgroup would wait for a slab several rounds of the ring ahead, and parities tell a
         // round only from the next. The first group's first turn is free.
         if (turns) mbar_wait(&bars.turn[group], (taken++ & 1) ^ (group == 0));
-        float d[W::HALVES][BN / 2];
-        UNROLL
-        for (int h = 0; h < W::HALVES; h++) {
-            UNROLL
-            for (int j = 0; j < BN / 2; j++) d[h][j] = 0.0f;
-        }
         int reading = 0;
         for (int slab = 0; slab < count; slab++) {
             mbar_wait(&bars.full[at.stage], at.parity);
             UNROLL
-            for (int h = 0; h < W::HALVES; h++) wgmma_hold(d[h]);
+            for (int i = 0; i < W::PARTS; i++) wgmma_hold(d[i]);
             wgmma_fence();
             const char* const a = slabs + at.stage * W::STAGE;
-            multiply_slab<BN, W::HALVES, is_gradient>(d, a + half * 128, a + W::A_BYTES);
+            multiply_slab<W, is_gradient>(d, a + first_row * 128, a + W::A_BYTES);
             wgmma_commit();
             // One slab stays under way while the next is asked for; the one before it has been read.
             wgmma_wait<1>();
@@ -263,10 +299,9 @@ DEV void multiply_tiles(const Product& g, int tiles, const char* slabs, Barriers
         if (turns && is_first_lane) mbar_arrive(&bars.turn[1 - group]);
         wgmma_wait<0>();
         UNROLL
-        for (int h = 0; h < W::HALVES; h++) wgmma_hold(d[h]);
+        for (int i = 0; i < W::PARTS; i++) wgmma_hold(d[i]);
         if (is_first_lane) mbar_arrive(&bars.empty[reading]);
-        const MemberTile tile = MemberTile::of<BM, BN>(t, g);
-        hand_out_sums<BN, W::HALVES>(d, g, tile.row + half, tile.column, out_of(tile.member));
+        hand_out_sums<W>(d, g, tile.row + first_row, tile.column, out);
     }
 }
 
@@ -288,10 +323,10 @@ DEV void wgmma_convolution(const TensorMaps& maps, const Product& g, int members
     sync_block();
     const int tiles = MemberTile::count<BM, BN>(g, members);
     if (warp_id() < 4) {
-        setmaxnreg_dec<COPY_REGISTERS>();
+        setmaxnreg_dec<W::COPY_REGISTERS>();
         if (warp_id() == 0) copy_tiles<W, BM, BN, is_gradient>(maps, g, tiles, shared, bars, prefetch);
     } else {
-        setmaxnreg_inc<MULTIPLY_REGISTERS>();
+        setmaxnreg_inc<W::MULTIPLY_REGISTERS>();
         multiply_tiles<W, BM, BN, turns, is_gradient>(g, tiles, shared, bars, out_of);
     }
 }
@@ -309,68 +344,44 @@ template <int BM, int BN> DEV void prefetch_map(const bf16* map, const Product& 
 // act(sum + bias + residual) and the bits of what is above 0.
 template <class Io> struct StoreForward {
     const Io& io;
-    const Product& g;
     float slope;
 
-    using Columns = Pack<float, 8>;
-    using Old = Pack<bf16, 8>;
-    DEV Columns columns(int k) const {
-        Columns bias = {};
-        if (io.bias) {
-            const Pack<float, 4> low = load_pack<4>(io.bias + k), high = load_pack<4>(io.bias + k + 4);
-            UNROLL
-            for (int i = 0; i < 4; i++) bias.v[i] = low.v[i], bias.v[4 + i] = high.v[i];
-        }
-        return bias;
-    }
-    DEV Old old(int m, int k) const {
-        if (io.residual) return load_pack<8>(io.residual + (i64)m * g.columns + k);
-        return Old{};
-    }
-    DEV void store(int m, int k, float (&v)[8], const Columns& bias, const Old& residual) const {
-        const i64 at = (i64)m * g.columns + k;
+    static constexpr bool HAS_BIAS = true;
+    using Old = Eight;
+    DEV Pack<float, 2> bias(int k) const { return io.bias ? load_pack<2>(io.bias + k) : Pack<float, 2>{}; }
+    DEV Old old(u32 at) const { return io.residual ? load_bf16x8(io.residual, at) : Eight{}; }
+    DEV void store(u32 at, float (&v)[8], const Old& residual) const {
         u32 bits = 0;
-        Pack<bf16, 8> y;
         UNROLL
         for (int i = 0; i < 8; i++) {
-            if (io.bias) v[i] += bias.v[i];
-            if (io.residual) v[i] += to_f32(residual.v[i]);
+            v[i] += element(residual, i);
             bits |= (u32)(v[i] > 0.0f) << i;
-            y.v[i] = to_bf16(v[i] > 0.0f ? v[i] : v[i] * slope);
+            v[i] = v[i] > 0.0f ? v[i] : v[i] * slope;
         }
         if (io.mask) io.mask[at / 8] = (u8)bits;
-        store_pack(io.y + at, y);
+        store_bf16x8(io.y, at, v);
     }
 };
 
 // (dx + sum or sum) * (gate's bit ? 1 : slope).
 template <class Io> struct StoreInputGradient {
     const Io& io;
-    const Product& g;
     int add;
     float slope;
 
-    struct Columns {};
+    static constexpr bool HAS_BIAS = false;
     struct Old {
-        Pack<bf16, 8> dx;
+        Eight dx;
         u32 bits;
     };
-    DEV Columns columns(int) const { return {}; }
-    DEV Old old(int m, int c) const {
-        const i64 at = (i64)m * g.columns + c;
-        Old old = {{}, 0xffu};
-        if (add) old.dx = load_pack<8>(io.dx + at);
-        if (io.gate) old.bits = io.gate[at / 8];
-        return old;
-    }
-    DEV void store(int m, int c, float (&v)[8], const Columns&, const Old& old) const {
-        Pack<bf16, 8> dx;
+    DEV Old old(u32 at) const { return {add ? load_bf16x8(io.dx, at) : Eight{}, io.gate ? io.gate[at / 8] : 0xffu}; }
+    DEV void store(u32 at, float (&v)[8], const Old& old) const {
         UNROLL
         for (int i = 0; i < 8; i++) {
-            const float sum = add ? to_f32(old.dx.v[i]) + v[i] : v[i];
-            dx.v[i] = to_bf16(old.bits >> i & 1 ? sum : sum * slope);
+            v[i] += element(old.dx, i);
+            v[i] = old.bits >> i & 1 ? v[i] : v[i] * slope;
         }
-        store_pack(io.dx + (i64)m * g.columns + c, dx);
+        store_bf16x8(io.dx, at, v);
     }
 };
 
@@ -381,7 +392,7 @@ DEV void wgmma_forward(const TensorMaps& maps, const Members<Io>& members, const
         const bf16* const residual = members.of[tile.member].residual;
         if (residual) prefetch_map<BM, BN>(residual, g, tile);
     };
-    auto out_of = [&](int member) { return StoreForward<Io>{members.of[member], g, slope}; };
+    auto out_of = [&](int member) { return StoreForward<Io>{members.of[member], slope}; };
     wgmma_convolution<BM, BN, turns, false>(maps, g, count_members(members), shared, prefetch, out_of);
 }
 
@@ -392,6 +403,6 @@ DEV void wgmma_input_gradient(const TensorMaps& maps, const Members<Io>& members
     auto prefetch = [&](const MemberTile& tile) {
         if (add) prefetch_map<BM, BN>(members.of[tile.member].dx, g, tile);
     };
-    auto out_of = [&](int member) { return StoreInputGradient<Io>{members.of[member], g, add, slope}; };
+    auto out_of = [&](int member) { return StoreInputGradient<Io>{members.of[member], add, slope}; };
     wgmma_convolution<BM, BN, turns, true>(maps, g, count_members(members), shared, prefetch, out_of);
 }

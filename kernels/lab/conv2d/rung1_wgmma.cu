@@ -12,7 +12,8 @@ struct Conv2dForward {
     const bf16* residual; // as y, or null
 };
 
-constexpr int RUNG1_STAGES = 3, RUNG1_STAGE = 256 * 128;
+using Rung1 = Wgmma<128, 128, false>;
+constexpr int RUNG1_STAGES = 3, RUNG1_STAGE = Rung1::STAGE;
 
 KERNEL(256, 2)
 conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward> members, Conv2dDims d, float slope) {
@@ -42,13 +43,13 @@ conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward> members, Conv2dDims d, floa
     sync_block();
     for (int slab = 0; slab < RUNG1_STAGES - 1; slab++) copy(slab);
     const int group = shfl(warp_id(), 0) / 4;
-    float sum[1][64] = {};
+    float sum[Rung1::PARTS][Rung1::N / 2] = {};
     for (int slab = 0; slab < slabs; slab++) {
         mbar_wait(&full[slab % RUNG1_STAGES], slab / RUNG1_STAGES & 1);
         wgmma_hold(sum[0]);
         wgmma_fence();
         const char* const from = shared + slab % RUNG1_STAGES * RUNG1_STAGE;
-        multiply_slab<128, 1, false>(sum, from + group * 64 * 128, from + 128 * 128);
+        multiply_slab<Rung1, false>(sum, from + group * 64 * 128, from + 128 * 128);
         wgmma_commit();
         wgmma_wait<0>();
         // Everyone has read the slab; the next copies replace the one before it, that they have read too.
@@ -56,7 +57,7 @@ conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward> members, Conv2dDims d, floa
         copy(slab + RUNG1_STAGES - 1);
     }
     wgmma_hold(sum[0]);
-    hand_out_sums<128, 1>(sum, g, tile.row + group * 64, tile.column, StoreForward<Conv2dForward>{members.of[tile.member], g, slope});
+    hand_out_sums<Rung1>(sum, g, tile.row + group * 64, tile.column, StoreForward<Conv2dForward>{members.of[tile.member], slope});
 }
 
 INSTANCE_90A(conv2d_rung1)

@@ -1,5 +1,5 @@
-// Rung 3, and rung 4, which launches a block an SM instead of a block a tile: tiles of 128 x 256, four slabs of 48 KB. Rows are
-// read half as often, by TMA and by wgmma; the 128 sums a thread need setmaxnreg.
+// Rung 3: tiles of 128 x 256, four slabs of 48 KB. Rows are read half as often, by TMA and by wgmma; the 128 sums a thread need
+// setmaxnreg. A block a tile.
 #include "lib/conv_wgmma.cuh"
 
 struct Conv2dForward {
@@ -15,7 +15,7 @@ KERNEL(384, 1)
 conv2d_rung3(MAPS_PARAM maps, Members<Conv2dForward> members, Conv2dDims d, float slope) {
     DYN_SHARED(char, shared);
     const Product g = Product::forward(d);
-    auto out_of = [&](int member) { return StoreForward<Conv2dForward>{members.of[member], g, slope}; };
+    auto out_of = [&](int member) { return StoreForward<Conv2dForward>{members.of[member], slope}; };
     wgmma_convolution<128, 256, false, false>(maps, g, count_members(members), shared, [](const MemberTile&) {}, out_of);
 }
 
