@@ -49,9 +49,9 @@ impl<R: Real> Plan<R> {
             (0..repeats).map(|_| machine.time(ready, step, &flush)).collect::<Result<_>>()?;
         program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
         let timing = |(i, (launch, label)): (usize, (&crate::device::gpu::launch::Launch, &String))| {
-            let owner = program.owners[i].map(|o| &self.instructions[o]);
+            let owner = program.owners[i].first().map(|o| &self.instructions[*o]);
             let mut twice: Vec<Slot> = Vec::new();
-            if let Some(o) = owner {
+            for o in program.owners[i].iter().map(|o| &self.instructions[*o]) {
                 let added = o.operands.input_grads.iter().flatten().filter(|(_, w)| *w == Write::Add);
                 twice.extend(added.map(|(slot, _)| *slot));
                 if o.phase != Phase::Backward {

@@ -140,15 +140,12 @@ impl Machine {
     /// Makes the bf16 copies that kernels read; optimisers, whose tables name theirs, refresh those that there are.
     fn add_shadows(&mut self, launches: &[Launch]) -> Result<()> {
         for arg in launches.iter().flat_map(|l| &l.args) {
-            match arg {
-                Arg::Shadow(slot) => self.add_shadow(*slot)?,
-                Arg::TensorMaps(maps) => {
-                    for map in maps {
-                        let Arg::Shadow(slot) = map.tensor else { continue };
-                        self.add_shadow(slot)?;
-                    }
+            let members = if let Arg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
+            let maps = if let Arg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
+            for arg in members.iter().flatten().chain(maps.iter().map(|m| &m.tensor)).chain([arg]) {
+                if let Arg::Shadow(slot) = arg {
+                    self.add_shadow(*slot)?;
                 }
-                _ => {}
             }
         }
         Ok(())
