@@ -9,7 +9,7 @@ use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Tape};
 use dfka_engine::device::gpu::nvrtc::Nvrtc;
 use dfka_engine::device::gpu::source::runs_on;
-use dfka_engine::device::gpu::{KERNELS, Kernel, MODULES};
+use dfka_engine::device::gpu::{HEADERS, KERNELS, Kernel, MODULES};
 use dfka_engine::ops::activation::Act;
 use dfka_engine::ops::adam::Adam;
 use dfka_engine::ops::conv2d::Conv2d;
@@ -115,6 +115,41 @@ fn machine_code_uses_tensor_cores_and_no_local_memory() {
         }
     }
     assert!(seen >= 6, "only {seen} tensor-core kernels");
+}
+
+/// The words of kernels/lib/hopper.cuh, in the kernels that the emulator's tests run (kernels/emu/products.cu).
+#[test]
+fn the_words_of_sm_90a_become_its_instructions() {
+    let (Ok(compiler), Some(nvdisasm)) = (Nvrtc::open(), nvdisasm()) else {
+        assert!(std::env::var_os("DFKA_REQUIRE_SASS").is_none(), "no NVRTC, or no nvdisasm");
+        skipped("no NVRTC, or no nvdisasm in PATH or beside it");
+        return;
+    };
+    let headers: Vec<_> = HEADERS.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
+    let source = include_str!("../kernels/emu/products.cu");
+    let cases: [(&str, &[&str]); 4] = [
+        ("product<64, 0, false, Bug::None>", &["HGMMA.64x64x16.F32.BF16", "UTMALDG.2D", "SYNCS.PHASECHK"]),
+        ("product<256, 1, true, Bug::None>", &["HGMMA.64x256x16.F32.BF16", ".tnspB", "UTMALDG.4D.IM2COL"]),
+        ("product_stored<true>", &["HGMMA.64x64x16.F32.BF16", "FENCE.VIEW.ASYNC"]),
+        ("handed_right", &["BAR.ARV", "BAR.SYNC"]),
+    ];
+    let instances = cases.map(|(name, _)| name.to_string());
+    let compiled = compiler.compile("products.cu", source, &headers, &instances, "sm_90a").unwrap();
+    assert!(!compiled.log.contains("wgmma.mma_async instructions are serialized"), "{}", compiled.log);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("products.cubin");
+    std::fs::write(&file, &compiled.cubin).unwrap();
+    let out = Command::new(&nvdisasm).arg("-c").arg(&file).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    for ((name, expected), symbol) in cases.iter().zip(&compiled.symbols) {
+        let code =
+            text.split_once(&format!(".text.{symbol}:")).unwrap_or_else(|| panic!("no code of {name}")).1;
+        let code = code.split(".section").next().unwrap();
+        for op in *expected {
+            assert!(code.contains(op), "{name}: no {op}");
+        }
+        assert!(!code.contains(" STL") && !code.contains(" LDL"), "{name}: uses local memory");
+    }
 }
 
 /// A net small enough to count on paper: noise, one trained convolution, one frozen one, a loss, Adam.

@@ -19,6 +19,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
 #include <utility>
 
 typedef unsigned char u8;
@@ -77,7 +78,7 @@ void cp_async_wait(u32 in_flight);
 template <class... A, size_t... i>
 static void call_with(void (*kernel)(A...), void** args, std::index_sequence<i...>) {
     (void)args;
-    kernel(*static_cast<A*>(args[i])...);
+    kernel(*static_cast<std::remove_reference_t<A>*>(args[i])...);
 }
 template <class... A> static void call(void (*kernel)(A...), void** args) {
     call_with(kernel, args, std::index_sequence_for<A...>());

@@ -19,7 +19,8 @@ static_assert(sizeof(CUtensorMap) == 128, "as large as the driver's");
 struct TensorMaps {
     CUtensorMap of[16];
 };
-#define MAPS_PARAM const TensorMaps
+// The launch's own: 2 KiB that each of a block's threads would copy, and that must outlive the thread that loads.
+#define MAPS_PARAM const TensorMaps&
 
 namespace emu {
 
