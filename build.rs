@@ -34,6 +34,7 @@ const SWITCHES: [&str; 9] = [
 /// One `kernels/<stem>.cu`.
 struct Module {
     stem: String,
+    path: PathBuf,
     text: String,
     kernels: Vec<source::Declared>,
 }
@@ -48,7 +49,9 @@ fn main() {
     let root = fs::canonicalize("kernels").expect("the folder kernels/");
     let headers: Vec<nvrtc::Header> =
         files(&root.join("lib"), "cuh").iter().map(|p| (format!("lib/{}", name(p)), read(p))).collect();
-    let modules: Vec<Module> = files(&root, "cu").iter().map(|p| Module::read(p)).collect();
+    // The ladder's rungs beside the kernels themselves: what benches/lab.rs times and tests/lab.rs checks must not rot.
+    let sources = [files(&root, "cu"), files(&root.join("lab/conv2d"), "cu")].concat();
+    let modules: Vec<Module> = sources.iter().map(|p| Module::read(p)).collect();
     let compiled = compile_all(&modules, &headers, &out);
     let emulated = build_emulator(&root, &modules, &out);
     fs::write(out.join("kernels.rs"), table(&root, &modules, &headers, &compiled, emulated))
@@ -60,7 +63,7 @@ impl Module {
         let text = read(path);
         let kernels = source::kernels(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert!(!kernels.is_empty(), "{}: no INSTANCE(...) line, so nothing to launch", path.display());
-        Module { stem: name(path).trim_end_matches(".cu").into(), text, kernels }
+        Module { stem: name(path).trim_end_matches(".cu").into(), path: path.into(), text, kernels }
     }
     /// The kernels that a target gets, and their places.
     fn instances(&self, target: &str) -> Vec<(usize, String)> {
@@ -152,6 +155,9 @@ impl Module {
         let mut built = Built { symbols: vec![String::new(); self.kernels.len()], ..Built::default() };
         for target in targets {
             let (places, instances): (Vec<usize>, Vec<String>) = self.instances(target).into_iter().unzip();
+            if instances.is_empty() {
+                continue;
+            }
             let mut hash = DefaultHasher::new();
             (&self.text, headers, target, version, nvrtc::OPTIONS).hash(&mut hash);
             let stem = format!("{}.{target}.{:016x}", self.stem, hash.finish());
@@ -234,7 +240,7 @@ fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
     }
     for module in modules {
         let file = out.join(format!("{}.emu.cpp", module.stem));
-        let text = module.emulated(root);
+        let text = module.emulated();
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         kernels.file(file);
     }
@@ -267,9 +273,8 @@ fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
 impl Module {
     /// The translation unit of the emulated kernels: in a namespace of its own, because two files may give two helpers
     /// one name.
-    fn emulated(&self, root: &Path) -> String {
-        let file = root.join(format!("{}.cu", self.stem));
-        let (stem, file) = (&self.stem, file.display().to_string());
+    fn emulated(&self) -> String {
+        let (stem, file) = (&self.stem, self.path.display().to_string());
         let mut text = format!("#include \"emu/emu.h\"\nnamespace kernels_{stem} {{\n#include {file:?}\n");
         for (i, k) in self.kernels.iter().enumerate() {
             let (entry, instance) = (entry(&self.stem, i), &k.instance);
@@ -295,7 +300,7 @@ fn table(
 ) -> String {
     let mut t = String::from("pub static MODULES: &[Module] = &[\n");
     for (module, built) in modules.iter().zip(compiled) {
-        let source = root.join(format!("{}.cu", module.stem));
+        let source = &module.path;
         writeln!(t, "Module {{ stem: {:?}, source: include_str!({source:?}), images: &[", module.stem)
             .unwrap();
         for (target, stem) in &built.images {

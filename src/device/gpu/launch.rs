@@ -98,9 +98,6 @@ impl Arg {
     }
 }
 
-/// Tensor maps of either operand that a launch takes: `TensorMaps` of kernels/lib/hopper.cuh.
-const MEMBERS: usize = 8;
-
 /// Threads of a block, where nothing speaks for another number: eight warps hide a load's latency, and four such blocks
 /// fit a multiprocessor even at 64 registers a thread.
 pub const THREADS: u32 = 256;
@@ -145,6 +142,29 @@ pub(super) fn keep_to_wgmma(has: bool) {
 
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
+/// One way to do a launch whose blocks stay and take tile after tile.
+#[derive(Clone)]
+pub struct Way {
+    pub kernel: &'static Kernel,
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// Of one member.
+    pub tiles: usize,
+    /// What a multiprocessor spends on a tile, about.
+    pub cycles: usize,
+    /// Rows or windows in a box of the first operand's tensor maps.
+    pub box_rows: u32,
+}
+
+/// The ways to do a launch, on so many multiprocessors. Which is fastest depends on how many members have joined: tiles
+/// come in rounds of as many as there are multiprocessors, and the last round is seldom full.
+#[derive(Clone)]
+struct Ways {
+    all: Vec<Way>,
+    multiprocessors: usize,
+}
+
 /// A kernel with everything but addresses.
 #[derive(Clone)]
 pub struct Launch {
@@ -154,9 +174,41 @@ pub struct Launch {
     /// Bytes of dynamic shared memory.
     pub shared: u32,
     pub args: Vec<Arg>,
+    /// What kernel and geometry are chosen from, again with every member that joins.
+    ways: Option<Ways>,
 }
 
 impl Launch {
+    /// A launch by the fastest of several ways, a block a multiprocessor.
+    ///
+    /// Errors: as [`Launch::new`], of any of them; no way.
+    pub fn by_fastest(all: Vec<Way>, multiprocessors: usize, args: Vec<Arg>) -> Result<Launch> {
+        let mut launch = Err(Error::Run("a launch with no way to do it".into()));
+        for way in &all {
+            launch = Ok(Launch::new(way.kernel.name, [1, 1, 1], way.block, way.shared, args.clone())?);
+        }
+        let mut launch = launch?;
+        launch.ways = Some(Ways { all, multiprocessors });
+        launch.settle();
+        Ok(launch)
+    }
+    /// Takes the fastest way for the members that there are.
+    fn settle(&mut self) {
+        let members = self.members();
+        let Some(Ways { all, multiprocessors }) = &self.ways else { return };
+        let blocks = |w: &Way| (w.tiles * members).min(*multiprocessors);
+        let cycles = |w: &Way| (w.tiles * members).div_ceil(*multiprocessors) * w.cycles;
+        if let Some(w) = all.iter().min_by_key(|w| cycles(w)) {
+            let Way { kernel, block, shared, box_rows, .. } = *w;
+            (self.kernel, self.block, self.shared, self.grid) =
+                (kernel, block, shared, [blocks(w) as u32, 1, 1]);
+            for arg in &mut self.args {
+                let Arg::TensorMaps(maps) = arg else { continue };
+                let first = maps.len() / 2;
+                maps[..first].iter_mut().for_each(|m| m.set_box_rows(box_rows));
+            }
+        }
+    }
     /// Errors: no such kernel, arguments that it does not take, a geometry that no device can launch.
     pub fn new(name: &str, grid: [u32; 3], block: u32, shared: u32, args: Vec<Arg>) -> Result<Launch> {
         let kernel = Kernel::find(name)?;
@@ -178,28 +230,52 @@ impl Launch {
                 shared_limit()
             )));
         }
-        Ok(Launch { kernel, grid, block, shared, args })
+        Ok(Launch { kernel, grid, block, shared, args, ways: None })
     }
     /// Takes the members of `other`, a launch of the same kernel and sizes, for its own: `blockIdx.y` tells them apart.
     /// Refuses, and changes nothing, if they are too many, if anything but their addresses differs, or if two of them
     /// write (the first address of each) to the same place.
     pub fn join(&mut self, other: &Launch) -> bool {
-        let geometry = |l: &Launch| (l.kernel.name, l.grid[0], l.grid[2], l.block, l.shared);
-        let members = |l: &Launch| l.args.iter().position(|a| matches!(a, Arg::Members(..)));
-        let Some(at) = members(self).filter(|at| members(other) == Some(*at)) else { return false };
-        let same = |i: usize| i == at || self.args[i] == other.args[i];
-        if geometry(self) != geometry(other) || !(0..self.args.len()).all(same) {
-            return false;
-        }
-        let (Arg::Members(_, mine), Arg::Members(_, theirs)) = (&mut self.args[at], &other.args[at]) else {
-            return false;
+        // Of a launch that chooses, the ways: those of the same arguments are the same.
+        let geometry = |l: &Launch| match &l.ways {
+            Some(w) => (w.all[0].kernel.name, 0, 0, 0, 0),
+            None => (l.kernel.name, l.grid[0], l.grid[2], l.block, l.shared),
         };
-        let collides = |row: &Vec<Arg>| mine.iter().any(|m| m[0] == row[0]);
-        if mine.len() + theirs.len() > MEMBERS || theirs.iter().any(collides) {
+        if geometry(self) != geometry(other) || self.args.len() != other.args.len() {
             return false;
         }
-        mine.extend(theirs.iter().cloned());
-        self.grid[1] += other.grid[1];
+        let (mut rows, mut written) = (0, Vec::new());
+        for (mine, theirs) in self.args.iter().zip(&other.args) {
+            match (mine, theirs) {
+                (Arg::Members(_, a), Arg::Members(_, b)) => {
+                    rows = a.len() + b.len();
+                    written = a.iter().chain(b).map(|row| &row[0]).collect();
+                }
+                (Arg::TensorMaps(_), Arg::TensorMaps(_)) => {}
+                (a, b) if a == b => {}
+                _ => return false,
+            }
+        }
+        let collides = |i: usize| written[..i].contains(&written[i]);
+        if rows == 0 || rows > MEMBERS || (0..rows).any(collides) {
+            return false;
+        }
+        for (mine, theirs) in self.args.iter_mut().zip(&other.args) {
+            match (mine, theirs) {
+                (Arg::Members(_, a), Arg::Members(_, b)) => a.extend(b.iter().cloned()),
+                (Arg::TensorMaps(a), Arg::TensorMaps(b)) => {
+                    // Each has its first operands, then its second.
+                    let second = a.split_off(a.len() / 2);
+                    let (b_first, b_second) = b.split_at(b.len() / 2);
+                    a.extend(b_first.iter().cloned().chain(second).chain(b_second.iter().cloned()));
+                }
+                _ => {}
+            }
+        }
+        match self.ways {
+            Some(_) => self.settle(),
+            None => self.grid[1] += other.grid[1],
+        }
         true
     }
     /// How many problems of equal sizes it solves at once.

@@ -60,7 +60,7 @@ struct Emulated {
     lower: [i32; 2],
     upper: [i32; 2],
     steps: [u32; 2],
-    unused: [u32; 6],
+    unused: [u32; 8],
 }
 
 impl TensorMap {
@@ -68,6 +68,14 @@ impl TensorMap {
     pub fn matrix(tensor: Arg, rows: u64, columns: u64, row_bytes: u64, box_rows: u32) -> TensorMap {
         let (dims, strides_bytes, boxes) = (vec![columns, rows], vec![row_bytes], vec![ROW, box_rows]);
         TensorMap { tensor, boxes: Boxes::Tiled { dims, strides_bytes, boxes } }
+    }
+
+    /// Has boxes of so many rows of a matrix, or windows of a convolution.
+    pub fn set_box_rows(&mut self, rows: u32) {
+        match &mut self.boxes {
+            Boxes::Tiled { boxes, .. } => boxes[1] = rows,
+            Boxes::Im2col { pixels, .. } => *pixels = rows,
+        }
     }
 
     /// The dimensions (innermost first) and the bytes between the elements of all but the innermost.
@@ -164,7 +172,7 @@ impl TensorMap {
             lower: [0; 2],
             upper: [0; 2],
             steps: [1; 2],
-            unused: [0; 6],
+            unused: [0; 8],
         };
         let turned = |[h, w]: [i32; 2]| [w, h];
         bytemuck::cast(match &self.boxes {

@@ -1,5 +1,6 @@
 //! The convolution's kernels: which tile, how many parts, what goes where.
 
+use super::wgmma::Product;
 use super::{Conv2d, Dims, Phase};
 use crate::device::gpu::launch::{self, Arg as Value};
 use crate::error::{Error, Result};
@@ -7,7 +8,7 @@ use crate::ops::launches::{Launches, THREADS, Tensor, blocks_for};
 use crate::ops::{Arg, Extent, Signature, Write};
 use crate::tensor::Elem;
 
-/// Mirrors the structure of this name in kernels/conv2d.cu.
+/// Mirrors the structure of this name in kernels/lib/conv2d_dims.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Conv2dDims {
@@ -165,20 +166,19 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
     }
     let bias = op.bias.then(|| l.x(2));
     let mask = (op.act != super::Act::None && l.saves()).then(|| l.saved(0));
+    let io = [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into()];
+    let io = Value::member("Conv2dForward", io);
+    if let Some(product) = Product::forward(&d, y.elem) {
+        let args = [product.maps(x, w), io, d.value()?, slope(op).into()];
+        return l.launch_fastest(product.ways("conv2d_fwd_wgmma")?, MULTIPROCESSORS, args);
+    }
     let tile = Tile::of(d.n * d.p * d.q, d.k, 1);
     l.launch(
         tile.kernel("conv2d_fwd", y.elem),
         tile.blocks(d.n * d.p * d.q, d.k) as u32,
         THREADS,
         tile.shared_bytes(),
-        [
-            Value::member(
-                "Conv2dForward",
-                [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into()],
-            ),
-            d.value()?,
-            slope(op).into(),
-        ],
+        [io, d.value()?, slope(op).into()],
     )
 }
 
@@ -264,6 +264,13 @@ fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut La
     l.expect_same("gradient of x, which has y's type", dz, dx)?;
     let w = filter(l, dz);
     l.expect_same("w", dz, w)?;
+    let io = [dx.into(), dz.into(), w.into(), gate.map(|g| g.mask).into()];
+    let io = Value::member("Conv2dInputGradient", io);
+    let slope = gate.map_or(0.0, |g| g.slope);
+    if let Some(product) = Product::input_gradient(d, dx.elem) {
+        let args = [product.maps(dz, w), io, d.value()?, write.into(), slope.into()];
+        return l.launch_fastest(product.ways("conv2d_dgrad_wgmma")?, MULTIPROCESSORS, args);
+    }
     // The first phase is the largest.
     let phases = Phase::all(d).len();
     let rows = d.n * d.h.div_ceil(d.stride) * d.w.div_ceil(d.stride);
@@ -273,15 +280,7 @@ fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut La
         [tile.blocks(rows, d.c) as u32, 1, phases as u32],
         THREADS,
         tile.shared_bytes(),
-        [
-            Value::member(
-                "Conv2dInputGradient",
-                [dx.into(), dz.into(), w.into(), gate.map(|g| g.mask).into()],
-            ),
-            d.value()?,
-            write.into(),
-            gate.map_or(0.0, |g| g.slope).into(),
-        ],
+        [io, d.value()?, write.into(), slope.into()],
     )
 }
 
