@@ -60,8 +60,10 @@ struct Emulated {
     lower: [i32; 2],
     upper: [i32; 2],
     steps: [u32; 2],
-    unused: [u32; 6],
+    unused: [u32; 8],
 }
+
+const _: () = assert!(size_of::<Emulated>() == size_of::<Encoded>());
 
 impl TensorMap {
     /// A matrix of `rows` by `columns`, row after row `row_bytes` apart, in boxes of `box_rows` by 64.
@@ -164,7 +166,7 @@ impl TensorMap {
             lower: [0; 2],
             upper: [0; 2],
             steps: [1; 2],
-            unused: [0; 6],
+            unused: [0; 8],
         };
         let turned = |[h, w]: [i32; 2]| [w, h];
         bytemuck::cast(match &self.boxes {
