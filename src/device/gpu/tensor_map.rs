@@ -63,6 +63,8 @@ struct Emulated {
     unused: [u32; 8],
 }
 
+const _: () = assert!(size_of::<Emulated>() == size_of::<Encoded>());
+
 impl TensorMap {
     /// A matrix of `rows` by `columns`, row after row `row_bytes` apart, in boxes of `box_rows` by 64.
     pub fn matrix(tensor: Arg, rows: u64, columns: u64, row_bytes: u64, box_rows: u32) -> TensorMap {
@@ -95,7 +97,7 @@ impl TensorMap {
     /// cannot hold; rows of a box that are not 64 elements (the swizzle's 128 bytes).
     pub fn check(&self, address: Address) -> Result<()> {
         let wrong = |message: String| Err(Error::Run(format!("a tensor map: {message}")));
-        if address == 0 || address % 16 != 0 {
+        if address == 0 || !address.is_multiple_of(16) {
             return wrong(format!("a tensor at {address:#x}, expected a multiple of 16 bytes"));
         }
         let (dims, strides) = self.extents();
@@ -235,7 +237,8 @@ mod tests {
         let cube =
             Boxes::Tiled { dims: vec![64, 8, 8], strides_bytes: vec![128, 1024], boxes: vec![64, 8, 8] };
         assert!(refused(cube, 16).contains("3 dimensions in boxes of 3, expected 2"));
-        let edits: [(fn(&mut Boxes), &str); 5] = [
+        type Edit = fn(&mut Boxes);
+        let edits: [(Edit, &str); 5] = [
             (
                 |b| {
                     if let Boxes::Im2col { pixels, .. } = b {
