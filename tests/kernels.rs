@@ -111,10 +111,46 @@ fn machine_code_uses_tensor_cores_and_no_local_memory() {
                     assert!(has("LDGSTS"), "{name}: no cp.async");
                     seen += 1;
                 }
+                if kernel.needs_90a {
+                    for word in ["HGMMA.64x", "UTMALDG.2D", "UTMALDG.4D.IM2COL", "SYNCS", "WARPGROUP.ARRIVE"]
+                    {
+                        assert!(has(word), "{name}: no {word}");
+                    }
+                    // The first rung has no roles.
+                    let has_roles = kernel.name != "conv2d_rung1";
+                    assert_eq!(has("USETMAXREG"), has_roles, "{name}: registers of the roles");
+                    seen += 1;
+                }
             }
         }
     }
     assert!(seen >= 6, "only {seen} tensor-core kernels");
+}
+
+/// What ptxas warns of in kernels that use wgmma (C7508: setmaxnreg ignored; C7510 to C7520: products waited for one by one)
+/// costs most of their speed and changes no result.
+#[test]
+fn ptxas_warns_of_nothing_in_the_kernels_for_sm_90a() {
+    let Ok(compiler) = Nvrtc::open() else {
+        assert!(std::env::var_os("DFKA_REQUIRE_NVRTC").is_none(), "no NVRTC");
+        skipped("no NVRTC");
+        return;
+    };
+    let headers: Vec<_> = HEADERS.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
+    let mut seen = 0;
+    for (m, module) in MODULES.iter().enumerate() {
+        let those = KERNELS.iter().filter(|k| k.module == m && k.needs_90a);
+        let names: Vec<String> = those.map(|k| k.name.to_string()).collect();
+        if names.is_empty() {
+            continue;
+        }
+        let file = format!("{}.cu", module.stem);
+        let log = compiler.compile(&file, module.source, &headers, &names, "sm_90a").unwrap().log;
+        assert!(log.contains("registers"), "{file}: no report");
+        assert!(!log.contains("(C75") && !log.contains("(C76"), "{file}: {log}");
+        seen += names.len();
+    }
+    assert!(seen >= 11, "only {seen} kernels");
 }
 
 /// The words of kernels/lib/hopper.cuh, in the kernels that the emulator's tests run (kernels/emu/products.cu).

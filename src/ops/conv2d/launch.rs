@@ -107,7 +107,7 @@ pub(super) const DZ: usize = 2;
 
 impl Dims {
     /// As the kernels take them.
-    fn value(&self) -> Result<Value> {
+    pub(super) fn value(&self) -> Result<Value> {
         let pixels = (self.n * self.h * self.w).max(self.n * self.p * self.q);
         let largest = [pixels, self.depth(), self.k, self.c].into_iter().max().unwrap_or(0);
         if largest >= 1 << 30 {

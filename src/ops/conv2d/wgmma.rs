@@ -143,6 +143,8 @@ impl Product {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::gpu::launch::Launch;
+    use crate::device::{Slot, Space};
 
     fn dims(n: usize, size: usize, [c, k]: [usize; 2], taps: usize, stride: usize) -> Dims {
         let pad = taps / 2;
@@ -177,6 +179,62 @@ mod tests {
         };
         assert_eq!(gradient(14, [256, 256], 3, 8), (192, 66));
         assert_eq!(gradient(56, [64, 64], 3, 2), (128, 1568));
+    }
+
+    /// Two convolutions of one size share a launch: it chooses again, and their maps lie where the kernel looks for them.
+    #[test]
+    fn members_that_join_choose_again() {
+        let d = dims(64, 7, [512, 512], 3, 1);
+        let product = Product::forward(&d, Elem::Bf16).unwrap();
+        let tensor = |i: usize| {
+            let slot = Slot { space: Space::Arena, offset: i << 24, bytes: 1 << 24 };
+            Tensor { slot, elem: Elem::Bf16, is_shadow: false }
+        };
+        let of = |i: usize| {
+            let [y, x, w] = [0, 1, 2].map(|j| tensor(3 * i + j));
+            let io = [y.into(), Value::Null, x.into(), w.into(), Value::Null, Value::Null];
+            let args = vec![
+                product.maps(x, w),
+                Value::member("Conv2dForward", io),
+                d.value().unwrap(),
+                0.0f32.into(),
+            ];
+            Launch::by_fastest(product.ways("conv2d_fwd_wgmma").unwrap(), 132, args).unwrap()
+        };
+        let mut launch = of(0);
+        // 25 x 4 tiles of 128 x 128 fit one round, in which 17 x 2 of 192 x 256 take twice as long; for two members only those
+        // still fit one.
+        assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma<128, 128>", [100, 1, 1]));
+        assert!(launch.join(&of(1)));
+        assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma_abreast<192, 256>", [68, 1, 1]));
+        assert_eq!(launch.members(), 2);
+        assert!(!launch.join(&of(1)), "two members that write to one place");
+        let Value::TensorMaps(maps) = &launch.args[0] else { panic!("no maps") };
+        let tensors: Vec<&Value> = maps.iter().map(|m| &m.tensor).collect();
+        let expected: [Value; 4] = [1, 4, 2, 5].map(|i| tensor(i).into());
+        assert_eq!(tensors, expected.iter().collect::<Vec<_>>());
+        let pixels = |m: &TensorMap| if let Boxes::Im2col { pixels, .. } = m.boxes { pixels } else { 0 };
+        assert_eq!([pixels(&maps[0]), pixels(&maps[1])], [192; 2]);
+    }
+
+    /// Those of the gates in src/ops/conv2d.rs, on two multiprocessors.
+    #[test]
+    fn the_gates_reach_every_tile() {
+        let kernel = |product: Option<Product>, name: &str| {
+            let ways = product.unwrap().ways(name).unwrap();
+            let cycles = |w: &&Way| w.tiles.div_ceil(2) * w.cycles;
+            ways.iter().min_by_key(cycles).unwrap().kernel.name
+        };
+        let both = |d: &Dims| {
+            let forward = kernel(Product::forward(d, Elem::Bf16), "conv2d_fwd_wgmma");
+            (forward, kernel(Product::input_gradient(d, Elem::Bf16), "conv2d_dgrad_wgmma"))
+        };
+        let first = dims(2, 13, [64, 256], 3, 1);
+        assert_eq!(both(&first), ("conv2d_fwd_wgmma_abreast<192, 256>", "conv2d_dgrad_wgmma<128, 64>"));
+        let second = dims(2, 13, [256, 64], 3, 1);
+        assert_eq!(both(&second), ("conv2d_fwd_wgmma<128, 64>", "conv2d_dgrad_wgmma_abreast<192, 256>"));
+        let third = Dims { h: 9, w: 7, p: 9, q: 7, ..dims(3, 9, [128, 192], 1, 1) };
+        assert_eq!(both(&third), ("conv2d_fwd_wgmma<128, 128>", "conv2d_dgrad_wgmma<128, 128>"));
     }
 
     #[test]
