@@ -34,6 +34,7 @@ const SWITCHES: [&str; 9] = [
 /// One `kernels/<stem>.cu`.
 struct Module {
     stem: String,
+    path: PathBuf,
     text: String,
     kernels: Vec<source::Declared>,
 }
@@ -48,7 +49,9 @@ fn main() {
     let root = fs::canonicalize("kernels").expect("the folder kernels/");
     let headers: Vec<nvrtc::Header> =
         files(&root.join("lib"), "cuh").iter().map(|p| (format!("lib/{}", name(p)), read(p))).collect();
-    let modules: Vec<Module> = files(&root, "cu").iter().map(|p| Module::read(p)).collect();
+    // The ladder's rungs beside the kernels themselves: what benches/lab.rs times and tests/lab.rs checks must not rot.
+    let sources = [files(&root, "cu"), files(&root.join("lab/conv2d"), "cu")].concat();
+    let modules: Vec<Module> = sources.iter().map(|p| Module::read(p)).collect();
     let compiled = compile_all(&modules, &headers, &out);
     let emulated = build_emulator(&root, &modules, &out);
     fs::write(out.join("kernels.rs"), table(&root, &modules, &headers, &compiled, emulated))
@@ -60,10 +63,14 @@ impl Module {
         let text = read(path);
         let kernels = source::kernels(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert!(!kernels.is_empty(), "{}: no INSTANCE(...) line, so nothing to launch", path.display());
-        Module { stem: name(path).trim_end_matches(".cu").into(), text, kernels }
+        Module { stem: name(path).trim_end_matches(".cu").into(), path: path.into(), text, kernels }
     }
-    fn instances(&self) -> Vec<String> {
-        self.kernels.iter().map(|k| k.instance.clone()).collect()
+    /// The kernels that a target gets, and their places.
+    fn instances(&self, target: &str) -> Vec<(usize, String)> {
+        let all = self.kernels.iter().enumerate();
+        all.filter(|(_, k)| source::runs_on(k.needs_90a, target))
+            .map(|(i, k)| (i, k.instance.clone()))
+            .collect()
     }
 }
 
@@ -98,8 +105,9 @@ fn targets() -> Vec<String> {
 struct Built {
     /// Target, and the stem of the files in OUT_DIR.
     images: Vec<(String, String)>,
+    /// Of each kernel; empty for one that no target gets.
     symbols: Vec<String>,
-    /// Of each target, each kernel: registers, spilled bytes, static shared bytes.
+    /// Of each target, each kernel: registers, spilled bytes, static shared bytes. Zeros where the target lacks it.
     figures: Vec<Vec<[u32; 3]>>,
 }
 
@@ -144,15 +152,19 @@ impl Module {
         targets: &[String],
         out: &Path,
     ) -> Built {
-        let mut built = Built::default();
+        let mut built = Built { symbols: vec![String::new(); self.kernels.len()], ..Built::default() };
         for target in targets {
+            let (places, instances): (Vec<usize>, Vec<String>) = self.instances(target).into_iter().unzip();
+            if instances.is_empty() {
+                continue;
+            }
             let mut hash = DefaultHasher::new();
             (&self.text, headers, target, version, nvrtc::OPTIONS).hash(&mut hash);
             let stem = format!("{}.{target}.{:016x}", self.stem, hash.finish());
             let at = |extension: &str| out.join(format!("{stem}.{extension}"));
             if !at("log").exists() {
                 let c = compiler
-                    .compile(&format!("{}.cu", self.stem), &self.text, headers, &self.instances(), target)
+                    .compile(&format!("{}.cu", self.stem), &self.text, headers, &instances, target)
                     .unwrap_or_else(|e| panic!("kernels/{e}"));
                 let save = |extension: &str, bytes: &[u8]| {
                     fs::write(at(extension), bytes)
@@ -163,9 +175,13 @@ impl Module {
                 save("symbols", c.symbols.join("\n").as_bytes());
                 save("log", c.log.as_bytes()); // last: it says that the others are whole
             }
-            built.symbols = read(&at("symbols")).lines().map(str::to_string).collect();
-            let log = read(&at("log"));
-            built.figures.push(built.symbols.iter().map(|s| figures(&log, s)).collect());
+            let (log, symbols) = (read(&at("log")), read(&at("symbols")));
+            let mut found = vec![[0; 3]; self.kernels.len()];
+            for (place, symbol) in places.into_iter().zip(symbols.lines()) {
+                found[place] = figures(&log, symbol);
+                built.symbols[place] = symbol.to_string();
+            }
+            built.figures.push(found);
             built.images.push((target.clone(), stem));
         }
         built
@@ -224,7 +240,7 @@ fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
     }
     for module in modules {
         let file = out.join(format!("{}.emu.cpp", module.stem));
-        let text = module.emulated(root);
+        let text = module.emulated();
         fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         kernels.file(file);
     }
@@ -257,9 +273,8 @@ fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
 impl Module {
     /// The translation unit of the emulated kernels: in a namespace of its own, because two files may give two helpers
     /// one name.
-    fn emulated(&self, root: &Path) -> String {
-        let file = root.join(format!("{}.cu", self.stem));
-        let (stem, file) = (&self.stem, file.display().to_string());
+    fn emulated(&self) -> String {
+        let (stem, file) = (&self.stem, self.path.display().to_string());
         let mut text = format!("#include \"emu/emu.h\"\nnamespace kernels_{stem} {{\n#include {file:?}\n");
         for (i, k) in self.kernels.iter().enumerate() {
             let (entry, instance) = (entry(&self.stem, i), &k.instance);
@@ -285,7 +300,7 @@ fn table(
 ) -> String {
     let mut t = String::from("pub static MODULES: &[Module] = &[\n");
     for (module, built) in modules.iter().zip(compiled) {
-        let source = root.join(format!("{}.cu", module.stem));
+        let source = &module.path;
         writeln!(t, "Module {{ stem: {:?}, source: include_str!({source:?}), images: &[", module.stem)
             .unwrap();
         for (target, stem) in &built.images {
@@ -304,10 +319,12 @@ fn table(
             let emulated = if emulated { format!("Some({})", entry(&module.stem, i)) } else { "None".into() };
             writeln!(
                 t,
-                "Kernel {{ name: {:?}, module: {m}, symbol: {symbol:?}, threads: {}, parameters: &[{}], figures: &{figures:?}, \
+                "Kernel {{ name: {:?}, module: {m}, symbol: {symbol:?}, threads: {}, needs_90a: {}, parameters: &[{}], \
+                 figures: &{figures:?}, \
                  emulated: {emulated} }},",
                 k.instance,
                 k.threads,
+                k.needs_90a,
                 parameters.join(", "),
             )
             .unwrap();

@@ -391,8 +391,7 @@ fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<&Card>) -> Row {
 
 /// Additions and multiplications of a convolution's three products; of all else none, memory bounds it.
 fn flops(t: &Timing) -> u64 {
-    let is_product =
-        ["conv2d_fwd<", "conv2d_dgrad<", "conv2d_wgrad<"].iter().any(|p| t.kernel.starts_with(p));
+    let is_product = ["conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"].iter().any(|p| t.kernel.starts_with(p));
     match (&t.input_shapes[..], &t.output_shapes[..]) {
         ([_, filter, ..], [y, ..]) if is_product => (2 * t.members * y.elems() * filter.per_sample()) as u64,
         _ => 0,

@@ -1,19 +1,10 @@
 // 2-D convolution as three matrix products whose operands are gathered while they are copied to shared memory (implicit
 // GEMM): no patch matrix ever exists. Letters as in src/ops/conv2d.rs.
+#include "lib/conv_wgmma.cuh"
 #include "lib/members.cuh"
 #include "lib/mma.cuh"
 #include "lib/moments.cuh"
 #include "lib/tile.cuh"
-
-// Mirrors `Conv2dDims` of src/ops/conv2d/launch.rs. Products of three of them that count pixels fit an int (checked there);
-// products with channels are 64-bit.
-struct Conv2dDims {
-    int n, h, w, c;
-    int k, r, s;
-    int p, q;
-    int stride, pad;
-};
-static_assert(sizeof(Conv2dDims) == 44, "Conv2dDims must match src/ops/conv2d/launch.rs");
 
 // A number in mixed radix, counted on without division: `hi`, `mid` below `mids`, `lo` below `los`.
 struct Digits {
@@ -348,6 +339,33 @@ KERNEL(256) conv2d_dgrad(Members<Conv2dInputGradient<T>> members, Conv2dDims d, 
     });
 }
 
+// The same two where channels come in 64 and, for the gradient, the stride is 1. Tensor maps: the windows' map (x or dz), and the
+// filter. Tiles in turns, or by three warpgroups abreast.
+template <int BM, int BN>
+KERNEL(384, 1)
+conv2d_fwd_wgmma(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
+    DYN_SHARED(char, shared);
+    wgmma_forward<BM, BN, true>(maps, members, d, slope, shared);
+}
+template <int BM, int BN>
+KERNEL(512, 1)
+conv2d_fwd_wgmma_abreast(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
+    DYN_SHARED(char, shared);
+    wgmma_forward<BM, BN, false>(maps, members, d, slope, shared);
+}
+template <int BM, int BN>
+KERNEL(384, 1)
+conv2d_dgrad_wgmma(MAPS_PARAM maps, Members<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
+    DYN_SHARED(char, shared);
+    wgmma_input_gradient<BM, BN, true>(maps, members, d, add, slope, shared);
+}
+template <int BM, int BN>
+KERNEL(512, 1)
+conv2d_dgrad_wgmma_abreast(MAPS_PARAM maps, Members<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
+    DYN_SHARED(char, shared);
+    wgmma_input_gradient<BM, BN, false>(maps, members, d, add, slope, shared);
+}
+
 // dw[k,r,s,c] = sum over n, p, q of dz[n,p,q,k] * x[n, p * stride + r - pad, q * stride + s - pad, c]: rows k, columns r s c,
 // inner dimension the pixels. blockIdx.z sums pixels [z * per_slice, (z + 1) * per_slice) to a part of its own.
 template <class T, int BM, int BN>
@@ -435,3 +453,9 @@ INSTANCE(conv2d_sum_parts)
 INSTANCE(conv2d_fold_moments)
 INSTANCE(conv2d_dbias<bf16>)
 INSTANCE(conv2d_dbias<float>)
+INSTANCE_90A(conv2d_fwd_wgmma_abreast<192, 256>)
+INSTANCE_90A(conv2d_fwd_wgmma<128, 128>)
+INSTANCE_90A(conv2d_fwd_wgmma<128, 64>)
+INSTANCE_90A(conv2d_dgrad_wgmma_abreast<192, 256>)
+INSTANCE_90A(conv2d_dgrad_wgmma<128, 128>)
+INSTANCE_90A(conv2d_dgrad_wgmma<128, 64>)

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const ORDERS: [u32; 5] = [0, 1, 2, 3, 4];
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-const RUNTIME: [&str; 7] = ["stack", "scheduler", "warp", "shared", "memory", "launch", "fault"];
+const RUNTIME: [&str; 8] = ["stack", "scheduler", "warp", "shared", "memory", "launch", "fault", "hopper"];
 
 const RIGHT: [&str; 13] = [
     "arithmetic",
@@ -32,9 +32,28 @@ const RIGHT: [&str; 13] = [
     "matrix_product",
 ];
 
+/// Those of products.cu: wgmma fed by TMA, element by element against plain loops.
+const PRODUCTS: [&str; 15] = [
+    "product_64",
+    "product_128",
+    "product_256",
+    "product_64_trans",
+    "product_256_trans",
+    "product_one_stage",
+    "product_stored",
+    "handed_right",
+    "conv_1x1",
+    "conv_1x1_stride_2",
+    "conv_3x3",
+    "conv_3x3_trans",
+    "conv_3x3_stride_2",
+    "conv_3x3_no_pad",
+    "conv_7x7_stride_2",
+];
+
 /// A wrong kernel and a piece of what it must come to: plainly, with ASan and UBSan, with TSan. "ok" is what only
 /// another variant finds. ASan and TSan end the process at a fault in their own words.
-const WRONG: [(&str, [&str; 3]); 34] = [
+const WRONG: [(&str, [&str; 3]); 46] = [
     // Missing barriers: the poison in shared memory shows a read before the write, orders show the opposite.
     ("neighbour_no_barrier", ["nan, should be", "nan, should be", "data race"]),
     ("rounds_no_second_barrier", ["wrong: element", "wrong: element", "data race"]),
@@ -64,6 +83,28 @@ const WRONG: [(&str, [&str; 3]); 34] = [
     ),
     ("matrix_partial", ["bugs.cu:LINE needs a full warp"; 3]),
     ("matrix_misaligned", ["ldmatrix at bugs.cu:LINE: row address not a multiple of 16 bytes"; 3]),
+    // TMA and wgmma.
+    ("product_no_empty_wait", [STILL_TO_COME; 3]),
+    ("product_no_wait", ["nan, should be"; 3]),
+    ("product_no_fence", ["wgmma at products.cu:LINE: no wgmma_fence"; 3]),
+    ("product_no_init_fence", ["TMA at products.cu:LINE: mbar_init without mbar_fence_init"; 3]),
+    (
+        "product_too_few_bytes",
+        ["mbar_wait at products.cu:LINE of `full`+0: 0 of 1 arrivals and -16 bytes missing"; 3],
+    ),
+    ("product_too_many_bytes", ["of `full`+0: 0 of 1 arrivals and 16 bytes missing"; 3]),
+    ("product_no_last_wait", ["exited with wgmma still in flight"; 3]),
+    ("product_loads_left", ["exited without mbar_wait for the last TMA loads"; 3]),
+    ("product_other_operands", ["divergent wgmma at products.cu:LINE"; 3]),
+    ("product_loaded_early", [OVERWRITTEN; 3]),
+    (
+        "product_stored_no_fence",
+        ["wgmma at products.cu:LINE: an operand was stored without fence_async_shared"; 3],
+    ),
+    (
+        "handed_unawaited",
+        ["[from thread 32 on: named barrier at products.cu:LINE]", "named barrier at", "data race"],
+    ),
     // Strays.
     (
         "shared_out_of_bounds",
@@ -91,6 +132,20 @@ const WRONG: [(&str, [&str; 3]); 34] = [
     ("block_too_deep", ["invalid launch: block of 1x1x65"; 3]),
     ("shared_too_large_together", ["shared memory of 232960 bytes, at most 227 KiB"; 3]),
 ];
+const STILL_TO_COME: &str =
+    "mbar_expect_tx at products.cu:LINE: all 1 threads have arrived, and LINE bytes of the phase";
+const OVERWRITTEN: &str =
+    "TMA at products.cu:LINE: its destination is an operand of the wgmma at products.cu:LINE";
+
+/// Wrong kernels that only some orders show, and what any of them then says.
+const WRONG_IN_SOME_ORDER: [(&str, [&str; 2]); 5] = [
+    ("product_no_full_wait", [OVERWRITTEN, "data race"]),
+    ("product_wrong_parity", [OVERWRITTEN, "data race"]),
+    ("product_no_last_barrier", [OVERWRITTEN, "data race"]),
+    ("product_no_init_barrier", ["mbar_wait at products.cu:LINE: no mbar_init", "no mbar_init"]),
+    ("product_released_early", [OVERWRITTEN, "data race"]),
+];
+
 const PAST_END: &str = "past the end of a device allocation of";
 const JUST_PAST: &str = "out-of-bounds write behind the device allocation of 300 bytes";
 
@@ -186,6 +241,16 @@ impl Driver {
         }
         // A report of a sanitizer takes a third of a second, for it looks up every line.
         let orders = if variant == 0 { &ORDERS[..] } else { &[0, 3] };
+        for case in PRODUCTS {
+            for &order in orders {
+                assert_eq!(self.run(case, order), "ok\n", "{case}, order {order}");
+            }
+        }
+        for (case, expected) in WRONG_IN_SOME_ORDER {
+            let texts: Vec<String> = ORDERS.iter().map(|o| self.run(case, *o)).collect();
+            let found = texts.iter().any(|t| expected.iter().any(|e| shows(t, e)));
+            assert!(found, "{case}: none of `{expected:?}` in:\n{texts:#?}");
+        }
         for (case, expected) in WRONG {
             for &order in orders {
                 let text = self.run(case, order);

@@ -8,7 +8,8 @@ use dfka_engine::autograd::plan::{Optimiser, Phase, Plan};
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Tape};
 use dfka_engine::device::gpu::nvrtc::Nvrtc;
-use dfka_engine::device::gpu::{KERNELS, MODULES};
+use dfka_engine::device::gpu::source::runs_on;
+use dfka_engine::device::gpu::{HEADERS, KERNELS, Kernel, MODULES};
 use dfka_engine::ops::activation::Act;
 use dfka_engine::ops::adam::Adam;
 use dfka_engine::ops::conv2d::Conv2d;
@@ -47,6 +48,10 @@ fn every_kernel_compiles_for_every_target_without_spills() {
         assert_eq!(kernel.figures.len(), images.len(), "{}", kernel.name);
         for (image, [registers, spilled, shared]) in images.iter().zip(kernel.figures) {
             let name = format!("{} for {}", kernel.name, image.target);
+            if !runs_on(kernel.needs_90a, image.target) {
+                assert_eq!([*registers, *spilled, *shared], [0; 3], "{name}: there should be none");
+                continue;
+            }
             assert!(image.cubin.starts_with(b"\x7fELF") && image.ptx.ends_with(b"\0"), "{name}: no image");
             assert!(*registers > 0 && *registers <= 255, "{name}: {registers} registers");
             // 65536 registers a multiprocessor, given to warps in units of 256.
@@ -87,7 +92,8 @@ fn machine_code_uses_tensor_cores_and_no_local_memory() {
             let out = Command::new(&nvdisasm).arg("-c").arg(&file).output().unwrap();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
             let text = String::from_utf8(out.stdout).unwrap();
-            for kernel in KERNELS.iter().filter(|k| k.module == m) {
+            let there = |k: &&Kernel| k.module == m && runs_on(k.needs_90a, image.target);
+            for kernel in KERNELS.iter().filter(there) {
                 let begin = format!(".text.{}:", kernel.symbol);
                 let code = text.split_once(&begin).unwrap_or_else(|| panic!("no {begin}")).1;
                 let code = code.split(".section").next().unwrap();
@@ -105,10 +111,81 @@ fn machine_code_uses_tensor_cores_and_no_local_memory() {
                     assert!(has("LDGSTS"), "{name}: no cp.async");
                     seen += 1;
                 }
+                if kernel.needs_90a {
+                    for word in ["HGMMA.64x", "UTMALDG.2D", "UTMALDG.4D.IM2COL", "SYNCS", "WARPGROUP.ARRIVE"]
+                    {
+                        assert!(has(word), "{name}: no {word}");
+                    }
+                    // The first rung has no roles.
+                    let has_roles = kernel.name != "conv2d_rung1";
+                    assert_eq!(has("USETMAXREG"), has_roles, "{name}: registers of the roles");
+                    seen += 1;
+                }
             }
         }
     }
     assert!(seen >= 6, "only {seen} tensor-core kernels");
+}
+
+/// What ptxas warns of in kernels that use wgmma (C7508: setmaxnreg ignored; C7510 to C7520: products waited for one by one)
+/// costs most of their speed and changes no result.
+#[test]
+fn ptxas_warns_of_nothing_in_the_kernels_for_sm_90a() {
+    let Ok(compiler) = Nvrtc::open() else {
+        assert!(std::env::var_os("DFKA_REQUIRE_NVRTC").is_none(), "no NVRTC");
+        skipped("no NVRTC");
+        return;
+    };
+    let headers: Vec<_> = HEADERS.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
+    let mut seen = 0;
+    for (m, module) in MODULES.iter().enumerate() {
+        let those = KERNELS.iter().filter(|k| k.module == m && k.needs_90a);
+        let names: Vec<String> = those.map(|k| k.name.to_string()).collect();
+        if names.is_empty() {
+            continue;
+        }
+        let file = format!("{}.cu", module.stem);
+        let log = compiler.compile(&file, module.source, &headers, &names, "sm_90a").unwrap().log;
+        assert!(log.contains("registers"), "{file}: no report");
+        assert!(!log.contains("(C75") && !log.contains("(C76"), "{file}: {log}");
+        seen += names.len();
+    }
+    assert!(seen >= 11, "only {seen} kernels");
+}
+
+/// The words of kernels/lib/hopper.cuh, in the kernels that the emulator's tests run (kernels/emu/products.cu).
+#[test]
+fn the_words_of_sm_90a_become_its_instructions() {
+    let (Ok(compiler), Some(nvdisasm)) = (Nvrtc::open(), nvdisasm()) else {
+        assert!(std::env::var_os("DFKA_REQUIRE_SASS").is_none(), "no NVRTC, or no nvdisasm");
+        skipped("no NVRTC, or no nvdisasm in PATH or beside it");
+        return;
+    };
+    let headers: Vec<_> = HEADERS.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
+    let source = include_str!("../kernels/emu/products.cu");
+    let cases: [(&str, &[&str]); 4] = [
+        ("product<64, 0, false, Bug::None>", &["HGMMA.64x64x16.F32.BF16", "UTMALDG.2D", "SYNCS.PHASECHK"]),
+        ("product<256, 1, true, Bug::None>", &["HGMMA.64x256x16.F32.BF16", ".tnspB", "UTMALDG.4D.IM2COL"]),
+        ("product_stored<true>", &["HGMMA.64x64x16.F32.BF16", "FENCE.VIEW.ASYNC"]),
+        ("handed_right", &["BAR.ARV", "BAR.SYNC"]),
+    ];
+    let instances = cases.map(|(name, _)| name.to_string());
+    let compiled = compiler.compile("products.cu", source, &headers, &instances, "sm_90a").unwrap();
+    assert!(!compiled.log.contains("wgmma.mma_async instructions are serialized"), "{}", compiled.log);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("products.cubin");
+    std::fs::write(&file, &compiled.cubin).unwrap();
+    let out = Command::new(&nvdisasm).arg("-c").arg(&file).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    for ((name, expected), symbol) in cases.iter().zip(&compiled.symbols) {
+        let code =
+            text.split_once(&format!(".text.{symbol}:")).unwrap_or_else(|| panic!("no code of {name}")).1;
+        let code = code.split(".section").next().unwrap();
+        for op in *expected {
+            assert!(code.contains(op), "{name}: no {op}");
+        }
+        assert!(!code.contains(" STL") && !code.contains(" LDL"), "{name}: uses local memory");
+    }
 }
 
 /// A net small enough to count on paper: noise, one trained convolution, one frozen one, a loss, Adam.

@@ -12,6 +12,7 @@
 
 namespace kernels_bugs {
 #include "emu/bugs.cu"
+#include "emu/products.cu"
 }
 
 extern "C" {
@@ -45,6 +46,7 @@ static float product(int i) {
     return sum;
 }
 // n (n + 1) / 2 + n (n - 1) / 2
+static float product_64(int i);
 static float sum_416(int) { return 416 * 416; }
 static float sum_1024(int) { return 1024 * 1024; }
 
@@ -91,6 +93,10 @@ static const Case CASES[] = {
     {"matrix_partial", ENTRY(matrix_partial), one, 1, 31, 0, 31},
     {"matrix_misaligned", ENTRY(matrix_misaligned), one, 1, 32, 0, 32},
     {"matrix_product", ENTRY(matrix_product), product, 1, 32, 0, 128},
+    {"product_stored", ENTRY(product_stored<true>), product_64, 1, 128, 16384, 4096},
+    {"product_stored_no_fence", ENTRY(product_stored<false>), product_64, 1, 128, 16384, 4096},
+    SIMPLE(handed_right, one),
+    SIMPLE(handed_unawaited, one),
     {"shared_too_large_together", ENTRY(neighbour_right), one, 1, 128, 232448, 128},
     {"dynamic_too_large", ENTRY(blocks_right), one, 1, 128, 232449, 128},
     {"block_too_large", ENTRY(blocks_right), one, 1, 1025, 0, 1025},
@@ -103,12 +109,12 @@ static const Case CASES[] = {
 static std::string run(const Case& c, int order) {
     float* out = (float*)emu_alloc(c.out * sizeof(float));
     float* in = (float*)emu_alloc(1024 * sizeof(float));
-    bf16* a = (bf16*)emu_alloc(256 * sizeof(bf16));
-    bf16* b = (bf16*)emu_alloc(128 * sizeof(bf16));
+    bf16* a = (bf16*)emu_alloc(4096 * sizeof(bf16));
+    bf16* b = (bf16*)emu_alloc(4096 * sizeof(bf16));
     for (int i = 0; i < 1024; i++) in[i] = input(i);
-    for (int i = 0; i < 256; i++) a[i] = to_bf16(element(i));
-    for (int i = 0; i < 128; i++) b[i] = to_bf16(element(i + 3));
-    const bool matrices = !strcmp(c.name, "matrix_product");
+    for (int i = 0; i < 4096; i++) a[i] = to_bf16(element(i));
+    for (int i = 0; i < 4096; i++) b[i] = to_bf16(element(i + 3));
+    const bool matrices = strstr(c.name, "product");
     void *first = matrices ? (void*)a : (void*)in, *second = matrices ? b : nullptr;
     void* args[] = {&out, &first, &second};
     const unsigned grid[3] = {c.grid, 1, c.grid_depth}, block[3] = {c.block, 1, c.block_depth};
@@ -130,7 +136,150 @@ static std::string run(const Case& c, int order) {
     return result;
 }
 
+// ---- products in the words of lib/hopper.cuh ----
+
+struct ProductCase {
+    const char* name;
+    void (*entry)(void**);
+    int columns; // N
+    bool trans_b, im2col;
+    ProductDims dims;
+    int n, h, w; // of the images
+    unsigned block;
+    int stages;
+};
+
+#define PRODUCT(N, trans_b, im2col, bug) [](void** a) { emu::call(product<N, trans_b, im2col, Bug::bug>, a); }
+// 200 rows are a block and a part of one, 144 columns two boxes and a part of one.
+#define MATRIX {200, 144, 1, 1, 1, 200, 1, 0}
+#define WRONG_PRODUCT(name, bug) {name, PRODUCT(64, 0, false, bug), 64, false, false, MATRIX, 0, 0, 0, 288, 2}
+
+static const ProductCase PRODUCTS[] = {
+    {"product_64", PRODUCT(64, 0, false, None), 64, false, false, MATRIX, 0, 0, 0, 288, 2},
+    {"product_128", PRODUCT(128, 0, false, None), 128, false, false, MATRIX, 0, 0, 0, 288, 2},
+    {"product_256", PRODUCT(256, 0, false, None), 256, false, false, MATRIX, 0, 0, 0, 288, 2},
+    {"product_64_trans", PRODUCT(64, 1, false, None), 64, true, false, MATRIX, 0, 0, 0, 288, 2},
+    {"product_256_trans", PRODUCT(256, 1, false, None), 256, true, false, MATRIX, 0, 0, 0, 288, 2},
+    // Rows, channels, taps, filter's width, p, q, stride, pad; images of n, h, w.
+    {"conv_1x1", PRODUCT(64, 0, true, None), 64, false, true, {126, 72, 1, 1, 7, 6, 1, 0}, 3, 7, 6, 288, 2},
+    {"conv_1x1_stride_2", PRODUCT(64, 0, true, None), 64, false, true, {160, 72, 1, 1, 4, 8, 2, 0}, 5, 7, 16, 288, 2},
+    {"conv_3x3", PRODUCT(64, 0, true, None), 64, false, true, {126, 72, 9, 3, 7, 6, 1, 1}, 3, 7, 6, 288, 2},
+    {"conv_3x3_trans", PRODUCT(128, 1, true, None), 128, true, true, {210, 64, 9, 3, 7, 6, 1, 1}, 5, 7, 6, 288, 2},
+    {"conv_3x3_stride_2", PRODUCT(64, 0, true, None), 64, false, true, {180, 24, 9, 3, 4, 5, 2, 1}, 9, 8, 9, 288, 2},
+    {"conv_3x3_no_pad", PRODUCT(64, 0, true, None), 64, false, true, {140, 64, 9, 3, 5, 4, 1, 0}, 7, 7, 6, 288, 2},
+    {"conv_7x7_stride_2", PRODUCT(64, 0, true, None), 64, false, true, {60, 8, 49, 7, 5, 6, 2, 3}, 2, 10, 11, 288, 2},
+    {"product_one_stage", [](void** a) { emu::call(product_one_stage<true, false>, a); }, 64, false, false, MATRIX, 0,
+     0, 0, 256, 1},
+    {"product_no_last_barrier", [](void** a) { emu::call(product_one_stage<false, false>, a); }, 64, false, false,
+     MATRIX, 0, 0, 0, 256, 1},
+    {"product_loaded_early", [](void** a) { emu::call(product_one_stage<true, true>, a); }, 64, false, false, MATRIX,
+     0, 0, 0, 256, 1},
+    WRONG_PRODUCT("product_no_full_wait", NoFullWait),
+    WRONG_PRODUCT("product_no_empty_wait", NoEmptyWait),
+    WRONG_PRODUCT("product_no_wait", NoProductWait),
+    WRONG_PRODUCT("product_no_fence", NoFence),
+    WRONG_PRODUCT("product_no_init_fence", NoInitFence),
+    WRONG_PRODUCT("product_no_init_barrier", NoInitBarrier),
+    WRONG_PRODUCT("product_too_few_bytes", TooFewBytes),
+    WRONG_PRODUCT("product_too_many_bytes", TooManyBytes),
+    WRONG_PRODUCT("product_no_last_wait", NoLastWait),
+    WRONG_PRODUCT("product_loads_left", LoadsLeft),
+    WRONG_PRODUCT("product_wrong_parity", WrongParity),
+    WRONG_PRODUCT("product_other_operands", OtherOperands),
+    WRONG_PRODUCT("product_released_early", ReleasedEarly),
+};
+
+// Dims and boxes innermost first, rows without gaps.
+static CUtensorMap tiled(const bf16* at, u32 columns, u32 rows, u32 box_rows) {
+    return {CUtensorMap::MAGIC, (u64)(uintptr_t)at, CUtensorMap::TILED, 2,      {columns, rows, 1, 1},
+            {columns * 2, 0, 0}, {64, box_rows},     {0, 0},             {0, 0}, {1, 1}};
+}
+static CUtensorMap windows(const bf16* at, const ProductCase& c) {
+    const ProductDims& s = c.dims;
+    const u64 pixel = s.channels * 2;
+    const int upper_w = s.pad - (s.filter_width - 1), upper_h = s.pad - (s.taps / s.filter_width - 1);
+    return {CUtensorMap::MAGIC,
+            (u64)(uintptr_t)at,
+            CUtensorMap::IM2COL,
+            4,
+            {(u32)s.channels, (u32)c.w, (u32)c.h, (u32)c.n},
+            {pixel, pixel * c.w, pixel * c.w * c.h},
+            {64, 128},
+            {-s.pad, -s.pad},
+            {upper_w, upper_h},
+            {(u32)s.stride, (u32)s.stride}};
+}
+
+static std::string run(const ProductCase& c, int order) {
+    const ProductDims& s = c.dims;
+    const int depth = s.taps * s.channels, width = c.columns;
+    const int a_elements = c.im2col ? c.n * c.h * c.w * s.channels : s.rows * depth;
+    bf16* a = (bf16*)emu_alloc(a_elements * sizeof(bf16));
+    bf16* b = (bf16*)emu_alloc(depth * width * sizeof(bf16));
+    float* out = (float*)emu_alloc(s.rows * width * sizeof(float));
+    std::vector<float> rows((size_t)s.rows * depth), columns((size_t)depth * width);
+    for (int i = 0; i < a_elements; i++) a[i] = to_bf16(element(i + i / 13));
+    for (int r = 0; r < s.rows; r++) {
+        for (int k = 0; k < depth; k++) {
+            int at = r * depth + k;
+            if (c.im2col) {
+                const int tap = k / s.channels, x = r % s.q * s.stride - s.pad + tap % s.filter_width;
+                const int y = r / s.q % s.p * s.stride - s.pad + tap / s.filter_width, n = r / s.q / s.p;
+                at = x < 0 || y < 0 || x >= c.w || y >= c.h || n >= c.n
+                         ? -1
+                         : ((n * c.h + y) * c.w + x) * s.channels + k % s.channels;
+            }
+            rows[(size_t)r * depth + k] = at < 0 ? 0 : to_f32(a[at]);
+        }
+    }
+    for (int k = 0; k < depth; k++) {
+        for (int j = 0; j < width; j++) {
+            const float v = element(k * 3 + j * 7 + k / 11);
+            b[c.trans_b ? k * width + j : j * depth + k] = to_bf16(v);
+            columns[(size_t)k * width + j] = v;
+        }
+    }
+    TensorMaps maps{};
+    maps.of[0] = c.im2col ? windows(a, c) : tiled(a, depth, s.rows, 128);
+    maps.of[8] = c.trans_b ? tiled(b, width, depth, 64) : tiled(b, depth, width, width);
+    ProductDims dims = s;
+    void* args[] = {&out, &maps, &dims};
+    const unsigned grid[3] = {(unsigned)(s.rows + 127) / 128, 1, 1}, block[3] = {c.block, 1, 1};
+    char text[1024];
+    std::string result = "ok";
+    if (emu_launch(c.entry, grid, block, c.stages * (16384 + width * 128), args, order, 3, text, sizeof text)) {
+        result = std::string("error: ") + text;
+    }
+    for (int r = 0; r < s.rows && result == "ok"; r++) {
+        std::vector<float> want(width);
+        for (int k = 0; k < depth; k++) {
+            const float v = rows[(size_t)r * depth + k];
+            for (int j = 0; j < width; j++) want[j] += v * columns[(size_t)k * width + j];
+        }
+        for (int j = 0; j < width && result == "ok"; j++) {
+            const float got = out[r * width + j];
+            if (got == want[j]) continue;
+            snprintf(text, sizeof text, "wrong: element %d is %g, should be %g", r * width + j, got, want[j]);
+            result = text;
+        }
+    }
+    emu_free(a);
+    emu_free(b);
+    emu_free(out);
+    return result;
+}
+
+// out[64, 64] = a[64, 64] b[64, 64], b given transposed.
+static float product_64(int i) {
+    float sum = 0;
+    for (int k = 0; k < 64; k++) sum += element(i / 64 * 64 + k) * element(i % 64 * 64 + k + 3);
+    return sum;
+}
+
 static std::string run(const char* name, int order) {
+    for (const ProductCase& c : PRODUCTS) {
+        if (!strcmp(c.name, name)) return run(c, order);
+    }
     for (const Case& c : CASES) {
         if (!strcmp(c.name, name)) return run(c, order);
     }

@@ -19,6 +19,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
 #include <utility>
 
 typedef unsigned char u8;
@@ -77,7 +78,7 @@ void cp_async_wait(u32 in_flight);
 template <class... A, size_t... i>
 static void call_with(void (*kernel)(A...), void** args, std::index_sequence<i...>) {
     (void)args;
-    kernel(*static_cast<A*>(args[i])...);
+    kernel(*static_cast<std::remove_reference_t<A>*>(args[i])...);
 }
 template <class... A> static void call(void (*kernel)(A...), void** args) {
     call_with(kernel, args, std::index_sequence_for<A...>());
@@ -98,7 +99,7 @@ template <class T> static T from_cell(u64 cell) {
 } // namespace emu
 
 #define DEV inline
-#define KERNEL(threads) inline void
+#define KERNEL(...) inline void
 // The address of a static of the function names the array: the first thread of a block that asks makes it.
 #define SHARED(T, name, n)            \
     static const char name##_key = 0; \
@@ -163,3 +164,5 @@ static inline void cp_async16(void* to, const void* from, bool valid, EMU_HERE) 
 }
 static inline void cp_async_commit() { emu::cp_async_commit(); }
 template <int n> static inline void cp_async_wait() { emu::cp_async_wait(n); }
+
+#include "emu/hopper.h"

@@ -25,7 +25,7 @@ constexpr size_t SHARED_SIZE = (SHARED_FRONT + MAX_SHARED + MAX_ARRAYS * (REDZON
 constexpr u32 POISON = 0xffffffffu;
 constexpr u32 CANARY = 0xfffafffau; // in redzones; not POISON, so that copying poison there shows
 
-enum class State : u8 { Ready, InSyncBlock, InCollective, Exited };
+enum class State : u8 { Ready, InSyncBlock, InCollective, InMbarrier, InNamedBarrier, InProducts, Exited };
 
 // A cp.async that has been issued and not yet performed.
 struct Copy {
@@ -40,6 +40,7 @@ struct Fiber : Thread {
     char* stack; // lowest usable byte; null until it starts
     State state;
     Place place; // where it waits
+    const void* waits_for; // which mbarrier
     u32 group;   // of the copies issued next
     std::vector<Copy> copies;
     void* tsan;
@@ -110,6 +111,9 @@ struct Context {
     size_t main_stack_size;
     char launch_order, done_order; // for TSan
 
+    struct Hopper* hopper; // made at its first use, kept
+    bool hopper_used;      // by this block
+
     bool failed;
     char error[1024];
 
@@ -166,6 +170,12 @@ void run_block(Context&, const Launch&, Dim3 at, u64 number);
 void reset_shared(Context&);
 const Array* array_around(Context&, const void* p, size_t n); // null if the bytes lie not within one array
 bool redzones_intact(Context&);                               // writes c.error if not
+
+// hopper.cpp; these need c.hopper_used
+bool land_one(Context&);        // one TMA load that is in flight; false if there is none
+void land_at_random(Context&);  // or none
+void retire_hopper(Context&, Fiber&);
+void describe_mbarrier(Context&, const void* bar, char* out, size_t out_len);
 
 // stack.cpp
 char* take_stack(Context&);

@@ -33,19 +33,31 @@ void fail(const char* format, ...) {
     to_main(c);
 }
 
-// No thread can go on: some wait in sync_block, some in a collective of their warp.
+static const char* in_words(State s) {
+    switch (s) {
+        case State::InSyncBlock: return "sync_block";
+        case State::InMbarrier: return "mbar_wait";
+        case State::InNamedBarrier: return "named barrier";
+        case State::InProducts: return "wgmma_wait";
+        default: return "warp collective";
+    }
+}
+
+// No thread can go on: some wait in sync_block, some in a collective of their warp, some at a barrier.
 [[noreturn]] static void deadlock(Context& c) {
     char text[700] = "";
     size_t n = 0;
     const Fiber* last = nullptr;
-    for (u32 i = 0; i < c.threads && n + 160 < sizeof text; i++) {
+    for (u32 i = 0; i < c.threads && n + 280 < sizeof text; i++) {
         const Fiber& f = c.fibers[i];
-        if (last && last->state == f.state && last->place.line == f.place.line) continue;
+        const bool same = last && last->state == f.state && last->place.line == f.place.line;
+        if (same && (f.state != State::InMbarrier || last->waits_for == f.waits_for)) continue;
         last = &f;
         if (f.state == State::Exited) continue;
-        n += snprintf(text + n, sizeof text - n, " [from thread %u on: %s at %.80s:%d]", i,
-                      f.state == State::InSyncBlock ? "sync_block" : "warp collective", file_name(f.place),
-                      f.place.line);
+        char what[120] = "";
+        if (f.state == State::InMbarrier) describe_mbarrier(c, f.waits_for, what, sizeof what);
+        n += snprintf(text + n, sizeof text - n, " [from thread %u on: %s at %.80s:%d%s]", i, in_words(f.state),
+                      file_name(f.place), f.place.line, what);
     }
     fail("divergence, no thread can go on:%s", text);
 }
@@ -53,6 +65,10 @@ void fail(const char* format, ...) {
 // ---- who runs next ----
 
 static Fiber& next_ready(Context& c) {
+    if (c.hopper_used) {
+        if (c.order >= 2) land_at_random(c);
+        while (c.head == c.tail && land_one(c)) continue;
+    }
     if (c.head == c.tail) deadlock(c);
     if (c.order == 0) return c.fibers[c.ready[c.head++ % MAX_THREADS]];
     if (c.order >= 2) { // any of them to the tail
@@ -132,6 +148,7 @@ static void retire(Context& c, Fiber& me) {
         fail("divergent warp collective: exited while lanes %#x wait at %s:%d", w.arrived, file_name(w.place),
              w.place.line);
     }
+    if (c.hopper_used) retire_hopper(c, me);
     san::release(&c.done_order);
 }
 
@@ -181,7 +198,7 @@ static void start_block(Context& c, const Launch& l, Dim3 at, u64 number) {
     c.random = (number + 1) * 0x9e3779b97f4a7c15ull ^ (u64)l.order << 40;
     for (int i = 0; i < 4; i++) random(c);
     c.head = c.tail = c.waiting = 0;
-    c.failed = false;
+    c.failed = c.hopper_used = false;
     c.main_stack = nullptr;
     if (c.abandoned) forget_abandoned(c);
     // All stacks are free again, the lowest on top.

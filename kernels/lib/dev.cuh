@@ -11,6 +11,8 @@
 
 // Names the instances of a template (or a plain kernel) to compile; build.rs reads it, the compiler sees nothing.
 #define INSTANCE(...)
+// The same for kernels written in the words of lib/hopper.cuh: only sm_90a and the emulator get them.
+#define INSTANCE_90A(...)
 
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
 
@@ -21,8 +23,9 @@ typedef unsigned long long u64;
 typedef long long i64;
 
 #define DEV __device__ __forceinline__
-// A kernel of at most `threads` threads a block.
-#define KERNEL(threads) __global__ void __launch_bounds__(threads)
+// KERNEL(threads): of at most that many threads a block. KERNEL(threads, blocks): with registers for so many blocks on
+// a multiprocessor; setmaxnreg needs it.
+#define KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 // A static shared array. Contents undefined at entry.
 #define SHARED(T, name, n) __shared__ T name[n]
 // The dynamic shared memory of the launch, 16-byte aligned at least. One name per kernel file.

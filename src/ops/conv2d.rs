@@ -10,6 +10,7 @@ use crate::tensor::Elem;
 use std::ops::Range;
 
 mod launch;
+mod wgmma;
 pub use launch::fold_moments;
 
 /// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride - pad + s, c] )`
@@ -268,7 +269,8 @@ impl Operator for Conv2d {
     }
     fn gives_moments(&self, inputs: &[Shape], y: Shape) -> Option<usize> {
         let d = Dims::of(self, inputs[0], inputs[1], y);
-        (self.act == Act::None && !self.residual && d.p * d.q > 1).then(|| launch::moment_rows(&d))
+        let is_last = self.act == Act::None && !self.residual && d.p * d.q > 1;
+        if is_last { launch::moment_rows(&d) } else { None }
     }
     fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
         Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1]))
@@ -825,6 +827,25 @@ mod tests {
             (Conv2d { pad: 0, ..fused }, Shape::new(2, 8, 10, 40), 72, 1),
             (Conv2d::new(1, 2), Shape::new(2, 8, 9, 67), 66, 2),
             (Conv2d { act: Act::LeakyRelu(0.2), residual: false, ..fused }, Shape::new(3, 4, 9, 1), 48, 4),
+        ] {
+            check(case(op, x, k, r));
+        }
+    }
+
+    /// Every tile of the kernels for compute capability 9.0, forward and gradient, both kinds of tensor maps, with rows that
+    /// fill no whole number of tiles; which tile a case has, on the two multiprocessors that tests pretend, is beside it.
+    #[test]
+    fn gates_of_whole_slabs() {
+        let fused = Conv2d { bias: true, residual: true, act: Act::Relu, ..Conv2d::new(1, 1) };
+        let leaky = Conv2d { act: Act::LeakyRelu(0.2), bias: true, ..Conv2d::new(1, 0) };
+        for (op, x, k, r) in [
+            (fused, Shape::new(2, 13, 13, 64), 256, 3), // 192x256; 128x64
+            (Conv2d::new(1, 1), Shape::new(2, 13, 13, 256), 64, 3), // 128x64; 192x256
+            (leaky, Shape::new(3, 9, 7, 128), 192, 1),  // 128x128, plain maps
+            (leaky, Shape::new(2, 6, 7, 64), 128, 3),   // windows of dz that reach two pixels beyond it
+            (Conv2d::new(1, 2), Shape::new(2, 5, 6, 64), 64, 3), // and none
+            (Conv2d { stride: 2, ..fused }, Shape::new(3, 9, 8, 64), 128, 3),
+            (Conv2d { stride: 2, ..leaky }, Shape::new(3, 9, 8, 128), 64, 1),
         ] {
             check(case(op, x, k, r));
         }

@@ -2,7 +2,7 @@
 
 use super::{Operands, Write};
 use crate::device::Slot;
-use crate::device::gpu::launch::{Arg, Launch};
+use crate::device::gpu::launch::{Arg, Launch, Way};
 pub use crate::device::gpu::launch::{THREADS, blocks_for};
 use crate::error::{Error, Result};
 use crate::tensor::{Elem, Shape};
@@ -152,6 +152,19 @@ impl<'a> Launches<'a> {
         args: [Arg; N],
     ) -> Result<()> {
         let launch = Launch::new(kernel.as_ref(), grid.dims(), block, shared_bytes, args.into());
+        self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
+        Ok(())
+    }
+    /// Adds a launch by the fastest of several ways.
+    ///
+    /// Errors: as [`Launches::launch`].
+    pub fn launch_fastest<const N: usize>(
+        &mut self,
+        ways: Vec<Way>,
+        multiprocessors: usize,
+        args: [Arg; N],
+    ) -> Result<()> {
+        let launch = Launch::by_fastest(ways, multiprocessors, args.into());
         self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! A CUDA device through its driver, which is opened at run time: the program starts on machines without one.
 
-use super::launch::{Prepared, keep_to_shared};
+use super::launch::{Prepared, keep_to_shared, keep_to_wgmma};
 use super::nvrtc::{Header, Nvrtc, OPTIONS};
+use super::source::runs_on;
+use super::tensor_map::{Boxes, Encoded, ROW, TensorMap};
 use super::{Address, Block, HEADERS, KERNELS, Kernel, MODULES};
 use crate::device::StepState;
 use crate::error::{Error, Result};
@@ -225,6 +227,7 @@ impl Cuda {
             check(cuStreamCreate(&mut stream, flags), "cuStreamCreate")?;
         }
         keep_to_shared(device.shared_bytes);
+        keep_to_wgmma(device.capability == (9, 0) && is_compiled_for_90a());
         let (name, capability) = (device.name.clone(), device.capability);
         Ok(Cuda { name, capability, driver, stream, states: Pinned::new()? })
     }
@@ -313,6 +316,72 @@ impl Cuda {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
         check(unsafe { cuStreamSynchronize(self.stream) }, "wait")
+    }
+
+    /// A tensor map that `TensorMap::check` has let pass.
+    pub fn encode(&self, map: &TensorMap, address: Address) -> Result<Encoded> {
+        self.enter()?;
+        let (dims, strides) = map.extents();
+        let rank = dims.len() as u32;
+        let (mut encoded, base) = (CUtensorMap { opaque: [0; 16] }, address as *mut c_void);
+        let (dims, strides) = (dims.as_ptr(), strides.as_ptr());
+        let bf16 = CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+        let rows = CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
+        let swizzle = CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B;
+        let promotion = CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+        let zeros = CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+        // SAFETY: every array is live and has `rank` elements, strides one less and corners two less (`check`); the driver
+        // only reads them, and writes `encoded`. It does not look at the tensor.
+        let result = unsafe {
+            match &map.boxes {
+                Boxes::Tiled { boxes, .. } => {
+                    let (boxes, steps) = (boxes.as_ptr(), [1; 2]);
+                    cuTensorMapEncodeTiled(
+                        &mut encoded,
+                        bf16,
+                        rank,
+                        base,
+                        dims,
+                        strides,
+                        boxes,
+                        steps.as_ptr(),
+                        rows,
+                        swizzle,
+                        promotion,
+                        zeros,
+                    )
+                }
+                Boxes::Im2col {
+                    lower: [lower_h, lower_w],
+                    upper: [upper_h, upper_w],
+                    steps: [h, w],
+                    pixels,
+                    ..
+                } => {
+                    let (lower, upper) = ([*lower_w, *lower_h], [*upper_w, *upper_h]);
+                    let steps = [1, *w, *h, 1];
+                    cuTensorMapEncodeIm2col(
+                        &mut encoded,
+                        bf16,
+                        rank,
+                        base,
+                        dims,
+                        strides,
+                        lower.as_ptr(),
+                        upper.as_ptr(),
+                        ROW,
+                        *pixels,
+                        steps.as_ptr(),
+                        rows,
+                        swizzle,
+                        promotion,
+                        zeros,
+                    )
+                }
+            }
+        };
+        check(result, "cuTensorMapEncode")?;
+        Ok(encoded.opaque)
     }
 
     pub fn launch(&self, p: &Prepared) -> Result<()> {
@@ -419,6 +488,13 @@ impl Cuda {
         };
         let siblings = KERNELS.iter().filter(|k| k.module == kernel.module);
         let place = siblings.take_while(|k| k.name != kernel.name).count();
+        if symbols[place].is_empty() {
+            let name = kernel.name;
+            return Err(Error::Run(format!(
+                "{name} needs compute capability 9.0, {} does not have it",
+                self.name()
+            )));
+        }
         let symbol = CString::new(symbols[place].as_str()).map_err(|e| Error::Run(e.to_string()))?;
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded and never unloaded; the symbol is NUL-terminated.
@@ -432,7 +508,13 @@ impl Cuda {
         let module = &MODULES[index];
         let names: Vec<&'static Kernel> = KERNELS.iter().filter(|k| k.module == index).collect();
         let (image, symbols) = match self.choose(module.images) {
-            Some(image) => (image.to_vec(), names.iter().map(|k| k.symbol.to_string()).collect()),
+            Some(image) => {
+                let there = |k: &&Kernel| runs_on(k.needs_90a, image.target);
+                let symbol =
+                    |k: &&'static Kernel| if there(k) { k.symbol.to_string() } else { String::new() };
+                let whole = if self.takes(image.target) { image.cubin } else { image.ptx };
+                (whole.to_vec(), names.iter().map(symbol).collect())
+            }
             None => self.compile(module, &names)?,
         };
         let mut handle = std::ptr::null_mut();
@@ -456,20 +538,23 @@ impl Cuda {
         Ok((handle, symbols))
     }
 
-    /// The CUBIN that runs here, newest first; else PTX; `None` when the program was built without NVRTC.
-    fn choose(&self, images: &'static [super::Image]) -> Option<&'static [u8]> {
-        let (major, minor) = self.capability;
-        let runs = |target: &str| {
-            let Some(digits) = target.strip_prefix("sm_") else { return false };
-            match digits.strip_suffix('a') {
-                Some(digits) => digits.parse() == Ok(major * 10 + minor),
-                None => digits.parse::<i32>().is_ok_and(|t| t / 10 == major && t % 10 <= minor),
-            }
-        };
-        let cubin = images.iter().rev().find(|i| runs(i.target)).map(|i| i.cubin);
+    /// The image whose CUBIN runs here, newest first; else one whose PTX may; `None` when the program was built without
+    /// NVRTC.
+    fn choose(&self, images: &'static [super::Image]) -> Option<&'static super::Image> {
+        let cubin = images.iter().rev().find(|i| self.takes(i.target));
         // The assembly of a target such as sm_90a is for that one alone.
         let any = images.iter().find(|i| !i.target.ends_with('a')).or(images.first());
-        cubin.or_else(|| any.map(|i| i.ptx))
+        cubin.or(any)
+    }
+
+    /// Whether machine code for this target runs here.
+    fn takes(&self, target: &str) -> bool {
+        let (major, minor) = self.capability;
+        let Some(digits) = target.strip_prefix("sm_") else { return false };
+        match digits.strip_suffix('a') {
+            Some(digits) => digits.parse() == Ok(major * 10 + minor),
+            None => digits.parse::<i32>().is_ok_and(|t| t / 10 == major && t % 10 <= minor),
+        }
     }
 
     /// Compiles a module on this machine, or takes what an earlier run compiled.
@@ -484,14 +569,21 @@ impl Cuda {
         let compiler = Nvrtc::open().map_err(none)?;
         let version = compiler.version().map_err(none)?;
         let (cubin, names) = cached(module, &target, version);
+        // Kernels that this target cannot have get an empty symbol.
+        let there = |k: &&&'static Kernel| runs_on(k.needs_90a, &target);
+        let all = |found: Vec<String>| {
+            let mut found = found.into_iter();
+            let symbol = |k| if there(&k) { found.next().unwrap_or_default() } else { String::new() };
+            kernels.iter().map(symbol).collect()
+        };
+        let instances: Vec<String> = kernels.iter().filter(there).map(|k| k.name.to_string()).collect();
         if let (Ok(cubin), Ok(names)) = (std::fs::read(&cubin), std::fs::read_to_string(&names)) {
             let names: Vec<String> = names.lines().map(str::to_string).collect();
-            if names.len() == kernels.len() {
-                return Ok((cubin, names));
+            if names.len() == instances.len() {
+                return Ok((cubin, all(names)));
             }
         }
         let headers: Vec<Header> = HEADERS.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
-        let instances: Vec<String> = kernels.iter().map(|k| k.name.to_string()).collect();
         let name = format!("{}.cu", module.stem);
         let compiled = compiler
             .compile(&name, module.source, &headers, &instances, &target)
@@ -505,8 +597,13 @@ impl Cuda {
             let _ = save(&cubin, &compiled.cubin)
                 .and_then(|()| save(&names, compiled.symbols.join("\n").as_bytes()));
         }
-        Ok((compiled.cubin, compiled.symbols))
+        Ok((compiled.cubin, all(compiled.symbols)))
     }
+}
+
+/// Whether there is machine code for sm_90a, or will be at the first launch.
+fn is_compiled_for_90a() -> bool {
+    MODULES.iter().all(|m| m.images.is_empty() || m.images.iter().any(|i| i.target == "sm_90a"))
 }
 
 /// Where a module that was compiled here is kept, and its symbols: named after everything that it was made of.

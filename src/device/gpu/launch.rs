@@ -1,10 +1,12 @@
 //! Launches: a kernel, its geometry and its arguments, checked against the kernel's own parameter list.
 
 use super::source::Parameter;
-use super::{Address, Kernel};
+use super::tensor_map::TensorMap;
+use super::{Address, Gpu, Kernel};
 use crate::device::Slot;
 use crate::error::{Error, Result};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// An argument while addresses are still unknown.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +30,9 @@ pub enum Arg {
     Structure(&'static str, Vec<u8>),
     /// The address of an array of 8-byte cells; a value shorter than a cell fills its low end.
     Table(Vec<Arg>),
+    /// `MAPS_PARAM`: up to 8 maps of the first operand (`maps.of[member]`), then as many of the second
+    /// (`maps.of[8 + member]`).
+    TensorMaps(Vec<TensorMap>),
     /// `Members<S>` by value, `S` by its name: a row of addresses for each member.
     Members(&'static str, Vec<Vec<Arg>>),
 }
@@ -85,7 +90,10 @@ impl Arg {
             (Arg::F32(_), p) => *p == Parameter::F32,
             (Arg::F64(_), p) => *p == Parameter::F64,
             (Arg::Structure(name, _), Parameter::Structure(expected)) => name == expected,
-            (Arg::Structure(..), _) => false,
+            (Arg::TensorMaps(maps), Parameter::TensorMaps) => {
+                (2..=2 * MEMBERS).contains(&maps.len()) && maps.len() % 2 == 0
+            }
+            (Arg::Structure(..) | Arg::TensorMaps(_), _) => false,
         }
     }
 }
@@ -116,7 +124,46 @@ pub(super) fn keep_to_shared(bytes: u32) {
     SHARED_LIMIT.store(bytes, Relaxed);
 }
 
+/// Whether kernels of an `INSTANCE_90A` line run on this process's device, until a device says that they do not.
+static WGMMA: AtomicBool = AtomicBool::new(true);
+
+/// Whether kernels of an `INSTANCE_90A` line may be planned: those that feed wgmma through TMA. True on compute capability
+/// 9.0, on the emulator, and where there is no device; `DFKA_TENSOR_CORES=mma` turns them off everywhere.
+pub fn has_wgmma() -> bool {
+    static MMA_ONLY: OnceLock<bool> = OnceLock::new();
+    WGMMA.load(Relaxed)
+        && !MMA_ONLY.get_or_init(|| std::env::var("DFKA_TENSOR_CORES").is_ok_and(|v| v == "mma"))
+}
+
+/// Plans compiled from here on keep to what a device has.
+pub(super) fn keep_to_wgmma(has: bool) {
+    WGMMA.store(has, Relaxed);
+}
+
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
+
+/// One way to do a launch whose blocks stay and take tile after tile.
+#[derive(Clone)]
+pub struct Way {
+    pub kernel: &'static Kernel,
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// Of one member.
+    pub tiles: usize,
+    /// What a multiprocessor spends on a tile, about.
+    pub cycles: usize,
+    /// Rows or windows in a box of the first operand's tensor maps.
+    pub box_rows: u32,
+}
+
+/// The ways to do a launch, on so many multiprocessors. Which is fastest depends on how many members have joined: tiles
+/// come in rounds of as many as there are multiprocessors, and the last round is seldom full.
+#[derive(Clone)]
+struct Ways {
+    all: Vec<Way>,
+    multiprocessors: usize,
+}
 
 /// A kernel with everything but addresses.
 #[derive(Clone)]
@@ -127,9 +174,41 @@ pub struct Launch {
     /// Bytes of dynamic shared memory.
     pub shared: u32,
     pub args: Vec<Arg>,
+    /// What kernel and geometry are chosen from, again with every member that joins.
+    ways: Option<Ways>,
 }
 
 impl Launch {
+    /// A launch by the fastest of several ways, a block a multiprocessor.
+    ///
+    /// Errors: as [`Launch::new`], of any of them; no way.
+    pub fn by_fastest(all: Vec<Way>, multiprocessors: usize, args: Vec<Arg>) -> Result<Launch> {
+        let mut launch = Err(Error::Run("a launch with no way to do it".into()));
+        for way in &all {
+            launch = Ok(Launch::new(way.kernel.name, [1, 1, 1], way.block, way.shared, args.clone())?);
+        }
+        let mut launch = launch?;
+        launch.ways = Some(Ways { all, multiprocessors });
+        launch.settle();
+        Ok(launch)
+    }
+    /// Takes the fastest way for the members that there are.
+    fn settle(&mut self) {
+        let members = self.members();
+        let Some(Ways { all, multiprocessors }) = &self.ways else { return };
+        let blocks = |w: &Way| (w.tiles * members).min(*multiprocessors);
+        let cycles = |w: &Way| (w.tiles * members).div_ceil(*multiprocessors) * w.cycles;
+        if let Some(w) = all.iter().min_by_key(|w| cycles(w)) {
+            let Way { kernel, block, shared, box_rows, .. } = *w;
+            (self.kernel, self.block, self.shared, self.grid) =
+                (kernel, block, shared, [blocks(w) as u32, 1, 1]);
+            for arg in &mut self.args {
+                let Arg::TensorMaps(maps) = arg else { continue };
+                let first = maps.len() / 2;
+                maps[..first].iter_mut().for_each(|m| m.set_box_rows(box_rows));
+            }
+        }
+    }
     /// Errors: no such kernel, arguments that it does not take, a geometry that no device can launch.
     pub fn new(name: &str, grid: [u32; 3], block: u32, shared: u32, args: Vec<Arg>) -> Result<Launch> {
         let kernel = Kernel::find(name)?;
@@ -151,28 +230,52 @@ impl Launch {
                 shared_limit()
             )));
         }
-        Ok(Launch { kernel, grid, block, shared, args })
+        Ok(Launch { kernel, grid, block, shared, args, ways: None })
     }
     /// Takes the members of `other`, a launch of the same kernel and sizes, for its own: `blockIdx.y` tells them apart.
     /// Refuses, and changes nothing, if they are too many, if anything but their addresses differs, or if two of them
     /// write (the first address of each) to the same place.
     pub fn join(&mut self, other: &Launch) -> bool {
-        let geometry = |l: &Launch| (l.kernel.name, l.grid[0], l.grid[2], l.block, l.shared);
-        let members = |l: &Launch| l.args.iter().position(|a| matches!(a, Arg::Members(..)));
-        let Some(at) = members(self).filter(|at| members(other) == Some(*at)) else { return false };
-        let same = |i: usize| i == at || self.args[i] == other.args[i];
-        if geometry(self) != geometry(other) || !(0..self.args.len()).all(same) {
-            return false;
-        }
-        let (Arg::Members(_, mine), Arg::Members(_, theirs)) = (&mut self.args[at], &other.args[at]) else {
-            return false;
+        // Of a launch that chooses, the ways: those of the same arguments are the same.
+        let geometry = |l: &Launch| match &l.ways {
+            Some(w) => (w.all[0].kernel.name, 0, 0, 0, 0),
+            None => (l.kernel.name, l.grid[0], l.grid[2], l.block, l.shared),
         };
-        let collides = |row: &Vec<Arg>| mine.iter().any(|m| m[0] == row[0]);
-        if mine.len() + theirs.len() > MEMBERS || theirs.iter().any(collides) {
+        if geometry(self) != geometry(other) || self.args.len() != other.args.len() {
             return false;
         }
-        mine.extend(theirs.iter().cloned());
-        self.grid[1] += other.grid[1];
+        let (mut rows, mut written) = (0, Vec::new());
+        for (mine, theirs) in self.args.iter().zip(&other.args) {
+            match (mine, theirs) {
+                (Arg::Members(_, a), Arg::Members(_, b)) => {
+                    rows = a.len() + b.len();
+                    written = a.iter().chain(b).map(|row| &row[0]).collect();
+                }
+                (Arg::TensorMaps(_), Arg::TensorMaps(_)) => {}
+                (a, b) if a == b => {}
+                _ => return false,
+            }
+        }
+        let collides = |i: usize| written[..i].contains(&written[i]);
+        if rows == 0 || rows > MEMBERS || (0..rows).any(collides) {
+            return false;
+        }
+        for (mine, theirs) in self.args.iter_mut().zip(&other.args) {
+            match (mine, theirs) {
+                (Arg::Members(_, a), Arg::Members(_, b)) => a.extend(b.iter().cloned()),
+                (Arg::TensorMaps(a), Arg::TensorMaps(b)) => {
+                    // Each has its first operands, then its second.
+                    let second = a.split_off(a.len() / 2);
+                    let (b_first, b_second) = b.split_at(b.len() / 2);
+                    a.extend(b_first.iter().cloned().chain(second).chain(b_second.iter().cloned()));
+                }
+                _ => {}
+            }
+        }
+        match self.ways {
+            Some(_) => self.settle(),
+            None => self.grid[1] += other.grid[1],
+        }
         true
     }
     /// How many problems of equal sizes it solves at once.
@@ -185,6 +288,7 @@ impl Launch {
         let mut found: Vec<(&Arg, Slot, usize)> = Vec::new();
         let cells = self.args.iter().flat_map(|a| match a {
             Arg::Table(cells) => cells.iter().collect(),
+            Arg::TensorMaps(maps) => maps.iter().map(|m| &m.tensor).collect(),
             Arg::Members(_, rows) => rows.iter().flatten().collect(),
             other => vec![other],
         });
@@ -202,14 +306,22 @@ impl Launch {
     }
 }
 
+/// Cells of arguments, aligned as tensor maps must be.
+#[repr(C, align(128))]
+struct Line([u64; LINE]);
+
+/// Cells of a line, and of a tensor map.
+const LINE: usize = 16;
+
 /// A launch with its addresses: what a machine takes.
 pub struct Prepared {
     pub kernel: &'static Kernel,
     pub grid: [u32; 3],
     pub block: u32,
     pub shared: u32,
-    /// The arguments' bytes, each from a cell of its own on.
-    cells: Vec<u64>,
+    /// The arguments' bytes, each from a cell of its own on; tensor maps begin a line.
+    lines: Vec<Line>,
+    /// In cells.
     starts: Vec<usize>,
     /// What the launch is for, in an error's words.
     pub label: String,
@@ -220,6 +332,7 @@ impl Prepared {
     pub fn new(
         launch: &Launch,
         label: String,
+        gpu: &Gpu,
         address: &mut impl FnMut(&Arg) -> Result<Address>,
     ) -> Result<Self> {
         let (mut cells, mut starts) = (Vec::new(), Vec::new());
@@ -231,6 +344,18 @@ impl Prepared {
                     cell[..c.len()].copy_from_slice(c);
                     u64::from_le_bytes(cell)
                 })),
+                Arg::TensorMaps(maps) => {
+                    let start = cells.len().next_multiple_of(LINE);
+                    *starts.last_mut().expect("pushed above") = start;
+                    cells.resize(start + 2 * MEMBERS * LINE, 0);
+                    let members = maps.len() / 2;
+                    for (i, map) in maps.iter().enumerate() {
+                        let at = start + (i / members * MEMBERS + i % members) * LINE;
+                        let encoded = gpu.encode(map, address(&map.tensor)?);
+                        let named = |e: Error| Error::Run(format!("{label}: tensor map {i}: {e}"));
+                        cells[at..at + LINE].copy_from_slice(&encoded.map_err(named)?);
+                    }
+                }
                 Arg::Members(_, rows) => {
                     let end = cells.len() + MEMBERS * rows.first().map_or(0, Vec::len);
                     for arg in rows.iter().flatten() {
@@ -241,12 +366,19 @@ impl Prepared {
                 _ => cells.push(cell(arg, address)?),
             }
         }
+        let line = |part: &[u64]| {
+            let mut line = Line([0; LINE]);
+            line.0[..part.len()].copy_from_slice(part);
+            line
+        };
+        let lines = cells.chunks(LINE).map(line).collect();
         let Launch { kernel, grid, block, shared, .. } = *launch;
-        Ok(Prepared { kernel, grid, block, shared, cells, starts, label })
+        Ok(Prepared { kernel, grid, block, shared, lines, starts, label })
     }
     /// One pointer an argument, as drivers want them.
     pub fn pointers(&self) -> Vec<*mut std::ffi::c_void> {
-        self.starts.iter().map(|s| std::ptr::from_ref(&self.cells[*s]).cast_mut().cast()).collect()
+        let cells = self.lines.as_ptr().cast::<u64>().cast_mut();
+        self.starts.iter().map(|s| cells.wrapping_add(*s).cast()).collect()
     }
     /// The launch in words: op, kernel and geometry.
     pub fn in_words(&self) -> String {
@@ -271,5 +403,6 @@ pub fn cell(arg: &Arg, address: &mut impl FnMut(&Arg) -> Result<Address>) -> Res
         Arg::Structure(name, _) | Arg::Members(name, _) => {
             return Err(Error::Run(format!("a table cannot hold a {name}")));
         }
+        Arg::TensorMaps(_) => return Err(Error::Run("a table cannot hold tensor maps".into())),
     })
 }

@@ -134,7 +134,7 @@ impl Machine {
             Arg::Shadow(_) => Ok(shadow.address),
             _ => Ok(mirror.block.address),
         };
-        self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &mut address)?)
+        self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &self.gpu, &mut address)?)
     }
 
     /// Makes the bf16 copies that kernels read.
@@ -182,7 +182,7 @@ impl Machine {
         let prepared = launches
             .iter()
             .enumerate()
-            .map(|(i, l)| Prepared::new(l, label(i), &mut |a| self.resolve(a, &mut offsets)))
+            .map(|(i, l)| Prepared::new(l, label(i), &self.gpu, &mut |a| self.resolve(a, &mut offsets)))
             .collect::<Result<_>>()?;
         Ok(Ready { launches: prepared, _tables: tables, graph: None, epoch: self.epoch, runs: 0 })
     }
@@ -251,7 +251,7 @@ impl Machine {
         let args = vec![Arg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
         let blocks = blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
         let fill = Launch::new("fill", [blocks, 1, 1], THREADS, 0, args)?;
-        let fill = Prepared::new(&fill, "cache flush".into(), &mut |_| Ok(flush.address))?;
+        let fill = Prepared::new(&fill, "cache flush".into(), &self.gpu, &mut |_| Ok(flush.address))?;
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
         let one = |launch: &Prepared| {
             if elements > 0 {
@@ -308,7 +308,8 @@ impl Machine {
 pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
     let cells = launches.iter().flat_map(|l| &l.args).flat_map(|arg| {
         let members = if let Arg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
-        members.iter().flatten().chain([arg])
+        let maps = if let Arg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
+        members.iter().flatten().chain(maps.iter().map(|m| &m.tensor)).chain([arg])
     });
     cells.filter_map(|arg| match arg {
         Arg::Shadow(slot) => Some(*slot),

@@ -12,6 +12,7 @@ pub mod nvrtc;
 pub mod nvtx;
 pub mod room;
 pub mod source;
+pub mod tensor_map;
 
 use crate::device::StepState;
 use crate::error::{Error, Result};
@@ -19,6 +20,7 @@ use launch::Prepared;
 use source::Parameter;
 use std::ffi::c_void;
 use std::time::Instant;
+use tensor_map::{Encoded, TensorMap};
 
 /// One `kernels/<stem>.cu`.
 pub struct Module {
@@ -45,8 +47,10 @@ pub struct Kernel {
     pub symbol: &'static str,
     /// Most threads of a block.
     pub threads: u32,
+    /// There is machine code for sm_90a only.
+    pub needs_90a: bool,
     pub parameters: &'static [Parameter<&'static str>],
-    /// Registers, spilled bytes and static shared bytes, for each of the module's images.
+    /// Registers, spilled bytes and static shared bytes, for each of the module's images; zeros where an image lacks it.
     pub figures: &'static [[u32; 3]],
     pub emulated: Option<Entry>,
 }
@@ -137,6 +141,16 @@ impl Gpu {
         match self {
             Gpu::Cuda(d) => d.download(from.address + offset as u64, bytes),
             Gpu::Emu(e) => e.download(from.address + offset as u64, bytes),
+        }
+    }
+    /// A tensor map in the machine's own words, for a tensor at `address`.
+    ///
+    /// Errors: what no TMA unit takes, in the words of [`TensorMap::check`].
+    pub fn encode(&self, map: &TensorMap, address: Address) -> Result<Encoded> {
+        map.check(address)?;
+        match self {
+            Gpu::Cuda(d) => d.encode(map, address),
+            Gpu::Emu(_) => Ok(map.emulated(address)),
         }
     }
     /// Starts a kernel after all that was launched before.

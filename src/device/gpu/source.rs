@@ -15,6 +15,8 @@ pub enum Parameter<Name = String> {
     F64,
     /// A structure by value, by its name.
     Structure(Name),
+    /// The tensor maps of a launch, by value: `MAPS_PARAM`.
+    TensorMaps,
     /// `Members<S>`: up to eight structures `S` of so many pointers each, by value.
     Members(Name, usize),
 }
@@ -27,34 +29,45 @@ pub struct Declared {
     pub parameters: Vec<Parameter>,
     /// Most threads of a block.
     pub threads: u32,
+    /// An `INSTANCE_90A` line: there is machine code for sm_90a only.
+    pub needs_90a: bool,
 }
 
-/// The kernels that `source` declares by `INSTANCE(...)`.
+/// Whether a kernel can be compiled for a target such as `sm_90a`.
+pub fn runs_on(needs_90a: bool, target: &str) -> bool {
+    !needs_90a || target == "sm_90a"
+}
+
+/// The kernels that `source` declares by `INSTANCE(...)` and `INSTANCE_90A(...)`.
 ///
 /// Errors: an instance of a kernel that the file does not define, and a parameter of a type that no launch can pass.
 pub fn kernels(source: &str) -> Result<Vec<Declared>, String> {
     let code = without_comments(source);
     let mut found = Vec::new();
     for (line, text) in code.lines().enumerate() {
-        let Some(rest) = text.trim_start().strip_prefix("INSTANCE(") else { continue };
+        let text = text.trim_start();
+        let needs_90a = text.starts_with("INSTANCE_90A(");
+        let rest = text.strip_prefix("INSTANCE(").or_else(|| text.strip_prefix("INSTANCE_90A("));
+        let Some(rest) = rest else { continue };
         let end = rest.rfind(')').ok_or_else(|| format!("line {}: INSTANCE without its `)`", line + 1))?;
         let instance = rest[..end].trim().to_string();
         let name = instance.split('<').next().unwrap_or_default().trim();
         let (threads, parameters) =
             definition(&code, name).map_err(|e| format!("line {}: INSTANCE({instance}): {e}", line + 1))?;
-        found.push(Declared { instance, parameters, threads });
+        found.push(Declared { instance, parameters, threads, needs_90a });
     }
     Ok(found)
 }
 
-/// The launch bound and the parameters of `KERNEL(threads) name(...)`.
+/// The launch bound and the parameters of `KERNEL(threads) name(...)`, or of `KERNEL(threads, blocks) name(...)`.
 fn definition(code: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
     for (at, _) in code.match_indices("KERNEL(") {
         let rest = &code[at + "KERNEL(".len()..];
         let Some((bound, rest)) = rest.split_once(')') else { continue };
         let Some(rest) = rest.trim_start().strip_prefix(name) else { continue };
         let Some(rest) = rest.trim_start().strip_prefix('(') else { continue };
-        let threads = bound.trim().parse().map_err(|_| format!("KERNEL({bound}): expected a number"))?;
+        let most = bound.split(',').next().unwrap_or_default().trim();
+        let threads = most.parse().map_err(|_| format!("KERNEL({bound}): expected a number"))?;
         let (list, _) = rest.split_once(')').ok_or("a parameter list without its `)`")?;
         let parameters = split(list).iter().map(|p| parameter(p, code)).collect::<Result<_, _>>()?;
         return Ok((threads, parameters));
@@ -98,6 +111,7 @@ fn parameter(text: &str, code: &str) -> Result<Parameter, String> {
         "u64" => Parameter::U64,
         "float" => Parameter::F32,
         "double" => Parameter::F64,
+        "MAPS_PARAM" => Parameter::TensorMaps,
         name if name.len() > 1 && name.starts_with(|c: char| c.is_ascii_uppercase()) => {
             Parameter::Structure(name.into())
         }
@@ -139,6 +153,15 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!((found[1].instance.as_str(), found[1].threads), ("f<bf16>", 128));
         assert_eq!(found[0].parameters, expected);
+    }
+
+    #[test]
+    fn reads_what_only_sm_90a_gets() {
+        let source = "KERNEL(384, 1) f(float* y, MAPS_PARAM maps) {}\nINSTANCE_90A(f)\n";
+        let f = kernels(source).unwrap().remove(0);
+        assert_eq!((f.instance.as_str(), f.threads, f.needs_90a), ("f", 384, true));
+        assert_eq!(f.parameters, [Parameter::Pointer, Parameter::TensorMaps]);
+        assert!(runs_on(true, "sm_90a") && !runs_on(true, "sm_80") && runs_on(false, "sm_80"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The convolution's kernels: which tile, how many parts, what goes where.
 
+use super::wgmma::Product;
 use super::{Conv2d, Dims, Phase};
 use crate::device::gpu::launch::{self, Arg as Value};
 use crate::error::{Error, Result};
@@ -8,7 +9,7 @@ use crate::ops::launches::{Launches, Moments, THREADS, Tensor, blocks_for};
 use crate::ops::{Arg, Extent, Signature, Write};
 use crate::tensor::Elem;
 
-/// Mirrors the structure of this name in kernels/conv2d.cu.
+/// Mirrors the structure of this name in kernels/lib/conv2d_dims.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Conv2dDims {
@@ -107,7 +108,7 @@ pub(super) const DZ: usize = 2;
 
 impl Dims {
     /// As the kernels take them.
-    fn value(&self) -> Result<Value> {
+    pub(super) fn value(&self) -> Result<Value> {
         let pixels = (self.n * self.h * self.w).max(self.n * self.p * self.q);
         let largest = [pixels, self.depth(), self.k, self.c].into_iter().max().unwrap_or(0);
         if largest >= 1 << 30 {
@@ -133,9 +134,18 @@ impl Dims {
     }
 }
 
-/// Pixels of each part of the moments that forward's tiles leave.
-pub(super) fn moment_rows(d: &Dims) -> usize {
-    Tile::of(d.n * d.p * d.q, d.k, 1).rows
+/// Operations a byte up to which an H200 waits for memory even where `mma.sync` multiplies, at 0.6 of the 989 TFLOP/s and
+/// the 4.8 TB/s of the data sheet.
+const MEMORY_BOUND: usize = 124;
+
+/// Pixels of each part of the moments that forward's tiles leave. The kernels with `wgmma` leave none: where multiplying
+/// decides, they save more than a pass over the output costs (3x3 on 64 channels, 1x1 from 1024 to 256), elsewhere less
+/// (1x1 from 64 to 256, from 128 to 512).
+pub(super) fn moment_rows(d: &Dims) -> Option<usize> {
+    let pixels = d.n * d.p * d.q;
+    let (operations, bytes) = (2 * pixels * d.k * d.depth(), 2 * (d.n * d.h * d.w * d.c + pixels * d.k));
+    let waits = operations <= MEMORY_BOUND * bytes;
+    (waits || Product::forward(d, Elem::Bf16).is_none()).then(|| Tile::of(pixels, d.k, 1).rows)
 }
 
 /// Launches the fold of a producer's moments into sums `[2][k]` about `shift` `[k]`, as one part of `lib/channels.cuh`.
@@ -191,28 +201,20 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
     }
     let bias = op.bias.then(|| l.x(2));
     let mask = (op.act != super::Act::None && l.saves()).then(|| l.saved(0));
+    let moments = l.moments().map(|m| m.parts);
+    let io = [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into(), moments.into()];
+    let io = Value::member("Conv2dForward", io);
+    if let Some(product) = Product::forward(&d, y.elem).filter(|_| moments.is_none()) {
+        let args = [product.maps(x, w), io, d.value()?, slope(op).into()];
+        return l.launch_fastest(product.ways("conv2d_fwd_wgmma")?, MULTIPROCESSORS, args);
+    }
     let tile = Tile::of(d.n * d.p * d.q, d.k, 1);
     l.launch(
         tile.kernel("conv2d_fwd", y.elem),
         tile.blocks(d.n * d.p * d.q, d.k) as u32,
         THREADS,
         tile.shared_bytes(),
-        [
-            Value::member(
-                "Conv2dForward",
-                [
-                    y.into(),
-                    mask.into(),
-                    x.into(),
-                    w.into(),
-                    bias.into(),
-                    residual.into(),
-                    l.moments().map(|m| m.parts).into(),
-                ],
-            ),
-            d.value()?,
-            slope(op).into(),
-        ],
+        [io, d.value()?, slope(op).into()],
     )
 }
 
@@ -282,6 +284,13 @@ fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut La
     l.expect_same("gradient of x, which has y's type", dz, dx)?;
     let w = filter(l, dz);
     l.expect_same("w", dz, w)?;
+    let io = [dx.into(), dz.into(), w.into(), gate.map(|g| g.mask).into()];
+    let io = Value::member("Conv2dInputGradient", io);
+    let slope = gate.map_or(0.0, |g| g.slope);
+    if let Some(product) = Product::input_gradient(d, dx.elem) {
+        let args = [product.maps(dz, w), io, d.value()?, write.into(), slope.into()];
+        return l.launch_fastest(product.ways("conv2d_dgrad_wgmma")?, MULTIPROCESSORS, args);
+    }
     // The first phase is the largest.
     let phases = Phase::all(d).len();
     let rows = d.n * d.h.div_ceil(d.stride) * d.w.div_ceil(d.stride);
@@ -291,15 +300,7 @@ fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut La
         [tile.blocks(rows, d.c) as u32, 1, phases as u32],
         THREADS,
         tile.shared_bytes(),
-        [
-            Value::member(
-                "Conv2dInputGradient",
-                [dx.into(), dz.into(), w.into(), gate.map(|g| g.mask).into()],
-            ),
-            d.value()?,
-            write.into(),
-            gate.map_or(0.0, |g| g.slope).into(),
-        ],
+        [io, d.value()?, write.into(), slope.into()],
     )
 }
 

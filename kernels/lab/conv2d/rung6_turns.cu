@@ -1,0 +1,24 @@
+// Rung 6: the warpgroups take turns, a tile of 128 x 128 each: the tensor cores work while a tile is written. Seven slabs of
+// 32 KB, blocks that stay. Production (rung 7) is this or rung 5, whichever a shape is faster with, and the prefetch of what
+// the epilogue reads into the L2.
+#include "lib/conv_wgmma.cuh"
+
+struct Conv2dForward {
+    bf16* y;           // [n, p, q, k]
+    u8* mask;          // [n, p, q, k / 8] bits of y > 0, or null
+    const bf16* x;     // [n, h, w, c]
+    const bf16* w;     // [k, r, s, c]
+    const float* bias; // [k] or null
+    const bf16* residual; // as y, or null
+    float* moments;    // null: production asks its mma.sync kernel for them
+};
+
+KERNEL(384, 1)
+conv2d_rung6(MAPS_PARAM maps, Members<Conv2dForward> members, Conv2dDims d, float slope) {
+    DYN_SHARED(char, shared);
+    const Product g = Product::forward(d);
+    auto out_of = [&](int member) { return StoreForward<Conv2dForward>{members.of[member], slope}; };
+    wgmma_convolution<128, 128, true, false>(maps, g, count_members(members), shared, [](const MemberTile&) {}, out_of);
+}
+
+INSTANCE_90A(conv2d_rung6)

@@ -1,0 +1,159 @@
+// The words of compute capability 9.0: barriers in shared memory (mbarrier) that count threads and bytes, copies of
+// boxes of a tensor that end at such a barrier (TMA), products of a warpgroup that read shared memory themselves
+// (wgmma), barriers of some of a block's threads, and registers moved from one warpgroup to another (setmaxnreg).
+// Only kernels of an `INSTANCE_90A` line may use them.
+#pragma once
+#include "lib/dev.cuh"
+
+#if defined(__CUDACC_RTC__) || defined(__CUDACC__)
+
+// What the driver encodes (src/device/gpu/tensor_map.rs): which tensor, boxes of which size.
+struct alignas(64) CUtensorMap {
+    u64 opaque[16];
+};
+// The tensor maps of a launch: of[member] for the first operand, of[8 + member] for the second.
+struct TensorMaps {
+    CUtensorMap of[16];
+};
+// As a kernel's parameter: `MAPS_PARAM maps`. TMA takes the address of one.
+#define MAPS_PARAM const __grid_constant__ TensorMaps
+
+DEV u32 shared_window(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// ---- mbarrier: a phase ends when `count` threads have arrived and all announced bytes have come ----
+
+DEV void mbar_init(u64* bar, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_window(bar)), "r"(count) : "memory");
+}
+// By the thread that initialised, before sync_block: TMA may find the barriers.
+DEV void mbar_fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Arrives, and announces `bytes` more of the phase.
+DEV void mbar_expect_tx(u64* bar, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_window(bar)), "r"(bytes)
+                 : "memory");
+}
+DEV void mbar_arrive(u64* bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_window(bar)) : "memory");
+}
+// Waits for the end of the phase of that parity: 0 for the first. Parity 1 of a new barrier is over.
+DEV void mbar_wait(u64* bar, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra AGAIN;\n}" ::"r"(
+            shared_window(bar)),
+        "r"(parity)
+        : "memory");
+}
+// What this thread stored in shared memory becomes visible to wgmma and TMA (of others, after a barrier).
+DEV void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- TMA: one thread copies a box, with the 128-byte swizzle of its map, and `bar` gets the box's bytes ----
+//
+// Element (r, c) of a box whose rows are 128 bytes lies in `to` (1024-byte aligned) at r * 128 + ((c / 8) ^ (r % 8)) *
+// 16 + c % 8 * 2 bytes. What lies outside the tensor comes as zeros, and counts as bytes.
+
+// The box at column x, row y.
+DEV void tma_load_2d(void* to, const CUtensorMap* map, int x, int y, u64* bar) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+            "r"(shared_window(to)),
+        "l"(map), "r"(x), "r"(y), "r"(shared_window(bar))
+        : "memory");
+}
+// Rows of pixels' channels from c on. The first pixel is (w, h, n), a corner of the filter's window; the next ones
+// follow by the map's stride, through the map's box of corners, row by row, image by image. Each is read at
+// (w + off_w, h + off_h): the filter's tap.
+DEV void tma_load_im2col_4d(void* to, const CUtensorMap* map, int c, int w, int h, int n, u16 off_w, u16 off_h,
+                            u64* bar) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%2, %3, %4, %5}], [%6], {%7, %8};" ::"r"(shared_window(to)),
+        "l"(map), "r"(c), "r"(w), "r"(h), "r"(n), "r"(shared_window(bar)), "h"(off_w), "h"(off_h)
+        : "memory");
+}
+
+// ---- wgmma: products of a warpgroup (four warps, the first a multiple of four) ----
+
+// Before the first product of a sequence: orders it behind what the threads did to its registers.
+DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Ends a group: the products issued since the last.
+DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most `n` groups are on their way. Until then nobody may touch their registers or operands.
+template <int n> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory"); }
+// After wgmma_wait, and before wgmma_fence: keeps the compiler from moving accesses of `d` across them.
+template <int n> DEV void wgmma_hold(float (&d)[n]) {
+    UNROLL
+    for (int i = 0; i < n; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Where an operand lies: `p` is 16-byte aligned, in atoms of 8 rows of 128 bytes (1024-byte aligned) with the swizzle
+// of TMA. K-major (rows of k): 8 rows of m or n are `stride_bytes` from the next 8; `leading_bytes` means nothing.
+// MN-major (rows of 64 m or n): 8 rows of k are `stride_bytes` from the next 8, 64 columns `leading_bytes` from the
+// next 64.
+DEV u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes) {
+    return (u64)((shared_window(p) & 0x3ffff) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 |
+           (u64)1 << 62;
+}
+
+#define WGMMA_D8(i)                                                                                        \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+        "+f"(d[i + 7])
+
+// d[64, N] += a[64, 16] b[16, N], bf16 products added in f32. A lies K-major; B K-major (trans_b 0) or MN-major (1).
+// Warp w of the group holds rows 16 w to 16 w + 15: its lane l has row l / 4 (d[4 i], d[4 i + 1]) and l / 4 + 8
+// (d[4 i + 2], d[4 i + 3]), columns 8 i + 2 (l % 4) and the next.
+template <int N, int trans_b> DEV void wgmma_m64k16(float (&d)[N / 2], u64 desc_a, u64 desc_b) {
+    static_assert(N == 64 || N == 128 || N == 256, "wgmma_m64k16 takes 64, 128 or 256 columns");
+    if constexpr (N == 64) {
+        asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"
+         "%26,%27,%28,%29,%30,%31}, "
+        "%32, %33, p, 1, 1, 0, %34;\n}\n"
+        : WGMMA_D8(0), WGMMA_D8(8), WGMMA_D8(16), WGMMA_D8(24)
+        : "l"(desc_a), "l"(desc_b), "n"(trans_b));
+    } else if constexpr (N == 128) {
+        asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"
+         "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,"
+         "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "%64, %65, p, 1, 1, 0, %66;\n}\n"
+        : WGMMA_D8(0), WGMMA_D8(8), WGMMA_D8(16), WGMMA_D8(24), WGMMA_D8(32), WGMMA_D8(40), WGMMA_D8(48),
+          WGMMA_D8(56)
+        : "l"(desc_a), "l"(desc_b), "n"(trans_b));
+    } else {
+        asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"
+         "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,"
+         "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,"
+         "%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,"
+         "%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"
+         "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
+        "%128, %129, p, 1, 1, 0, %130;\n}\n"
+        : WGMMA_D8(0), WGMMA_D8(8), WGMMA_D8(16), WGMMA_D8(24), WGMMA_D8(32), WGMMA_D8(40), WGMMA_D8(48),
+          WGMMA_D8(56), WGMMA_D8(64), WGMMA_D8(72), WGMMA_D8(80), WGMMA_D8(88), WGMMA_D8(96), WGMMA_D8(104),
+          WGMMA_D8(112), WGMMA_D8(120)
+        : "l"(desc_a), "l"(desc_b), "n"(trans_b));
+    }
+}
+#undef WGMMA_D8
+
+// ---- some of a block's threads ----
+
+// Barrier `id` (1 to 15; 0 is sync_block's) of `threads` threads, a multiple of 32: waits for the others.
+DEV void named_barrier_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// The same, without waiting.
+DEV void named_barrier_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// A warpgroup takes (inc) or leaves (dec) registers: N a thread from here on, a multiple of 8, 24 to 256.
+template <int N> DEV void setmaxnreg_inc() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> DEV void setmaxnreg_dec() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+
+// Asks for the line at `p`, to be in the L2 when it is read.
+DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
+
+#endif

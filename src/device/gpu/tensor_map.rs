@@ -1,0 +1,301 @@
+//! Tensor maps: which boxes of a bf16 tensor a TMA copy brings to shared memory, with the 128-byte swizzle that wgmma reads.
+
+use super::Address;
+use super::launch::Arg;
+use crate::error::{Error, Result};
+
+/// A tensor map in a machine's own words: 128 bytes.
+pub type Encoded = [u64; 16];
+
+/// Elements of a box's rows: 128 bytes of bf16, the span of the swizzle.
+pub const ROW: u32 = 64;
+const ELEMENT_BYTES: u64 = 2;
+
+/// A tensor map while its tensor's address is unknown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorMap {
+    /// The bf16 tensor: `Arg::Slot`, or `Arg::Shadow` for the bf16 copy of one.
+    pub tensor: Arg,
+    pub boxes: Boxes,
+}
+
+/// The boxes that copies bring. What lies outside the tensor comes as zeros.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Boxes {
+    /// `boxes[i]` elements of dimension i, innermost first, at any coordinate (`tma_load_2d`).
+    Tiled {
+        /// Elements, innermost first.
+        dims: Vec<u64>,
+        /// Bytes from one element to the next, of every dimension but the innermost.
+        strides_bytes: Vec<u64>,
+        boxes: Vec<u32>,
+    },
+    /// `pixels` windows of a convolution after another, `channels` of one tap of each (`tma_load_im2col_4d`). The windows'
+    /// first taps run from `lower` to the image's last pixel plus `upper`, `steps` apart, row by row, image by image: for a
+    /// filter of r rows padded by p, `lower` is -p and `upper` p - (r - 1).
+    Im2col {
+        /// n, h, w, c, without gaps.
+        dims: [u64; 4],
+        /// h, w.
+        lower: [i32; 2],
+        upper: [i32; 2],
+        /// The convolution's stride.
+        steps: [u32; 2],
+        channels: u32,
+        pixels: u32,
+    },
+}
+
+/// What the emulator reads: `CUtensorMap` of kernels/emu/hopper.h.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Emulated {
+    magic: [u8; 8],
+    address: u64,
+    kind: u32,
+    rank: u32,
+    dims: [u32; 4],
+    strides: [u64; 3],
+    boxes: [u32; 2],
+    lower: [i32; 2],
+    upper: [i32; 2],
+    steps: [u32; 2],
+    unused: [u32; 8],
+}
+
+const _: () = assert!(size_of::<Emulated>() == size_of::<Encoded>());
+
+impl TensorMap {
+    /// A matrix of `rows` by `columns`, row after row `row_bytes` apart, in boxes of `box_rows` by 64.
+    pub fn matrix(tensor: Arg, rows: u64, columns: u64, row_bytes: u64, box_rows: u32) -> TensorMap {
+        let (dims, strides_bytes, boxes) = (vec![columns, rows], vec![row_bytes], vec![ROW, box_rows]);
+        TensorMap { tensor, boxes: Boxes::Tiled { dims, strides_bytes, boxes } }
+    }
+
+    /// Has boxes of so many rows of a matrix, or windows of a convolution.
+    pub fn set_box_rows(&mut self, rows: u32) {
+        match &mut self.boxes {
+            Boxes::Tiled { boxes, .. } => boxes[1] = rows,
+            Boxes::Im2col { pixels, .. } => *pixels = rows,
+        }
+    }
+
+    /// The dimensions (innermost first) and the bytes between the elements of all but the innermost.
+    pub fn extents(&self) -> (Vec<u64>, Vec<u64>) {
+        match &self.boxes {
+            Boxes::Tiled { dims, strides_bytes, .. } => (dims.clone(), strides_bytes.clone()),
+            Boxes::Im2col { dims: [n, h, w, c], .. } => {
+                let pixel = c * ELEMENT_BYTES;
+                (vec![*c, *w, *h, *n], vec![pixel, pixel * w, pixel * w * h])
+            }
+        }
+    }
+
+    /// What the driver would refuse as CUDA_ERROR_INVALID_VALUE, in words.
+    ///
+    /// Errors: no tensor or one not aligned to 16 bytes; a dimension, a stride, a box, a corner or a step that a tensor map
+    /// cannot hold; rows of a box that are not 64 elements (the swizzle's 128 bytes).
+    pub fn check(&self, address: Address) -> Result<()> {
+        let wrong = |message: String| Err(Error::Run(format!("a tensor map: {message}")));
+        if address == 0 || !address.is_multiple_of(16) {
+            return wrong(format!("a tensor at {address:#x}, expected a multiple of 16 bytes"));
+        }
+        let (dims, strides) = self.extents();
+        if let Some(d) = dims.iter().find(|d| **d == 0 || **d > 1 << 32) {
+            return wrong(format!("dimensions {dims:?}: expected 1 to 2^32 elements, found {d}"));
+        }
+        if strides.len() + 1 != dims.len() {
+            return wrong(format!("{} dimensions with {} strides", dims.len(), strides.len()));
+        }
+        if let Some(s) = strides.iter().find(|s| **s % 16 != 0 || **s >= 1 << 40) {
+            return wrong(format!(
+                "strides {strides:?}: expected multiples of 16 bytes below 2^40, found {s}"
+            ));
+        }
+        let row = match &self.boxes {
+            Boxes::Tiled { boxes, .. } => {
+                if dims.len() != 2 || boxes.len() != 2 {
+                    return wrong(format!(
+                        "{} dimensions in boxes of {}, expected 2",
+                        dims.len(),
+                        boxes.len()
+                    ));
+                }
+                if !(1..=256).contains(&boxes[1]) {
+                    return wrong(format!("boxes of {boxes:?}: expected 1 to 256 rows"));
+                }
+                boxes[0]
+            }
+            Boxes::Im2col { lower, upper, steps, channels, pixels, .. } => {
+                if !(1..=1024).contains(pixels) {
+                    return wrong(format!("boxes of {pixels} pixels, expected 1 to 1024"));
+                }
+                let corners = lower.iter().chain(upper);
+                if let Some(c) = corners.into_iter().find(|c| !(-128..=127).contains(*c)) {
+                    return wrong(format!(
+                        "corners {lower:?} and {upper:?}: expected -128 to 127, found {c}"
+                    ));
+                }
+                if let Some(s) = steps.iter().find(|s| !(1..=8).contains(*s)) {
+                    return wrong(format!("steps {steps:?}: expected 1 to 8, found {s}"));
+                }
+                for ((lower, upper), size) in lower.iter().zip(upper).zip([dims[2], dims[1]]) {
+                    if i64::from(*lower) > size as i64 - 1 + i64::from(*upper) {
+                        return wrong(format!(
+                            "no window from {lower} on fits {size} pixels that end at {upper:+}"
+                        ));
+                    }
+                }
+                *channels
+            }
+        };
+        if row != ROW {
+            return wrong(format!(
+                "boxes with rows of {row} elements, expected {ROW}: 128 bytes, as the swizzle has it"
+            ));
+        }
+        Ok(())
+    }
+
+    /// As the emulator takes it; `check` has passed.
+    pub(super) fn emulated(&self, address: Address) -> Encoded {
+        let (sizes, gaps) = self.extents();
+        let (mut dims, mut strides) = ([1; 4], [0; 3]);
+        sizes.iter().zip(&mut dims).for_each(|(from, to)| *to = *from as u32);
+        gaps.iter().zip(&mut strides).for_each(|(from, to)| *to = *from);
+        let plain = Emulated {
+            magic: *b"DFKA MAP",
+            address,
+            kind: 0,
+            rank: sizes.len() as u32,
+            dims,
+            strides,
+            boxes: [0; 2],
+            lower: [0; 2],
+            upper: [0; 2],
+            steps: [1; 2],
+            unused: [0; 8],
+        };
+        let turned = |[h, w]: [i32; 2]| [w, h];
+        bytemuck::cast(match &self.boxes {
+            Boxes::Tiled { boxes, .. } => Emulated { boxes: [boxes[0], boxes[1]], ..plain },
+            Boxes::Im2col { lower, upper, steps: [h, w], channels, pixels, .. } => Emulated {
+                kind: 1,
+                boxes: [*channels, *pixels],
+                lower: turned(*lower),
+                upper: turned(*upper),
+                steps: [*w, *h],
+                ..plain
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Slot, Space};
+
+    fn slot() -> Arg {
+        Arg::Slot(Slot { space: Space::Arena, offset: 0, bytes: 1 << 20 })
+    }
+
+    fn windows() -> Boxes {
+        let (lower, upper) = ([-1, -1], [-1, -1]);
+        Boxes::Im2col { dims: [2, 7, 5, 24], lower, upper, steps: [2, 2], channels: 64, pixels: 128 }
+    }
+
+    fn refused(boxes: Boxes, address: Address) -> String {
+        TensorMap { tensor: slot(), boxes }.check(address).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn takes_what_the_driver_takes() {
+        TensorMap::matrix(slot(), 200, 144, 288, 256).check(256).unwrap();
+        let im2col = TensorMap { tensor: slot(), boxes: windows() };
+        im2col.check(16).unwrap();
+        assert_eq!(im2col.extents(), (vec![24, 5, 7, 2], vec![48, 240, 1680]));
+    }
+
+    #[test]
+    fn refuses_what_the_driver_refuses() {
+        let matrix =
+            |columns, row_bytes, rows| TensorMap::matrix(slot(), 200, columns, row_bytes, rows).boxes;
+        let said = [
+            (matrix(144, 288, 128), 8, "at 0x8, expected a multiple of 16"),
+            (matrix(144, 288, 128), 0, "at 0x0"),
+            (matrix(144, 280, 128), 16, "expected multiples of 16 bytes below 2^40, found 280"),
+            (matrix(0, 288, 128), 16, "expected 1 to 2^32 elements, found 0"),
+            (matrix(144, 288, 257), 16, "expected 1 to 256 rows"),
+        ];
+        for (boxes, address, piece) in said {
+            let text = refused(boxes, address);
+            assert!(text.contains(piece), "no `{piece}` in {text}");
+        }
+        let narrow = Boxes::Tiled { dims: vec![64, 8], strides_bytes: vec![128], boxes: vec![32, 8] };
+        assert!(refused(narrow, 16).contains("rows of 32 elements, expected 64"));
+        let cube =
+            Boxes::Tiled { dims: vec![64, 8, 8], strides_bytes: vec![128, 1024], boxes: vec![64, 8, 8] };
+        assert!(refused(cube, 16).contains("3 dimensions in boxes of 3, expected 2"));
+        type Edit = fn(&mut Boxes);
+        let edits: [(Edit, &str); 5] = [
+            (
+                |b| {
+                    if let Boxes::Im2col { pixels, .. } = b {
+                        *pixels = 1025
+                    }
+                },
+                "1025 pixels, expected 1 to 1024",
+            ),
+            (
+                |b| {
+                    if let Boxes::Im2col { lower, .. } = b {
+                        lower[0] = -129
+                    }
+                },
+                "expected -128 to 127, found -129",
+            ),
+            (
+                |b| {
+                    if let Boxes::Im2col { steps, .. } = b {
+                        steps[1] = 9
+                    }
+                },
+                "expected 1 to 8, found 9",
+            ),
+            (
+                |b| {
+                    if let Boxes::Im2col { upper, .. } = b {
+                        upper[1] = -8
+                    }
+                },
+                "fits 5 pixels that end at -8",
+            ),
+            (
+                |b| {
+                    if let Boxes::Im2col { dims, .. } = b {
+                        dims[3] = 20
+                    }
+                },
+                "found 40",
+            ),
+        ];
+        for (edit, piece) in edits {
+            let mut boxes = windows();
+            edit(&mut boxes);
+            let text = refused(boxes, 16);
+            assert!(text.contains(piece), "no `{piece}` in {text}");
+        }
+    }
+
+    #[test]
+    fn the_emulator_reads_width_before_height() {
+        let mut boxes = windows();
+        if let Boxes::Im2col { lower, upper, steps, .. } = &mut boxes {
+            (*lower, *upper, *steps) = ([-1, -2], [-3, -4], [1, 2]);
+        }
+        let map: Emulated = bytemuck::cast(TensorMap { tensor: slot(), boxes }.emulated(4096));
+        assert_eq!((map.address, map.kind, map.rank, map.dims), (4096, 1, 4, [24, 5, 7, 2]));
+        assert_eq!((map.lower, map.upper, map.steps, map.boxes), ([-2, -1], [-4, -3], [2, 1], [64, 128]));
+    }
+}
