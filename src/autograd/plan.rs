@@ -19,10 +19,12 @@ use std::marker::PhantomData;
 mod placer;
 mod program;
 mod timing;
+mod traffic;
 
 use placer::Placer;
 use program::{Program, element_types};
 pub use timing::Timing;
+pub use traffic::{Sum, Traffic};
 
 /// An update rule and the tensors it owns; every tensor brings its own moments.
 pub struct Optimiser {
@@ -31,7 +33,8 @@ pub struct Optimiser {
     pub tensors: Vec<(TensorId, Vec<TensorId>)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     Forward,
     Backward,
@@ -41,6 +44,8 @@ pub enum Phase {
 struct Instruction {
     op: Op,
     phase: Phase,
+    /// The part of the step that it belongs to, as the tape names it.
+    scope: &'static str,
     operands: Operands,
 }
 
@@ -61,7 +66,8 @@ pub struct Cost {
     pub arena_bytes: usize,
     /// Multiply-adds of convolutions and linear layers.
     pub macs: u64,
-    /// Bytes read and written by all instructions, each operand counted once.
+    /// Bytes read and written: on a GPU by all launches, on the CPU by all instructions, each operand of theirs counted
+    /// once, and twice what is read before it is overwritten.
     pub bytes_moved: u64,
     /// Kernels that a GPU runs; 0 for a plan of the CPU's.
     pub launches: usize,
@@ -268,6 +274,7 @@ impl<R: Real> Plan<R> {
             instructions.push(Instruction {
                 op: tape.nodes[i].op.clone(),
                 phase: Phase::Forward,
+                scope: tape.nodes[i].scope,
                 operands: operands(i, scratch),
             });
         }
@@ -276,6 +283,7 @@ impl<R: Real> Plan<R> {
             instructions.push(Instruction {
                 op: node.op.clone(),
                 phase: Phase::Backward,
+                scope: node.scope,
                 operands: Operands {
                     output_grads: node.outputs.iter().map(|v| grad_buffer[at(v)].map(slot)).collect(),
                     input_grads: writes[i].iter().map(|w| w.map(|(b, write)| (slot(b), write))).collect(),
@@ -297,10 +305,10 @@ impl<R: Real> Plan<R> {
                 }
             }
             if !operands.inputs.is_empty() {
-                instructions.push(Instruction { op: o.op.clone(), phase: Phase::Update, operands });
+                let (op, phase, scope) = (o.op.clone(), Phase::Update, "");
+                instructions.push(Instruction { op, phase, scope, operands });
             }
         }
-        let bytes_moved = instructions.iter().map(|i| i.operands.bytes()).sum();
         let macs = forward.iter().map(|i| signatures[*i].macs_forward).sum::<u64>()
             + backward.iter().map(|i| signatures[*i].macs_backward).sum::<u64>();
         let seed = loss_grad.map(|b| (forward.len(), slot(b)));
@@ -312,6 +320,7 @@ impl<R: Real> Plan<R> {
         let program =
             store.maps.map(|maps| Program::new(&instructions, seed, &readings.slots, maps)).transpose()?;
         let launches = program.as_ref().map_or(0, |p| p.launches.len());
+        let bytes_moved = traffic::bytes_moved(&instructions, program.as_ref());
         Ok(Plan {
             seed,
             readings,

@@ -59,14 +59,15 @@ impl Program {
                 labels.push("the loss's gradient".into());
                 owners.push(None);
             }
-            let Instruction { op, phase, operands } = instruction;
+            let Instruction { op, phase, scope, operands } = instruction;
             let mut l = Launches::new(op.name(), operands, maps);
             match phase {
                 Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
                 Phase::Backward => op.launch_backward(&mut l)?,
             }
+            let part = if scope.is_empty() { String::new() } else { format!(" ({scope})") };
             let label = format!(
-                "{} {phase:?} of {:?} -> {:?}",
+                "{} {phase:?}{part} of {:?} -> {:?}",
                 op.name(),
                 operands.input_shapes,
                 operands.output_shapes

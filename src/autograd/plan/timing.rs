@@ -1,10 +1,10 @@
 //! How long each launch of a step takes by itself.
 
-use super::{Phase, Plan};
+use super::Plan;
+use super::traffic::launch_bytes;
 use crate::autograd::Engine;
-use crate::device::{Slot, StepState};
+use crate::device::StepState;
 use crate::error::{Error, Result};
-use crate::ops::Write;
 use crate::tensor::{Real, Shape};
 
 /// One launch of a step, timed alone.
@@ -50,21 +50,12 @@ impl<R: Real> Plan<R> {
         program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
         let timing = |(i, (launch, label)): (usize, (&crate::device::gpu::launch::Launch, &String))| {
             let owner = program.owners[i].map(|o| &self.instructions[o]);
-            let mut twice: Vec<Slot> = Vec::new();
-            if let Some(o) = owner {
-                let added = o.operands.input_grads.iter().flatten().filter(|(_, w)| *w == Write::Add);
-                twice.extend(added.map(|(slot, _)| *slot));
-                if o.phase != Phase::Backward {
-                    twice.extend(o.updates());
-                }
-            }
-            let passes = |slot: &Slot| if twice.contains(slot) { 2 } else { 1 };
             Timing {
                 label: label.clone(),
                 kernel: launch.kernel.name,
                 input_shapes: owner.map(|o| o.operands.input_shapes.clone()).unwrap_or_default(),
                 output_shapes: owner.map(|o| o.operands.output_shapes.clone()).unwrap_or_default(),
-                bytes: launch.operands().iter().map(|(slot, bytes)| (bytes * passes(slot)) as u64).sum(),
+                bytes: launch_bytes(launch, owner),
                 ms: runs.iter().map(|run| run[i]).collect(),
             }
         };

@@ -3,12 +3,14 @@
 //! Both take the same calls: memory by address, copies, and `launch(kernel, geometry, arguments)`. What lies above knows
 //! one [`Gpu`] and never asks which.
 
+pub mod card;
 pub mod cuda;
 pub mod emu;
 pub mod launch;
 pub mod machine;
 pub mod nvrtc;
 pub mod nvtx;
+pub mod room;
 pub mod source;
 
 use crate::device::StepState;
