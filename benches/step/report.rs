@@ -116,7 +116,12 @@ pub fn report(folder: &Path) -> Result<()> {
         let (error, cosine) = (p["error"].as_f64().unwrap_or(f64::NAN), p["cosine"].as_f64().unwrap_or(0.0));
         let is_bf16 = p["precision"] == "bf16";
         let bar = if is_bf16 { "cosine >= 0.999" } else { "<= 1e-5" };
-        let figure = if is_bf16 { format!("{cosine:.6}") } else { format!("{error:.1e}") };
+        let theirs = p["torch_cosine"].as_f64().unwrap_or(0.0);
+        let figure = if is_bf16 {
+            format!("{cosine:.5} (PyTorch's bf16 {theirs:.5})")
+        } else {
+            format!("{error:.1e}")
+        };
         let figure = (figure, p["passed"] == true);
         table.row(&format!("{}: gradients", name.trim_end_matches(".json")), bar, Some(figure));
     }

@@ -59,7 +59,10 @@ class Config:
             *outer, last = key.strip().split(".")
             for part in outer:
                 at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
-            at[last] = tomllib.loads(f"v = {value}")["v"]
+            try:
+                at[last] = tomllib.loads(f"v = {value}")["v"]
+            except tomllib.TOMLDecodeError:
+                at[last] = value
         student, g, loss = (raw.get(k, {}) for k in ("student", "generator", "loss"))
         dual, augment = raw["dual"], raw["dual"].get("augment", {})
         self.network, self.labels = None, []
