@@ -238,10 +238,7 @@ fn ops(timings: &[Timing], card: &Card) -> Vec<Op> {
 
 /// Additions and multiplications of a convolution's three products; of all else none, memory bounds it.
 fn flops(t: &Timing) -> u64 {
-    let is_product = ["conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"].iter().any(|p| {
-        // Not the kernels that finish a split product.
-        t.kernel.strip_prefix(p).is_some_and(|rest| !rest.contains("finish") && !rest.contains("fold"))
-    });
+    let is_product = ["conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"].iter().any(|p| t.kernel.starts_with(p));
     match (&t.input_shapes[..], &t.output_shapes[..]) {
         ([_, filter, ..], [y, ..]) if is_product => 2 * (y.elems() * filter.per_sample()) as u64,
         _ => 0,
