@@ -165,15 +165,13 @@ demo() {
 
 # torch_there: sets `torch_device` to where PyTorch runs here, empty without a PyTorch.
 torch_there() {
-  torch_device=
+  torch_device= without_torch="no $python whose torch sees a GPU"
   local seen
   seen=$(timeout 60 "$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")' 2>/dev/null || true)
   if [[ $seen == cuda && -z $dry ]] || [[ -n $seen && -n $dry ]]; then
     torch_device=$([[ -n $dry ]] && echo cpu || echo cuda)
   fi
 }
-
-without_torch="no $python whose torch sees a GPU"
 
 # The same losses and gradients from the same networks and inputs: the demo's, and two ResNet-101 of random weights.
 parity() {
@@ -188,7 +186,7 @@ parity() {
       local sets=(--set "precision=\"$precision\"" --set "generator.batch=8")
       if [[ -n $dry && $config == voc ]]; then sets+=(--tiny); fi
       part parity.txt "$name" 40 "$pack/bin/step" --device "$on" --config "$pack/configs/$config.toml" "${sets[@]}" \
-        --threads 8 --export "$work/$name.npz"
+        --threads "$(nproc)" --export "$work/$name.npz"
       if [[ $result == passed ]]; then files+=("$work/$name.npz"); else exported=0; fi
     done
   done
@@ -208,7 +206,7 @@ steps() {
     done+=(--done "$out/torch$i.json")
   done
   if [[ -n $dry ]]; then tiny=(--tiny) variants=(--variants "eager folded,eager") limit=60; fi
-  part step.txt step 110 "$pack/bin/step" --device "$on" --config "$pack/configs/voc.toml" --seconds 2 --threads 8 \
+  part step.txt step 110 "$pack/bin/step" --device "$on" --config "$pack/configs/voc.toml" --seconds 2 --threads "$(nproc)" \
     --json "$out/step$n.json" ${tiny[@]+"${tiny[@]}"}
   row step "$result" "$seconds" "$(grep -c '"roof_percent":' "$out/step$n.json" 2>/dev/null || true) of 7 steps in step$n.json"
   if [[ -z $torch_device ]]; then
