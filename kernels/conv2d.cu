@@ -1,6 +1,6 @@
 // 2-D convolution as three matrix products whose operands are gathered while they are copied to shared memory (implicit
 // GEMM): no patch matrix ever exists. Letters as in src/ops/conv2d.rs.
-#include "lib/dev.cuh"
+#include "lib/members.cuh"
 #include "lib/mma.cuh"
 #include "lib/tile.cuh"
 
@@ -202,21 +202,23 @@ struct Place {
 };
 DEV int slabs_of(int depth, int slab) { return (depth + slab - 1) / slab; }
 
+template <class T> struct Conv2dForward {
+    T* y;              // [n, p, q, k]
+    u8* mask;          // [n, p, q, ceil(k / 8)] bits of y > 0, or null
+    const T* x;        // [n, h, w, c]
+    const T* w;        // [k, r, s, c]
+    const float* bias; // [k] or null
+    const T* residual; // as y, or null
+};
+
 // y = act(bias + residual + x * w), rows of the product n p q, columns k, inner dimension r s c. act(v) = v > 0 ? v : v * slope.
-template <class T, int BM, int BN>
-KERNEL(256)
-conv2d_fwd(T* RESTRICT y,              // [n, p, q, k]
-           u8* RESTRICT mask,          // [n, p, q, ceil(k / 8)] bits of y > 0, or null
-           const T* RESTRICT x,        // [n, h, w, c]
-           const T* RESTRICT w,        // [k, r, s, c]
-           const float* RESTRICT bias, // [k] or null
-           const T* RESTRICT residual, // as y, or null
-           Conv2dDims d, float slope) {
+template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Members<Conv2dForward<T>> members, Conv2dDims d, float slope) {
     DYN_SHARED(T, shared);
+    const Conv2dForward<T>& io = members.mine();
     const int depth = d.r * d.s * d.c;
     const Place at = Place::of(BM, BN, d.k);
-    LoadWindows<T, BM> load_x(windows_of(x, d), at.row);
-    LoadWindows<T, BN> load_w(matrix(w, d.k, depth), at.column);
+    LoadWindows<T, BM> load_x(windows_of(io.x, d), at.row);
+    LoadWindows<T, BN> load_w(matrix(io.w, d.k, depth), at.column);
     Tile<T, BM, BN, true, true> tile;
     accumulate(tile, load_x, load_w, slabs_of(depth, SLAB<T>), shared);
 
@@ -226,13 +228,13 @@ conv2d_fwd(T* RESTRICT y,              // [n, p, q, k]
         const int m = at.row + row, k = at.column + column, count = d.k - k;
         if (m >= pixels || count <= 0) return;
         float more[8];
-        if (bias) {
-            load_eight(more, bias + k, count, aligned);
+        if (io.bias) {
+            load_eight(more, io.bias + k, count, aligned);
             UNROLL
             for (int i = 0; i < 8; i++) v[i] += more[i];
         }
-        if (residual) {
-            load_eight(more, residual + (i64)m * d.k + k, count, aligned);
+        if (io.residual) {
+            load_eight(more, io.residual + (i64)m * d.k + k, count, aligned);
             UNROLL
             for (int i = 0; i < 8; i++) v[i] += more[i];
         }
@@ -243,27 +245,32 @@ conv2d_fwd(T* RESTRICT y,              // [n, p, q, k]
             bits |= (u32)(v[i] > 0.0f && i < count) << i;
             v[i] = v[i] > 0.0f ? v[i] : v[i] * slope;
         }
-        if (mask) mask[(i64)m * mask_bytes + k / 8] = (u8)bits;
-        store_eight(y + (i64)m * d.k + k, v, count, aligned);
+        if (io.mask) io.mask[(i64)m * mask_bytes + k / 8] = (u8)bits;
+        store_eight(io.y + (i64)m * d.k + k, v, count, aligned);
     });
 }
 
-// dx[n,h,w,c] = sum over r, s, k of dz[n, (h + pad - r) / stride, (w + pad - s) / stride, k] * w[k,r,s,c]. blockIdx.z is one
-// residue class of input pixels, all reached by the same taps: a strided gradient multiplies no zeros.
+template <class T> struct Conv2dInputGradient {
+    T* dx;          // [n, h, w, c]
+    const T* dz;    // [n, p, q, k]
+    const T* w;     // [k, r, s, c]
+    const u8* gate; // [n, h, w, ceil(c / 8)] bits of x > 0, the activation that gave x; or null
+};
+
+// dx[n,h,w,c] = sum over r, s, k of dz[n, (h + pad - r) / stride, (w + pad - s) / stride, k] * w[k,r,s,c], added to what is
+// there if `add`; then, through a gate, times 1 or `slope`: the gradient behind the activation that gave x.
+// blockIdx.z is one residue class of input pixels, all reached by the same taps: a strided gradient multiplies no zeros.
 template <class T, int BM, int BN>
-KERNEL(256)
-conv2d_dgrad(T* RESTRICT dx,       // [n, h, w, c]
-             const T* RESTRICT dz, // [n, p, q, k]
-             const T* RESTRICT w,  // [k, r, s, c]
-             Conv2dDims d, int add) {
+KERNEL(256) conv2d_dgrad(Members<Conv2dInputGradient<T>> members, Conv2dDims d, int add, float slope) {
     DYN_SHARED(T, shared);
     SHARED(int, pixel, BM);
+    const Conv2dInputGradient<T>& io = members.mine();
     const int wide = d.stride < d.w ? d.stride : d.w;
     const int h0 = blockIdx.z / wide, w0 = blockIdx.z % wide;
     const Taps rows = Taps::of(h0, d.r, d), cols = Taps::of(w0, d.s, d);
     const int height = (d.h - h0 + d.stride - 1) / d.stride, width = (d.w - w0 + d.stride - 1) / d.stride;
     const int above = rows.count - 1 - rows.base, left = cols.count - 1 - cols.base;
-    const Windows<T> windows = {dz, d.n, d.p, d.q, d.k, height, width, rows.count, cols.count, 1, above, left};
+    const Windows<T> windows = {io.dz, d.n, d.p, d.q, d.k, height, width, rows.count, cols.count, 1, above, left};
     const Place at = Place::of(BM, BN, d.c);
     // The grid has the tiles of the largest phase.
     if (at.row >= windows.count()) return;
@@ -274,16 +281,19 @@ conv2d_dgrad(T* RESTRICT dx,       // [n, h, w, c]
     }
     // A phase that no tap reaches (stride above the filter's size) has no slabs and the gradient 0.
     const int slabs = slabs_of(rows.count * cols.count * d.k, SLAB<T>);
-    LoadFilter<T, BN> load_w(w, d, rows, cols, at.column);
+    LoadFilter<T, BN> load_w(io.w, d, rows, cols, at.column);
     Tile<T, BM, BN, true, false> tile;
     if (slabs > 0) {
         LoadWindows<T, BM> load_dz(windows, at.row);
         accumulate(tile, load_dz, load_w, slabs, shared);
     }
     const bool aligned = d.c % 8 == 0;
+    const int gate_bytes = (d.c + 7) / 8;
     hand_out(tile, reinterpret_cast<float*>(shared), [&](int row, int column, float(&v)[8]) {
         const int c = at.column + column, count = d.c - c;
-        if (pixel[row] >= 0 && count > 0) put_eight(dx + (i64)pixel[row] * d.c + c, v, count, aligned, add);
+        if (pixel[row] < 0 || count <= 0) return;
+        const u32 bits = io.gate ? io.gate[(i64)pixel[row] * gate_bytes + c / 8] : 0xffu;
+        put_eight(io.dx + (i64)pixel[row] * d.c + c, v, count, aligned, add, bits, slope);
     });
 }
 

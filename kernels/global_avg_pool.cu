@@ -16,14 +16,20 @@ INSTANCE(global_avg_pool_fwd<float, 1>)
 INSTANCE(global_avg_pool_fwd<bf16, 8>)
 INSTANCE(global_avg_pool_fwd<bf16, 1>)
 
-// dx [n, pixels, c], dy [n, c]
-template <class T, int n> KERNEL(256) global_avg_pool_bwd(T* RESTRICT dx, const float* RESTRICT dy, int add, TilesDims d) {
+// dx [n, pixels, c], dy [n, c]; `gate`, if not null: [n, pixels, ceil(c / 8)] bits of the activation that gave x, whose slope
+// the gradient is multiplied by.
+template <class T, int n>
+KERNEL(256)
+global_avg_pool_bwd(T* RESTRICT dx, const float* RESTRICT dy, const u8* RESTRICT gate, float slope, int add, TilesDims d) {
     const Tile<n> t = Tile<n>::of(d);
     if (!t.works) return;
     Floats<n> v = load_f32<n>(dy + (i64)t.image(d) * d.c + t.channel);
     UNROLL
     for (int i = 0; i < n; i++) v.v[i] *= 1.0f / (float)d.pixels;
-    for (i64 at = t.first; at < t.last; at += t.step) put_f32<n>(dx + at, v, add);
+    i64 pixel = t.first / d.c;
+    for (i64 at = t.first; at < t.last; at += t.step, pixel += t.rows) {
+        put_f32<n>(dx + at, v, add, gate_bits<n>(gate, pixel, t.channel, d.c), slope);
+    }
 }
 INSTANCE(global_avg_pool_bwd<float, 4>)
 INSTANCE(global_avg_pool_bwd<float, 1>)

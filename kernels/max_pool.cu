@@ -44,9 +44,12 @@ INSTANCE(max_pool_fwd<float, 1>)
 INSTANCE(max_pool_fwd<bf16, 8>)
 INSTANCE(max_pool_fwd<bf16, 1>)
 
-// A gather: an input pixel looks at the windows that cover it, and takes from those that took it.
+// A gather: an input pixel looks at the windows that cover it, and takes from those that took it. `gate`, if not null:
+// [n, h, w, ceil(c / 8)] bits of the activation that gave x, whose slope the sum is multiplied by.
 template <class T, int n>
-KERNEL(256) max_pool_bwd(T* RESTRICT dx, const u8* RESTRICT places, const T* RESTRICT dy, MaxPoolDims d, int add) {
+KERNEL(256)
+max_pool_bwd(T* RESTRICT dx, const u8* RESTRICT places, const T* RESTRICT dy, const u8* RESTRICT gate, MaxPoolDims d,
+             float slope, int add) {
     const u32 packs = d.c / n, inputs = d.h * d.w * packs;
     places += (i64)blockIdx.x * d.p * d.q * d.c;
     dy += (i64)blockIdx.x * d.p * d.q * d.c;
@@ -65,7 +68,8 @@ KERNEL(256) max_pool_bwd(T* RESTRICT dx, const u8* RESTRICT places, const T* RES
                 for (int k = 0; k < n; k++) sum.v[k] += place.v[k] == mine ? v.v[k] : 0.0f;
             }
         }
-        put_f32<n>(dx + (i64)blockIdx.x * d.h * d.w * d.c + (i64)i * n, sum, add);
+        const u32 bits = gate_bits<n>(gate, (i64)blockIdx.x * d.h * d.w + i / packs, channel, d.c);
+        put_f32<n>(dx + (i64)blockIdx.x * d.h * d.w * d.c + (i64)i * n, sum, add, bits, slope);
     }
 }
 INSTANCE(max_pool_bwd<float, 4>)

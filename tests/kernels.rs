@@ -148,8 +148,7 @@ fn launches_bytes_and_flops_are_those_counted_by_hand() {
         "feature_loss_fwd",
         "fill", // the loss's gradient, 1
         "feature_loss_bwd",
-        "conv2d_dgrad",
-        "conv2d_dz", // behind the ReLU
+        "conv2d_dgrad", // and the slope of the ReLU in front
         "conv2d_wgrad",
         "conv2d_sum_parts", // of the filter's gradient: the pixels are split over blocks
         "adam",

@@ -3,15 +3,22 @@
 mod common;
 
 use common::{Lab, network, skipped};
+use dfka_engine::autograd::tape::Learn;
+use dfka_engine::autograd::{Engine, Optimiser, Plan, Tape};
 use dfka_engine::config::{self, Override};
-use dfka_engine::device::Choice;
+use dfka_engine::device::{Choice, StepState};
+use dfka_engine::models::Recorder;
+use dfka_engine::models::resnet::{BlockKind, Build, Mode, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::ops::adam::Adam;
+use dfka_engine::ops::feature_loss::FeatureLoss;
+use dfka_engine::ops::weighted_sum::WeightedSum;
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::run::run;
 use dfka_engine::pipeline::spec::{RunSpec, TeachSpec, TrainingData};
 use dfka_engine::pipeline::teach::teach;
-use dfka_engine::tensor::Elem;
+use dfka_engine::tensor::{Elem, Real};
 
 /// The machine to test; none is told, and is no success.
 fn machine() -> Option<Choice> {
@@ -212,4 +219,87 @@ fn a_small_device_names_the_batch_that_fits() {
     assert!((2..512).contains(&batch), "{text}");
     let (code, text) = run("fits", batch);
     assert_eq!(code, Some(0), "a batch of {batch}: {text}");
+}
+
+/// Two frozen networks that look at one image, and at features that enter their second block: the loss, the gradients at
+/// the image and at the features, and the plan that gave them.
+fn side_by_side<R: Real>(mut engine: Engine<R>, block: BlockKind) -> (Vec<Vec<f64>>, Plan<R>) {
+    let stem = Stem { width: 8, kernel: 3, stride: 2, max_pool: true };
+    let spec = ResNetSpec { block, image: [32, 32, 3], stem, widths: vec![16, 24], depths: vec![2, 2] };
+    let store = &mut engine.store;
+    let nets = [1, 2].map(|seed| {
+        let name = format!("net{seed}");
+        ResNet::new(store, &name, &spec, 1..=2, Some(5), Build::Folded, Source::Random(seed)).unwrap()
+    });
+    let wave = |len: usize, k: f32| (0..len).map(|i| (i as f32 * k).sin()).collect::<Vec<_>>();
+    let [image, level] = [("image", 0), ("level", 1)].map(|(name, b)| {
+        let shape = spec.feature(b, 3);
+        store.add_with(name, shape, &wave(shape.elems(), 0.37))
+    });
+    let target = store.add_with("target", spec.feature(2, 3), &wave(spec.feature(2, 3).elems(), 0.11));
+    let moments = [image, level].map(|id| {
+        ["first", "second"].map(|m| store.add(&format!("{m}.{}", store.name(id).to_owned()), store.shape(id)))
+    });
+    let mut tape = Tape::default();
+    let mut r = Recorder { tape: &mut tape, store: &engine.store };
+    let [x, f] = [image, level].map(|id| r.leaf(id, Learn::Trainable));
+    let target = r.leaf(target, Learn::Frozen);
+    let mut losses = Vec::new();
+    for (first, input) in [(1, x), (2, f)] {
+        for net in &nets {
+            let last = (first..=2).fold(input, |x, b| net.block(&mut r, b, x, Mode::FROZEN, None).unwrap());
+            losses.push(r.apply(FeatureLoss, &[last, target]).unwrap());
+        }
+    }
+    let loss = r.apply(WeightedSum { weights: vec![0.5, 1.0, 1.5, 2.0] }, &losses).unwrap();
+    tape.metric("loss", loss);
+    tape.output(loss);
+    // Its first moment is the gradient.
+    let adam = Adam { lr_slot: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let tensors = [image, level].into_iter().zip(moments.map(|m| m.to_vec())).collect();
+    let optimiser = Optimiser { op: adam.into(), tensors };
+    let mut plan = Plan::compile(&tape, &engine.store, Some(loss), &[optimiser]).unwrap();
+    plan.reserve(&mut engine).unwrap();
+    plan.replay(&mut engine, &StepState { step: 0, ..StepState::default() }).unwrap();
+    plan.collect(&engine).unwrap();
+    engine.pull().unwrap();
+    let value = plan.output(&engine, loss).unwrap();
+    let mut found = vec![value.iter().map(|v| v.f64()).collect()];
+    found.extend(moments.map(|m| engine.store.get(m[0]).iter().map(|v| v.f64()).collect::<Vec<_>>()));
+    (found, plan)
+}
+
+/// Networks side by side share launches, and every gradient that flows into a ReLU is multiplied where it is written last;
+/// neither changes a number.
+#[test]
+fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
+    let Some(choice) = machine() else { return };
+    for block in [BlockKind::Basic, BlockKind::Bottleneck] {
+        let (expected, _) = side_by_side(Engine::<f64>::default(), block);
+        let engine = Engine::<f32>::on(choice.machine(Elem::F32).unwrap().unwrap());
+        let (found, plan) = side_by_side(engine, block);
+        for (found, expected) in found.iter().zip(&expected) {
+            let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+            let off = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+            let size = norm(&mut expected.iter().copied());
+            assert!(size > 0.0 && off <= 2e-5 * size, "{block:?}: off by {off} of {size}");
+        }
+        let launches = |kernel: &str| {
+            let of_kernel = plan.launches().filter(|(l, _)| l.kernel.name.starts_with(kernel));
+            of_kernel.map(|(l, _)| l.members()).collect::<Vec<_>>()
+        };
+        // Block 1 runs for two networks at once, block 2 for both and both inputs.
+        let convolutions = match block {
+            BlockKind::Basic => (1 + 5, 5),
+            BlockKind::Bottleneck => (1 + 7, 7),
+        };
+        let (one, two) = convolutions;
+        assert_eq!(launches("conv2d_fwd"), [vec![2; one], vec![4; two]].concat(), "{block:?}");
+        // Who adds to a gradient that another has set goes alone: at the level's features, and at the image.
+        let (entry, stems) = (vec![3, 1, 3, 1], vec![1, 1]);
+        let backward = [vec![4; two - 2], entry, vec![2; one - 1], stems].concat();
+        assert_eq!(launches("conv2d_dgrad"), backward, "{block:?}");
+        // Only what leaves the networks' last block meets a loss that knows no masks.
+        assert_eq!(launches("conv2d_dz").len(), 4, "{block:?}");
+    }
 }

@@ -17,13 +17,20 @@ template <int n, class T> DEV void store_f32(T* p, const Floats<n>& v) {
     for (int i = 0; i < n; i++) to.v[i] = from_f32<T>(v.v[i]);
     store_pack<n>(p, to);
 }
-// `put` for a pack.
-template <int n, class T> DEV void put_f32(T* p, Floats<n> v, int add) {
+// The bits of a pack in an activation's mask, which has whole bytes a pixel of `c` channels; all set without a mask.
+template <int n> DEV u32 gate_bits(const u8* gate, i64 pixel, int channel, int c) {
+    static_assert(8 % n == 0, "a pack has its bits in one byte");
+    return gate ? gate[pixel * ((c + 7) / 8) + channel / 8] >> channel % 8 : 0xffu;
+}
+// `put` for a pack; the last writer of a gradient multiplies the sum by `slope` where its bit is 0.
+template <int n, class T> DEV void put_f32(T* p, Floats<n> v, int add, u32 bits = 0xffu, float slope = 0.0f) {
     if (add) {
         const Floats<n> old = load_f32<n>(p);
         UNROLL
         for (int i = 0; i < n; i++) v.v[i] += old.v[i];
     }
+    UNROLL
+    for (int i = 0; i < n; i++) v.v[i] = bits >> i & 1 ? v.v[i] : v.v[i] * slope;
     store_f32<n>(p, v);
 }
 template <int n> DEV Floats<n> floats(float value) {

@@ -220,11 +220,15 @@ template <class T> DEV void store_eight(T* to, const float (&v)[8], int count, b
         if (i < count) to[i] = from_f32<T>(v[i]);
     }
 }
-// Eight gradients: the first writer stores, later ones add.
-template <class T> DEV void put_eight(T* to, const float (&v)[8], int count, bool aligned, int add) {
+// Eight gradients: the first writer stores, later ones add; the last multiplies the sum by `slope` where its bit is 0.
+template <class T>
+DEV void put_eight(T* to, const float (&v)[8], int count, bool aligned, int add, u32 bits = 0xffu, float slope = 0.0f) {
     float sum[8] = {};
     if (add) load_eight(sum, to, count, aligned);
     UNROLL
-    for (int i = 0; i < 8; i++) sum[i] = add ? sum[i] + v[i] : v[i];
+    for (int i = 0; i < 8; i++) {
+        sum[i] = add ? sum[i] + v[i] : v[i];
+        sum[i] = bits >> i & 1 ? sum[i] : sum[i] * slope;
+    }
     store_eight(to, sum, count, aligned);
 }

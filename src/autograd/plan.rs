@@ -16,11 +16,14 @@ use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 
+mod gates;
 mod placer;
 mod program;
+mod schedule;
 mod timing;
 mod traffic;
 
+use gates::Gates;
 use placer::Placer;
 use program::{Program, element_types};
 pub use timing::Timing;
@@ -46,7 +49,14 @@ struct Instruction {
     phase: Phase,
     /// The part of the step that it belongs to, as the tape names it.
     scope: &'static str,
+    /// Instructions of one time do not depend on each other; their launches may be merged.
+    time: usize,
     operands: Operands,
+}
+
+/// The nodes of each group, with the group's number.
+fn each(groups: &[Vec<usize>]) -> impl Iterator<Item = (usize, usize)> {
+    groups.iter().enumerate().flat_map(|(t, group)| group.iter().map(move |i| (t, *i)))
 }
 
 impl Instruction {
@@ -154,21 +164,31 @@ impl<R: Real> Plan<R> {
             signatures.push(signature);
         }
         signatures.reverse();
-        let forward: Vec<usize> = (0..n).filter(|i| live[*i]).collect();
+        let recorded: Vec<usize> = (0..n).filter(|i| live[*i]).collect();
         let has_back = |i: usize| {
             tape.nodes[i].outputs.iter().any(|v| reaches[at(v)])
                 && tape.nodes[i].inputs.iter().any(|v| tape.wants(*v))
         };
-        let backward: Vec<usize> = forward.iter().copied().rev().filter(|i| has_back(*i)).collect();
+        // The CPU runs nodes as they were recorded, one by one.
+        let is_gpu = store.maps.is_some();
+        let forward: Vec<Vec<usize>> = if is_gpu {
+            schedule::groups(tape, &recorded, &signatures)
+        } else {
+            recorded.into_iter().map(|i| vec![i]).collect()
+        };
+        let back = |group: &Vec<usize>| group.iter().copied().filter(|i| has_back(*i)).collect::<Vec<_>>();
+        let backward: Vec<Vec<usize>> = forward.iter().rev().map(back).filter(|g| !g.is_empty()).collect();
         let update_at = forward.len() + backward.len();
         let end = update_at + optimisers.len();
+        let gates = if is_gpu { Gates::of(tape, &backward) } else { Gates::default() };
 
         // Lifetimes. Values and gradients of leaves live in the store, except that a leaf's gradient is arena's.
         let mut placer = Placer { lives: Vec::new() };
         let mut value_buffer: Vec<Option<usize>> = vec![None; tape.values.len()];
         let mut grad_buffer: Vec<Option<usize>> = vec![None; tape.values.len()];
         let mut saved: Vec<Vec<usize>> = vec![Vec::new(); n];
-        for (t, &i) in forward.iter().enumerate() {
+        // Time passes from group to group: what the nodes of one touch is alive at once.
+        for (t, i) in each(&forward) {
             let node = &tape.nodes[i];
             for v in &node.outputs {
                 value_buffer[at(v)] = Some(placer.add(reals(v), t));
@@ -193,10 +213,11 @@ impl<R: Real> Plan<R> {
             b
         });
         let mut writes: Vec<Vec<Option<(usize, Write)>>> = vec![Vec::new(); n];
-        for (k, &i) in backward.iter().enumerate() {
+        for (k, i) in each(&backward) {
             let (t, node, signature) = (forward.len() + k, &tape.nodes[i], &signatures[i]);
-            for b in &saved[i] {
-                placer.extend(*b, t);
+            let gating = gates.by(i).map(|(_, gate)| saved[gate.producer][0]);
+            for b in saved[i].iter().copied().chain(gating) {
+                placer.extend(b, t);
             }
             let kept = signature.keeps_inputs.iter().map(|j| node.inputs[*j]);
             for v in kept.chain(node.outputs.iter().copied().filter(|_| signature.keeps_outputs)) {
@@ -209,22 +230,31 @@ impl<R: Real> Plan<R> {
                     placer.extend(b, t);
                 }
             }
+            // Behind its gate, the output's gradient is the first part of this input's, where it lies.
+            let passed = node
+                .op
+                .passes_gradient()
+                .filter(|_| is_gpu && (gates.is_gated(i) || node.op.gated().is_none()));
+            let mut write = |j: usize, v: &Value| match grad_buffer[at(v)] {
+                Some(b) => {
+                    placer.extend(b, t);
+                    Some((b, Write::Add))
+                }
+                None if passed == Some(j) && elem(v) == elem(&node.outputs[0]) => {
+                    grad_buffer[at(v)] = grad_buffer[at(&node.outputs[0])];
+                    None
+                }
+                None => {
+                    let b = placer.add(reals(v), t);
+                    grad_buffer[at(v)] = Some(b);
+                    Some((b, Write::Set))
+                }
+            };
             writes[i] = node
                 .inputs
                 .iter()
-                .map(|v| {
-                    tape.wants(*v).then(|| match grad_buffer[at(v)] {
-                        Some(b) => {
-                            placer.extend(b, t);
-                            (b, Write::Add)
-                        }
-                        None => {
-                            let b = placer.add(reals(v), t);
-                            grad_buffer[at(v)] = Some(b);
-                            (b, Write::Set)
-                        }
-                    })
-                })
+                .enumerate()
+                .map(|(j, v)| if tape.wants(*v) { write(j, v) } else { None })
                 .collect();
         }
         let mut leaf_grads = std::collections::HashMap::new();
@@ -237,15 +267,16 @@ impl<R: Real> Plan<R> {
         let scratch = |placer: &mut Placer, extents: &[Extent], t: usize| -> Vec<usize> {
             extents.iter().map(|e| placer.add(extent(e), t)).collect()
         };
-        let forward_scratch: Vec<Vec<usize>> = forward
-            .iter()
-            .enumerate()
-            .map(|(t, i)| scratch(&mut placer, &signatures[*i].scratch_forward, t))
-            .collect();
-        let backward_scratch: Vec<Vec<usize>> = backward
-            .iter()
-            .enumerate()
-            .map(|(k, i)| scratch(&mut placer, &signatures[*i].scratch_backward, forward.len() + k))
+        let forward_scratch: Vec<Vec<usize>> =
+            each(&forward).map(|(t, i)| scratch(&mut placer, &signatures[i].scratch_forward, t)).collect();
+        let backward_scratch: Vec<Vec<usize>> = each(&backward)
+            .map(|(k, i)| {
+                let mut extents = signatures[i].scratch_backward.clone();
+                if let Some(gated) = tape.nodes[i].op.gated().filter(|_| gates.is_gated(i)) {
+                    extents[gated.scratch] = Extent::Bytes(0);
+                }
+                scratch(&mut placer, &extents, forward.len() + k)
+            })
             .collect();
 
         // Addresses.
@@ -270,21 +301,30 @@ impl<R: Real> Plan<R> {
             }
         };
         let mut instructions = Vec::with_capacity(end);
-        for (&i, scratch) in forward.iter().zip(&forward_scratch) {
+        for ((t, i), scratch) in each(&forward).zip(&forward_scratch) {
             instructions.push(Instruction {
                 op: tape.nodes[i].op.clone(),
                 phase: Phase::Forward,
                 scope: tape.nodes[i].scope,
+                time: t,
                 operands: operands(i, scratch),
             });
         }
-        for (&i, scratch) in backward.iter().zip(&backward_scratch) {
+        let starts_backward = instructions.len();
+        for ((k, i), scratch) in each(&backward).zip(&backward_scratch) {
             let node = &tape.nodes[i];
+            let mut applied = vec![None; node.inputs.len()];
+            if let Some((j, gate)) = gates.by(i) {
+                applied[j] = Some((slot(saved[gate.producer][0]), gate.slope));
+            }
             instructions.push(Instruction {
                 op: node.op.clone(),
                 phase: Phase::Backward,
                 scope: node.scope,
+                time: forward.len() + k,
                 operands: Operands {
+                    gates: applied,
+                    is_gated: gates.is_gated(i),
                     output_grads: node.outputs.iter().map(|v| grad_buffer[at(v)].map(slot)).collect(),
                     input_grads: writes[i].iter().map(|w| w.map(|(b, write)| (slot(b), write))).collect(),
                     ..operands(i, scratch)
@@ -305,13 +345,14 @@ impl<R: Real> Plan<R> {
                 }
             }
             if !operands.inputs.is_empty() {
+                let time = instructions.last().map_or(0, |i: &Instruction| i.time) + 1;
                 let (op, phase, scope) = (o.op.clone(), Phase::Update, "");
-                instructions.push(Instruction { op, phase, scope, operands });
+                instructions.push(Instruction { op, phase, scope, time, operands });
             }
         }
-        let macs = forward.iter().map(|i| signatures[*i].macs_forward).sum::<u64>()
-            + backward.iter().map(|i| signatures[*i].macs_backward).sum::<u64>();
-        let seed = loss_grad.map(|b| (forward.len(), slot(b)));
+        let macs = each(&forward).map(|(_, i)| signatures[i].macs_forward).sum::<u64>()
+            + each(&backward).map(|(_, i)| signatures[i].macs_backward).sum::<u64>();
+        let seed = loss_grad.map(|b| (starts_backward, slot(b)));
         let readings = Readings {
             names: tape.metrics.iter().map(|(name, _)| name.clone()).collect(),
             slots: tape.metrics.iter().map(|(_, v)| value_slot(v)).collect(),

@@ -74,6 +74,9 @@ fn what_the_teachers_lack_is_a_config_error_before_any_folder_is_made() {
     assert!(
         text.contains(
             "teacher a: 2 labels, channels [8, 16]
+"
+        ) && text.ends_with(
+            "a.npz: not there; forecast with random weights
 memory.bytes  12
 "
         ),

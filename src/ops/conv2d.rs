@@ -256,6 +256,18 @@ impl Operator for Conv2d {
     fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
         launch::extents(self, args, maps, signature);
     }
+    fn gated(&self) -> Option<Gated> {
+        (self.act != Act::None).then(|| Gated { slope: launch::slope(self), scratch: launch::DZ })
+    }
+    fn can_gate(&self, i: usize) -> bool {
+        i == 0
+    }
+    fn passes_gradient(&self) -> Option<usize> {
+        self.residual.then_some(2 + usize::from(self.bias))
+    }
+    fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
+        Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1]))
+    }
 }
 
 /// How windows lie along one dimension: tap `t` of output `j` reads `base + j * step + t - before`, if that is in `0..len`.

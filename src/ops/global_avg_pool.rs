@@ -58,11 +58,17 @@ impl Operator for GlobalAvgPool {
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let Some((dx, write)) = l.dx(0) else { return Ok(()) };
         let tiles = Tiles::image_pass(l.shape(0), dx.elem);
-        let args = [dx.into(), l.dy0().into(), write.into(), tiles.into()];
+        let gate = l.gate(0);
+        let slope = gate.map_or(0.0, |g| g.slope);
+        let mask = gate.map(|g| g.mask).into();
+        let args = [dx.into(), l.dy0().into(), mask, slope.into(), write.into(), tiles.into()];
         l.launch(instance("global_avg_pool_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
     }
 
     fn gives_f32(&self) -> bool {
+        true
+    }
+    fn can_gate(&self, _: usize) -> bool {
         true
     }
 }

@@ -22,6 +22,14 @@ impl From<Tensor> for Arg {
     }
 }
 
+/// The slope of the activation in front of a value: 1 where the mask's bit is set, else `slope`.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// A bit an element, whole bytes a pixel.
+    pub mask: Tensor,
+    pub slope: f32,
+}
+
 /// As kernels take it: whether to add.
 impl From<Write> for Arg {
     fn from(w: Write) -> Arg {
@@ -103,6 +111,19 @@ impl<'a> Launches<'a> {
     /// Where the gradient of input `i` goes, if anybody wants it; of the input's type.
     pub fn dx(&self, i: usize) -> Option<(Tensor, Write)> {
         self.operands.input_grads[i].map(|(s, write)| (plain(s, self.operands.input_elems[i]), write))
+    }
+    /// What the gradient of input `i` is to be multiplied by, once it is added up.
+    pub fn gate(&self, i: usize) -> Option<Gate> {
+        self.operands
+            .gates
+            .get(i)
+            .copied()
+            .flatten()
+            .map(|(s, slope)| Gate { mask: plain(s, Elem::F32), slope })
+    }
+    /// Whether the gradient of the output has been multiplied by the activation's slope already.
+    pub fn is_gated(&self) -> bool {
+        self.operands.is_gated
     }
     pub fn step(&self) -> Arg {
         Arg::Step

@@ -149,8 +149,20 @@ impl Operator for MaxPool {
         let (dy, shape, out) = (l.dy0(), l.shape(0), l.out_shape(0));
         let pack = pack(dx.elem, shape.c());
         let (grid, block) = per_image("max_pool", shape.n(), shape.per_sample() / pack, pack)?;
-        let args = [dx.into(), l.saved(0).into(), dy.into(), self.dims(shape, out), write.into()];
+        let gate = l.gate(0);
+        let args = [
+            dx.into(),
+            l.saved(0).into(),
+            dy.into(),
+            gate.map(|g| g.mask).into(),
+            self.dims(shape, out),
+            gate.map_or(0.0, |g| g.slope).into(),
+            write.into(),
+        ];
         l.launch(instance("max_pool_bwd", dx.elem, pack), grid, block, 0, args)
+    }
+    fn can_gate(&self, _: usize) -> bool {
+        true
     }
 }
 

@@ -41,6 +41,15 @@ pub struct Signature {
     pub macs_backward: u64,
 }
 
+/// An activation at an op's output, as backward on a GPU meets it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gated {
+    /// Where the mask's bit is not set.
+    pub slope: f32,
+    /// The scratch buffer of backward that is needed only where the op has to multiply by itself.
+    pub scratch: usize,
+}
+
 /// Size of a saved or scratch buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
@@ -96,13 +105,25 @@ pub struct Operands {
     pub output_grads: Vec<Option<Slot>>,
     /// Gradient of each input that wants one. Backward only.
     pub input_grads: Vec<Option<(Slot, Write)>>,
+    /// Of each input whose gradient this instruction is the last to write: the mask and the slope of the activation that
+    /// gave it, to be applied to the sum. Empty, or as many as inputs.
+    pub gates: Vec<Option<(Slot, f32)>>,
+    /// Whether the last writer of the output's gradient did so for this instruction.
+    pub is_gated: bool,
 }
 
 impl Operands {
     fn all(&self) -> impl Iterator<Item = &Slot> {
         let grads =
             self.output_grads.iter().flatten().chain(self.input_grads.iter().flatten().map(|(s, _)| s));
-        self.inputs.iter().chain(&self.outputs).chain(&self.saved).chain(&self.scratch).chain(grads)
+        let gates = self.gates.iter().flatten().map(|(s, _)| s);
+        self.inputs
+            .iter()
+            .chain(&self.outputs)
+            .chain(&self.saved)
+            .chain(&self.scratch)
+            .chain(grads)
+            .chain(gates)
     }
     pub fn slots(&self) -> usize {
         self.all().count()
@@ -215,6 +236,23 @@ pub trait Operator {
     fn touched_bytes(&self, operands: &Operands, i: usize) -> u64 {
         operands.inputs[i].bytes as u64
     }
+    /// On a GPU, the activation whose mask is the first saved buffer, if backward begins by multiplying the output's
+    /// gradient by its slope: who writes that gradient last may do so instead, and save a pass over it.
+    fn gated(&self) -> Option<Gated> {
+        None
+    }
+    /// Whether backward's kernels can apply such a mask to the gradient of input `i`.
+    fn can_gate(&self, _i: usize) -> bool {
+        false
+    }
+    /// The input whose gradient is, behind the gate, the output's own: no kernel then writes it.
+    fn passes_gradient(&self) -> Option<usize> {
+        None
+    }
+    /// Instructions of equal keys that do not depend on each other run as the members of one launch.
+    fn launch_key(&self, _inputs: &[Shape]) -> Option<String> {
+        None
+    }
     /// Whether a GPU keeps the outputs in f32 even where the inputs are bf16: means, whose few elements cost nothing.
     fn gives_f32(&self) -> bool {
         false
@@ -296,6 +334,18 @@ macro_rules! registry {
             }
             fn gives_f32(&self) -> bool {
                 match self { $(Op::$op(op) => op.gives_f32()),* }
+            }
+            fn gated(&self) -> Option<Gated> {
+                match self { $(Op::$op(op) => op.gated()),* }
+            }
+            fn can_gate(&self, i: usize) -> bool {
+                match self { $(Op::$op(op) => op.can_gate(i)),* }
+            }
+            fn passes_gradient(&self) -> Option<usize> {
+                match self { $(Op::$op(op) => op.passes_gradient()),* }
+            }
+            fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
+                match self { $(Op::$op(op) => op.launch_key(inputs)),* }
             }
         }
     };

@@ -6,8 +6,8 @@ use crate::device::gpu::launch::{Arg as LaunchArg, Launch};
 use crate::device::gpu::machine::{Machine, Ready, ring_rows};
 use crate::device::{Slot, Space};
 use crate::error::Result;
-use crate::ops::Operator;
 use crate::ops::launches::Launches;
+use crate::ops::{Operands, Operator};
 use crate::tensor::Elem;
 
 /// The part of a plan that runs on a GPU.
@@ -15,8 +15,8 @@ pub(super) struct Program {
     pub(super) launches: Vec<Launch>,
     /// What launch `i` is for.
     pub(super) labels: Vec<String>,
-    /// The instruction that launch `i` belongs to; none of those that the plan adds itself.
-    pub(super) owners: Vec<Option<usize>>,
+    /// The instructions that launch `i` belongs to, a member each; none of those that the plan adds itself.
+    pub(super) owners: Vec<Vec<usize>>,
     pub(super) ready: Option<Ready>,
     /// Buffers of the store that a step changes.
     pub(super) updates: Vec<u32>,
@@ -44,54 +44,95 @@ impl Program {
         Ok(self.ready.insert(ready))
     }
 
-    /// The launches of all instructions in order, then one that stores the metrics.
+    /// The launches of all instructions in order, those of one time merged where they can be, then one that stores the
+    /// metrics.
     pub(super) fn new(
         instructions: &[Instruction],
         seed: Option<(usize, Slot)>,
         metrics: &[Slot],
         maps: Elem,
     ) -> Result<Program> {
-        let (mut launches, mut labels, mut owners) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, instruction) in instructions.iter().enumerate() {
-            if let Some((_, slot)) = seed.filter(|(at, _)| *at == i) {
+        let mut p =
+            Program { launches: vec![], labels: vec![], owners: vec![], ready: None, updates: vec![] };
+        let mut first = 0;
+        for group in instructions.chunk_by(|a, b| a.time == b.time) {
+            if let Some((_, slot)) = seed.filter(|(at, _)| *at == first) {
                 let args = vec![LaunchArg::Slot(slot), 1.0f32.into(), (slot.bytes as i64 / 4).into()];
-                launches.push(Launch::new("fill", [1, 1, 1], 32, 0, args)?);
-                labels.push("the loss's gradient".into());
-                owners.push(None);
+                p.add(Launch::new("fill", [1, 1, 1], 32, 0, args)?, "the loss's gradient".into(), vec![]);
             }
-            let Instruction { op, phase, scope, operands } = instruction;
-            let mut l = Launches::new(op.name(), operands, maps);
-            match phase {
-                Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
-                Phase::Backward => op.launch_backward(&mut l)?,
+            let mut lists = Vec::new();
+            for Instruction { op, phase, scope, operands, .. } in group {
+                let mut l = Launches::new(op.name(), operands, maps);
+                match phase {
+                    Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
+                    Phase::Backward => op.launch_backward(&mut l)?,
+                }
+                let Operands { input_shapes: x, output_shapes: y, .. } = operands;
+                let part = if scope.is_empty() { String::new() } else { format!(" ({scope})") };
+                lists.push((l.list, format!("{} {phase:?}{part} of {x:?} -> {y:?}", op.name())));
             }
-            let part = if scope.is_empty() { String::new() } else { format!(" ({scope})") };
-            let label = format!(
-                "{} {phase:?}{part} of {:?} -> {:?}",
-                op.name(),
-                operands.input_shapes,
-                operands.output_shapes
-            );
-            labels.extend(std::iter::repeat_n(label, l.list.len()));
-            owners.extend(std::iter::repeat_n(Some(i), l.list.len()));
-            launches.append(&mut l.list);
+            if may_interleave(group, &lists) {
+                let steps = lists[0].0.len();
+                for k in 0..steps {
+                    let start = p.launches.len();
+                    for (i, (list, label)) in lists.iter().enumerate() {
+                        p.join_or_add(start, &list[k], label, first + i);
+                    }
+                }
+            } else {
+                for (i, (list, label)) in lists.into_iter().enumerate() {
+                    list.into_iter().for_each(|l| p.add(l, label.clone(), vec![first + i]));
+                }
+            }
+            first += group.len();
         }
         if !metrics.is_empty() {
             let table = LaunchArg::Table(metrics.iter().map(|s| LaunchArg::Slot(*s)).collect());
             let (count, rows) = (metrics.len() as i32, ring_rows(metrics.len()) as i32);
             let args = vec![LaunchArg::Ring, table, count.into(), rows.into(), LaunchArg::Step];
-            launches.push(Launch::new("push_metrics", [1, 1, 1], 64, 0, args)?);
-            labels.push("the metrics".into());
-            owners.push(None);
+            p.add(Launch::new("push_metrics", [1, 1, 1], 64, 0, args)?, "the metrics".into(), vec![]);
         }
         let in_store = |s: Slot| match s.space {
             Space::Store(i) => Some(i),
             Space::Arena => None,
         };
         let forward = instructions.iter().filter(|i| i.phase != Phase::Backward);
-        let mut updates: Vec<u32> = forward.flat_map(Instruction::updates).filter_map(in_store).collect();
-        updates.sort_unstable();
-        updates.dedup();
-        Ok(Program { launches, labels, owners, ready: None, updates })
+        p.updates = forward.flat_map(Instruction::updates).filter_map(in_store).collect();
+        p.updates.sort_unstable();
+        p.updates.dedup();
+        Ok(p)
     }
+
+    fn add(&mut self, launch: Launch, label: String, owners: Vec<usize>) {
+        self.launches.push(launch);
+        self.labels.push(label);
+        self.owners.push(owners);
+    }
+
+    /// Makes a launch a member of one from `start` on, or adds it.
+    fn join_or_add(&mut self, start: usize, launch: &Launch, label: &str, owner: usize) {
+        match (start..self.launches.len()).find(|i| self.launches[*i].join(launch)) {
+            Some(i) => self.owners[i].push(owner),
+            None => self.add(launch.clone(), label.into(), vec![owner]),
+        }
+    }
+}
+
+/// Whether the launches of these instructions may run in turns, the first of each, then the second of each: not if one
+/// writes a gradient that another reads, or writes elsewhere among its operands. A gradient that all add to with the same
+/// kernels gets its additions in the same order either way.
+fn may_interleave(group: &[Instruction], lists: &[(Vec<Launch>, String)]) -> bool {
+    let touched = |i: &Instruction| -> Vec<(usize, Slot)> {
+        let o = &i.operands;
+        let outputs = o.output_grads.iter().copied();
+        let all = outputs.chain(o.input_grads.iter().map(|g| g.map(|(s, _)| s))).enumerate();
+        all.filter_map(|(place, slot)| Some((place, slot?))).collect()
+    };
+    let kernels = |list: &[Launch]| list.iter().map(|l| l.kernel.name).collect::<Vec<_>>();
+    let conflict = |a: &Instruction, b: &Instruction| {
+        let (a, b) = (touched(a), touched(b));
+        a.iter().any(|(place, slot)| b.iter().any(|(other, s)| s == slot && other != place))
+    };
+    let conflicts = (0..group.len()).any(|i| group[..i].iter().any(|earlier| conflict(earlier, &group[i])));
+    group.len() > 1 && !conflicts && lists.iter().all(|(l, _)| kernels(l) == kernels(&lists[0].0))
 }

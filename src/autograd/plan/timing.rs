@@ -13,7 +13,9 @@ pub struct Timing {
     /// What it is for: op, phase and shapes.
     pub label: String,
     pub kernel: &'static str,
-    /// Of the op; empty for what a plan adds itself (the loss's gradient, the metrics).
+    /// Instructions that share the launch.
+    pub members: usize,
+    /// Of the op, of each member; empty for what a plan adds itself (the loss's gradient, the metrics).
     pub input_shapes: Vec<Shape>,
     pub output_shapes: Vec<Shape>,
     /// Bytes of its operands, each counted once, and twice what is read before it is overwritten (an optimiser's state,
@@ -49,13 +51,15 @@ impl<R: Real> Plan<R> {
             (0..repeats).map(|_| machine.time(ready, step, &flush)).collect::<Result<_>>()?;
         program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
         let timing = |(i, (launch, label)): (usize, (&crate::device::gpu::launch::Launch, &String))| {
-            let owner = program.owners[i].map(|o| &self.instructions[o]);
+            let owners = program.owners[i].iter().map(|o| &self.instructions[*o]);
+            let owner = owners.clone().next();
             Timing {
                 label: label.clone(),
                 kernel: launch.kernel.name,
+                members: program.owners[i].len(),
                 input_shapes: owner.map(|o| o.operands.input_shapes.clone()).unwrap_or_default(),
                 output_shapes: owner.map(|o| o.operands.output_shapes.clone()).unwrap_or_default(),
-                bytes: launch_bytes(launch, owner),
+                bytes: launch_bytes(launch, owners),
                 ms: runs.iter().map(|run| run[i]).collect(),
             }
         };

@@ -120,7 +120,7 @@ impl<R: Real> Plan<R> {
         for (i, launch) in program.launches.iter().enumerate() {
             let owners = owners(&self.instructions, program, i);
             let bytes = launch_bytes(launch, owners.iter().copied());
-            let places: Vec<usize> = program.owners[i].iter().copied().collect();
+            let places = &program.owners[i];
             let first = places.first().copied().unwrap_or(self.instructions.len());
             moved[first].0 += 1;
             // A launch that several share is as much each one's; the first takes what does not divide.
@@ -155,5 +155,129 @@ impl<R: Real> Plan<R> {
             rows[place].sum.add(&sum);
         }
         rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::tape::{Learn, Tape, Value};
+    use crate::autograd::{Engine, TensorId};
+    use crate::ops::activation::Act;
+    use crate::ops::activation_loss::ActivationLoss;
+    use crate::ops::batch_norm::{BatchNorm, Stats};
+    use crate::ops::conv2d::Conv2d;
+    use crate::ops::gather_images::GatherImages;
+    use crate::ops::global_avg_pool::GlobalAvgPool;
+    use crate::tensor::Shape;
+
+    /// Rows that learn, as a bf16 map `[2, 4, 4, 8]`; `layers` on it in the scope "toy"; a loss.
+    fn plan(
+        filters: &[(Shape, Learn)],
+        layers: impl FnOnce(&mut Tape, Value, &[Value]) -> Value,
+    ) -> Plan<f32> {
+        let mut e = Engine::<f32>::planning(Elem::Bf16);
+        let z = e.store.add("z", Shape::rows(2, 128));
+        let norm = [(); 4].map(|()| e.store.add(&format!("norm{}", e.store.ids().count()), Shape::vector(8)));
+        let filters: Vec<(TensorId, Learn)> =
+            filters.iter().enumerate().map(|(i, (s, l))| (e.store.add(&format!("w{i}"), *s), *l)).collect();
+        let mut t = Tape::default();
+        let z = t.leaf(&e.store, z, Learn::Trainable);
+        let x = t.reshape(z, Shape::new(2, 4, 4, 8)).unwrap();
+        let [a, b, c, d] = norm.map(|n| t.leaf(&e.store, n, Learn::Frozen));
+        let bn = BatchNorm { stats: Stats::Running, act: Act::None, momentum: 0.1, eps: 1e-5 };
+        let x = t.apply(bn, &[x, a, b, c, d]).unwrap();
+        let w: Vec<Value> = filters.iter().map(|(w, learn)| t.leaf(&e.store, *w, *learn)).collect();
+        t.scope("toy");
+        let y = layers(&mut t, x, &w);
+        t.scope("");
+        let f = t.apply(GlobalAvgPool, &[y]).unwrap();
+        let loss = t.apply(ActivationLoss { mean_over_features: true }, &[f]).unwrap();
+        Plan::compile(&t, &e.store, Some(loss), &[]).unwrap()
+    }
+
+    fn row(plan: &Plan<f32>, card: &Card, part: &str, op: &str, phase: Phase) -> Sum {
+        let rows = plan.traffic(card);
+        rows.into_iter().find(|r| (r.part, r.op, r.phase) == (part, op, phase)).unwrap().sum
+    }
+
+    /// x 512, w 2304, y 1024; then x 1024, w 512, y 1024: bytes of bf16. Both directions read and write the same sizes.
+    #[test]
+    fn two_convolutions_move_what_a_hand_counts() {
+        let filters = [(Shape::new(16, 3, 3, 8), Learn::Frozen), (Shape::new(16, 1, 1, 16), Learn::Frozen)];
+        let plan = plan(&filters, |t, x, w| {
+            let y = t.apply(Conv2d::new(1, 1), &[x, w[0]]).unwrap();
+            t.apply(Conv2d::new(1, 0), &[y, w[1]]).unwrap()
+        });
+        let mut card = <&Card>::default().clone();
+        (card.bytes_per_second, card.bf16_flops) = (1e9, 1e10);
+        for phase in [Phase::Forward, Phase::Backward] {
+            let found = row(&plan, &card, "toy", "conv2d", phase);
+            assert_eq!((found.launches, found.bytes_moved, found.minimal_bytes), (2, 6400, 6400));
+            // 512 outputs of 72 and of 16 multiply-adds.
+            assert_eq!((found.flops, found.ratio), (2 * 512 * (72 + 16), Some(1.0)));
+            // Arithmetic bounds the first, 73728 / 1e10 s; memory the second, 2560 / 1e9 s.
+            assert!((found.roofline_ms - (7.3728e-3 + 2.56e-3)).abs() < 1e-12, "{found:?}");
+            assert_eq!(found.planned_ms, found.roofline_ms);
+        }
+        // The parts are the whole, what the plan adds itself included.
+        let rows = plan.traffic(&card);
+        assert_eq!(rows.iter().map(|r| r.sum.bytes_moved).sum::<u64>(), plan.cost().bytes_moved);
+        assert_eq!(rows.iter().map(|r| r.sum.launches).sum::<usize>(), plan.cost().launches);
+        assert!(rows.iter().any(|r| r.op == "plan"));
+        assert!(plan.launches().any(|(_, label)| label.starts_with("conv2d Backward (toy) of [")));
+    }
+
+    /// A map is 512 bytes, its mask 32, a filter 128 (its gradient, f32, 256).
+    #[test]
+    fn masks_residuals_and_learning_filters_count_in_the_least() {
+        let filters = [(Shape::new(8, 1, 1, 8), Learn::Trainable), (Shape::new(8, 1, 1, 8), Learn::Frozen)];
+        let relu = Conv2d { act: Act::Relu, ..Conv2d::new(1, 0) };
+        let card = <&Card>::default();
+        let unit = plan(&filters, |t, x, w| {
+            let y = t.apply(relu, &[x, w[0]]).unwrap();
+            t.apply(Conv2d { residual: true, ..relu }, &[y, w[1], x]).unwrap()
+        });
+        let least = |phase| row(&unit, card, "toy", "conv2d", phase).minimal_bytes;
+        assert_eq!(least(Phase::Forward), (512 + 128 + 512 + 32) + (512 + 128 + 512 + 512 + 32));
+        // The second writes the residual's gradient, which is its dz; the first adds to it, and its filter learns.
+        let backward = (512 + 32 + 128 + 512) + (512 + 32 + 128 + 2 * 512 + 512 + 256);
+        assert_eq!(least(Phase::Backward), backward);
+
+        // An activation by itself is its neighbours' work, save that somebody reads the residual.
+        let apart = plan(&filters, |t, x, w| {
+            let y = t.apply(Conv2d::new(1, 0), &[x, w[0]]).unwrap();
+            t.apply(crate::ops::activation::Activation(Act::Relu), &[y, x]).unwrap()
+        });
+        assert_eq!(row(&apart, card, "toy", "activation", Phase::Forward).minimal_bytes, 512);
+        assert_eq!(row(&apart, card, "toy", "activation", Phase::Backward).minimal_bytes, 0);
+    }
+
+    #[test]
+    fn batch_statistics_read_twice_in_backward() {
+        let stats = |stats| {
+            let vectors = [(Shape::vector(8), Learn::Frozen); 4];
+            let bn = BatchNorm { stats, act: Act::Relu, momentum: 0.1, eps: 1e-5 };
+            let plan = plan(&vectors, |t, x, w| t.apply(bn, &[x, w[0], w[1], w[2], w[3]]).unwrap());
+            row(&plan, <&Card>::default(), "toy", "batch_norm", Phase::Backward).minimal_bytes
+        };
+        // x, dy and dx, three vectors saved and two read; x and dy again.
+        assert_eq!(stats(Stats::Running), 3 * 512 + (3 + 2) * 32);
+        assert_eq!(stats(Stats::Batch), 5 * 512 + (3 + 2) * 32);
+    }
+
+    #[test]
+    fn of_a_bank_only_the_rows_that_are_drawn_move() {
+        let mut e = Engine::<f32>::planning(Elem::Bf16);
+        let bank = e.store.add("bank", Shape::new(100, 4, 4, 8));
+        let mut t = Tape::default();
+        let bank = t.leaf(&e.store, bank, Learn::Frozen);
+        let x = t.apply(GatherImages { n: 2, stream: 1, first: 0, count: None }, &[bank]).unwrap();
+        t.output(x);
+        let plan = Plan::compile(&t, &e.store, None, &[]).unwrap();
+        let found = row(&plan, <&Card>::default(), "", "gather_images", Phase::Forward);
+        assert_eq!((found.bytes_moved, found.minimal_bytes), (2 * 512 + 512, 2 * 512 + 512));
+        // Two images of f32, and two of bf16.
+        assert_eq!(found.bytes_moved, 2 * 128 * 4 + 2 * 128 * 2);
     }
 }

@@ -28,7 +28,12 @@ pub enum Arg {
     Structure(&'static str, Vec<u8>),
     /// The address of an array of 8-byte cells; a value shorter than a cell fills its low end.
     Table(Vec<Arg>),
+    /// `Members<S>` by value, `S` by its name: a row of addresses for each member.
+    Members(&'static str, Vec<Vec<Arg>>),
 }
+
+/// Most members of a launch. Mirrors `Members` of kernels/lib/members.cuh.
+pub const MEMBERS: usize = 8;
 
 macro_rules! from {
     ($($t:ty => $variant:ident),*) => {
@@ -60,8 +65,16 @@ impl Arg {
     pub fn structure<T: bytemuck::NoUninit>(name: &'static str, value: &T) -> Arg {
         Arg::Structure(name, bytemuck::bytes_of(value).to_vec())
     }
+    /// The one member of a launch that others may join.
+    pub fn member<const N: usize>(name: &'static str, addresses: [Arg; N]) -> Arg {
+        Arg::Members(name, vec![addresses.into()])
+    }
     fn fits(&self, parameter: &Parameter<&'static str>) -> bool {
         match (self, parameter) {
+            (Arg::Members(name, rows), Parameter::Members(expected, pointers)) => {
+                name == expected && rows.len() <= MEMBERS && rows.iter().all(|r| r.len() == *pointers)
+            }
+            (Arg::Members(..), _) => false,
             (Arg::Null | Arg::Slot(_) | Arg::Shadow(_) | Arg::Step | Arg::Ring | Arg::Table(_), p) => {
                 *p == Parameter::Pointer
             }
@@ -140,12 +153,40 @@ impl Launch {
         }
         Ok(Launch { kernel, grid, block, shared, args })
     }
+    /// Takes the members of `other`, a launch of the same kernel and sizes, for its own: `blockIdx.y` tells them apart.
+    /// Refuses, and changes nothing, if they are too many, if anything but their addresses differs, or if two of them
+    /// write (the first address of each) to the same place.
+    pub fn join(&mut self, other: &Launch) -> bool {
+        let geometry = |l: &Launch| (l.kernel.name, l.grid[0], l.grid[2], l.block, l.shared);
+        let members = |l: &Launch| l.args.iter().position(|a| matches!(a, Arg::Members(..)));
+        let Some(at) = members(self).filter(|at| members(other) == Some(*at)) else { return false };
+        let same = |i: usize| i == at || self.args[i] == other.args[i];
+        if geometry(self) != geometry(other) || !(0..self.args.len()).all(same) {
+            return false;
+        }
+        let (Arg::Members(_, mine), Arg::Members(_, theirs)) = (&mut self.args[at], &other.args[at]) else {
+            return false;
+        };
+        let collides = |row: &Vec<Arg>| mine.iter().any(|m| m[0] == row[0]);
+        if mine.len() + theirs.len() > MEMBERS || theirs.iter().any(collides) {
+            return false;
+        }
+        mine.extend(theirs.iter().cloned());
+        self.grid[1] += other.grid[1];
+        true
+    }
+    /// How many problems of equal sizes it solves at once.
+    pub fn members(&self) -> usize {
+        let count = |a: &Arg| if let Arg::Members(_, rows) = a { Some(rows.len()) } else { None };
+        self.args.iter().find_map(count).unwrap_or(1)
+    }
     /// What its pointers and tables name, each once, with the bytes that lie there: a bf16 copy has half its tensor's.
     pub fn operands(&self) -> Vec<(Slot, usize)> {
         let mut found: Vec<(&Arg, Slot, usize)> = Vec::new();
         let cells = self.args.iter().flat_map(|a| match a {
-            Arg::Table(cells) => cells.as_slice(),
-            other => std::slice::from_ref(other),
+            Arg::Table(cells) => cells.iter().collect(),
+            Arg::Members(_, rows) => rows.iter().flatten().collect(),
+            other => vec![other],
         });
         for arg in cells {
             let (slot, bytes) = match arg {
@@ -190,6 +231,13 @@ impl Prepared {
                     cell[..c.len()].copy_from_slice(c);
                     u64::from_le_bytes(cell)
                 })),
+                Arg::Members(_, rows) => {
+                    let end = cells.len() + MEMBERS * rows.first().map_or(0, Vec::len);
+                    for arg in rows.iter().flatten() {
+                        cells.push(cell(arg, address)?);
+                    }
+                    cells.resize(end, 0);
+                }
                 _ => cells.push(cell(arg, address)?),
             }
         }
@@ -220,6 +268,8 @@ pub fn cell(arg: &Arg, address: &mut impl FnMut(&Arg) -> Result<Address>) -> Res
         Arg::F32(v) => u64::from(v.to_bits()),
         Arg::F64(v) => v.to_bits(),
         Arg::Slot(_) | Arg::Shadow(_) | Arg::Step | Arg::Ring | Arg::Table(_) => address(arg)?,
-        Arg::Structure(name, _) => return Err(Error::Run(format!("a table cannot hold a {name}"))),
+        Arg::Structure(name, _) | Arg::Members(name, _) => {
+            return Err(Error::Run(format!("a table cannot hold a {name}")));
+        }
     })
 }

@@ -306,7 +306,11 @@ impl Machine {
 
 /// The slots whose bf16 copies kernels read; optimisers, whose tables name theirs, refresh those that there are.
 pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
-    launches.iter().flat_map(|l| &l.args).filter_map(|arg| match arg {
+    let cells = launches.iter().flat_map(|l| &l.args).flat_map(|arg| {
+        let members = if let Arg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
+        members.iter().flatten().chain([arg])
+    });
+    cells.filter_map(|arg| match arg {
         Arg::Shadow(slot) => Some(*slot),
         _ => None,
     })

@@ -15,6 +15,8 @@ pub enum Parameter<Name = String> {
     F64,
     /// A structure by value, by its name.
     Structure(Name),
+    /// `Members<S>`: up to eight structures `S` of so many pointers each, by value.
+    Members(Name, usize),
 }
 
 /// One launchable kernel of a source file.
@@ -54,7 +56,7 @@ fn definition(code: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
         let Some(rest) = rest.trim_start().strip_prefix('(') else { continue };
         let threads = bound.trim().parse().map_err(|_| format!("KERNEL({bound}): expected a number"))?;
         let (list, _) = rest.split_once(')').ok_or("a parameter list without its `)`")?;
-        let parameters = split(list).iter().map(|p| parameter(p)).collect::<Result<_, _>>()?;
+        let parameters = split(list).iter().map(|p| parameter(p, code)).collect::<Result<_, _>>()?;
         return Ok((threads, parameters));
     }
     Err(format!("no `KERNEL(threads) {name}(...)` in this file"))
@@ -79,9 +81,14 @@ fn split(list: &str) -> Vec<String> {
     parts
 }
 
-fn parameter(text: &str) -> Result<Parameter, String> {
+fn parameter(text: &str, code: &str) -> Result<Parameter, String> {
     if text.contains('*') {
         return Ok(Parameter::Pointer);
+    }
+    if let Some(members) = text.trim().strip_prefix("Members<") {
+        let name: String = members.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let pointers = pointers(code, &name)?;
+        return Ok(Parameter::Members(name, pointers));
     }
     let mut words = text.split_whitespace().filter(|w| *w != "const");
     let kind = match words.next().unwrap_or_default() {
@@ -97,6 +104,20 @@ fn parameter(text: &str) -> Result<Parameter, String> {
         other => return Err(format!("parameter `{}`: a launch cannot pass a {other}", text.trim())),
     };
     Ok(kind)
+}
+
+/// Fields of `struct name`, all of them pointers.
+fn pointers(code: &str, name: &str) -> Result<usize, String> {
+    let wrong = |what: &str| format!("Members<{name}>: {what}");
+    let (_, rest) = code
+        .split_once(&format!("struct {name} {{"))
+        .ok_or_else(|| wrong("no such structure in this file"))?;
+    let (fields, _) = rest.split_once('}').ok_or_else(|| wrong("a structure without its `}`"))?;
+    let fields: Vec<&str> = fields.split(';').filter(|f| !f.trim().is_empty()).collect();
+    match fields.iter().find(|f| f.matches('*').count() != 1) {
+        Some(f) => Err(wrong(&format!("expected one pointer a field, found `{}`", f.trim()))),
+        None => Ok(fields.len()),
+    }
 }
 
 /// The text with comments blanked out, lines kept.
@@ -118,6 +139,20 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!((found[1].instance.as_str(), found[1].threads), ("f<bf16>", 128));
         assert_eq!(found[0].parameters, expected);
+    }
+
+    #[test]
+    fn counts_the_pointers_of_members() {
+        let source = "template <class T> struct Io {\n  T* y; // [n]\n  const T* x;\n};\ntemplate <class T>\n\
+                      KERNEL(128) f(Members<Io<T>> members, int n) {}\nINSTANCE(f<float>)\n";
+        assert_eq!(
+            kernels(source).unwrap()[0].parameters,
+            [Parameter::Members("Io".into(), 2), Parameter::I32]
+        );
+        assert!(kernels(&source.replace("T* y", "T y")).unwrap_err().contains("found `T y`"));
+        assert!(
+            kernels(&source.replace("Io {", "Oi {")).unwrap_err().contains("Members<Io>: no such structure")
+        );
     }
 
     #[test]

@@ -102,7 +102,7 @@ const DBIAS_CHANNELS: usize = 64;
 /// Scratch buffers of backward.
 const WGRAD_PARTS: usize = 0;
 const DBIAS_PARTS: usize = 1;
-const DZ: usize = 2;
+pub(super) const DZ: usize = 2;
 
 impl Dims {
     /// As the kernels take them.
@@ -172,19 +172,17 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
         THREADS,
         tile.shared_bytes(),
         [
-            y.into(),
-            mask.into(),
-            x.into(),
-            w.into(),
-            bias.into(),
-            residual.into(),
+            Value::member(
+                "Conv2dForward",
+                [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into()],
+            ),
             d.value()?,
             slope(op).into(),
         ],
     )
 }
 
-fn slope(op: &Conv2d) -> f32 {
+pub(super) fn slope(op: &Conv2d) -> f32 {
     op.act.step_slope().unwrap_or(1.0) as f32
 }
 
@@ -193,7 +191,7 @@ pub(super) fn backward(op: &Conv2d, l: &mut Launches) -> Result<()> {
     let dresidual = if op.residual { l.dx(l.inputs() - 1) } else { None };
     let dz = output_gradient(op, &d, dresidual, l)?;
     if let Some((dx, write)) = l.dx(0) {
-        input_gradient(&d, dz, dx, write, l)?;
+        input_gradient(&d, dz, (dx, write), l)?;
     }
     if let Some((dw, write)) = l.dx(1) {
         weight_gradient(&d, dz, dw, write, l)?;
@@ -210,7 +208,7 @@ pub(super) fn backward(op: &Conv2d, l: &mut Launches) -> Result<()> {
     }
 }
 
-/// `dy * act'`: dy itself without an activation, else written where the residual's gradient goes, if that is set here, else
+/// `dy * act'`: dy itself without an activation, or if its last writer has multiplied it; else written where the residual's gradient goes, if that is set here, else
 /// to scratch.
 fn output_gradient(
     op: &Conv2d,
@@ -219,7 +217,7 @@ fn output_gradient(
     l: &mut Launches,
 ) -> Result<Tensor> {
     let dy = l.dy0();
-    let mask = (op.act != super::Act::None).then(|| l.saved(0));
+    let mask = (op.act != super::Act::None && !l.is_gated()).then(|| l.saved(0));
     if let Some((dr, Write::Set)) = dresidual {
         l.expect_same("gradient of the residual, which has y's type", dy, dr)?;
         mask_gradient(op, d, None, dresidual, (dy, mask), l)?;
@@ -261,7 +259,8 @@ fn mask_gradient(
     )
 }
 
-fn input_gradient(d: &Dims, dz: Tensor, dx: Tensor, write: Write, l: &mut Launches) -> Result<()> {
+fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut Launches) -> Result<()> {
+    let gate = l.gate(0);
     l.expect_same("gradient of x, which has y's type", dz, dx)?;
     let w = filter(l, dz);
     l.expect_same("w", dz, w)?;
@@ -274,7 +273,15 @@ fn input_gradient(d: &Dims, dz: Tensor, dx: Tensor, write: Write, l: &mut Launch
         [tile.blocks(rows, d.c) as u32, 1, phases as u32],
         THREADS,
         tile.shared_bytes(),
-        [dx.into(), dz.into(), w.into(), d.value()?, write.into()],
+        [
+            Value::member(
+                "Conv2dInputGradient",
+                [dx.into(), dz.into(), w.into(), gate.map(|g| g.mask).into()],
+            ),
+            d.value()?,
+            write.into(),
+            gate.map_or(0.0, |g| g.slope).into(),
+        ],
     )
 }
 

@@ -89,6 +89,36 @@ fn round(values: &[f64], elem: Elem) -> Vec<f64> {
         .collect()
 }
 
+/// How a case's gradients are asked for.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Asked {
+    write: Write,
+    /// The output's gradient comes multiplied by the activation's slope, and gradients of inputs are to be multiplied by
+    /// that of an activation in front of them, wherever the op says that it can.
+    gates: bool,
+}
+
+impl From<Write> for Asked {
+    fn from(write: Write) -> Asked {
+        Asked { write, gates: false }
+    }
+}
+
+/// The slope of the activation in front of an input, where the bit of its mask is not set.
+const GATE_SLOPE: f32 = 0.25;
+
+/// Bytes of the mask of a map, and which.
+fn gate_mask(shape: Shape) -> Vec<u8> {
+    let bytes = shape.elems() / shape.c() * shape.c().div_ceil(8);
+    (0..bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+/// What a mask multiplies element `i` by.
+fn gate_value(mask: &[u8], c: usize, slope: f32, i: usize) -> f64 {
+    let byte = mask[i / c * c.div_ceil(8) + i % c / 8];
+    if byte >> (i % c % 8) & 1 == 1 { 1.0 } else { f64::from(slope) }
+}
+
 /// Runs the case's launches with a poisoned gap around every operand.
 fn run_on(
     machine: &mut Machine,
@@ -97,8 +127,9 @@ fn run_on(
     inputs: &[Vec<f64>],
     wants: &[bool],
     dy: &[Vec<f64>],
-    write: Write,
+    asked: Asked,
 ) -> Result<Outcome> {
+    let write = asked.write;
     let args: Vec<Arg> =
         case.inputs.iter().zip(wants).map(|((shape, _), w)| Arg { shape: *shape, wants: *w }).collect();
     let mut sig = case.op.signature(&args)?;
@@ -142,6 +173,15 @@ fn run_on(
             .enumerate()
             .map(|(i, a)| a.wants.then(|| (take(reals(&a.shape, storage.inputs[i]), arena), write)))
             .collect(),
+        gates: args
+            .iter()
+            .enumerate()
+            .map(|(i, a)| {
+                let is_asked = asked.gates && a.wants && case.op.can_gate(i);
+                is_asked.then(|| (take(gate_mask(a.shape).len(), arena), GATE_SLOPE))
+            })
+            .collect(),
+        is_gated: asked.gates && case.op.gated().is_some(),
         ..forward.clone()
     });
 
@@ -196,7 +236,19 @@ fn run_on(
     let mut grads = vec![None; args.len()];
     if let Some(back) = &back {
         for (i, s) in back.output_grads.iter().flatten().enumerate() {
-            load(machine, *s, storage.outputs[i], &dy[i])?;
+            let mut dy = dy[i].clone();
+            if let Some(gated) = case.op.gated().filter(|_| asked.gates) {
+                let mut mask = vec![0; back.saved[0].bytes];
+                machine.read_bytes(back.saved[0], &mut mask)?;
+                let c = sig.outputs[i].c();
+                dy.iter_mut().enumerate().for_each(|(e, v)| *v *= gate_value(&mask, c, gated.slope, e));
+            }
+            load(machine, *s, storage.outputs[i], &dy)?;
+        }
+        for (i, gate) in back.gates.iter().enumerate() {
+            if let Some((s, _)) = gate {
+                machine.write(*s, &gate_mask(args[i].shape))?;
+            }
         }
         for (i, grad) in back.input_grads.iter().enumerate() {
             if let Some((s, Write::Add)) = grad {
@@ -258,26 +310,31 @@ pub fn check(case: &Case, dy: &[Vec<f64>]) {
         let eps = |e: Elem| if e == Elem::F32 { f64::from(f32::EPSILON) } else { 2f64.powi(-7) };
         let mut first: Option<Outcome> = None;
         for (turn, machine) in machines(storage.maps).iter_mut().enumerate() {
-            let mut on = |wants: &[bool], write: Write| {
-                run_on(machine, case, &storage, &inputs, wants, &dy, write)
+            let mut on = |wants: &[bool], asked: Asked| {
+                run_on(machine, case, &storage, &inputs, wants, &dy, asked)
                     .unwrap_or_else(|e| panic!("{op}: {e}"))
             };
-            let set = on(&case.wants, Write::Set);
+            let set = on(&case.wants, Write::Set.into());
             if let Some(first) = &first {
                 assert!(set.bits() == first.bits(), "{op}: turn {turn} of the same launches gave other bits");
                 continue;
             }
-            let none = on(&vec![false; args.len()], Write::Set);
+            let none = on(&vec![false; args.len()], Write::Set.into());
             let forward = |o: &Outcome| Outcome { grads: vec![], ..o.clone() }.bits();
             assert!(
                 forward(&none) == forward(&set),
                 "{op}: forward alone gives other bits than before backward"
             );
-            let mut outcomes = vec![(set.clone(), Write::Set)];
+            let mut outcomes = vec![(set.clone(), Asked::from(Write::Set))];
             if case.wants.contains(&true) {
-                outcomes.push((on(&case.wants, Write::Add), Write::Add));
+                outcomes.push((on(&case.wants, Write::Add.into()), Write::Add.into()));
             }
-            for (device, write) in outcomes {
+            if (0..args.len()).any(|i| args[i].wants && case.op.can_gate(i)) {
+                let gated = [Write::Set, Write::Add].map(|write| Asked { write, gates: true });
+                outcomes.extend(gated.map(|asked| (on(&case.wants, asked), asked)));
+            }
+            for (device, asked) in outcomes {
+                let write = asked.write;
                 let reference = run::<f64>(case, &inputs, &case.wants, &dy, write);
                 let naive = run::<f32>(case, &inputs, &case.wants, &dy, write);
                 for (i, e) in storage.outputs.iter().enumerate() {
@@ -304,8 +361,18 @@ pub fn check(case: &Case, dy: &[Vec<f64>]) {
                     };
                     // A parameter's gradient is f32, but what it sums up came through maps.
                     let e = if is_leaf(&case.op, i) { storage.maps } else { *e };
-                    let what = format!("{op}: gradient {i}, {write:?}");
-                    compare_calibrated(&what, d, &round(n, e), r, eps(e));
+                    let what = format!("{op}: gradient {i}, {asked:?}");
+                    let (mut n, mut r) = (n.clone(), r.clone());
+                    if asked.gates && case.op.can_gate(i) {
+                        let (mask, c) = (gate_mask(args[i].shape), args[i].shape.c());
+                        let gate = |v: &mut Vec<f64>| {
+                            v.iter_mut()
+                                .enumerate()
+                                .for_each(|(e, v)| *v *= gate_value(&mask, c, GATE_SLOPE, e));
+                        };
+                        [&mut n, &mut r].into_iter().for_each(gate);
+                    }
+                    compare_calibrated(&what, d, &round(&n, e), &r, eps(e));
                 }
             }
             first = Some(set);
