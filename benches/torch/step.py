@@ -337,7 +337,7 @@ def parity(args, path):
 
     The f32 bar holds for the loss and the gradients at the levels, the bf16 bar for the latter; the filters' own gradients
     are sums that cancel, where PyTorch's f32 is 1e-5 off too. A cosine below the bar still exits with 0 where PyTorch's own
-    bf16 is further off its f32: rectifiers that bf16 turns over are a property of the type.
+    bf16 is as far off its f32 (a quarter more at most): rectifiers that bf16 turns over are a property of the type.
     """
     torch = setup(args)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -420,7 +420,7 @@ def parity(args, path):
     off = relative(loss, f32[0])
     if is_bf16:
         bar, passed = f"cosine at least {BF16_BAR}", similar[least][0] >= BF16_BAR
-        tolerable = all(a >= min(BF16_BAR, b) for a, b in similar.values())
+        tolerable = all(1 - a <= max(1 - BF16_BAR, 1.25 * (1 - b)) for a, b in similar.values())
     else:
         bar, passed = f"relative error at most {F32_BAR:.0e}", max(error, off) <= F32_BAR
         tolerable = passed
