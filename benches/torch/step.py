@@ -428,7 +428,8 @@ def parity(args, path):
     else:
         bar, passed = f"relative error at most {F32_BAR:.0e}", max(error, off) <= F32_BAR
         tolerable = passed
-    print(f"\nparity {meta['precision']}: {bar}: {'reached' if passed else 'MISSED'} (loss {off:.1e}, levels {error:.1e}, ", end="")
+    result = "reached" if passed else "MISSED"
+    print(f"\nparity {meta['precision']}: {bar}: {result} (loss {off:.1e}, levels {error:.1e}, ", end="")
     print(f"cosine {similar[least][0]:.6f} at {least}, where PyTorch's own bf16 has {similar[least][1]:.6f})\n", flush=True)
     if args.json:
         row = {"precision": meta["precision"], "device": meta["device"], "loss": off, "error": error, "passed": passed}
