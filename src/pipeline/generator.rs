@@ -144,8 +144,21 @@ impl StageOne {
         spec: &RunSpec,
         teachers: &Teachers,
     ) -> Result<(Value, Value)> {
-        let LossSpec { alpha, beta, gamma, statistics, .. } = spec.loss;
         let (levels, wanted) = self.record_images(r, spec.generator.batch, Learn::Trainable)?;
+        let image = levels[levels.len() - 1];
+        Ok((self.record_objective(r, spec, teachers, &levels, wanted)?, image))
+    }
+
+    /// Records `L_joint` of given levels (deepest first, the image last), for the labels that the image was to show.
+    pub fn record_objective<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        levels: &[Value],
+        wanted: Option<Value>,
+    ) -> Result<Value> {
+        let LossSpec { alpha, beta, gamma, statistics, .. } = spec.loss;
         let image = levels[levels.len() - 1];
         let shift = spec.generator.shift;
         let seen = if shift > 0 {
@@ -240,7 +253,7 @@ impl StageOne {
         let features = r.tape.detach(features);
         let diversity = r.apply(Diversity, &[features])?;
         r.tape.metric("diversity", diversity);
-        Ok((loss, image))
+        Ok(loss)
     }
 }
 
