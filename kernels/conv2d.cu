@@ -196,12 +196,13 @@ DEV int slabs_of(int depth, int slab) { return (depth + slab - 1) / slab; }
 
 template <class T> struct Conv2dForward {
     T* y;              // [n, p, q, k]
+    T* before;         // what comes before the residual and the activation, as y, or null
     u8* mask;          // [n, p, q, ceil(k / 8)] bits of y > 0, or null
     const T* x;        // [n, h, w, c]
     const T* w;        // [k, r, s, c]
     const float* bias; // [k] or null
     const T* residual; // as y, or null
-    float* moments;    // [tiles of BM rows][2][k], `ColumnMoments` of y; or null. Not with a residual or an activation
+    float* moments;    // [tiles of BM rows][2][k], `ColumnMoments` of what `before` has; or null
 };
 
 // y = act(bias + residual + x * w), rows of the product n p q, columns k, inner dimension r s c. act(v) = v > 0 ? v : v * slope.
@@ -228,6 +229,7 @@ template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Members<Conv2dForward<
             for (int i = 0; i < 8; i++) v[i] += more[i];
         }
         if (io.moments) moments.add(v);
+        if (io.before) store_eight(io.before + (i64)m * d.k + k, v, count, aligned);
         if (io.residual) {
             load_eight(more, io.residual + (i64)m * d.k + k, count, aligned);
             UNROLL

@@ -54,9 +54,10 @@ KERNEL(256) statistics_loss_fwd(float* RESTRICT loss, float* RESTRICT coefficien
 }
 INSTANCE(statistics_loss_fwd)
 
+// du = first + dloss * (slope * (u - shift) + offset); `first` may be null, or du itself.
 template <class T, int n>
-KERNEL(256) statistics_loss_bwd(T* RESTRICT du, const T* RESTRICT u, const float* RESTRICT coefficients, const float* RESTRICT dloss,
-                                int add, TilesDims d) {
+KERNEL(256) statistics_loss_bwd(T* du, const T* first, const T* RESTRICT u, const float* RESTRICT coefficients,
+                                const float* RESTRICT dloss, TilesDims d) {
     const Tile<n> t = Tile<n>::of(d);
     if (!t.works) return;
     const float scale = dloss[0];
@@ -67,7 +68,12 @@ KERNEL(256) statistics_loss_bwd(T* RESTRICT du, const T* RESTRICT u, const float
         Floats<n> v = load_f32<n>(u + at);
         UNROLL
         for (int i = 0; i < n; i++) v.v[i] = scale * fmaf(slope.v[i], v.v[i] - shift.v[i], offset.v[i]);
-        put_f32<n>(du + at, v, add);
+        if (first) {
+            const Floats<n> more = load_f32<n>(first + at);
+            UNROLL
+            for (int i = 0; i < n; i++) v.v[i] += more.v[i];
+        }
+        store_f32<n>(du + at, v);
     }
 }
 INSTANCE(statistics_loss_bwd<float, 4>)

@@ -240,7 +240,7 @@ fn ops(timings: &[Timing], card: &Card) -> Vec<Op> {
 fn flops(t: &Timing) -> u64 {
     let is_product = ["conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"].iter().any(|p| t.kernel.starts_with(p));
     match (&t.input_shapes[..], &t.output_shapes[..]) {
-        ([_, filter, ..], [y, ..]) if is_product => 2 * (y.elems() * filter.per_sample()) as u64,
+        ([_, filter, ..], [y, ..]) if is_product => 2 * (t.members * y.elems() * filter.per_sample()) as u64,
         _ => 0,
     }
 }

@@ -351,6 +351,7 @@ template <class Io> struct StoreForward {
     DEV Pack<float, 2> bias(int k) const { return io.bias ? load_pack<2>(io.bias + k) : Pack<float, 2>{}; }
     DEV Old old(u32 at) const { return io.residual ? load_bf16x8(io.residual, at) : Eight{}; }
     DEV void store(u32 at, float (&v)[8], const Old& residual) const {
+        if (io.before) store_bf16x8(io.before, at, v);
         u32 bits = 0;
         UNROLL
         for (int i = 0; i < 8; i++) {

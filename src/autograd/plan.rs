@@ -12,10 +12,11 @@ use crate::device::gpu::machine::ring_rows;
 use crate::device::memory::{Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
-use crate::ops::{Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
+use crate::ops::{Absorbs, Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 
+mod absorb;
 mod gates;
 mod placer;
 mod program;
@@ -23,6 +24,7 @@ mod schedule;
 mod timing;
 mod traffic;
 
+use absorb::Absorbed;
 use gates::Gates;
 use placer::Placer;
 use program::{Program, element_types};
@@ -171,8 +173,9 @@ impl<R: Real> Plan<R> {
         };
         // The CPU runs nodes as they were recorded, one by one.
         let is_gpu = store.maps.is_some();
+        let absorbed = if is_gpu { Absorbed::of(tape, &recorded) } else { Absorbed::default() };
         let forward: Vec<Vec<usize>> = if is_gpu {
-            schedule::groups(tape, &recorded, &signatures)
+            schedule::groups(tape, &recorded, &signatures, &absorbed)
         } else {
             recorded.into_iter().map(|i| vec![i]).collect()
         };
@@ -188,18 +191,20 @@ impl<R: Real> Plan<R> {
         let mut grad_buffer: Vec<Option<usize>> = vec![None; tape.values.len()];
         let mut saved: Vec<Vec<usize>> = vec![Vec::new(); n];
         // Time passes from group to group: what the nodes of one touch is alive at once.
-        for (t, i) in each(&forward) {
-            let node = &tape.nodes[i];
-            for v in &node.outputs {
-                value_buffer[at(v)] = Some(placer.add(reals(v), t));
-            }
-            for v in &node.inputs {
-                if let Some(b) = value_buffer[at(v)] {
-                    placer.extend(b, t);
+        for (t, i) in each(&forward).filter(|(_, i)| !absorbed.is_absorbed(*i)) {
+            for i in std::iter::once(i).chain(absorbed.by(i)) {
+                let node = &tape.nodes[i];
+                for v in &node.outputs {
+                    value_buffer[at(v)] = Some(placer.add(reals(v), t));
                 }
-            }
-            if has_back(i) {
-                saved[i] = signatures[i].saved.iter().map(|e| placer.add(extent(e), t)).collect();
+                for v in &node.inputs {
+                    if let Some(b) = value_buffer[at(v)] {
+                        placer.extend(b, t);
+                    }
+                }
+                if has_back(i) {
+                    saved[i] = signatures[i].saved.iter().map(|e| placer.add(extent(e), t)).collect();
+                }
             }
         }
         for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
@@ -229,6 +234,9 @@ impl<R: Real> Plan<R> {
             b
         });
         let mut writes: Vec<Vec<Option<(usize, Write)>>> = vec![Vec::new(); n];
+        // First parts of gradients that nobody has copied from where they lie, and who adds to them there.
+        let mut first_parts: Vec<Option<usize>> = vec![None; tape.values.len()];
+        let mut adds_from: Vec<Option<usize>> = vec![None; n];
         for (k, i) in each(&backward) {
             let (t, node, signature) = (forward.len() + k, &tape.nodes[i], &signatures[i]);
             let gating = gates.by(i).map(|(_, gate)| saved[gate.producer][0]);
@@ -251,6 +259,7 @@ impl<R: Real> Plan<R> {
                 .op
                 .passes_gradient(node.inputs.len())
                 .filter(|_| is_gpu && (gates.is_gated(i) || node.op.gated().is_none()));
+            let copies = passed.is_some_and(|j| j > 0) && node.op.copies_gradient();
             let mut write = |j: usize, v: &Value| match grad_buffer[at(v)] {
                 Some(b) => {
                     placer.extend(b, t);
@@ -260,9 +269,15 @@ impl<R: Real> Plan<R> {
                     grad_buffer[at(v)] = grad_buffer[at(&node.outputs[0])];
                     None
                 }
+                None if copies && j == 0 && gates::is_next_added(tape, &backward, k, i) => {
+                    first_parts[at(v)] = grad_buffer[at(&node.outputs[0])];
+                    None
+                }
                 None => {
                     let b = placer.add(reals(v), t);
                     grad_buffer[at(v)] = Some(b);
+                    adds_from[i] = first_parts[at(v)].take().filter(|_| j == 0);
+                    adds_from[i].into_iter().for_each(|first| placer.extend(first, t));
                     Some((b, Write::Set))
                 }
             };
@@ -325,6 +340,13 @@ impl<R: Real> Plan<R> {
                 scope: tape.nodes[i].scope,
                 time: t,
                 operands: Operands {
+                    absorbs: absorbed.by(i).map(|a| Absorbs {
+                        y: value_slot(&tape.nodes[a].outputs[0]),
+                        mask: saved[a].first().map(|b| slot(*b)),
+                        residual: tape.nodes[a].inputs.get(1).map(value_slot),
+                        slope: tape.nodes[a].op.gated().map_or(1.0, |g| g.slope),
+                    }),
+                    is_absorbed: absorbed.is_absorbed(i),
                     moments: moments[i].map(|(b, rows)| (slot(b), rows)),
                     ..operands(i, scratch)
                 },
@@ -345,6 +367,7 @@ impl<R: Real> Plan<R> {
                 operands: Operands {
                     gates: applied,
                     is_gated: gates.is_gated(i),
+                    adds_from: adds_from[i].map(slot),
                     output_grads: node.outputs.iter().map(|v| grad_buffer[at(v)].map(slot)).collect(),
                     input_grads: writes[i].iter().map(|w| w.map(|(b, write)| (slot(b), write))).collect(),
                     ..operands(i, scratch)

@@ -195,6 +195,9 @@ impl Operator for Activation {
             l.expect_same("residual", x, r)?;
         }
         l.expect_same("y", x, y)?;
+        if l.is_absorbed() {
+            return Ok(());
+        }
         if self.masked_slope().is_some() && l.saves() {
             let (pixels, c) = (l.shape(0).elems() / l.shape(0).c(), l.shape(0).c());
             let args = [
@@ -241,6 +244,12 @@ impl Operator for Activation {
     }
     fn gated(&self) -> Option<Gated> {
         self.masked_slope().map(|slope| Gated { slope, scratch: None })
+    }
+    fn can_be_absorbed(&self) -> bool {
+        self.masked_slope().is_some()
+    }
+    fn copies_gradient(&self) -> bool {
+        self.masked_slope().is_some()
     }
     fn passes_gradient(&self, inputs: usize) -> Option<usize> {
         self.0.step_slope().map(|_| inputs - 1)

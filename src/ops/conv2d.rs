@@ -267,6 +267,9 @@ impl Operator for Conv2d {
     fn passes_gradient(&self, inputs: usize) -> Option<usize> {
         self.residual.then_some(inputs - 1)
     }
+    fn absorbs(&self, y: Shape) -> bool {
+        self.act == Act::None && !self.residual && y.h() * y.w() > 1
+    }
     fn gives_moments(&self, inputs: &[Shape], y: Shape) -> Option<usize> {
         let d = Dims::of(self, inputs[0], inputs[1], y);
         let is_last = self.act == Act::None && !self.residual && d.p * d.q > 1;

@@ -1,6 +1,6 @@
 //! What an op sees while it turns its operands into kernel launches: [`Io`](super::Io), with addresses in place of slices.
 
-use super::{Operands, Write};
+use super::{Absorbs, Operands, Write};
 use crate::device::Slot;
 use crate::device::gpu::launch::{Arg, Launch, Way};
 pub use crate::device::gpu::launch::{THREADS, blocks_for};
@@ -136,6 +136,18 @@ impl<'a> Launches<'a> {
     /// Of the producer, where the moments of its output go; of a consumer, those of its first input. Forward only.
     pub fn moments(&self) -> Option<Moments> {
         self.operands.moments.map(|(s, rows)| Moments { parts: plain(s, Elem::F32), rows })
+    }
+    /// An activation of the output that forward computes too.
+    pub fn absorbs(&self) -> Option<Absorbs> {
+        self.operands.absorbs
+    }
+    /// Whether forward is left to the producer of the first input.
+    pub fn is_absorbed(&self) -> bool {
+        self.operands.is_absorbed
+    }
+    /// The first part of the first input's gradient, of its type, if it lies elsewhere than where the sum goes.
+    pub fn adds_from(&self) -> Option<Tensor> {
+        self.operands.adds_from.map(|s| plain(s, self.operands.input_elems[0]))
     }
     pub fn step(&self) -> Arg {
         Arg::Step

@@ -50,6 +50,16 @@ pub struct Gated {
     pub scratch: Option<usize>,
 }
 
+/// An activation that the producer of its input computes: where its operands lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Absorbs {
+    pub y: Slot,
+    /// The activation's first saved buffer, if backward runs.
+    pub mask: Option<Slot>,
+    pub residual: Option<Slot>,
+    pub slope: f32,
+}
+
 /// Size of a saved or scratch buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
@@ -110,6 +120,12 @@ pub struct Operands {
     pub gates: Vec<Option<(Slot, f32)>>,
     /// Whether the last writer of the output's gradient did so for this instruction.
     pub is_gated: bool,
+    /// An activation of the output that forward computes too.
+    pub absorbs: Option<Absorbs>,
+    /// Whether forward is left to the producer of the first input.
+    pub is_absorbed: bool,
+    /// The first part of the first input's gradient, where another holds it: backward adds to it and stores the sum.
+    pub adds_from: Option<Slot>,
     /// Moments of the output, if somebody asks for them, or of the first input, if its producer leaves them; and of how
     /// many pixels each part is. Forward only.
     pub moments: Option<(Slot, usize)>,
@@ -260,6 +276,22 @@ pub trait Operator {
     fn takes_moments(&self) -> bool {
         false
     }
+    /// On a GPU, whether forward's kernels can compute a step activation of the output, and a residual in front of it, too.
+    fn absorbs(&self, _output: Shape) -> bool {
+        false
+    }
+    /// Whether the producer of the first input may compute this op, an activation that `gated` describes.
+    fn can_be_absorbed(&self) -> bool {
+        false
+    }
+    /// On a GPU, whether backward can add to a first part of the first input's gradient that lies elsewhere.
+    fn adds_from(&self) -> bool {
+        false
+    }
+    /// Whether the gradient of the first input is, behind the gate, a copy of the output's.
+    fn copies_gradient(&self) -> bool {
+        false
+    }
     /// Instructions of equal keys that do not depend on each other run as the members of one launch.
     fn launch_key(&self, _inputs: &[Shape]) -> Option<String> {
         None
@@ -360,6 +392,18 @@ macro_rules! registry {
             }
             fn takes_moments(&self) -> bool {
                 match self { $(Op::$op(op) => op.takes_moments()),* }
+            }
+            fn absorbs(&self, output: Shape) -> bool {
+                match self { $(Op::$op(op) => op.absorbs(output)),* }
+            }
+            fn can_be_absorbed(&self) -> bool {
+                match self { $(Op::$op(op) => op.can_be_absorbed()),* }
+            }
+            fn adds_from(&self) -> bool {
+                match self { $(Op::$op(op) => op.adds_from()),* }
+            }
+            fn copies_gradient(&self) -> bool {
+                match self { $(Op::$op(op) => op.copies_gradient()),* }
             }
             fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
                 match self { $(Op::$op(op) => op.launch_key(inputs)),* }

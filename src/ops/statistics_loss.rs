@@ -122,14 +122,19 @@ impl Operator for StatisticsLoss {
         let Some((du, write)) = l.dx(0) else { return Ok(()) };
         let (u, tiles) = (l.x(0), Tiles::pass(l.shape(0), l.x(0).elem));
         let name = instance("statistics_loss_bwd", u.elem, tiles.pack);
-        let args = [du.into(), u.into(), l.saved(0).into(), l.dy0().into(), write.into(), tiles.into()];
+        let first = l.adds_from().or((write == Write::Add).then_some(du));
+        let args = [du.into(), first.into(), u.into(), l.saved(0).into(), l.dy0().into(), tiles.into()];
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
 
     /// Forward: u has to be stored beside what its activation makes of it; its moments come with it. Backward reads u on
-    /// the way of its gradient.
+    /// the way of its gradient, which it stores apart where the first part is a skip's gradient too.
     fn minimal_bytes(&self, o: &Operands) -> u64 {
-        o.inputs[0].bytes as u64
+        let u = o.inputs[0].bytes as u64;
+        if o.adds_from.is_some() { 2 * u } else { u }
+    }
+    fn adds_from(&self) -> bool {
+        true
     }
     fn takes_moments(&self) -> bool {
         true

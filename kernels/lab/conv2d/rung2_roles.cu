@@ -4,6 +4,7 @@
 
 struct Conv2dForward {
     bf16* y;           // [n, p, q, k]
+    bf16* before;      // null: only production writes what comes before the activation
     u8* mask;          // [n, p, q, k / 8] bits of y > 0, or null
     const bf16* x;     // [n, h, w, c]
     const bf16* w;     // [k, r, s, c]

@@ -60,3 +60,20 @@ impl Gates {
         self.gated.contains(&i)
     }
 }
+
+/// Whether the gradient of the first input of node `i`, in the `k`-th group, can wait where the output's lies: whoever writes to
+/// it next adds to a first part from elsewhere, and until then nobody adds to the output's, which is also the skip's.
+pub(super) fn is_next_added(tape: &Tape, backward: &[Vec<usize>], k: usize, i: usize) -> bool {
+    let node = &tape.nodes[i];
+    let (first, skip) = (tape.root(node.inputs[0]), tape.root(node.inputs[node.inputs.len() - 1]));
+    for next in backward[k + 1..].iter().flatten().map(|i| &tape.nodes[*i]) {
+        let mut written = next.inputs.iter().filter(|v| tape.wants(**v)).map(|v| tape.root(*v));
+        if next.inputs.first().is_some_and(|v| tape.wants(*v) && tape.root(*v) == first) {
+            return next.op.adds_from();
+        }
+        if written.any(|r| r == first || r == skip) {
+            return false;
+        }
+    }
+    false
+}

@@ -1,5 +1,6 @@
 //! In which order a GPU runs the forward nodes, and which of them together.
 
+use super::absorb::Absorbed;
 use crate::autograd::tape::Tape;
 use crate::device::gpu::launch::MEMBERS;
 use crate::ops::{Operator, Signature};
@@ -11,8 +12,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// Networks that run side by side (teachers; the levels of features, each through the teachers' remaining blocks) end
 /// together: whoever has the longest way to the end goes first, counted in nodes with a key, and those with as far to go
 /// and the same key go along. A level therefore enters the teachers' blocks when the image's features arrive there.
-pub(super) fn groups(tape: &Tape, nodes: &[usize], signatures: &[Signature]) -> Vec<Vec<usize>> {
-    let graph = Graph::of(tape, nodes, signatures);
+pub(super) fn groups(
+    tape: &Tape,
+    nodes: &[usize],
+    signatures: &[Signature],
+    absorbed: &Absorbed,
+) -> Vec<Vec<usize>> {
+    let graph = Graph::of(tape, nodes, signatures, absorbed);
     let keys: Vec<Option<String>> = nodes
         .iter()
         .map(|i| {
@@ -75,8 +81,9 @@ struct Graph {
 }
 
 impl Graph {
-    /// A node reads what the last writer before it left; who updates a leaf in place waits for all who read it before.
-    fn of(tape: &Tape, nodes: &[usize], signatures: &[Signature]) -> Graph {
+    /// A node reads what the last writer before it left, and what an activation reads that it absorbs; who updates a leaf in
+    /// place waits for all who read it before.
+    fn of(tape: &Tape, nodes: &[usize], signatures: &[Signature], absorbed: &Absorbed) -> Graph {
         let mut graph = Graph { after: vec![Vec::new(); nodes.len()], before: vec![0; nodes.len()] };
         let mut writer: HashMap<usize, usize> = HashMap::new();
         let mut readers: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -85,7 +92,8 @@ impl Graph {
             let updated: Vec<usize> =
                 signatures[i].updates.iter().map(|u| tape.root(node.inputs[*u])).collect();
             let mut first: BTreeSet<usize> = BTreeSet::new();
-            for root in node.inputs.iter().map(|v| tape.root(*v)) {
+            let more = absorbed.by(i).map_or(&[][..], |a| &tape.nodes[a].inputs[1..]);
+            for root in node.inputs.iter().chain(more).map(|v| tape.root(*v)) {
                 first.extend(writer.get(&root));
                 if updated.contains(&root) {
                     first.extend(readers.remove(&root).unwrap_or_default());

@@ -2,6 +2,7 @@
 
 use super::wgmma::Product;
 use super::{Conv2d, Dims, Phase};
+use crate::device::Slot;
 use crate::device::gpu::launch::{self, Arg as Value};
 use crate::error::{Error, Result};
 use crate::ops::activation::step_backward;
@@ -202,10 +203,26 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
     let bias = op.bias.then(|| l.x(2));
     let mask = (op.act != super::Act::None && l.saves()).then(|| l.saved(0));
     let moments = l.moments().map(|m| m.parts);
-    let io = [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into(), moments.into()];
-    let io = Value::member("Conv2dForward", io);
+    let map = |slot: Slot| Tensor { slot, ..y };
+    let (out, before, mask, residual, slope) = match l.absorbs() {
+        Some(a) => (map(a.y), Some(y), a.mask.map(map), a.residual.map(map), a.slope),
+        None => (y, None, mask, residual, slope(op)),
+    };
+    let io = Value::member(
+        "Conv2dForward",
+        [
+            out.into(),
+            before.into(),
+            mask.into(),
+            x.into(),
+            w.into(),
+            bias.into(),
+            residual.into(),
+            moments.into(),
+        ],
+    );
     if let Some(product) = Product::forward(&d, y.elem).filter(|_| moments.is_none()) {
-        let args = [product.maps(x, w), io, d.value()?, slope(op).into()];
+        let args = [product.maps(x, w), io, d.value()?, slope.into()];
         return l.launch_fastest(product.ways("conv2d_fwd_wgmma")?, MULTIPROCESSORS, args);
     }
     let tile = Tile::of(d.n * d.p * d.q, d.k, 1);
@@ -214,7 +231,7 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
         tile.blocks(d.n * d.p * d.q, d.k) as u32,
         THREADS,
         tile.shared_bytes(),
-        [io, d.value()?, slope(op).into()],
+        [io, d.value()?, slope.into()],
     )
 }
 

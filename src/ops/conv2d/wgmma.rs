@@ -193,7 +193,7 @@ mod tests {
         let of = |i: usize| {
             let [y, x, w] = [0, 1, 2].map(|j| tensor(3 * i + j));
             let null = || Value::Null;
-            let io = [y.into(), null(), x.into(), w.into(), null(), null(), null()];
+            let io = [y.into(), null(), null(), x.into(), w.into(), null(), null(), null()];
             let args = vec![
                 product.maps(x, w),
                 Value::member("Conv2dForward", io),
