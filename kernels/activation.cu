@@ -1,5 +1,6 @@
 // Elementwise activation, and the residual addition in front of it. Memory-bound: 16 bytes a thread a load.
 #include "lib/activation.cuh"
+#include "lib/eights.cuh"
 
 // y = act(x + residual); `residual` may be null.
 template <class T>
@@ -50,3 +51,52 @@ KERNEL(256) activation_bwd(T* RESTRICT dx,         // [elements]
 }
 INSTANCE(activation_bwd<float>)
 INSTANCE(activation_bwd<bf16>)
+
+// y = act(x + residual) for an activation whose slope is a step; `residual` may be null. A thread
+// has the eight channels of a byte of `mask` [pixels, ceil(c / 8)], the bits of y > 0, which is all that backward needs.
+template <class T>
+KERNEL(256)
+activation_step_fwd(T* RESTRICT y, u8* RESTRICT mask, const T* RESTRICT x, const T* RESTRICT residual, i64 pixels, int c, Act act) {
+    const int mask_bytes = (c + 7) / 8;
+    const bool aligned = c % 8 == 0;
+    for (i64 i = global_thread(); i < pixels * mask_bytes; i += global_threads()) {
+        const i64 at = aligned ? i * 8 : i / mask_bytes * c + i % mask_bytes * 8;
+        const int count = aligned ? 8 : c - (int)(i % mask_bytes) * 8;
+        float v[8], more[8] = {};
+        load_eight(v, x + at, count, aligned);
+        if (residual) load_eight(more, residual + at, count, aligned);
+        u32 bits = 0;
+        UNROLL
+        for (int e = 0; e < 8; e++) {
+            const float sum = residual ? v[e] + more[e] : v[e];
+            bits |= (u32)(sum > 0.0f && e < count) << e;
+            v[e] = act.value(sum);
+        }
+        mask[i] = (u8)bits;
+        store_eight(y + at, v, count, aligned);
+    }
+}
+INSTANCE(activation_step_fwd<float>)
+INSTANCE(activation_step_fwd<bf16>)
+
+// dx = dy * act', by the bits. Either output may be null; each follows its `add`. A null mask stands for act' = 1.
+template <class T>
+KERNEL(256)
+activation_step_bwd(T* RESTRICT dx, T* RESTRICT dresidual, const T* RESTRICT dy, const u8* RESTRICT mask, i64 pixels, int c,
+                    float slope, int add, int add_residual) {
+    const int mask_bytes = (c + 7) / 8;
+    const bool aligned = c % 8 == 0;
+    for (i64 i = global_thread(); i < pixels * mask_bytes; i += global_threads()) {
+        const i64 at = aligned ? i * 8 : i / mask_bytes * c + i % mask_bytes * 8;
+        const int count = aligned ? 8 : c - (int)(i % mask_bytes) * 8;
+        const u32 bits = mask ? mask[i] : 0xffu;
+        float v[8];
+        load_eight(v, dy + at, count, aligned);
+        UNROLL
+        for (int e = 0; e < 8; e++) v[e] = bits >> e & 1 ? v[e] : v[e] * slope;
+        if (dx) put_eight(dx + at, v, count, aligned, add);
+        if (dresidual) put_eight(dresidual + at, v, count, aligned, add_residual);
+    }
+}
+INSTANCE(activation_step_bwd<float>)
+INSTANCE(activation_step_bwd<bf16>)

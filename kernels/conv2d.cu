@@ -3,6 +3,7 @@
 #include "lib/conv_wgmma.cuh"
 #include "lib/members.cuh"
 #include "lib/mma.cuh"
+#include "lib/moments.cuh"
 #include "lib/tile.cuh"
 
 // A number in mixed radix, counted on without division: `hi`, `mid` below `mids`, `lo` below `los`.
@@ -200,6 +201,7 @@ template <class T> struct Conv2dForward {
     const T* w;        // [k, r, s, c]
     const float* bias; // [k] or null
     const T* residual; // as y, or null
+    float* moments;    // [tiles of BM rows][2][k], `ColumnMoments` of y; or null. Not with a residual or an activation
 };
 
 // y = act(bias + residual + x * w), rows of the product n p q, columns k, inner dimension r s c. act(v) = v > 0 ? v : v * slope.
@@ -215,6 +217,7 @@ template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Members<Conv2dForward<
 
     const int pixels = d.n * d.p * d.q, mask_bytes = (d.k + 7) / 8;
     const bool aligned = d.k % 8 == 0;
+    ColumnMoments<TILE_THREADS, BN> moments;
     hand_out(tile, reinterpret_cast<float*>(shared), [&](int row, int column, float(&v)[8]) {
         const int m = at.row + row, k = at.column + column, count = d.k - k;
         if (m >= pixels || count <= 0) return;
@@ -224,6 +227,7 @@ template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Members<Conv2dForward<
             UNROLL
             for (int i = 0; i < 8; i++) v[i] += more[i];
         }
+        if (io.moments) moments.add(v);
         if (io.residual) {
             load_eight(more, io.residual + (i64)m * d.k + k, count, aligned);
             UNROLL
@@ -239,6 +243,53 @@ template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Members<Conv2dForward<
         if (io.mask) io.mask[(i64)m * mask_bytes + k / 8] = (u8)bits;
         store_eight(io.y + (i64)m * d.k + k, v, count, aligned);
     });
+    if (io.moments) {
+        static_assert(ColumnMoments<TILE_THREADS, BN>::SCRATCH <= BM * BN, "the parts fit where the sums were");
+        sync_block();
+        const int rows = pixels - at.row < BM ? pixels - at.row : BM;
+        moments.store(io.moments + (i64)(at.row / BM) * 2 * d.k, d.k, at.column, rows, reinterpret_cast<float*>(shared));
+    }
+}
+
+// Folds the moments of tiles of `rows` pixels into the sums that `fold_parts` of lib/channels.cuh finishes, of one part, about
+// a shift that is the mean as near as a float can be. Eight channels a block, 128 threads each: 64 images of 112x112 are
+// 6272 tiles of 128 pixels, 49 of them a thread.
+KERNEL(1024)
+conv2d_fold_moments(float* RESTRICT sums,          // [2][k]
+                    float* RESTRICT shift,         // [k]
+                    const float* RESTRICT moments, // [tiles][2][k]
+                    i64 pixels, int k, int rows) {
+    constexpr int CHANNELS = 8, SLICES = 1024 / CHANNELS;
+    SHARED(double, scratch, 2 * 1024);
+    const int channel = blockIdx.x * CHANNELS + threadIdx.x % CHANNELS, slice = threadIdx.x / CHANNELS;
+    const int tiles = (int)((pixels + rows - 1) / rows);
+    // Sums of n mean, and of the squares about zero; in double, which 2^53 keeps apart from the tiles' own rounding.
+    double first = 0.0, second = 0.0;
+    if (channel < k) {
+        _Pragma("unroll 4") for (int t = slice; t < tiles; t += SLICES) {
+            const double mean = moments[(i64)(2 * t) * k + channel], square = moments[(i64)(2 * t + 1) * k + channel];
+            const double n = t + 1 < tiles ? rows : (int)(pixels - (i64)t * rows);
+            first += n * mean;
+            second += square + n * mean * mean;
+        }
+    }
+    scratch[threadIdx.x] = first;
+    scratch[1024 + threadIdx.x] = second;
+    for (int half = 512; half >= CHANNELS; half /= 2) {
+        sync_block();
+        if (threadIdx.x < half) {
+            scratch[threadIdx.x] += scratch[threadIdx.x + half];
+            scratch[1024 + threadIdx.x] += scratch[1024 + threadIdx.x + half];
+        }
+    }
+    sync_block();
+    if (threadIdx.x >= CHANNELS || channel >= k) return;
+    const double mean = scratch[threadIdx.x] / (double)pixels;
+    const float near = (float)mean;
+    shift[channel] = near;
+    sums[channel] = (float)((mean - near) * (double)pixels);
+    const double away = mean - near, square = scratch[1024 + threadIdx.x] - (double)pixels * mean * mean;
+    sums[k + channel] = (float)(square + (double)pixels * away * away);
 }
 
 template <class T> struct Conv2dInputGradient {
@@ -351,27 +402,6 @@ conv2d_sum_parts(float* RESTRICT out, const float* RESTRICT parts, i64 len, int 
     }
 }
 
-// dz = dy * act'. Either output may be null; `dresidual` follows `add`. A null mask stands for act' = 1. A thread has the
-// eight channels of a mask byte.
-template <class T>
-KERNEL(256)
-conv2d_dz(T* RESTRICT dz, T* RESTRICT dresidual, const T* RESTRICT dy, const u8* RESTRICT mask, i64 pixels, int k, float slope,
-          int add) {
-    const int mask_bytes = (k + 7) / 8;
-    const bool aligned = k % 8 == 0;
-    for (i64 i = global_thread(); i < pixels * mask_bytes; i += global_threads()) {
-        const i64 at = aligned ? i * 8 : i / mask_bytes * k + i % mask_bytes * 8;
-        const int count = aligned ? 8 : k - (int)(i % mask_bytes) * 8;
-        const u32 bits = mask ? mask[i] : 0xffu;
-        float v[8];
-        load_eight(v, dy + at, count, aligned);
-        UNROLL
-        for (int e = 0; e < 8; e++) v[e] = bits >> e & 1 ? v[e] : v[e] * slope;
-        if (dz) store_eight(dz + at, v, count, aligned);
-        if (dresidual) put_eight(dresidual + at, v, count, aligned, add);
-    }
-}
-
 // parts[slice][k] = the sum of dz[m][k] over a slice of `per_slice` pixels. `width` channels a block, as many threads in a
 // row as channels: with 3 channels 85 rows are in flight, where one row a warp would leave 29 of 32 lanes idle.
 template <class T>
@@ -420,8 +450,7 @@ INSTANCE(conv2d_wgrad<float, 128, 64>)
 INSTANCE(conv2d_wgrad<float, 64, 64>)
 INSTANCE(conv2d_wgrad<float, 128, 32>)
 INSTANCE(conv2d_sum_parts)
-INSTANCE(conv2d_dz<bf16>)
-INSTANCE(conv2d_dz<float>)
+INSTANCE(conv2d_fold_moments)
 INSTANCE(conv2d_dbias<bf16>)
 INSTANCE(conv2d_dbias<float>)
 INSTANCE_90A(conv2d_fwd_wgmma_abreast<192, 256>)

@@ -9,8 +9,12 @@ use dfka_engine::config::{self, Override};
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::models::Recorder;
 use dfka_engine::models::resnet::{BlockKind, Build, Mode, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::ops::activation::Act;
 use dfka_engine::ops::adam::Adam;
+use dfka_engine::ops::batch_norm::{BatchNorm, Stats};
+use dfka_engine::ops::conv2d::Conv2d;
 use dfka_engine::ops::feature_loss::FeatureLoss;
+use dfka_engine::ops::statistics_loss::StatisticsLoss;
 use dfka_engine::ops::weighted_sum::WeightedSum;
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::evaluate;
@@ -18,7 +22,7 @@ use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::run::run;
 use dfka_engine::pipeline::spec::{RunSpec, TeachSpec, TrainingData};
 use dfka_engine::pipeline::teach::teach;
-use dfka_engine::tensor::{Elem, Real};
+use dfka_engine::tensor::{Elem, Real, Shape};
 
 /// The machine to test; none is told, and is no success.
 fn machine() -> Option<Choice> {
@@ -80,20 +84,20 @@ fn losses(spec: &RunSpec) -> Vec<(String, usize, String, f32)> {
 }
 
 /// f32 maps differ from the CPU's by the order of additions, bf16 maps by 2^-9 a stored element. A step of Adam divides
-/// by the gradient's size, so that what differs in the last digit of a small gradient may move a weight the other way;
-/// hence the wider bound at the second step.
+/// by the gradient's size, so that what differs in the last digit of a small gradient moves a weight the other way: at the
+/// demo's rates bf16 losses of two right programs are a quarter apart after one step. bf16 therefore takes small steps.
 #[test]
 fn every_stage_of_the_demo_has_the_cpus_losses() {
     let Some(choice) = machine() else { return };
-    let cpu = losses(&demo(&[]));
-    for (precision, bounds) in [("f32", [2e-5, 2e-3]), ("bf16", [0.02, 0.08])] {
-        let mut spec = demo(&[&format!("precision={precision:?}")]);
+    let small = ["generator.learning_rate=1e-5", "dual.learning_rate=1e-5"];
+    for (precision, rates, bounds) in [("f32", &[][..], [2e-5, 2e-3]), ("bf16", &small[..], [0.02, 0.04])] {
+        let cpu = losses(&demo(rates));
+        let mut spec = demo(&[rates, &[&format!("precision={precision:?}")]].concat());
         spec.device.choice = choice;
         let found = losses(&spec);
         assert_eq!(found.len(), cpu.len());
         // A stage starts from what the last one left, so that its first step is none of two equal networks.
-        let bound =
-            |stage: &str, step: usize| if stage == "generator" { bounds[step] } else { 2.0 * bounds[1] };
+        let bound = |stage: &str, step: usize| bounds[usize::from(stage != "generator" || step > 0)];
         for (expected, found) in cpu.iter().zip(&found) {
             let (stage, step, name, value) = expected;
             assert_eq!((&found.0, found.1, &found.2), (stage, *step, name));
@@ -300,6 +304,63 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
         let backward = [vec![4; two - 2], entry, vec![2; one - 1], stems].concat();
         assert_eq!(launches("conv2d_dgrad"), backward, "{block:?}");
         // Only what leaves the networks' last block meets a loss that knows no masks.
-        assert_eq!(launches("conv2d_dz").len(), 4, "{block:?}");
+        assert_eq!(launches("activation_step_bwd").len(), 4, "{block:?}");
     }
+}
+
+/// A trained convolution with its batch norm, then a frozen one whose output is far from zero and whose statistics are
+/// watched: the loss, the gradient of the first filter, the running estimates, and the plan that gave them.
+fn watched<R: Real>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
+    let store = &mut engine.store;
+    let wave = |s: Shape, k: f32, about: f32| {
+        (0..s.elems()).map(|i| about + (i as f32 * k).sin()).collect::<Vec<_>>()
+    };
+    let mut add = |name: &str, s: Shape, k: f32, about: f32| store.add_with(name, s, &wave(s, k, about));
+    let v = Shape::vector;
+    let x = add("x", Shape::new(5, 9, 8, 16), 0.37, 0.0);
+    let (w, u) = (Shape::new(40, 3, 3, 16), Shape::new(72, 1, 1, 40));
+    let ids = [add("w", w, 0.71, 0.0), add("gamma", v(40), 0.3, 1.5), add("beta", v(40), 0.2, 0.0)];
+    let running = [add("mean", v(40), 0.0, 0.5), add("var", v(40), 0.0, 2.0)];
+    let frozen = [add("u", u, 0.53, 0.0), add("bias", v(72), 0.9, 50.0)];
+    let targets = [add("target mean", v(72), 0.4, 49.0), add("target std", v(72), 0.6, 2.0)];
+    let moments = ["first", "second"].map(|m| store.add(m, w));
+    let mut tape = Tape::default();
+    let mut r = Recorder { tape: &mut tape, store: &engine.store };
+    let [x, mean, var] = [x, running[0], running[1]].map(|id| r.leaf(id, Learn::Frozen));
+    let [w, gamma, beta] = ids.map(|id| r.leaf(id, Learn::Trainable));
+    let [u, bias, target_mean, target_std] =
+        [frozen[0], frozen[1], targets[0], targets[1]].map(|id| r.leaf(id, Learn::Frozen));
+    let a = r.apply(Conv2d::new(1, 1), &[x, w]).unwrap();
+    let norm = BatchNorm { stats: Stats::Batch, act: Act::Relu, momentum: 0.1, eps: 1e-5 };
+    let b = r.apply(norm, &[a, gamma, beta, mean, var]).unwrap();
+    let c = r.apply(Conv2d { bias: true, ..Conv2d::new(2, 0) }, &[b, u, bias]).unwrap();
+    let loss = r.apply(StatisticsLoss { eps: 1e-5 }, &[c, target_mean, target_std]).unwrap();
+    tape.output(loss);
+    let adam = Adam { lr_slot: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let optimiser = Optimiser { op: adam.into(), tensors: vec![(ids[0], moments.to_vec())] };
+    let mut plan = Plan::compile(&tape, &engine.store, Some(loss), &[optimiser]).unwrap();
+    plan.reserve(&mut engine).unwrap();
+    plan.replay(&mut engine, &StepState::default()).unwrap();
+    plan.collect(&engine).unwrap();
+    engine.pull().unwrap();
+    let value = plan.output(&engine, loss).unwrap().iter().map(|v| v.f64()).collect();
+    let stored = [moments[0], running[0], running[1]]
+        .map(|id| engine.store.get(id).iter().map(|v| v.f64()).collect::<Vec<_>>());
+    ([vec![value], stored.to_vec()].concat(), plan)
+}
+
+/// A convolution leaves the moments of its output's channels, and nobody reads the map again for them.
+#[test]
+fn moments_come_from_the_convolutions_tiles() {
+    let Some(choice) = machine() else { return };
+    let (expected, _) = watched(Engine::<f64>::default());
+    let (found, plan) = watched(Engine::<f32>::on(choice.machine(Elem::F32).unwrap().unwrap()));
+    for (found, expected) in found.iter().zip(&expected) {
+        let size = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() <= 3e-5 * size, "expected {e}, found {f}, of {size}");
+        }
+    }
+    let launches = |part: &str| plan.launches().filter(|(l, _)| l.kernel.name.contains(part)).count();
+    assert_eq!((launches("fold_moments"), launches("fwd_sums")), (2, 0));
 }

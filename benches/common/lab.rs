@@ -221,7 +221,7 @@ impl Rung {
         let of = Arg::Slot;
         let forward = |o: &Operands| {
             let residual = if p.adds { of(o.residual) } else { Arg::Null };
-            vec![of(o.y), of(o.bits), of(o.x), of(o.filter), of(o.bias), residual]
+            vec![of(o.y), of(o.bits), of(o.x), of(o.filter), of(o.bias), residual, Arg::Null]
         };
         let gradient = |o: &Operands| vec![of(o.x), of(o.y), of(o.filter), of(o.bits)];
         let mut args = Vec::new();

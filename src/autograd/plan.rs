@@ -201,6 +201,22 @@ impl<R: Real> Plan<R> {
                 placer.extend(b, end);
             }
         }
+        // What a producer can say of its output's channels while it has them, for whoever begins with that.
+        let mut moments: Vec<Option<(usize, usize)>> = vec![None; n];
+        for (t, i) in each(&forward).filter(|(_, i)| is_gpu && tape.nodes[*i].op.takes_moments()) {
+            let x = tape.nodes[i].inputs[0];
+            let Some(p) = tape.nodes.iter().position(|p| p.outputs[..] == [x]).filter(|p| live[*p]) else {
+                continue;
+            };
+            let shapes: Vec<_> = tape.nodes[p].inputs.iter().map(|v| tape.shape(*v)).collect();
+            let Some(rows) = tape.nodes[p].op.gives_moments(&shapes, tape.shape(x)) else { continue };
+            let (pixels, c) = (tape.shape(x).elems() / tape.shape(x).c(), tape.shape(x).c());
+            let made = each(&forward).find(|(_, i)| *i == p).map_or(t, |(made, _)| made);
+            let bytes = pixels.div_ceil(rows) * 2 * c * Elem::F32.bytes();
+            let (b, _) = *moments[p].get_or_insert_with(|| (placer.add(bytes, made), rows));
+            placer.extend(b, t);
+            moments[i] = Some((b, rows));
+        }
         let loss_grad = loss.filter(|v| reaches[at(v)]).map(|v| {
             let b = placer.add(reals(&v), forward.len());
             grad_buffer[at(&v)] = Some(b);
@@ -227,7 +243,7 @@ impl<R: Real> Plan<R> {
             // Behind its gate, the output's gradient is the first part of this input's, where it lies.
             let passed = node
                 .op
-                .passes_gradient()
+                .passes_gradient(node.inputs.len())
                 .filter(|_| is_gpu && (gates.is_gated(i) || node.op.gated().is_none()));
             let mut write = |j: usize, v: &Value| match grad_buffer[at(v)] {
                 Some(b) => {
@@ -266,8 +282,9 @@ impl<R: Real> Plan<R> {
         let backward_scratch: Vec<Vec<usize>> = each(&backward)
             .map(|(k, i)| {
                 let mut extents = signatures[i].scratch_backward.clone();
-                if let Some(gated) = tape.nodes[i].op.gated().filter(|_| gates.is_gated(i)) {
-                    extents[gated.scratch] = Extent::Bytes(0);
+                let unneeded = tape.nodes[i].op.gated().filter(|_| gates.is_gated(i)).and_then(|g| g.scratch);
+                if let Some(s) = unneeded {
+                    extents[s] = Extent::Bytes(0);
                 }
                 scratch(&mut placer, &extents, forward.len() + k)
             })
@@ -300,7 +317,10 @@ impl<R: Real> Plan<R> {
                 op: tape.nodes[i].op.clone(),
                 phase: Phase::Forward,
                 time: t,
-                operands: operands(i, scratch),
+                operands: Operands {
+                    moments: moments[i].map(|(b, rows)| (slot(b), rows)),
+                    ..operands(i, scratch)
+                },
             });
         }
         let starts_backward = instructions.len();

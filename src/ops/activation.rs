@@ -126,7 +126,7 @@ pub fn sigmoid<R: Real>(v: R) -> R {
 ///
 /// Shapes: x, residual, y `[n, h, w, c]`.
 /// Source: ResNet's block end (He et al. 2016, eq. 1); tanh and sigmoid as METHOD 1 and 2 use them.
-/// Backward: `dx = dresidual = dy * act'`, from the saved output alone.
+/// Backward: `dx = dresidual = dy * act'`, from the saved output alone; on a GPU, where act' is a step, from a bit an element.
 /// Errors: operands of different shapes.
 /// Cost: no multiply-adds; reads 1 or 2 tensors, writes 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -195,6 +195,20 @@ impl Operator for Activation {
             l.expect_same("residual", x, r)?;
         }
         l.expect_same("y", x, y)?;
+        if self.masked_slope().is_some() && l.saves() {
+            let (pixels, c) = (l.shape(0).elems() / l.shape(0).c(), l.shape(0).c());
+            let args = [
+                y.into(),
+                l.saved(0).into(),
+                x.into(),
+                residual.into(),
+                (pixels as i64).into(),
+                (c as i32).into(),
+                self.0.into(),
+            ];
+            let blocks = blocks_for(pixels * c.div_ceil(8), THREADS as usize);
+            return l.launch(format!("activation_step_fwd<{}>", x.elem), blocks, THREADS, 0, args);
+        }
         let (elements, name) = (l.shape(0).elems(), format!("activation_fwd<{}>", x.elem));
         let args = [y.into(), x.into(), residual.into(), (elements as i64).into(), self.0.into()];
         l.launch(name, blocks(elements, x.elem), THREADS, 0, args)
@@ -202,6 +216,12 @@ impl Operator for Activation {
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let (dy, elements) = (l.dy0(), l.shape(0).elems());
+        if let Some(slope) = self.masked_slope() {
+            let (dx, dresidual) = (l.dx(0), if l.inputs() == 2 { l.dx(1) } else { None });
+            let mask = (!l.is_gated()).then(|| l.saved(0));
+            let c = l.shape(0).c();
+            return step_backward(l, dx, dresidual, (dy, mask), [elements / c, c], slope);
+        }
         let y = (self.0 != Act::None).then(|| l.y(0));
         for i in 0..l.inputs() {
             let Some((dx, write)) = l.dx(i) else { continue };
@@ -211,6 +231,60 @@ impl Operator for Activation {
         }
         Ok(())
     }
+
+    fn device_extents(&self, args: &[Arg], _: Elem, signature: &mut Signature) {
+        if self.masked_slope().is_some() && args.iter().any(|a| a.wants) {
+            let (elements, c) = (args[0].shape.elems(), args[0].shape.c());
+            signature.saved = vec![Extent::Bytes(elements / c * c.div_ceil(8))];
+            signature.keeps_outputs = false;
+        }
+    }
+    fn gated(&self) -> Option<Gated> {
+        self.masked_slope().map(|slope| Gated { slope, scratch: None })
+    }
+    fn passes_gradient(&self, inputs: usize) -> Option<usize> {
+        self.0.step_slope().map(|_| inputs - 1)
+    }
+}
+
+impl Activation {
+    /// The slope for non-positive inputs, if a GPU keeps a bit an element for backward instead of y.
+    fn masked_slope(&self) -> Option<f32> {
+        self.0.step_slope().filter(|_| self.0 != Act::None).map(|s| s as f32)
+    }
+}
+
+/// Launches `dx = dresidual = dy * act'`, where it says who wants which and how; nothing if nobody does. `mask`: the bits of
+/// an activation with this slope, `None` for `act' = 1`. Shapes: all `[pixels, c]`.
+pub(super) fn step_backward(
+    l: &mut Launches,
+    dx: Option<(launches::Tensor, Write)>,
+    dresidual: Option<(launches::Tensor, Write)>,
+    (dy, mask): (launches::Tensor, Option<launches::Tensor>),
+    [pixels, c]: [usize; 2],
+    slope: f32,
+) -> Result<()> {
+    if dx.is_none() && dresidual.is_none() {
+        return Ok(());
+    }
+    let write = |to: Option<(_, Write)>| to.map_or(Write::Set, |(_, write)| write);
+    l.launch(
+        format!("activation_step_bwd<{}>", dy.elem),
+        blocks_for(pixels * c.div_ceil(8), THREADS as usize),
+        THREADS,
+        0,
+        [
+            dx.map(|(t, _)| t).into(),
+            dresidual.map(|(t, _)| t).into(),
+            dy.into(),
+            mask.into(),
+            (pixels as i64).into(),
+            (c as i32).into(),
+            slope.into(),
+            write(dx).into(),
+            write(dresidual).into(),
+        ],
+    )
 }
 
 /// Every thread takes 16 bytes at a time.

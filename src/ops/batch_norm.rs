@@ -2,7 +2,7 @@
 
 use super::activation::Act;
 use super::launches::THREADS;
-use super::tiles::{Tiles, adds, fold_blocks, instance, pixels};
+use super::tiles::{Tiles, adds, fold_blocks, pixels, sum_moments};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
@@ -199,10 +199,9 @@ impl Operator for BatchNorm {
             (false, false) => None,
         };
         if batch {
-            let (tiles, parts) = (Tiles::sums(shape, x.elem), l.scratch(0));
-            let name = instance("batch_norm_fwd_sums", x.elem, tiles.pack);
-            let args = [parts.into(), coefficients.into(), x.into(), tiles.into()];
-            l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+            let parts = l.scratch(0);
+            let shift = coefficients.unwrap_or(parts);
+            let chunks = sum_moments(l, "batch_norm_fwd_sums", parts, shift)?;
             let args = [
                 coefficients.into(),
                 running[0].into(),
@@ -210,7 +209,7 @@ impl Operator for BatchNorm {
                 parts.into(),
                 pixels(shape),
                 (shape.c() as i32).into(),
-                (tiles.chunks() as i32).into(),
+                (chunks as i32).into(),
                 self.momentum.into(),
                 self.eps.into(),
             ];
@@ -284,6 +283,9 @@ impl Operator for BatchNorm {
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
 
+    fn takes_moments(&self) -> bool {
+        self.stats == Stats::Batch
+    }
     fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
         let x = args[0].shape;
         let parts = Extent::Reals(Tiles::parts_len(x, maps));

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 mod launch;
 mod wgmma;
+pub use launch::fold_moments;
 
 /// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride - pad + s, c] )`
 ///
@@ -235,13 +236,17 @@ impl Operator for Conv2d {
         launch::extents(self, args, maps, signature);
     }
     fn gated(&self) -> Option<Gated> {
-        (self.act != Act::None).then(|| Gated { slope: launch::slope(self), scratch: launch::DZ })
+        (self.act != Act::None).then(|| Gated { slope: launch::slope(self), scratch: Some(launch::DZ) })
     }
     fn can_gate(&self, i: usize) -> bool {
         i == 0
     }
-    fn passes_gradient(&self) -> Option<usize> {
-        self.residual.then_some(2 + usize::from(self.bias))
+    fn passes_gradient(&self, inputs: usize) -> Option<usize> {
+        self.residual.then_some(inputs - 1)
+    }
+    fn gives_moments(&self, inputs: &[Shape], y: Shape) -> Option<usize> {
+        let d = Dims::of(self, inputs[0], inputs[1], y);
+        (self.act == Act::None && !self.residual && d.p * d.q > 1).then(|| launch::moment_rows(&d))
     }
     fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
         Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1]))

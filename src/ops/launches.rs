@@ -30,6 +30,14 @@ pub struct Gate {
     pub slope: f32,
 }
 
+/// What the producer of a map found out about its channels: `[parts][2][c]`, of each run of `rows` pixels the mean and the
+/// sum of squared distances from it.
+#[derive(Clone, Copy, Debug)]
+pub struct Moments {
+    pub parts: Tensor,
+    pub rows: usize,
+}
+
 /// As kernels take it: whether to add.
 impl From<Write> for Arg {
     fn from(w: Write) -> Arg {
@@ -124,6 +132,10 @@ impl<'a> Launches<'a> {
     /// Whether the gradient of the output has been multiplied by the activation's slope already.
     pub fn is_gated(&self) -> bool {
         self.operands.is_gated
+    }
+    /// Of the producer, where the moments of its output go; of a consumer, those of its first input. Forward only.
+    pub fn moments(&self) -> Option<Moments> {
+        self.operands.moments.map(|(s, rows)| Moments { parts: plain(s, Elem::F32), rows })
     }
     pub fn step(&self) -> Arg {
         Arg::Step

@@ -46,8 +46,8 @@ pub struct Signature {
 pub struct Gated {
     /// Where the mask's bit is not set.
     pub slope: f32,
-    /// The scratch buffer of backward that is needed only where the op has to multiply by itself.
-    pub scratch: usize,
+    /// The scratch buffer of backward, if there is one, that is needed only where the op has to multiply by itself.
+    pub scratch: Option<usize>,
 }
 
 /// Size of a saved or scratch buffer.
@@ -110,13 +110,16 @@ pub struct Operands {
     pub gates: Vec<Option<(Slot, f32)>>,
     /// Whether the last writer of the output's gradient did so for this instruction.
     pub is_gated: bool,
+    /// Moments of the output, if somebody asks for them, or of the first input, if its producer leaves them; and of how
+    /// many pixels each part is. Forward only.
+    pub moments: Option<(Slot, usize)>,
 }
 
 impl Operands {
     fn all(&self) -> impl Iterator<Item = &Slot> {
         let grads =
             self.output_grads.iter().flatten().chain(self.input_grads.iter().flatten().map(|(s, _)| s));
-        let gates = self.gates.iter().flatten().map(|(s, _)| s);
+        let gates = self.gates.iter().flatten().map(|(s, _)| s).chain(self.moments.iter().map(|(s, _)| s));
         self.inputs
             .iter()
             .chain(&self.outputs)
@@ -222,8 +225,16 @@ pub trait Operator {
         false
     }
     /// The input whose gradient is, behind the gate, the output's own: no kernel then writes it.
-    fn passes_gradient(&self) -> Option<usize> {
+    fn passes_gradient(&self, _inputs: usize) -> Option<usize> {
         None
+    }
+    /// On a GPU, whether forward's kernels leave the moments of the output's channels behind, in parts of so many pixels.
+    fn gives_moments(&self, _inputs: &[Shape], _output: Shape) -> Option<usize> {
+        None
+    }
+    /// Whether forward begins with the moments of the first input's channels.
+    fn takes_moments(&self) -> bool {
+        false
     }
     /// Instructions of equal keys that do not depend on each other run as the members of one launch.
     fn launch_key(&self, _inputs: &[Shape]) -> Option<String> {
@@ -290,8 +301,14 @@ macro_rules! registry {
             fn can_gate(&self, i: usize) -> bool {
                 match self { $(Op::$op(op) => op.can_gate(i)),* }
             }
-            fn passes_gradient(&self) -> Option<usize> {
-                match self { $(Op::$op(op) => op.passes_gradient()),* }
+            fn passes_gradient(&self, inputs: usize) -> Option<usize> {
+                match self { $(Op::$op(op) => op.passes_gradient(inputs)),* }
+            }
+            fn gives_moments(&self, inputs: &[Shape], output: Shape) -> Option<usize> {
+                match self { $(Op::$op(op) => op.gives_moments(inputs, output)),* }
+            }
+            fn takes_moments(&self) -> bool {
+                match self { $(Op::$op(op) => op.takes_moments()),* }
             }
             fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
                 match self { $(Op::$op(op) => op.launch_key(inputs)),* }

@@ -1,7 +1,7 @@
 //! Matching the channel statistics that a frozen teacher's batch norm remembers of its training data.
 
 use super::launches::THREADS;
-use super::tiles::{Tiles, fold_blocks, instance, pixels};
+use super::tiles::{Tiles, fold_blocks, instance, pixels, sum_moments};
 use super::*;
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
@@ -99,14 +99,11 @@ impl Operator for StatisticsLoss {
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
-        let (u, shape) = (l.x(0), l.shape(0));
-        let (c, tiles, parts) = (shape.c() as i32, Tiles::sums(shape, u.elem), l.scratch(0));
+        let shape = l.shape(0);
+        let (c, parts) = (shape.c() as i32, l.scratch(0));
         let coefficients = if l.saves() { l.saved(0) } else { l.scratch(1) };
-        let name = instance("statistics_loss_fwd_sums", u.elem, tiles.pack);
-        let args = [parts.into(), coefficients.into(), u.into(), tiles.into()];
-        l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
-        let args =
-            [coefficients.into(), parts.into(), pixels(shape), c.into(), (tiles.chunks() as i32).into()];
+        let chunks = sum_moments(l, "statistics_loss_fwd_sums", parts, coefficients)?;
+        let args = [coefficients.into(), parts.into(), pixels(shape), c.into(), (chunks as i32).into()];
         l.launch("statistics_loss_fwd_moments", fold_blocks(shape.c()), THREADS, 0, args)?;
         let args = [
             l.y(0).into(),
@@ -129,6 +126,9 @@ impl Operator for StatisticsLoss {
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
 
+    fn takes_moments(&self) -> bool {
+        true
+    }
     fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
         signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(args[0].shape, maps));
     }

@@ -1,5 +1,6 @@
 //! Launch geometry of kernels on feature maps: which blocks and threads have which images, channels and pixels.
 
+use super::conv2d::fold_moments;
 use super::launches::Tensor;
 use super::*;
 use crate::device::gpu::launch::{self, MULTIPROCESSORS};
@@ -140,6 +141,20 @@ pub fn adds(gradient: Option<(Tensor, Write)>) -> launch::Arg {
 /// What does not fit becomes what no launch accepts.
 fn saturating(v: usize) -> u32 {
     u32::try_from(v).unwrap_or(u32::MAX)
+}
+
+/// Launches the sums of the first input's channels about a shift, into `parts` `[chunks][2][c]`; returns how many chunks.
+/// They come from the moments that the input's producer left, or else from a pass over it by `kernel`.
+pub fn sum_moments(l: &mut Launches, kernel: &str, parts: Tensor, shift: Tensor) -> Result<usize> {
+    let (x, shape) = (l.x(0), l.shape(0));
+    if let Some(moments) = l.moments() {
+        fold_moments(l, moments, parts, shift, [shape.elems() / shape.c(), shape.c()])?;
+        return Ok(1);
+    }
+    let tiles = Tiles::sums(shape, x.elem);
+    let args = [parts.into(), shift.into(), x.into(), tiles.into()];
+    l.launch(instance(kernel, x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)?;
+    Ok(tiles.chunks())
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@
 #include "lib/conv_wgmma.cuh"
 
 struct Conv2dForward {
-    bf16* y;           // [n, p, q, k]
-    u8* mask;          // [n, p, q, k / 8] bits of y > 0, or null
-    const bf16* x;     // [n, h, w, c]
-    const bf16* w;     // [k, r, s, c]
-    const float* bias; // [k] or null
+    bf16* y;              // [n, p, q, k]
+    u8* mask;             // [n, p, q, k / 8] bits of y > 0, or null
+    const bf16* x;        // [n, h, w, c]
+    const bf16* w;        // [k, r, s, c]
+    const float* bias;    // [k] or null
     const bf16* residual; // as y, or null
+    float* moments;       // null
 };
 
 using Rung1 = Wgmma<128, 128, false>;

@@ -4,7 +4,8 @@ use super::wgmma::Product;
 use super::{Conv2d, Dims, Phase};
 use crate::device::gpu::launch::{self, Arg as Value};
 use crate::error::{Error, Result};
-use crate::ops::launches::{Launches, THREADS, Tensor, blocks_for};
+use crate::ops::activation::step_backward;
+use crate::ops::launches::{Launches, Moments, THREADS, Tensor, blocks_for};
 use crate::ops::{Arg, Extent, Signature, Write};
 use crate::tensor::Elem;
 
@@ -133,6 +134,31 @@ impl Dims {
     }
 }
 
+/// Pixels of each part of the moments that forward's tiles leave.
+pub(super) fn moment_rows(d: &Dims) -> usize {
+    Tile::of(d.n * d.p * d.q, d.k, 1).rows
+}
+
+/// Launches the fold of a producer's moments into sums `[2][k]` about `shift` `[k]`, as one part of `lib/channels.cuh`.
+pub fn fold_moments(
+    l: &mut Launches,
+    moments: Moments,
+    sums: Tensor,
+    shift: Tensor,
+    [pixels, k]: [usize; 2],
+) -> Result<()> {
+    const CHANNELS: usize = 8;
+    let args = [
+        sums.into(),
+        shift.into(),
+        moments.parts.into(),
+        Value::from(pixels as i64),
+        Value::from(k as i32),
+        Value::from(moments.rows as i32),
+    ];
+    l.launch("conv2d_fold_moments", k.div_ceil(CHANNELS) as u32, 1024, 0, args)
+}
+
 /// The filter in the type of the map that it meets.
 fn filter(l: &Launches, map: Tensor) -> Tensor {
     if map.elem == Elem::Bf16 && l.x(1).elem == Elem::F32 { l.shadow(1) } else { l.x(1) }
@@ -166,9 +192,10 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
     }
     let bias = op.bias.then(|| l.x(2));
     let mask = (op.act != super::Act::None && l.saves()).then(|| l.saved(0));
-    let io = [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into()];
+    let moments = l.moments().map(|m| m.parts);
+    let io = [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into(), moments.into()];
     let io = Value::member("Conv2dForward", io);
-    if let Some(product) = Product::forward(&d, y.elem) {
+    if let Some(product) = Product::forward(&d, y.elem).filter(|_| moments.is_none()) {
         let args = [product.maps(x, w), io, d.value()?, slope(op).into()];
         return l.launch_fastest(product.ways("conv2d_fwd_wgmma")?, MULTIPROCESSORS, args);
     }
@@ -239,24 +266,8 @@ fn mask_gradient(
     (dy, mask): (Tensor, Option<Tensor>),
     l: &mut Launches,
 ) -> Result<()> {
-    let pixels = d.n * d.p * d.q;
-    let write = dresidual.map_or(Write::Set, |(_, write)| write);
-    l.launch(
-        format!("conv2d_dz<{}>", dy.elem),
-        blocks_for(pixels * d.mask_bytes(), THREADS as usize),
-        THREADS,
-        0,
-        [
-            dz.into(),
-            dresidual.map(|(dr, _)| dr).into(),
-            dy.into(),
-            mask.into(),
-            Value::from(pixels as i64),
-            Value::from(d.k as i32),
-            slope(op).into(),
-            write.into(),
-        ],
-    )
+    let dz = dz.map(|dz| (dz, Write::Set));
+    step_backward(l, dz, dresidual, (dy, mask), [d.n * d.p * d.q, d.k], slope(op))
 }
 
 fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut Launches) -> Result<()> {

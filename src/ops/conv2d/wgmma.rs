@@ -192,7 +192,7 @@ mod tests {
         };
         let of = |i: usize| {
             let [y, x, w] = [0, 1, 2].map(|j| tensor(3 * i + j));
-            let io = [y.into(), Value::Null, x.into(), w.into(), Value::Null, Value::Null];
+            let io = [y.into(), Value::Null, x.into(), w.into(), Value::Null, Value::Null, Value::Null];
             let args = vec![
                 product.maps(x, w),
                 Value::member("Conv2dForward", io),

@@ -329,7 +329,8 @@ pub fn check(case: &Case, dy: &[Vec<f64>]) {
             if case.wants.contains(&true) {
                 outcomes.push((on(&case.wants, Write::Add.into()), Write::Add.into()));
             }
-            if (0..args.len()).any(|i| args[i].wants && case.op.can_gate(i)) {
+            let can_gate = (0..args.len()).any(|i| args[i].wants && case.op.can_gate(i));
+            if can_gate || (case.op.gated().is_some() && case.wants.contains(&true)) {
                 let gated = [Write::Set, Write::Add].map(|write| Asked { write, gates: true });
                 outcomes.extend(gated.map(|asked| (on(&case.wants, asked), asked)));
             }

@@ -1,0 +1,49 @@
+// Eight neighbouring channels of a pixel at a time: 16 bytes of bf16, and a whole byte of an activation's mask.
+#pragma once
+#include "lib/dev.cuh"
+
+// Elements of 16 bytes, the unit of every copy.
+template <class T> constexpr int CHUNK = 16 / (int)sizeof(T);
+
+// Eight neighbours, or the `count` of them that exist; `aligned`: the address is a multiple of 16 bytes and all eight exist.
+template <class T> DEV void load_eight(float (&v)[8], const T* from, int count, bool aligned) {
+    if (aligned) {
+        UNROLL
+        for (int i = 0; i < 8; i += CHUNK<T>) {
+            const Pack<T, CHUNK<T>> p = load_pack<CHUNK<T>>(from + i);
+            UNROLL
+            for (int e = 0; e < CHUNK<T>; e++) v[i + e] = to_f32(p.v[e]);
+        }
+        return;
+    }
+    UNROLL
+    for (int i = 0; i < 8; i++) v[i] = i < count ? to_f32(from[i]) : 0.0f;
+}
+template <class T> DEV void store_eight(T* to, const float (&v)[8], int count, bool aligned) {
+    if (aligned) {
+        UNROLL
+        for (int i = 0; i < 8; i += CHUNK<T>) {
+            Pack<T, CHUNK<T>> p;
+            UNROLL
+            for (int e = 0; e < CHUNK<T>; e++) p.v[e] = from_f32<T>(v[i + e]);
+            store_pack(to + i, p);
+        }
+        return;
+    }
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        if (i < count) to[i] = from_f32<T>(v[i]);
+    }
+}
+// Eight gradients: the first writer stores, later ones add; the last multiplies the sum by `slope` where its bit is 0.
+template <class T>
+DEV void put_eight(T* to, const float (&v)[8], int count, bool aligned, int add, u32 bits = 0xffu, float slope = 0.0f) {
+    float sum[8] = {};
+    if (add) load_eight(sum, to, count, aligned);
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        sum[i] = add ? sum[i] + v[i] : v[i];
+        sum[i] = bits >> i & 1 ? sum[i] : sum[i] * slope;
+    }
+    store_eight(to, sum, count, aligned);
+}
