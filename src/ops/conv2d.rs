@@ -244,9 +244,9 @@ impl Operator for Conv2d {
     fn passes_gradient(&self, inputs: usize) -> Option<usize> {
         self.residual.then_some(inputs - 1)
     }
-    fn gives_moments(&self, inputs: &[Shape], y: Shape) -> Option<usize> {
+    fn gives_moments(&self, inputs: &[Shape], y: Shape, maps: Elem) -> Option<usize> {
         let d = Dims::of(self, inputs[0], inputs[1], y);
-        (self.act == Act::None && !self.residual && d.p * d.q > 1).then(|| launch::moment_rows(&d))
+        (self.act == Act::None && !self.residual && d.p * d.q > 1).then(|| launch::moment_rows(&d, maps))
     }
     fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
         Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1]))

@@ -1,6 +1,6 @@
 //! The convolution's kernels: which tile, how many parts, what goes where.
 
-use super::wgmma::Product;
+use super::wgmma::{MOMENT_ROWS, Product};
 use super::{Conv2d, Dims, Phase};
 use crate::device::gpu::launch::{self, Arg as Value};
 use crate::error::{Error, Result};
@@ -135,7 +135,10 @@ impl Dims {
 }
 
 /// Pixels of each part of the moments that forward's tiles leave.
-pub(super) fn moment_rows(d: &Dims) -> usize {
+pub(super) fn moment_rows(d: &Dims, elem: Elem) -> usize {
+    if Product::forward(d, elem).is_some() {
+        return MOMENT_ROWS;
+    }
     Tile::of(d.n * d.p * d.q, d.k, 1).rows
 }
 
@@ -195,9 +198,10 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
     let moments = l.moments().map(|m| m.parts);
     let io = [y.into(), mask.into(), x.into(), w.into(), bias.into(), residual.into(), moments.into()];
     let io = Value::member("Conv2dForward", io);
-    if let Some(product) = Product::forward(&d, y.elem).filter(|_| moments.is_none()) {
+    if let Some(product) = Product::forward(&d, y.elem) {
+        let ways = product.ways("conv2d_fwd_wgmma", moments.is_some())?;
         let args = [product.maps(x, w), io, d.value()?, slope(op).into()];
-        return l.launch_fastest(product.ways("conv2d_fwd_wgmma")?, MULTIPROCESSORS, args);
+        return l.launch_fastest(ways, MULTIPROCESSORS, args);
     }
     let tile = Tile::of(d.n * d.p * d.q, d.k, 1);
     l.launch(
@@ -280,7 +284,7 @@ fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut La
     let slope = gate.map_or(0.0, |g| g.slope);
     if let Some(product) = Product::input_gradient(d, dx.elem) {
         let args = [product.maps(dz, w), io, d.value()?, write.into(), slope.into()];
-        return l.launch_fastest(product.ways("conv2d_dgrad_wgmma")?, MULTIPROCESSORS, args);
+        return l.launch_fastest(product.ways("conv2d_dgrad_wgmma", false)?, MULTIPROCESSORS, args);
     }
     // The first phase is the largest.
     let phases = Phase::all(d).len();

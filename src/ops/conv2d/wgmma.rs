@@ -15,6 +15,9 @@ const SLAB: usize = 64;
 /// Rows of the filter in one box; mirrors BOX there.
 const FILTER_ROWS: u32 = 64;
 
+/// Pixels of a part of the moments that these kernels leave, whatever the tile; mirrors MOMENT_ROWS there.
+pub(super) const MOMENT_ROWS: usize = 64;
+
 /// Most taps of a filter's side, and the largest stride that a tensor map holds.
 const MOST_TAPS: usize = 16;
 const MOST_STRIDE: usize = 8;
@@ -50,11 +53,13 @@ const TILES: [Tile; 3] = [
 ];
 
 impl Tile {
-    /// As many stages as 224 KB hold, a full and an empty barrier each, and the two turns: `SHARED_BYTES` of the kernels.
+    /// As many stages as 224 KB hold, a full and an empty barrier each, the two turns, and what the warps of two warpgroups
+    /// tell each other of moments: `SHARED_BYTES` of the kernels.
     fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 128;
         let stages = (224 << 10) / stage;
-        (stages * stage + (2 * stages + 2) * 8) as u32
+        let moments = if self.in_turns { 2 * 768 } else { 0 };
+        (stages * stage + (2 * stages + 2) * 8 + moments) as u32
     }
     fn cycles(&self, slabs: usize) -> usize {
         let multiply = slabs * self.slab;
@@ -93,13 +98,13 @@ impl Product {
         (launch::has_wgmma() && elem == Elem::Bf16 && whole && small && counted && fits).then_some(self)
     }
 
-    /// The tiles that waste no half of their columns, as ways to launch `name`.
-    pub fn ways(&self, name: &str) -> Result<Vec<Way>> {
+    /// The tiles that waste no half of their columns, as ways to launch `name`; the one abreast leaves no moments.
+    pub fn ways(&self, name: &str, leaves_moments: bool) -> Result<Vec<Way>> {
         let slabs = self.d.r * self.d.s * self.inner / SLAB;
-        let narrow = |t: &&Tile| t.columns < 2 * self.columns;
+        let fits = |t: &&Tile| t.columns < 2 * self.columns && (t.in_turns || !leaves_moments);
         TILES
             .iter()
-            .filter(narrow)
+            .filter(fits)
             .map(|t| {
                 Ok(Way {
                     kernel: Kernel::find(&format!("{name}{}<{}, {}>", t.suffix, t.rows, t.columns))?,
@@ -154,7 +159,8 @@ mod tests {
 
     /// The tile that a launch of so many members has on an H200.
     fn tile(product: &Product, members: usize) -> (u32, usize) {
-        let ways = product.ways(if product.is_gradient { "conv2d_dgrad_wgmma" } else { "conv2d_fwd_wgmma" });
+        let ways =
+            product.ways(if product.is_gradient { "conv2d_dgrad_wgmma" } else { "conv2d_fwd_wgmma" }, false);
         let ways = ways.unwrap();
         let cycles = |w: &&Way| (w.tiles * members).div_ceil(launch::MULTIPROCESSORS) * w.cycles;
         let best = ways.iter().min_by_key(cycles).unwrap();
@@ -199,7 +205,7 @@ mod tests {
                 d.value().unwrap(),
                 0.0f32.into(),
             ];
-            Launch::by_fastest(product.ways("conv2d_fwd_wgmma").unwrap(), 132, args).unwrap()
+            Launch::by_fastest(product.ways("conv2d_fwd_wgmma", false).unwrap(), 132, args).unwrap()
         };
         let mut launch = of(0);
         // 25 x 4 tiles of 128 x 128 fit one round, in which 17 x 2 of 192 x 256 take twice as long; for two members only those
@@ -221,7 +227,7 @@ mod tests {
     #[test]
     fn the_gates_reach_every_tile() {
         let kernel = |product: Option<Product>, name: &str| {
-            let ways = product.unwrap().ways(name).unwrap();
+            let ways = product.unwrap().ways(name, false).unwrap();
             let cycles = |w: &&Way| w.tiles.div_ceil(2) * w.cycles;
             ways.iter().min_by_key(cycles).unwrap().kernel.name
         };
