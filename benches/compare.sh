@@ -11,7 +11,7 @@ trap 'rm -f "$raw"' EXIT
 cargo build --release --bench step
 for round in $(seq "$rounds"); do
   cargo bench --quiet --bench step -- "$seconds" "$threads" >>"$raw"
-  "${PYTHON:-python3}" benches/torch/step.py "$seconds" "$threads" >>"$raw"
+  "${PYTHON:-python3}" benches/torch/step.py --device cpu --seconds "$seconds" --threads "$threads" --tsv >>"$raw"
 done
 echo "# rounds $rounds, seconds $seconds, threads $threads"
 cat "$raw"

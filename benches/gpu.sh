@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Answers everything that needs a GPU, in one call of less than nine minutes (benches/PENDING.md lists the questions).
+# Answers everything that needs a GPU, in calls of less than nine minutes each (benches/PENDING.md lists the questions).
 #
 #   benches/gpu.sh pack         where there are Rust, g++ and NVRTC: builds and collects all of it in target/gpu
-#   benches/gpu.sh run [OUT]    on the machine with the GPU: needs target/gpu, glibc 2.34 and a driver, but no Rust
+#   benches/gpu.sh run [OUT]    on the machine with the GPU: needs target/gpu, glibc 2.34 and a driver, but no Rust.
+#                               Is it right, is it fast: gates, machines, parity, steps, PyTorch
+#   benches/gpu.sh run2 [OUT]   why, and what else: sanitizers, kernels, lab, whole runs
+#   benches/gpu.sh run3 [OUT]   steps again, and those of PyTorch's variants that no call has measured yet
 #
-# `run` writes raw results to OUT (default benches/runs/<date>-<device>), seven files, and a table last. A part that fails
-# or takes too long does not stop the others; the exit code is 0 if the gates and the whole runs passed. DRY=1, or no GPU,
-# runs the same on the emulator, cut to what it can do in moments.
+# They write raw results to OUT (default benches/runs/<date>-<device>), and a table last; a call adds to what others left
+# there. A part that fails or takes too long does not stop the others, and none starts once a call has taken TOTAL seconds
+# (530). The exit code is 0 if the gates, the whole runs and the parity passed. DRY=1, or no GPU, runs the same on the
+# emulator, cut to what it can do in moments. PYTHON names an interpreter with torch (python3).
 #
 # target/gpu.tar.gz is target/gpu in one file; unpacked anywhere it works alone: ./gpu.sh run OUT.
 # PACK names another folder than target/gpu, CARGO_TARGET_DIR another place to build.
@@ -31,7 +35,10 @@ pack() {
   cd "$root"
   local log
   log=$(mktemp)
-  cargo test --release --no-run --lib --bins --test machines --test kernels --bench kernels 2>&1 | tee "$log" >&2
+  local lab=()
+  if [[ -f benches/lab.rs ]]; then lab=(--bench lab); fi
+  cargo test --release --no-run --lib --bins --test machines --test kernels --bench kernels --bench step \
+    ${lab[@]+"${lab[@]}"} 2>&1 | tee "$log" >&2
   # Cargo ends with lines such as `Executable tests/machines.rs (target/release/deps/machines-0123)`.
   built() { sed -n "s|^ *Executable .*$1 (\(.*\))\$|\1|p" "$log"; }
   rm -rf "$pack"
@@ -40,10 +47,14 @@ pack() {
   cp "$(built tests/machines.rs)" "$pack/bin/machines"
   cp "$(built tests/kernels.rs)" "$pack/bin/compiled"
   cp "$(built benches/kernels.rs)" "$pack/bin/kernels"
+  cp "$(built benches/step.rs)" "$pack/bin/step"
+  if [[ -n ${lab[*]-} ]]; then cp "$(built benches/lab.rs)" "$pack/bin/lab"; fi
   cp "${CARGO_TARGET_DIR:-target}/release/dfka-engine" "$pack/bin/dfka-engine"
   rm "$log"
   strip "$pack"/bin/*
-  cp configs/demo*.toml "$pack/configs/"
+  cp configs/demo*.toml configs/voc.toml "$pack/configs/"
+  mkdir "$pack/torch"
+  cp benches/torch/*.py "$pack/torch/"
   cp -r weights/demo "$pack/weights/"
   cp benches/gpu.sh "$pack/gpu.sh"
   {
@@ -74,8 +85,14 @@ rows=() # part|result|seconds|note
 part() {
   local file=$1 name=$2 limit=$3 start end code=0
   shift 3
-  echo "== $name (at most $limit s)"
   log=$work/$name.log
+  if ((limit > $(left))); then limit=$(left); fi
+  if ((limit < 5)); then
+    : >"$log"
+    result="no time" seconds=0
+    return
+  fi
+  echo "== $name (at most $limit s)"
   start=$(date +%s.%N)
   timeout -k 5 "$limit" "$@" >"$log" 2>&1 || code=$?
   end=$(date +%s.%N)
@@ -94,6 +111,9 @@ part() {
 }
 
 row() { rows+=("$1|$2|$3|$4"); }
+
+# Whole seconds that the call has left.
+left() { echo $((${TOTAL:-530} - $(date +%s) + begin)); }
 
 # Whether the part went well, and was not a filter that no test fits.
 passed() { [[ $result == passed ]] && grep -q '^test result: ok. [1-9]' "$log"; }
@@ -143,22 +163,82 @@ demo() {
   row "$name" "$result" "$seconds" "${note:-no result}"
 }
 
-# Where the comparison with PyTorch on the GPU belongs: benches/torch/step.py times the CPU's steps only.
-torch_comparison() {
-  if ! timeout 15 python3 -c 'import torch; assert torch.cuda.is_available()' >/dev/null 2>&1; then
-    row torch SKIPPED 0 "no python3 whose torch sees a GPU"
-  else
-    row torch "not yet" 0 "benches/torch/step.py knows no GPU yet"
+# torch_there: sets `torch_device` to where PyTorch runs here, empty without a PyTorch.
+torch_there() {
+  torch_device= without_torch="no $python whose torch sees a GPU"
+  local seen
+  seen=$(timeout 60 "$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")' 2>/dev/null || true)
+  if [[ $seen == cuda && -z $dry ]] || [[ -n $seen && -n $dry ]]; then
+    torch_device=$([[ -n $dry ]] && echo cpu || echo cuda)
   fi
 }
 
+# The same losses and gradients from the same networks and inputs: the demo's, and two ResNet-101 of random weights.
+parity() {
+  local precision config files=() exported=1 name code
+  if [[ -z $torch_device ]]; then
+    row parity SKIPPED 0 "$without_torch"
+    return
+  fi
+  for config in demo voc; do
+    for precision in f32 bf16; do
+      name=parity-$config-$precision
+      local sets=(--set "precision=\"$precision\"" --set "generator.batch=8")
+      if [[ -n $dry && $config == voc ]]; then sets+=(--tiny); fi
+      part parity.txt "$name" 40 "$pack/bin/step" --device "$on" --config "$pack/configs/$config.toml" "${sets[@]}" \
+        --threads "$(nproc)" --export "$work/$name.npz"
+      if [[ $result == passed ]]; then files+=("$work/$name.npz"); else exported=0; fi
+    done
+  done
+  part parity.txt parity 80 "$python" "$pack/torch/step.py" --device "$torch_device" --json "$out" \
+    --parity ${files[@]+"${files[@]}"}
+  [[ $result == passed && $exported == 1 ]] || parity_passed=0
+  row parity "$result" "$seconds" "$(grep -c ': reached' "$log" || true) of 4 bars reached, $(
+    grep -c 'MISSED' "$log" || true) missed$(((exported)) || echo '; an export failed')"
+}
+
+# Ours and PyTorch's, one after the other: a ratio needs both from one call. steps TORCH_SECONDS.
+steps() {
+  local seconds_of_torch=$1 n='' i done=() tiny=() variants=() limit=300
+  for i in '' 2 3 4 5 6 7 8 9; do
+    n=$i
+    if [[ ! -e $out/step$i.json ]]; then break; fi
+    done+=(--done "$out/torch$i.json")
+  done
+  if [[ -n $dry ]]; then tiny=(--tiny) variants=(--variants "eager folded,eager") limit=60; fi
+  part step.txt step 110 "$pack/bin/step" --device "$on" --config "$pack/configs/voc.toml" --seconds 2 --threads "$(nproc)" \
+    --json "$out/step$n.json" ${tiny[@]+"${tiny[@]}"}
+  row step "$result" "$seconds" "$(grep -c '"roof_percent":' "$out/step$n.json" 2>/dev/null || true) of 7 steps in step$n.json"
+  if [[ -z $torch_device ]]; then
+    row torch SKIPPED 0 "$without_torch"
+    return
+  fi
+  # Some seconds of the call stay for the table.
+  local budget=$(($(left) - 15))
+  if ((budget > seconds_of_torch)); then budget=$seconds_of_torch; fi
+  part torch.txt torch $((budget + 10)) "$python" "$pack/torch/step.py" --device "$torch_device" \
+    --config "$pack/configs/voc.toml" --json "$out/torch$n.json" --limit "$limit" --budget "$budget" \
+    ${done[@]+"${done[@]}"} ${tiny[@]+"${tiny[@]}"} ${variants[@]+"${variants[@]}"}
+  row torch "$result" "$seconds" "$(grep -c '"ms":' "$out/torch$n.json" 2>/dev/null || true) measured, $(
+    grep -c '"error":' "$out/torch$n.json" 2>/dev/null || true) not, in torch$n.json"
+}
+
+# What a report needs: bars, figures.
+bars() {
+  if compgen -G "$out/step*.json" >/dev/null; then
+    "$pack/bin/step" --report "$out" 2>&1 || true
+  fi
+}
+
+# run CALL [OUT]
 run() {
   [[ -x $pack/bin/gates ]] || fail "no $pack: run 'benches/gpu.sh pack' where there is Rust, and bring the folder"
-  local missing
+  local call=$1 missing begin
+  begin=$(date +%s)
   missing=$(ldd "$pack/bin/gates" 2>&1 | grep 'not found' || true)
   [[ -z $missing ]] || fail "the programs do not start here: $missing"
 
-  revision=$(head -1 "$pack/REVISION")
+  revision=$(head -1 "$pack/REVISION") python=${PYTHON:-python3}
   local found
   found=$("$pack/bin/dfka-engine" doctor | sed -n 's/^cuda devices *//p')
   dry=${DRY:-}
@@ -172,19 +252,22 @@ run() {
   else
     device=$(sed 's/^cuda:0 \([^(]*\) (.*/\1/' <<<"$found") on=cuda
   fi
-  out=${1:-$root/benches/runs/$(date +%F)-$(tr 'A-Z ' 'a-z-' <<<"$device")}
+  out=${2:-$root/benches/runs/$(date +%F)-$(tr 'A-Z ' 'a-z-' <<<"$device")}
   mkdir -p "$out"
   out=$(cd "$out" && pwd)
-  rm -f "$out"/{README.md,{gates,machines,sanitizers,kernels,demo}.txt,kernels.json}
+  if [[ $call == run ]]; then
+    rm -f "$out"/{README.md,{gates,machines,sanitizers,kernels,lab,demo,parity,step,torch}.txt,kernels.json}
+    rm -f "$out"/{step,torch,parity-}*.json
+  fi
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
 
-  local begin gates_passed=1 machines_passed=1
-  begin=$(date +%s)
+  gates_passed=1 machines_passed=1 parity_passed=1
   {
-    echo "# $(date +%F), $device"
+    [[ -s $out/README.md ]] && echo
+    echo "# $(date +%F), $device${call#run}"
     echo
-    echo "- Command: \`benches/gpu.sh run\`${dry:+ (dry: on the emulator, cut short)}."
+    echo "- Command: \`benches/gpu.sh $call\`${dry:+ (dry: on the emulator, cut short)}."
     echo "- Revision: $revision ($(sed -n 2p "$pack/REVISION"))."
     echo "- Device: $found."
     if command -v nvidia-smi >/dev/null; then
@@ -193,14 +276,35 @@ run() {
     fi
     echo
     echo '```'
-  } >"$out/README.md"
+  } >>"$out/README.md"
   # A test that cannot open its machine must fail, not skip.
   export DFKA_REQUIRE_EMU=1 DFKA_REQUIRE_NVRTC=1
   export DFKA_TEST_ROOT=$pack DFKA_TEST_PROGRAM=$pack/bin/dfka-engine DFKA_TEST_DEVICE=$on
 
   part README.md doctor 10 "$pack/bin/dfka-engine" doctor
   row doctor "$result" "$seconds" "$(sed -n 's/^kernels *//p' "$log")"
+  "call_$call"
 
+  echo '```' >>"$out/README.md"
+  {
+    bars
+    echo
+    echo "$device, revision $revision: $(($(date +%s) - begin)) s in all"
+    echo
+    local name result seconds note r
+    printf '| %-10s | %-12s | %7s | %s |\n' part result seconds "" ---------- ------------ ------: ---
+    for r in "${rows[@]}"; do
+      IFS='|' read -r name result seconds note <<<"$r"
+      printf '| %-10s | %-12s | %7s | %s |\n' "$name" "$result" "$seconds" "$note"
+    done
+  } | tee -a "$out/README.md"
+  echo "raw results in $out"
+  [[ $gates_passed == 1 && $machines_passed == 1 && $parity_passed == 1 ]] || exit 1
+}
+
+# ---- the calls -------------------------------------------------------------------------------------------------------
+
+call_run() {
   part gates.txt compiled 15 "$pack/bin/compiled"
   row compiled "$result" "$seconds" "$(tests)"
 
@@ -215,11 +319,25 @@ run() {
   passed || machines_passed=0
   row machines "$result" "$seconds" "$(tests)"
 
+  torch_there
+  parity
+  steps 240
+}
+
+call_run2() {
   sanitise memcheck 50
   sanitise racecheck 50
 
   part kernels.txt kernels 95 "$pack/bin/kernels" --device "$on" --json "$out/kernels.json" --seconds 5
   row kernels "$result" "$seconds" "$(cat "$out/kernels.json" 2>/dev/null | grep -c '"kernel":' || true) rows in kernels.json"
+
+  # Rungs of the hot kernels' ladders (kernels/lab), where the pack has them.
+  if [[ -x $pack/bin/lab ]]; then
+    part lab.txt lab 90 "$pack/bin/lab" --device "$on"
+    row lab "$result" "$seconds" "$(grep -c . "$log" || true) lines in lab.txt"
+  else
+    row lab SKIPPED 0 "no benches/lab.rs in the pack"
+  fi
 
   # The whole demo on the device, then a quarter of its steps there and on the CPU: the three to compare.
   local short=(generator.steps=125 'dual.steps=[25, 100, 200, 325]' loss.least_diversity=0 loss.least_entropy=0)
@@ -233,27 +351,15 @@ run() {
   demo short-bf16 20 "$on" "${short[@]}"
   demo short-f32 20 "$on" "${short[@]}" 'precision="f32"'
   demo short-cpu 45 cpu "${short[@]}"
+}
 
-  torch_comparison
-
-  echo '```' >>"$out/README.md"
-  {
-    echo
-    echo "$device, revision $revision: $(($(date +%s) - begin)) s in all"
-    echo
-    local name result seconds note r
-    printf '| %-10s | %-12s | %7s | %s |\n' part result seconds "" ---------- ------------ ------: ---
-    for r in "${rows[@]}"; do
-      IFS='|' read -r name result seconds note <<<"$r"
-      printf '| %-10s | %-12s | %7s | %s |\n' "$name" "$result" "$seconds" "$note"
-    done
-  } | tee -a "$out/README.md"
-  echo "raw results in $out"
-  [[ $gates_passed == 1 && $machines_passed == 1 ]] || exit 1
+call_run3() {
+  torch_there
+  steps 400
 }
 
 case ${1:-} in
   pack) pack ;;
-  run) run "${2:-}" ;;
-  *) fail "expected 'pack' or 'run [OUT]'" ;;
+  run | run2 | run3) run "$1" "${2:-}" ;;
+  *) fail "expected 'pack', or 'run', 'run2' or 'run3' and OUT" ;;
 esac

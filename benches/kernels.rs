@@ -22,6 +22,7 @@ use common::{demo_network, demo_spec, write_teacher};
 use dfka_engine::autograd::plan::Timing;
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Plan, Tape};
+use dfka_engine::device::gpu::card::Card;
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::{Error, Result};
 use dfka_engine::models::Recorder;
@@ -47,22 +48,6 @@ const EAGER: u64 = 1 << 32;
 
 /// Rows that are printed of a step; the file holds all.
 const SHOWN: usize = 40;
-
-/// What a device can do at most, by a part of its name: bytes a second, dense bf16 and plain f32 operations a second.
-/// From NVIDIA's data sheets of the SXM boards.
-const ROOFS: [(&str, Roof); 4] = [
-    ("H200", Roof { bytes: 4.8e12, bf16: 989e12, f32: 67e12 }),
-    ("H100 80GB HBM3", Roof { bytes: 3.35e12, bf16: 989e12, f32: 67e12 }),
-    ("A100-SXM4-80GB", Roof { bytes: 2.039e12, bf16: 312e12, f32: 19.5e12 }),
-    ("A100-SXM4-40GB", Roof { bytes: 1.555e12, bf16: 312e12, f32: 19.5e12 }),
-];
-
-#[derive(Clone, Copy)]
-struct Roof {
-    bytes: f64,
-    bf16: f64,
-    f32: f64,
-}
 
 struct Args {
     device: Choice,
@@ -103,14 +88,14 @@ fn main() -> Result<()> {
         return plans();
     }
     let device = args.device.machine(Elem::Bf16)?.map(|m| m.gpu.name()).unwrap_or_default();
-    let roof = ROOFS.iter().find(|(name, _)| device.contains(name)).map(|(_, roof)| *roof);
+    let roof = Card::of_device(&device);
     println!("{device}");
     match roof {
         Some(r) => println!(
             "roof: {:.2} TB/s, {:.0} TFLOP/s bf16, {:.1} TFLOP/s f32",
-            r.bytes / 1e12,
-            r.bf16 / 1e12,
-            r.f32 / 1e12
+            r.bytes_per_second / 1e12,
+            r.bf16_flops / 1e12,
+            r.f32_flops / 1e12
         ),
         None => println!("roof: not known for this device, no percentages"),
     }
@@ -312,7 +297,7 @@ impl Row {
     }
 }
 
-fn measure(name: &'static str, step: Step, args: &Args, roof: Option<Roof>) -> Result<Report> {
+fn measure(name: &'static str, step: Step, args: &Args, roof: Option<&Card>) -> Result<Report> {
     let Step { mut engine, mut plan } = step;
     plan.reserve(&mut engine)?;
     // A rate of 0: thousands of replays must not lead the weights astray.
@@ -364,7 +349,7 @@ fn replays(
 }
 
 /// Pools equal launches; the longest together first.
-fn rows(timings: &[Timing], roof: Option<Roof>) -> Vec<Row> {
+fn rows(timings: &[Timing], roof: Option<&Card>) -> Vec<Row> {
     let mut pooled: Vec<(Row, Vec<f64>)> = Vec::new();
     for t in timings {
         let at = pooled
@@ -386,7 +371,7 @@ fn rows(timings: &[Timing], roof: Option<Roof>) -> Vec<Row> {
     rows
 }
 
-fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<Roof>) -> Row {
+fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<&Card>) -> Row {
     us.sort_by(f64::total_cmp);
     let at = |share: f64| us[((us.len() - 1) as f64 * share).round() as usize];
     (row.tenth_us, row.median_us, row.ninetieth_us, row.n) = (at(0.1), at(0.5), at(0.9), us.len());
@@ -394,8 +379,10 @@ fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<Roof>) -> Row {
     row.gb_s = row.bytes as f64 / seconds / 1e9;
     row.tflop_s = row.flops as f64 / seconds / 1e12;
     row.share = roof.map(|roof| {
-        let (peak, name) = if row.kernel.contains("bf16") { (roof.bf16, "bf16") } else { (roof.f32, "f32") };
-        let (bytes, flops) = (row.bytes as f64 / roof.bytes, row.flops as f64 / peak);
+        let is_bf16 = row.kernel.contains("bf16");
+        let (bytes, flops) =
+            (roof.least_seconds(row.bytes, 0, is_bf16), roof.least_seconds(0, row.flops, is_bf16));
+        let name = if is_bf16 { "bf16" } else { "f32" };
         let (least, name) = if bytes > flops { (bytes, "memory") } else { (flops, name) };
         (100.0 * least / seconds, name)
     });
@@ -406,7 +393,7 @@ fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<Roof>) -> Row {
 fn flops(t: &Timing) -> u64 {
     let is_product = ["conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"].iter().any(|p| t.kernel.starts_with(p));
     match (&t.input_shapes[..], &t.output_shapes[..]) {
-        ([_, filter, ..], [y, ..]) if is_product => 2 * (y.elems() * filter.per_sample()) as u64,
+        ([_, filter, ..], [y, ..]) if is_product => (2 * t.members * y.elems() * filter.per_sample()) as u64,
         _ => 0,
     }
 }

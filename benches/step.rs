@@ -1,86 +1,240 @@
-//! One training step of every kind at the demo's size, in milliseconds: `cargo bench --bench step [-- SECONDS [THREADS [ROW]]]`.
+//! One training step of every kind, timed: generator steps of 1, 2 and 4 groups, dual steps of every block.
 //!
-//! Median and minimum of the repeats that fit the seconds a row, after three warm-up steps, then the least processor time
-//! of all threads together (Linux; on a busy machine the steadiest number, with one thread above all). One tab-separated
-//! line a row.
-//! `benches/torch/step.py` times the same steps in PyTorch, `benches/compare.sh` runs both in turn.
+//! ```text
+//! step [SECONDS [THREADS [ROW]]]                                  the CPU, benches/step.toml, tab-separated
+//! step --device cuda --config configs/voc.toml --json FILE        a GPU: beside its roof, its forecast and PyTorch
+//! step --device plan --config configs/voc.toml                    what the steps would cost, on any machine
+//! step --device cuda --config configs/demo.toml --export FILE     a loss and its gradients, for step.py --parity
+//! step --report FOLDER                                            bars and figures, from what the above left in FOLDER
+//! ```
+//!
+//! and `--set KEY=VALUE` of the config, `--rows TEXT`, `--seconds S` of repeats a row, `--threads N`, `--torch FILE` (what
+//! benches/torch/step.py wrote: ratios), `--tiny` (a small network and batch: shows that all of it runs).
+//!
+//! On the CPU a line holds row, `ours`, median, minimum and least processor time of all threads together (Linux; on a busy
+//! machine the steadiest number, with one thread above all), in milliseconds. `benches/compare.sh` runs this and
+//! `benches/torch/step.py` in turn. What is measured on a GPU, `step/measure.rs` says.
 
-mod common;
+#[path = "step/export.rs"]
+mod export;
+#[path = "step/measure.rs"]
+mod measure;
+#[path = "step/report.rs"]
+mod report;
 
-use common::{demo_network, demo_spec, write_teacher};
 use dfka_engine::autograd::Engine;
-use dfka_engine::device::StepState;
-use dfka_engine::error::Result;
+use dfka_engine::config::{self, Override};
+use dfka_engine::device::{Choice, StepState};
+use dfka_engine::error::{Error, Result};
+use dfka_engine::models::resnet::{BlockKind, ResNetSpec, Stem};
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
-use dfka_engine::pipeline::teachers::Teachers;
+use dfka_engine::pipeline::spec::{ImageSource, RunSpec, Stated, StudentInit};
+use dfka_engine::pipeline::teachers::{Absent, Teachers};
+use dfka_engine::pipeline::{Device, engine_on};
+use std::path::PathBuf;
 use std::time::Instant;
 
-fn main() -> Result<()> {
+/// What is asked for on the command line.
+pub struct Args {
+    device: On,
+    config: PathBuf,
+    sets: Vec<String>,
+    rows: String,
+    seconds: f64,
+    threads: usize,
+    json: Option<PathBuf>,
+    torch: Option<PathBuf>,
+    is_tiny: bool,
+    export: Option<PathBuf>,
+    report: Option<PathBuf>,
+}
+
+/// Where the steps run.
+#[derive(Clone, Copy, PartialEq)]
+pub enum On {
+    Machine(Choice),
+    /// Nowhere: they are compiled for a GPU.
+    Plan,
+}
+
+fn arguments() -> Result<Args> {
+    let mut args = Args {
+        device: On::Machine(Choice::Cpu),
+        config: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/step.toml")),
+        sets: Vec::new(),
+        rows: String::new(),
+        seconds: 1.0,
+        threads: 2,
+        json: None,
+        torch: None,
+        is_tiny: false,
+        export: None,
+        report: None,
+    };
+    let mut plain = 0;
     // Cargo adds `--bench` to what the caller asks for.
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let seconds = args.first().and_then(|s| s.parse().ok()).unwrap_or(1.0);
-    let threads = args.get(1).and_then(|s| s.parse().ok()).unwrap_or(2);
-    let only = args.get(2).map_or("", String::as_str);
+    let mut words = std::env::args().skip(1).filter(|a| a != "--bench");
+    while let Some(word) = words.next() {
+        let usage = || Error::Usage(format!("{word}: benches/step.rs says what there is"));
+        let number = |text: &str| text.parse::<f64>().map_err(|_| usage());
+        if !word.starts_with("--") {
+            match plain {
+                0 => args.seconds = number(&word)?,
+                1 => args.threads = number(&word)? as usize,
+                _ => args.rows = word.clone(),
+            }
+            plain += 1;
+            continue;
+        }
+        if word == "--tiny" {
+            args.is_tiny = true;
+            continue;
+        }
+        let value = words.next().ok_or_else(usage)?;
+        match (word.as_str(), value.as_str()) {
+            ("--device", "cpu") => args.device = On::Machine(Choice::Cpu),
+            ("--device", "cuda") => args.device = On::Machine(Choice::Cuda(0)),
+            ("--device", "emu") => args.device = On::Machine(Choice::Emu),
+            ("--device", "plan") => args.device = On::Plan,
+            ("--config", _) => args.config = value.into(),
+            ("--set", _) => args.sets.push(value),
+            ("--rows", _) => args.rows = value,
+            ("--seconds", _) => args.seconds = number(&value)?,
+            ("--threads", _) => args.threads = number(&value)? as usize,
+            ("--json", _) => args.json = Some(value.into()),
+            ("--torch", _) => args.torch = Some(value.into()),
+            ("--export", _) => args.export = Some(value.into()),
+            ("--report", _) => args.report = Some(value.into()),
+            _ => return Err(usage()),
+        }
+    }
+    Ok(args)
+}
+
+fn main() -> Result<()> {
+    let args = arguments()?;
+    if let Some(folder) = &args.report {
+        return report::report(folder);
+    }
+    let sets = args.sets.iter().map(|s| Override::set(s)).collect::<Result<Vec<_>>>()?;
+    let mut spec = config::load_run(&args.config, &sets)?.spec;
+    if args.is_tiny {
+        shrink(&mut spec)?;
+    }
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
+        .num_threads(args.threads)
         .build_global()
-        .expect("the first pool of the process");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    for (name, seed) in [("a", 1), ("b", 2)] {
-        write_teacher(&folder.path().join(name), name, seed, &demo_network())?;
+        .map_err(|e| Error::Run(format!("threads: {e}")))?;
+    if let Some(path) = &args.export {
+        return export::export(&args, spec, path);
     }
-    for groups in [1, 2, 4] {
-        let row = format!("generator, {groups}-stack");
-        if row.contains(only) {
-            let spec = demo_spec(folder.path(), groups);
-            let mut engine = Engine::default();
-            let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
-            let one = StageOne::new(&mut engine.store, &spec, &teachers);
-            let stage = one.stage(&mut engine, &spec, &teachers)?;
-            time(&row, &mut engine, stage, seconds);
-        }
+    if args.device != On::Machine(Choice::Cpu) {
+        return measure::measure(&args, &spec);
     }
-    for b in 1..=4 {
-        let row = format!("dual block {b}");
-        if row.contains(only) {
-            let spec = demo_spec(folder.path(), 2);
-            let mut engine = Engine::default();
-            let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
-            let one = StageOne::new(&mut engine.store, &spec, &teachers);
-            let tasks = tasks(&teachers, &[])?;
-            let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, Some(&one))?;
-            let noise = |i: usize| (i as f32 * 0.37).sin();
-            engine.store.get_mut(one.bank).iter_mut().enumerate().for_each(|(i, v)| *v = noise(i));
-            let stage = two.stage(&mut engine, "block", &spec, &teachers, Some(&one), b)?;
-            time(&row, &mut engine, stage, seconds);
-        }
+    for row in rows(&args) {
+        let mut engine = Engine::default();
+        let stage = build(&spec, row, &mut engine)?;
+        time(&row.name(), &mut engine, stage, args.seconds)?;
     }
     Ok(())
 }
 
-fn time(row: &str, engine: &mut Engine<f32>, mut stage: Stage, seconds: f64) {
-    stage.plan.reserve(engine).unwrap();
+/// A kind of step.
+#[derive(Clone, Copy)]
+pub enum Row {
+    Generator { groups: usize },
+    Dual { block: usize },
+}
+
+impl Row {
+    /// As benches/torch/step.py has it.
+    fn name(self) -> String {
+        match self {
+            Row::Generator { groups } => format!("generator, {groups}-stack"),
+            Row::Dual { block } => format!("dual block {block}"),
+        }
+    }
+}
+
+/// The rows that are asked for.
+pub fn rows(args: &Args) -> Vec<Row> {
+    let generators = [1, 2, 4].map(|groups| Row::Generator { groups });
+    let all = generators.into_iter().chain((1..=4).map(|block| Row::Dual { block }));
+    all.filter(|r| args.rows.split(';').any(|part| r.name().contains(part.trim()))).collect()
+}
+
+/// Networks of the same kinds of layers that run in moments, on the emulator too; with benches/torch/nets.py.
+fn shrink(spec: &mut RunSpec) -> Result<()> {
+    let stem = Stem { width: 8, kernel: 7, stride: 2, max_pool: true };
+    let (widths, depths) = (vec![16, 32, 32, 32], vec![1; 4]);
+    let network = ResNetSpec { block: BlockKind::Bottleneck, image: [32, 32, 3], stem, widths, depths };
+    for t in &mut spec.teachers {
+        let (Stated { labels, .. }, _) = Absent::IsDrawn.facts(t)?;
+        t.stated = Some(Stated { network: network.clone(), labels });
+        t.weights = PathBuf::from("no file: drawn");
+    }
+    spec.student.init = StudentInit::Scratch;
+    spec.generator.widths = vec![8];
+    (spec.generator.batch, spec.dual.batch, spec.dual.bank) = (2, 2, 8);
+    spec.generator.shift = spec.generator.shift.min(6);
+    spec.dual.augment.shift = spec.dual.augment.shift.min(6);
+    Ok(())
+}
+
+/// A row's step, as a run would record it.
+pub fn build(spec: &RunSpec, row: Row, engine: &mut Engine<f32>) -> Result<Stage> {
+    let mut spec = spec.clone();
+    if let Row::Generator { groups } = row {
+        spec.generator.groups = groups;
+    }
+    let teachers = Teachers::load_or(&mut engine.store, &spec.teachers, Absent::IsDrawn)?;
+    let one = StageOne::new(&mut engine.store, &spec, &teachers);
+    let Row::Dual { block } = row else { return one.stage(engine, &spec, &teachers) };
+    let is_bank = spec.dual.images == ImageSource::Generator;
+    let one = is_bank.then_some(one);
+    let tasks = tasks(&teachers, &spec.student.labels)?;
+    let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, one.as_ref())?;
+    if let (Some(one), true) = (&one, engine.store.holds_values()) {
+        // A prime number of values over and over: a bank of gigabytes is filled at memory's pace.
+        let noise: Vec<f32> = (0..1_000_003).map(|i| (i as f32 * 0.37).sin()).collect();
+        let bank = engine.store.get_mut(one.bank);
+        bank.chunks_mut(noise.len()).for_each(|c| c.copy_from_slice(&noise[..c.len()]));
+    }
+    two.stage(engine, "block", &spec, &teachers, one.as_ref(), block)
+}
+
+/// An engine for steps on a machine, or for their plans.
+pub fn engine(args: &Args, spec: &RunSpec) -> Result<Engine<f32>> {
+    match args.device {
+        On::Plan => Ok(Engine::planning(spec.precision)),
+        On::Machine(choice) => engine_on(&Device { choice, ..Device::default() }, spec.precision),
+    }
+}
+
+fn time(row: &str, engine: &mut Engine<f32>, mut stage: Stage, seconds: f64) -> Result<()> {
+    stage.plan.reserve(engine)?;
     let mut step = 0;
     let mut replay = || {
         let state = StepState { seed: 1, step, lr: stage.learning_rates };
         let (cpu, start) = (cpu_ms(), Instant::now());
-        stage.plan.replay(engine, &state).unwrap();
+        stage.plan.replay(engine, &state)?;
         step += 1;
-        (start.elapsed().as_secs_f64() * 1e3, cpu_ms() - cpu)
+        Ok((start.elapsed().as_secs_f64() * 1e3, cpu_ms() - cpu))
     };
     for _ in 0..3 {
-        replay();
+        replay()?;
     }
     let (mut times, mut cpu, start) = (Vec::new(), f64::MAX, Instant::now());
-    while start.elapsed().as_secs_f64() < seconds {
-        let (wall, busy) = replay();
+    while times.is_empty() || start.elapsed().as_secs_f64() < seconds {
+        let (wall, busy) = replay()?;
         times.push(wall);
         cpu = cpu.min(busy);
     }
     times.sort_by(f64::total_cmp);
     println!("{row}\tours\t{:.2}\t{:.2}\t{cpu:.2}", times[times.len() / 2], times[0]);
+    Ok(())
 }
 
 /// Processor time of this process so far; 0 where `/proc` does not say.

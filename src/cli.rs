@@ -4,6 +4,7 @@ mod device;
 mod doctor;
 mod engine;
 mod folder;
+mod forecast;
 mod progress;
 
 use std::ffi::OsString;
@@ -18,9 +19,11 @@ use serde_json::{Value, json};
 use crate::config::{self, Loaded, Override};
 use crate::data::scenes::{self, Sources, Split};
 use crate::device::Choice;
+use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
+use crate::pipeline::teachers::Absent;
 use crate::report;
 use crate::weights;
 use device::DeviceChoice;
@@ -100,6 +103,9 @@ struct CheckArgs {
     config: ConfigArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Forecast for this card (h200, h100, a100 or a100-40gb) from plans alone, and time nothing here
+    #[arg(long, value_name = "NAME", value_parser = device::parse_card)]
+    card: Option<&'static Card>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -198,7 +204,7 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
         (false, false) => Existing::Refuse,
     };
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
-    check_against_teachers(&spec, &source, engine)?;
+    check_against_teachers(&spec, &source, engine, Absent::Fails)?;
     folder.prepare(&resolved)?;
 
     let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?;
@@ -270,8 +276,8 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
-    let teachers = check_against_teachers(&spec, &source, engine)?;
-    let forecast = (engine.forecast)(&spec)?;
+    let teachers = check_against_teachers(&spec, &source, engine, Absent::IsDrawn)?;
+    let forecast = (engine.forecast)(&spec, args.card)?;
     if args.json {
         return pretty(
             &json!({ "config": spec, "device": device, "teachers": teachers, "forecast": forecast }),
@@ -281,8 +287,11 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
     for (spec, facts) in spec.teachers.iter().zip(&teachers) {
         text +=
             &format!("teacher {}: {} labels, channels {:?}\n", spec.name, facts.labels.len(), facts.channels);
+        if facts.is_drawn {
+            text += &format!("{}: not there; forecast with random weights\n", spec.weights.display());
+        }
     }
-    Ok(text + &forecast_text(&forecast))
+    Ok(text + &forecast::text(&forecast))
 }
 
 /// What a config asks for is what its teachers have, and every file that it names can be used.
@@ -290,14 +299,15 @@ fn check_against_teachers(
     spec: &RunSpec,
     source: &config::Source,
     engine: &Engine,
+    absent: Absent,
 ) -> Result<Vec<TeacherFacts>> {
-    let teachers = (engine.open_teachers)(spec)?;
+    let teachers = (engine.open_teachers)(spec, absent)?;
     let labels: Vec<_> = teachers.iter().map(|t| t.labels.clone()).collect();
     config::check_labels(spec, &labels, source)?;
     for teacher in &teachers {
         config::check_network(spec, &teacher.channels, source)?;
     }
-    (engine.check)(spec)?;
+    (engine.check)(spec, absent)?;
     Ok(teachers)
 }
 
@@ -333,43 +343,6 @@ fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Run(format!("cannot print the result as JSON: {e}")))?;
     Ok(text + "\n")
-}
-
-/// The forecast's stages as a table, then its other figures. What is not a forecast prints as plain lines.
-fn forecast_text(forecast: &Value) -> String {
-    let Some(stages) = forecast["stages"].as_array() else { return lines(forecast) };
-    let megabytes = |v: &Value| v.as_f64().unwrap_or(0.0) / 1e6;
-    let mut text = format!(
-        "\n{:<16} {:>7} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}\n",
-        "stage", "steps", "GFLOP", "MB moved", "ms a step", "seconds", "launches", "MB on GPU"
-    );
-    for s in stages {
-        text += &format!(
-            "{:<16} {:>7} {:>9.2} {:>9.0} {:>10.1} {:>9.0} {:>9} {:>9.0}\n",
-            s["name"].as_str().unwrap_or("?"),
-            s["steps"],
-            2e-9 * s["macs"].as_f64().unwrap_or(0.0),
-            megabytes(&s["bytes_moved"]),
-            s["step_ms"].as_f64().unwrap_or(0.0),
-            s["seconds"].as_f64().unwrap_or(0.0),
-            s["gpu"]["launches"],
-            megabytes(&s["gpu"]["bytes_moved"]),
-        );
-    }
-    text +=
-        "(of one step; the last two columns are those of a GPU's step: kernel launches and bytes moved)\n";
-    let p = &forecast["parameters"];
-    text + &format!(
-        "\ntime       {} (timed here just now, a few steps of each stage)\n\
-         memory     {:.0} MB at the peak ({:.0} MB of tensors, {:.0} MB for the largest step)\n\
-         parameters {:.2} M in the teachers, {:.2} M in the student\n",
-        report::duration(forecast["seconds"].as_f64().unwrap_or(0.0)),
-        megabytes(&forecast["peak_bytes"]),
-        megabytes(&forecast["store_bytes"]),
-        megabytes(&forecast["arena_bytes"]),
-        megabytes(&p["teachers"]),
-        megabytes(&p["student"]),
-    )
 }
 
 /// A JSON object as one `path  value` a line.

@@ -208,6 +208,38 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
     }
 
     #[test]
+    fn a_teacher_may_say_what_its_file_holds() {
+        let text = SMALL.replace(
+            "weights = \"weights/left.npz\"",
+            "weights = \"none.npz\"\nnetwork = \"resnet101\"\nlabels = [\"bus\", \"car\"]",
+        );
+        let loaded = load_text(&text, &["teachers.0.image_size=64"]).unwrap();
+        let stated = loaded.spec.teachers[0].stated.clone().unwrap();
+        assert_eq!((stated.network.image, &stated.network.depths[..]), ([64, 64, 3], &[3, 4, 23, 3][..]));
+        assert_eq!(stated.labels, ["bus", "car"]);
+        assert!(loaded.spec.teachers[1].stated.is_none());
+        let again = load_text(&loaded.resolved, &[]).unwrap().spec;
+        assert_eq!(again.teachers[0].stated, Some(stated));
+        let image = |set: &[&str]| {
+            load_text(&text, set).unwrap().spec.teachers[0].stated.clone().unwrap().network.image
+        };
+        assert_eq!(image(&[]), [224, 224, 3], "torchvision's");
+        for (set, expected) in [
+            ("teachers.0.network=resnet102", "did you mean `resnet101`?"),
+            ("teachers.0.network=vgg", "expected one of: resnet18, resnet34"),
+            ("teachers.0.image_size=4", "`teachers.0.image_size` is 4; expected at least 8"),
+            ("teachers.0.labels=[]", "`teachers.0.labels` is missing or empty"),
+            ("teachers.0.labels=['a', 'a']", "label `a` is listed twice"),
+            ("teachers.1.labels=['a']", "`teachers.1.labels` applies to a teacher with `network` only"),
+            ("teachers.1.image_size=32", "`teachers.1.image_size` applies to a teacher with `network` only"),
+            ("teachers.1.network=resnet18", "`teachers.1.labels` is missing or empty"),
+        ] {
+            let e = load_text(&text, &[set]).unwrap_err();
+            assert!(e.exit_code() == 3 && e.to_string().contains(expected), "{set}: {e}");
+        }
+    }
+
+    #[test]
     fn the_second_phase_knows_the_lines() {
         let text = SMALL.to_owned()
             + "[student]\nlabels = [\n  \"bus\",\n  \"tabel\",\n]\nfilter_reduction = 3\n[generator]\ngroups = 3\n";

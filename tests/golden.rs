@@ -273,7 +273,7 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
         .map(|name| {
             let weights = folder.path().join(format!("{name}.npz"));
             npz::save(&weights, &golden.teacher(name)).unwrap();
-            TeacherSpec { name: name.into(), weights }
+            TeacherSpec::new(name, weights)
         })
         .into();
     let (one, two) = (&golden.meta["stage_one"], &golden.meta["stage_two"]);

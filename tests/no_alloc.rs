@@ -63,7 +63,7 @@ fn teacher(folder: &Path, name: &str, labels: &[&str], network: &ResNetSpec, see
     tensors.meta.insert("labels".into(), serde_json::to_value(labels).unwrap());
     let weights = folder.join(format!("{name}.npz"));
     npz::save(&weights, &tensors).unwrap();
-    TeacherSpec { name: name.into(), weights }
+    TeacherSpec::new(name, weights)
 }
 
 /// A run that uses as many different ops as a run can.

@@ -48,10 +48,7 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
         checkpoint_seconds: 1e6,
         precision: Elem::Bf16,
         device: Device::default(),
-        teachers: ["a", "b"]
-            .map(|t| TeacherSpec { name: t.into(), weights: teachers.join(t) })
-            .into_iter()
-            .collect(),
+        teachers: ["a", "b"].map(|t| TeacherSpec::new(t, teachers.join(t))).into_iter().collect(),
         student: StudentSpec {
             labels: vec![],
             init: StudentInit::Scratch,

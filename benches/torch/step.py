@@ -1,296 +1,447 @@
-"""The steps of `benches/step.rs` in PyTorch, on the CPU: `python benches/torch/step.py [SECONDS [THREADS [ROW]]]` (needs torch).
+"""The training steps of a config in PyTorch, timed; and the parity of the engine's losses and gradients with PyTorch's.
 
-Eager PyTorch at its best: no graph where no gradient is needed, frozen parts without requires_grad, the fused Adam,
-target branches under no_grad. Each row is timed four times: teachers' batch norms folded or not, memory contiguous or
-channels_last. Prints row, variant, median, minimum and least processor time of all threads together in
-milliseconds, tab-separated.
+    step.py --config configs/voc.toml --device cuda --json OUT/torch.json      # rows of benches/step.rs, variants below
+    step.py --device cpu --seconds 1 --threads 2 --tsv                         # what benches/compare.sh reads
+    step.py --parity FILE.npz... --json FOLDER                                 # of `step --export FILE.npz`
+
+Rows: `generator, K-stack` for K = 1, 2, 4 and `dual block B` for B = 1..4, named as in benches/step.rs. Variants:
+
+    eager       launch by launch
+    graphed     the same, the whole step captured as one CUDA graph
+    units       torch.compile (max-autotune) of every kind of residual unit, the whole step captured as one CUDA graph:
+                minutes less to compile than
+    compile     torch.compile (max-autotune, its own CUDA graphs) of the whole loss, as one graph
+
+each also `folded`: the teachers' batch norms inside their convolutions. On a GPU all are channels_last under bf16
+autocast, TF32 for what stays f32, cudnn.benchmark; on a CPU f32, and `nchw` names the other memory format. A step is
+forward, backward and the fused Adam on random data. Times are between CUDA events behind successive steps (a CPU: the
+clock), peak memory is PyTorch's own count.
+
+Every job runs in a worker process, which is ended when a job takes longer than --limit; the JSON file is written after
+every job, and jobs that it or a --done file already holds are not repeated. --budget ends it all.
 """
 
+import argparse
+import gc
+import json
+import os
+import pathlib
+import signal
 import statistics
 import sys
 import time
+import traceback
 
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
-
-BATCH, LABELS = 64, 10
-WIDTHS, G_WIDTHS = [16, 32, 64, 128], [128, 64, 32, 32, 16]
-LATENT, SHIFT, MIX_MAX, BANK = 108, 6, 0.3, 4096
-LAYOUT = torch.contiguous_format
-
-
-class Conv(nn.Module):
-    """Convolution and batch norm; `folded` leaves a convolution with a bias."""
-
-    def __init__(self, c, k, kernel, stride, folded):
-        super().__init__()
-        self.conv = nn.Conv2d(c, k, kernel, stride, kernel // 2, bias=folded)
-        nn.init.kaiming_normal_(self.conv.weight)
-        self.norm = None if folded else nn.BatchNorm2d(k)
-        # What the batch norm remembers, for the statistics loss.
-        self.register_buffer("mean", torch.zeros(k))
-        self.register_buffer("std", torch.ones(k))
-
-    def forward(self, x, watch=None):
-        u = self.conv(x)
-        if watch is not None:
-            var, mean = torch.var_mean(u, (0, 2, 3), correction=0)
-            sigma = (var / self.std**2 + 1e-5).sqrt()
-            watch.append((((mean - self.mean) / self.std) ** 2 + (sigma - 1) ** 2).mean())
-        return u if self.norm is None else self.norm(u)
+GENERATORS, BLOCKS = (2, 4, 1), (1, 2, 3, 4)
+ROWS = [f"generator, {k}-stack" for k in GENERATORS] + [f"dual block {b}" for b in BLOCKS]
+KINDS = ("eager", "graphed", "units", "compile")
+DEFAULT = {
+    "cuda": "eager folded,eager,units folded,compile folded,graphed folded,units,compile",
+    "cpu": "eager folded,eager,eager folded nchw,eager nchw",
+}
+HERE = pathlib.Path(__file__).resolve().parent
+WARM_UPS, LEAST, MOST = 5, 10, 100
 
 
-class Block(nn.Module):
-    def __init__(self, c, k, stride, folded):
-        super().__init__()
-        self.a, self.b = Conv(c, k, 3, stride, folded), Conv(k, k, 3, 1, folded)
-        self.skip = Conv(c, k, 1, stride, folded) if stride != 1 or c != k else None
-
-    def forward(self, x, watch=None):
-        skip = x if self.skip is None else self.skip(x, watch)
-        y = F.relu(self.a(x, watch), inplace=watch is None)
-        return F.relu_(self.b(y, watch) + skip)
-
-
-class ResNet(nn.Module):
-    def __init__(self, folded, head):
-        super().__init__()
-        self.stem = Conv(1, 16, 3, 2, folded)
-        inputs = [16] + WIDTHS[:-1]
-        blocks = [Block(c, k, 1 if i == 0 else 2, folded) for i, (c, k) in enumerate(zip(inputs, WIDTHS))]
-        self.blocks = nn.ModuleList(blocks)
-        self.fc = nn.Linear(WIDTHS[-1], LABELS) if head else None
-        self.eval()
-
-    def block(self, b, x, watch=None):
-        if b == 1:
-            x = F.relu(self.stem(x, watch), inplace=watch is None)
-        return self.blocks[b - 1](x, watch)
-
-    def head(self, x):
-        pooled = x.mean((2, 3))
-        return pooled, self.fc(pooled)
-
-    def predict(self, x, first=1, watch=None):
-        for b in range(first, 5):
-            x = self.block(b, x, watch)
-        return self.head(x)
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config", default=str(HERE.parent / "step.toml"))
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, as dfka-engine's")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--rows", default="", help="row names separated by ';', or a part of them")
+    p.add_argument("--variants", help="separated by commas, in order of their worth")
+    p.add_argument("--seconds", type=float, default=2.0, help="of repeats a job")
+    p.add_argument("--threads", type=int, default=0, help="of the CPU; 0: PyTorch's choice")
+    p.add_argument("--limit", type=float, default=0.0, help="seconds a job; 0: none, and no worker process")
+    p.add_argument("--budget", type=float, default=float("inf"), help="seconds in all")
+    p.add_argument("--json", help="results, kept up to date; of --parity the folder of one file each")
+    p.add_argument("--done", action="append", default=[], metavar="JSON", help="results of an earlier call, if it is there")
+    p.add_argument("--tsv", action="store_true", help="row, variant, median, least, processor time; tab-separated, in ms")
+    p.add_argument("--tiny", action="store_true", help="a small network and batch, to show that all of it runs")
+    p.add_argument("--parity", nargs="+", metavar="NPZ", help="compare exports with PyTorch, exit code 1 if one misses")
+    return p.parse_args()
 
 
-class Filter(nn.Module):
-    def __init__(self, c, r=4):
-        super().__init__()
-        self.reduce, self.expand = nn.Linear(c, c // r), nn.Linear(c // r, c)
-
-    def forward(self, x):
-        gain = 2 * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3))))))
-        return x * gain[:, :, None, None]
-
-
-class Generator(nn.Module):
-    def __init__(self, groups):
-        super().__init__()
-        self.levels = {1: [0], 2: [2, 0], 4: [3, 2, 1, 0]}[groups]
-        self.project = nn.Linear(LATENT + 2 * LABELS, 16 * G_WIDTHS[0], bias=False)
-        self.project_norm = nn.BatchNorm2d(G_WIDTHS[0])
-        shallowest = 3 if groups == 1 else self.levels[-2]
-        self.steps = nn.ModuleList()
-        self.how = []
-        c = G_WIDTHS[0]
-        for i, level in enumerate([3, 2, 1, 0]):
-            mode = "bilinear" if groups == 1 or level < shallowest else "nearest"
-            self.add(c, G_WIDTHS[i + 1], mode if i > 0 else None, False, False)
-            c = G_WIDTHS[i + 1]
-            if level > 0 and level in self.levels:
-                self.add(c, WIDTHS[level - 1], None, True, True)
-                c = WIDTHS[level - 1]
-        self.image = nn.Conv2d(c, 1, 3, padding=1)
-
-    def add(self, c, k, mode, relu, ends):
-        conv = nn.Conv2d(c, k, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight)
-        self.steps.append(nn.Sequential(conv, nn.BatchNorm2d(k)))
-        self.how.append((mode, relu, ends))
-
-    def forward(self, z):
-        x = self.project(z)
-        if LAYOUT == torch.channels_last:
-            x = x.view(-1, 4, 4, G_WIDTHS[0]).permute(0, 3, 1, 2)
-        else:
-            x = x.view(-1, G_WIDTHS[0], 4, 4)
-        x = F.leaky_relu_(self.project_norm(x), 0.2)
-        out = []
-        for step, (mode, relu, ends) in zip(self.steps, self.how):
-            if mode is not None:
-                align = {"align_corners": False} if mode == "bilinear" else {}
-                x = F.interpolate(x, scale_factor=2, mode=mode, **align)
-            x = F.relu_(step(x)) if relu else F.leaky_relu_(step(x), 0.2)
-            if ends:
-                out.append(x)
-        return out + [torch.tanh(self.image(x))]
+def jobs(args):
+    """(row, variant): the eager ones first, for they take seconds; then by the variants' order."""
+    wanted = [part.strip() for part in args.rows.split(";")]
+    rows = [row for row in ROWS if any(part in row for part in wanted)]
+    variants = [v.strip() for v in (args.variants or DEFAULT[args.device]).split(",")]
+    for v in variants:
+        if v.split()[0] not in KINDS or set(v.split()[1:]) - {"folded", "nchw"}:
+            sys.exit(f"step.py: unknown variant {v!r}")
+    quick = [(row, v) for row in rows for v in variants if v.startswith("eager")]
+    slow = [(row, v) for v in variants for row in rows if not v.startswith("eager")]
+    return quick + slow
 
 
-def shifted(x):
-    """Each image moved by up to SHIFT pixels, -1 moving in: one gather from the padded images."""
-    n, side = x.shape[0], 32 + 2 * SHIFT
-    at = torch.randint(0, 2 * SHIFT + 1, (n, 2))
-    line = torch.arange(32)
-    rows, cols = at[:, :1] + line, at[:, 1:] + line
-    index = (rows[:, :, None] * side + cols[:, None, :]).view(n, -1)
-    padded = F.pad(x, (SHIFT,) * 4, value=-1.0).reshape(n, -1)
-    return padded.gather(1, index).view(n, 1, 32, 32)
+# ---- one job ---------------------------------------------------------------------------------------------------------
 
 
-def augmented(x):
-    """Shifted, and with probability MIX_MAX the maximum with another image."""
-    x = shifted(x)
-    other = (torch.arange(BATCH) + 1 + torch.randint(0, BATCH - 1, (BATCH,))) % BATCH
-    mixed = (torch.rand(BATCH) < MIX_MAX)[:, None, None, None]
-    return torch.where(mixed, torch.maximum(x, x[other]), x)
+def setup(args):
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return torch
 
 
-def drawn():
-    wanted = torch.zeros(BATCH, 2 * LABELS)
-    order = torch.rand(BATCH, 2 * LABELS).argsort(1)
-    count = torch.randint(1, 4, (BATCH, 1))
-    wanted.scatter_(1, order, (torch.arange(2 * LABELS) < count).float())
-    return torch.cat([torch.randn(BATCH, LATENT), wanted], 1), wanted
+def measure(args, row, variant):
+    """A result row; raises what PyTorch raises."""
+    import torch
 
+    import nets
 
-def frozen(module):
-    return placed(module).requires_grad_(False)
-
-
-def placed(module):
-    return module.to(memory_format=LAYOUT)
-
-
-def laid(x):
-    return x.contiguous(memory_format=LAYOUT)
-
-
-class GeneratorStep:
-    def __init__(self, groups, folded):
-        self.teachers = [frozen(ResNet(folded, True)) for _ in range(2)]
-        self.g = placed(Generator(groups))
-        levels = self.g.levels[:-1]
-        self.filters = nn.ModuleList(nn.ModuleList(Filter(WIDTHS[l - 1]) for _ in range(2)) for l in levels)
-        learning = [*self.g.parameters(), *self.filters.parameters()]
-        self.adam = torch.optim.Adam(learning, 1e-3, (0.5, 0.999), fused=True)
-        self.bank, self.at = torch.zeros(BANK, 1, 32, 32), 0
-
-    def __call__(self):
-        z, wanted = drawn()
-        levels = self.g(z)
-        image = levels[-1]
-        seen = laid(shifted(image))
-        watched, features, logits = [], [], []
-        for t in self.teachers:
-            f, y = t.predict(seen, watch=watched)
-            features.append(f)
-            logits.append(y)
-        every = torch.cat(logits, 1)
-        loss = F.binary_cross_entropy_with_logits(every, wanted)
-        loss = loss - 0.1 * sum(f.abs().mean() for f in features) / 2
-        loss = loss + 5 * sum(watched) / len(watched)
-        if len(levels) > 1:
-            with torch.no_grad():
-                target = torch.sigmoid(torch.cat([t.predict(laid(image))[1] for t in self.teachers], 1))
-            for level, x, filters in zip(self.g.levels, levels, self.filters):
-                y = torch.cat([t.predict(f(x), level + 1)[1] for t, f in zip(self.teachers, filters)], 1)
-                loss = loss + F.binary_cross_entropy_with_logits(y, target) / (len(levels) - 1)
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adam.step()
-        with torch.no_grad():
-            f = torch.cat(features, 1)
-            ((f - f.mean(0)) ** 2).sum() / (f**2).sum()
-            self.bank[self.at : self.at + BATCH] = image
-            self.at = (self.at + BATCH) % BANK
-        return loss.item()
-
-
-class DualStep:
-    def __init__(self, b, folded):
-        self.b = b
-        self.teachers = [frozen(ResNet(folded, True)) for _ in range(2)]
-        self.g = frozen(Generator(2)).train()
-        self.student = placed(ResNet(False, False))
-        self.filters = nn.ModuleList(Filter(WIDTHS[b - 1]) for _ in range(2))
-        self.bank = torch.randn(BANK, 1, 32, 32)
-        trunk = [p for part in [self.student.stem, *self.student.blocks[:b]] for p in part.parameters()]
-        self.adam = torch.optim.Adam([*trunk, *self.filters.parameters()], 1e-3, fused=True)
-
-    def suffix(self, t, x):
-        features = [x]
-        for b in range(self.b + 1, 5):
-            features.append(t.block(b, features[-1]))
-        pooled, y = t.head(features[-1])
-        return features + [pooled], y
-
-    def one_input(self, image, x, first):
-        for b in range(first, self.b + 1):
-            x = self.student.block(b, x)
-        loss = 0
-        for t, f in zip(self.teachers, self.filters):
-            with torch.no_grad():
-                shallow = image
-                for b in range(1, self.b + 1):
-                    shallow = t.block(b, shallow)
-                wanted_features, wanted = self.suffix(t, shallow)
-                target = torch.sigmoid(wanted)
-                entropy = F.binary_cross_entropy(target, target)
-            features, found = self.suffix(t, f(x))
-            errors = [((a - w) ** 2).sum() / (w**2).sum() for a, w in zip(features, wanted_features)]
-            loss = loss + F.binary_cross_entropy_with_logits(found, target) - entropy
-            loss = loss + errors[0] + sum(errors[1:]) / len(errors[1:])
-        return loss
-
-    def __call__(self):
-        with torch.no_grad():
-            image = laid(augmented(self.bank[torch.randint(0, BANK, (BATCH,))]))
-        loss = self.one_input(image, image, 1)
-        if self.b - 1 in self.g.levels[:-1]:
-            with torch.no_grad():
-                levels = self.g(drawn()[0])
-            at = self.g.levels.index(self.b - 1)
-            loss = loss + 0.3 * self.one_input(laid(levels[-1]), levels[at], self.b)
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adam.step()
-        return loss.item()
-
-
-def milliseconds(step, seconds):
-    for _ in range(3):
+    kind, *words = variant.split()
+    on_gpu = args.device == "cuda"
+    torch.manual_seed(1)
+    config = nets.Config(args.config, args.set, args.tiny)
+    place = nets.Place(args.device, "folded" in words, "nchw" not in words, autocast=on_gpu)
+    compiled = kind in ("units", "compile")
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    number = int("".join(filter(str.isdigit, row)))
+    build = nets.GeneratorStep if row.startswith("generator") else nets.DualStep
+    with torch.device(args.device):
+        step = build(config, number, place, kind)
+    batch = step.batch
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    begin = time.perf_counter()
+    step()
+    wait()
+    first = time.perf_counter() - begin
+    if on_gpu and kind in nets.CAPTURED:
+        step = nets.captured(step)
+    for _ in range(WARM_UPS if on_gpu else 2):
+        mark_step(torch, kind)
+        begin = time.perf_counter()
         step()
+        wait()
+        once = time.perf_counter() - begin
+    if args.tiny:
+        count = 2
+    elif on_gpu:
+        count = int(min(MOST, max(LEAST, args.seconds / once)))
+    else:
+        count = None
+    times, cpu = (on_cuda if on_gpu else on_cpu)(torch, step, kind, count, args.seconds)
+    times.sort()
+    at = lambda share: times[round((len(times) - 1) * share)]
+    result = {
+        "ms": statistics.median(times),
+        "p10": at(0.1),
+        "p90": at(0.9),
+        "least": times[0],
+        "n": len(times),
+        "first_s": first,
+        "batch": batch,
+        "images_s": 1e3 * batch / statistics.median(times),
+    }
+    if on_gpu:
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()
+        result["reserved_bytes"] = torch.cuda.max_memory_reserved()
+    else:
+        result["cpu_ms"] = cpu
+    if compiled:
+        from torch._dynamo.utils import counters
+
+        result["cudagraph_skips"] = counters["inductor"]["cudagraph_skips"] if kind == "compile" else 0
+        torch._dynamo.reset()
+        counters.clear()
+    return result
+
+
+def mark_step(torch, kind):
+    if kind == "compile":
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def on_cuda(torch, step, kind, count, _):
+    """Intervals between events behind successive steps: nothing waits for the host unless the host is slower."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events[0].record()
+    for event in events[1:]:
+        mark_step(torch, kind)
+        step()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in zip(events, events[1:])], None
+
+
+def on_cpu(torch, step, kind, count, seconds):
     times, cpu, start = [], [], time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    while len(times) < count if count else not times or time.perf_counter() - start < seconds:
+        mark_step(torch, kind)
         began, busy = time.perf_counter(), time.process_time()
-        step()
+        step().item()
         times.append(1e3 * (time.perf_counter() - began))
         cpu.append(1e3 * (time.process_time() - busy))
-    return statistics.median(times), min(times), min(cpu)
+    return times, min(cpu)
+
+
+def attempt(args, row, variant):
+    try:
+        return measure(args, row, variant)
+    except Exception as e:
+        traceback.print_exc()
+        lines = str(e).strip().splitlines()
+        return {"error": f"{type(e).__name__}: {lines[0][:300] if lines else ''}"}
+    finally:
+        gc.collect()
+
+
+def worker(args, pipe):
+    # Its own group, so that the compiler's helpers end with it.
+    os.setsid()
+    torch = setup(args)
+    about = {"torch": torch.__version__, "device": "cpu", "cuda": torch.version.cuda}
+    if args.device == "cuda":
+        about["device"] = torch.cuda.get_device_name()
+        about["cudnn"] = torch.backends.cudnn.version()
+    pipe.send(about)
+    while (job := pipe.recv()) is not None:
+        pipe.send(attempt(args, *job))
+
+
+class Workers:
+    """Runs jobs in a process that is replaced when one takes too long or dies."""
+
+    START = 90.0
+
+    def __init__(self, args):
+        import multiprocessing
+
+        self.args, self.context, self.process = args, multiprocessing.get_context("spawn"), None
+
+    def start(self):
+        """What PyTorch says of itself; an error's text."""
+        self.pipe, end = self.context.Pipe()
+        self.process = self.context.Process(target=worker, args=(self.args, end))
+        self.process.start()
+        end.close()
+        return self.answer(self.START, "starting PyTorch")
+
+    def answer(self, limit, what):
+        try:
+            if self.pipe.poll(limit):
+                return self.pipe.recv()
+            error = f"cut: {what} took longer than {limit:.0f} s"
+        except EOFError:
+            self.process.join(5)
+            error = f"the process died with exit code {self.process.exitcode}"
+        self.end()
+        return {"error": error}
+
+    def run(self, row, variant, limit):
+        if self.process is None and (about := self.start()).get("error"):
+            return about
+        self.pipe.send((row, variant))
+        return self.answer(limit, "the job")
+
+    def end(self):
+        if self.process is None:
+            return
+        try:
+            # Refuses once the process is gone; its group has its number as long as it is not waited for.
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            self.process.kill()
+        self.process.join()
+        self.process = None
+
+
+# ---- all jobs --------------------------------------------------------------------------------------------------------
+
+
+def save(path, results):
+    if path:
+        temporary = f"{path}.part"
+        with open(temporary, "w") as f:
+            json.dump(results, f, indent=1)
+        os.replace(temporary, path)
+
+
+def bench(args):
+    begin = time.monotonic()
+    results = {"config": args.config, "set": args.set, "tiny": args.tiny, "rows": []}
+    if args.json and os.path.exists(args.json):
+        with open(args.json) as f:
+            results = json.load(f)
+    earlier = []
+    for path in filter(os.path.exists, args.done):
+        with open(path) as f:
+            earlier += json.load(f)["rows"]
+    measured = lambda job: any((r["row"], r["variant"]) == job and "ms" in r for r in [*earlier, *results["rows"]])
+    workers = None
+    if args.limit > 0:
+        workers = Workers(args)
+        about = workers.start()
+        if "error" in about:
+            sys.exit(f"step.py: {about['error']}")
+        results.update(about)
+    else:
+        torch = setup(args)
+        results.update({"torch": torch.__version__, "device": args.device})
+    for row, variant in jobs(args):
+        if measured((row, variant)):
+            continue
+        left = args.budget - (time.monotonic() - begin)
+        if left < 5:
+            result = {"error": "not started: no time left"}
+        elif workers:
+            result = workers.run(row, variant, min(args.limit, left))
+            if variant.split()[0] in ("units", "compile"):
+                # What a compiler leaves behind would count as the next job's memory.
+                workers.end()
+        else:
+            result = attempt(args, row, variant)
+        results["rows"] = [r for r in results["rows"] if (r["row"], r["variant"]) != (row, variant)]
+        results["rows"].append({"row": row, "variant": variant, **result})
+        save(args.json, results)
+        show(args, row, variant, result)
+    if workers:
+        workers.end()
+    save(args.json, results)
+    # All failed: the caller should know.
+    return 0 if not results["rows"] or any("ms" in r for r in results["rows"]) else 1
+
+
+def show(args, row, variant, r):
+    if args.tsv:
+        if "error" in r:
+            print(f"{row} {variant}: {r['error']}", file=sys.stderr)
+        else:
+            print(f"{row}\t{variant}\t{r['ms']:.2f}\t{r['least']:.2f}\t{r.get('cpu_ms') or 0:.2f}", flush=True)
+        return
+    if "error" in r:
+        text = r["error"]
+    else:
+        text = f"{r['ms']:9.3f} ms ({r['p10']:.3f} to {r['p90']:.3f}, n {r['n']})  {r['images_s']:8.0f} images/s"
+        if "peak_bytes" in r:
+            text += f"  {r['peak_bytes'] / 1e9:6.2f} GB"
+        text += f"  first step {r['first_s']:.1f} s"
+        if r.get("cudagraph_skips"):
+            text += f"  CUDA graphs skipped {r['cudagraph_skips']} times"
+    print(f"{row:20} {variant:22} {text}", flush=True)
+
+
+# ---- parity ----------------------------------------------------------------------------------------------------------
+
+F32_BAR, BF16_BAR = 1e-5, 0.999
+
+
+def parity(args, path):
+    """The engine's loss and gradients (src/pipeline/generator.rs, record_objective) against PyTorch's.
+
+    The f32 bar holds for the loss and the gradients at the levels, the bf16 bar for the latter, against PyTorch's f32 or
+    its bf16 autocast, whichever is nearer. The filters' own gradients are sums that cancel, where PyTorch's f32 is 1e-5 off
+    too. A cosine below the bar still exits with 0 where PyTorch's own bf16 is as far off its f32 (a quarter more at most):
+    rectifiers that bf16 turns over are a property of the type.
+    """
+    torch = setup(args)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    import nets
+
+    found = nets.arrays(path)
+    meta = json.loads(bytes(found.pop("__meta__").tolist()))
+    config = argparse.Namespace(**meta["config"])
+    device = args.device
+
+    def evaluate(dtype, autocast):
+        place = nets.Place(device, True, True, autocast, dtype)
+        all_nets = []
+        for m, labels in enumerate(config.labels):
+            net = nets.ResNet(config.network, len(labels), True)
+            take = lambda name: found[f"teacher{m}.{name}"]
+            with torch.no_grad():
+                for conv_name, norm_name, conv in net.convs():
+                    conv.conv.weight.copy_(take(f"{conv_name}.weight"))
+                    conv.conv.bias.copy_(take(f"{conv_name}.bias"))
+                    conv.mean.copy_(take(f"{norm_name}.target_mean"))
+                    conv.std.copy_(take(f"{norm_name}.target_std"))
+                net.fc.weight.copy_(take("fc.weight"))
+                net.fc.bias.copy_(take("fc.bias"))
+            all_nets.append(place.frozen(net))
+        filters = []
+        for level in meta["levels"][:-1]:
+            own = []
+            for m in range(len(all_nets)):
+                f = nets.Filter(config.network["widths"][level - 1], config.reduction)
+                with torch.no_grad():
+                    for layer, name in ((f.reduce, "fc1"), (f.expand, "fc2")):
+                        layer.weight.copy_(found[f"filter{level}.{m}.{name}.weight"])
+                        layer.bias.copy_(found[f"filter{level}.{m}.{name}.bias"])
+                own.append(place.put(f))
+            filters.append(own)
+        leaves, levels = [], []
+        for level in meta["levels"]:
+            # Stored NHWC; a leaf in the type of the computation, as the generator's output is.
+            x = found[f"level{level}"].permute(0, 3, 1, 2).to(device, dtype)
+            leaves.append(place.laid(x).requires_grad_())
+            levels.append(leaves[-1].to(torch.bfloat16) if autocast else leaves[-1])
+        wanted = found["wanted"].to(device, dtype) if "wanted" in found else None
+        with place.context():
+            loss, terms, _ = nets.objective(config, all_nets, filters, levels, meta["levels"], wanted, 0)
+        loss.backward()
+        named = {f"level{n}": leaf.grad.permute(0, 2, 3, 1).double().cpu() for n, leaf in zip(meta["levels"], leaves)}
+        for level, own in zip(meta["levels"], filters):
+            for m, f in enumerate(own):
+                named[f"filter{level}.{m}.fc1.weight"] = f.reduce.weight.grad.double().cpu()
+        return loss.double().item(), {k: v.double().item() for k, v in terms.items()}, named
+
+    is_bf16 = meta["precision"] == "bf16"
+    f64 = evaluate(torch.float64, False)
+    f32 = evaluate(torch.float32, False)
+    bf16 = evaluate(torch.float32, True)
+    ours = {name: found[f"gradient.{name}"].double() for name in f32[2]}
+    loss = float(found["loss"].reshape(()))
+    relative = lambda a, b: abs(a - b) / max(abs(b), 1e-30)
+    worst = lambda a, b: ((a - b).abs().max() / b.abs().max()).item()
+    cosine = lambda a, b: (a.flatten() @ b.flatten() / (a.norm() * b.norm())).item()
+    print(f"{meta['device']} in {meta['precision']} against PyTorch {torch.__version__} on {device}, batch {meta['batch']}")
+    print(f"\n{'loss':24} {'ours':>14} {'torch f64':>14} {'ours-f64':>10} {'f32-f64':>10} {'bf16-f64':>10}")
+    terms = {"loss": (loss, f64[0], f32[0], bf16[0])}
+    for name in f64[1]:
+        terms[name] = (float(found[f"metric.{name}"].reshape(())), f64[1][name], f32[1][name], bf16[1][name])
+    for name, (a, ref, single, half) in terms.items():
+        errors = " ".join(f"{relative(v, ref):10.1e}" for v in (a, single, half))
+        print(f"{name:24} {a:14.7g} {ref:14.7g} {errors}")
+    print(f"\n{'gradient of':24} {'max rel. error to torch f32':>28} {'f64':>10} {'(torch f32-f64)':>16}", end=" ")
+    print(f"{'cosine to torch f32':>20} {'bf16':>10} {'(torch bf16-f32)':>17}")
+    levels = [name for name in ours if name.startswith("level")]
+    for name, g in ours.items():
+        single, double, half = f32[2][name], f64[2][name], bf16[2][name]
+        print(f"{name:24} {worst(g, single):28.2e} {worst(g, double):10.2e} {worst(single, double):16.2e}", end=" ")
+        print(f"{cosine(g, single):20.6f} {cosine(g, half):10.6f} {cosine(half, single):17.6f}")
+    error = max(worst(ours[name], f32[2][name]) for name in levels)
+    # To PyTorch in either type, whichever is nearer; and how near those two are to each other.
+    nearest = lambda name: max(cosine(ours[name], of[2][name]) for of in (f32, bf16))
+    similar = {name: (nearest(name), cosine(bf16[2][name], f32[2][name])) for name in levels}
+    least = min(similar, key=lambda name: similar[name][0])
+    off = relative(loss, f32[0])
+    if is_bf16:
+        bar, passed = f"cosine at least {BF16_BAR}", similar[least][0] >= BF16_BAR
+        tolerable = all(1 - a <= max(1 - BF16_BAR, 1.25 * (1 - b)) for a, b in similar.values())
+    else:
+        bar, passed = f"relative error at most {F32_BAR:.0e}", max(error, off) <= F32_BAR
+        tolerable = passed
+    result = "reached" if passed else "MISSED"
+    print(f"\nparity {meta['precision']}: {bar}: {result} (loss {off:.1e}, levels {error:.1e}, ", end="")
+    print(f"cosine {similar[least][0]:.6f} at {least}, where PyTorch's own bf16 has {similar[least][1]:.6f})\n", flush=True)
+    if args.json:
+        row = {"precision": meta["precision"], "device": meta["device"], "loss": off, "error": error, "passed": passed}
+        row.update(cosine=similar[least][0], level=least, torch_cosine=similar[least][1])
+        save(str(pathlib.Path(args.json) / pathlib.Path(path).with_suffix(".json").name), row)
+    return 0 if tolerable else 1
 
 
 def main():
-    global LAYOUT
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-    torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else 2)
-    only = sys.argv[3] if len(sys.argv) > 3 else ""
-    rows = [(f"generator, {k}-stack", lambda folded, k=k: GeneratorStep(k, folded)) for k in (1, 2, 4)]
-    rows += [(f"dual block {b}", lambda folded, b=b: DualStep(b, folded)) for b in range(1, 5)]
-    for row, build in rows:
-        for folded in (True, False):
-            for layout in (torch.contiguous_format, torch.channels_last):
-                if only not in row:
-                    continue
-                LAYOUT = layout
-                torch.manual_seed(1)
-                median, least, cpu = milliseconds(build(folded), seconds)
-                variant = ("folded" if folded else "unfolded") + ("" if layout == torch.contiguous_format else " nhwc")
-                print(f"{row}\t{variant}\t{median:.2f}\t{least:.2f}\t{cpu:.2f}", flush=True)
+    args = arguments()
+    sys.path.insert(0, str(HERE))
+    sys.exit(max(parity(args, path) for path in args.parity) if args.parity else bench(args))
 
 
 if __name__ == "__main__":

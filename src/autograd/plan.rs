@@ -21,11 +21,13 @@ mod placer;
 mod program;
 mod schedule;
 mod timing;
+mod traffic;
 
 use gates::Gates;
 use placer::Placer;
 use program::{Program, element_types};
 pub use timing::Timing;
+pub use traffic::{Sum, Traffic};
 
 /// An update rule and the tensors it owns; every tensor brings its own moments.
 pub struct Optimiser {
@@ -34,7 +36,8 @@ pub struct Optimiser {
     pub tensors: Vec<(TensorId, Vec<TensorId>)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     Forward,
     Backward,
@@ -44,6 +47,8 @@ pub enum Phase {
 struct Instruction {
     op: Op,
     phase: Phase,
+    /// The part of the step that it belongs to, as the tape names it.
+    scope: &'static str,
     /// Instructions of one time do not depend on each other; their launches may be merged.
     time: usize,
     operands: Operands,
@@ -71,7 +76,8 @@ pub struct Cost {
     pub arena_bytes: usize,
     /// Multiply-adds of convolutions and linear layers.
     pub macs: u64,
-    /// Bytes read and written by all instructions, each operand counted once.
+    /// Bytes read and written: on a GPU by all launches, on the CPU by all instructions, each operand of theirs counted
+    /// once, and twice what is read before it is overwritten.
     pub bytes_moved: u64,
     /// Kernels that a GPU runs; 0 for a plan of the CPU's.
     pub launches: usize,
@@ -317,6 +323,7 @@ impl<R: Real> Plan<R> {
             instructions.push(Instruction {
                 op: tape.nodes[i].op.clone(),
                 phase: Phase::Forward,
+                scope: tape.nodes[i].scope,
                 time: t,
                 operands: Operands {
                     moments: moments[i].map(|(b, rows)| (slot(b), rows)),
@@ -334,6 +341,7 @@ impl<R: Real> Plan<R> {
             instructions.push(Instruction {
                 op: node.op.clone(),
                 phase: Phase::Backward,
+                scope: node.scope,
                 time: forward.len() + k,
                 operands: Operands {
                     gates: applied,
@@ -359,10 +367,10 @@ impl<R: Real> Plan<R> {
             }
             if !operands.inputs.is_empty() {
                 let time = instructions.last().map_or(0, |i: &Instruction| i.time) + 1;
-                instructions.push(Instruction { op: o.op.clone(), phase: Phase::Update, time, operands });
+                let (op, phase, scope) = (o.op.clone(), Phase::Update, "");
+                instructions.push(Instruction { op, phase, scope, time, operands });
             }
         }
-        let bytes_moved = instructions.iter().map(|i| i.operands.bytes()).sum();
         let macs = each(&forward).map(|(_, i)| signatures[i].macs_forward).sum::<u64>()
             + each(&backward).map(|(_, i)| signatures[i].macs_backward).sum::<u64>();
         let seed = loss_grad.map(|b| (starts_backward, slot(b)));
@@ -374,6 +382,7 @@ impl<R: Real> Plan<R> {
         let program =
             store.maps.map(|maps| Program::new(&instructions, seed, &readings.slots, maps)).transpose()?;
         let launches = program.as_ref().map_or(0, |p| p.launches.len());
+        let bytes_moved = traffic::bytes_moved(&instructions, program.as_ref());
         Ok(Plan {
             seed,
             readings,

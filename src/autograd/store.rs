@@ -32,6 +32,10 @@ pub struct Store<R> {
     pub(super) stale: Vec<bool>,
     /// How a GPU stores feature maps; none for steps on the CPU.
     pub(super) maps: Option<Elem>,
+    /// Bytes of each buffer.
+    sizes: Vec<usize>,
+    /// Whether tensors have shapes alone: a buffer has no memory until somebody writes to it.
+    is_planned: bool,
     entries: Vec<Entry>,
     by_name: HashMap<String, TensorId>,
     /// The shared buffer that is being filled, and how far.
@@ -46,6 +50,8 @@ impl<R> Default for Store<R> {
             changed: Vec::new(),
             stale: Vec::new(),
             maps: None,
+            sizes: Vec::new(),
+            is_planned: false,
             entries: Vec::new(),
             by_name: HashMap::new(),
             filling: None,
@@ -55,6 +61,18 @@ impl<R> Default for Store<R> {
 }
 
 impl<R: Real> Store<R> {
+    /// A store for plans alone, which need no tensor's values: two ResNet-101 and their moments take no memory here.
+    pub fn planned(maps: Option<Elem>) -> Self {
+        Store { maps, is_planned: true, ..Store::default() }
+    }
+    /// Initial values for [`Store::add_with`]: none where they would not be kept.
+    pub fn drawn(&self, values: impl FnOnce() -> Vec<f32>) -> Vec<f32> {
+        if self.is_planned { Vec::new() } else { values() }
+    }
+    /// Whether tensors have values.
+    pub fn holds_values(&self) -> bool {
+        !self.is_planned
+    }
     /// Adds a zero-filled tensor. Names are unique; a second `name` is a mistake of the caller's.
     pub fn add(&mut self, name: &str, shape: Shape) -> TensorId {
         let id = TensorId(self.entries.len() as u32);
@@ -76,7 +94,9 @@ impl<R: Real> Store<R> {
         Slot { space: Space::Store(buffer as u32), offset, bytes }
     }
     fn push(&mut self, bytes: usize) -> usize {
-        self.buffers.push(Buffer::with_bytes(bytes));
+        let buffer = if self.is_planned { Buffer::default() } else { Buffer::with_bytes(bytes) };
+        self.buffers.push(buffer);
+        self.sizes.push(bytes.next_multiple_of(ALIGN));
         self.changed.push(true);
         self.stale.push(false);
         self.buffers.len() - 1
@@ -108,12 +128,17 @@ impl<R: Real> Store<R> {
         (0..self.entries.len() as u32).map(TensorId)
     }
     pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(Buffer::bytes).sum()
+        self.sizes.iter().sum()
+    }
+    /// Bytes of each buffer.
+    pub fn buffer_sizes(&self) -> &[usize] {
+        &self.sizes
     }
     pub fn get(&self, id: TensorId) -> &[R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);
         assert!(!self.stale[buffer], "{}: read before Engine::pull", self.name(id));
+        assert!(self.buffers[buffer].bytes() > 0, "{}: read from a store of plans", self.name(id));
         self.buffers[buffer].get(s.offset, s.bytes)
     }
     pub fn get_mut(&mut self, id: TensorId) -> &mut [R] {
@@ -121,10 +146,16 @@ impl<R: Real> Store<R> {
         let buffer = self.buffer(s);
         assert!(!self.stale[buffer], "{}: written before Engine::pull", self.name(id));
         self.changed[buffer] = true;
+        if self.buffers[buffer].bytes() == 0 {
+            self.buffers[buffer] = Buffer::with_bytes(self.sizes[buffer]);
+        }
         self.buffers[buffer].get_mut(s.offset, s.bytes)
     }
-    /// Overwrites a tensor with `f32` or `f64` values.
+    /// Overwrites a tensor with `f32` or `f64` values; a planned store lets them go.
     pub fn set<V: Copy + Into<f64>>(&mut self, id: TensorId, values: &[V]) {
+        if self.is_planned {
+            return;
+        }
         let to = self.get_mut(id);
         assert_eq!(to.len(), values.len(), "store: wrong number of values");
         to.iter_mut().zip(values).for_each(|(t, v)| *t = R::of((*v).into()));
@@ -161,9 +192,10 @@ impl<R: Real> Engine<R> {
         let store = Store { maps: Some(machine.maps), ..Store::default() };
         Engine { store, machine: Some(machine), ..Engine::default() }
     }
-    /// An engine whose plans are a GPU's, for their cost alone: nothing runs on it.
-    pub fn planning(maps: Elem) -> Self {
-        Engine { store: Store { maps: Some(maps), ..Store::default() }, ..Engine::default() }
+    /// An engine whose plans are a GPU's, for their cost alone: nothing runs on it, and tensors have no values.
+    /// Without `maps`, the CPU's.
+    pub fn planning(maps: impl Into<Option<Elem>>) -> Self {
+        Engine { store: Store::planned(maps.into()), ..Engine::default() }
     }
     pub fn arena_bytes(&self) -> usize {
         self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)

@@ -27,6 +27,7 @@ pub(super) struct Info {
 
 pub(super) struct Node {
     pub op: Op,
+    pub scope: &'static str,
     pub inputs: Vec<Value>,
     pub outputs: Vec<Value>,
 }
@@ -38,6 +39,8 @@ pub struct Tape {
     pub(super) nodes: Vec<Node>,
     pub(super) metrics: Vec<(String, Value)>,
     pub(super) outputs: Vec<Value>,
+    /// The part of the step that is being recorded.
+    scope: &'static str,
     leaves: HashMap<TensorId, Value>,
 }
 
@@ -57,6 +60,11 @@ impl Tape {
         let v = self.value(Info { shape: store.shape(id), wants, leaf: Some(id), view_of: None });
         self.leaves.insert(id, v);
         v
+    }
+
+    /// What is recorded from here on belongs to this part of the step, in forecasts and labels; returns the part before.
+    pub fn scope(&mut self, scope: &'static str) -> &'static str {
+        std::mem::replace(&mut self.scope, scope)
     }
 
     /// Records `op` and returns its single output.
@@ -88,7 +96,8 @@ impl Tape {
             .iter()
             .map(|shape| self.value(Info { shape: *shape, wants, leaf: None, view_of: None }))
             .collect();
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        let scope = self.scope;
+        self.nodes.push(Node { op, scope, inputs: inputs.to_vec(), outputs: outputs.clone() });
         Ok(outputs)
     }
 

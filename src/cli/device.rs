@@ -1,6 +1,7 @@
 //! `--device`: what was asked for, and whether this machine has it.
 
 use crate::device::Choice;
+use crate::device::gpu::card::Card;
 use crate::device::gpu::cuda::{self, Cuda};
 use crate::device::gpu::emu::Emu;
 use crate::error::{Error, Result};
@@ -25,6 +26,12 @@ pub fn parse(text: &str) -> Result<DeviceChoice, String> {
             Some(Err(_)) | None => Err("expected auto, cpu, cuda, cuda:N or emu".into()),
         },
     }
+}
+
+/// A card's short name.
+pub fn parse_card(text: &str) -> Result<&'static Card, String> {
+    let known = || Card::names().collect::<Vec<_>>().join(", ");
+    Card::named(text).ok_or_else(|| format!("expected one of: {}", known()))
 }
 
 /// `FROM..TO`, the second excluded.

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::pipeline::observer::Observer;
-use crate::pipeline::spec::{RunSpec, TeachSpec, TeacherSpec};
-use crate::pipeline::teachers::TeacherFile;
+use crate::pipeline::spec::{RunSpec, Stated, TeachSpec, TeacherSpec};
+use crate::pipeline::teachers::Absent;
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
 
@@ -17,27 +18,29 @@ pub struct TeacherFacts {
     pub labels: Vec<String>,
     /// After each block, first block first.
     pub channels: Vec<usize>,
+    /// Its file is not there: the config alone speaks, and a forecast draws its weights.
+    pub is_drawn: bool,
 }
 
 pub struct Engine {
     /// Reads the heads of a run's teachers.
-    pub open_teachers: fn(&RunSpec) -> Result<Vec<TeacherFacts>>,
+    pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<TeacherFacts>>,
     /// Opens everything a run reads.
-    pub check: fn(&RunSpec) -> Result<()>,
+    pub check: fn(&RunSpec, Absent) -> Result<()>,
     /// `resume`: go on from the checkpoint in the folder.
     pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
     /// The result as JSON, for it is only printed.
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
     pub evaluate: fn(&Path, &Path, &Device) -> Result<Score>,
-    /// The result as JSON, for it is only printed.
-    pub forecast: fn(&RunSpec) -> Result<Value>,
+    /// On a card that is named; the result as JSON, for it is only printed.
+    pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
 }
 
 pub const PIPELINE: Engine = Engine {
-    open_teachers: |spec| {
+    open_teachers: |spec, absent| {
         let facts = |t: &TeacherSpec| {
-            let file = TeacherFile::open(&t.weights)?;
-            Ok(TeacherFacts { labels: file.labels, channels: file.network.widths })
+            let (Stated { network, labels }, is_drawn) = absent.facts(t)?;
+            Ok(TeacherFacts { labels, channels: network.widths, is_drawn })
         };
         spec.teachers.iter().map(facts).collect()
     },
@@ -45,7 +48,7 @@ pub const PIPELINE: Engine = Engine {
     run: pipeline::run::run,
     teach: |spec, out, resume, observer| to_json(pipeline::teach::teach(spec, out, resume, observer)?),
     evaluate: pipeline::evaluate::evaluate,
-    forecast: |spec| to_json(pipeline::forecast::forecast(spec)?),
+    forecast: |spec, card| to_json(pipeline::forecast::forecast(spec, card)?),
 };
 
 fn to_json(value: impl serde::Serialize) -> Result<Value> {

@@ -8,10 +8,11 @@ const CONFIG: &str = "name = 'n'\nteachers = [{ name = 'a', weights = 'a.npz' }]
                       student.labels = ['bus']\ndual.steps = [1, 1]\n";
 
 const FAKE: Engine = Engine {
-    open_teachers: |_| {
-        Ok(vec![TeacherFacts { labels: vec!["bus".into(), "car".into()], channels: vec![8, 16] }])
+    open_teachers: |_, absent| {
+        let labels = vec!["bus".into(), "car".into()];
+        Ok(vec![TeacherFacts { labels, channels: vec![8, 16], is_drawn: absent == Absent::IsDrawn }])
     },
-    check: |_| Ok(()),
+    check: |_, _| Ok(()),
     run: |spec, out, is_resumed, observer: &mut dyn Observer| {
         assert!(out.join(report::CONFIG).exists());
         observer.stage(if is_resumed { "again" } else { "first" }, 2);
@@ -22,7 +23,7 @@ const FAKE: Engine = Engine {
     },
     teach: |spec, _, _, _| Ok(json!({ "name": spec.name, "map": 90.5 })),
     evaluate: |_, _, _| Ok(Score { map: 50.0, ..Score::default() }),
-    forecast: |_| Ok(json!({ "memory": { "bytes": 12 } })),
+    forecast: |_, _| Ok(json!({ "memory": { "bytes": 12 } })),
 };
 
 fn call(args: &[&str]) -> Result<String> {
@@ -73,6 +74,9 @@ fn what_the_teachers_lack_is_a_config_error_before_any_folder_is_made() {
     assert!(
         text.contains(
             "teacher a: 2 labels, channels [8, 16]
+"
+        ) && text.ends_with(
+            "a.npz: not there; forecast with random weights
 memory.bytes  12
 "
         ),

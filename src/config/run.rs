@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::labels::{Block, Labels};
 use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
 use crate::error::Result;
+use crate::models::resnet::ResNetSpec;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::pipeline::spec::{
-    AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, StudentInit,
-    StudentNorm, StudentSpec, TeacherSpec,
+    AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, Stated,
+    StudentInit, StudentNorm, StudentSpec, TeacherSpec,
 };
 use crate::tensor::Elem;
 
@@ -41,6 +42,9 @@ struct RawRun {
 struct RawTeacher {
     name: String,
     weights: String,
+    network: Option<String>,
+    image_size: Option<i64>,
+    labels: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -171,9 +175,40 @@ fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>>
             return Err(source.fail(&path, format!("two teachers are named `{}`", t.name)));
         }
         let weights = source.file(&format!("teachers.{i}.weights"), &mut t.weights)?;
-        teachers.push(TeacherSpec { name: t.name.clone(), weights });
+        let stated = stated(source, &format!("teachers.{i}"), t)?;
+        teachers.push(TeacherSpec { name: t.name.clone(), weights, stated });
     }
     Ok(teachers)
+}
+
+/// What the config says of a teacher beside the place of its file: all of it or nothing.
+fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Option<Stated>> {
+    let Some(name) = &raw.network else {
+        only_with(
+            source,
+            &format!("{path}.image_size"),
+            raw.image_size.is_some(),
+            "a teacher with `network`",
+        )?;
+        only_with(source, &format!("{path}.labels"), raw.labels.is_some(), "a teacher with `network`")?;
+        return Ok(None);
+    };
+    // torchvision's crop.
+    let size = source.count(&format!("{path}.image_size"), or(&mut raw.image_size, 224), 8..=4096)?;
+    let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+    let Some(network) = depth.and_then(|depth| ResNetSpec::torchvision(depth, size)) else {
+        let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
+        let message = format!("unknown `{path}.network` \"{name}\"; {}", suggest(name, &known));
+        return Err(source.fail(&format!("{path}.network"), message));
+    };
+    let path = format!("{path}.labels");
+    let Some(labels) = raw.labels.as_ref().filter(|labels| !labels.is_empty()) else {
+        let message =
+            format!("`{path}` is missing or empty: a teacher with `network` lists what it predicts");
+        return Err(source.fail(&path, message));
+    };
+    let labels = Labels::List(labels.clone()).names(source, &path)?;
+    Ok(Some(Stated { network, labels }))
 }
 
 fn student(source: &Source, raw: &mut RawStudent, teachers: &[TeacherSpec]) -> Result<StudentSpec> {

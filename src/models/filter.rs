@@ -45,7 +45,7 @@ impl Filter {
                 "fc2.weight" => 0.1 * (1.0 / (3 * (c / r)) as f64).sqrt(),
                 _ => 0.0,
             };
-            let values = normal(seed, &name, shape.elems(), std);
+            let values = store.drawn(|| normal(seed, &name, shape.elems(), std));
             store.add_with(&name, shape, &values)
         });
         Filter { reduce: id[0], reduce_bias: id[1], expand: id[2], expand_bias: id[3] }

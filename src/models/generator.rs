@@ -68,7 +68,8 @@ impl<R: Real> Builder<'_, R> {
         id
     }
     fn filter(&mut self, name: &str, shape: Shape, gain: f64) -> TensorId {
-        self.tensor(&format!("{name}.weight"), shape, init::he_normal(self.seed, name, shape, gain), true)
+        let values = self.store.drawn(|| init::he_normal(self.seed, name, shape, gain));
+        self.tensor(&format!("{name}.weight"), shape, values, true)
     }
     fn norm(&mut self, name: &str, c: usize) -> [TensorId; 4] {
         let parts = [

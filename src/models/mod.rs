@@ -23,6 +23,13 @@ impl<R: Real> Recorder<'_, R> {
     pub fn leaf(&mut self, id: TensorId, learn: Learn) -> Value {
         self.tape.leaf(self.store, id, learn)
     }
+    /// Records `part` as the part `scope` of the step.
+    pub fn within<T>(&mut self, scope: &'static str, part: impl FnOnce(&mut Self) -> T) -> T {
+        let before = self.tape.scope(scope);
+        let out = part(self);
+        self.tape.scope(before);
+        out
+    }
     pub fn apply(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value> {
         self.tape.apply(op, inputs)
     }

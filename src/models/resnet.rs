@@ -332,7 +332,7 @@ impl ResNet {
         mut source: Source,
     ) -> Result<ResNet> {
         let mut conv = |store: &mut Store<R>, layer: &Layer| -> Result<Conv> {
-            let values = LayerValues::read(layer, &mut source)?;
+            let values = LayerValues::read(store, layer, &mut source)?;
             Ok(values.place(store, prefix, layer, build))
         };
         let stem = if *blocks.start() == 1 { Some(conv(store, &spec.stem_layer())?) } else { None };
@@ -352,7 +352,8 @@ impl ResNet {
                     Source::Tensors(t) => (t.take("fc.weight", &[labels, c])?, t.take("fc.bias", &[labels])?),
                     Source::Random(seed) => {
                         let shape = Shape::new(labels, 1, 1, c);
-                        (init::he_normal(*seed, "fc.weight", shape, 1.0 / 3.0), vec![0.0; labels])
+                        let draw = || init::he_normal(*seed, "fc.weight", shape, 1.0 / 3.0);
+                        (store.drawn(draw), vec![0.0; labels])
                     }
                 };
                 let weight = store.add_with(&format!("{prefix}.fc.weight"), Shape::new(labels, 1, 1, c), &w);
@@ -470,11 +471,11 @@ enum LayerNorm {
 }
 
 impl LayerValues {
-    fn read(layer: &Layer, source: &mut Source) -> Result<LayerValues> {
+    fn read<R: Real>(store: &Store<R>, layer: &Layer, source: &mut Source) -> Result<LayerValues> {
         let [k, r, s, c] = layer.shape.0;
         match source {
             Source::Random(seed) => Ok(LayerValues {
-                w: init::he_normal(*seed, &layer.conv, layer.shape, 2.0),
+                w: store.drawn(|| init::he_normal(*seed, &layer.conv, layer.shape, 2.0)),
                 norm: LayerNorm::Stored([vec![1.0; k], vec![0.0; k], vec![0.0; k], vec![1.0; k]]),
             }),
             Source::Tensors(t) => {

@@ -245,6 +245,15 @@ impl Operator for Activation {
     fn passes_gradient(&self, inputs: usize) -> Option<usize> {
         self.0.step_slope().map(|_| inputs - 1)
     }
+
+    /// Its neighbours do it on the way; they have to read the residual, and its gradient where that is added to.
+    fn minimal_bytes(&self, o: &Operands) -> u64 {
+        if !o.is_backward() {
+            return o.inputs.get(1).map_or(0, |residual| residual.bytes as u64);
+        }
+        let added = o.input_grads.get(1).copied().flatten().filter(|(_, write)| *write == Write::Add);
+        added.map_or(0, |(slot, _)| slot.bytes as u64)
+    }
 }
 
 impl Activation {

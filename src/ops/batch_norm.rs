@@ -282,6 +282,14 @@ impl Operator for BatchNorm {
         let name = format!("batch_norm_bwd<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
+    /// Of a batch's statistics, forward's can be summed where x is made; backward's are whole only when x and dy have been
+    /// read, and dx reads both again.
+    fn minimal_bytes(&self, o: &Operands) -> u64 {
+        let again = o.is_backward() && self.stats == Stats::Batch && o.input_grads[0].is_some();
+        let dy = o.output_grads.first().copied().flatten();
+        let again = if again { o.inputs[0].bytes + dy.map_or(0, |s| s.bytes) } else { 0 };
+        operands_once(self, o) + again as u64
+    }
 
     fn takes_moments(&self) -> bool {
         self.stats == Stats::Batch

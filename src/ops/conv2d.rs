@@ -232,6 +232,29 @@ impl Operator for Conv2d {
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         launch::backward(self, l)
     }
+    /// Forward: x, w, bias, residual, y and the mask. Backward: dz, w and dx, and x again where w learns. The mask is read
+    /// once, wherever dz is made; the residual's gradient is dz itself, read once where it is added to another.
+    fn minimal_bytes(&self, o: &Operands) -> u64 {
+        let d = Dims::of(self, o.input_shapes[0], o.input_shapes[1], o.output_shapes[0]);
+        let bytes = |i: usize| o.inputs[i].bytes as u64;
+        // A bf16 map meets the filter's bf16 copy.
+        let copied = o.input_elems.first() == Some(&Elem::Bf16) && o.input_elems[1] == Elem::F32;
+        let filter = if copied { bytes(1) / 2 } else { bytes(1) };
+        let mask = if self.act == Act::None { 0 } else { (d.n * d.p * d.q * d.mask_bytes()) as u64 };
+        if !o.is_backward() {
+            let rest: u64 = (2..o.inputs.len()).map(bytes).sum();
+            let mask = if o.saved.is_empty() { 0 } else { mask };
+            return bytes(0) + filter + rest + o.outputs[0].bytes as u64 + mask;
+        }
+        let wants = |i: usize| o.input_grads[i].is_some();
+        let dz = o.output_grads.iter().flatten().map(|s| s.bytes as u64).sum::<u64>() + mask;
+        let dx = if wants(0) { filter + o.gradient_bytes(0) } else { 0 };
+        let dw = if wants(1) { bytes(0) + o.gradient_bytes(1) } else { 0 };
+        let db = if self.bias { o.gradient_bytes(2) } else { 0 };
+        let last = o.input_grads.last().copied().flatten().filter(|_| self.residual);
+        let dr = last.filter(|(_, write)| *write == Write::Add).map_or(0, |(slot, _)| slot.bytes as u64);
+        dz + dx + dw + db + dr
+    }
     fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
         launch::extents(self, args, maps, signature);
     }
@@ -246,7 +269,8 @@ impl Operator for Conv2d {
     }
     fn gives_moments(&self, inputs: &[Shape], y: Shape, maps: Elem) -> Option<usize> {
         let d = Dims::of(self, inputs[0], inputs[1], y);
-        (self.act == Act::None && !self.residual && d.p * d.q > 1).then(|| launch::moment_rows(&d, maps))
+        let is_last = self.act == Act::None && !self.residual && d.p * d.q > 1;
+        if is_last { launch::moment_rows(&d, maps) } else { None }
     }
     fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
         Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1]))

@@ -80,6 +80,9 @@ impl Operator for GatherImages {
     fn launch_backward(&self, _: &mut Launches) -> Result<()> {
         Ok(())
     }
+    fn touched_bytes(&self, o: &Operands, _: usize) -> u64 {
+        (self.n * o.input_shapes[0].per_sample() * size_of::<f32>()) as u64
+    }
 }
 
 #[cfg(test)]

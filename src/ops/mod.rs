@@ -131,6 +131,17 @@ impl Operands {
     pub fn slots(&self) -> usize {
         self.all().count()
     }
+    /// Whether they are backward's.
+    pub fn is_backward(&self) -> bool {
+        !self.output_grads.is_empty()
+    }
+    /// Bytes of a gradient to be written: twice where it is added to what is there.
+    pub fn gradient_bytes(&self, input: usize) -> u64 {
+        self.input_grads[input].map_or(0, |(slot, write)| match write {
+            Write::Set => slot.bytes as u64,
+            Write::Add => 2 * slot.bytes as u64,
+        })
+    }
     /// Bytes of all operands, each counted once.
     pub fn bytes(&self) -> u64 {
         self.all().map(|s| s.bytes as u64).sum()
@@ -215,6 +226,19 @@ pub trait Operator {
     fn launch_backward(&self, l: &mut Launches) -> Result<()>;
     /// Rewrites the buffers that kernels need otherwise than the CPU's loops; `maps` is how feature maps are stored.
     fn device_extents(&self, _args: &[Arg], _maps: Elem, _signature: &mut Signature) {}
+    /// Bytes that must move for this op in a schedule that fuses it with its neighbours as far as its arithmetic allows:
+    /// what the plan's launches are held against. Counted from the operands' sizes alone.
+    ///
+    /// The default takes each operand once: forward reads the inputs and writes the outputs and what it saves; backward
+    /// reads the outputs' gradients and what it kept, and writes the inputs' gradients. What is added to or updated in
+    /// place counts twice, scratch not at all. An op that a neighbour can absorb has 0.
+    fn minimal_bytes(&self, operands: &Operands) -> u64 {
+        operands_once(self, operands)
+    }
+    /// Bytes of input `i` that forward touches: fewer than all where it takes rows of a bank.
+    fn touched_bytes(&self, operands: &Operands, i: usize) -> u64 {
+        operands.inputs[i].bytes as u64
+    }
     /// On a GPU, the activation whose mask is the first saved buffer, if backward begins by multiplying the output's
     /// gradient by its slope: who writes that gradient last may do so instead, and save a pass over it.
     fn gated(&self) -> Option<Gated> {
@@ -244,6 +268,27 @@ pub trait Operator {
     fn gives_f32(&self) -> bool {
         false
     }
+}
+
+/// See [`Operator::minimal_bytes`].
+fn operands_once<O: Operator + ?Sized>(op: &O, o: &Operands) -> u64 {
+    let wants = |i: usize| o.input_grads.get(i).is_some_and(Option::is_some);
+    let arg = |(i, shape): (usize, &Shape)| Arg { shape: *shape, wants: wants(i) };
+    let args: Vec<Arg> = o.input_shapes.iter().enumerate().map(arg).collect();
+    let s = op.signature(&args).unwrap_or_default();
+    let all = |slots: &[Slot]| slots.iter().map(|s| s.bytes as u64).sum::<u64>();
+    let inputs = |list: &[usize]| list.iter().map(|i| op.touched_bytes(o, *i)).sum::<u64>();
+    if !o.is_backward() {
+        let every: Vec<usize> = (0..o.inputs.len()).collect();
+        // A bank's rows are written without a look at what they held.
+        let is_whole = |i: &usize| op.touched_bytes(o, *i) == o.inputs[*i].bytes as u64;
+        let updated: Vec<usize> = s.updates.into_iter().filter(is_whole).collect();
+        return inputs(&every) + inputs(&updated) + all(&o.outputs) + all(&o.saved);
+    }
+    let dy: u64 = o.output_grads.iter().flatten().map(|s| s.bytes as u64).sum();
+    let kept = inputs(&s.keeps_inputs) + if s.keeps_outputs { all(&o.outputs) } else { 0 };
+    let dx: u64 = (0..o.inputs.len()).map(|i| o.gradient_bytes(i)).sum();
+    dy + kept + all(&o.saved) + dx
 }
 
 macro_rules! registry {
@@ -291,6 +336,12 @@ macro_rules! registry {
             }
             fn device_extents(&self, args: &[Arg], maps: Elem, signature: &mut Signature) {
                 match self { $(Op::$op(op) => op.device_extents(args, maps, signature)),* }
+            }
+            fn minimal_bytes(&self, operands: &Operands) -> u64 {
+                match self { $(Op::$op(op) => op.minimal_bytes(operands)),* }
+            }
+            fn touched_bytes(&self, operands: &Operands, i: usize) -> u64 {
+                match self { $(Op::$op(op) => op.touched_bytes(operands, i)),* }
             }
             fn gives_f32(&self) -> bool {
                 match self { $(Op::$op(op) => op.gives_f32()),* }

@@ -56,6 +56,9 @@ impl Operator for ScatterImages {
     fn launch_backward(&self, _: &mut Launches) -> Result<()> {
         Ok(())
     }
+    fn touched_bytes(&self, o: &Operands, i: usize) -> u64 {
+        if i == 0 { (o.input_shapes[1].elems() * size_of::<f32>()) as u64 } else { o.inputs[i].bytes as u64 }
+    }
 }
 
 #[cfg(test)]

@@ -126,6 +126,11 @@ impl Operator for StatisticsLoss {
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
 
+    /// Forward: u has to be stored beside what its activation makes of it; its moments come with it. Backward reads u on
+    /// the way of its gradient.
+    fn minimal_bytes(&self, o: &Operands) -> u64 {
+        o.inputs[0].bytes as u64
+    }
     fn takes_moments(&self) -> bool {
         true
     }

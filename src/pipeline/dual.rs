@@ -1,6 +1,6 @@
 //! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks (METHOD 3).
 
-use super::generator::{StageOne, with_moments};
+use super::generator::{StageOne, part, with_moments};
 use super::schedule::Schedule;
 use super::session::{Stage, stage_seed};
 use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
@@ -98,7 +98,7 @@ impl StageTwo {
         let net = &teachers.network;
         let seed = stage_seed(spec.seed, "student.init");
         let build = if spec.student.norm == StudentNorm::Folded { Build::Folded } else { Build::Normed };
-        let mut tensors = initial_tensors(spec)?;
+        let mut tensors = initial_tensors(spec, teachers)?;
         let source = match &mut tensors {
             Some(t) => Source::Tensors(t),
             None => Source::Random(seed),
@@ -225,25 +225,25 @@ impl StageTwo {
         for block in from..=b {
             let learn = if d.freeze_earlier && block < b { Learn::Frozen } else { Learn::Trainable };
             let stats = if learn == Learn::Frozen { Stats::Running } else { self.stats };
-            x = self.trunk.block(r, block, x, Mode { learn, stats }, None)?;
+            x = r.within(part::STUDENT, |r| self.trunk.block(r, block, x, Mode { learn, stats }, None))?;
         }
         let mut losses = Vec::new();
         for (task, filter) in self.tasks.iter().zip(&self.filters[b - 1]) {
             let teacher = &teachers.all[task.teacher].net;
-            let mut shallow = image;
-            for block in 1..b {
-                shallow = teacher.block(r, block, shallow, Mode::FROZEN, None)?;
-            }
-            let block_b = teacher.block(r, b, shallow, Mode::FROZEN, None)?;
-            let filtered = filter.record(r, x, Learn::Trainable)?;
+            let block_b = r.within(part::TEACHERS, |r| {
+                (1..=b).try_fold(image, |x, block| teacher.block(r, block, x, Mode::FROZEN, None))
+            })?;
+            let filtered = r.within(part::STUDENT, |r| filter.record(r, x, Learn::Trainable))?;
             // Features at block b, at every later one, and before the head; then the wanted predictions.
             let suffix = |r: &mut Recorder<R>, first: Value| -> Result<(Vec<Value>, Value)> {
                 let mut features = vec![first];
-                for block in b + 1..=last {
-                    let input = features[features.len() - 1];
-                    features.push(teacher.block(r, block, input, Mode::FROZEN, None)?);
-                }
-                let (pooled, logits) = teacher.head(r, features[features.len() - 1], Mode::FROZEN)?;
+                let (pooled, logits) = r.within(part::TEACHERS, |r| {
+                    for block in b + 1..=last {
+                        let input = features[features.len() - 1];
+                        features.push(teacher.block(r, block, input, Mode::FROZEN, None)?);
+                    }
+                    teacher.head(r, features[features.len() - 1], Mode::FROZEN)
+                })?;
                 features.push(pooled);
                 Ok((features, r.apply(Columns { index: task.columns.clone() }, &[logits])?))
             };
@@ -313,8 +313,8 @@ impl StageTwo {
     }
 }
 
-/// The trunk's starting point; `None`: random.
-fn initial_tensors(spec: &RunSpec) -> Result<Option<Tensors>> {
+/// The trunk's starting point; `None`: random, also where it would be a teacher's that is itself drawn.
+fn initial_tensors(spec: &RunSpec, teachers: &Teachers) -> Result<Option<Tensors>> {
     let open = |path: &std::path::Path| -> Result<Tensors> {
         let mut t = TeacherFile::open(path)?.tensors;
         ignore_batch_counters(&mut t)?;
@@ -322,6 +322,8 @@ fn initial_tensors(spec: &RunSpec) -> Result<Option<Tensors>> {
     };
     match &spec.student.init {
         StudentInit::Scratch => Ok(None),
+        StudentInit::Teacher(m) if teachers.all[*m].is_drawn => Ok(None),
+        StudentInit::Mean if teachers.all.iter().any(|t| t.is_drawn) => Ok(None),
         StudentInit::Teacher(m) => open(&spec.teachers[*m].weights).map(Some),
         StudentInit::Weights(path) => open(path).map(Some),
         StudentInit::Mean => {
@@ -349,8 +351,12 @@ fn load_images<R: Real>(
     teachers: &Teachers,
 ) -> Result<TensorId> {
     check_images(path, &teachers.network)?;
+    let [n, ..] = ImageSet::shape_of(path)?;
+    let id = store.add("data.images", teachers.network.feature(0, n));
+    if !store.holds_values() {
+        return Ok(id);
+    }
     let set = ImageSet::load(path)?;
-    let id = store.add("data.images", teachers.network.feature(0, set.n));
     let to = store.get_mut(id);
     to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = R::of(to_input(*p).into()));
     Ok(id)

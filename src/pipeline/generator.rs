@@ -34,6 +34,15 @@ mod stream {
     pub const SHIFT: u32 = 3;
 }
 
+/// The parts of a step that forecasts tell apart; what is in none of them is the rest: losses, optimisers, drawing.
+pub(super) mod part {
+    pub const TEACHERS: &str = "teachers";
+    /// With the filters that stage one trains.
+    pub const GENERATOR: &str = "generator";
+    /// With its filters.
+    pub const STUDENT: &str = "student";
+}
+
 /// The generator with all that stage one trains and fills.
 pub struct StageOne {
     pub generator: Generator,
@@ -85,14 +94,16 @@ impl StageOne {
         let kind = NoiseKind::Normal;
         let z =
             r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::NOISE, kind }, &[])?;
+        let images =
+            |r: &mut Recorder<R>, z| r.within(part::GENERATOR, |r| self.generator.record(r, z, learn));
         let Recipe::Conditional { max_labels } = self.recipe else {
-            return Ok((self.generator.record(r, z, learn)?, None));
+            return Ok((images(r, z)?, None));
         };
         let draw =
             DrawLabels { n: batch, labels: self.conditions, min: 1, max: max_labels, stream: stream::LABELS };
         let wanted = r.apply(draw, &[])?;
         let z = r.apply(ConcatColumns, &[z, wanted])?;
-        Ok((self.generator.record(r, z, learn)?, Some(wanted)))
+        Ok((images(r, z)?, Some(wanted)))
     }
 
     /// Records and compiles one step: `L_joint` (11) and the update of the generator and its filters.
@@ -133,8 +144,21 @@ impl StageOne {
         spec: &RunSpec,
         teachers: &Teachers,
     ) -> Result<(Value, Value)> {
-        let LossSpec { alpha, beta, gamma, statistics, .. } = spec.loss;
         let (levels, wanted) = self.record_images(r, spec.generator.batch, Learn::Trainable)?;
+        let image = levels[levels.len() - 1];
+        Ok((self.record_objective(r, spec, teachers, &levels, wanted)?, image))
+    }
+
+    /// Records `L_joint` of given levels (deepest first, the image last), for the labels that the image was to show.
+    pub fn record_objective<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        levels: &[Value],
+        wanted: Option<Value>,
+    ) -> Result<Value> {
+        let LossSpec { alpha, beta, gamma, statistics, .. } = spec.loss;
         let image = levels[levels.len() - 1];
         let shift = spec.generator.shift;
         let seen = if shift > 0 {
@@ -155,12 +179,14 @@ impl StageOne {
         let mut watched = Vec::new();
         let (mut features, mut logits) = (Vec::new(), Vec::new());
         for t in &teachers.all {
-            let mut x = seen;
-            for b in 1..=teachers.network.blocks() {
-                let watch = (statistics > 0.0).then_some(&mut watched);
-                x = t.net.block(r, b, x, Mode::FROZEN, watch)?;
-            }
-            let (f, y) = t.net.head(r, x, Mode::FROZEN)?;
+            let (f, y) = r.within(part::TEACHERS, |r| {
+                let mut x = seen;
+                for b in 1..=teachers.network.blocks() {
+                    let watch = (statistics > 0.0).then_some(&mut watched);
+                    x = t.net.block(r, b, x, Mode::FROZEN, watch)?;
+                }
+                t.net.head(r, x, Mode::FROZEN)
+            })?;
             features.push(f);
             logits.push(y);
         }
@@ -206,7 +232,8 @@ impl StageOne {
             let mut inner = Vec::new();
             for (j, level) in self.generator.levels[..inner_levels].iter().enumerate() {
                 let y = predictions(r, teachers, level + 1, |r, m| {
-                    self.filters[j][m].record(r, levels[j], Learn::Trainable)
+                    let filter = &self.filters[j][m];
+                    r.within(part::GENERATOR, |r| filter.record(r, levels[j], Learn::Trainable))
                 })?;
                 let y = concat(r, &y)?;
                 inner.push(r.apply(Bce { targets: Targets::Logits, minus_entropy: false }, &[y, target])?);
@@ -226,7 +253,7 @@ impl StageOne {
         let features = r.tape.detach(features);
         let diversity = r.apply(Diversity, &[features])?;
         r.tape.metric("diversity", diversity);
-        Ok((loss, image))
+        Ok(loss)
     }
 }
 
@@ -240,10 +267,13 @@ pub fn predictions<R: Real>(
     let mut all = Vec::new();
     for (m, t) in teachers.all.iter().enumerate() {
         let mut x = input(r, m)?;
-        for b in first..=teachers.network.blocks() {
-            x = t.net.block(r, b, x, Mode::FROZEN, None)?;
-        }
-        all.push(t.net.head(r, x, Mode::FROZEN)?.1);
+        let (_, logits) = r.within(part::TEACHERS, |r| {
+            for b in first..=teachers.network.blocks() {
+                x = t.net.block(r, b, x, Mode::FROZEN, None)?;
+            }
+            t.net.head(r, x, Mode::FROZEN)
+        })?;
+        all.push(logits);
     }
     Ok(all)
 }

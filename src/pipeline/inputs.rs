@@ -4,14 +4,14 @@
 use super::dual::{self, StageTwo};
 use super::evaluate;
 use super::spec::{ImageSource, RunSpec};
-use super::teachers::Teachers;
+use super::teachers::{Absent, Teachers};
 use crate::autograd::Store;
 use crate::error::Result;
 
 /// Builds the teachers and the student's initial values and drops them again; of images, only the headers are read.
-pub fn check(spec: &RunSpec) -> Result<()> {
-    let mut store = Store::<f32>::default();
-    let teachers = Teachers::load(&mut store, &spec.teachers)?;
+pub fn check(spec: &RunSpec, absent: Absent) -> Result<()> {
+    let mut store = Store::<f32>::planned(None);
+    let teachers = Teachers::load_or(&mut store, &spec.teachers, absent)?;
     let tasks = dual::tasks(&teachers, &spec.student.labels)?;
     let wanted: Vec<String> = tasks.iter().flat_map(|t| t.labels.clone()).collect();
     let mut without_images = spec.clone();

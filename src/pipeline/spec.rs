@@ -1,7 +1,7 @@
 //! What a run is asked to do, already validated: no value here can be invalid on its own.
 
 use super::Device;
-use crate::models::resnet::{BlockKind, Stem};
+use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::tensor::Elem;
 use std::path::PathBuf;
 
@@ -35,6 +35,24 @@ pub struct TeacherSpec {
     pub name: String,
     /// An npz that carries its architecture and labels.
     pub weights: PathBuf,
+    /// What the config says of the file; one that is there must agree, in place of one that is not it serves a forecast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stated: Option<Stated>,
+}
+
+impl TeacherSpec {
+    /// A teacher of which only its file speaks.
+    pub fn new(name: &str, weights: impl Into<PathBuf>) -> TeacherSpec {
+        TeacherSpec { name: name.into(), weights: weights.into(), stated: None }
+    }
+}
+
+/// What a weights file says, too.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Stated {
+    pub network: ResNetSpec,
+    /// At least one, each once.
+    pub labels: Vec<String>,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]

@@ -1,6 +1,7 @@
 //! The teachers: frozen, folded, all of one architecture, in one store.
 
-use super::spec::TeacherSpec;
+use super::session::stage_seed;
+use super::spec::{Stated, TeacherSpec};
 use crate::autograd::Store;
 use crate::error::{Error, Result};
 use crate::models::resnet::{Build, ResNet, ResNetSpec, Source};
@@ -11,11 +12,44 @@ pub struct Teacher {
     pub name: String,
     pub labels: Vec<String>,
     pub net: ResNet,
+    /// Its file is not there: its weights are drawn.
+    pub is_drawn: bool,
 }
 
 pub struct Teachers {
     pub network: ResNetSpec,
     pub all: Vec<Teacher>,
+}
+
+/// What to do where a teacher's file is not there but its config says what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    Fails,
+    /// Weights from a fixed seed: for what a step costs, and for nothing else.
+    IsDrawn,
+}
+
+impl Absent {
+    /// What stands in for the file, if anything may.
+    fn stand_in<'a>(&self, spec: &'a TeacherSpec) -> Option<&'a Stated> {
+        spec.stated.as_ref().filter(|_| *self == Absent::IsDrawn && !spec.weights.exists())
+    }
+
+    /// Whether a teacher's weights are drawn.
+    pub fn draws(self, spec: &TeacherSpec) -> bool {
+        self.stand_in(spec).is_some()
+    }
+
+    /// Network and labels of a teacher, and whether they are its config's alone.
+    ///
+    /// Errors: a file that does not open, or says otherwise than the config.
+    pub fn facts(self, spec: &TeacherSpec) -> Result<(Stated, bool)> {
+        if let Some(stated) = self.stand_in(spec) {
+            return Ok((stated.clone(), true));
+        }
+        let TeacherFile { network, labels, .. } = TeacherFile::of(spec)?;
+        Ok((Stated { network, labels }, false))
+    }
 }
 
 /// What a teacher's file says about itself.
@@ -26,6 +60,24 @@ pub struct TeacherFile {
 }
 
 impl TeacherFile {
+    /// A teacher's file, which must agree with what the config says of it.
+    pub fn of(spec: &TeacherSpec) -> Result<TeacherFile> {
+        let file = TeacherFile::open(&spec.weights)?;
+        let Some(stated) = &spec.stated else { return Ok(file) };
+        let differs = |what: &str, config: &dyn std::fmt::Debug, found: &dyn std::fmt::Debug| {
+            let message =
+                format!("teacher {}: the config's {what} {config:?}, the file's {found:?}", spec.name);
+            Err(Error::data(&spec.weights, message))
+        };
+        if stated.network != file.network {
+            return differs("network is", &stated.network, &file.network);
+        }
+        if stated.labels != file.labels {
+            return differs("labels are", &stated.labels, &file.labels);
+        }
+        Ok(file)
+    }
+
     pub fn open(path: &std::path::Path) -> Result<TeacherFile> {
         let tensors = npz::load(path)?;
         let network: ResNetSpec = tensors.meta_as("network")?;
@@ -44,28 +96,40 @@ impl TeacherFile {
 impl Teachers {
     /// Reads every file and checks that they fit together before anything is built.
     pub fn load<R: Real>(store: &mut Store<R>, specs: &[TeacherSpec]) -> Result<Teachers> {
-        let files = specs.iter().map(|s| TeacherFile::open(&s.weights)).collect::<Result<Vec<_>>>()?;
-        let network = files[0].network.clone();
+        Self::load_or(store, specs, Absent::Fails)
+    }
+
+    /// The same, with `absent` for what is not there.
+    pub fn load_or<R: Real>(store: &mut Store<R>, specs: &[TeacherSpec], absent: Absent) -> Result<Teachers> {
+        let open = |spec| match absent.stand_in(spec) {
+            Some(stated) => Ok((stated.clone(), None)),
+            None => TeacherFile::of(spec)
+                .map(|f| (Stated { network: f.network, labels: f.labels }, Some(f.tensors))),
+        };
+        let files = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let network = files[0].0.network.clone();
         let mut all = Vec::new();
-        for (spec, file) in specs.iter().zip(files) {
-            if file.network != network {
+        for (spec, (Stated { network: found, labels }, tensors)) in specs.iter().zip(files) {
+            if found != network {
                 return Err(Error::data(
                     &spec.weights,
-                    format!(
-                        "teachers must share one architecture: expected {network:?}, found {:?}",
-                        file.network
-                    ),
+                    format!("teachers must share one architecture: expected {network:?}, found {found:?}"),
                 ));
             }
-            let mut tensors = file.tensors;
-            let prefix = format!("teacher.{}", spec.name);
-            let labels = Some(file.labels.len());
-            let source = Source::Tensors(&mut tensors);
-            let net =
-                ResNet::new(store, &prefix, &network, 1..=network.blocks(), labels, Build::Folded, source)?;
-            ignore_batch_counters(&mut tensors)?;
-            tensors.finish()?;
-            all.push(Teacher { name: spec.name.clone(), labels: file.labels, net });
+            let (name, mut tensors) = (spec.name.clone(), tensors);
+            let source = match &mut tensors {
+                Some(tensors) => Source::Tensors(tensors),
+                None => Source::Random(stage_seed(0, &name)),
+            };
+            let (prefix, blocks, count) =
+                (format!("teacher.{name}"), 1..=network.blocks(), Some(labels.len()));
+            let net = ResNet::new(store, &prefix, &network, blocks, count, Build::Folded, source)?;
+            let is_drawn = tensors.is_none();
+            if let Some(mut rest) = tensors {
+                ignore_batch_counters(&mut rest)?;
+                rest.finish()?;
+            }
+            all.push(Teacher { name, labels, net, is_drawn });
         }
         Ok(Teachers { network, all })
     }

@@ -61,14 +61,15 @@ impl Program {
                 p.add(Launch::new("fill", [1, 1, 1], 32, 0, args)?, "the loss's gradient".into(), vec![]);
             }
             let mut lists = Vec::new();
-            for Instruction { op, phase, operands, .. } in group {
+            for Instruction { op, phase, scope, operands, .. } in group {
                 let mut l = Launches::new(op.name(), operands, maps);
                 match phase {
                     Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
                     Phase::Backward => op.launch_backward(&mut l)?,
                 }
                 let Operands { input_shapes: x, output_shapes: y, .. } = operands;
-                lists.push((l.list, format!("{} {phase:?} of {x:?} -> {y:?}", op.name())));
+                let part = if scope.is_empty() { String::new() } else { format!(" ({scope})") };
+                lists.push((l.list, format!("{} {phase:?}{part} of {x:?} -> {y:?}", op.name())));
             }
             if may_interleave(group, &lists) {
                 let steps = lists[0].0.len();

@@ -1,10 +1,10 @@
 //! How long each launch of a step takes by itself.
 
-use super::{Phase, Plan};
+use super::Plan;
+use super::traffic::launch_bytes;
 use crate::autograd::Engine;
-use crate::device::{Slot, StepState};
+use crate::device::StepState;
 use crate::error::{Error, Result};
-use crate::ops::Write;
 use crate::tensor::{Real, Shape};
 
 /// One launch of a step, timed alone.
@@ -13,7 +13,9 @@ pub struct Timing {
     /// What it is for: op, phase and shapes.
     pub label: String,
     pub kernel: &'static str,
-    /// Of the op; empty for what a plan adds itself (the loss's gradient, the metrics).
+    /// Instructions that share the launch.
+    pub members: usize,
+    /// Of the op, of each member; empty for what a plan adds itself (the loss's gradient, the metrics).
     pub input_shapes: Vec<Shape>,
     pub output_shapes: Vec<Shape>,
     /// Bytes of its operands, each counted once, and twice what is read before it is overwritten (an optimiser's state,
@@ -49,22 +51,15 @@ impl<R: Real> Plan<R> {
             (0..repeats).map(|_| machine.time(ready, step, &flush)).collect::<Result<_>>()?;
         program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
         let timing = |(i, (launch, label)): (usize, (&crate::device::gpu::launch::Launch, &String))| {
-            let owner = program.owners[i].first().map(|o| &self.instructions[*o]);
-            let mut twice: Vec<Slot> = Vec::new();
-            for o in program.owners[i].iter().map(|o| &self.instructions[*o]) {
-                let added = o.operands.input_grads.iter().flatten().filter(|(_, w)| *w == Write::Add);
-                twice.extend(added.map(|(slot, _)| *slot));
-                if o.phase != Phase::Backward {
-                    twice.extend(o.updates());
-                }
-            }
-            let passes = |slot: &Slot| if twice.contains(slot) { 2 } else { 1 };
+            let owners = program.owners[i].iter().map(|o| &self.instructions[*o]);
+            let owner = owners.clone().next();
             Timing {
                 label: label.clone(),
                 kernel: launch.kernel.name,
+                members: program.owners[i].len(),
                 input_shapes: owner.map(|o| o.operands.input_shapes.clone()).unwrap_or_default(),
                 output_shapes: owner.map(|o| o.operands.output_shapes.clone()).unwrap_or_default(),
-                bytes: launch.operands().iter().map(|(slot, bytes)| (bytes * passes(slot)) as u64).sum(),
+                bytes: launch_bytes(launch, owners),
                 ms: runs.iter().map(|run| run[i]).collect(),
             }
         };

@@ -197,6 +197,32 @@ pub fn devices() -> Result<(i32, Vec<Found>)> {
     }
 }
 
+/// An event in the stream.
+pub struct Mark(CUevent);
+
+impl Mark {
+    /// Milliseconds from an earlier mark to this one, once the device has come to both.
+    pub fn ms_since(&self, earlier: &Mark) -> Result<f32> {
+        enter()?;
+        let mut ms = 0.0;
+        // SAFETY: both events are alive and recorded; the pointer is to a local.
+        unsafe {
+            check(cuEventSynchronize(self.0), "cuEventSynchronize")?;
+            check(cuEventElapsedTime_v2(&mut ms, earlier.0, self.0), "cuEventElapsedTime")?;
+        }
+        Ok(ms)
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: created by `Cuda::mark`, destroyed once; the device keeps what it still needs.
+            unsafe { cuEventDestroy_v2(self.0) };
+        }
+    }
+}
+
 impl Cuda {
     /// Errors: no driver, no such device, a device or driver too old for the kernels.
     pub fn open(index: usize) -> Result<Cuda> {
@@ -473,6 +499,18 @@ impl Cuda {
             done.and(waited).and(read)?;
         }
         Ok(ms)
+    }
+
+    /// Marks the point behind all that was launched before.
+    pub fn mark(&self) -> Result<Mark> {
+        self.enter()?;
+        let mut mark = Mark(std::ptr::null_mut());
+        // SAFETY: the event is created before use and destroyed by `Mark`; the stream is alive.
+        unsafe {
+            check(cuEventCreate(&mut mark.0, 0), "cuEventCreate")?;
+            check(cuEventRecord(mark.0, self.stream), "cuEventRecord")?;
+        }
+        Ok(mark)
     }
 
     fn function(&self, kernel: &'static Kernel) -> Result<CUfunction> {

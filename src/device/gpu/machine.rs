@@ -9,7 +9,7 @@ use crate::tensor::Elem;
 use std::ops::Range;
 
 /// Bytes of the ring that losses go to: 256 steps of 64 losses.
-const RING_BYTES: usize = 64 << 10;
+pub(super) const RING_BYTES: usize = 64 << 10;
 
 /// One buffer of the store on the device.
 struct Mirror {
@@ -137,18 +137,9 @@ impl Machine {
         self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &self.gpu, &mut address)?)
     }
 
-    /// Makes the bf16 copies that kernels read; optimisers, whose tables name theirs, refresh those that there are.
+    /// Makes the bf16 copies that kernels read.
     fn add_shadows(&mut self, launches: &[Launch]) -> Result<()> {
-        for arg in launches.iter().flat_map(|l| &l.args) {
-            let members = if let Arg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
-            let maps = if let Arg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
-            for arg in members.iter().flatten().chain(maps.iter().map(|m| &m.tensor)).chain([arg]) {
-                if let Arg::Shadow(slot) = arg {
-                    self.add_shadow(*slot)?;
-                }
-            }
-        }
-        Ok(())
+        copies_read(launches).try_for_each(|slot| self.add_shadow(slot))
     }
 
     fn add_shadow(&mut self, slot: Slot) -> Result<()> {
@@ -311,6 +302,19 @@ impl Machine {
             }
         })
     }
+}
+
+/// The slots whose bf16 copies kernels read; optimisers, whose tables name theirs, refresh those that there are.
+pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
+    let cells = launches.iter().flat_map(|l| &l.args).flat_map(|arg| {
+        let members = if let Arg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
+        let maps = if let Arg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
+        members.iter().flatten().chain(maps.iter().map(|m| &m.tensor)).chain([arg])
+    });
+    cells.filter_map(|arg| match arg {
+        Arg::Shadow(slot) => Some(*slot),
+        _ => None,
+    })
 }
 
 /// Rows of the ring for steps of `metrics` losses.

@@ -3,12 +3,14 @@
 //! Both take the same calls: memory by address, copies, and `launch(kernel, geometry, arguments)`. What lies above knows
 //! one [`Gpu`] and never asks which.
 
+pub mod card;
 pub mod cuda;
 pub mod emu;
 pub mod launch;
 pub mod machine;
 pub mod nvrtc;
 pub mod nvtx;
+pub mod room;
 pub mod source;
 pub mod tensor_map;
 
@@ -79,6 +81,23 @@ pub type Address = u64;
 pub enum Gpu {
     Cuda(cuda::Cuda),
     Emu(emu::Emu),
+}
+
+/// A point behind all that was launched before it, on the device's clock.
+pub enum Mark {
+    Cuda(cuda::Mark),
+    Emu(Instant),
+}
+
+impl Mark {
+    /// Milliseconds from an earlier mark to this one, waiting for what lies between.
+    pub fn ms_since(&self, earlier: &Mark) -> Result<f32> {
+        match (self, earlier) {
+            (Mark::Cuda(later), Mark::Cuda(earlier)) => later.ms_since(earlier),
+            (Mark::Emu(later), Mark::Emu(earlier)) => Ok((*later - *earlier).as_secs_f32() * 1e3),
+            _ => Err(Error::Run("two marks of different machines".into())),
+        }
+    }
 }
 
 /// Memory of a machine, freed with it.
@@ -168,6 +187,13 @@ impl Gpu {
                 e.launch(p)?;
                 Ok(start.elapsed().as_secs_f32() * 1e3)
             }
+        }
+    }
+    /// Marks the point behind all that was launched before; the emulator has run it by then.
+    pub fn mark(&self) -> Result<Mark> {
+        match self {
+            Gpu::Cuda(d) => d.mark().map(Mark::Cuda),
+            Gpu::Emu(_) => Ok(Mark::Emu(Instant::now())),
         }
     }
     /// Waits for all that was launched.

@@ -134,12 +134,13 @@ impl Dims {
     }
 }
 
-/// Pixels of each part of the moments that forward's tiles leave.
-pub(super) fn moment_rows(d: &Dims, elem: Elem) -> usize {
-    if Product::forward(d, elem).is_some() {
-        return MOMENT_ROWS;
+/// Pixels of each part of the moments that forward's tiles leave. None where the tile that leaves none, and a pass over the
+/// output, take less time together.
+pub(super) fn moment_rows(d: &Dims, elem: Elem) -> Option<usize> {
+    match Product::forward(d, elem) {
+        Some(product) => product.leaves_moments().then_some(MOMENT_ROWS),
+        None => Some(Tile::of(d.n * d.p * d.q, d.k, 1).rows),
     }
-    Tile::of(d.n * d.p * d.q, d.k, 1).rows
 }
 
 /// Launches the fold of a producer's moments into sums `[2][k]` about `shift` `[k]`, as one part of `lib/channels.cuh`.

@@ -118,6 +118,20 @@ impl Product {
             .collect()
     }
 
+    /// Whether the product had better leave the moments of its output's channels, in turns, than be done abreast with a pass
+    /// over the output behind it: two bytes an element, of which memory brings a multiprocessor 18.6 a cycle.
+    pub fn leaves_moments(&self) -> bool {
+        const PASS: f64 = 2.0 / 18.6;
+        let slabs = self.d.r * self.d.s * self.inner / SLAB;
+        // Cycles an element.
+        let fastest = |in_turns: bool| {
+            let those = TILES.iter().filter(|t| t.in_turns == in_turns && t.columns < 2 * self.columns);
+            let cycles = those.map(|t| t.cycles(slabs) as f64 / (t.rows * t.columns) as f64);
+            cycles.fold(f64::INFINITY, f64::min)
+        };
+        fastest(true) <= fastest(false) + PASS
+    }
+
     /// The windows' map, in boxes that the way of the launch decides, and the filter's.
     pub fn maps(&self, windows: Tensor, filter: Tensor) -> Value {
         let Dims { n, h, w, c, k, r, s, p, q, stride, pad } = self.d;
@@ -198,7 +212,8 @@ mod tests {
         };
         let of = |i: usize| {
             let [y, x, w] = [0, 1, 2].map(|j| tensor(3 * i + j));
-            let io = [y.into(), Value::Null, x.into(), w.into(), Value::Null, Value::Null, Value::Null];
+            let null = || Value::Null;
+            let io = [y.into(), null(), x.into(), w.into(), null(), null(), null()];
             let args = vec![
                 product.maps(x, w),
                 Value::member("Conv2dForward", io),
@@ -241,6 +256,16 @@ mod tests {
         assert_eq!(both(&second), ("conv2d_fwd_wgmma<128, 64>", "conv2d_dgrad_wgmma_abreast<192, 256>"));
         let third = Dims { h: 9, w: 7, p: 9, q: 7, ..dims(3, 9, [128, 192], 1, 1) };
         assert_eq!(both(&third), ("conv2d_fwd_wgmma<128, 128>", "conv2d_dgrad_wgmma<128, 128>"));
+    }
+
+    #[test]
+    fn moments_are_left_where_they_cost_less_than_a_pass() {
+        let leaves = |size, channels, taps| {
+            Product::forward(&dims(64, size, channels, taps, 1), Elem::Bf16).unwrap().leaves_moments()
+        };
+        assert!(leaves(56, [64, 64], 3), "too narrow for the tile that leaves none");
+        assert!(leaves(56, [64, 256], 1) && leaves(14, [256, 1024], 1), "few slabs");
+        assert!(!leaves(14, [256, 256], 3) && !leaves(14, [1024, 256], 1), "many");
     }
 
     #[test]

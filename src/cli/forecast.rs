@@ -1,0 +1,121 @@
+//! A forecast as text.
+
+use super::lines;
+use crate::report;
+use serde_json::Value;
+
+/// Rows of a step's table that take less than this share of its time are added up in one.
+const LEAST_SHARE: f64 = 0.01;
+
+/// The forecast's stages as a table, then its other figures, then what each stage's step costs on the card. What is not a
+/// forecast prints as plain lines.
+pub fn text(forecast: &Value) -> String {
+    let Some(stages) = forecast["stages"].as_array() else { return lines(forecast) };
+    let mut text = format!(
+        "\n{:<16} {:>7} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}\n",
+        "stage", "steps", "GFLOP", "MB moved", "ms a step", "seconds", "launches", "MB on GPU"
+    );
+    for s in stages {
+        text += &format!(
+            "{:<16} {:>7} {:>9.2} {:>9.0} {:>10.1} {:>9.0} {:>9} {:>9.0}\n",
+            word(&s["name"]),
+            s["steps"],
+            2e-9 * number(&s["macs"]),
+            megabytes(&s["bytes_moved"]),
+            number(&s["step_ms"]),
+            number(&s["seconds"]),
+            s["gpu"]["launches"],
+            megabytes(&s["gpu"]["bytes_moved"]),
+        );
+    }
+    text +=
+        "(of one step; the last two columns are those of a GPU's step: kernel launches and bytes moved)\n";
+    let (p, card) = (&forecast["parameters"], word(&forecast["card"]["name"]).to_uppercase());
+    let source = if forecast["is_measured"] == true {
+        "timed here just now, a few steps of each stage".into()
+    } else {
+        format!("the least that an {card} takes for these launches; nothing was timed")
+    };
+    let held = |part: &str| number(&forecast["gpu_peak"][part]) / 1e9;
+    let (gpu, whole) = (number(&forecast["gpu_peak_bytes"]), number(&forecast["card"]["memory_bytes"]));
+    text += &format!(
+        "\ntime       {} ({source})\n\
+         memory     {:.0} MB at the peak ({:.0} MB of tensors, {:.0} MB for the largest step)\n\
+         GPU memory {:.2} GB at the peak ({:.2} GB of tensors, {:.2} GB of bf16 copies, {:.2} GB for the largest step): \
+         {:.1} % of an {card}\n\
+         parameters {:.2} M in the teachers, {:.2} M in the student\n",
+        report::duration(number(&forecast["seconds"])),
+        megabytes(&forecast["peak_bytes"]),
+        megabytes(&forecast["store_bytes"]),
+        megabytes(&forecast["arena_bytes"]),
+        gpu / 1e9,
+        held("store_bytes"),
+        held("copies_bytes"),
+        held("arena_bytes"),
+        100.0 * gpu / whole,
+        megabytes(&p["teachers"]),
+        megabytes(&p["student"]),
+    );
+    text += &format!(
+        "\none step on an {card}: what its launches move against what a schedule fused layer by layer must move, and the\n\
+         least ms that the card's data sheet allows for either\n{:<40} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9}\n",
+        "", "launches", "GFLOP", "MB moved", "MB least", "ratio", "ms moved", "ms least"
+    );
+    stages.iter().for_each(|s| text += &step(s));
+    text
+}
+
+/// A stage's total, its parts, and their ops, the slowest first.
+fn step(stage: &Value) -> String {
+    let gpu = &stage["gpu"];
+    let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
+    let parts = list(&gpu["parts"]);
+    let mut whole = gpu.clone();
+    whole["flops"] = (2.0 * number(&gpu["macs"])).into();
+    let mut text = row(word(&stage["name"]), &whole);
+    for p in &parts {
+        text += &row(&format!("  {}", word(&p["part"])), p);
+    }
+    let named = |p: &Value, op: &Value| {
+        (format!("    {} {}, {}", word(&op["op"]), word(&op["phase"]), word(&p["part"])), op.clone())
+    };
+    let mut ops: Vec<(String, Value)> =
+        parts.iter().flat_map(|p| list(&p["ops"]).into_iter().map(move |op| named(p, &op))).collect();
+    ops.sort_by(|a, b| number(&b.1["planned_ms"]).total_cmp(&number(&a.1["planned_ms"])));
+    let least = LEAST_SHARE * number(&gpu["planned_ms"]);
+    let (shown, rest): (Vec<_>, Vec<_>) =
+        ops.into_iter().partition(|(_, op)| number(&op["planned_ms"]) >= least);
+    shown.iter().for_each(|(name, op)| text += &row(name, op));
+    if !rest.is_empty() {
+        let keys = ["launches", "flops", "bytes_moved", "minimal_bytes", "planned_ms", "roofline_ms"];
+        let sum = |key: &str| rest.iter().map(|(_, op)| number(&op[key])).sum::<f64>();
+        let mut all: serde_json::Map<String, Value> =
+            keys.iter().map(|key| (key.to_string(), sum(key).into())).collect();
+        all.insert("ratio".into(), (sum("bytes_moved") / sum("minimal_bytes")).into());
+        text += &row(&format!("    {} others", rest.len()), &all.into());
+    }
+    text
+}
+
+fn row(name: &str, v: &Value) -> String {
+    let ratio = v["ratio"].as_f64().map_or("-".into(), |r| format!("{r:.2}"));
+    format!(
+        "{name:<40} {:>8} {:>9.2} {:>9.1} {:>9.1} {ratio:>6} {:>9.3} {:>9.3}\n",
+        number(&v["launches"]),
+        1e-9 * number(&v["flops"]),
+        megabytes(&v["bytes_moved"]),
+        megabytes(&v["minimal_bytes"]),
+        number(&v["planned_ms"]),
+        number(&v["roofline_ms"]),
+    )
+}
+
+fn word(v: &Value) -> &str {
+    v.as_str().unwrap_or("?")
+}
+fn number(v: &Value) -> f64 {
+    v.as_f64().unwrap_or(0.0)
+}
+fn megabytes(v: &Value) -> f64 {
+    number(v) / 1e6
+}

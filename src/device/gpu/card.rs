@@ -1,0 +1,85 @@
+//! What a graphics card can do at most, by its data sheet.
+
+/// A card, its SXM board. Decimal units, as the sheets have them.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Card {
+    /// As `--card` takes it.
+    pub name: &'static str,
+    /// A part of what the driver calls it.
+    #[serde(skip)]
+    device: &'static str,
+    pub memory_bytes: f64,
+    pub bytes_per_second: f64,
+    /// Dense bf16 products with f32 sums, operations a second.
+    pub bf16_flops: f64,
+    /// Plain f32, operations a second.
+    pub f32_flops: f64,
+}
+
+/// From NVIDIA's data sheets.
+static CARDS: [Card; 4] = [
+    card("h200", "H200", 141e9, 4.8e12, 989e12, 67e12),
+    card("h100", "H100 80GB HBM3", 80e9, 3.35e12, 989e12, 67e12),
+    card("a100", "A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 19.5e12),
+    card("a100-40gb", "A100-SXM4-40GB", 40e9, 1.555e12, 312e12, 19.5e12),
+];
+
+const fn card(
+    name: &'static str,
+    device: &'static str,
+    memory_bytes: f64,
+    bytes_per_second: f64,
+    bf16_flops: f64,
+    f32_flops: f64,
+) -> Card {
+    Card { name, device, memory_bytes, bytes_per_second, bf16_flops, f32_flops }
+}
+
+impl Default for &'static Card {
+    /// The H200, which kernels are tuned for.
+    fn default() -> Self {
+        &CARDS[0]
+    }
+}
+
+impl Card {
+    /// The card of that short name.
+    pub fn named(name: &str) -> Option<&'static Card> {
+        CARDS.iter().find(|c| c.name == name)
+    }
+    /// The card that a driver's name of a device speaks of.
+    pub fn of_device(device: &str) -> Option<&'static Card> {
+        CARDS.iter().find(|c| device.contains(c.device))
+    }
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        CARDS.iter().map(|c| c.name)
+    }
+    /// The least seconds for so many bytes and operations.
+    pub fn least_seconds(&self, bytes: u64, flops: u64, is_bf16: bool) -> f64 {
+        let peak = if is_bf16 { self.bf16_flops } else { self.f32_flops };
+        (bytes as f64 / self.bytes_per_second).max(flops as f64 / peak)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_are_found_by_either_name() {
+        assert_eq!(<&Card>::default().name, "h200");
+        assert_eq!(Card::named("a100").unwrap().memory_bytes, 80e9);
+        assert_eq!(Card::named("b200"), None);
+        assert_eq!(Card::of_device("NVIDIA H200").unwrap().name, "h200");
+        assert_eq!(Card::of_device("NVIDIA A100-SXM4-40GB").unwrap().name, "a100-40gb");
+        assert_eq!(Card::of_device("NVIDIA GeForce RTX 4090"), None);
+    }
+
+    #[test]
+    fn the_slower_of_memory_and_arithmetic_counts() {
+        let card = <&Card>::default();
+        assert_eq!(card.least_seconds(4_800_000_000, 0, true), 1e-3);
+        assert_eq!(card.least_seconds(1, 989_000_000_000, true), 1e-3);
+        assert_eq!(card.least_seconds(1, 67_000_000_000, false), 1e-3);
+    }
+}

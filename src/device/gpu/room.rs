@@ -1,0 +1,55 @@
+//! What a machine will hold for plans, reckoned without one by the rules of [`Machine::make_room`](super::machine::Machine::make_room).
+
+use super::launch::{Arg, Launch};
+use super::machine::{RING_BYTES, copies_read};
+use crate::device::{Space, StepState};
+use std::collections::BTreeSet;
+
+/// A machine's memory while plan after plan finds room in it.
+#[derive(Default)]
+pub struct Room {
+    /// Buffers of the store with a bf16 copy, which stays once somebody has asked for it.
+    copied: BTreeSet<usize>,
+    /// The largest arena so far.
+    arena: usize,
+}
+
+/// Bytes that a machine holds while one plan runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Held {
+    /// The store's mirror, f32.
+    pub store_bytes: usize,
+    /// bf16 copies of the store's buffers that convolutions read.
+    pub copies_bytes: usize,
+    pub arena_bytes: usize,
+    /// The step's state, the ring of metrics, and the tables that launches point to.
+    pub tables_bytes: usize,
+}
+
+impl Held {
+    pub fn total(&self) -> usize {
+        self.store_bytes + self.copies_bytes + self.arena_bytes + self.tables_bytes
+    }
+}
+
+impl Room {
+    /// Makes room for a plan: `store` holds the bytes of each buffer that the store has by then.
+    pub fn take(&mut self, store: &[usize], launches: &[Launch], arena_bytes: usize) -> Held {
+        let in_store = copies_read(launches).filter_map(|slot| match slot.space {
+            Space::Store(i) => Some(i as usize),
+            Space::Arena => None,
+        });
+        self.copied.extend(in_store);
+        self.arena = self.arena.max(arena_bytes);
+        let cells = launches.iter().flat_map(|l| &l.args).map(|a| match a {
+            Arg::Table(cells) => cells.len(),
+            _ => 0,
+        });
+        Held {
+            store_bytes: store.iter().sum(),
+            copies_bytes: self.copied.iter().map(|i| store[*i] / 2).sum(),
+            arena_bytes: self.arena,
+            tables_bytes: size_of::<StepState>() + RING_BYTES + 8 * cells.sum::<usize>(),
+        }
+    }
+}
