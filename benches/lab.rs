@@ -62,7 +62,8 @@ fn main() -> Result<()> {
                 true => (size.min(9), channels.map(|c| c.min(128)), members.min(2)),
                 false => (size, channels, members),
             };
-            let p = Problem { members, images, size, channels, taps, stride, adds, is_gradient };
+            let p =
+                Problem { members, images, size, channels, taps, stride, adds, is_gradient, moments: false };
             let [c, k] = channels;
             let product = if is_gradient { "input gradient" } else { "forward" };
             let name =

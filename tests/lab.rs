@@ -12,7 +12,7 @@ use dfka_engine::device::gpu::emu::Emu;
 use dfka_engine::device::gpu::machine::Machine;
 use dfka_engine::device::{Slot, StepState};
 use dfka_engine::tensor::Elem;
-use lab::{Operands, Problem, RUNGS, SLOPE};
+use lab::{MOMENT_ROWS, Operands, Problem, RUNGS, SLOPE};
 
 /// Numbers that bf16 holds, from -1 to 1.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
@@ -58,6 +58,25 @@ fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], gate: &[u8])
         return y.iter().enumerate().map(|(i, v)| if open(i) { *v } else { v * SLOPE }).collect();
     }
     y.iter().enumerate().map(|(i, v)| v + bias[i % k]).map(|v| if v > 0.0 { v } else { v * SLOPE }).collect()
+}
+
+/// Of every 64 pixels and each channel the mean and the squared distances from it, of what the activation took.
+fn check_moments(p: &Problem, found: &[f32], y: &[f32]) {
+    let (k, pixels) = (p.channels[1], p.pixels()[1]);
+    let before = |m: usize, c: usize| {
+        f64::from(y[m * k + c]) / if y[m * k + c] > 0.0 { 1.0 } else { f64::from(SLOPE) }
+    };
+    for (part, first) in (0..pixels).step_by(MOMENT_ROWS).enumerate() {
+        let rows = first..(first + MOMENT_ROWS).min(pixels);
+        for c in 0..k {
+            let n = rows.len() as f64;
+            let mean = rows.clone().map(|m| before(m, c)).sum::<f64>() / n;
+            let square = rows.clone().map(|m| (before(m, c) - mean).powi(2)).sum::<f64>();
+            let at = |i: usize| f64::from(found[(2 * part + i) * k + c]);
+            let what = format!("part {part}, channel {c}: mean {mean} {}, squares {square} {}", at(0), at(1));
+            assert!((at(0) - mean).abs() < 1e-4 && (at(1) - square).abs() < 1e-4 * square.max(1.0), "{what}");
+        }
+    }
 }
 
 fn check(machine: &mut Machine, p: &Problem, order: i32) {
@@ -111,9 +130,12 @@ fn check(machine: &mut Machine, p: &Problem, order: i32) {
                 assert!(p.is_gradient || wanted.abs() < 1e-3 || bit == (*wanted > 0.0), "{what}: bit {bit}");
             }
         }
+        for (o, wanted) in operands.iter().zip(&wanted).filter(|_| p.moments) {
+            check_moments(p, &machine.read(o.moments, Elem::F32).unwrap(), wanted);
+        }
         ran += 1;
     }
-    assert!(ran >= 4, "{ran} rungs");
+    assert!(ran >= if p.moments { 2 } else { 4 }, "{ran} rungs");
 }
 
 #[test]
@@ -127,11 +149,13 @@ fn every_rung_computes_the_convolution() {
         stride: 1,
         adds: true,
         is_gradient: false,
+        moments: false,
     };
     let problems = [
         forward,
         Problem { members: 2, channels: [192, 320], taps: 1, adds: false, ..forward },
         Problem { size: 12, stride: 2, ..forward },
+        Problem { adds: false, moments: true, ..forward },
         Problem { is_gradient: true, ..forward },
         Problem { members: 2, channels: [320, 128], taps: 1, is_gradient: true, adds: false, ..forward },
     ];

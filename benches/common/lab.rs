@@ -18,7 +18,12 @@ pub struct Problem {
     /// Forward: whether a residual is added. Gradient: whether the sum is added to what is there.
     pub adds: bool,
     pub is_gradient: bool,
+    /// Whether the forward product leaves its channels' moments; only production can, in turns.
+    pub moments: bool,
 }
+
+/// Pixels of a part of the moments.
+pub const MOMENT_ROWS: usize = 64;
 
 /// Where a member's operands lie in the arena. `bits` are the activation's: written by the forward product, the gradient's gate.
 pub struct Operands {
@@ -28,6 +33,7 @@ pub struct Operands {
     pub residual: Slot,
     pub y: Slot,
     pub bits: Slot,
+    pub moments: Slot,
 }
 
 impl Problem {
@@ -79,6 +85,7 @@ impl Problem {
             residual: take(2 * y * k),
             y: take(2 * y * k),
             bits: take(if self.is_gradient { x * c } else { y * k } / 8),
+            moments: take(y.div_ceil(MOMENT_ROWS) * 2 * k * 4),
         });
         (all.collect(), end)
     }
@@ -198,7 +205,8 @@ impl Rung {
             stages if self.is_mma() => stages * (stage + (self.rows + self.columns) * 16),
             0 => {
                 let stages = (224 << 10) / stage;
-                stages * stage + (2 * stages + 2) * 8
+                let moments = if self.rows == 128 && self.stays { 2 * 768 } else { 0 };
+                stages * stage + (2 * stages + 2) * 8 + moments
             }
             stages => stages * stage,
         }
@@ -211,6 +219,10 @@ impl Rung {
         multiprocessors: usize,
     ) -> Result<Option<Launch>> {
         let Some(kernel) = self.kernels[usize::from(p.is_gradient)] else { return Ok(None) };
+        let leaves_moments = kernel.starts_with("conv2d_fwd_wgmma<");
+        if p.moments && !leaves_moments {
+            return Ok(None);
+        }
         let [rows, columns, _] = p.product();
         let tiles = rows.div_ceil(self.rows) * columns.div_ceil(self.columns);
         let grid = match self.stays {
@@ -221,7 +233,8 @@ impl Rung {
         let of = Arg::Slot;
         let forward = |o: &Operands| {
             let residual = if p.adds { of(o.residual) } else { Arg::Null };
-            vec![of(o.y), Arg::Null, of(o.bits), of(o.x), of(o.filter), of(o.bias), residual, Arg::Null]
+            let moments = if p.moments { of(o.moments) } else { Arg::Null };
+            vec![of(o.y), Arg::Null, of(o.bits), of(o.x), of(o.filter), of(o.bias), residual, moments]
         };
         let gradient = |o: &Operands| vec![of(o.x), of(o.y), of(o.filter), of(o.bits)];
         let mut args = Vec::new();

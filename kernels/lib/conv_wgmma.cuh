@@ -38,8 +38,10 @@ template <int BM, int BN, bool turns> struct Wgmma {
     static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES, STAGES = (224 << 10) / STAGE;
     // Warps that read each slab.
     static constexpr int READERS = turns ? 4 : 4 * GROUPS;
+    // What three warps of each warpgroup that takes turns tell the fourth of 16 columns' moments, twice.
+    static constexpr int MOMENT_BYTES = turns ? 2 * 3 * 16 * 8 : 0;
     // Barriers follow the slabs: full and empty for each stage, and the two turns.
-    static constexpr int SHARED_BYTES = STAGES * STAGE + (2 * STAGES + 2) * 8;
+    static constexpr int SHARED_BYTES = STAGES * STAGE + (2 * STAGES + 2) * 8 + GROUPS * MOMENT_BYTES;
     // Of 32 columns, the unit of the epilogue.
     static constexpr int BLOCKS = BN / 32;
     // From one warpgroup's rows to the next's, and from one part to the next.
@@ -191,6 +193,78 @@ DEV void transpose_quad(float (&v)[4][2]) {
     }
 }
 
+// Rows of pixels of a part of the moments: what a warpgroup has in a tile of any size.
+constexpr int MOMENT_ROWS = 64;
+
+// The moments of a warpgroup's columns, over 64 rows each: means and squared distances from them, in parts [2][k]. A warp sums
+// about the values of its first row, which lose no digits however far the mean is from zero; the warpgroup's first warp merges
+// all four (Chan, Golub, LeVeque 1983). 16 columns at a time: three warps' take 384 bytes of `scratch`, used in turns.
+template <class W, class Io>
+DEV void leave_moments(const float (&d)[W::PARTS][W::N / 2], const Product& g, const Io& io, int group, int first_row,
+                       int first_column, float* scratch) {
+    const int lane = lane_id(), warp = warp_id() & 3;
+    // The column of 16 that a lane ends with; lanes that differ in bit 2 have the same.
+    const int mine = (lane >> 3 & 1) * 8 + (lane & 3) * 2 + (lane >> 4);
+    auto rows_of = [](int rows) { return rows < 0 ? 0 : rows < 16 ? rows : 16; };
+    UNROLL
+    for (int part = 0; part < W::PARTS; part++) {
+        const int row = first_row + part * W::PART_ROWS, column = first_column + part * W::PART_COLUMNS;
+        const int rows = g.rows - row, here = rows_of(rows - warp * 16);
+        if (rows <= 0) break;
+        const bool has[2] = {lane / 4 < here, lane / 4 + 8 < here};
+        // A warp that has rows comes behind full ones. Of its and their rows it has 1 / (w + 1), the last one perhaps less.
+        const float over = here > 0 ? 1.0f / (float)here : 0.0f;
+        const float last = rows < 64 ? (float)(rows % 16) / (float)rows : 0.0f;
+        const u32 at = (u32)(row / MOMENT_ROWS) * 2 * g.columns + column + mine;
+        UNROLL
+        for (int unit = 0; unit < W::N / 16; unit++) {
+            if (column + unit * 16 >= g.columns) break;
+            float mean = 0.0f, square = 0.0f;
+            // Eight columns after eight, which takes fewer registers.
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                float about[2], first[2], second[2];
+                UNROLL
+                for (int i = 0; i < 2; i++) {
+                    const float* const v = d[part] + (unit * 2 + half) * 4 + i;
+                    about[i] = shfl(v[0], lane & 3);
+                    const float above = has[0] ? v[0] - about[i] : 0.0f, below = has[1] ? v[2] - about[i] : 0.0f;
+                    first[i] = above + below;
+                    second[i] = fmaf(above, above, below * below);
+                }
+                // Lanes that differ in bit 4 take a column each of the two.
+                const bool high = lane & 16;
+                const float f = shfl_xor(high ? first[0] : first[1], 16), s = shfl_xor(high ? second[0] : second[1], 16);
+                float sum = (high ? first[1] : first[0]) + f, squares = (high ? second[1] : second[0]) + s;
+                UNROLL
+                for (int by = 8; by >= 4; by /= 2) {
+                    sum += shfl_xor(sum, by);
+                    squares += shfl_xor(squares, by);
+                }
+                const float away = sum * over;
+                if ((lane >> 3 & 1) == half) {
+                    mean = (high ? about[1] : about[0]) + away;
+                    square = squares - away * sum;
+                }
+            }
+            float* const to = scratch + unit % 2 * (3 * 16 * 2) + mine * 2;
+            if (warp > 0 && !(lane & 4)) store_pack(to + (warp - 1) * 32, Pack<float, 2>{{mean, square}});
+            named_barrier_sync(1 + group, 128);
+            if (warp > 0 || lane & 4) continue;
+            UNROLL
+            for (int w = 1; w < 4; w++) {
+                if (rows <= w * 16) break;
+                const Pack<float, 2> v = load_pack<2>(to + (w - 1) * 32);
+                const float between = v.v[0] - mean, share = rows >= w * 16 + 16 ? 1.0f / (float)(w + 1) : last;
+                mean = fmaf(between, share, mean);
+                square += fmaf(between * between, share * (float)(w * 16), v.v[1]);
+            }
+            io.moments[at + unit * 16] = mean + (io.bias ? io.bias[column + mine + unit * 16] : 0.0f);
+            io.moments[at + g.columns + unit * 16] = square;
+        }
+    }
+}
+
 // Hands a warpgroup's sums out eight neighbouring columns at a time, straight from the registers (shared memory belongs to
 // the next tile's slabs): `out.store(at, sums, old)`, `at` an element of the map. `old`, what it takes from maps, is fetched 32 columns
 // ahead.
@@ -255,7 +329,7 @@ DEV float element(const Eight& of, int i) { return bits_to_float(i % 2 ? of.v[i 
 
 // The multiplying warpgroups. `out_of(member)` says what becomes of the sums.
 template <class W, int BM, int BN, bool turns, bool is_gradient, class OutOf>
-DEV void multiply_tiles(const Product& g, int tiles, const char* slabs, Barriers<W::STAGES>& bars, OutOf out_of) {
+DEV void multiply_tiles(const Product& g, int tiles, const char* slabs, Barriers<W::STAGES>& bars, char* moments, OutOf out_of) {
     // The same in all lanes, which the compiler cannot know of threadIdx.x / 128: descriptors live in uniform registers.
     const int group = shfl(warp_id(), 0) / 4 - 1;
     const bool is_first_lane = lane_id() == 0;
@@ -301,6 +375,11 @@ DEV void multiply_tiles(const Product& g, int tiles, const char* slabs, Barriers
         UNROLL
         for (int i = 0; i < W::PARTS; i++) wgmma_hold(d[i]);
         if (is_first_lane) mbar_arrive(&bars.empty[reading]);
+        // Abreast it would spill 11 registers: launch.rs has products that leave moments take turns.
+        if constexpr (turns && !is_gradient) {
+            float* const scratch = reinterpret_cast<float*>(moments + group * W::MOMENT_BYTES);
+            if (out.io.moments) leave_moments<W>(d, g, out.io, group, tile.row + first_row, tile.column, scratch);
+        }
         hand_out_sums<W>(d, g, tile.row + first_row, tile.column, out);
     }
 }
@@ -327,7 +406,8 @@ DEV void wgmma_convolution(const TensorMaps& maps, const Product& g, int members
         if (warp_id() == 0) copy_tiles<W, BM, BN, is_gradient>(maps, g, tiles, shared, bars, prefetch);
     } else {
         setmaxnreg_inc<W::MULTIPLY_REGISTERS>();
-        multiply_tiles<W, BM, BN, turns, is_gradient>(g, tiles, shared, bars, out_of);
+        char* const moments = reinterpret_cast<char*>(&bars + 1);
+        multiply_tiles<W, BM, BN, turns, is_gradient>(g, tiles, shared, bars, moments, out_of);
     }
 }
 

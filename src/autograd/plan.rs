@@ -220,7 +220,8 @@ impl<R: Real> Plan<R> {
                 continue;
             };
             let shapes: Vec<_> = tape.nodes[p].inputs.iter().map(|v| tape.shape(*v)).collect();
-            let Some(rows) = tape.nodes[p].op.gives_moments(&shapes, tape.shape(x)) else { continue };
+            let maps = store.maps.unwrap_or(Elem::F32);
+            let Some(rows) = tape.nodes[p].op.gives_moments(&shapes, tape.shape(x), maps) else { continue };
             let (pixels, c) = (tape.shape(x).elems() / tape.shape(x).c(), tape.shape(x).c());
             let made = each(&forward).find(|(_, i)| *i == p).map_or(t, |(made, _)| made);
             let bytes = pixels.div_ceil(rows) * 2 * c * Elem::F32.bytes();

@@ -270,10 +270,10 @@ impl Operator for Conv2d {
     fn absorbs(&self, y: Shape) -> bool {
         self.act == Act::None && !self.residual && y.h() * y.w() > 1
     }
-    fn gives_moments(&self, inputs: &[Shape], y: Shape) -> Option<usize> {
+    fn gives_moments(&self, inputs: &[Shape], y: Shape, maps: Elem) -> Option<usize> {
         let d = Dims::of(self, inputs[0], inputs[1], y);
         let is_last = self.act == Act::None && !self.residual && d.p * d.q > 1;
-        if is_last { launch::moment_rows(&d) } else { None }
+        if is_last { launch::moment_rows(&d, maps) } else { None }
     }
     fn launch_key(&self, inputs: &[Shape]) -> Option<String> {
         Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1]))

@@ -269,7 +269,7 @@ pub trait Operator {
         None
     }
     /// On a GPU, whether forward's kernels leave the moments of the output's channels behind, in parts of so many pixels.
-    fn gives_moments(&self, _inputs: &[Shape], _output: Shape) -> Option<usize> {
+    fn gives_moments(&self, _inputs: &[Shape], _output: Shape, _maps: Elem) -> Option<usize> {
         None
     }
     /// Whether forward begins with the moments of the first input's channels.
@@ -387,8 +387,8 @@ macro_rules! registry {
             fn passes_gradient(&self, inputs: usize) -> Option<usize> {
                 match self { $(Op::$op(op) => op.passes_gradient(inputs)),* }
             }
-            fn gives_moments(&self, inputs: &[Shape], output: Shape) -> Option<usize> {
-                match self { $(Op::$op(op) => op.gives_moments(inputs, output)),* }
+            fn gives_moments(&self, inputs: &[Shape], output: Shape, maps: Elem) -> Option<usize> {
+                match self { $(Op::$op(op) => op.gives_moments(inputs, output, maps)),* }
             }
             fn takes_moments(&self) -> bool {
                 match self { $(Op::$op(op) => op.takes_moments()),* }

@@ -3,14 +3,14 @@
 #include "lib/conv_wgmma.cuh"
 
 struct Conv2dForward {
-    bf16* y;           // [n, p, q, k]
-    bf16* before;      // null: only production writes what comes before the activation
-    u8* mask;          // [n, p, q, k / 8] bits of y > 0, or null
-    const bf16* x;     // [n, h, w, c]
-    const bf16* w;     // [k, r, s, c]
-    const float* bias; // [k] or null
+    bf16* y;              // [n, p, q, k]
+    bf16* before;         // null
+    u8* mask;             // [n, p, q, k / 8] bits of y > 0, or null
+    const bf16* x;        // [n, h, w, c]
+    const bf16* w;        // [k, r, s, c]
+    const float* bias;    // [k] or null
     const bf16* residual; // as y, or null
-    float* moments;    // null: production asks its mma.sync kernel for them
+    float* moments;       // null
 };
 
 KERNEL(384, 1)

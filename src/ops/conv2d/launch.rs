@@ -1,6 +1,6 @@
 //! The convolution's kernels: which tile, how many parts, what goes where.
 
-use super::wgmma::Product;
+use super::wgmma::{MOMENT_ROWS, Product};
 use super::{Conv2d, Dims, Phase};
 use crate::device::Slot;
 use crate::device::gpu::launch::{self, Arg as Value};
@@ -135,18 +135,13 @@ impl Dims {
     }
 }
 
-/// Operations a byte up to which an H200 waits for memory even where `mma.sync` multiplies, at 0.6 of the 989 TFLOP/s and
-/// the 4.8 TB/s of the data sheet.
-const MEMORY_BOUND: usize = 124;
-
-/// Pixels of each part of the moments that forward's tiles leave. The kernels with `wgmma` leave none: where multiplying
-/// decides, they save more than a pass over the output costs (3x3 on 64 channels, 1x1 from 1024 to 256), elsewhere less
-/// (1x1 from 64 to 256, from 128 to 512).
-pub(super) fn moment_rows(d: &Dims) -> Option<usize> {
-    let pixels = d.n * d.p * d.q;
-    let (operations, bytes) = (2 * pixels * d.k * d.depth(), 2 * (d.n * d.h * d.w * d.c + pixels * d.k));
-    let waits = operations <= MEMORY_BOUND * bytes;
-    (waits || Product::forward(d, Elem::Bf16).is_none()).then(|| Tile::of(pixels, d.k, 1).rows)
+/// Pixels of each part of the moments that forward's tiles leave. None where the tile that leaves none, and a pass over the
+/// output, take less time together.
+pub(super) fn moment_rows(d: &Dims, elem: Elem) -> Option<usize> {
+    match Product::forward(d, elem) {
+        Some(product) => product.leaves_moments().then_some(MOMENT_ROWS),
+        None => Some(Tile::of(d.n * d.p * d.q, d.k, 1).rows),
+    }
 }
 
 /// Launches the fold of a producer's moments into sums `[2][k]` about `shift` `[k]`, as one part of `lib/channels.cuh`.
@@ -221,9 +216,10 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
             moments.into(),
         ],
     );
-    if let Some(product) = Product::forward(&d, y.elem).filter(|_| moments.is_none()) {
+    if let Some(product) = Product::forward(&d, y.elem) {
+        let ways = product.ways("conv2d_fwd_wgmma", moments.is_some())?;
         let args = [product.maps(x, w), io, d.value()?, slope.into()];
-        return l.launch_fastest(product.ways("conv2d_fwd_wgmma")?, MULTIPROCESSORS, args);
+        return l.launch_fastest(ways, MULTIPROCESSORS, args);
     }
     let tile = Tile::of(d.n * d.p * d.q, d.k, 1);
     l.launch(
@@ -306,7 +302,7 @@ fn input_gradient(d: &Dims, dz: Tensor, (dx, write): (Tensor, Write), l: &mut La
     let slope = gate.map_or(0.0, |g| g.slope);
     if let Some(product) = Product::input_gradient(d, dx.elem) {
         let args = [product.maps(dz, w), io, d.value()?, write.into(), slope.into()];
-        return l.launch_fastest(product.ways("conv2d_dgrad_wgmma")?, MULTIPROCESSORS, args);
+        return l.launch_fastest(product.ways("conv2d_dgrad_wgmma", false)?, MULTIPROCESSORS, args);
     }
     // The first phase is the largest.
     let phases = Phase::all(d).len();

@@ -15,6 +15,9 @@ const SLAB: usize = 64;
 /// Rows of the filter in one box; mirrors BOX there.
 const FILTER_ROWS: u32 = 64;
 
+/// Pixels of a part of the moments that these kernels leave, whatever the tile; mirrors MOMENT_ROWS there.
+pub(super) const MOMENT_ROWS: usize = 64;
+
 /// Most taps of a filter's side, and the largest stride that a tensor map holds.
 const MOST_TAPS: usize = 16;
 const MOST_STRIDE: usize = 8;
@@ -50,11 +53,13 @@ const TILES: [Tile; 3] = [
 ];
 
 impl Tile {
-    /// As many stages as 224 KB hold, a full and an empty barrier each, and the two turns: `SHARED_BYTES` of the kernels.
+    /// As many stages as 224 KB hold, a full and an empty barrier each, the two turns, and what the warps of two warpgroups
+    /// tell each other of moments: `SHARED_BYTES` of the kernels.
     fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 128;
         let stages = (224 << 10) / stage;
-        (stages * stage + (2 * stages + 2) * 8) as u32
+        let moments = if self.in_turns { 2 * 768 } else { 0 };
+        (stages * stage + (2 * stages + 2) * 8 + moments) as u32
     }
     fn cycles(&self, slabs: usize) -> usize {
         let multiply = slabs * self.slab;
@@ -93,13 +98,13 @@ impl Product {
         (launch::has_wgmma() && elem == Elem::Bf16 && whole && small && counted && fits).then_some(self)
     }
 
-    /// The tiles that waste no half of their columns, as ways to launch `name`.
-    pub fn ways(&self, name: &str) -> Result<Vec<Way>> {
+    /// The tiles that waste no half of their columns, as ways to launch `name`; the one abreast leaves no moments.
+    pub fn ways(&self, name: &str, leaves_moments: bool) -> Result<Vec<Way>> {
         let slabs = self.d.r * self.d.s * self.inner / SLAB;
-        let narrow = |t: &&Tile| t.columns < 2 * self.columns;
+        let fits = |t: &&Tile| t.columns < 2 * self.columns && (t.in_turns || !leaves_moments);
         TILES
             .iter()
-            .filter(narrow)
+            .filter(fits)
             .map(|t| {
                 Ok(Way {
                     kernel: Kernel::find(&format!("{name}{}<{}, {}>", t.suffix, t.rows, t.columns))?,
@@ -111,6 +116,20 @@ impl Product {
                 })
             })
             .collect()
+    }
+
+    /// Whether the product had better leave the moments of its output's channels, in turns, than be done abreast with a pass
+    /// over the output behind it: two bytes an element, of which memory brings a multiprocessor 18.6 a cycle.
+    pub fn leaves_moments(&self) -> bool {
+        const PASS: f64 = 2.0 / 18.6;
+        let slabs = self.d.r * self.d.s * self.inner / SLAB;
+        // Cycles an element.
+        let fastest = |in_turns: bool| {
+            let those = TILES.iter().filter(|t| t.in_turns == in_turns && t.columns < 2 * self.columns);
+            let cycles = those.map(|t| t.cycles(slabs) as f64 / (t.rows * t.columns) as f64);
+            cycles.fold(f64::INFINITY, f64::min)
+        };
+        fastest(true) <= fastest(false) + PASS
     }
 
     /// The windows' map, in boxes that the way of the launch decides, and the filter's.
@@ -154,7 +173,8 @@ mod tests {
 
     /// The tile that a launch of so many members has on an H200.
     fn tile(product: &Product, members: usize) -> (u32, usize) {
-        let ways = product.ways(if product.is_gradient { "conv2d_dgrad_wgmma" } else { "conv2d_fwd_wgmma" });
+        let ways =
+            product.ways(if product.is_gradient { "conv2d_dgrad_wgmma" } else { "conv2d_fwd_wgmma" }, false);
         let ways = ways.unwrap();
         let cycles = |w: &&Way| (w.tiles * members).div_ceil(launch::MULTIPROCESSORS) * w.cycles;
         let best = ways.iter().min_by_key(cycles).unwrap();
@@ -200,7 +220,7 @@ mod tests {
                 d.value().unwrap(),
                 0.0f32.into(),
             ];
-            Launch::by_fastest(product.ways("conv2d_fwd_wgmma").unwrap(), 132, args).unwrap()
+            Launch::by_fastest(product.ways("conv2d_fwd_wgmma", false).unwrap(), 132, args).unwrap()
         };
         let mut launch = of(0);
         // 25 x 4 tiles of 128 x 128 fit one round, in which 17 x 2 of 192 x 256 take twice as long; for two members only those
@@ -222,7 +242,7 @@ mod tests {
     #[test]
     fn the_gates_reach_every_tile() {
         let kernel = |product: Option<Product>, name: &str| {
-            let ways = product.unwrap().ways(name).unwrap();
+            let ways = product.unwrap().ways(name, false).unwrap();
             let cycles = |w: &&Way| w.tiles.div_ceil(2) * w.cycles;
             ways.iter().min_by_key(cycles).unwrap().kernel.name
         };
@@ -236,6 +256,16 @@ mod tests {
         assert_eq!(both(&second), ("conv2d_fwd_wgmma<128, 64>", "conv2d_dgrad_wgmma_abreast<192, 256>"));
         let third = Dims { h: 9, w: 7, p: 9, q: 7, ..dims(3, 9, [128, 192], 1, 1) };
         assert_eq!(both(&third), ("conv2d_fwd_wgmma<128, 128>", "conv2d_dgrad_wgmma<128, 128>"));
+    }
+
+    #[test]
+    fn moments_are_left_where_they_cost_less_than_a_pass() {
+        let leaves = |size, channels, taps| {
+            Product::forward(&dims(64, size, channels, taps, 1), Elem::Bf16).unwrap().leaves_moments()
+        };
+        assert!(leaves(56, [64, 64], 3), "too narrow for the tile that leaves none");
+        assert!(leaves(56, [64, 256], 1) && leaves(14, [256, 1024], 1), "few slabs");
+        assert!(!leaves(14, [256, 256], 3) && !leaves(14, [1024, 256], 1), "many");
     }
 
     #[test]
