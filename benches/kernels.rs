@@ -379,7 +379,7 @@ fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<&Card>) -> Row {
     row.gb_s = row.bytes as f64 / seconds / 1e9;
     row.tflop_s = row.flops as f64 / seconds / 1e12;
     row.share = roof.map(|roof| {
-        let is_bf16 = row.kernel.contains("bf16");
+        let is_bf16 = row.kernel.contains("bf16") || row.kernel.contains("wgmma");
         let (bytes, flops) =
             (roof.least_seconds(row.bytes, 0, is_bf16), roof.least_seconds(0, row.flops, is_bf16));
         let name = if is_bf16 { "bf16" } else { "f32" };

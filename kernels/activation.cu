@@ -79,10 +79,10 @@ activation_step_fwd(T* RESTRICT y, u8* RESTRICT mask, const T* RESTRICT x, const
 INSTANCE(activation_step_fwd<float>)
 INSTANCE(activation_step_fwd<bf16>)
 
-// dx = dy * act', by the bits. Either output may be null; each follows its `add`. A null mask stands for act' = 1.
+// dx = dy * act', by the bits. Either output may be null, and they may be one; each follows its `add`. A null mask stands for act' = 1.
 template <class T>
 KERNEL(256)
-activation_step_bwd(T* RESTRICT dx, T* RESTRICT dresidual, const T* RESTRICT dy, const u8* RESTRICT mask, i64 pixels, int c,
+activation_step_bwd(T* dx, T* dresidual, const T* RESTRICT dy, const u8* RESTRICT mask, i64 pixels, int c,
                     float slope, int add, int add_residual) {
     const int mask_bytes = (c + 7) / 8;
     const bool aligned = c % 8 == 0;

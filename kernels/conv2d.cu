@@ -202,7 +202,7 @@ template <class T> struct Conv2dForward {
     const T* w;        // [k, r, s, c]
     const float* bias; // [k] or null
     const T* residual; // as y, or null
-    float* moments;    // [tiles of BM rows][2][k], `ColumnMoments` of what `before` has; or null
+    float* moments;    // [parts][2][k] of what `before` has, a part a tile of BM rows, or 64 rows (wgmma); or null
 };
 
 // y = act(bias + residual + x * w), rows of the product n p q, columns k, inner dimension r s c. act(v) = v > 0 ? v : v * slope.

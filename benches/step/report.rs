@@ -53,7 +53,7 @@ impl Fastest {
 const EAGER: &[&str] = &["eager", "graphed"];
 const COMPILED: &[&str] = &["compile", "units"];
 
-/// Prints the bars of EVIDENCE's goals with what was reached.
+/// Prints what is wanted of a step at the paper's scale, and what was reached.
 pub fn report(folder: &Path) -> Result<()> {
     let suffixes = std::iter::once(String::new()).chain((2..10).map(|n| n.to_string()));
     let calls: Vec<(Value, Option<Value>)> = suffixes
@@ -85,7 +85,9 @@ pub fn report(folder: &Path) -> Result<()> {
                     }
                 }
             }
-            let figure = best.ratio.map(|r| (format!("{r:.2}x ({})", best.name), r >= bar));
+            // Units alone leave seams that a whole step's compilation would close.
+            let seams = if best.name.starts_with("units") { ", whole step not compiled" } else { "" };
+            let figure = best.ratio.map(|r| (format!("{r:.2}x ({}{seams})", best.name), r >= bar));
             table.row(&format!("{row}: against {what}"), &format!(">= {bar}x"), figure);
         }
     }
@@ -99,9 +101,10 @@ pub fn report(folder: &Path) -> Result<()> {
         table.row(&format!("{row}: host time a replayed step"), "< 1 %", host);
         let ratio = of("teachers_ratio").map(|v| (format!("{v:.3}"), v <= 1.15));
         table.row(&format!("{row}: bytes moved / minimal, teachers"), "<= 1.15", ratio);
-        let memory = of("held_bytes").zip(of("forecast_bytes")).map(|(held, said)| {
-            let text = format!("{:.2} GB, forecast {:.2} GB", held / 1e9, said / 1e9);
-            (text, (held / said - 1.0).abs() <= 0.05)
+        // What the card itself lacks has the modules' code in it, and the driver's own.
+        let memory = of("driver_bytes").zip(of("forecast_bytes")).map(|(lacks, said)| {
+            let text = format!("{:.2} GB, forecast {:.2} GB", lacks / 1e9, said / 1e9);
+            (text, (lacks / said - 1.0).abs() <= 0.05)
         });
         table.row(&format!("{row}: memory against its forecast"), "within 5 %", memory);
     }

@@ -572,9 +572,12 @@ def compiled(step, kind, modules):
         # Units of one shape share what was compiled; there are more shapes than the default limit expects.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.cache_size_limit = 256
         for module in modules:
-            units = [module] if isinstance(module, Generator) else [module.stem, *(u for b in module.blocks for u in b)]
+            whole = isinstance(module, (Generator, Filter))
+            units = [module] if whole else [module.stem, *(u for b in module.blocks for u in b)]
             for unit in units:
                 unit.compile(mode="max-autotune-no-cudagraphs", **settings)
+        if isinstance(step, DualStep):
+            step.relative_error = torch.compile(step.relative_error, mode="max-autotune-no-cudagraphs", **settings)
     return step.forward
 
 
@@ -613,7 +616,8 @@ class GeneratorStep:
         # A rate of 0: hundreds of repeats must not lead the weights astray.
         self.adam = torch.optim.Adam(learning, 0.0, config.betas, fused=True, capturable=kind in CAPTURED)
         self.bank, self.at = place.bank(config), 0
-        self.loss = compiled(self, kind, [*self.nets, self.g])
+        own = [f for level in self.filters for f in level]
+        self.loss = compiled(self, kind, [*self.nets, self.g, *own])
 
     def forward(self):
         with self.place.context():
@@ -663,7 +667,9 @@ class DualStep:
             m: None if columns == list(range(len(config.labels[m]))) else torch.tensor(columns, device=place.device)
             for m, columns in config.tasks
         }
-        self.loss = compiled(self, kind, [*self.nets, self.trunk])
+        second = [] if self.second is None else [self.g]
+        self.relative_error = RelativeError.apply
+        self.loss = compiled(self, kind, [*self.nets, self.trunk, *self.filters, *second])
 
     def suffix(self, m, x):
         net, columns, features = self.nets[m], self.columns[m], [x]
@@ -689,7 +695,7 @@ class DualStep:
             for i, (a, w) in enumerate(zip(features, wanted_features)):
                 weight = config.feature if i == 0 else config.late / (len(features) - 1)
                 if weight > 0:
-                    loss = loss + weight * RelativeError.apply(a, w)
+                    loss = loss + weight * self.relative_error(a, w)
         return loss
 
     def forward(self):

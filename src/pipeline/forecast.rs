@@ -10,6 +10,7 @@ use crate::autograd::Engine;
 use crate::autograd::plan::{Cost, Sum, Traffic};
 use crate::device::StepState;
 use crate::device::gpu::card::Card;
+use crate::device::gpu::launch;
 use crate::device::gpu::room::{Held, Room};
 use crate::error::Result;
 use crate::models::targetnet::{StudentSpec, TaskSpec};
@@ -87,6 +88,7 @@ const TIMED: usize = 3;
 /// named, or a teacher's file is not there, nothing is timed: plans alone speak, which need no tensor's values.
 pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast> {
     let measures = card.is_none() && !spec.teachers.iter().any(|t| Absent::IsDrawn.draws(t));
+    card.into_iter().for_each(launch::plan_for);
     let (mut card, mut gpu_peak) = (card, Held::default());
     let mut stages = Vec::new();
     let mut peak = (0, 0);

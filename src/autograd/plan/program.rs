@@ -109,9 +109,13 @@ impl Program {
         self.owners.push(owners);
     }
 
-    /// Makes a launch a member of one from `start` on, or adds it.
+    /// Makes a launch a member of one from `start` on, or adds it; in either case behind whoever touches what it writes.
     fn join_or_add(&mut self, start: usize, launch: &Launch, label: &str, owner: usize) {
-        match (start..self.launches.len()).find(|i| self.launches[*i].join(launch)) {
+        let written: Vec<Slot> = launch.writes().collect();
+        let touches = |l: &Launch| l.operands().iter().any(|(slot, _)| written.contains(slot));
+        let end = self.launches.len();
+        let first = (start..end).rev().find(|i| touches(&self.launches[*i])).map_or(start, |i| i + 1);
+        match (first..end).find(|i| self.launches[*i].join(launch)) {
             Some(i) => self.owners[i].push(owner),
             None => self.add(launch.clone(), label.into(), vec![owner]),
         }
@@ -120,7 +124,7 @@ impl Program {
 
 /// Whether the launches of these instructions may run in turns, the first of each, then the second of each: not if one
 /// writes a gradient that another reads, or writes elsewhere among its operands. A gradient that all add to with the same
-/// kernels gets its additions in the same order either way.
+/// kernels gets its additions in the order of the instructions (`join_or_add`).
 fn may_interleave(group: &[Instruction], lists: &[(Vec<Launch>, String)]) -> bool {
     let touched = |i: &Instruction| -> Vec<(usize, Slot)> {
         let o = &i.operands;
@@ -135,4 +139,32 @@ fn may_interleave(group: &[Instruction], lists: &[(Vec<Launch>, String)]) -> boo
     };
     let conflicts = (0..group.len()).any(|i| group[..i].iter().any(|earlier| conflict(earlier, &group[i])));
     group.len() > 1 && !conflicts && lists.iter().all(|(l, _)| kernels(l) == kernels(&lists[0].0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A convolution that writes to arena slot `y`, with that slope.
+    fn launch(y: usize, slope: f32) -> Launch {
+        let slot = |i: usize| LaunchArg::Slot(Slot { space: Space::Arena, offset: i << 10, bytes: 1 << 10 });
+        let null = || LaunchArg::Null;
+        let io = [slot(y), null(), null(), slot(100 + y), slot(200), null(), null(), null()];
+        let dims = LaunchArg::Structure("Conv2dDims", vec![0; 44]);
+        let args = vec![LaunchArg::member("Conv2dForward", io), dims, slope.into()];
+        Launch::new("conv2d_fwd<float, 64, 64>", [1, 1, 1], 256, 0, args).unwrap()
+    }
+
+    #[test]
+    fn a_launch_joins_no_other_in_front_of_whoever_writes_to_the_same_place() {
+        let mut p =
+            Program { launches: vec![], labels: vec![], owners: vec![], ready: None, updates: vec![] };
+        // The third fits the first, but what it adds to is written by the second.
+        for (owner, (y, slope)) in [(1, 0.0), (2, 1.0), (2, 0.0), (3, 1.0), (4, 0.0)].into_iter().enumerate()
+        {
+            p.join_or_add(0, &launch(y, slope), "", owner);
+        }
+        assert_eq!(p.owners, [vec![0, 4], vec![1, 3], vec![2]]);
+        assert_eq!(p.launches.iter().map(Launch::members).collect::<Vec<_>>(), [2, 2, 1]);
+    }
 }

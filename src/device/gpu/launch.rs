@@ -1,5 +1,6 @@
 //! Launches: a kernel, its geometry and its arguments, checked against the kernel's own parameter list.
 
+use super::card::Card;
 use super::source::Parameter;
 use super::tensor_map::TensorMap;
 use super::{Address, Gpu, Kernel};
@@ -140,6 +141,12 @@ pub(super) fn keep_to_wgmma(has: bool) {
     WGMMA.store(has, Relaxed);
 }
 
+/// Plans compiled from here on are for this card, whatever device there is.
+pub fn plan_for(card: &Card) {
+    keep_to_shared(card.shared_bytes);
+    keep_to_wgmma(card.capability == (9, 0));
+}
+
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// One way to do a launch whose blocks stay and take tile after tile.
@@ -277,6 +284,12 @@ impl Launch {
             None => self.grid[1] += other.grid[1],
         }
         true
+    }
+    /// Where its members write: the first address of each.
+    pub fn writes(&self) -> impl Iterator<Item = Slot> {
+        let rows =
+            self.args.iter().flat_map(|a| if let Arg::Members(_, rows) = a { rows.as_slice() } else { &[] });
+        rows.filter_map(|row| if let Arg::Slot(slot) = row[0] { Some(slot) } else { None })
     }
     /// How many problems of equal sizes it solves at once.
     pub fn members(&self) -> usize {
