@@ -12,12 +12,14 @@ use crate::device::gpu::machine::ring_rows;
 use crate::device::memory::{Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
-use crate::ops::{Absorbs, Arg, Extent, Io, Op, Operands, Operator, Signature, Write};
+use crate::ops::{Absorbs, Arg, Extent, Io, Op, Operands, Operator, Write};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 
 mod absorb;
 mod gates;
+mod moments;
+mod needs;
 mod placer;
 mod program;
 mod schedule;
@@ -26,6 +28,7 @@ mod traffic;
 
 use absorb::Absorbed;
 use gates::Gates;
+use needs::Needs;
 use placer::Placer;
 use program::{Program, element_types};
 pub use timing::Timing;
@@ -134,48 +137,15 @@ impl<R: Real> Plan<R> {
             Extent::Bytes(b) => *b,
         };
 
-        // Which values does anybody look at, and through which does the loss depend on something that learns?
-        let mut used = vec![false; tape.values.len()];
-        let mut reaches = vec![false; tape.values.len()];
-        for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
-            used[at(v)] = true;
-        }
-        if let Some(loss) = loss {
-            reaches[at(&loss)] = tape.wants(loss);
-        }
-        let mut live = vec![false; n];
-        let mut signatures: Vec<Signature> = Vec::with_capacity(n);
-        for (i, node) in tape.nodes.iter().enumerate().rev() {
-            let back = node.outputs.iter().any(|v| reaches[at(v)]);
-            let args: Vec<Arg> = node
-                .inputs
-                .iter()
-                .map(|v| Arg { shape: tape.shape(*v), wants: back && tape.wants(*v) })
-                .collect();
-            let mut signature = node.op.signature(&args)?;
-            if let Some(maps) = store.maps {
-                node.op.device_extents(&args, maps, &mut signature);
-            }
-            live[i] = node.outputs.iter().any(|v| used[at(v)]) || !signature.updates.is_empty();
-            if live[i] {
-                for (v, arg) in node.inputs.iter().zip(&args) {
-                    used[at(v)] = true;
-                    reaches[at(v)] |= arg.wants;
-                }
-            }
-            signatures.push(signature);
-        }
-        signatures.reverse();
-        let recorded: Vec<usize> = (0..n).filter(|i| live[*i]).collect();
-        let has_back = |i: usize| {
-            tape.nodes[i].outputs.iter().any(|v| reaches[at(v)])
-                && tape.nodes[i].inputs.iter().any(|v| tape.wants(*v))
-        };
+        let needs = Needs::of(tape, loss, store.maps)?;
+        let signatures = &needs.signatures;
+        let has_back = |i: usize| needs.has_back(tape, i);
+        let recorded: Vec<usize> = (0..n).filter(|i| needs.live[*i]).collect();
         // The CPU runs nodes as they were recorded, one by one.
         let is_gpu = store.maps.is_some();
         let absorbed = if is_gpu { Absorbed::of(tape, &recorded) } else { Absorbed::default() };
         let forward: Vec<Vec<usize>> = if is_gpu {
-            schedule::groups(tape, &recorded, &signatures, &absorbed)
+            schedule::groups(tape, &recorded, signatures, &absorbed)
         } else {
             recorded.into_iter().map(|i| vec![i]).collect()
         };
@@ -212,24 +182,11 @@ impl<R: Real> Plan<R> {
                 placer.extend(b, end);
             }
         }
-        // What a producer can say of its output's channels while it has them, for whoever begins with that.
-        let mut moments: Vec<Option<(usize, usize)>> = vec![None; n];
-        for (t, i) in each(&forward).filter(|(_, i)| is_gpu && tape.nodes[*i].op.takes_moments()) {
-            let x = tape.nodes[i].inputs[0];
-            let Some(p) = tape.nodes.iter().position(|p| p.outputs[..] == [x]).filter(|p| live[*p]) else {
-                continue;
-            };
-            let shapes: Vec<_> = tape.nodes[p].inputs.iter().map(|v| tape.shape(*v)).collect();
-            let maps = store.maps.unwrap_or(Elem::F32);
-            let Some(rows) = tape.nodes[p].op.gives_moments(&shapes, tape.shape(x), maps) else { continue };
-            let (pixels, c) = (tape.shape(x).elems() / tape.shape(x).c(), tape.shape(x).c());
-            let made = each(&forward).find(|(_, i)| *i == p).map_or(t, |(made, _)| made);
-            let bytes = pixels.div_ceil(rows) * 2 * c * Elem::F32.bytes();
-            let (b, _) = *moments[p].get_or_insert_with(|| (placer.add(bytes, made), rows));
-            placer.extend(b, t);
-            moments[i] = Some((b, rows));
-        }
-        let loss_grad = loss.filter(|v| reaches[at(v)]).map(|v| {
+        let moments = match store.maps {
+            Some(maps) => moments::place(tape, &needs, &forward, maps, &mut placer),
+            None => vec![None; n],
+        };
+        let loss_grad = loss.filter(|v| needs.has_gradient(tape, *v)).map(|v| {
             let b = placer.add(reals(&v), forward.len());
             grad_buffer[at(&v)] = Some(b);
             b

@@ -1,0 +1,62 @@
+//! Which nodes of a tape matter, and what they say of themselves.
+
+use crate::autograd::tape::{Tape, Value};
+use crate::error::Result;
+use crate::ops::{Arg, Operator, Signature};
+use crate::tensor::Elem;
+
+/// What a step needs of its tape.
+pub(super) struct Needs {
+    /// By node: whether anybody looks at what it does.
+    pub(super) live: Vec<bool>,
+    pub(super) signatures: Vec<Signature>,
+    /// By the value that owns the memory: whether the loss depends, through it, on something that learns.
+    reaches: Vec<bool>,
+}
+
+impl Needs {
+    /// `maps`: how a GPU stores feature maps; none for the CPU.
+    pub(super) fn of(tape: &Tape, loss: Option<Value>, maps: Option<Elem>) -> Result<Needs> {
+        let at = |v: &Value| tape.root(*v);
+        let (mut used, mut reaches) = (vec![false; tape.values.len()], vec![false; tape.values.len()]);
+        for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
+            used[at(v)] = true;
+        }
+        if let Some(loss) = loss {
+            reaches[at(&loss)] = tape.wants(loss);
+        }
+        let mut live = vec![false; tape.nodes.len()];
+        let mut signatures: Vec<Signature> = Vec::with_capacity(tape.nodes.len());
+        for (i, node) in tape.nodes.iter().enumerate().rev() {
+            let back = node.outputs.iter().any(|v| reaches[at(v)]);
+            let args: Vec<Arg> = node
+                .inputs
+                .iter()
+                .map(|v| Arg { shape: tape.shape(*v), wants: back && tape.wants(*v) })
+                .collect();
+            let mut signature = node.op.signature(&args)?;
+            if let Some(maps) = maps {
+                node.op.device_extents(&args, maps, &mut signature);
+            }
+            live[i] = node.outputs.iter().any(|v| used[at(v)]) || !signature.updates.is_empty();
+            if live[i] {
+                for (v, arg) in node.inputs.iter().zip(&args) {
+                    used[at(v)] = true;
+                    reaches[at(v)] |= arg.wants;
+                }
+            }
+            signatures.push(signature);
+        }
+        signatures.reverse();
+        Ok(Needs { live, signatures, reaches })
+    }
+    /// Whether a gradient flows back to this value.
+    pub(super) fn has_gradient(&self, tape: &Tape, v: Value) -> bool {
+        self.reaches[tape.root(v)]
+    }
+    /// Whether node `i` runs backward.
+    pub(super) fn has_back(&self, tape: &Tape, i: usize) -> bool {
+        let node = &tape.nodes[i];
+        node.outputs.iter().any(|v| self.has_gradient(tape, *v)) && node.inputs.iter().any(|v| tape.wants(*v))
+    }
+}
