@@ -51,7 +51,8 @@ fn main() {
         files(&root.join("lib"), "cuh").iter().map(|p| (format!("lib/{}", name(p)), read(p))).collect();
     // The ladder's rungs beside the kernels themselves: what benches/lab.rs times and tests/lab.rs checks must not rot.
     let sources = [files(&root, "cu"), files(&root.join("lab/conv2d"), "cu")].concat();
-    let modules: Vec<Module> = sources.iter().map(|p| Module::read(p)).collect();
+    let included: String = headers.iter().map(|(_, text)| text.as_str()).collect();
+    let modules: Vec<Module> = sources.iter().map(|p| Module::read(p, &included)).collect();
     let compiled = compile_all(&modules, &headers, &out);
     let emulated = build_emulator(&root, &modules, &out);
     fs::write(out.join("kernels.rs"), table(&root, &modules, &headers, &compiled, emulated))
@@ -59,9 +60,9 @@ fn main() {
 }
 
 impl Module {
-    fn read(path: &Path) -> Module {
+    fn read(path: &Path, headers: &str) -> Module {
         let text = read(path);
-        let kernels = source::kernels(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let kernels = source::kernels(&text, headers).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert!(!kernels.is_empty(), "{}: no INSTANCE(...) line, so nothing to launch", path.display());
         Module { stem: name(path).trim_end_matches(".cu").into(), path: path.into(), text, kernels }
     }

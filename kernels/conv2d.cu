@@ -194,17 +194,6 @@ struct Place {
 };
 DEV int slabs_of(int depth, int slab) { return (depth + slab - 1) / slab; }
 
-template <class T> struct Conv2dForward {
-    T* y;              // [n, p, q, k]
-    T* before;         // what comes before the residual and the activation, as y, or null
-    u8* mask;          // [n, p, q, ceil(k / 8)] bits of y > 0, or null
-    const T* x;        // [n, h, w, c]
-    const T* w;        // [k, r, s, c]
-    const float* bias; // [k] or null
-    const T* residual; // as y, or null
-    float* moments;    // [parts][2][k] of what `before` has, a part a tile of BM rows, or 64 rows (wgmma); or null
-};
-
 // y = act(bias + residual + x * w), rows of the product n p q, columns k, inner dimension r s c. act(v) = v > 0 ? v : v * slope.
 template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Members<Conv2dForward<T>> members, Conv2dDims d, float slope) {
     DYN_SHARED(T, shared);
@@ -293,13 +282,6 @@ conv2d_fold_moments(float* RESTRICT sums,          // [2][k]
     const double away = mean - near, square = scratch[1024 + threadIdx.x] - (double)pixels * mean * mean;
     sums[k + channel] = (float)(square + (double)pixels * away * away);
 }
-
-template <class T> struct Conv2dInputGradient {
-    T* dx;          // [n, h, w, c]
-    const T* dz;    // [n, p, q, k]
-    const T* w;     // [k, r, s, c]
-    const u8* gate; // [n, h, w, ceil(c / 8)] bits of x > 0, the activation that gave x; or null
-};
 
 // dx[n,h,w,c] = sum over r, s, k of dz[n, (h + pad - r) / stride, (w + pad - s) / stride, k] * w[k,r,s,c], added to what is
 // there if `add`; then, through a gate, times 1 or `slope`: the gradient behind the activation that gave x.

@@ -3,22 +3,11 @@
 // while the other meets or writes.
 #include "lib/conv_wgmma.cuh"
 
-struct Conv2dForward {
-    bf16* y;              // [n, p, q, k]
-    bf16* before;         // null
-    u8* mask;             // [n, p, q, k / 8] bits of y > 0, or null
-    const bf16* x;        // [n, h, w, c]
-    const bf16* w;        // [k, r, s, c]
-    const float* bias;    // [k] or null
-    const bf16* residual; // as y, or null
-    float* moments;       // null
-};
-
 using Rung1 = Wgmma<128, 128, false>;
 constexpr int RUNG1_STAGES = 3, RUNG1_STAGE = Rung1::STAGE;
 
 KERNEL(256, 2)
-conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward> members, Conv2dDims d, float slope) {
+conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
     DYN_SHARED(char, shared);
     SHARED(u64, full, RUNG1_STAGES);
     const Product g = Product::forward(d);
@@ -59,7 +48,7 @@ conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward> members, Conv2dDims d, floa
         copy(slab + RUNG1_STAGES - 1);
     }
     wgmma_hold(sum[0]);
-    hand_out_sums<Rung1>(sum, g, tile.row + group * 64, tile.column, StoreForward<Conv2dForward>{members.of[tile.member], slope});
+    hand_out_sums<Rung1>(sum, g, tile.row + group * 64, tile.column, StoreForward<Conv2dForward<bf16>>{members.of[tile.member], slope});
 }
 
 INSTANCE_90A(conv2d_rung1)

@@ -38,11 +38,13 @@ pub fn runs_on(needs_90a: bool, target: &str) -> bool {
     !needs_90a || target == "sm_90a"
 }
 
-/// The kernels that `source` declares by `INSTANCE(...)` and `INSTANCE_90A(...)`.
+/// The kernels that `source` declares by `INSTANCE(...)` and `INSTANCE_90A(...)`; members' structures may be in `headers`, the
+/// text of what it includes.
 ///
 /// Errors: an instance of a kernel that the file does not define, and a parameter of a type that no launch can pass.
-pub fn kernels(source: &str) -> Result<Vec<Declared>, String> {
+pub fn kernels(source: &str, headers: &str) -> Result<Vec<Declared>, String> {
     let code = without_comments(source);
+    let structures = [&code, &without_comments(headers)].map(String::as_str).join("\n");
     let mut found = Vec::new();
     for (line, text) in code.lines().enumerate() {
         let text = text.trim_start();
@@ -52,15 +54,15 @@ pub fn kernels(source: &str) -> Result<Vec<Declared>, String> {
         let end = rest.rfind(')').ok_or_else(|| format!("line {}: INSTANCE without its `)`", line + 1))?;
         let instance = rest[..end].trim().to_string();
         let name = instance.split('<').next().unwrap_or_default().trim();
-        let (threads, parameters) =
-            definition(&code, name).map_err(|e| format!("line {}: INSTANCE({instance}): {e}", line + 1))?;
+        let (threads, parameters) = definition(&code, &structures, name)
+            .map_err(|e| format!("line {}: INSTANCE({instance}): {e}", line + 1))?;
         found.push(Declared { instance, parameters, threads, needs_90a });
     }
     Ok(found)
 }
 
 /// The launch bound and the parameters of `KERNEL(threads) name(...)`, or of `KERNEL(threads, blocks) name(...)`.
-fn definition(code: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
+fn definition(code: &str, structures: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
     for (at, _) in code.match_indices("KERNEL(") {
         let rest = &code[at + "KERNEL(".len()..];
         let Some((bound, rest)) = rest.split_once(')') else { continue };
@@ -69,7 +71,7 @@ fn definition(code: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
         let most = bound.split(',').next().unwrap_or_default().trim();
         let threads = most.parse().map_err(|_| format!("KERNEL({bound}): expected a number"))?;
         let (list, _) = rest.split_once(')').ok_or("a parameter list without its `)`")?;
-        let parameters = split(list).iter().map(|p| parameter(p, code)).collect::<Result<_, _>>()?;
+        let parameters = split(list).iter().map(|p| parameter(p, structures)).collect::<Result<_, _>>()?;
         return Ok((threads, parameters));
     }
     Err(format!("no `KERNEL(threads) {name}(...)` in this file"))
@@ -94,13 +96,13 @@ fn split(list: &str) -> Vec<String> {
     parts
 }
 
-fn parameter(text: &str, code: &str) -> Result<Parameter, String> {
+fn parameter(text: &str, structures: &str) -> Result<Parameter, String> {
     if text.contains('*') {
         return Ok(Parameter::Pointer);
     }
     if let Some(members) = text.trim().strip_prefix("Members<") {
         let name: String = members.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-        let pointers = pointers(code, &name)?;
+        let pointers = pointers(structures, &name)?;
         return Ok(Parameter::Members(name, pointers));
     }
     let mut words = text.split_whitespace().filter(|w| *w != "const");
@@ -123,9 +125,8 @@ fn parameter(text: &str, code: &str) -> Result<Parameter, String> {
 /// Fields of `struct name`, all of them pointers.
 fn pointers(code: &str, name: &str) -> Result<usize, String> {
     let wrong = |what: &str| format!("Members<{name}>: {what}");
-    let (_, rest) = code
-        .split_once(&format!("struct {name} {{"))
-        .ok_or_else(|| wrong("no such structure in this file"))?;
+    let (_, rest) =
+        code.split_once(&format!("struct {name} {{")).ok_or_else(|| wrong("no such structure"))?;
     let (fields, _) = rest.split_once('}').ok_or_else(|| wrong("a structure without its `}`"))?;
     let fields: Vec<&str> = fields.split(';').filter(|f| !f.trim().is_empty()).collect();
     match fields.iter().find(|f| f.matches('*').count() != 1) {
@@ -147,7 +148,7 @@ mod tests {
     fn reads_templates_bounds_and_parameters() {
         let source = "template <class T>\nKERNEL(128) f(T* RESTRICT y, const Pack<T, 8>* x, // rows\n  int n, const u64 seed,\
                       Conv2dDims d) {}\n// INSTANCE(g)\nINSTANCE(f<float>)\nINSTANCE(f<bf16>)\n";
-        let found = kernels(source).unwrap();
+        let found = kernels(source, "").unwrap();
         let structure = Parameter::Structure("Conv2dDims".into());
         let expected = [Parameter::Pointer, Parameter::Pointer, Parameter::I32, Parameter::U64, structure];
         assert_eq!(found.len(), 2);
@@ -158,7 +159,7 @@ mod tests {
     #[test]
     fn reads_what_only_sm_90a_gets() {
         let source = "KERNEL(384, 1) f(float* y, MAPS_PARAM maps) {}\nINSTANCE_90A(f)\n";
-        let f = kernels(source).unwrap().remove(0);
+        let f = kernels(source, "").unwrap().remove(0);
         assert_eq!((f.instance.as_str(), f.threads, f.needs_90a), ("f", 384, true));
         assert_eq!(f.parameters, [Parameter::Pointer, Parameter::TensorMaps]);
         assert!(runs_on(true, "sm_90a") && !runs_on(true, "sm_80") && runs_on(false, "sm_80"));
@@ -169,19 +170,23 @@ mod tests {
         let source = "template <class T> struct Io {\n  T* y; // [n]\n  const T* x;\n};\ntemplate <class T>\n\
                       KERNEL(128) f(Members<Io<T>> members, int n) {}\nINSTANCE(f<float>)\n";
         assert_eq!(
-            kernels(source).unwrap()[0].parameters,
+            kernels(source, "").unwrap()[0].parameters,
             [Parameter::Members("Io".into(), 2), Parameter::I32]
         );
-        assert!(kernels(&source.replace("T* y", "T y")).unwrap_err().contains("found `T y`"));
+        let (header, rest) = source.split_once("};").unwrap();
+        assert_eq!(kernels(rest, &format!("{header}}};")), kernels(source, ""));
+        assert!(kernels(&source.replace("T* y", "T y"), "").unwrap_err().contains("found `T y`"));
         assert!(
-            kernels(&source.replace("Io {", "Oi {")).unwrap_err().contains("Members<Io>: no such structure")
+            kernels(&source.replace("Io {", "Oi {"), "")
+                .unwrap_err()
+                .contains("Members<Io>: no such structure")
         );
     }
 
     #[test]
     fn refuses_what_no_launch_can_pass() {
         let by_value = "template <class T> KERNEL(32) f(T x) {}\nINSTANCE(f<float>)";
-        assert!(kernels(by_value).unwrap_err().contains("cannot pass a T"));
-        assert!(kernels("INSTANCE(g)").unwrap_err().contains("no `KERNEL(threads) g(...)`"));
+        assert!(kernels(by_value, "").unwrap_err().contains("cannot pass a T"));
+        assert!(kernels("INSTANCE(g)", "").unwrap_err().contains("no `KERNEL(threads) g(...)`"));
     }
 }
