@@ -13,7 +13,7 @@ use dfka_engine::pipeline::observer::Silent;
 use dfka_engine::pipeline::run::run;
 use dfka_engine::pipeline::spec::RunSpec;
 use dfka_engine::summary::Summary;
-use dfka_engine::weights::{Tensors, npz};
+use dfka_engine::weights::{self, Tensors, npz};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -166,7 +166,7 @@ impl Lab {
 }
 
 pub fn load(path: &Path) -> Tensors {
-    npz::load(path).unwrap()
+    weights::load(path).unwrap()
 }
 
 /// A copy of `t` with some tensors changed: `f` returns `None` to leave one out.
