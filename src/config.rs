@@ -14,6 +14,7 @@
 //! What only the teachers' files can tell (labels, blocks, channels) is checked by [`check_labels`] and
 //! [`check_network`], which still know the lines.
 
+pub mod experiment;
 mod fit;
 mod labels;
 mod run;
