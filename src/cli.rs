@@ -4,9 +4,11 @@ mod device;
 mod doctor;
 mod engine;
 mod experiment;
+mod export;
 mod folder;
 mod forecast;
 mod progress;
+mod sample;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -58,6 +60,10 @@ enum Command {
     Check(CheckArgs),
     /// Compose a set of demonstration scenes from the raw archives
     Scenes(ScenesArgs),
+    /// Trained weights in another format: npz, safetensors or ONNX
+    Export(export::ExportArgs),
+    /// Images from a run's generator
+    Sample(sample::SampleArgs),
     /// What this machine offers
     Doctor,
 }
@@ -90,7 +96,7 @@ struct TeachArgs {
 
 #[derive(Args)]
 struct EvalArgs {
-    /// An npz that carries its architecture and labels
+    /// Weights that carry their architecture and labels: npz, safetensors, or an ONNX file of ours
     weights: PathBuf,
     /// An npz of images and targets
     data: PathBuf,
@@ -194,6 +200,8 @@ fn answer(command: &Command, engine: &Engine) -> Result<String> {
         Command::Eval(args) => eval(args, engine),
         Command::Check(args) => check(args, engine),
         Command::Scenes(args) => scenes(args),
+        Command::Export(args) => export::answer(args),
+        Command::Sample(args) => sample::answer(args),
         Command::Doctor => Ok(doctor::report()),
     }
 }
