@@ -5,6 +5,7 @@ mod doctor;
 mod engine;
 mod folder;
 mod forecast;
+mod page;
 mod progress;
 
 use std::ffi::OsString;
@@ -29,6 +30,7 @@ use crate::weights;
 use device::DeviceChoice;
 use engine::{Engine, TeacherFacts};
 use folder::{Existing, Folder};
+use page::{PageArgs, Record};
 use progress::{Audience, Progress};
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
@@ -54,6 +56,8 @@ enum Command {
     Check(CheckArgs),
     /// Compose a set of demonstration scenes from the raw archives
     Scenes(ScenesArgs),
+    /// Write a run's report.html again, also of a run that has not finished
+    Report(PageArgs),
     /// What this machine offers
     Doctor,
 }
@@ -189,6 +193,7 @@ fn answer(command: &Command, engine: &Engine) -> Result<String> {
         Command::Eval(args) => eval(args, engine),
         Command::Check(args) => check(args, engine),
         Command::Scenes(args) => scenes(args),
+        Command::Report(args) => page::rebuild(args),
         Command::Doctor => Ok(doctor::report()),
     }
 }
@@ -206,13 +211,13 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
     check_against_teachers(&spec, &source, engine, Absent::Fails)?;
     folder.prepare(&resolved)?;
+    let record = Record::begin(folder.path(), &spec, &device, args.resume)?;
 
     let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?;
     progress.say(&format!("{device}; output in {}", folder.path().display()));
     let summary = (engine.run)(&spec, folder.path(), args.resume, &mut progress);
     let logged = progress.finish();
-    let summary = summary?;
-    logged?;
+    let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;
     report::write(folder.path(), &summary)?;
     Ok(report::final_table(&summary))
 }

@@ -9,6 +9,7 @@ pub mod generator;
 pub mod inputs;
 pub mod observer;
 pub mod run;
+pub mod samples;
 pub mod schedule;
 pub mod session;
 pub mod spec;
