@@ -1,4 +1,4 @@
-//! What a run leaves for people: the final table, `summary.json`, pictures and `report.html`.
+//! What a run leaves for people: the final table, `summary.json`, pictures, `report.html` and TensorBoard's files.
 
 mod asked;
 mod bars;
@@ -12,6 +12,7 @@ mod images;
 pub mod metrics;
 pub mod origin;
 mod table;
+pub mod tensorboard;
 mod verdict;
 
 use std::fs;
@@ -52,7 +53,11 @@ pub fn remove_old(folder: &Path) -> Result<()> {
             fs::remove_file(entry.path()).map_err(|e| Error::io("replace", entry.path(), e))?;
         }
     }
-    Ok(())
+    let events = folder.join(tensorboard::TENSORBOARD);
+    match fs::remove_dir_all(&events) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("replace", events, e)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Writes `summary.json`, and `report.html` from all that the folder holds.
