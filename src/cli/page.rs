@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::device;
 use crate::error::Result;
 use crate::pipeline::spec::{ImageSource, RunSpec, StudentInit};
 use crate::report::origin::{Call, Origin, WeightsFile};
@@ -36,10 +37,10 @@ pub struct Record {
 
 impl Record {
     /// Notes this call, behind earlier ones where a run is resumed.
-    pub fn begin(folder: &Path, spec: &RunSpec, device: &str, is_resumed: bool) -> Result<Record> {
+    pub fn begin(folder: &Path, spec: &RunSpec, is_resumed: bool) -> Result<Record> {
         let earlier = if is_resumed { Origin::read(folder)? } else { None };
         let mut origin = Origin { weights: files(spec), failure: None, ..earlier.unwrap_or_default() };
-        origin.calls.push(Call::now(device));
+        origin.calls.push(Call::now(&device::name(spec.device.choice)));
         origin.write(folder)?;
         Ok(Record { folder: folder.into(), origin })
     }

@@ -2,7 +2,7 @@
 
 use super::chart::{Frame, Mark, Markers, Series, framed_chart};
 use super::gather::Gathered;
-use super::html::{escape, html_table};
+use super::html::{escape, marked_table};
 use super::metrics::converged;
 use super::table::{Table, percent, teachers_map};
 use crate::summary::{Score, Summary};
@@ -87,7 +87,7 @@ pub(super) fn branching(g: &Gathered) -> String {
         charts += &all_students(s, mark);
     }
     out += &format!("<div class=\"charts large\">{charts}</div>\n");
-    out + &html_table("", &table(s, &tasks, blocks), chosen.map(|b| b - 1))
+    out + &marked_table(&table(s, &tasks, blocks), chosen.map(|b| b - 1))
 }
 
 /// mAP by block: student, KA and noise against the teachers' own.

@@ -49,7 +49,7 @@ pub(super) fn timings(g: &Gathered) -> String {
         totals += 1;
     }
     let header = ["stage", "steps", "batch", "time", "share, %", "images/s"].map(String::from).to_vec();
-    let mut out = html_table("Time", &Table { title: String::new(), header, rows, totals }, None);
+    let mut out = html_table(&Table { title: "Time".into(), header, rows, totals });
     if calls > 1 {
         let times = if calls == 2 { "1 time".into() } else { format!("{} times", calls - 1) };
         let text = format!("The run was resumed {times}; times of stages add up over all calls.");
@@ -81,7 +81,7 @@ pub(super) fn parameters(g: &Gathered) -> String {
     }
     rows.push(row("its teacher-level filters".into(), p.filters));
     let header = ["network", "parameters", "% of the teachers'"].map(String::from).to_vec();
-    html_table("Parameters", &Table { title: String::new(), header, rows, totals: 0 }, None)
+    html_table(&Table { title: "Parameters".into(), header, rows, totals: 0 })
 }
 
 /// `1 234 567`.

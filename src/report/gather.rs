@@ -5,7 +5,7 @@ use std::path::Path;
 use super::asked::Asked;
 use super::metrics::{self, Stage};
 use super::origin::Origin;
-use super::{CONFIG, LABEL_STATISTICS, METRICS, SAMPLES, SUMMARY, read_optional};
+use super::{CONFIG, LABEL_STATISTICS, METRICS, SAMPLES, SUMMARY, optional};
 use crate::error::{Error, Result};
 use crate::summary::{LabelStatistics, Summary};
 
@@ -34,8 +34,8 @@ impl Gathered {
     /// Errors: a folder that is none, or holds nothing of a run; a file that the system does not let be read.
     pub fn read(folder: &Path) -> Result<Gathered> {
         let mut damaged = Vec::new();
-        let config = read_optional(&folder.join(CONFIG))?;
-        let metrics = read_optional(&folder.join(METRICS))?;
+        let config = optional(&folder.join(CONFIG))?;
+        let metrics = optional(&folder.join(METRICS))?;
         let summary: Option<Summary> = json(folder, SUMMARY, &mut damaged)?;
         if config.is_none() && metrics.is_none() && summary.is_none() {
             let none = format!("{CONFIG}, {METRICS}, {SUMMARY}");
@@ -82,7 +82,7 @@ impl Gathered {
     fn picture(&mut self, folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
         let path = folder.join(name);
         let is_too_large = std::fs::metadata(&path).is_ok_and(|m| m.len() > MOST_PICTURE_BYTES);
-        let bytes = if is_too_large { None } else { read_optional(&path)? };
+        let bytes = if is_too_large { None } else { optional(&path)? };
         let is_png = bytes.as_ref().is_some_and(|b| b.starts_with(b"\x89PNG\r\n\x1a\n"));
         if is_too_large || (bytes.is_some() && !is_png) {
             self.damaged.push(format!("{name}: not a PNG of at most {} MB", MOST_PICTURE_BYTES >> 20));
@@ -97,7 +97,7 @@ fn json<T: serde::de::DeserializeOwned>(
     name: &str,
     damaged: &mut Vec<String>,
 ) -> Result<Option<T>> {
-    let Some(bytes) = read_optional(&folder.join(name))? else { return Ok(None) };
+    let Some(bytes) = optional(&folder.join(name))? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(value) => Ok(Some(value)),
         Err(e) => {

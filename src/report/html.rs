@@ -11,7 +11,7 @@ use super::origin::utc;
 use super::table::{Table, facts, headline, tables};
 use super::verdict::{Status, sentences, tiles};
 
-const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 
 /// The whole page of a run's folder.
 pub fn html(g: &Gathered) -> String {
@@ -92,15 +92,19 @@ fn all_figures(g: &Gathered) -> String {
         return String::new();
     }
     let precisions = tables(&g.summary).into_iter().next();
-    let table = precisions.map_or(String::new(), |t| html_table("", &t, None));
+    let table = precisions.map_or(String::new(), |t| html_table(&Table { title: String::new(), ..t }));
     format!(
         "<details class=\"small\"><summary>All models, {} labels</summary>{table}</details>\n",
         g.summary.labels.len()
     )
 }
 
-/// `marked`: a row that stands out.
-pub(super) fn html_table(title: &str, table: &Table, marked: Option<usize>) -> String {
+pub(super) fn html_table(table: &Table) -> String {
+    marked_table(table, None)
+}
+
+/// The row `marked` stands out.
+pub(super) fn marked_table(table: &Table, marked: Option<usize>) -> String {
     let row = |cells: &[String]| {
         let figures: String = cells.iter().skip(1).map(|c| format!("<td>{}</td>", escape(c))).collect();
         format!("<th scope=\"row\">{}</th>{figures}", escape(&cells[0]))
@@ -114,7 +118,8 @@ pub(super) fn html_table(title: &str, table: &Table, marked: Option<usize>) -> S
     };
     let body: String =
         table.rows.iter().enumerate().map(|(i, r)| format!("<tr{}>{}</tr>", class(i), row(r))).collect();
-    let heading = if title.is_empty() { String::new() } else { format!("<h2>{}</h2>", escape(title)) };
+    let heading =
+        if table.title.is_empty() { String::new() } else { format!("<h2>{}</h2>", escape(&table.title)) };
     format!(
         "{heading}<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n"
     )
@@ -284,7 +289,7 @@ mod tests {
     fn example_folder(summary: Summary, is_finished: bool) -> Gathered {
         let images: Vec<f32> = (0..25 * 32 * 32 * 3).map(|i| (i as f32 * 0.0137).sin()).collect();
         let png = super::super::grid_png(&images, 25, 32, 32, 3).unwrap();
-        let call = Call { command: vec!["dfka-engine".into(), "<run>".into()], ..Call::now("device: cpu") };
+        let call = Call { command: vec!["dfka-engine".into(), "<run>".into()], ..Call::now("cpu") };
         let file =
             WeightsFile { name: "<A>".into(), file: "/a&b.npz".into(), bytes: 7, sha256: "ab12".into() };
         let failure = (!is_finished).then(|| "a loss is <NaN>".into());

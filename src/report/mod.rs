@@ -5,6 +5,7 @@ mod bars;
 mod blocks;
 mod chart;
 mod costs;
+pub mod experiment;
 mod gather;
 mod grid;
 mod html;
@@ -80,7 +81,18 @@ pub fn rebuild(folder: &Path) -> Result<Gathered> {
     Ok(found)
 }
 
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+/// A run's summary, if the folder has one.
+///
+/// Errors: one that does not parse.
+pub fn read_summary(folder: &Path) -> Result<Option<Summary>> {
+    let path = folder.join(SUMMARY);
+    let Some(bytes) = optional(&path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| Error::data(&path, format!("not a run's summary: {e}")))
+}
+
+fn optional(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{ORIGIN, read_optional};
+use super::{ORIGIN, optional};
 use crate::error::{Error, Result};
 use crate::weights::{sha256, write_atomic};
 
@@ -50,7 +50,7 @@ impl Call {
             command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
             started: unix_seconds(),
             version: env!("CARGO_PKG_VERSION").into(),
-            device: device.trim_start_matches("device: ").into(),
+            device: device.into(),
             threads: rayon::current_num_threads(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         }
@@ -81,7 +81,7 @@ impl WeightsFile {
 impl Origin {
     /// What a folder's `run.json` says; nothing where there is none or it says nothing sensible.
     pub fn read(folder: &Path) -> Result<Option<Origin>> {
-        let bytes = read_optional(&folder.join(ORIGIN))?;
+        let bytes = optional(&folder.join(ORIGIN))?;
         Ok(bytes.and_then(|b| serde_json::from_slice(&b).ok()))
     }
 
@@ -146,7 +146,7 @@ mod tests {
         std::fs::write(&file, "abc").unwrap();
         let weights = vec![WeightsFile::of("A", &file).unwrap()];
         assert!(weights[0].bytes == 3 && weights[0].sha256.starts_with("ba7816bf"));
-        let origin = Origin { calls: vec![Call::now("device: cpu")], weights, failure: Some("x".into()) };
+        let origin = Origin { calls: vec![Call::now("cpu")], weights, failure: Some("x".into()) };
         assert_eq!(origin.calls[0].device, "cpu");
         origin.write(dir.path()).unwrap();
         assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin));
