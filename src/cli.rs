@@ -7,6 +7,7 @@ mod experiment;
 mod export;
 mod folder;
 mod forecast;
+mod page;
 mod progress;
 mod sample;
 
@@ -33,6 +34,7 @@ use crate::weights;
 use device::DeviceChoice;
 use engine::{Engine, TeacherFacts};
 use folder::{Existing, Folder};
+use page::{PageArgs, Record};
 use progress::{Audience, Progress};
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
@@ -64,6 +66,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Images from a run's generator
     Sample(sample::SampleArgs),
+    /// Write a run's report.html again, also of a run that has not finished
+    Report(PageArgs),
     /// What this machine offers
     Doctor,
 }
@@ -202,6 +206,7 @@ fn answer(command: &Command, engine: &Engine) -> Result<String> {
         Command::Scenes(args) => scenes(args),
         Command::Export(args) => export::answer(args),
         Command::Sample(args) => sample::answer(args),
+        Command::Report(args) => page::rebuild(args),
         Command::Doctor => Ok(doctor::report()),
     }
 }
@@ -237,11 +242,11 @@ fn execute(
 ) -> Result<Summary> {
     check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
     folder.prepare(&loaded.resolved)?;
+    let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
     let mut progress = Progress::start(folder.path(), is_resumed, audience)?;
     let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
-    let summary = summary?;
-    logged?;
+    let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;
     report::write(folder.path(), &summary)?;
     Ok(summary)
 }

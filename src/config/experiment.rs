@@ -89,7 +89,8 @@ pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
     let source = &source;
     let known: Vec<&str> = raw.scales.keys().map(String::as_str).collect();
     if !known.contains(&scale) {
-        let hint = nearest(scale, known.iter().copied()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
+        let hint =
+            nearest(scale, known.iter().copied()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
         let message = format!("no scale `{scale}`, found {}{hint}", known.join(", "));
         return Err(source.fail("scales", message));
     }

@@ -13,6 +13,7 @@ pub mod run;
 pub mod sample;
 pub mod schedule;
 pub mod session;
+pub mod snapshots;
 pub mod spec;
 pub mod teach;
 pub mod teachers;

@@ -9,6 +9,7 @@ use super::generator::StageOne;
 use super::observer::Observer;
 use super::sample;
 use super::session::Session;
+use super::snapshots::{self, Snapshots};
 use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
 use crate::data::labelled::LabelledSet;
@@ -92,13 +93,13 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
         ImageSource::Generator => {
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
-            let (file, samples) =
-                (session.out().join(sample::GENERATOR), session.out().join(crate::report::SAMPLES));
+            let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
+            session.watch(Snapshots::new(&one, &engine, spec)?);
             let outcome = session.train(&mut engine, stage, |engine, _| {
                 sample::save(&file, &one, &engine.store, spec, &teachers.network)?;
-                let images = sample::images(engine, &one.generator, &one.draw, sample::BATCH, spec.seed)?;
-                sample::save_grid(&samples, &images, teachers.network.image)
+                snapshots::count_labels(&one, engine, spec, &teachers, &out)
             })?;
+            summary.label_statistics = snapshots::label_statistics(&out)?;
             summary.diversity = outcome.converged.get("diversity").copied().unwrap_or(0.0);
             summary.label_entropy =
                 -outcome.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
@@ -124,7 +125,8 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
     let student = weights::load(block_file(session.out(), prefix, chosen))?;
     let description: StudentSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
-    summary.parameters = Parameters { student: parameters, filters, ..summary.parameters };
+    let trunk = description.network.parameters(1..=chosen);
+    summary.parameters = Parameters { student: parameters, filters, trunk, ..summary.parameters };
     summary.labels = description.labels;
     // A baseline's student is there to be compared, not to be taken away.
     match prefix {
