@@ -72,6 +72,7 @@ impl Folder {
                 Ok(()) | Err(_) => {}
             }
         }
+        report::remove_old(&self.path)?;
         write_atomic(self.path.join(report::CONFIG), |w| w.write_all(resolved.as_bytes()))
     }
 

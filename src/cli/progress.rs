@@ -9,9 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::pipeline::observer::Observer;
-use crate::report::METRICS;
 use crate::report::duration;
-use crate::report::metrics::Record;
+use crate::report::metrics::{Record, Stage, parse};
+use crate::report::tensorboard::{EventFile, TENSORBOARD};
+use crate::report::{CONFIG, METRICS};
 
 const TEMPLATE: &str = "{prefix:14} {bar:12} {pos}/{len}  {elapsed}, {eta} left  {wide_msg}";
 
@@ -34,6 +35,7 @@ impl Audience {
 pub struct Progress {
     audience: Audience,
     log: Log,
+    board: Board,
     stage: String,
     steps: usize,
     begun: Instant,
@@ -48,8 +50,9 @@ impl Progress {
     /// Metrics go to `folder`: behind those already there when resuming, else into a new file.
     pub fn start(folder: &Path, is_resumed: bool, audience: Audience) -> Result<Self> {
         let log = Log::open(folder.join(METRICS), is_resumed)?;
+        let board = Board::open(folder, is_resumed)?;
         let (stage, begun) = (String::new(), Instant::now());
-        Ok(Progress { audience, log, stage, steps: 0, begun, bar: None, first: None, tenths: 0 })
+        Ok(Progress { audience, log, board, stage, steps: 0, begun, bar: None, first: None, tenths: 0 })
     }
 
     /// A line for whoever reads along.
@@ -67,7 +70,7 @@ impl Progress {
     /// Ends the last stage; tells whether every metric was written.
     pub fn finish(mut self) -> Result<()> {
         self.end_stage();
-        self.log.close()
+        self.log.close().and(self.board.close())
     }
 
     fn end_stage(&mut self) {
@@ -116,8 +119,13 @@ impl Observer for Progress {
             }
             Audience::Nobody => {}
         }
+        self.board.write(|file| file.scalars(&self.stage, step, &metrics));
         let metrics = metrics.into_iter().map(|(name, v)| (name, v.is_finite().then_some(v))).collect();
         self.log.write(&Record { stage: self.stage.clone(), step, seconds, metrics });
+    }
+
+    fn picture(&mut self, step: usize, png: &[u8]) {
+        self.board.write(|file| file.image(&format!("{}/images", self.stage), step, png));
     }
 
     fn note(&mut self, line: &str) {
@@ -215,10 +223,63 @@ impl Log {
     }
 }
 
+/// TensorBoard's file. As with [`Log`], the first failure waits for `close`.
+struct Board {
+    folder: PathBuf,
+    file: EventFile,
+    flushed: Instant,
+    failure: Option<io::Error>,
+}
+
+impl Board {
+    /// A file of this call's own, with the config that the folder holds; when resuming, also with the metrics that a kill
+    /// kept from the file before it.
+    fn open(run: &Path, is_resumed: bool) -> Result<Self> {
+        let config = std::fs::read_to_string(run.join(CONFIG)).unwrap_or_default();
+        let folder = run.join(TENSORBOARD);
+        let file = EventFile::create(&folder).map_err(|e| Error::io("write", &folder, e))?;
+        let mut board = Board { folder, file, flushed: Instant::now(), failure: None };
+        // Markdown shows what is indented by four as it stands.
+        let indented: String = config.lines().map(|l| format!("    {l}\n")).collect();
+        board.write(|file| file.text("config", &indented));
+        if is_resumed {
+            for Stage { name, curves, .. } in
+                parse(&std::fs::read_to_string(run.join(METRICS)).unwrap_or_default())
+            {
+                for (metric, points) in curves {
+                    for (step, value) in points {
+                        let one = [(metric.clone(), value as f32)];
+                        board.write(|file| file.scalars(&name, step as usize, &one));
+                    }
+                }
+            }
+        }
+        Ok(board)
+    }
+
+    fn write(&mut self, put: impl FnOnce(&mut EventFile) -> io::Result<()>) {
+        if self.failure.is_some() {
+            return;
+        }
+        let mut result = put(&mut self.file);
+        if result.is_ok() && self.flushed.elapsed() > Duration::from_secs(1) {
+            (result, self.flushed) = (self.file.flush(), Instant::now());
+        }
+        self.failure = result.err();
+    }
+
+    fn close(mut self) -> Result<()> {
+        match self.failure.take().map_or_else(|| self.file.flush(), Err) {
+            Ok(()) => Ok(()),
+            Err(e) => Err(Error::io("write", &self.folder, e)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::metrics::parse;
+    use crate::report::tensorboard;
 
     fn go(folder: &Path, is_resumed: bool, from: usize) {
         for audience in [Audience::Terminal, Audience::Nobody] {
@@ -246,6 +307,9 @@ mod tests {
         go(dir.path(), true, 20);
         let stages = parse(&std::fs::read_to_string(&path).unwrap());
         assert_eq!((stages.len(), stages[0].curves["oh"].len()), (1, 30));
+        let logged = tensorboard::read(&dir.path().join(TENSORBOARD)).unwrap();
+        let steps: Vec<i64> = logged.scalars["generator/oh"].iter().map(|s| s.0).collect();
+        assert_eq!(steps, (0..30).collect::<Vec<_>>(), "no step comes twice");
     }
 
     #[test]

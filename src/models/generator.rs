@@ -191,7 +191,9 @@ impl Generator {
     ) -> Result<Value> {
         let [gamma, beta] = [norm[0], norm[1]].map(|t| r.leaf(t, learn));
         let [mean, var] = [norm[2], norm[3]].map(|t| r.leaf(t, Learn::Frozen));
-        let bn = BatchNorm { stats: Stats::Batch, act, momentum: 0.1, eps: BN_EPS as f32 };
+        // Who only looks at a generator leaves its estimates as they are.
+        let momentum = if learn == Learn::Frozen { 0.0 } else { 0.1 };
+        let bn = BatchNorm { stats: Stats::Batch, act, momentum, eps: BN_EPS as f32 };
         r.apply(bn, &[x, gamma, beta, mean, var])
     }
 

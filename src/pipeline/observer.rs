@@ -6,6 +6,8 @@ pub trait Observer: Send {
     fn stage(&mut self, name: &str, steps: usize);
     /// Step `step` (from 0) of the current stage is done; losses by name.
     fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>);
+    /// A picture of what the current stage makes, after so many steps: an RGB or gray PNG.
+    fn picture(&mut self, _step: usize, _png: &[u8]) {}
     /// A line worth reading.
     fn note(&mut self, line: &str);
 }

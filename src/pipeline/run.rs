@@ -4,24 +4,21 @@ use super::branch;
 use super::dual::{self, StageTwo};
 use super::engine_on;
 use super::evaluate::Predictor;
+use super::export;
 use super::generator::StageOne;
 use super::observer::Observer;
-use super::session::{Session, stage_seed};
+use super::sample;
+use super::session::Session;
+use super::snapshots::{self, Snapshots};
 use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
-use crate::autograd::tape::Learn;
-use crate::autograd::{Engine, Plan, Tape};
 use crate::data::labelled::LabelledSet;
-use crate::device::StepState;
 use crate::error::{Error, Result};
-use crate::models::Recorder;
 use crate::models::targetnet::StudentSpec;
-use crate::report::grid_png;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
-use crate::weights::{self, sha256, write_atomic};
+use crate::weights::{self, sha256};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -96,9 +93,13 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
         ImageSource::Generator => {
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
-            let samples = session.out().join(crate::report::SAMPLES);
-            let outcome =
-                session.train(&mut engine, stage, |engine, _| save_samples(&one, engine, spec, &samples))?;
+            let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
+            session.watch(Snapshots::new(&one, &engine, spec)?);
+            let outcome = session.train(&mut engine, stage, |engine, _| {
+                sample::save(&file, &one, &engine.store, spec, &teachers.network)?;
+                snapshots::count_labels(&one, engine, spec, &teachers, &out)
+            })?;
+            summary.label_statistics = snapshots::label_statistics(&out)?;
             summary.diversity = outcome.converged.get("diversity").copied().unwrap_or(0.0);
             summary.label_entropy =
                 -outcome.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
@@ -124,9 +125,14 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
     let student = weights::load(block_file(session.out(), prefix, chosen))?;
     let description: StudentSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
-    summary.parameters = Parameters { student: parameters, filters, ..summary.parameters };
+    let trunk = description.network.parameters(1..=chosen);
+    summary.parameters = Parameters { student: parameters, filters, trunk, ..summary.parameters };
     summary.labels = description.labels;
-    weights::save(session.out().join(format!("{prefix}student.npz")), &student)?;
+    // A baseline's student is there to be compared, not to be taken away.
+    match prefix {
+        "" => export::leave_student(session.out(), student)?,
+        _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
+    }
     Ok(Trained { blocks: teachers.network.blocks(), chosen })
 }
 
@@ -143,22 +149,19 @@ fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
     )))
 }
 
-/// A grid of generated images, for the report.
-fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: &Path) -> Result<()> {
-    let mut tape = Tape::default();
-    let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let (levels, _) = one.record_images(&mut r, SAMPLES, Learn::Frozen)?;
-    let image = levels[levels.len() - 1];
-    tape.output(image);
-    let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
-    plan.reserve(engine)?;
-    plan.replay(engine, &StepState { seed: stage_seed(spec.seed, "samples"), ..Default::default() })?;
-    let [n, h, w, c] = tape.shape(image).0;
-    let png = grid_png(&plan.output(engine, image)?, n, h, w, c)?;
-    write_atomic(path, |file| file.write_all(&png))
+/// The teacher of this index, on the run's evaluation data and all of its own labels.
+///
+/// Errors: no evaluation data, or no such teacher.
+pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
+    let (Some(data), Some(teacher)) = (&spec.evaluation, spec.teachers.get(index)) else {
+        let n = spec.teachers.len();
+        return Err(Error::Usage(format!(
+            "teacher {} of {n}: expected one of them, and [evaluation]",
+            index + 1
+        )));
+    };
+    Predictor::open(&teacher.weights, &spec.device)?.score(&LabelledSet::load(data)?, &[])
 }
-
-const SAMPLES: usize = 64;
 
 fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> Result<()> {
     let mut mean = Score::default();

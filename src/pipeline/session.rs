@@ -3,6 +3,7 @@
 use super::checkpoint::{self, Outcome, Progress, Tail};
 use super::observer::Observer;
 use super::schedule::Schedule;
+use super::snapshots::Snapshots;
 use crate::autograd::{Engine, Plan, Store};
 use crate::device::StepState;
 use crate::device::cpu::par::on_a_worker;
@@ -75,6 +76,8 @@ pub struct Session<'o> {
     student: String,
     /// Resuming: the checkpoint's tensors go back into the first stage that is not done, if they are its student's.
     pending_restore: bool,
+    /// What is to be looked at during the next stage.
+    snapshots: Option<Snapshots>,
 }
 
 impl<'o> Session<'o> {
@@ -98,12 +101,17 @@ impl<'o> Session<'o> {
         let pending_restore = found.is_some();
         let progress = found.unwrap_or(Progress { fingerprint, ..Default::default() });
         let (out, student) = (out.into(), String::new());
-        Ok(Session { out, observer, progress, checkpoint_seconds, student, pending_restore })
+        Ok(Session { out, observer, progress, checkpoint_seconds, student, pending_restore, snapshots: None })
     }
 
     /// Turns to another student, whose tensors are its own: a checkpoint holds those of one.
     pub fn turn_to(&mut self, student: &str) {
         self.student = student.into();
+    }
+
+    /// Takes pictures while the next stage trains.
+    pub fn watch(&mut self, snapshots: Snapshots) {
+        self.snapshots = Some(snapshots);
     }
 
     pub fn out(&self) -> &Path {
@@ -127,10 +135,12 @@ impl<'o> Session<'o> {
         mut stage: Stage,
         finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
     ) -> Result<Outcome> {
+        let mut snapshots = self.snapshots.take();
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
         }
         stage.reserve(engine)?;
+        snapshots.iter().try_for_each(|s| s.reserve(engine))?;
         if std::mem::take(&mut self.pending_restore) && self.progress.student == self.student {
             checkpoint::restore(&self.out, &mut engine.store)?;
         }
@@ -145,7 +155,7 @@ impl<'o> Session<'o> {
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
         // All of it on a worker, so that replays allocate nothing.
-        on_a_worker(|| self.repeat(engine, &mut stage))?;
+        on_a_worker(|| self.repeat(engine, &mut stage, &mut snapshots))?;
         // The last update has no loss after it that would tell.
         if let Some(name) = checkpoint::not_finite(&engine.store) {
             return Err(Error::Diverged(format!(
@@ -169,13 +179,21 @@ impl<'o> Session<'o> {
     }
 
     /// Replays a stage's step from where the progress stands to the end.
-    fn repeat(&mut self, engine: &mut Engine<f32>, stage: &mut Stage) -> Result<()> {
+    fn repeat(
+        &mut self,
+        engine: &mut Engine<f32>,
+        stage: &mut Stage,
+        snapshots: &mut Option<Snapshots>,
+    ) -> Result<()> {
         // Ranges nest on one thread: the steps' are this worker's.
         let _range = nvtx::range(&stage.name);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         let mut saved = began;
         let (last, tail_from) = (stage.steps as u64, (stage.steps - stage.steps.div_ceil(10)) as u64);
         let most_pending = stage.plan.most_pending().min(READ_EVERY) as u64;
+        if let (Some(s), 0) = (&mut *snapshots, self.progress.step) {
+            s.take(engine, &self.out, 0, self.observer)?;
+        }
         for step in self.progress.step..last {
             let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr })?;
@@ -198,6 +216,12 @@ impl<'o> Session<'o> {
                 }
                 self.observer
                     .step(step as usize, &mut names.iter().map(String::as_str).zip(row.iter().copied()));
+            }
+            // Before the checkpoint that a resumed run would begin from.
+            if let Some(s) = snapshots
+                && s.is_due(self.progress.step..step + 1)
+            {
+                s.take(engine, &self.out, step + 1, self.observer)?;
             }
             self.progress.step = step + 1;
             if saved.elapsed().as_secs_f32() >= self.checkpoint_seconds {

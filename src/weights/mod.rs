@@ -7,6 +7,7 @@
 mod atomic;
 mod npy;
 pub mod npz;
+pub mod onnx;
 pub mod safetensors;
 
 use std::collections::BTreeMap;
@@ -159,7 +160,7 @@ impl Tensors {
     }
 }
 
-/// Reads the model in `path`, npz or safetensors, whichever its first bytes say. PyTorch's batch counters are left out.
+/// Reads the model in `path`: npz, safetensors, or ONNX of ours, whichever its first bytes say. PyTorch's batch counters are left out.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     let path = path.as_ref();
     let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
@@ -169,11 +170,12 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
         [b'P', b'K', ..] => npz::load(path),
         // The length of a header comes first, then the header, which is JSON.
         [.., b'{'] if start.len() == 9 => safetensors::load(path),
+        start if onnx::is_likely(start) => onnx::load(path),
         // A pickle's protocol, version 2 or later: what PyTorch wrote before 1.6.
         [0x80, 2..=5, ..] => Err(Error::data(path, PICKLE)),
         other => Err(Error::data(
             path,
-            format!("expected an npz or safetensors file, found one that begins with {other:02x?}"),
+            format!("expected an npz, safetensors or ONNX file, found one that begins with {other:02x?}"),
         )),
     }
 }
