@@ -2,7 +2,7 @@
 //!
 //! `tests/fixtures/torchvision_golden.py` made the fixture and states the weights' formula as [`uniform`] does. One test
 //! runs that script and `scripts/torch_to_npz.py`, where a Python with torchvision is found: `DFKA_PYTHON`, `.venv/bin/python`
-//! or python3. With `DFKA_REQUIRE_TORCH` set it must be.
+//! or python3. With `DFKA_REQUIRE_PYTHON` set it must be.
 
 mod common;
 
@@ -302,7 +302,7 @@ fn python() -> Option<PathBuf> {
 #[test]
 fn files_that_pytorch_saves_today() {
     let Some(python) = python() else {
-        assert!(std::env::var_os("DFKA_REQUIRE_TORCH").is_none(), "no Python with torchvision");
+        assert!(std::env::var_os("DFKA_REQUIRE_PYTHON").is_none(), "no Python with torchvision");
         return skipped("no Python with torch, torchvision and safetensors (DFKA_PYTHON)");
     };
     let dir = tempfile::tempdir().unwrap();
