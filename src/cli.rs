@@ -6,6 +6,7 @@ mod engine;
 mod folder;
 mod forecast;
 mod progress;
+mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -30,11 +31,12 @@ use device::DeviceChoice;
 use engine::{Engine, TeacherFacts};
 use folder::{Existing, Folder};
 use progress::{Audience, Progress};
+use signals::Signals;
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
 ///
 /// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable device,
-/// 6 out of memory, 7 diverged or collapsed.
+/// 6 out of memory, 7 diverged or collapsed; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM, to be resumed.
 #[derive(Parser)]
 #[command(name = "dfka-engine", version, max_term_width = 100)]
 struct Cli {
@@ -207,7 +209,8 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
     check_against_teachers(&spec, &source, engine, Absent::Fails)?;
     folder.prepare(&resolved)?;
 
-    let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?;
+    let signals = Signals::listen()?;
+    let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?.stopping_on(signals);
     progress.say(&format!("{device}; output in {}", folder.path().display()));
     let summary = (engine.run)(&spec, folder.path(), args.resume, &mut progress);
     let logged = progress.finish();

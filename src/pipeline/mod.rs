@@ -4,6 +4,7 @@ pub mod branch;
 pub mod checkpoint;
 pub mod dual;
 pub mod evaluate;
+pub mod fingerprint;
 pub mod forecast;
 pub mod generator;
 pub mod inputs;

@@ -4,6 +4,7 @@ use super::branch;
 use super::dual::{self, StageTwo};
 use super::engine_on;
 use super::evaluate::Predictor;
+use super::fingerprint;
 use super::generator::StageOne;
 use super::observer::Observer;
 use super::session::{Session, stage_seed};
@@ -18,9 +19,7 @@ use crate::models::Recorder;
 use crate::models::targetnet::StudentSpec;
 use crate::report::grid_png;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
-use crate::weights::{npz, sha256, write_atomic};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use crate::weights::{npz, write_atomic};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -28,7 +27,8 @@ use std::time::Instant;
 /// Runs everything that `spec` asks for; files go to `out`.
 pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer) -> Result<Summary> {
     let began = Instant::now();
-    let mut session = Session::open(out, resume, fingerprint(spec)?, spec.checkpoint_seconds, observer)?;
+    let mut session =
+        Session::open(out, resume, fingerprint::of_run(spec)?, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
         name: spec.name.clone(),
         seed: spec.seed,
@@ -46,6 +46,7 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
     // Everything is trained and stored; only now does anybody look at labels.
     if let Some(data) = &spec.evaluation {
         let data = LabelledSet::load(data)?;
+        session.stop_if_asked("before the evaluation")?;
         score_teachers(spec, &data, &mut summary)?;
         summary.student = Some(score_student(spec, &session, "", &student, &data)?);
         for source in &spec.baselines {
@@ -185,25 +186,8 @@ fn score_student(
     let mut by_block = Vec::new();
     for b in 1..=student.blocks {
         let file = block_file(session.out(), prefix, b);
+        session.stop_if_asked("in the evaluation")?;
         by_block.push(Predictor::open(&file, &spec.device)?.score(data, &[])?);
     }
     Ok(StudentScore { score: by_block[student.chosen - 1].clone(), by_block })
-}
-
-/// Hash of what the student's bits depend on: the configuration (not where the evaluation data lies) and the files it
-/// names.
-fn fingerprint(spec: &RunSpec) -> Result<String> {
-    let mut relevant = spec.clone();
-    relevant.evaluation = None;
-    relevant.checkpoint_seconds = 0.0;
-    let mut h = Sha256::new();
-    h.update(serde_json::to_vec(&relevant).map_err(|e| Error::Run(format!("configuration: {e}")))?);
-    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for t in &spec.teachers {
-        files.insert(t.weights.clone(), sha256(&t.weights)?);
-    }
-    for digest in files.values() {
-        h.update(digest);
-    }
-    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
