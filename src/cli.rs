@@ -3,6 +3,7 @@
 mod device;
 mod doctor;
 mod engine;
+mod experiment;
 mod folder;
 mod forecast;
 mod progress;
@@ -26,6 +27,7 @@ use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
 use crate::report;
+use crate::summary::Summary;
 use crate::weights;
 use device::DeviceChoice;
 use engine::{Engine, TeacherFacts};
@@ -48,6 +50,8 @@ struct Cli {
 enum Command {
     /// Train the student that a config describes
     Run(RunArgs),
+    /// Run one of the paper's tables or figures over seeds, and print our figures beside the published ones
+    Experiment(experiment::ExperimentArgs),
     /// Train a teacher from labelled data
     Teach(TeachArgs),
     /// Average precision of trained weights on labelled images
@@ -187,6 +191,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
 fn answer(command: &Command, engine: &Engine) -> Result<String> {
     match command {
         Command::Run(args) => run_student(args, engine),
+        Command::Experiment(args) => experiment::experiment(args, engine),
         Command::Teach(args) => teach(args, engine),
         Command::Eval(args) => eval(args, engine),
         Command::Check(args) => check(args, engine),
@@ -206,18 +211,34 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
         (false, false) => Existing::Refuse,
     };
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
-    check_against_teachers(&spec, &source, engine, Absent::Fails)?;
-    folder.prepare(&resolved)?;
+    let loaded = Loaded { spec, resolved, source };
+    let audience = args.out.audience();
+    if audience != Audience::Nobody {
+        // Whoever closed the pipe does not read it.
+        let _ = writeln!(io::stderr(), "{device}; output in {}", folder.path().display());
+    }
+    let summary = execute(&loaded, &folder, args.resume, audience, engine)?;
+    Ok(report::final_table(&summary))
+}
 
+/// Runs what was loaded into a folder, and leaves the report there.
+fn execute(
+    loaded: &Loaded<RunSpec>,
+    folder: &Folder,
+    is_resumed: bool,
+    audience: Audience,
+    engine: &Engine,
+) -> Result<Summary> {
+    check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
+    folder.prepare(&loaded.resolved)?;
     let signals = Signals::listen()?;
-    let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?.stopping_on(signals);
-    progress.say(&format!("{device}; output in {}", folder.path().display()));
-    let summary = (engine.run)(&spec, folder.path(), args.resume, &mut progress);
+    let mut progress = Progress::start(folder.path(), is_resumed, audience)?.stopping_on(signals);
+    let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
     let summary = summary?;
     logged?;
     report::write(folder.path(), &summary)?;
-    Ok(report::final_table(&summary))
+    Ok(summary)
 }
 
 /// The device with what it is to record.

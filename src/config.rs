@@ -14,6 +14,7 @@
 //! What only the teachers' files can tell (labels, blocks, channels) is checked by [`check_labels`] and
 //! [`check_network`], which still know the lines.
 
+pub mod experiment;
 mod fit;
 mod labels;
 mod run;
@@ -163,6 +164,8 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
         assert_eq!(spec.student.branch, Branch::Block(2));
         assert_eq!(spec.dual.lambda_in, [1.0, 0.3]);
         assert_eq!(spec.baselines.len(), 2);
+        let floored = load_text(SMALL, &["student.branch_least=2", "student.branch=2"]).unwrap();
+        assert_eq!(floored.spec.student.branch, Branch::Block(2), "a floor has no say where a block is named");
         let again = load_text(&loaded.resolved, &[]).unwrap();
         assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(spec).unwrap());
         assert_eq!(again.resolved, loaded.resolved);

@@ -31,6 +31,8 @@ pub struct Engine {
     pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
     /// The result as JSON, for it is only printed.
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
+    /// One teacher (from 0) on the run's evaluation data, all of its labels.
+    pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
     pub evaluate: fn(&Path, &Path, &Device) -> Result<Score>,
     /// On a card that is named; the result as JSON, for it is only printed.
     pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
@@ -47,6 +49,7 @@ pub const PIPELINE: Engine = Engine {
     check: pipeline::inputs::check,
     run: pipeline::run::run,
     teach: |spec, out, resume, observer| to_json(pipeline::teach::teach(spec, out, resume, observer)?),
+    score_teacher: pipeline::run::score_teacher,
     evaluate: pipeline::evaluate::evaluate,
     forecast: |spec, card| to_json(pipeline::forecast::forecast(spec, card)?),
 };

@@ -1,8 +1,8 @@
 //! Signals that ask a run to stop: it does so with a checkpoint. A second one ends the process at once, as a kill would;
 //! files are whole even then.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
@@ -20,11 +20,16 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on, for as long as the process lives.
+    /// Listens from the first call on, for as long as the process lives.
     pub fn listen() -> Result<Signals> {
+        static LISTENING: Mutex<Option<Signals>> = Mutex::new(None);
+        let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signals) = &*listening {
+            return Ok(signals.clone());
+        }
         let signals = Signals::default();
         signals.register().map_err(|e| Error::Run(format!("cannot listen for signals: {e}")))?;
-        Ok(signals)
+        Ok(listening.insert(signals).clone())
     }
 
     fn register(&self) -> std::io::Result<()> {

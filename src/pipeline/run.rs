@@ -161,6 +161,20 @@ fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: 
 
 const SAMPLES: usize = 64;
 
+/// The teacher of this index, on the run's evaluation data and all of its own labels.
+///
+/// Errors: no evaluation data, or no such teacher.
+pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
+    let (Some(data), Some(teacher)) = (&spec.evaluation, spec.teachers.get(index)) else {
+        let n = spec.teachers.len();
+        return Err(Error::Usage(format!(
+            "teacher {} of {n}: expected one of them, and [evaluation]",
+            index + 1
+        )));
+    };
+    Predictor::open(&teacher.weights, &spec.device)?.score(&LabelledSet::load(data)?, &[])
+}
+
 fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> Result<()> {
     let mut mean = Score::default();
     for (t, task) in

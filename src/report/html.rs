@@ -18,7 +18,7 @@ pub struct Page<'a> {
 /// More points than a chart has pixels would only make the file large.
 const POINTS: usize = 360;
 
-const STYLE: &str = "
+pub(super) const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667080; --line: #dfe3e8; --page: #fbfbfa; --card: #fff;
   --a: #2563c9; --b: #c2570c; --c: #18794e; --d: #8a5ab8; }
 @media (prefers-color-scheme: dark) {
@@ -93,7 +93,7 @@ pub fn html(page: &Page) -> String {
     out + "</body></html>\n"
 }
 
-fn html_table(table: &Table) -> String {
+pub(super) fn html_table(table: &Table) -> String {
     let row = |cells: &[String]| {
         let figures: String = cells.iter().skip(1).map(|c| format!("<td>{}</td>", escape(c))).collect();
         format!("<th scope=\"row\">{}</th>{figures}", escape(&cells[0]))

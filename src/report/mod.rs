@@ -1,6 +1,7 @@
 //! What a run leaves for people: the final table, `summary.json`, image grids and `report.html`.
 
 mod chart;
+pub mod experiment;
 mod grid;
 mod html;
 pub mod metrics;
@@ -47,6 +48,17 @@ pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
         config: &String::from_utf8_lossy(&config),
     };
     write_atomic(folder.join(HTML), |w| w.write_all(html(&page).as_bytes()))
+}
+
+/// A run's summary, if the folder has one.
+///
+/// Errors: one that does not parse.
+pub fn read_summary(folder: &Path) -> Result<Option<Summary>> {
+    let path = folder.join(SUMMARY);
+    let Some(bytes) = optional(&path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| Error::data(&path, format!("not a run's summary: {e}")))
 }
 
 fn optional(path: &Path) -> Result<Option<Vec<u8>>> {

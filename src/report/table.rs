@@ -151,7 +151,7 @@ fn branches(s: &Summary) -> Option<Table> {
 }
 
 /// Aligned columns; what does not fit beside the names continues below them.
-fn plain(table: &Table) -> String {
+pub(super) fn plain(table: &Table) -> String {
     let columns = table.header.len();
     let width = |i: usize, most: usize| {
         let cells = table.rows.iter().map(|r| &r[i]).chain([&table.header[i]]);
