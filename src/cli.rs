@@ -10,6 +10,7 @@ mod forecast;
 mod page;
 mod progress;
 mod sample;
+mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -36,11 +37,12 @@ use engine::{Engine, TeacherFacts};
 use folder::{Existing, Folder};
 use page::{PageArgs, Record};
 use progress::{Audience, Progress};
+use signals::Signals;
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
 ///
 /// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable device,
-/// 6 out of memory, 7 diverged or collapsed.
+/// 6 out of memory, 7 diverged or collapsed; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM, to be resumed.
 #[derive(Parser)]
 #[command(name = "dfka-engine", version, max_term_width = 100)]
 struct Cli {
@@ -243,7 +245,8 @@ fn execute(
     check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
     folder.prepare(&loaded.resolved)?;
     let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
-    let mut progress = Progress::start(folder.path(), is_resumed, audience)?;
+    let signals = Signals::listen()?;
+    let mut progress = Progress::start(folder.path(), is_resumed, audience)?.stopping_on(signals);
     let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
     let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;

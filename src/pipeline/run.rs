@@ -5,6 +5,7 @@ use super::dual::{self, StageTwo};
 use super::engine_on;
 use super::evaluate::Predictor;
 use super::export;
+use super::fingerprint;
 use super::generator::StageOne;
 use super::observer::Observer;
 use super::sample;
@@ -16,16 +17,15 @@ use crate::data::labelled::LabelledSet;
 use crate::error::{Error, Result};
 use crate::models::targetnet::StudentSpec;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
-use crate::weights::{self, sha256};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use crate::weights;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Runs everything that `spec` asks for; files go to `out`.
 pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer) -> Result<Summary> {
     let began = Instant::now();
-    let mut session = Session::open(out, resume, fingerprint(spec)?, spec.checkpoint_seconds, observer)?;
+    let mut session =
+        Session::open(out, resume, fingerprint::of_run(spec)?, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
         name: spec.name.clone(),
         seed: spec.seed,
@@ -43,6 +43,7 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
     // Everything is trained and stored; only now does anybody look at labels.
     if let Some(data) = &spec.evaluation {
         let data = LabelledSet::load(data)?;
+        session.stop_if_asked("before the evaluation")?;
         score_teachers(spec, &data, &mut summary)?;
         summary.student = Some(score_student(spec, &session, "", &student, &data)?);
         for source in &spec.baselines {
@@ -188,25 +189,8 @@ fn score_student(
     let mut by_block = Vec::new();
     for b in 1..=student.blocks {
         let file = block_file(session.out(), prefix, b);
+        session.stop_if_asked("in the evaluation")?;
         by_block.push(Predictor::open(&file, &spec.device)?.score(data, &[])?);
     }
     Ok(StudentScore { score: by_block[student.chosen - 1].clone(), by_block })
-}
-
-/// Hash of what the student's bits depend on: the configuration (not where the evaluation data lies) and the files it
-/// names.
-fn fingerprint(spec: &RunSpec) -> Result<String> {
-    let mut relevant = spec.clone();
-    relevant.evaluation = None;
-    relevant.checkpoint_seconds = 0.0;
-    let mut h = Sha256::new();
-    h.update(serde_json::to_vec(&relevant).map_err(|e| Error::Run(format!("configuration: {e}")))?);
-    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for t in &spec.teachers {
-        files.insert(t.weights.clone(), sha256(&t.weights)?);
-    }
-    for digest in files.values() {
-        h.update(digest);
-    }
-    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
