@@ -84,6 +84,9 @@ fn students() -> Vec<(&'static str, Tensors)> {
     let bottleneck = json!({
         "block": "bottleneck", "image": [32, 32, 3], "stem": stem(8, 7, 2, true), "widths": [16, 32, 32], "depths": [2, 1, 2],
     });
+    let mut normalised = bottleneck.clone();
+    normalised["stride"] = json!("1x1");
+    normalised["normalisation"] = json!({ "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225] });
     let (left, right, third) = (&["bus", "car", "dog"][..], &["cat", "table"][..], &["sofa"][..]);
     vec![
         (
@@ -92,6 +95,7 @@ fn students() -> Vec<(&'static str, Tensors)> {
         ),
         ("one_label", student(gray, 1, &[(third, 4)], third)),
         ("bottleneck", student(bottleneck.clone(), 4, &[(left, 1)], &["dog", "bus", "car"])),
+        ("normalised", student(normalised, 4, &[(left, 1)], &["dog", "bus", "car"])),
         (
             "same_block",
             student(bottleneck, 8, &[(left, 3), (right, 3)], &["bus", "car", "dog", "cat", "table"]),
@@ -170,6 +174,9 @@ fn every_format_holds_the_same_bits() {
 fn a_teacher_goes_through_every_format() {
     let lab = Lab::new();
     let set = images(3, common::network().image, 12);
+    let mut teacher = load(&lab.path("left.npz"));
+    teacher.meta["network"]["normalisation"] = json!({ "mean": [0.3], "std": [0.2] });
+    weights::save(lab.path("left.npz"), &teacher).unwrap();
     let expected = logits(&lab.path("left.npz"), &set);
     let mut from = lab.path("left.npz");
     for to in ["t.onnx", "t.safetensors", "back.npz"] {

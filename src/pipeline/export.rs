@@ -2,7 +2,8 @@
 
 pub mod graph;
 
-use super::teachers::TeacherFile;
+use super::spec::Stated;
+use super::teachers::{Known, TeacherFile};
 use crate::error::{Error, Result};
 use crate::models::resnet::ResNetSpec;
 use crate::models::targetnet::StudentSpec;
@@ -32,7 +33,8 @@ impl Contents {
             let student = StudentSpec::of(&tensors)?;
             return Ok((tensors, Contents::Student(Box::new(student))));
         }
-        let TeacherFile { network, labels, mut tensors } = TeacherFile::open(path)?;
+        let teacher = TeacherFile::read(tensors, &Stated::default())?;
+        let TeacherFile { known: Known { network, labels }, mut tensors } = teacher;
         let json = serde_json::to_value(&network).map_err(|e| Error::Run(format!("network as JSON: {e}")))?;
         tensors.meta.insert("network".into(), json);
         Ok((tensors, Contents::Teacher { network, labels }))
@@ -78,8 +80,12 @@ impl Facts {
             Contents::Teacher { .. } => vec![],
         };
         let thresholds = thresholds(t, labels.len())?;
-        let half = vec![0.5; network.image[2]];
-        Ok(Facts { labels, teachers, thresholds, mean: half.clone(), std: half, image: network.image })
+        let half = || vec![0.5; network.image[2]];
+        let (mean, std) = match &network.normalisation {
+            Some(n) => (n.mean.clone(), n.std.clone()),
+            None => (half(), half()),
+        };
+        Ok(Facts { labels, teachers, thresholds, mean, std, image: network.image })
     }
 
     /// By name, as files have them.
