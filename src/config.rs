@@ -21,6 +21,7 @@ mod run;
 mod source;
 mod suggest;
 mod teach;
+mod teacher;
 
 pub use fit::{check_labels, check_network};
 pub use run::load_run;
