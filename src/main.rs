@@ -6,8 +6,26 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             // Where standard error is closed there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "error: {e}");
+            let _ = writeln!(std::io::stderr(), "error: {}", printable(&e.to_string()));
             ExitCode::from(e.exit_code())
         }
     }
+}
+
+/// What a file says may stand in a message: without control characters, which a terminal would obey, and of a length that
+/// can be read (a key may be as long as its file).
+fn printable(message: &str) -> String {
+    const LONGEST: usize = 2000;
+    let mut text = String::new();
+    for c in message.chars() {
+        if c.is_control() && c != '\n' {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
+        }
+        if text.len() > LONGEST {
+            return text + " ...";
+        }
+    }
+    text
 }

@@ -94,6 +94,7 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
 
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
+            StageOne::expect_room(spec, &teachers.network)?;
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
             let samples = session.out().join(crate::report::SAMPLES);
