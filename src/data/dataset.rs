@@ -1,0 +1,127 @@
+//! Labelled images of any kind behind one face: in an npz, in PASCAL VOC's folders, in MS-COCO's.
+//!
+//! Opening one reads names and targets and no pixel. What learns without labels must not import this file.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::image::{self, Pixels};
+use super::labelled::LabelledSet;
+use super::unlabelled::ImageSet;
+use super::{coco, voc};
+use crate::error::{Error, Result};
+
+/// Images, each with one target per label: 0 absent, 1 present, 2 difficult (not counted).
+#[derive(Debug)]
+pub struct Dataset {
+    /// What was opened, for messages.
+    pub file: PathBuf,
+    /// At least one, each once.
+    pub labels: Vec<String>,
+    /// Where the images come from, for reports.
+    pub provenance: String,
+    images: Images,
+    /// `[n, labels]`.
+    targets: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Images {
+    /// All of one size.
+    Decoded(ImageSet),
+    /// JPEG and PNG files of any size.
+    Files(Vec<PathBuf>),
+}
+
+impl Dataset {
+    /// An npz of images and targets (see [`LabelledSet`]).
+    pub fn npz(file: &Path) -> Result<Dataset> {
+        Ok(Dataset::from_set(LabelledSet::load(file)?, file))
+    }
+
+    /// A set in memory; `file` is what messages call it.
+    pub fn from_set(set: LabelledSet, file: &Path) -> Dataset {
+        let LabelledSet { images, targets, labels } = set;
+        let provenance = images.provenance.clone();
+        Dataset { file: file.into(), labels, provenance, images: Images::Decoded(images), targets }
+    }
+
+    /// PASCAL VOC: `folder` is one year's, such as `VOCdevkit/VOC2007`, `split` one of its `ImageSets/Main`.
+    ///
+    /// Errors: see [`voc::open`].
+    pub fn voc(folder: &Path, split: &str) -> Result<Dataset> {
+        let voc::Listed { images, targets } = voc::open(folder, split)?;
+        let provenance = format!("{} ({split}), {} images", folder.display(), images.len());
+        let labels = voc::LABELS.map(String::from).to_vec();
+        Ok(Dataset { file: folder.into(), labels, provenance, images: Images::Files(images), targets })
+    }
+
+    /// MS-COCO: the images' folder and the `instances` JSON.
+    ///
+    /// Errors: see [`coco::open`].
+    pub fn coco(images: &Path, annotations: &Path) -> Result<Dataset> {
+        let coco::Listed { images: files, targets, labels } = coco::open(images, annotations)?;
+        let provenance = format!("{}, {} images", annotations.display(), files.len());
+        Ok(Dataset { file: annotations.into(), labels, provenance, images: Images::Files(files), targets })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        match &self.images {
+            Images::Decoded(set) => set.n,
+            Images::Files(files) => files.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The size `[h, w, c]` that all images have; `None` where it differs from file to file.
+    pub fn image_size(&self) -> Option<[usize; 3]> {
+        match &self.images {
+            Images::Decoded(set) => Some([set.h, set.w, set.c]),
+            Images::Files(_) => None,
+        }
+    }
+
+    /// The targets of image `i`, which must be below `len`: one per label.
+    pub fn targets(&self, i: usize) -> &[u8] {
+        &self.targets[i * self.labels.len()..][..self.labels.len()]
+    }
+
+    /// Only the labels `wanted`, in that order.
+    ///
+    /// Errors: a label that the set does not have.
+    pub fn select(mut self, wanted: &[String]) -> Result<Dataset> {
+        let columns = self.columns(wanted)?;
+        let rows = self.targets.chunks_exact(self.labels.len());
+        self.targets = rows.flat_map(|row| columns.iter().map(|&c| row[c])).collect();
+        self.labels = wanted.to_vec();
+        Ok(self)
+    }
+
+    /// Where the labels `wanted` stand.
+    ///
+    /// Errors: a label that the set does not have.
+    pub fn columns(&self, wanted: &[String]) -> Result<Vec<usize>> {
+        let place: HashMap<&str, usize> = self.labels.iter().enumerate().map(|(i, l)| (&**l, i)).collect();
+        let of = |w: &String| {
+            place.get(&**w).copied().ok_or_else(|| {
+                let message = format!("expected a label {w:?}, found only {}", self.labels.join(", "));
+                Error::data(&self.file, message)
+            })
+        };
+        wanted.iter().map(of).collect()
+    }
+
+    /// The pixels of image `i`, which must be below `len`.
+    ///
+    /// Errors: a file that is gone or damaged, by its name.
+    pub fn pixels(&self, i: usize) -> Result<Pixels> {
+        match &self.images {
+            Images::Decoded(set) => Ok(Pixels { h: set.h, w: set.w, c: set.c, data: set.image(i).to_vec() }),
+            Images::Files(files) => image::load(&files[i]),
+        }
+    }
+}

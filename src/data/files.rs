@@ -1,0 +1,63 @@
+//! Files that a data set is made of: read within bounds, listed once.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The whole of a file of at most `max_bytes`.
+pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let cannot = |e: std::io::Error| Error::data(path, format!("cannot read: {e}"));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(cannot)?;
+    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(Error::data(path, format!("expected at most {max_bytes} bytes, found more")));
+    }
+    Ok(bytes)
+}
+
+/// The same, as text.
+pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
+    String::from_utf8(read(path, max_bytes)?).map_err(|e| {
+        let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|b| **b == b'\n').count();
+        Error::data(path, format!("line {line}: not UTF-8 text"))
+    })
+}
+
+/// The names in a folder. One listing is what tells quickly whether ten thousand files are there.
+pub struct Listing {
+    folder: PathBuf,
+    names: HashSet<String>,
+}
+
+impl Listing {
+    pub fn of(folder: &Path) -> Result<Listing> {
+        let cannot = |e: std::io::Error| Error::data(folder, format!("cannot read the folder: {e}"));
+        let mut names = HashSet::new();
+        for entry in std::fs::read_dir(folder).map_err(cannot)? {
+            // A name that is not UTF-8 is none that a list could ask for.
+            if let Ok(name) = entry.map_err(cannot)?.file_name().into_string() {
+                names.insert(name);
+            }
+        }
+        Ok(Listing { folder: folder.into(), names })
+    }
+
+    /// The path of `name`, if the folder has it.
+    pub fn path(&self, name: &str) -> Option<PathBuf> {
+        self.names.contains(name).then(|| self.folder.join(name))
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+}
+
+/// Whether `name` is the name of a file and not a way out of its folder.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+}

@@ -1,0 +1,80 @@
+//! A folder of images without a word about what they show: the data of KA.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::image;
+use super::rng::Rng;
+use super::transform::{Transform, Transformer};
+use super::unlabelled::ImageSet;
+use crate::error::{Error, Result};
+use crate::weights::sha256;
+
+/// Ten times COCO's training set; a wrong folder such as `/` is larger.
+const MAX_FILES: usize = 1_000_000;
+
+/// Every `.jpg`, `.jpeg` and `.png` below `folder`, whatever their case, sorted by path. Links to folders are not
+/// followed.
+///
+/// Errors: a folder that cannot be read, or that holds none.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        let cannot = |e: std::io::Error| Error::data(&next, format!("cannot read the folder: {e}"));
+        for entry in fs::read_dir(&next).map_err(cannot)? {
+            let entry = entry.map_err(cannot)?;
+            let path = entry.path();
+            if entry.file_type().map_err(cannot)?.is_dir() {
+                folders.push(path);
+            } else if is_image(&path) {
+                files.push(path);
+            }
+            if files.len() + folders.len() > MAX_FILES {
+                return Err(Error::data(folder, format!("expected at most {MAX_FILES} images, found more")));
+            }
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::data(folder, "expected .jpg, .jpeg or .png files, found none"));
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn is_image(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
+
+/// Reads the whole folder as images of the size `image`: the centre of each, as for evaluation.
+pub fn load(folder: &Path, image: [usize; 3]) -> Result<ImageSet> {
+    let files = list(folder)?;
+    let transform = Transform::eval(image);
+    transform.check()?;
+    let mut pixels = vec![0; files.len() * transform.len()];
+    pixels.par_chunks_exact_mut(transform.len()).zip(&files).try_for_each_init(
+        Transformer::default,
+        |transformer, (to, file)| {
+            transformer.apply(&transform, &image::load(file)?, &mut Rng::stream(0, 0, 0), to)
+        },
+    )?;
+    let [h, w, c] = image;
+    ImageSet::new(pixels, [files.len(), h, w, c], format!("{} images of {}", files.len(), folder.display()))
+}
+
+/// SHA-256 over the names and bytes of the images: what a run's result depends on.
+pub fn digest(folder: &Path) -> Result<String> {
+    let files = list(folder)?;
+    let digests = files.par_iter().map(sha256).collect::<Result<Vec<_>>>()?;
+    let mut all = Sha256::new();
+    for (file, digest) in files.iter().zip(digests) {
+        all.update(file.strip_prefix(folder).unwrap_or(file).as_os_str().as_encoded_bytes());
+        all.update([0]);
+        all.update(digest);
+    }
+    Ok(all.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}

@@ -1,0 +1,150 @@
+//! A JPEG or PNG file's bytes to pixels.
+//!
+//! Both become RGB: grey is repeated, CMYK and YCCK are converted without a colour profile, transparency is dropped, 16
+//! bits are cut to 8. An EXIF orientation is not applied, which is what PIL and torchvision do unless told otherwise. An
+//! image that ends early is an error, as it is for PIL: half an image with its label is a wrong example.
+
+use std::path::Path;
+
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+
+use crate::error::{Error, Result};
+
+/// The most pixels that an image may have: 192 MB of RGB, and an end to a small file that claims to be a large one.
+pub const MAX_PIXELS: usize = 64 << 20;
+
+/// `h` x `w` pixels of `c` bytes, in that memory order; `c` is 1 or 3.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pixels {
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    /// `h * w * c` bytes.
+    pub data: Vec<u8>,
+}
+
+/// Decodes a JPEG or PNG file to RGB; `path` is for messages only.
+///
+/// Errors: neither format, damaged, cut short, no pixels, more than [`MAX_PIXELS`].
+pub fn decode(bytes: &[u8], path: &Path) -> Result<Pixels> {
+    let decoded = match bytes {
+        [0xff, 0xd8, ..] => decode_jpeg(bytes),
+        [0x89, b'P', b'N', b'G', ..] => decode_png(bytes),
+        [] => Err("expected a JPEG or PNG file, found an empty one".into()),
+        _ => Err(format!("expected a JPEG or PNG file, found {:02x?}", &bytes[..bytes.len().min(4)])),
+    };
+    decoded.map_err(|message| Error::data(path, message))
+}
+
+/// Reads and decodes a file.
+pub fn load(path: &Path) -> Result<Pixels> {
+    let bytes = std::fs::read(path).map_err(|e| Error::data(path, format!("cannot read: {e}")))?;
+    decode(&bytes, path)
+}
+
+fn check_size(w: usize, h: usize) -> Result<(), String> {
+    match w.checked_mul(h) {
+        Some(0) => Err(format!("expected pixels, found an image of {w} x {h}")),
+        Some(n) if n <= MAX_PIXELS => Ok(()),
+        _ => Err(format!("expected at most {MAX_PIXELS} pixels, found {w} x {h}")),
+    }
+}
+
+fn decode_jpeg(bytes: &[u8]) -> Result<Pixels, String> {
+    let fault = |e: zune_jpeg::errors::DecodeErrors| format!("not a whole JPEG: {e}");
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::from(u16::MAX))
+        .set_max_height(usize::from(u16::MAX))
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(fault)?;
+    let (w, h) = decoder.info().map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
+    check_size(w, h)?;
+    let mut data = vec![0; w * h * 3];
+    decoder.decode_into(&mut data).map_err(fault)?;
+    Ok(Pixels { h, w, c: 3, data })
+}
+
+fn decode_png(bytes: &[u8]) -> Result<Pixels, String> {
+    let fault = |e: png::DecodingError| format!("not a whole PNG: {e}");
+    let limits = png::Limits { bytes: 8 * MAX_PIXELS };
+    let mut decoder = png::Decoder::new_with_limits(std::io::Cursor::new(bytes), limits);
+    decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
+    let (w, h) = decoder.read_header_info().map(|i| (i.width as usize, i.height as usize)).map_err(fault)?;
+    check_size(w, h)?;
+    let mut reader = decoder.read_info().map_err(fault)?;
+    let size = reader.output_buffer_size().ok_or("expected an image that fits in memory")?;
+    let mut raw = vec![0; size];
+    let info = reader.next_frame(&mut raw).map_err(fault)?;
+    let samples = info.color_type.samples();
+    let data = raw[..info.buffer_size()].chunks_exact(samples).flat_map(|p| match *p {
+        [r, g, b] | [r, g, b, _] => [r, g, b],
+        // Grey, with or without alpha; the decoder expands palettes.
+        [grey, ..] => [grey; 3],
+        [] => [0; 3],
+    });
+    Ok(Pixels { h, w, c: 3, data: data.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn png_bytes(color: png::ColorType, depth: png::BitDepth, data: &[u8], w: u32, h: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut encoder = png::Encoder::new(&mut out, w, h);
+        encoder.set_color(color);
+        encoder.set_depth(depth);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(data).unwrap();
+        writer.finish().unwrap();
+        out
+    }
+
+    fn of(bytes: &[u8]) -> Result<Pixels> {
+        decode(bytes, Path::new("some.png"))
+    }
+
+    #[test]
+    fn every_kind_of_png_becomes_rgb() {
+        use png::{BitDepth::*, ColorType::*};
+        for (color, depth, data, expected) in [
+            (Rgb, Eight, vec![1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),
+            (Rgba, Eight, vec![1, 2, 3, 0, 4, 5, 6, 9], [1, 2, 3, 4, 5, 6]),
+            (Grayscale, Eight, vec![7, 9], [7, 7, 7, 9, 9, 9]),
+            (GrayscaleAlpha, Eight, vec![7, 0, 9, 1], [7, 7, 7, 9, 9, 9]),
+            (Grayscale, Sixteen, vec![7, 200, 9, 3], [7, 7, 7, 9, 9, 9]),
+            (Grayscale, One, vec![0b0100_0000], [0, 0, 0, 255, 255, 255]),
+        ] {
+            let found = of(&png_bytes(color, depth, &data, 2, 1)).unwrap();
+            assert_eq!((found.h, found.w, found.c), (1, 2, 3));
+            assert_eq!(found.data, expected, "{color:?} {depth:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_by_name() {
+        let whole = png_bytes(png::ColorType::Rgb, png::BitDepth::Eight, &[9; 3 * 400], 20, 20);
+        let mut huge = whole.clone();
+        huge[16..24].copy_from_slice(&[0, 0, 0x40, 0, 0, 0, 0x20, 0]); // 16384 x 8192, 128 Mpixel
+        for (bytes, expected) in [
+            (&b""[..], "found an empty one"),
+            (b"GIF89a", "expected a JPEG or PNG file, found [47, 49, 46, 38]"),
+            (&whole[..60], "not a whole PNG"),
+            (b"\xff\xd8\xff", "not a whole JPEG"),
+            (&huge, "PNG"),
+        ] {
+            let e = of(bytes).unwrap_err();
+            assert_eq!(e.exit_code(), 4);
+            assert!(e.to_string().starts_with("some.png: ") && e.to_string().contains(expected), "{e}");
+        }
+        for (w, h) in [(0, 5), (usize::MAX, 2), (MAX_PIXELS, 2)] {
+            assert!(check_size(w, h).is_err());
+        }
+        check_size(MAX_PIXELS, 1).unwrap();
+    }
+}

@@ -1,0 +1,217 @@
+//! PASCAL VOC 2007 to 2012, as its devkit lays a year out (Everingham et al., "The PASCAL Visual Object Classes
+//! Challenge", 2010):
+//!
+//! ```text
+//! VOC2007/ImageSets/Main/<split>.txt           an image a line
+//!         ImageSets/Main/<label>_<split>.txt   an image a line, then 1 (present), -1 (absent) or 0 (difficult)
+//!         JPEGImages/<image>.jpg
+//!         Annotations/<image>.xml              the objects, each perhaps <difficult>1</difficult>
+//! ```
+//!
+//! Targets are the class lists'. Where there is none of them they come from the annotations by the devkit's rule: present
+//! if any object of the label is not difficult, difficult if all are.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::average_precision::DIFFICULT;
+use super::files::{Listing, is_plain_name, read_text};
+use crate::error::{Error, Result};
+
+/// The twenty classes, in the devkit's order.
+pub const LABELS: [&str; 20] = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+];
+
+/// A list of a hundred times VOC 2012's images.
+const MAX_LIST_BYTES: u64 = 32 << 20;
+/// The largest annotation of VOC 2012 has 30 kB.
+const MAX_XML_BYTES: u64 = 4 << 20;
+/// Elements of an annotation: 4 MB of the shortest ones would be a million.
+const MAX_NODES: u32 = 200_000;
+
+/// What the lists say.
+#[derive(Debug, PartialEq)]
+pub struct Listed {
+    /// Paths of the JPEG files, in the split's order.
+    pub images: Vec<PathBuf>,
+    /// `[n, 20]`: 0 absent, 1 present, 2 difficult.
+    pub targets: Vec<u8>,
+}
+
+/// Reads the lists of `split` in `folder` (`VOCdevkit/VOC2007`), and no image.
+///
+/// Errors: a list that is missing, empty or malformed, an image listed twice or in one list only, a JPEG that is not
+/// there, an object of an unknown label.
+pub fn open(folder: &Path, split: &str) -> Result<Listed> {
+    let sets = folder.join("ImageSets/Main");
+    let list = sets.join(format!("{split}.txt"));
+    let ids = parse_split(&read_text(&list, MAX_LIST_BYTES)?, &list)?;
+    let jpegs = Listing::of(&folder.join("JPEGImages"))?;
+    let path = |(i, id): (usize, &String)| {
+        jpegs.path(&format!("{id}.jpg")).ok_or_else(|| {
+            let message = format!("line {}: expected {id}.jpg in JPEGImages, found no such file", i + 1);
+            Error::data(&list, message)
+        })
+    };
+    let images = ids.iter().enumerate().map(path).collect::<Result<Vec<_>>>()?;
+    let class_list = |label: &str| format!("{label}_{split}.txt");
+    let has_lists = {
+        let names = Listing::of(&sets)?;
+        LABELS.iter().any(|label| names.contains(&class_list(label)))
+    };
+    let targets = if has_lists {
+        from_class_lists(&ids, |label| sets.join(class_list(label)))?
+    } else {
+        from_annotations(&ids, &folder.join("Annotations"))?
+    };
+    Ok(Listed { images, targets })
+}
+
+fn from_class_lists(ids: &[String], file: impl Fn(&str) -> PathBuf) -> Result<Vec<u8>> {
+    let place: HashMap<&str, usize> = ids.iter().enumerate().map(|(i, id)| (&**id, i)).collect();
+    let mut targets = vec![0; ids.len() * LABELS.len()];
+    for (column, label) in LABELS.iter().enumerate() {
+        let file = file(label);
+        let mut is_seen = vec![false; ids.len()];
+        for (id, line, target) in parse_class_list(&read_text(&file, MAX_LIST_BYTES)?, &file)? {
+            let at = |m: &str| Error::data(&file, format!("line {line}: {m}"));
+            let Some(&i) = place.get(&*id) else {
+                return Err(at(&format!("expected an image of the split, found {id:?}")));
+            };
+            if std::mem::replace(&mut is_seen[i], true) {
+                return Err(at(&format!("expected each image once, found {id:?} again")));
+            }
+            targets[i * LABELS.len() + column] = target;
+        }
+        if let Some(i) = is_seen.iter().position(|s| !s) {
+            return Err(Error::data(
+                &file,
+                format!("expected every image of the split, found no {:?}", ids[i]),
+            ));
+        }
+    }
+    Ok(targets)
+}
+
+fn from_annotations(ids: &[String], folder: &Path) -> Result<Vec<u8>> {
+    let read = |id: &String| {
+        let file = folder.join(format!("{id}.xml"));
+        parse_annotation(&read_text(&file, MAX_XML_BYTES)?, &file)
+    };
+    let rows = ids.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+    Ok(rows.into_iter().flatten().collect())
+}
+
+/// The images of a split list.
+///
+/// Errors: nothing in it, a line with more or other than a file's name, an image twice.
+pub fn parse_split(text: &str, path: &Path) -> Result<Vec<String>> {
+    let mut seen = HashMap::new();
+    let mut ids = Vec::new();
+    for (line, words) in lines(text) {
+        let fail = |m: String| Err(Error::data(path, format!("line {line}: {m}")));
+        let [id] = words[..] else {
+            return fail(format!("expected the name of an image alone, found {} columns", words.len()));
+        };
+        if !is_plain_name(id) {
+            return fail(format!("expected the name of an image, found {id:?}"));
+        }
+        if let Some(first) = seen.insert(id, line) {
+            return fail(format!("expected each image once, found {id:?} again (first on line {first})"));
+        }
+        ids.push(id.to_owned());
+    }
+    if ids.is_empty() {
+        return Err(Error::data(path, "expected a list of images, found none"));
+    }
+    Ok(ids)
+}
+
+/// Image, line (1-based) and target of every entry of a class list.
+///
+/// Errors: nothing in it, a line of other than two columns, a number other than 1, -1 and 0.
+pub fn parse_class_list(text: &str, path: &Path) -> Result<Vec<(String, usize, u8)>> {
+    let mut out = Vec::new();
+    for (line, words) in lines(text) {
+        let fail = |m: String| Err(Error::data(path, format!("line {line}: {m}")));
+        let [id, mark] = words[..] else {
+            return fail(format!("expected an image and 1, -1 or 0, found {} columns", words.len()));
+        };
+        let target = match mark {
+            "1" => 1,
+            "-1" => 0,
+            "0" => DIFFICULT,
+            other => {
+                return fail(format!("expected 1 (present), -1 (absent) or 0 (difficult), found {other:?}"));
+            }
+        };
+        out.push((id.to_owned(), line, target));
+    }
+    if out.is_empty() {
+        return Err(Error::data(path, "expected a list of images, found none"));
+    }
+    Ok(out)
+}
+
+/// One target for each of [`LABELS`] from an annotation's XML.
+///
+/// Errors: no XML, a document type (entities are never expanded), another root than `annotation`, an object without a
+/// name or of an unknown one, `difficult` other than 0 and 1.
+pub fn parse_annotation(xml: &str, path: &Path) -> Result<[u8; 20]> {
+    let fault = |m: String| Error::data(path, m);
+    let options =
+        roxmltree::ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..Default::default() };
+    let document = roxmltree::Document::parse_with_options(xml, options)
+        .map_err(|e| fault(format!("expected an annotation in XML: {e}")))?;
+    let root = document.root_element();
+    if root.tag_name().name() != "annotation" {
+        return Err(fault(format!("expected an element <annotation>, found <{}>", root.tag_name().name())));
+    }
+    let mut targets = [0; 20];
+    for object in root.children().filter(|n| n.has_tag_name("object")) {
+        let line = document.text_pos_at(object.range().start).row;
+        let at = |m: String| Error::data(path, format!("line {line}: {m}"));
+        let text = |tag: &str| {
+            object.children().find(|n| n.has_tag_name(tag)).map(|n| n.text().unwrap_or_default().trim())
+        };
+        let name = text("name").ok_or_else(|| at("expected an object with a <name>, found none".into()))?;
+        let Some(label) = LABELS.iter().position(|l| *l == name) else {
+            return Err(at(format!("expected one of VOC's twenty labels, found {name:?}")));
+        };
+        match text("difficult") {
+            None | Some("0") => targets[label] = 1,
+            Some("1") if targets[label] == 0 => targets[label] = DIFFICULT,
+            Some("1") => {} // another object of the label counts, or is as difficult
+            Some(other) => return Err(at(format!("expected <difficult> of 0 or 1, found {other:?}"))),
+        }
+    }
+    Ok(targets)
+}
+
+/// The lines that hold something, 1-based, as words.
+fn lines(text: &str) -> impl Iterator<Item = (usize, Vec<&str>)> {
+    let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    words.enumerate().map(|(i, words)| (i + 1, words)).filter(|(_, words)| !words.is_empty())
+}
