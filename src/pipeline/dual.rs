@@ -4,7 +4,7 @@ use super::generator::{StageOne, part, with_moments};
 use super::schedule::Schedule;
 use super::session::{Stage, stage_seed};
 use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
-use super::teachers::{TeacherFile, Teachers, finish_but_head, ignore_batch_counters};
+use super::teachers::{TeacherFile, Teachers, finish_but_head};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::data::unlabelled::{ImageSet, to_input};
@@ -23,7 +23,7 @@ use crate::ops::gather_images::GatherImages;
 use crate::ops::noise::{Noise, NoiseKind};
 use crate::ops::weighted_sum::WeightedSum;
 use crate::tensor::Real;
-use crate::weights::{Tensors, npz};
+use crate::weights::{self, Tensors};
 
 mod stream {
     pub const GATHER: u32 = 11;
@@ -315,11 +315,7 @@ impl StageTwo {
 
 /// The trunk's starting point; `None`: random, also where it would be a teacher's that is itself drawn.
 fn initial_tensors(spec: &RunSpec, teachers: &Teachers) -> Result<Option<Tensors>> {
-    let open = |path: &std::path::Path| -> Result<Tensors> {
-        let mut t = TeacherFile::open(path)?.tensors;
-        ignore_batch_counters(&mut t)?;
-        Ok(t)
-    };
+    let open = |path: &std::path::Path| Ok(TeacherFile::open(path)?.tensors);
     match &spec.student.init {
         StudentInit::Scratch => Ok(None),
         StudentInit::Teacher(m) if teachers.all[*m].is_drawn => Ok(None),
@@ -373,5 +369,5 @@ pub fn check_images(path: &std::path::Path, network: &ResNetSpec) -> Result<()> 
 
 /// Writes a student file.
 pub fn save(path: &std::path::Path, t: &Tensors) -> Result<()> {
-    npz::save(path, t)
+    weights::save(path, t)
 }

@@ -1,6 +1,6 @@
 //! Average precision of a weights file on labelled images. The only part of the pipeline that sees labels.
 
-use super::teachers::{TeacherFile, ignore_batch_counters};
+use super::teachers::TeacherFile;
 use super::{Device, engine_on};
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
@@ -14,7 +14,7 @@ use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use crate::models::targetnet::TargetNet;
 use crate::summary::Score;
 use crate::tensor::Elem;
-use crate::weights::npz;
+use crate::weights;
 use std::path::Path;
 
 /// Images a forward pass takes at once.
@@ -36,7 +36,7 @@ pub struct Predictor {
 impl Predictor {
     /// Opens a teacher's or a student's file. Maps are f32 on every device: a score is then the model's, not a rounding's.
     pub fn open(path: &Path, device: &Device) -> Result<Predictor> {
-        let tensors = npz::load(path)?;
+        let tensors = weights::load(path)?;
         // A profiler records training steps only.
         let mut engine = engine_on(&Device { choice: device.choice, ..Device::default() }, Elem::F32)?;
         if tensors.meta.contains_key("student") {
@@ -55,7 +55,6 @@ impl Predictor {
             Build::Folded,
             Source::Tensors(&mut tensors),
         )?;
-        ignore_batch_counters(&mut tensors)?;
         tensors.finish()?;
         Ok(Predictor { engine, model: Model::Teacher(Box::new(net)), network, labels })
     }

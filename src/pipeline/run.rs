@@ -18,7 +18,7 @@ use crate::models::Recorder;
 use crate::models::targetnet::StudentSpec;
 use crate::report::grid_png;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
-use crate::weights::{npz, sha256, write_atomic};
+use crate::weights::{self, sha256, write_atomic};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -122,12 +122,12 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
 
     let (chosen, tasks) = branch::decide(spec.student.branch, &teachers, &two.tasks, &outcomes);
     summary.branch = tasks;
-    let student = npz::load(block_file(session.out(), prefix, chosen))?;
+    let student = weights::load(block_file(session.out(), prefix, chosen))?;
     let description: StudentSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
     summary.parameters = Parameters { student: parameters, filters, ..summary.parameters };
     summary.labels = description.labels;
-    npz::save(session.out().join(format!("{prefix}student.npz")), &student)?;
+    weights::save(session.out().join(format!("{prefix}student.npz")), &student)?;
     Ok(Trained { blocks: teachers.network.blocks(), chosen })
 }
 

@@ -161,7 +161,6 @@ fn build(engine: &mut Engine<f32>, spec: &TeachSpec, network: &ResNetSpec, label
         Build::Normed,
         Source::Tensors(&mut tensors),
     )?;
-    super::teachers::ignore_batch_counters(&mut tensors)?;
     super::teachers::finish_but_head(&tensors)?;
     let c = network.widths[network.blocks() - 1];
     let shape = Shape::new(labels, 1, 1, c);

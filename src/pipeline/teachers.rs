@@ -6,7 +6,7 @@ use crate::autograd::Store;
 use crate::error::{Error, Result};
 use crate::models::resnet::{Build, ResNet, ResNetSpec, Source};
 use crate::tensor::Real;
-use crate::weights::{Tensors, npz};
+use crate::weights::{self, Tensors};
 
 pub struct Teacher {
     pub name: String,
@@ -79,7 +79,7 @@ impl TeacherFile {
     }
 
     pub fn open(path: &std::path::Path) -> Result<TeacherFile> {
-        let tensors = npz::load(path)?;
+        let tensors = weights::load(path)?;
         let network: ResNetSpec = tensors.meta_as("network")?;
         network.validate().map_err(|e| Error::data(path, format!("__meta__: network: {e}")))?;
         let labels: Vec<String> = tensors.meta_as("labels")?;
@@ -125,10 +125,7 @@ impl Teachers {
                 (format!("teacher.{name}"), 1..=network.blocks(), Some(labels.len()));
             let net = ResNet::new(store, &prefix, &network, blocks, count, Build::Folded, source)?;
             let is_drawn = tensors.is_none();
-            if let Some(mut rest) = tensors {
-                ignore_batch_counters(&mut rest)?;
-                rest.finish()?;
-            }
+            tensors.map_or(Ok(()), Tensors::finish)?;
             all.push(Teacher { name, labels, net, is_drawn });
         }
         Ok(Teachers { network, all })
@@ -152,15 +149,4 @@ pub fn finish_but_head(t: &Tensors) -> Result<()> {
         None => Ok(()),
         Some((name, _)) => Err(Error::data(t.file(), format!("{name}: the network has no place for it"))),
     }
-}
-
-/// PyTorch saves a step counter per batch norm that nobody needs.
-pub fn ignore_batch_counters(t: &mut Tensors) -> Result<()> {
-    let names: Vec<String> =
-        t.iter().map(|(n, _)| n.to_string()).filter(|n| n.ends_with("num_batches_tracked")).collect();
-    for name in names {
-        let shape = t.get(&name).map(|t| t.shape.clone()).unwrap_or_default();
-        t.take(&name, &shape)?;
-    }
-    Ok(())
 }

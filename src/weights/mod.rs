@@ -1,11 +1,13 @@
 //! Named float tensors and the files they live in.
 //!
-//! A weights file is an npz: a zip of npy arrays, one per tensor, that `numpy.load` opens. The array `__meta__` (uint8,
-//! one-dimensional) holds a JSON object with what is no tensor: label names, widths, provenance.
+//! A weights file is an npz (a zip of npy arrays, one per tensor, that `numpy.load` opens) or a safetensors file; [`load`]
+//! tells them apart by their first bytes, [`save`] by the name. Beside the tensors it holds a JSON object with what is
+//! none: label names, widths, provenance.
 
 mod atomic;
 mod npy;
 pub mod npz;
+pub mod safetensors;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -143,6 +145,47 @@ impl Tensors {
     }
 }
 
+/// Reads the model in `path`, npz or safetensors, whichever its first bytes say. PyTorch's batch counters are left out.
+pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
+    let path = path.as_ref();
+    let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
+    let mut start = Vec::new();
+    file.take(9).read_to_end(&mut start).map_err(|e| Error::data(path, format!("cannot read: {e}")))?;
+    match &start[..] {
+        [b'P', b'K', ..] => npz::load(path),
+        // The length of a header comes first, then the header, which is JSON.
+        [.., b'{'] if start.len() == 9 => safetensors::load(path),
+        // A pickle's protocol, version 2 or later: what PyTorch wrote before 1.6.
+        [0x80, 2..=5, ..] => Err(Error::data(path, PICKLE)),
+        other => Err(Error::data(
+            path,
+            format!("expected an npz or safetensors file, found one that begins with {other:02x?}"),
+        )),
+    }
+}
+
+/// What to do with a file of PyTorch's own format.
+const PICKLE: &str = "expected an npz or safetensors file, found a pickle of PyTorch's, which would have to be executed to \
+                      be read; convert it with scripts/torch_to_npz.py";
+
+/// Writes `tensors` in the format that the name of `path` ends in: `.npz` or `.safetensors`.
+pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
+    let path = path.as_ref();
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("npz") => npz::save(path, tensors),
+        Some("safetensors") => safetensors::save(path, tensors),
+        Some(_) | None => Err(Error::Usage(format!(
+            "{}: expected a name that ends in .npz or .safetensors",
+            path.display()
+        ))),
+    }
+}
+
+/// PyTorch saves a step counter with every batch norm, an integer that nothing here needs.
+fn is_counter(name: &str) -> bool {
+    name.ends_with("num_batches_tracked")
+}
+
 /// See [`Tensors::meta_as`]; for files whose arrays are not tensors.
 pub fn meta_as<T: DeserializeOwned>(file: &Path, meta: &Meta, key: &str) -> Result<T> {
     let value = meta
@@ -239,6 +282,37 @@ mod tests {
         let e = t.meta_as::<Vec<usize>>("labels").unwrap_err();
         assert!(e.exit_code() == 4 && e.to_string().contains("labels"), "{e}");
         assert!(t.meta_as::<String>("widths").unwrap_err().to_string().contains("found none"));
+    }
+
+    #[test]
+    fn a_model_is_read_by_its_content_and_written_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let mut t = sample();
+        t.meta.insert("labels".into(), serde_json::json!(["dog"]));
+        for name in ["a.npz", "b.safetensors"] {
+            save(file(name), &t).unwrap();
+            std::fs::rename(file(name), file("moved")).unwrap();
+            let back = load(file("moved")).unwrap();
+            assert_eq!((back.get("b"), &back.meta), (t.get("b"), &t.meta));
+        }
+        for name in ["a.pth", "a", ".npz"] {
+            let e = save(file(name), &t).unwrap_err();
+            assert!(e.exit_code() == 2 && e.to_string().contains(".safetensors"), "{e}");
+        }
+        for (bytes, expected) in [
+            (&b""[..], "begins with []"),
+            (b"\x80\x02}q\x00", "scripts/torch_to_npz.py"),
+            (b"GIF89a", "[47, 49, 46"),
+            (b"\x10\0\0\0\0\0\0\0{", "safetensors header"),
+            (b"PK\x03\x04", "npz"),
+        ] {
+            std::fs::write(file("bad"), bytes).unwrap();
+            let e = load(file("bad")).unwrap_err();
+            assert!(e.exit_code() == 4 && e.to_string().contains(expected), "{e}");
+        }
+        assert!(load(file("none")).unwrap_err().to_string().contains("cannot open"));
+        assert_eq!(load(dir.path()).unwrap_err().exit_code(), 4);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The npz format: a zip of npy arrays, read with suspicion and written whole.
+//! The npz format: a zip of npy arrays, read with suspicion and written whole. The array `__meta__` (uint8,
+//! one-dimensional) holds the metadata as JSON text.
 //!
 //! Reading accepts little- and big-endian float32, float64 and float16 for tensors (converted to float32), uint8 for
 //! images and targets, C and Fortran order (converted to C), npy versions 1 to 3, stored and deflated entries.
@@ -29,7 +30,7 @@ pub const MAX_BYTES: u64 = 4 << 30;
 
 const MAX_META_BYTES: u64 = 1 << 20;
 
-/// Reads every array of `path` as a float tensor and the metadata, if there is any.
+/// Reads every array of `path` as a float tensor and the metadata, if there is any. PyTorch's batch counters are left out.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     Archive::open(path)?.tensors()
 }
@@ -172,6 +173,9 @@ impl<R: Read + Seek> Archive<R> {
         for i in 0..zip.len() {
             let entry = zip.by_index_raw(i).map_err(not_npz)?;
             let raw = String::from_utf8_lossy(entry.name_raw()).into_owned();
+            if raw.ends_with("/data.pkl") {
+                return Err(Error::data(file, super::PICKLE));
+            }
             let Some(name) = raw.strip_suffix(".npy") else {
                 return Err(Error::data(file, format!("expected only .npy entries, found {raw:?}")));
             };
@@ -245,7 +249,7 @@ impl<R: Read + Seek> Archive<R> {
 
     /// Everything as float tensors.
     fn tensors(mut self) -> Result<Tensors> {
-        let names: Vec<String> = self.names().map(str::to_owned).collect();
+        let names: Vec<String> = self.names().filter(|n| !super::is_counter(n)).map(str::to_owned).collect();
         let mut out = Tensors { file: self.file.clone(), meta: self.meta()?, ..Tensors::new() };
         for name in names {
             let t = self.floats(&name)?;
@@ -287,7 +291,7 @@ impl<R: Read + Seek> Archive<R> {
     }
 }
 
-fn check_finite(data: &[f32], shape: &[usize]) -> Result<(), String> {
+pub(super) fn check_finite(data: &[f32], shape: &[usize]) -> Result<(), String> {
     let Some(flat) = data.iter().position(|v| !v.is_finite()) else { return Ok(()) };
     let mut rest = flat;
     let mut at: Vec<usize> = shape

@@ -1,0 +1,186 @@
+//! The safetensors format: a JSON header of names, types, shapes and offsets, then the bytes.
+//!
+//! Reading accepts F32, F16, BF16 and F64 (converted to float32). The crate parses the header and checks that its
+//! offsets follow each other and hold what shapes and types say; what follows is read one tensor at a time, so that a file
+//! is never in memory twice, and no buffer is larger than the bytes that came.
+//!
+//! `__metadata__` holds strings only: the metadata of [`Tensors`] stands as JSON text under [`OURS`], and what other
+//! programs may look for ([`PLAIN`]) once more under names of its own.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::Value;
+
+use super::npz::{self, MAX_BYTES, check_finite};
+use super::{Meta, Tensor, Tensors, fault, is_counter, npy::CHUNK};
+use crate::error::{Error, Result};
+
+/// The entry of `__metadata__` that holds all of ours.
+pub const OURS: &str = "dfka";
+
+/// Entries of our metadata that are repeated beside [`OURS`], each as JSON text; read where that is absent.
+pub const PLAIN: [&str; 4] = ["labels", "mean", "std", "thresholds"];
+
+const METADATA: &str = "__metadata__";
+
+/// ResNet-152's 932 tensors take 0.1 MB of header.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
+
+/// numpy's limit.
+const MAX_RANK: usize = 64;
+
+/// Reads every tensor of `path` and the metadata, if there is any. Batch counters are left out.
+pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
+    let path = path.as_ref();
+    let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
+    let bytes = file.metadata().map_err(|e| Error::data(path, format!("cannot read: {e}")))?.len();
+    read(&mut BufReader::new(file), bytes, path)
+}
+
+/// The same from a stream of `bytes` bytes; errors name `file`.
+pub fn read(r: &mut impl Read, bytes: u64, file: &Path) -> Result<Tensors> {
+    let wrong = |message: String| Error::data(file, message);
+    if bytes > MAX_BYTES + MAX_HEADER_BYTES {
+        return Err(wrong(format!("expected at most {MAX_BYTES} bytes of tensors, found a file of {bytes}")));
+    }
+    let short = |e: std::io::Error| wrong(format!("expected a safetensors header, found the end: {e}"));
+    let mut length = [0; 8];
+    r.read_exact(&mut length).map_err(short)?;
+    let length = u64::from_le_bytes(length);
+    let most = bytes.saturating_sub(8).min(MAX_HEADER_BYTES);
+    if length > most {
+        return Err(wrong(format!("expected a safetensors header of at most {most} bytes, found {length}")));
+    }
+    let mut text = vec![0; length as usize];
+    r.read_exact(&mut text).map_err(short)?;
+    let header: Metadata =
+        serde_json::from_slice(&text).map_err(|e| wrong(format!("malformed safetensors header: {e}")))?;
+    let (expected, found) = (header.data_len() as u64, bytes - 8 - length);
+    if expected != found {
+        return Err(wrong(format!("expected {expected} bytes of tensors, found {found}")));
+    }
+    let mut out = Tensors { file: file.into(), meta: meta(file, &header)?, ..Tensors::new() };
+    for name in header.offset_keys() {
+        let info = header.info(&name).ok_or_else(|| fault(file, &name, "expected it in the header"))?;
+        if let Some(tensor) = tensor(r, &name, info).map_err(|m| fault(file, &name, m))? {
+            out.map.insert(name, tensor);
+        }
+    }
+    Ok(out)
+}
+
+fn meta(file: &Path, header: &Metadata) -> Result<Meta> {
+    let Some(all) = header.metadata() else { return Ok(Meta::new()) };
+    if let Some(text) = all.get(OURS) {
+        let wrong = |e| Error::data(file, format!("{METADATA}: {OURS}: expected a JSON object: {e}"));
+        return serde_json::from_str(text).map_err(wrong);
+    }
+    // Another program's: what is not JSON there means something else, and a config can say it.
+    let parsed = |name: &str| Some((name.to_owned(), serde_json::from_str::<Value>(all.get(name)?).ok()?));
+    Ok(PLAIN.into_iter().filter_map(parsed).collect())
+}
+
+/// The next tensor's bytes; `None` for a batch counter.
+fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Option<Tensor>, String> {
+    let bytes = info.data_offsets.1 - info.data_offsets.0;
+    if info.shape.len() > MAX_RANK {
+        return Err(format!("expected at most {MAX_RANK} dimensions, found {}", info.shape.len()));
+    }
+    if name == npz::META {
+        return Err("the name is reserved for labels and other text".into());
+    }
+    if is_counter(name) {
+        values(r, bytes, 1, |_| ())?;
+        return Ok(None);
+    }
+    let data = match info.dtype {
+        Dtype::F32 => values(r, bytes, 4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        Dtype::F16 => values(r, bytes, 2, |b| f16::from_le_bytes([b[0], b[1]]).to_f32()),
+        Dtype::BF16 => values(r, bytes, 2, |b| bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        Dtype::F64 => values(r, bytes, 8, |b| {
+            f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
+        }),
+        other => Err(format!("expected dtype F32 (or F64, F16, BF16), found {other}")),
+    }?;
+    check_finite(&data, &info.shape)?;
+    Ok(Some(Tensor { shape: info.shape.clone(), data }))
+}
+
+/// Elements of `size` bytes each; `bytes` is a multiple of it.
+fn values<T>(
+    r: &mut impl Read,
+    bytes: usize,
+    size: usize,
+    decode: impl Fn(&[u8]) -> T,
+) -> Result<Vec<T>, String> {
+    let mut out = Vec::with_capacity((bytes / size).min(CHUNK));
+    let mut buf = vec![0; bytes.min(CHUNK * size)];
+    let mut left = bytes;
+    while left > 0 {
+        let n = left.min(buf.len());
+        r.read_exact(&mut buf[..n]).map_err(|e| {
+            format!("expected {bytes} bytes, found damage or the end after {}: {e}", bytes - left)
+        })?;
+        out.extend(buf[..n].chunks_exact(size).map(&decode));
+        left -= n;
+    }
+    Ok(out)
+}
+
+/// Writes `tensors` as float32, and their metadata, to `path`, atomically; the same tensors give the same bytes.
+pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
+    let path = path.as_ref();
+    let header = header(path, tensors)?;
+    super::write_atomic(path, |w| {
+        w.write_all(&(header.len() as u64).to_le_bytes())?;
+        w.write_all(header.as_bytes())?;
+        for (_, t) in tensors.iter() {
+            for chunk in t.data.chunks(CHUNK) {
+                w.write_all(&chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The crate's own writer keeps `__metadata__` in a hash map, in another order every time.
+fn header(path: &Path, tensors: &Tensors) -> Result<String> {
+    let json = |v: serde_json::Result<Value>| v.map_err(|e| Error::data(path, format!("header: {e}")));
+    let mut header = serde_json::Map::new();
+    if !tensors.meta.is_empty() {
+        let plain = PLAIN.iter().filter_map(|k| Some((*k, tensors.meta.get(*k)?.to_string())));
+        let ours = (OURS, Value::from(tensors.meta.clone()).to_string());
+        let all: BTreeMap<&str, String> = plain.chain([ours]).collect();
+        header.insert(METADATA.into(), json(serde_json::to_value(all))?);
+    }
+    let mut end = 0;
+    for (name, t) in tensors.iter() {
+        if name == METADATA || t.shape.len() > MAX_RANK {
+            return Err(fault(path, name, "safetensors has no place for this name or so many dimensions"));
+        }
+        check_finite(&t.data, &t.shape).map_err(|m| fault(path, name, m))?;
+        let start = end;
+        end += 4 * t.data.len();
+        let info = TensorInfo { dtype: Dtype::F32, shape: t.shape.clone(), data_offsets: (start, end) };
+        header.insert(name.into(), json(serde_json::to_value(info))?);
+    }
+    let mut text = Value::from(header).to_string();
+    // Tensors begin at a multiple of eight bytes.
+    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+    if end as u64 > MAX_BYTES || text.len() as u64 > MAX_HEADER_BYTES {
+        let (most, header) = (MAX_BYTES, text.len());
+        return Err(Error::data(
+            path,
+            format!("expected at most {most} bytes of tensors, found {end} and a header of {header}"),
+        ));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;
