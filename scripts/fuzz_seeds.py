@@ -13,6 +13,7 @@ import json
 import shutil
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -273,9 +274,73 @@ def checkpoints():
     seed("checkpoint", "nothing", b"")
 
 
+def photographs():
+    header = {
+        "__metadata__": {"dfka": json.dumps({"labels": ["bus"]}), "labels": '["bus"]'},
+        "a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]},
+        "b": {"dtype": "BF16", "shape": [3], "data_offsets": [8, 14]},
+        "c.num_batches_tracked": {"dtype": "I64", "shape": [], "data_offsets": [14, 22]},
+        "d": {"dtype": "F16", "shape": [1], "data_offsets": [22, 24]},
+        "e": {"dtype": "F64", "shape": [], "data_offsets": [24, 32]},
+        "f": {"dtype": "F32", "shape": [0], "data_offsets": [32, 32]},
+    }
+    body = struct.pack("<2f3HqHd", 1.0, -2.0, 0x3F80, 0xC000, 0, 7, 0x3C00, 0.25)
+
+    def safetensors(header, body):
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text + body
+
+    seed("safetensors", "all", safetensors(header, body))
+    one = {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    seed("safetensors", "one", safetensors(one, body[:4]))
+    seed("safetensors", "nothing", safetensors({}, b""))
+    seed("safetensors", "short", safetensors(header, body[:-1]))
+    seed("safetensors", "integers", safetensors({"x": {**one["x"], "dtype": "I32"}}, body[:4]))
+    seed("voc_list", "split", "000005\n000007\n\n2008_000003\n")
+    seed("voc_list", "class", "c000005 -1\n000007  1\n2008_000003  0\n")
+    seed("voc_list", "twice", "000005\n000005\n")
+    seed("voc_list", "path", "../000005\n")
+    seed("voc_list", "mark", "c000005 2\n")
+    fixtures = ROOT / "tests" / "fixtures"
+    for name in ["000001", "000002"]:
+        text = (fixtures / "voc/VOCdevkit/VOC2007/Annotations" / f"{name}.xml").read_bytes()
+        seed("voc_xml", name, text)
+    seed("voc_xml", "doctype", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>')
+    seed("voc_xml", "stranger", "<annotation><object><name>zebra</name></object></annotation>")
+    seed("voc_xml", "words", "<annotation><object><name><![CDATA[cat]]></name><difficult> 1 </difficult></object></annotation>")
+    coco = {
+        "images": [{"id": 9, "file_name": "9.jpg", "width": 4}, {"id": 3, "file_name": "3.jpg"}],
+        "annotations": [{"image_id": 3, "category_id": 18, "bbox": [1, 2, 3, 4], "iscrowd": 0}],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 1, "name": "person"}],
+    }
+    seed("coco_json", "two", json.dumps(coco, separators=(",", ":")))
+    seed("coco_json", "bare", json.dumps({**coco, "annotations": []}, separators=(",", ":")))
+    seed("coco_json", "stranger", json.dumps({**coco, "annotations": [{"image_id": 4, "category_id": 1}]}))
+    seed("coco_json", "path", json.dumps({**coco, "images": [{"id": 1, "file_name": "../a.jpg"}]}))
+    for path in sorted((fixtures / "folder").rglob("*")):
+        kind = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}.get(path.suffix.lower())
+        if kind:
+            seed(kind, path.stem, path.read_bytes())
+            seed(kind, path.stem + "_cut", path.read_bytes()[: path.stat().st_size // 2])
+    plain = b"".join(b"\0" + bytes(range(i, i + 6)) for i in range(3))
+    seed("png", "tiny", png(2, 3, 8, 2, plain))
+    seed("png", "palette", png(8, 1, 1, 3, b"\0\x5a", [(b"PLTE", b"\0\0\0\xff\x80\0"), (b"tRNS", b"\x40")]))
+    seed("png", "grey16", png(1, 2, 16, 0, b"\0\1\2\0\3\4"))
+
+
+def png(w, h, depth, kind, rows, extra=()):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = chunk(b"IHDR", struct.pack(">2I5B", w, h, depth, kind, 0, 0, 0))
+    middle = b"".join(chunk(*e) for e in extra)
+    return b"\x89PNG\r\n\x1a\n" + head + middle + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 if __name__ == "__main__":
     shutil.rmtree(SEEDS, ignore_errors=True)
-    for make in [arrays, configs, image_sets, models, checkpoints]:
+    for make in [arrays, configs, image_sets, models, checkpoints, photographs]:
         make()
     files = [p for p in SEEDS.rglob("*") if p.is_file()]
     print(f"{len(files)} seeds, {sum(p.stat().st_size for p in files)} bytes in {SEEDS}")

@@ -1,7 +1,7 @@
 //! Every seed and every input that ever broke a reader, through the functions that the fuzz targets call: what a machine
 //! without a fuzzer can hold on to.
 
-#[path = "../fuzz/src/readers.rs"]
+#[path = "../fuzz/src/readers/mod.rs"]
 mod readers;
 
 use readers::{ALL, Outcome, read};

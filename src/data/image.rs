@@ -11,10 +11,14 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::files::read;
 use crate::error::{Error, Result};
 
 /// The most pixels that an image may have: 192 MB of RGB, and an end to a small file that claims to be a large one.
 pub const MAX_PIXELS: usize = 64 << 20;
+
+/// Four bytes for each of them: more than any JPEG or PNG takes, and an end to a file without end.
+const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
 
 /// `h` x `w` pixels of `c` bytes, in that memory order; `c` is 1 or 3.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,8 +45,7 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<Pixels> {
 
 /// Reads and decodes a file.
 pub fn load(path: &Path) -> Result<Pixels> {
-    let bytes = std::fs::read(path).map_err(|e| Error::data(path, format!("cannot read: {e}")))?;
-    decode(&bytes, path)
+    decode(&read(path, MAX_BYTES)?, path)
 }
 
 fn check_size(w: usize, h: usize) -> Result<(), String> {

@@ -58,7 +58,8 @@ pub fn expect_room(what: &str, bytes: usize) -> Result<()> {
     match available() {
         Some(free) if bytes > free => {
             let gb = |bytes: usize| bytes as f64 / 1e9;
-            let message = format!("{what}: needs {:.1} GB of memory, {:.1} GB are available", gb(bytes), gb(free));
+            let message =
+                format!("{what}: needs {:.1} GB of memory, {:.1} GB are available", gb(bytes), gb(free));
             Err(Error::OutOfMemory(message))
         }
         Some(_) | None => Ok(()),

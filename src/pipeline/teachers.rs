@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::models::resnet::{Build, ResNet, ResNetSpec, Source};
 use crate::tensor::Real;
 use crate::weights::{self, Tensors};
+use std::collections::HashSet;
 
 pub struct Teacher {
     pub name: String,
@@ -86,8 +87,9 @@ impl TeacherFile {
         if labels.is_empty() {
             return Err(Error::data(path, "__meta__: labels: expected at least one label, found none"));
         }
-        if let Some(twice) = labels.iter().enumerate().find(|(i, l)| labels[..*i].contains(l)) {
-            return Err(Error::data(path, format!("__meta__: labels: {:?} stands twice", twice.1)));
+        let mut seen = HashSet::new();
+        if let Some(twice) = labels.iter().find(|l| !seen.insert(*l)) {
+            return Err(Error::data(path, format!("__meta__: labels: {twice:?} stands twice")));
         }
         Ok(TeacherFile { network, labels, tensors })
     }

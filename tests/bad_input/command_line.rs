@@ -6,7 +6,12 @@ const fn case(what: &'static str, args: &'static str, words: &'static [&'static 
     Case { what, spoil: nothing, args, code: 2, words }
 }
 
-const fn after(what: &'static str, spoil: fn(&Lab), args: &'static str, words: &'static [&'static str]) -> Case {
+const fn after(
+    what: &'static str,
+    spoil: fn(&Lab),
+    args: &'static str,
+    words: &'static [&'static str],
+) -> Case {
     Case { what, spoil, args, code: 2, words }
 }
 

@@ -2,11 +2,7 @@
 
 use super::{Case, edit, nothing, put};
 
-const fn case(
-    what: &'static str,
-    spoil: fn(&super::Lab),
-    words: &'static [&'static str],
-) -> Case {
+const fn case(what: &'static str, spoil: fn(&super::Lab), words: &'static [&'static str]) -> Case {
     Case { what, spoil, args: "* c.toml", code: 3, words }
 }
 
@@ -54,6 +50,7 @@ pub const CASES: &[Case] = &[
     // Names and words.
     case("no teachers", |l| edit(l, "teachers = [{ name = \"left\", weights = \"left.npz\" }, { name = \"right\", weights = \"right.npz\" }]", "teachers = []"), &["c.toml:3: `teachers` is empty; expected at least one"]),
     case("two teachers of one name", |l| edit(l, "name = \"right\"", "name = \"left\""), &["c.toml:3: two teachers are named `left`"]),
+    case("teachers whose tensors would share names", |l| edit(l, "\"right\"", "\"left.layer1.0\""), &["c.toml:3: teachers are named `left` and `left.layer1.0`: expected no name to begin another"]),
     case("a label twice", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \"bus\"]"), &["c.toml:6: label `bus` is listed twice"]),
     case("a label that no teacher has", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \"tabel\"]"), &["c.toml:6: no teacher knows the label `tabel`; did you mean `table`?"]),
     case("a label like no other", |l| edit(l, "[student]", "[student]\nlabels = [\"submarine\"]"), &["c.toml:6: no teacher knows the label `submarine`; they know: bus, car, cat, dog, table"]),
@@ -81,6 +78,8 @@ pub const CASES: &[Case] = &[
     case("UTF-16", |l| put(l, "c.toml", b"\xff\xfen\0a\0m\0e\0"), &["c.toml:1: not UTF-8 text"]),
     case("a file of many megabytes", |l| put(l, "c.toml", "# padding\n".repeat(2_000_000)), &["c.toml: ", "at most", "found"]),
     case("a name with control characters", |l| edit(l, "latent = 6", "\"\\u001b[31mred\" = 6"), &["c.toml:9: unknown key"]),
+    case("a key of many parts", |l| put(l, "c.toml", format!("a{} = 1", ".a".repeat(100_000))), &["c.toml:1: "]),
+    case("a hundred thousand labels", |l| edit(l, "[student]", &format!("[student]\nlabels = [{}\"0\"]", (0..100_000).map(|i| format!("\"{i}\",")).collect::<String>())), &["c.toml:6: label `0` is listed twice"]),
     case("a key without end", |l| put(l, "c.toml", format!("{} = 1", "k".repeat(60_000))), &["c.toml:1: unknown key `kkkk"]),
     case("a config that is a folder", |l| { std::fs::remove_file(l.path("c.toml")).unwrap(); std::fs::create_dir(l.path("c.toml")).unwrap() }, &["c.toml: cannot read the config", "directory"]),
     set("a config that is not there", "* none.toml", &["none.toml: cannot read the config", "No such file"]),

@@ -179,8 +179,7 @@ fn doctor_speaks_and_bears_a_closed_pipe() {
     let out = lab.call(&["doctor"]);
     assert!(out.status.success() && String::from_utf8(out.stdout).unwrap().contains("libcuda"));
 
-    let mut child =
-        lab.program(&["doctor"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = lab.program(&["doctor"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

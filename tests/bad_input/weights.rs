@@ -33,7 +33,10 @@ fn bomb() -> Vec<u8> {
     let deflated = zip::write::SimpleFileOptions::default();
     zip.start_file("x.npy", deflated).unwrap();
     zip.write_all(b"\x93NUMPY\x01\x00\x40\x00").unwrap();
-    zip.write_all(format!("{:<63}\n", "{'descr': '<f4', 'fortran_order': False, 'shape': (9,), }").as_bytes()).unwrap();
+    zip.write_all(
+        format!("{:<63}\n", "{'descr': '<f4', 'fortran_order': False, 'shape': (9,), }").as_bytes(),
+    )
+    .unwrap();
     let zeros = vec![0u8; 1 << 20];
     (0..8).for_each(|_| zip.write_all(&zeros).unwrap());
     let mut bytes = zip.finish().unwrap().into_inner();

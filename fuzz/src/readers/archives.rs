@@ -1,7 +1,8 @@
 //! The npz format itself, and a way to write zips that a mutation does not break at once.
 
 use super::{Outcome, refused, scratch, written};
-use dfka_engine::weights::npz;
+use dfka_engine::error::Result;
+use dfka_engine::weights::{Tensors, npz, safetensors as safetensors_file};
 use std::io::{Cursor, Write};
 use std::path::Path;
 use zip::write::SimpleFileOptions;
@@ -9,23 +10,35 @@ use zip::{CompressionMethod, ZipWriter};
 
 /// The bytes of a whole file.
 pub fn npz(bytes: &[u8]) -> Outcome {
-    tensors(&written("w.npz", bytes))
+    tensors(&written("w.npz", bytes), "copy.npz", |p| npz::load(p), |p, t| npz::save(p, t))
 }
 
 /// The bytes of one array, in a zip whose checksum is right: a checksum that is wrong hides everything behind it.
 pub fn npy(bytes: &[u8]) -> Outcome {
-    tensors(&written("w.npz", &zip([("x".into(), bytes.to_vec())])))
+    npz(&zip([("x".into(), bytes.to_vec())]))
+}
+
+/// The bytes of a whole file.
+pub fn safetensors(bytes: &[u8]) -> Outcome {
+    let (load, save) =
+        (|p: &Path| safetensors_file::load(p), |p: &Path, t: &Tensors| safetensors_file::save(p, t));
+    tensors(&written("w.safetensors", bytes), "copy.safetensors", load, save)
 }
 
 /// Loads float tensors; accepted ones are the same after saving and loading.
-fn tensors(path: &Path) -> Outcome {
-    let tensors = match npz::load(path) {
+fn tensors(
+    path: &Path,
+    copy: &str,
+    load: fn(&Path) -> Result<Tensors>,
+    save: fn(&Path, &Tensors) -> Result<()>,
+) -> Outcome {
+    let tensors = match load(path) {
         Ok(tensors) => tensors,
         Err(e) => return refused(&e, 4, path),
     };
-    let copy = scratch("copy.npz");
-    npz::save(&copy, &tensors).expect("what was read can be written");
-    let again = npz::load(&copy).expect("what was written can be read");
+    let copy = scratch(copy);
+    save(&copy, &tensors).expect("what was read can be written");
+    let again = load(&copy).expect("what was written can be read");
     assert_eq!(tensors.meta, again.meta);
     assert_eq!(tensors.len(), again.len());
     for ((name, t), (other, u)) in tensors.iter().zip(again.iter()) {

@@ -9,6 +9,7 @@ mod archives;
 mod config;
 mod image_sets;
 mod models;
+mod photographs;
 
 use dfka_engine::error::Error;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub struct Reader {
 pub const ALL: &[Reader] = &[
     Reader { name: "npz", read: archives::npz },
     Reader { name: "npy", read: archives::npy },
+    Reader { name: "safetensors", read: archives::safetensors },
     Reader { name: "run_config", read: config::run },
     Reader { name: "teach_config", read: config::teach },
     Reader { name: "labelled", read: image_sets::labelled },
@@ -38,6 +40,11 @@ pub const ALL: &[Reader] = &[
     Reader { name: "teacher", read: models::teacher },
     Reader { name: "student", read: models::student },
     Reader { name: "checkpoint", read: models::checkpoint },
+    Reader { name: "voc_list", read: photographs::voc_list },
+    Reader { name: "voc_xml", read: photographs::voc_xml },
+    Reader { name: "coco_json", read: photographs::coco_json },
+    Reader { name: "jpeg", read: photographs::jpeg },
+    Reader { name: "png", read: photographs::png },
 ];
 
 /// Feeds `bytes` to the reader `name`.
