@@ -80,6 +80,14 @@ fn decode_png(bytes: &[u8]) -> Result<Pixels, String> {
     let (w, h) = decoder.read_header_info().map(|i| (i.width as usize, i.height as usize)).map_err(fault)?;
     check_size(w, h)?;
     let mut reader = decoder.read_info().map_err(fault)?;
+    // Expanded on faith: png 0.18.1 panics where a palette is no list of at most 256 colours.
+    let bytes = |part: &Option<std::borrow::Cow<[u8]>>| part.as_ref().map_or(0, |p| p.len());
+    let (palette, alpha) = (bytes(&reader.info().palette), bytes(&reader.info().trns));
+    let is_sound = palette.is_multiple_of(3) && palette <= 3 * 256 && alpha <= palette / 3;
+    if reader.info().color_type == png::ColorType::Indexed && !is_sound {
+        let message = "expected a palette of at most 256 colours of 3 bytes";
+        return Err(format!("not a whole PNG: {message}, found {palette} bytes, and {alpha} of transparency"));
+    }
     let size = reader.output_buffer_size().ok_or("expected an image that fits in memory")?;
     let mut raw = vec![0; size];
     let info = reader.next_frame(&mut raw).map_err(fault)?;
@@ -126,6 +134,25 @@ mod tests {
             let found = of(&png_bytes(color, depth, &data, 2, 1)).unwrap();
             assert_eq!((found.h, found.w, found.c), (1, 2, 3));
             assert_eq!(found.data, expected, "{color:?} {depth:?}");
+        }
+    }
+
+    #[test]
+    fn a_palette_of_other_than_three_bytes_a_colour_is_refused() {
+        for (palette, alpha, fits) in [(6, 2, true), (7, 0, false), (3 * 257, 0, false), (3, 2, false)] {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+            encoder.set_color(png::ColorType::Indexed);
+            encoder.set_depth(png::BitDepth::Eight);
+            encoder.set_palette(vec![9; palette]);
+            if alpha > 0 {
+                encoder.set_trns(vec![1; alpha]);
+            }
+            encoder.write_header().unwrap().write_image_data(&[0]).unwrap();
+            match of(&bytes) {
+                Ok(image) => assert!(fits && image.data == [9; 3], "{palette} {alpha}"),
+                Err(e) => assert!(!fits && e.to_string().contains("palette"), "{palette} {alpha}: {e}"),
+            }
         }
     }
 
