@@ -142,7 +142,9 @@ fn engine_for(device: &Device) -> Result<Engine<f32>> {
 
 /// Average precision of the model in `weights` on `data`.
 pub fn evaluate(weights: &Path, data: &Path, device: &Device) -> Result<Score> {
-    Predictor::open(weights, device)?.score(&LabelledSet::load(data)?, &[])
+    let mut model = Predictor::open(weights, device)?;
+    check(data, model.network.image, &model.labels)?;
+    model.score(&LabelledSet::load(data)?, &[])
 }
 
 /// Fails unless `data` has the labels `wanted` and images of the size `image`. Looks at names and sizes alone, so it may
@@ -158,7 +160,7 @@ pub fn check(data: &Path, image: [usize; 3], wanted: &[String]) -> Result<()> {
     if [h, w, c] != image {
         return Err(Error::data(
             data,
-            format!("images: the teachers expect {image:?}, found {:?}", [h, w, c]),
+            format!("images: the networks expect {image:?}, found {:?}", [h, w, c]),
         ));
     }
     Ok(())

@@ -92,6 +92,7 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
 
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
+            StageOne::expect_room(spec, &teachers.network)?;
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
             let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
