@@ -8,7 +8,7 @@ use dfka_engine::autograd::{Engine, Optimiser, Plan, Store, Tape};
 use dfka_engine::config::{self, Override};
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::models::Recorder;
-use dfka_engine::models::resnet::{BlockKind, Build, Mode, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::models::resnet::{BlockKind, Build, Mode, Normalisation, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::ops::activation::{Act, Activation};
 use dfka_engine::ops::adam::Adam;
 use dfka_engine::ops::batch_norm::{BatchNorm, Stats};
@@ -229,7 +229,8 @@ fn a_small_device_names_the_batch_that_fits() {
 /// the image and at the features, and the plan that gave them.
 fn side_by_side<R: Real>(mut engine: Engine<R>, block: BlockKind) -> (Vec<Vec<f64>>, Plan<R>) {
     let stem = Stem { width: 8, kernel: 3, stride: 2, max_pool: true };
-    let spec = ResNetSpec { block, image: [32, 32, 3], stem, widths: vec![16, 24], depths: vec![2, 2] };
+    let mut spec = ResNetSpec::new(block, [32, 32, 3], stem, vec![16, 24], vec![2, 2]);
+    spec.normalisation = Some(Normalisation::imagenet());
     let store = &mut engine.store;
     let nets = [1, 2].map(|seed| {
         let name = format!("net{seed}");

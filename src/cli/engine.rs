@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::pipeline::observer::Observer;
-use crate::pipeline::spec::{RunSpec, Stated, TeachSpec, TeacherSpec};
-use crate::pipeline::teachers::Absent;
+use crate::pipeline::spec::{RunSpec, TeachSpec, TeacherSpec};
+use crate::pipeline::teachers::{Absent, Known};
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
 
@@ -41,7 +41,7 @@ pub struct Engine {
 pub const PIPELINE: Engine = Engine {
     open_teachers: |spec, absent| {
         let facts = |t: &TeacherSpec| {
-            let (Stated { network, labels }, is_drawn) = absent.facts(t)?;
+            let (Known { network, labels }, is_drawn) = absent.facts(t)?;
             Ok(TeacherFacts { labels, channels: network.widths, is_drawn })
         };
         spec.teachers.iter().map(facts).collect()

@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::labels::{Block, Labels};
 use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
 use crate::error::Result;
-use crate::models::resnet::ResNetSpec;
+use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::pipeline::spec::{
     AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, Stated,
     StudentInit, StudentNorm, StudentSpec, TeacherSpec,
 };
+use crate::pipeline::teachers::IMAGE_SIZE;
 use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]
@@ -45,6 +46,9 @@ struct RawTeacher {
     network: Option<String>,
     image_size: Option<i64>,
     labels: Option<Vec<String>>,
+    mean: Option<[f64; 3]>,
+    std: Option<[f64; 3]>,
+    stride: Option<StridePlace>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -181,34 +185,61 @@ fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>>
     Ok(teachers)
 }
 
-/// What the config says of a teacher beside the place of its file: all of it or nothing.
-fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Option<Stated>> {
-    let Some(name) = &raw.network else {
-        only_with(
-            source,
-            &format!("{path}.image_size"),
-            raw.image_size.is_some(),
-            "a teacher with `network`",
-        )?;
-        only_with(source, &format!("{path}.labels"), raw.labels.is_some(), "a teacher with `network`")?;
-        return Ok(None);
+/// What the config says of a teacher beside the place of its file.
+fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
+    let image_size = match raw.image_size {
+        Some(size) => Some(source.count(&format!("{path}.image_size"), size, 8..=4096)?),
+        None => None,
     };
-    // torchvision's crop.
-    let size = source.count(&format!("{path}.image_size"), or(&mut raw.image_size, 224), 8..=4096)?;
-    let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
-    let Some(network) = depth.and_then(|depth| ResNetSpec::torchvision(depth, size)) else {
-        let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
-        let message = format!("unknown `{path}.network` \"{name}\"; {}", suggest(name, &known));
-        return Err(source.fail(&format!("{path}.network"), message));
+    let (normalisation, stride) = (normalisation(source, path, raw)?, raw.stride);
+    let network = match &raw.network {
+        None => None,
+        Some(name) => {
+            let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+            let of_size = |depth| ResNetSpec::torchvision(depth, image_size.unwrap_or(IMAGE_SIZE));
+            let Some(network) = depth.and_then(of_size) else {
+                let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
+                let message = format!("unknown `{path}.network` \"{name}\"; {}", suggest(name, &known));
+                return Err(source.fail(&format!("{path}.network"), message));
+            };
+            // torchvision's weights expect ImageNet's.
+            let normalisation = normalisation.clone().unwrap_or_else(Normalisation::imagenet);
+            let normalisation = Some(normalisation).filter(|n| !n.is_identity());
+            Some(ResNetSpec { normalisation, stride: stride.unwrap_or_default(), ..network })
+        }
     };
     let path = format!("{path}.labels");
-    let Some(labels) = raw.labels.as_ref().filter(|labels| !labels.is_empty()) else {
-        let message =
-            format!("`{path}` is missing or empty: a teacher with `network` lists what it predicts");
-        return Err(source.fail(&path, message));
+    let labels = match &raw.labels {
+        None => Vec::new(),
+        Some(labels) if labels.is_empty() => {
+            return Err(
+                source.fail(&path, format!("`{path}` is empty; leave it out where the file has labels"))
+            );
+        }
+        Some(labels) => Labels::List(labels.clone()).names(source, &path)?,
     };
-    let labels = Labels::List(labels.clone()).names(source, &path)?;
-    Ok(Some(Stated { network, labels }))
+    Ok(Stated { network, labels, image_size, normalisation, stride })
+}
+
+/// `mean` and `std` of pixels from 0 to 1, one number a channel.
+fn normalisation(source: &Source, path: &str, raw: &RawTeacher) -> Result<Option<Normalisation>> {
+    let (mean, std) = match (&raw.mean, &raw.std) {
+        (None, None) => return Ok(None),
+        (Some(mean), Some(std)) => (mean, std),
+        (Some(_), None) | (None, Some(_)) => {
+            let message = format!("`{path}.mean` and `{path}.std` come together or not at all");
+            return Err(source.fail(path, message));
+        }
+    };
+    let numbers = |key: &str, values: &[f64], range: std::ops::RangeInclusive<f64>| {
+        let number = |(i, v): (usize, &f64)| source.number(&format!("{path}.{key}.{i}"), *v, range.clone());
+        values.iter().enumerate().map(number).collect::<Result<Vec<_>>>()
+    };
+    let n = Normalisation {
+        mean: numbers("mean", mean, Normalisation::MEANS)?,
+        std: numbers("std", std, Normalisation::STDS)?,
+    };
+    Ok(Some(n))
 }
 
 fn student(source: &Source, raw: &mut RawStudent, teachers: &[TeacherSpec]) -> Result<StudentSpec> {

@@ -224,13 +224,8 @@ mod tests {
     #[test]
     fn every_level_has_the_teachers_shape() {
         let stem = Stem { width: 4, kernel: 3, stride: 2, max_pool: false };
-        let small = ResNetSpec {
-            block: BlockKind::Basic,
-            image: [32, 32, 1],
-            stem,
-            widths: vec![4, 8, 16, 32],
-            depths: vec![1; 4],
-        };
+        let widths = vec![4, 8, 16, 32];
+        let small = ResNetSpec::new(BlockKind::Basic, [32, 32, 1], stem, widths, vec![1; 4]);
         let wide = ResNetSpec { stem: Stem { max_pool: true, ..stem }, image: [64, 64, 3], ..small.clone() };
         for spec in [small, wide] {
             for groups in 1..=4 {

@@ -24,8 +24,67 @@ use serde::{Deserialize, Serialize};
 pub enum BlockKind {
     /// Two 3x3 convolutions.
     Basic,
-    /// 1x1 to a quarter of the width, 3x3 (which strides, as torchvision's v1.5), 1x1 back.
+    /// 1x1 to a quarter of the width, 3x3, 1x1 back.
     Bottleneck,
+}
+
+/// Which convolution of a bottleneck strides where a block begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StridePlace {
+    /// The 3x3: torchvision and timm, known as v1.5.
+    #[default]
+    #[serde(rename = "3x3")]
+    Middle,
+    /// The first 1x1: He et al. 2016 and Caffe, known as v1.
+    #[serde(rename = "1x1")]
+    First,
+}
+
+impl StridePlace {
+    /// As files and configs say it.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            StridePlace::Middle => "3x3",
+            StridePlace::First => "1x1",
+        }
+    }
+}
+
+/// What a network takes off its images and divides them by, for pixels from 0 to 1; one number a channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Normalisation {
+    pub mean: Vec<f32>,
+    pub std: Vec<f32>,
+}
+
+impl Normalisation {
+    /// ImageNet's, which torchvision's and most of timm's weights expect.
+    pub fn imagenet() -> Normalisation {
+        Normalisation { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
+    }
+
+    /// Whether it leaves images in [-1, 1] as they are.
+    pub fn is_identity(&self) -> bool {
+        self.mean.iter().chain(&self.std).all(|v| *v == 0.5)
+    }
+
+    fn validate(&self, channels: usize) -> Result<(), String> {
+        if self.mean.len() != channels || self.std.len() != channels {
+            let (mean, std) = (self.mean.len(), self.std.len());
+            return Err(format!("expected {channels} means and deviations, found {mean} and {std}"));
+        }
+        if let Some(v) = self.mean.iter().find(|v| !Self::MEANS.contains(&f64::from(**v))) {
+            return Err(format!("expected means from 0 to 1, found {v}"));
+        }
+        match self.std.iter().find(|v| !Self::STDS.contains(&f64::from(**v))) {
+            Some(v) => Err(format!("expected deviations from 0.001 to 10, found {v}")),
+            None => Ok(()),
+        }
+    }
+
+    pub const MEANS: std::ops::RangeInclusive<f64> = 0.0..=1.0;
+    /// 1/255 is the least in use: networks of pixels from 0 to 255.
+    pub const STDS: std::ops::RangeInclusive<f64> = 0.001..=10.0;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +97,7 @@ pub struct Stem {
 }
 
 /// An architecture; what a weights file's metadata holds under `network`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResNetSpec {
     pub block: BlockKind,
     /// Height, width and channels of an image.
@@ -48,6 +107,16 @@ pub struct ResNetSpec {
     pub widths: Vec<usize>,
     /// Residual units in each block.
     pub depths: Vec<usize>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stride: StridePlace,
+    /// Of images in [-1, 1], as everything here holds them: `(x - (2 mean - 1)) / (2 std)` per channel before the stem.
+    /// `None`: the images as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<Normalisation>,
+}
+
+fn is_default<T: Default + PartialEq>(v: &T) -> bool {
+    *v == T::default()
 }
 
 /// One convolution with the batch norm behind it, by its names.
@@ -65,6 +134,18 @@ struct UnitLayers {
 }
 
 impl ResNetSpec {
+    /// A network of images in [-1, 1] that strides where torchvision's do.
+    pub fn new(
+        block: BlockKind,
+        image: [usize; 3],
+        stem: Stem,
+        widths: Vec<usize>,
+        depths: Vec<usize>,
+    ) -> ResNetSpec {
+        let stride = StridePlace::default();
+        ResNetSpec { block, image, stem, widths, depths, stride, normalisation: None }
+    }
+
     /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers.
     pub fn torchvision(depth: usize, size: usize) -> Option<ResNetSpec> {
         let (block, depths) = match depth {
@@ -77,7 +158,7 @@ impl ResNetSpec {
         };
         let w = if block == BlockKind::Basic { [64, 128, 256, 512] } else { [256, 512, 1024, 2048] };
         let stem = Stem { width: 64, kernel: 7, stride: 2, max_pool: true };
-        Some(ResNetSpec { block, image: [size, size, 3], stem, widths: w.into(), depths: depths.into() })
+        Some(ResNetSpec::new(block, [size, size, 3], stem, w.into(), depths.into()))
     }
 
     /// Number of blocks B.
@@ -119,7 +200,45 @@ impl ResNetSpec {
         if self.block == BlockKind::Bottleneck && self.widths.iter().any(|w| w % 4 != 0) {
             return Err("bottleneck widths must be multiples of 4".into());
         }
-        Ok(())
+        self.normalisation.as_ref().map_or(Ok(()), |n| n.validate(self.image[2]))
+    }
+
+    /// `ResNet-50`, or stem, widths and depths where it has no such name.
+    pub fn in_words(&self) -> String {
+        let is_depth = |d: &usize| {
+            let known = ResNetSpec::torchvision(*d, self.image[0]);
+            known.is_some_and(|known| known.architecture() == self.architecture())
+        };
+        match [18, 34, 50, 101, 152].into_iter().find(is_depth) {
+            Some(depth) => format!("ResNet-{depth}"),
+            None => {
+                let (k, c) = (self.stem.kernel, self.image[2]);
+                let block = if self.block == BlockKind::Basic { "basic" } else { "bottleneck" };
+                let (widths, depths) = (&self.widths, &self.depths);
+                format!(
+                    "a ResNet of {block} blocks, widths {widths:?}, depths {depths:?}, a {k}x{k} stem on {c} channels"
+                )
+            }
+        }
+    }
+
+    /// What its tensors' shapes follow from, and the stem.
+    pub fn architecture(&self) -> (BlockKind, usize, Stem, &[usize], &[usize]) {
+        (self.block, self.image[2], self.stem, &self.widths, &self.depths)
+    }
+
+    /// Names of the tensors of all blocks; `is_folded` says of a convolution whether a bias stands for its batch norm.
+    pub fn tensor_names(&self, is_folded: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut names = Vec::new();
+        for layer in self.layers_of(1..=self.blocks()) {
+            names.push(format!("{}.weight", layer.conv));
+            if is_folded(&layer.conv) {
+                names.push(format!("{}.bias", layer.conv));
+            } else {
+                names.extend(NORM_PARTS.map(|part| format!("{}.{part}", layer.norm)));
+            }
+        }
+        names
     }
 
     fn stem_layer(&self) -> Layer {
@@ -149,7 +268,15 @@ impl ResNetSpec {
                 BlockKind::Basic => vec![layer(1, out, 3, input, stride), layer(2, out, 3, out, 1)],
                 BlockKind::Bottleneck => {
                     let mid = out / 4;
-                    vec![layer(1, mid, 1, input, 1), layer(2, mid, 3, mid, stride), layer(3, out, 1, mid, 1)]
+                    let (first, middle) = match self.stride {
+                        StridePlace::Middle => (1, stride),
+                        StridePlace::First => (stride, 1),
+                    };
+                    vec![
+                        layer(1, mid, 1, input, first),
+                        layer(2, mid, 3, mid, middle),
+                        layer(3, out, 1, mid, 1),
+                    ]
                 }
             };
             let shortcut = (stride != 1 || input != out).then(|| Layer {
@@ -217,6 +344,8 @@ struct Unit {
 #[derive(Clone, Debug)]
 pub struct ResNet {
     pub spec: ResNetSpec,
+    /// Of block 1, where images are normalised: gamma, beta, mean and variance of [`ResNetSpec::normalisation`].
+    normalise: Option<[TensorId; 4]>,
     stem: Option<Conv>,
     /// By block; empty for blocks that this network does not have.
     blocks: Vec<Vec<Unit>>,
@@ -335,7 +464,10 @@ impl ResNet {
             let values = LayerValues::read(store, layer, &mut source)?;
             Ok(values.place(store, prefix, layer, build))
         };
-        let stem = if *blocks.start() == 1 { Some(conv(store, &spec.stem_layer())?) } else { None };
+        let has_stem = *blocks.start() == 1;
+        let stem = if has_stem { Some(conv(store, &spec.stem_layer())?) } else { None };
+        let normalise =
+            spec.normalisation.as_ref().filter(|_| has_stem).map(|n| place_normalisation(store, prefix, n));
         let mut all = vec![Vec::new(); spec.blocks()];
         for b in blocks {
             for unit in spec.block_layers(b) {
@@ -360,10 +492,10 @@ impl ResNet {
                 Some([weight, store.add_with(&format!("{prefix}.fc.bias"), Shape::vector(labels), &b)])
             }
         };
-        Ok(ResNet { spec: spec.clone(), stem, blocks: all, head })
+        Ok(ResNet { spec: spec.clone(), normalise, stem, blocks: all, head })
     }
 
-    /// Records block `b` (1-based; block 1 begins with the stem).
+    /// Records block `b` (1-based; block 1 begins with the images' normalisation and the stem).
     pub fn block<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -372,6 +504,12 @@ impl ResNet {
         mode: Mode,
         mut watch: Option<&mut Vec<Value>>,
     ) -> Result<Value> {
+        if let (1, Some(constants)) = (b, self.normalise) {
+            // An op of its own: inside the stem's filters it would also move the zeros of the padding.
+            let [gamma, beta, mean, var] = constants.map(|t| r.leaf(t, Learn::Frozen));
+            let op = BatchNorm { stats: Stats::Running, act: Act::None, momentum: 0.0, eps: 0.0 };
+            x = r.apply(op, &[x, gamma, beta, mean, var])?;
+        }
         if let (1, Some(stem)) = (b, &self.stem) {
             x = stem.record(r, x, None, Act::Relu, mode, watch.as_deref_mut())?;
             if self.spec.stem.max_pool {
@@ -455,6 +593,18 @@ impl ResNet {
         }
         Ok(())
     }
+}
+
+/// `(x - mean') / sqrt(var')` with mean' = 2 mean - 1 and var' = (2 std)^2: pixels from 0 to 1 are (x + 1) / 2.
+fn place_normalisation<R: Real>(store: &mut Store<R>, prefix: &str, n: &Normalisation) -> [TensorId; 4] {
+    let channel = |f: fn(f64) -> f64, v: &[f32]| v.iter().map(|v| f(f64::from(*v))).collect::<Vec<f64>>();
+    let values = [
+        ("gamma", channel(|_| 1.0, &n.mean)),
+        ("beta", channel(|_| 0.0, &n.mean)),
+        ("mean", channel(|mean| 2.0 * mean - 1.0, &n.mean)),
+        ("var", channel(|std| 4.0 * std * std, &n.std)),
+    ];
+    values.map(|(part, v)| store.add_with(&format!("{prefix}.normalise.{part}"), Shape::vector(v.len()), &v))
 }
 
 const NORM_PARTS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];

@@ -23,7 +23,7 @@ pub struct TaskSpec {
 }
 
 /// What a student file's metadata holds under `student`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StudentSpec {
     pub network: ResNetSpec,
     pub filter_reduction: usize,

@@ -4,7 +4,7 @@ use super::generator::{StageOne, part, with_moments};
 use super::schedule::Schedule;
 use super::session::{Stage, stage_seed};
 use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
-use super::teachers::{TeacherFile, Teachers, finish_but_head};
+use super::teachers::{Backbone, Teachers};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::data::unlabelled::{ImageSet, to_input};
@@ -104,7 +104,6 @@ impl StageTwo {
             None => Source::Random(seed),
         };
         let trunk = ResNet::new(store, "student", net, 1..=net.blocks(), None, build, source)?;
-        tensors.iter().try_for_each(finish_but_head)?;
         let mut filters = Vec::new();
         for b in 1..=net.blocks() {
             let of_task = |t: &TaskLabels| {
@@ -315,7 +314,7 @@ impl StageTwo {
 
 /// The trunk's starting point; `None`: random, also where it would be a teacher's that is itself drawn.
 fn initial_tensors(spec: &RunSpec, teachers: &Teachers) -> Result<Option<Tensors>> {
-    let open = |path: &std::path::Path| Ok(TeacherFile::open(path)?.tensors);
+    let open = |path: &std::path::Path| Backbone::open(path)?.fitting(&teachers.network);
     match &spec.student.init {
         StudentInit::Scratch => Ok(None),
         StudentInit::Teacher(m) if teachers.all[*m].is_drawn => Ok(None),

@@ -1,6 +1,7 @@
 //! Average precision of a weights file on labelled images. The only part of the pipeline that sees labels.
 
-use super::teachers::TeacherFile;
+use super::spec::{Stated, TeacherSpec};
+use super::teachers::{Known, TeacherFile};
 use super::{Device, engine_on};
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
@@ -37,14 +38,23 @@ impl Predictor {
     /// Opens a teacher's or a student's file. Maps are f32 on every device: a score is then the model's, not a rounding's.
     pub fn open(path: &Path, device: &Device) -> Result<Predictor> {
         let tensors = weights::load(path)?;
-        // A profiler records training steps only.
-        let mut engine = engine_on(&Device { choice: device.choice, ..Device::default() }, Elem::F32)?;
         if tensors.meta.contains_key("student") {
+            let mut engine = engine_for(device)?;
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
             return Ok(Predictor { engine, model: Model::Student(Box::new(student)), network, labels });
         }
-        let TeacherFile { network, labels, mut tensors } = TeacherFile::open(path)?;
+        Predictor::of(TeacherFile::read(tensors, &Stated::default())?, device)
+    }
+
+    /// Opens a teacher as a run sees it: with what its config says of its file.
+    pub fn open_teacher(spec: &TeacherSpec, device: &Device) -> Result<Predictor> {
+        Predictor::of(TeacherFile::open(spec)?, device)
+    }
+
+    fn of(teacher: TeacherFile, device: &Device) -> Result<Predictor> {
+        let TeacherFile { known: Known { network, labels }, mut tensors } = teacher;
+        let mut engine = engine_for(device)?;
         let (b, n) = (network.blocks(), Some(labels.len()));
         let net = ResNet::new(
             &mut engine.store,
@@ -69,10 +79,12 @@ impl Predictor {
                 [h, w, c]
             )));
         }
-        let store = &mut self.engine.store;
-        let input = match store.id("data.input") {
+        // A few images need no plan, and no memory, for many.
+        let batch = n.clamp(1, BATCH);
+        let (store, name) = (&mut self.engine.store, format!("data.input.{batch}"));
+        let input = match store.id(&name) {
             Some(id) => id,
-            None => store.add("data.input", self.network.feature(0, BATCH)),
+            None => store.add(&name, self.network.feature(0, batch)),
         };
         let mut tape = Tape::default();
         let mut r = Recorder { tape: &mut tape, store: &self.engine.store };
@@ -91,7 +103,7 @@ impl Predictor {
         plan.reserve(&mut self.engine)?;
         let mut out = Vec::with_capacity(n * self.labels.len());
         let all: Vec<usize> = (0..n).collect();
-        for batch in all.chunks(BATCH) {
+        for batch in all.chunks(batch) {
             let to = self.engine.store.get_mut(input);
             images.gather(batch, &mut to[..batch.len() * images.image_len()])?;
             plan.replay(&mut self.engine, &StepState::default())?;
@@ -121,6 +133,11 @@ impl Predictor {
         score.take_means();
         Ok(score)
     }
+}
+
+/// A profiler records training steps only.
+fn engine_for(device: &Device) -> Result<Engine<f32>> {
+    engine_on(&Device { choice: device.choice, ..Device::default() }, Elem::F32)
 }
 
 /// Average precision of the model in `weights` on `data`.

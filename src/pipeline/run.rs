@@ -168,7 +168,7 @@ fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> 
     for (t, task) in
         spec.teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
     {
-        let score = Predictor::open(&t.weights, &spec.device)?.score(data, &task.labels)?;
+        let score = Predictor::open_teacher(t, &spec.device)?.score(data, &task.labels)?;
         mean.ap.extend(score.ap.clone());
         mean.ap_11_point.extend(score.ap_11_point.clone());
         summary.teachers.insert(t.name.clone(), score);

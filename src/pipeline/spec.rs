@@ -1,7 +1,7 @@
 //! What a run is asked to do, already validated: no value here can be invalid on its own.
 
 use super::Device;
-use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
+use crate::models::resnet::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
 use crate::tensor::Elem;
 use std::path::PathBuf;
 
@@ -33,26 +33,30 @@ pub struct RunSpec {
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TeacherSpec {
     pub name: String,
-    /// An npz that carries its architecture and labels.
+    /// An npz or safetensors file.
     pub weights: PathBuf,
-    /// What the config says of the file; one that is there must agree, in place of one that is not it serves a forecast.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stated: Option<Stated>,
+    pub stated: Stated,
 }
 
 impl TeacherSpec {
     /// A teacher of which only its file speaks.
     pub fn new(name: &str, weights: impl Into<PathBuf>) -> TeacherSpec {
-        TeacherSpec { name: name.into(), weights: weights.into(), stated: None }
+        TeacherSpec { name: name.into(), weights: weights.into(), stated: Stated::default() }
     }
 }
 
-/// What a weights file says, too.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+/// What a config says of a teacher's file. What the file says, too, must agree; what it does not say is taken from here;
+/// where it is not there, network and labels serve a forecast.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Stated {
-    pub network: ResNetSpec,
-    /// At least one, each once.
+    /// Block, stem, widths and depths, and the rest as a forecast needs it.
+    pub network: Option<ResNetSpec>,
+    /// Each once; none: not stated.
     pub labels: Vec<String>,
+    /// Pixels a side.
+    pub image_size: Option<usize>,
+    pub normalisation: Option<Normalisation>,
+    pub stride: Option<StridePlace>,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]

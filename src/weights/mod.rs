@@ -118,6 +118,20 @@ impl Tensors {
         }
     }
 
+    /// The same tensors without the first `length` bytes of their names, all of which begin alike there.
+    pub fn without_prefix(mut self, length: usize) -> Result<Tensors> {
+        if length == 0 {
+            return Ok(self);
+        }
+        for (name, tensor) in std::mem::take(&mut self.map) {
+            let rest = name.get(length..).filter(|rest| !rest.is_empty());
+            let rest =
+                rest.ok_or_else(|| self.fault(&name, format!("nothing is left of it after {length} bytes")))?;
+            self.map.insert(rest.to_owned(), tensor);
+        }
+        Ok(self)
+    }
+
     /// The end of a load: every tensor must have been taken, for one that nobody wants means the wrong model.
     pub fn finish(self) -> Result<()> {
         if self.map.is_empty() {

@@ -30,13 +30,8 @@ pub fn executable() -> PathBuf {
 }
 
 pub fn network() -> ResNetSpec {
-    ResNetSpec {
-        block: BlockKind::Basic,
-        image: [16, 16, 1],
-        stem: Stem { width: 4, kernel: 3, stride: 1, max_pool: false },
-        widths: vec![4, 8, 8, 16],
-        depths: vec![1; 4],
-    }
+    let stem = Stem { width: 4, kernel: 3, stride: 1, max_pool: false };
+    ResNetSpec::new(BlockKind::Basic, [16, 16, 1], stem, vec![4, 8, 8, 16], vec![1; 4])
 }
 
 /// A teacher's tensors under torchvision's names: random, with batch norms that have seen something.
