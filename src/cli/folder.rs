@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::pipeline::checkpoint;
+use crate::pipeline::{checkpoint, export, sample};
 use crate::report;
 use crate::weights::write_atomic;
 
@@ -65,7 +65,12 @@ impl Folder {
             report::METRICS,
             report::CONFIG,
             checkpoint::FILE,
-        ] {
+            sample::GENERATOR,
+            export::LABELS,
+        ]
+        .into_iter()
+        .chain(export::STUDENTS)
+        {
             let old = self.path.join(name);
             match fs::remove_file(&old) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("replace", &old, e)),
