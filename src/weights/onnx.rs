@@ -86,7 +86,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
+/// The same from a file's bytes; errors name `path`.
+pub fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
     let fault = |m: String| Error::data(path, m);
     let damaged = |m: String| fault(format!("expected an ONNX file, found damage: {m}"));
     let (mut producer, mut graph, mut meta) = (None, None, None);
