@@ -97,9 +97,10 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
         let twice = match number {
             field::PRODUCER_NAME => producer.replace(value).is_some(),
             field::GRAPH => graph.replace(value).is_some(),
-            field::METADATA => match property(value).map_err(damaged)? {
-                (key, text) => key == META.as_bytes() && meta.replace(text).is_some(),
-            },
+            field::METADATA => {
+                let (key, text) = property(value).map_err(damaged)?;
+                key == META.as_bytes() && meta.replace(text).is_some()
+            }
             _ => false,
         };
         if twice {
