@@ -3,6 +3,7 @@
 mod device;
 mod doctor;
 mod engine;
+mod eval;
 mod experiment;
 mod export;
 mod folder;
@@ -10,6 +11,7 @@ mod forecast;
 mod page;
 mod progress;
 mod sample;
+mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -36,11 +38,12 @@ use engine::{Engine, TeacherFacts};
 use folder::{Existing, Folder};
 use page::{PageArgs, Record};
 use progress::{Audience, Progress};
+use signals::Signals;
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
 ///
 /// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable device,
-/// 6 out of memory, 7 diverged or collapsed.
+/// 6 out of memory, 7 diverged or collapsed; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM, to be resumed.
 #[derive(Parser)]
 #[command(name = "dfka-engine", version, max_term_width = 100)]
 struct Cli {
@@ -57,7 +60,7 @@ enum Command {
     /// Train a teacher from labelled data
     Teach(TeachArgs),
     /// Average precision of trained weights on labelled images
-    Eval(EvalArgs),
+    Eval(eval::EvalArgs),
     /// Open everything a run needs and forecast its cost, without running it
     Check(CheckArgs),
     /// Compose a set of demonstration scenes from the raw archives
@@ -96,19 +99,6 @@ struct TeachArgs {
     device: DeviceArgs,
     #[command(flatten)]
     out: OutArgs,
-}
-
-#[derive(Args)]
-struct EvalArgs {
-    /// Weights that carry their architecture and labels: npz, safetensors, or an ONNX file of ours
-    weights: PathBuf,
-    /// An npz of images and targets
-    data: PathBuf,
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -201,7 +191,7 @@ fn answer(command: &Command, engine: &Engine) -> Result<String> {
         Command::Run(args) => run_student(args, engine),
         Command::Experiment(args) => experiment::experiment(args, engine),
         Command::Teach(args) => teach(args, engine),
-        Command::Eval(args) => eval(args, engine),
+        Command::Eval(args) => eval::eval(args, engine),
         Command::Check(args) => check(args, engine),
         Command::Scenes(args) => scenes(args),
         Command::Export(args) => export::answer(args),
@@ -243,7 +233,8 @@ fn execute(
     check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
     folder.prepare(&loaded.resolved)?;
     let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
-    let mut progress = Progress::start(folder.path(), is_resumed, audience)?;
+    let signals = Signals::listen()?;
+    let mut progress = Progress::start(folder.path(), is_resumed, audience)?.stopping_on(signals);
     let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
     let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;
@@ -275,16 +266,6 @@ fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
     let summary = summary?;
     logged?;
     Ok(lines(&summary))
-}
-
-fn eval(args: &EvalArgs, engine: &Engine) -> Result<String> {
-    let (choice, _) = args.device.device.open()?;
-    let device = Device { choice, ..Device::default() };
-    let score = (engine.evaluate)(&args.weights, &args.data, &device)?;
-    if args.json {
-        return pretty(&json!(score));
-    }
-    Ok(report::score_table(&args.weights.display().to_string(), &score))
 }
 
 fn scenes(args: &ScenesArgs) -> Result<String> {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluation::RawEvaluation;
 use super::labels::{Block, Labels};
 use super::teacher::{RawTeacher, teachers};
 use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
@@ -100,12 +101,6 @@ struct RawAugment {
     cutmix: Option<f64>,
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct RawEvaluation {
-    data: String,
-}
-
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawBaselines {
@@ -143,7 +138,7 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
         loss: loss(source, &mut raw.loss)?,
         dual: dual(source, &mut raw.dual)?,
         evaluation: match &mut raw.evaluation {
-            Some(e) => Some(source.file("evaluation.data", &mut e.data)?),
+            Some(e) => Some(e.build(source)?),
             None => None,
         },
         baselines: baselines(source, &mut raw.baselines)?,

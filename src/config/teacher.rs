@@ -37,6 +37,15 @@ pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<Te
         if teachers.iter().any(|other| other.name == t.name) {
             return Err(source.fail(&path, format!("two teachers are named `{}`", t.name)));
         }
+        // Tensors are named after their teacher: `a` with `layer1.0.conv1` and `a.layer1` with `0.conv1` would be one.
+        let begins = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('.'));
+        if let Some(other) = teachers.iter().find(|o| begins(&o.name, &t.name) || begins(&t.name, &o.name)) {
+            let message = format!(
+                "teachers are named `{}` and `{}`: expected no name to begin another, before a dot",
+                other.name, t.name
+            );
+            return Err(source.fail(&path, message));
+        }
         let weights = source.file(&format!("teachers.{i}.weights"), &mut t.weights)?;
         let stated = stated(source, &format!("teachers.{i}"), t)?;
         teachers.push(TeacherSpec { name: t.name.clone(), weights, stated });

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod dual;
 pub mod evaluate;
 pub mod export;
+pub mod fingerprint;
 pub mod forecast;
 pub mod generator;
 pub mod inputs;

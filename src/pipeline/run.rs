@@ -3,8 +3,9 @@
 use super::branch;
 use super::dual::{self, StageTwo};
 use super::engine_on;
-use super::evaluate::Predictor;
+use super::evaluate::{self, Predictor};
 use super::export;
+use super::fingerprint;
 use super::generator::StageOne;
 use super::observer::Observer;
 use super::sample;
@@ -12,20 +13,20 @@ use super::session::Session;
 use super::snapshots::{self, Snapshots};
 use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
-use crate::data::labelled::LabelledSet;
+use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::models::targetnet::StudentSpec;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
-use crate::weights::{self, sha256};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use crate::weights;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Runs everything that `spec` asks for; files go to `out`.
 pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer) -> Result<Summary> {
     let began = Instant::now();
-    let mut session = Session::open(out, resume, fingerprint(spec)?, spec.checkpoint_seconds, observer)?;
+    let mut session =
+        Session::open(out, resume, fingerprint::of_run(spec)?, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
         name: spec.name.clone(),
         seed: spec.seed,
@@ -42,7 +43,8 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
 
     // Everything is trained and stored; only now does anybody look at labels.
     if let Some(data) = &spec.evaluation {
-        let data = LabelledSet::load(data)?;
+        session.stop_if_asked("before the evaluation")?;
+        let data = evaluate::open(data)?;
         score_teachers(spec, &data, &mut summary)?;
         summary.student = Some(score_student(spec, &session, "", &student, &data)?);
         for source in &spec.baselines {
@@ -91,6 +93,7 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
 
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
+            StageOne::expect_room(spec, &teachers.network)?;
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
             let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
@@ -160,10 +163,10 @@ pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
             index + 1
         )));
     };
-    Predictor::open(&teacher.weights, &spec.device)?.score(&LabelledSet::load(data)?, &[])
+    Predictor::open_teacher(teacher, &spec.device)?.score(&evaluate::open(data)?, &[])
 }
 
-fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> Result<()> {
+fn score_teachers(spec: &RunSpec, data: &Arc<Dataset>, summary: &mut Summary) -> Result<()> {
     let mut mean = Score::default();
     for (t, task) in
         spec.teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
@@ -183,30 +186,13 @@ fn score_student(
     session: &Session,
     prefix: &str,
     student: &Trained,
-    data: &LabelledSet,
+    data: &Arc<Dataset>,
 ) -> Result<StudentScore> {
     let mut by_block = Vec::new();
     for b in 1..=student.blocks {
         let file = block_file(session.out(), prefix, b);
+        session.stop_if_asked("in the evaluation")?;
         by_block.push(Predictor::open(&file, &spec.device)?.score(data, &[])?);
     }
     Ok(StudentScore { score: by_block[student.chosen - 1].clone(), by_block })
-}
-
-/// Hash of what the student's bits depend on: the configuration (not where the evaluation data lies) and the files it
-/// names.
-fn fingerprint(spec: &RunSpec) -> Result<String> {
-    let mut relevant = spec.clone();
-    relevant.evaluation = None;
-    relevant.checkpoint_seconds = 0.0;
-    let mut h = Sha256::new();
-    h.update(serde_json::to_vec(&relevant).map_err(|e| Error::Run(format!("configuration: {e}")))?);
-    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for t in &spec.teachers {
-        files.insert(t.weights.clone(), sha256(&t.weights)?);
-    }
-    for digest in files.values() {
-        h.update(digest);
-    }
-    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

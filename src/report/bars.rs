@@ -1,7 +1,7 @@
 //! Tables whose rows are bars: average precision by label, and what generated images show.
 
 use super::gather::Gathered;
-use super::html::escape;
+use super::html::{escape, prose};
 use super::table::percent;
 use super::verdict::{not_measured, owner, owners_ap};
 use crate::summary::{LabelShare, LabelStatistics, Summary};
@@ -44,7 +44,7 @@ pub(super) fn precision(g: &Gathered) -> String {
     let Some(student) = &s.student else {
         return format!(
             "<h2>Average precision by label</h2><p class=\"soft\">{}</p>\n",
-            escape(&not_measured(g))
+            prose(&not_measured(g))
         );
     };
     let row = |label: &String| {
@@ -87,7 +87,7 @@ pub(super) fn labels_shown(g: &Gathered) -> String {
     };
     let groups = by_teacher(stats.labels.iter().map(|l| (l.teacher.as_str(), row(l))));
     let mut out = String::from("<h3>What the images show</h3>");
-    out += &format!("<p>{}</p>", escape(&in_words(stats, is_drawn)));
+    out += &format!("<p>{}</p>", prose(&in_words(stats, is_drawn)));
     out += "<p class=\"legend\"><span class=\"key b\">its teacher sees it</span>";
     if is_drawn {
         out += "<span class=\"key ref\">the generator was asked for it</span>";

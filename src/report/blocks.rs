@@ -2,7 +2,7 @@
 
 use super::chart::{Frame, Mark, Markers, Series, framed_chart};
 use super::gather::Gathered;
-use super::html::{escape, marked_table};
+use super::html::{marked_table, prose};
 use super::metrics::converged;
 use super::table::{Table, percent, teachers_map};
 use crate::summary::{Score, Summary};
@@ -68,7 +68,7 @@ pub(super) fn branching(g: &Gathered) -> String {
     let chosen = s.branch.iter().map(|t| t.block).max();
     let mark = chosen.map(|b| Mark { x: b as f64, text: "chosen" });
     let class = |i: usize| CLASSES[i % CLASSES.len()];
-    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", escape(&in_words(g, chosen)));
+    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(g, chosen)));
 
     let losses: Vec<Series> =
         tasks.iter().enumerate().map(|(i, t)| line(&t.name, class(i), t.losses.clone())).collect();

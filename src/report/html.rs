@@ -9,7 +9,7 @@ use super::images::{POINTS, generated};
 use super::metrics::{Stage, thin};
 use super::origin::utc;
 use super::table::{Table, facts, headline, tables};
-use super::verdict::{Status, sentences, tiles};
+use super::verdict::{Status, is_students, sentences, tiles};
 
 pub(super) const STYLE: &str = include_str!("style.css");
 
@@ -28,7 +28,7 @@ pub fn html(g: &Gathered) -> String {
     );
     out += "<section class=\"verdict\">";
     for sentence in sentences(g) {
-        out += &format!("<p>{}</p>", escape(&unbroken(&sentence)));
+        out += &format!("<p>{}</p>", prose(&sentence));
     }
     out += "</section>\n";
     if !g.damaged.is_empty() {
@@ -39,7 +39,7 @@ pub fn html(g: &Gathered) -> String {
     if !tiles.is_empty() {
         out += "<div class=\"tiles\">";
         for t in tiles {
-            let [what, value, note] = [&t.what, &t.value, &t.note].map(|text| escape(&unbroken(text)));
+            let [what, value, note] = [&t.what, &t.value, &t.note].map(|text| prose(text));
             out += &format!("<div class=\"tile\"><span>{what}</span><b>{value}</b><span>{note}</span></div>");
         }
         out += "</div>\n";
@@ -61,7 +61,16 @@ pub fn html(g: &Gathered) -> String {
     out + "</main></body></html>\n"
 }
 
-/// A line does not end between a number and its unit.
+/// Running text: escaped, `code` between backticks, and no line ends between a number and its unit.
+pub(super) fn prose(text: &str) -> String {
+    let parts: Vec<String> = unbroken(text).split('`').map(escape).collect();
+    if parts.len() % 2 == 0 {
+        return escape(&unbroken(text)); // a backtick without its pair
+    }
+    let one = |(i, part)| if i % 2 == 0 { part } else { format!("<code>{part}</code>") };
+    parts.into_iter().enumerate().map(one).collect()
+}
+
 fn unbroken(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut is_digit = false;
@@ -134,7 +143,7 @@ fn curves(stages: &[Stage]) -> String {
         line_chart(title, &[one])
     };
     let mut out = String::from("<h2>Losses by step</h2><div class=\"charts\">");
-    for stage in stages.iter().take(MOST_STAGES) {
+    for stage in stages.iter().filter(|s| is_students(&s.name)).take(MOST_STAGES) {
         // What the stage minimises; its first metric where it is of another kind.
         let loss = stage.curves.get("loss").or(stage.curves.values().next());
         out += &loss.map_or(String::new(), |points| line(&stage.name, points));
@@ -186,7 +195,7 @@ fn origin(g: &Gathered) -> String {
         return out
             + "<p class=\"soft\">The folder has no run.json: which weights were used is not recorded.</p>\n";
     }
-    out += "<div class=\"wide\"><table><thead><tr><th>weights</th><th>bytes</th><th>SHA-256</th><th>file</th></tr></thead><tbody>";
+    out += "<div class=\"wide\"><table><thead><tr><th>weights</th><th>bytes</th><th class=\"hash\">SHA-256</th><th class=\"hash\">file</th></tr></thead><tbody>";
     for w in weights {
         out += &format!(
             "<tr><th scope=\"row\">{}</th><td>{}</td><td class=\"hash\"><code>{}</code></td><td class=\"hash\"><code>{}</code></td></tr>",
@@ -386,6 +395,12 @@ mod tests {
         let page = html(&g);
         check_balance(&page);
         assert!(!page.contains("<img") && !page.contains("<svg"));
+    }
+
+    #[test]
+    fn backticks_make_code_in_pairs() {
+        assert_eq!(prose("a `<b>` c"), "a <code>&lt;b&gt;</code> c");
+        assert_eq!(prose("one ` <only>"), "one ` &lt;only&gt;");
     }
 
     #[test]

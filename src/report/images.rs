@@ -3,7 +3,7 @@
 use super::bars::labels_shown;
 use super::chart::{Frame, Markers, Series, framed_chart};
 use super::gather::Gathered;
-use super::html::{escape, image};
+use super::html::{image, prose};
 use super::metrics::thin;
 
 /// More points than a chart has pixels would only make the file large.
@@ -56,7 +56,7 @@ pub(super) fn generated(g: &Gathered) -> String {
                 s.label_entropy,
                 alarm(g.asked.least_entropy)
             );
-            out += &format!("<p>{}</p>\n", escape(&text));
+            out += &format!("<p>{}</p>\n", prose(&text));
         }
         out += &format!("<div class=\"charts large\">{curves}</div>\n");
     }

@@ -9,6 +9,7 @@ mod npy;
 pub mod npz;
 pub mod onnx;
 pub mod safetensors;
+pub mod seal;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -21,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-pub use atomic::write_atomic;
+pub use atomic::{is_temporary, write_atomic, write_keeping};
 
 /// What a file says beside its arrays, by name.
 pub type Meta = serde_json::Map<String, serde_json::Value>;
