@@ -213,6 +213,7 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
     };
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
+    check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
     let audience = args.out.audience();
     if audience != Audience::Nobody {
         // Whoever closed the pipe does not read it.
@@ -222,7 +223,7 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
     Ok(report::final_table(&summary))
 }
 
-/// Runs what was loaded into a folder, and leaves the report there.
+/// Runs what was loaded, and checked against its teachers, into a folder, and leaves the report there.
 fn execute(
     loaded: &Loaded<RunSpec>,
     folder: &Folder,
@@ -230,7 +231,6 @@ fn execute(
     audience: Audience,
     engine: &Engine,
 ) -> Result<Summary> {
-    check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
     folder.prepare(&loaded.resolved)?;
     let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
     let signals = Signals::listen()?;

@@ -8,13 +8,14 @@ use clap::Args;
 use super::engine::Engine;
 use super::folder::{Existing, Folder};
 use super::progress::Audience;
-use super::{DeviceArgs, execute};
+use super::{DeviceArgs, check_against_teachers, execute};
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
+use crate::pipeline::teachers::Absent;
 use crate::report;
 use crate::report::experiment::{Figures, Outcome, Table};
 use crate::summary::Summary;
@@ -127,12 +128,7 @@ impl Work<'_> {
                             "an experiment compares scores: expected [evaluation] in the run's config";
                         return Err(loaded.source.fail("name", message));
                     }
-                    super::check_against_teachers(
-                        &loaded.spec,
-                        &loaded.source,
-                        self.engine,
-                        crate::pipeline::teachers::Absent::Fails,
-                    )?;
+                    super::check_against_teachers(&loaded.spec, &loaded.source, self.engine, Absent::Fails)?;
                 }
                 RowKind::Teacher(index) => {
                     let spec = self.load(&[], self.experiment.seeds[0])?.spec;
@@ -175,6 +171,7 @@ impl Work<'_> {
         if let Some(summary) = report::read_summary(&path)? {
             return Ok(summary);
         }
+        check_against_teachers(&loaded.spec, &loaded.source, self.engine, Absent::Fails)?;
         execute(&loaded, &folder, is_begun, self.audience, self.engine)
     }
 
