@@ -104,7 +104,7 @@ pub fn check_names(t: &Tensors, network: &ResNetSpec, head: Head) -> Result<()> 
         expected.extend(fc.map(String::from));
     }
     let missing: Vec<&str> = expected.iter().map(String::as_str).filter(|n| t.get(n).is_none()).collect();
-    let is_extra = |n: &&str| !expected.contains(*n) && !(head == Head::Ignored && n.starts_with("fc."));
+    let is_extra = |n: &&str| !expected.contains(*n) && (head == Head::Wanted || !n.starts_with("fc."));
     let unexpected: Vec<&str> = t.iter().map(|(n, _)| n).filter(is_extra).collect();
     let parts: Vec<String> = [("missing", missing), ("unexpected", unexpected)]
         .into_iter()
