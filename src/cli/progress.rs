@@ -152,6 +152,8 @@ impl Observer for Progress {
     }
 
     fn store(&mut self) -> Result<()> {
+        // Pictures are told once only; a failure waits, as all of the board's.
+        self.board.write(EventFile::flush);
         self.log.store()
     }
 

@@ -61,9 +61,14 @@ pub fn html(g: &Gathered) -> String {
     out + "</main></body></html>\n"
 }
 
-/// Running text: escaped, and no line ends between a number and its unit.
+/// Running text: escaped, `code` between backticks, and no line ends between a number and its unit.
 pub(super) fn prose(text: &str) -> String {
-    escape(&unbroken(text))
+    let parts: Vec<String> = unbroken(text).split('`').map(escape).collect();
+    if parts.len() % 2 == 0 {
+        return escape(&unbroken(text)); // a backtick without its pair
+    }
+    let one = |(i, part)| if i % 2 == 0 { part } else { format!("<code>{part}</code>") };
+    parts.into_iter().enumerate().map(one).collect()
 }
 
 fn unbroken(text: &str) -> String {
@@ -190,7 +195,7 @@ fn origin(g: &Gathered) -> String {
         return out
             + "<p class=\"soft\">The folder has no run.json: which weights were used is not recorded.</p>\n";
     }
-    out += "<div class=\"wide\"><table><thead><tr><th>weights</th><th>bytes</th><th>SHA-256</th><th>file</th></tr></thead><tbody>";
+    out += "<div class=\"wide\"><table><thead><tr><th>weights</th><th>bytes</th><th class=\"hash\">SHA-256</th><th class=\"hash\">file</th></tr></thead><tbody>";
     for w in weights {
         out += &format!(
             "<tr><th scope=\"row\">{}</th><td>{}</td><td class=\"hash\"><code>{}</code></td><td class=\"hash\"><code>{}</code></td></tr>",
@@ -390,6 +395,12 @@ mod tests {
         let page = html(&g);
         check_balance(&page);
         assert!(!page.contains("<img") && !page.contains("<svg"));
+    }
+
+    #[test]
+    fn backticks_make_code_in_pairs() {
+        assert_eq!(prose("a `<b>` c"), "a <code>&lt;b&gt;</code> c");
+        assert_eq!(prose("one ` <only>"), "one ` &lt;only&gt;");
     }
 
     #[test]
