@@ -135,7 +135,16 @@ def unlabelled():
     # What Pillow makes of them, for the test of the decoder.
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in [".jpg", ".jpeg", ".png"])
     decoded = {p.relative_to(folder).as_posix(): np.asarray(Image.open(p).convert("RGB")) for p in files}
+    decoded["centre"] = np.stack([centre(Image.open(p).convert("RGB"), 24) for p in files])
     np.savez_compressed(folder / "pillow.npz", **decoded)
+
+
+def centre(image, side):
+    """torchvision's Resize(round(side * 256 / 224)), then CenterCrop(side), on a PIL image."""
+    (w, h), short = image.size, round(side * 256 / 224)
+    size = (short, int(short * h / w)) if w <= h else (int(short * w / h), short)
+    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    return np.asarray(image.resize(size, Image.BILINEAR).crop((left, top, left + side, top + side)))
 
 
 if __name__ == "__main__":

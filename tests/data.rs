@@ -239,6 +239,25 @@ fn the_decoder_agrees_with_pillow() {
     assert_eq!(compared, 8);
 }
 
+/// The centre of an image is torchvision's: resized by Pillow, then cut. The resize differs by its fixed-point rounding,
+/// and here it makes only the pixels that are kept.
+#[test]
+fn the_centre_is_torchvisions() {
+    let root = fixtures().join("folder");
+    let (shape, expected) = Archive::open(root.join("pillow.npz")).unwrap().bytes("centre").unwrap();
+    let set = folder::load(&root, [24, 24, 3]).unwrap();
+    assert_eq!(shape, set.shape());
+    for (i, expected) in expected.chunks_exact(set.image_len()).enumerate() {
+        let differences: Vec<f64> =
+            set.image(i).iter().zip(expected).map(|(a, b)| f64::from(a.abs_diff(*b))).collect();
+        let (mean, worst) = (
+            differences.iter().sum::<f64>() / differences.len() as f64,
+            differences.iter().copied().fold(0.0, f64::max),
+        );
+        assert!(mean <= 0.8 && worst <= 6.0, "image {i}: mean {mean:.3}, worst {worst}");
+    }
+}
+
 /// Cut anywhere, no file of the folder is taken for a whole one.
 #[test]
 fn truncated_images_are_refused() {

@@ -5,7 +5,7 @@
 //! shows every image once in an order drawn by (seed, epoch); batches go over its end into the next one.
 //!
 //! Threads take single images, not batches: with as many of them as cores the first batch is ready soonest, and what
-//! waits is one window of 8-bit images (9.6 MB for 64 of 224 x 224). They become f32 when a batch is taken, straight into
+//! waits is two batches of 8-bit images (19 MB for 64 of 224 x 224). They become f32 when a batch is taken, straight into
 //! its place.
 
 use std::collections::VecDeque;

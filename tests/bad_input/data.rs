@@ -30,7 +30,7 @@ pub const CASES: &[Case] = &[
     case("no evaluation set", |l| std::fs::remove_file(l.path("evaluation.npz")).unwrap(), &["evaluation.npz: cannot open"]),
     case("an evaluation set of no bytes", |l| put(l, "evaluation.npz", ""), &["evaluation.npz: expected an npz file"]),
     case("an evaluation set without a label", |l| labelled(4, [16, 16, 1], &["bus", "car", "dog", "cat"], 1).save(l.path("evaluation.npz")).unwrap(), &["evaluation.npz: expected a label \"table\", found only bus, car, dog, cat"]),
-    case("evaluation images of another size", |l| labelled(4, [8, 8, 1], &ALL, 1).save(l.path("evaluation.npz")).unwrap(), &["evaluation.npz: images: the teachers expect [16, 16, 1], found [8, 8, 1]"]),
+    case("evaluation images of another size", |l| labelled(4, [8, 8, 1], &ALL, 1).save(l.path("evaluation.npz")).unwrap(), &["evaluation.npz: images: the networks expect [16, 16, 1], found [8, 8, 1]"]),
     case("evaluation images in colour", |l| labelled(4, [16, 16, 3], &ALL, 1).save(l.path("evaluation.npz")).unwrap(), &["expect [16, 16, 1], found [16, 16, 3]"]),
     case("a teacher for an evaluation set", |l| edit(l, "evaluation.npz", "left.npz"), &["left.npz: expected the arrays [\"images\", \"targets\"], found"]),
     case("labels that are one text", |l| write_set(l, &[3, 7], 0, "bus".into()), &["evaluation.npz: array \"__meta__\": entry \"labels\": invalid type"]),
