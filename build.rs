@@ -4,6 +4,7 @@
 //!
 //! `DFKA_CUDA_TARGETS` (default `sm_80,sm_90a`) names the devices to compile for; the first also gives the assembly that
 //! newer devices' drivers compile. `DFKA_EMU_SANITIZE=address,undefined` or `thread` instruments the emulated kernels.
+//! `DFKA_EMU=off` leaves the emulator out although there is a compiler (scripts/fuzz.sh: half of its build's time).
 
 #[path = "src/device/gpu/nvrtc.rs"]
 #[allow(dead_code)] // the program uses more of it
@@ -19,7 +20,8 @@ use std::sync::Mutex;
 use std::{env, fs};
 
 /// Every switch that changes what is built.
-const SWITCHES: [&str; 9] = [
+const SWITCHES: [&str; 10] = [
+    "DFKA_EMU",
     "DFKA_REQUIRE_NVRTC",
     "DFKA_REQUIRE_EMU",
     "DFKA_CUDA_TARGETS",
@@ -207,6 +209,9 @@ fn figures(log: &str, symbol: &str) -> [u32; 3] {
 
 /// Compiles the kernels as C++; whether there is an emulator.
 fn build_emulator(root: &Path, modules: &[Module], out: &Path) -> bool {
+    if env::var("DFKA_EMU").is_ok_and(|v| v == "off") {
+        return false;
+    }
     let sanitize = env::var("DFKA_EMU_SANITIZE").unwrap_or_default();
     let sanitizers: Vec<&str> = sanitize.split(',').filter(|s| !s.is_empty()).collect();
     let base = || {

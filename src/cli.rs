@@ -3,6 +3,7 @@
 mod device;
 mod doctor;
 mod engine;
+mod eval;
 mod experiment;
 mod export;
 mod folder;
@@ -59,7 +60,7 @@ enum Command {
     /// Train a teacher from labelled data
     Teach(TeachArgs),
     /// Average precision of trained weights on labelled images
-    Eval(EvalArgs),
+    Eval(eval::EvalArgs),
     /// Open everything a run needs and forecast its cost, without running it
     Check(CheckArgs),
     /// Compose a set of demonstration scenes from the raw archives
@@ -98,19 +99,6 @@ struct TeachArgs {
     device: DeviceArgs,
     #[command(flatten)]
     out: OutArgs,
-}
-
-#[derive(Args)]
-struct EvalArgs {
-    /// Weights that carry their architecture and labels: npz, safetensors, or an ONNX file of ours
-    weights: PathBuf,
-    /// An npz of images and targets
-    data: PathBuf,
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -203,7 +191,7 @@ fn answer(command: &Command, engine: &Engine) -> Result<String> {
         Command::Run(args) => run_student(args, engine),
         Command::Experiment(args) => experiment::experiment(args, engine),
         Command::Teach(args) => teach(args, engine),
-        Command::Eval(args) => eval(args, engine),
+        Command::Eval(args) => eval::eval(args, engine),
         Command::Check(args) => check(args, engine),
         Command::Scenes(args) => scenes(args),
         Command::Export(args) => export::answer(args),
@@ -278,16 +266,6 @@ fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
     let summary = summary?;
     logged?;
     Ok(lines(&summary))
-}
-
-fn eval(args: &EvalArgs, engine: &Engine) -> Result<String> {
-    let (choice, _) = args.device.device.open()?;
-    let device = Device { choice, ..Device::default() };
-    let score = (engine.evaluate)(&args.weights, &args.data, &device)?;
-    if args.json {
-        return pretty(&json!(score));
-    }
-    Ok(report::score_table(&args.weights.display().to_string(), &score))
 }
 
 fn scenes(args: &ScenesArgs) -> Result<String> {

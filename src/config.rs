@@ -14,6 +14,7 @@
 //! What only the teachers' files can tell (labels, blocks, channels) is checked by [`check_labels`] and
 //! [`check_network`], which still know the lines.
 
+mod evaluation;
 pub mod experiment;
 mod fit;
 mod labels;
@@ -21,6 +22,7 @@ mod run;
 mod source;
 mod suggest;
 mod teach;
+mod teacher;
 
 pub use fit::{check_labels, check_network};
 pub use run::load_run;
@@ -269,6 +271,37 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
             ("teachers.0.stride=2x2", "`3x3` or `1x1`"),
         ] {
             let e = load_text(&text, &[set]).unwrap_err();
+            assert!(e.exit_code() == 3 && e.to_string().contains(expected), "{set}: {e}");
+        }
+    }
+
+    #[test]
+    fn evaluation_takes_one_kind_of_data() {
+        let with = |table: &str, sets: &[&str]| load_text(&format!("{SMALL}{table}"), sets);
+        let voc = "[evaluation.voc]\nroot = \"/data/VOCdevkit\"\n";
+        let loaded = with(voc, &[]).unwrap();
+        let of = |year: &str, split: &str| {
+            let folder = std::path::Path::new("/data/VOCdevkit").join(year);
+            Some(EvaluationData::Voc { folder, split: split.into() })
+        };
+        assert_eq!(loaded.spec.evaluation, of("VOC2007", "test"));
+        assert_eq!(load_text(&loaded.resolved, &[]).unwrap().spec.evaluation, of("VOC2007", "test"));
+        let sets = ["evaluation.voc.year=2012", "evaluation.voc.split=val"];
+        assert_eq!(with(voc, &sets).unwrap().spec.evaluation, of("VOC2012", "val"));
+        let coco = "[evaluation.coco]\nimages = \"/c/val2017\"\nannotations = \"/c/instances.json\"\n";
+        let expected =
+            EvaluationData::Coco { images: "/c/val2017".into(), annotations: "/c/instances.json".into() };
+        assert_eq!(with(coco, &[]).unwrap().spec.evaluation, Some(expected));
+        for (table, set, expected) in [
+            ("[evaluation]\n", "seed=1", "`evaluation` takes one of `data"),
+            (voc, "evaluation.data=a.npz", "`evaluation` takes one of `data"),
+            (voc, "evaluation.voc.year=2013", "`evaluation.voc.year` is 2013; expected at least 2007 and at"),
+            (voc, "evaluation.voc.split=../x", "`evaluation.voc.split` is \"../x\""),
+            (voc, "evaluation.voc.root=''", "`evaluation.voc.root` is empty"),
+            (voc, "evaluation.voc.yeer=2007", "did you mean `year`?"),
+            ("[evaluation.coco]\nimages = 'x'\n", "seed=1", "missing key `evaluation.coco.annotations`"),
+        ] {
+            let e = with(table, &[set]).unwrap_err();
             assert!(e.exit_code() == 3 && e.to_string().contains(expected), "{set}: {e}");
         }
     }

@@ -269,10 +269,6 @@ fn a_folder_is_read_whole_in_the_order_of_its_names() {
     assert!(c.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]), "c.jpg is grey");
 
     let dir = copy(&root);
-    let before = folder::digest(dir.path()).unwrap();
-    assert_eq!(before, folder::digest(&root).unwrap());
-    fs::rename(dir.path().join("a.jpg"), dir.path().join("aa.jpg")).unwrap();
-    assert_ne!(before, folder::digest(dir.path()).unwrap());
     let half = fs::read(root.join("b.JPEG")).unwrap();
     fs::write(dir.path().join("b.JPEG"), &half[..half.len() / 2]).unwrap();
     says(folder::load(dir.path(), [16, 24, 3]).unwrap_err(), &["b.JPEG: not a whole JPEG"]);

@@ -20,7 +20,7 @@ use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::run::run;
-use dfka_engine::pipeline::spec::{RunSpec, TeachSpec, TrainingData};
+use dfka_engine::pipeline::spec::{EvaluationData, RunSpec, TeachSpec, TrainingData};
 use dfka_engine::pipeline::teach::teach;
 use dfka_engine::tensor::{Elem, Real, Shape};
 
@@ -191,7 +191,7 @@ fn a_teacher_is_trained_and_scored() {
         on_machine.loss
     );
     // The same file scored on both: predictions differ by rounding, which may swap two images of one score.
-    let evaluation = lab.path("evaluation.npz");
+    let evaluation = EvaluationData::Npz(lab.path("evaluation.npz"));
     let device = Device { choice, ..Device::default() };
     let cpu = evaluate(&on_machine.weights, &evaluation, &Device::default()).unwrap();
     let found = evaluate(&on_machine.weights, &evaluation, &device).unwrap();

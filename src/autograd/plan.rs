@@ -9,7 +9,7 @@ use crate::device::cpu::par::on_a_worker;
 use crate::device::cpu::scratch;
 use crate::device::gpu::launch::Launch;
 use crate::device::gpu::machine::ring_rows;
-use crate::device::memory::{Buffer, Memory};
+use crate::device::memory::{self, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
 use crate::ops::{Absorbs, Arg, Extent, Io, Op, Operands, Operator, Write};
@@ -377,7 +377,7 @@ impl<R: Real> Plan<R> {
 
     /// Makes room in the engine's arena, so that replays allocate nothing.
     ///
-    /// Errors: a GPU without that much memory.
+    /// Errors: a device without that much memory.
     pub fn reserve(&self, engine: &mut Engine<R>) -> Result<()> {
         if let (Some(machine), Some(program)) = (&mut engine.machine, &self.program) {
             let store = &mut engine.store;
@@ -385,6 +385,7 @@ impl<R: Real> Plan<R> {
             return machine.make_room(&store.buffers, &mut store.changed, &program.launches, arena_bytes);
         }
         if engine.arena.bytes() < self.cost.arena_bytes {
+            memory::expect_room("the step", self.cost.arena_bytes)?;
             // Nothing in the arena outlives a step: drop the old one before the new one is made.
             engine.arena = Buffer::default();
             engine.arena = Buffer::with_bytes(self.cost.arena_bytes);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::pipeline::observer::Observer;
-use crate::pipeline::spec::{RunSpec, TeachSpec, TeacherSpec};
+use crate::pipeline::spec::{EvaluationData, RunSpec, TeachSpec, TeacherSpec};
 use crate::pipeline::teachers::{Absent, Known};
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
@@ -33,7 +33,7 @@ pub struct Engine {
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
     /// One teacher (from 0) on the run's evaluation data, all of its labels.
     pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
-    pub evaluate: fn(&Path, &Path, &Device) -> Result<Score>,
+    pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Score>,
     /// On a card that is named; the result as JSON, for it is only printed.
     pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
 }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::pipeline::{checkpoint, sample};
+use crate::pipeline::{checkpoint, export, sample};
 use crate::report;
 use crate::weights::{self, write_atomic};
 
@@ -96,7 +96,7 @@ fn is_result(name: &str) -> bool {
         checkpoint::FILE,
         checkpoint::PREVIOUS,
         "weights.npz",
-        "labels.json",
+        export::LABELS,
         sample::GENERATOR,
     ];
     let of_baseline = ["noise.", "ka."].iter().find_map(|prefix| name.strip_prefix(prefix));

@@ -1,5 +1,6 @@
 //! Two keys that take a word or something longer: `labels = "all"` or a list, `branch = "auto"` or a block.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
@@ -78,12 +79,13 @@ impl Labels {
         if list.is_empty() {
             return Err(source.fail(path, format!("`{path}` is an empty list; write \"all\" for all labels")));
         }
+        let mut seen = HashSet::new();
         for (i, label) in list.iter().enumerate() {
             let fail = |message: String| Err(source.fail(&format!("{path}.{i}"), message));
             if label.trim().is_empty() {
                 return fail(format!("`{path}` holds an empty label"));
             }
-            if list[..i].contains(label) {
+            if !seen.insert(label) {
                 return fail(format!("label `{label}` is listed twice in `{path}`"));
             }
         }

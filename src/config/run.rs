@@ -5,17 +5,17 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluation::RawEvaluation;
 use super::labels::{Block, Labels};
+use super::teacher::{RawTeacher, teachers};
 use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
 use crate::error::Result;
-use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::pipeline::spec::{
-    AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, Stated,
-    StudentInit, StudentNorm, StudentSpec, TeacherSpec,
+    AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, StudentInit,
+    StudentNorm, StudentSpec, TeacherSpec,
 };
-use crate::pipeline::teachers::IMAGE_SIZE;
 use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]
@@ -36,19 +36,6 @@ struct RawRun {
     evaluation: Option<RawEvaluation>,
     #[serde(default)]
     baselines: RawBaselines,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct RawTeacher {
-    name: String,
-    weights: String,
-    network: Option<String>,
-    image_size: Option<i64>,
-    labels: Option<Vec<String>>,
-    mean: Option<[f64; 3]>,
-    std: Option<[f64; 3]>,
-    stride: Option<StridePlace>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -114,12 +101,6 @@ struct RawAugment {
     cutmix: Option<f64>,
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct RawEvaluation {
-    data: String,
-}
-
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawBaselines {
@@ -157,89 +138,12 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
         loss: loss(source, &mut raw.loss)?,
         dual: dual(source, &mut raw.dual)?,
         evaluation: match &mut raw.evaluation {
-            Some(e) => Some(source.file("evaluation.data", &mut e.data)?),
+            Some(e) => Some(e.build(source)?),
             None => None,
         },
         baselines: baselines(source, &mut raw.baselines)?,
         teachers,
     })
-}
-
-fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>> {
-    if raw.is_empty() {
-        return Err(source.fail("teachers", "`teachers` is empty; expected at least one [[teachers]] table"));
-    }
-    let mut teachers: Vec<TeacherSpec> = Vec::new();
-    for (i, t) in raw.iter_mut().enumerate() {
-        let path = format!("teachers.{i}.name");
-        if t.name.trim().is_empty() {
-            return Err(source.fail(&path, format!("`{path}` is empty")));
-        }
-        if teachers.iter().any(|other| other.name == t.name) {
-            return Err(source.fail(&path, format!("two teachers are named `{}`", t.name)));
-        }
-        let weights = source.file(&format!("teachers.{i}.weights"), &mut t.weights)?;
-        let stated = stated(source, &format!("teachers.{i}"), t)?;
-        teachers.push(TeacherSpec { name: t.name.clone(), weights, stated });
-    }
-    Ok(teachers)
-}
-
-/// What the config says of a teacher beside the place of its file.
-fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
-    let image_size = match raw.image_size {
-        Some(size) => Some(source.count(&format!("{path}.image_size"), size, 8..=4096)?),
-        None => None,
-    };
-    let (normalisation, stride) = (normalisation(source, path, raw)?, raw.stride);
-    let network = match &raw.network {
-        None => None,
-        Some(name) => {
-            let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
-            let of_size = |depth| ResNetSpec::torchvision(depth, image_size.unwrap_or(IMAGE_SIZE));
-            let Some(network) = depth.and_then(of_size) else {
-                let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
-                let message = format!("unknown `{path}.network` \"{name}\"; {}", suggest(name, &known));
-                return Err(source.fail(&format!("{path}.network"), message));
-            };
-            // torchvision's weights expect ImageNet's.
-            let normalisation = normalisation.clone().unwrap_or_else(Normalisation::imagenet);
-            let normalisation = Some(normalisation).filter(|n| !n.is_identity());
-            Some(ResNetSpec { normalisation, stride: stride.unwrap_or_default(), ..network })
-        }
-    };
-    let path = format!("{path}.labels");
-    let labels = match &raw.labels {
-        None => Vec::new(),
-        Some(labels) if labels.is_empty() => {
-            return Err(
-                source.fail(&path, format!("`{path}` is empty; leave it out where the file has labels"))
-            );
-        }
-        Some(labels) => Labels::List(labels.clone()).names(source, &path)?,
-    };
-    Ok(Stated { network, labels, image_size, normalisation, stride })
-}
-
-/// `mean` and `std` of pixels from 0 to 1, one number a channel.
-fn normalisation(source: &Source, path: &str, raw: &RawTeacher) -> Result<Option<Normalisation>> {
-    let (mean, std) = match (&raw.mean, &raw.std) {
-        (None, None) => return Ok(None),
-        (Some(mean), Some(std)) => (mean, std),
-        (Some(_), None) | (None, Some(_)) => {
-            let message = format!("`{path}.mean` and `{path}.std` come together or not at all");
-            return Err(source.fail(path, message));
-        }
-    };
-    let numbers = |key: &str, values: &[f64], range: std::ops::RangeInclusive<f64>| {
-        let number = |(i, v): (usize, &f64)| source.number(&format!("{path}.{key}.{i}"), *v, range.clone());
-        values.iter().enumerate().map(number).collect::<Result<Vec<_>>>()
-    };
-    let n = Normalisation {
-        mean: numbers("mean", mean, Normalisation::MEANS)?,
-        std: numbers("std", std, Normalisation::STDS)?,
-    };
-    Ok(Some(n))
 }
 
 fn student(source: &Source, raw: &mut RawStudent, teachers: &[TeacherSpec]) -> Result<StudentSpec> {
@@ -466,7 +370,7 @@ fn only_with(source: &Source, path: &str, is_given: bool, setting: &str) -> Resu
     Err(source.fail(path, format!("`{path}` applies to {setting} only")))
 }
 
-fn suggest(word: &str, known: &[&str]) -> String {
+pub(super) fn suggest(word: &str, known: &[&str]) -> String {
     match nearest(word, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("expected one of: {}", known.join(", ")),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
 use std::ops::{Bound, Range, RangeBounds};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +13,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::suggest::nearest;
 use crate::error::{Error, Result};
+
+/// A hundred times the longest config here; a file without end (a device, a pipe) is refused as soon as it is longer.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// A value from the command line that takes the place of one in the file.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,7 +83,10 @@ impl Source {
     /// Reads `file`, applies `overrides` in order and parses the result as `Raw`.
     pub fn open<Raw: DeserializeOwned>(file: &Path, overrides: &[Override]) -> Result<(Self, Raw)> {
         let at_file = |message: String| Error::Config { file: file.into(), line: 0, message };
-        let bytes = std::fs::read(file).map_err(|e| at_file(format!("cannot read the config: {e}")))?;
+        let bytes = read(file).map_err(|e| at_file(format!("cannot read the config: {e}")))?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(at_file(format!("expected a config of at most {MAX_BYTES} bytes, found more")));
+        }
         let text = String::from_utf8(bytes).map_err(|e| Error::Config {
             file: file.into(),
             line: line_of(e.as_bytes(), e.utf8_error().valid_up_to()),
@@ -249,6 +257,13 @@ fn plain(message: &str) -> String {
         text.truncate(end);
     }
     text
+}
+
+/// A file's bytes, and no more of them than show that it is too long.
+fn read(file: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// 1-based line of a byte offset.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluation::RawEvaluation;
 use super::labels::Labels;
 use super::{Loaded, Override, Source, folder_name, or, print, seed};
 use crate::error::Result;
@@ -25,12 +26,6 @@ struct RawTeach {
     #[serde(default)]
     training: RawTraining,
     evaluation: Option<RawEvaluation>,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct RawEvaluation {
-    data: String,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -111,7 +106,7 @@ fn build(source: &Source, raw: &mut RawTeach) -> Result<TeachSpec> {
             (Excluded(0.0), Included(1.0)),
         )?,
         evaluation: match &mut raw.evaluation {
-            Some(e) => Some(source.file("evaluation.data", &mut e.data)?),
+            Some(e) => Some(e.build(source)?),
             None => None,
         },
     })

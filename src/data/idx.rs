@@ -49,17 +49,20 @@ fn parse(r: &mut dyn Read) -> std::result::Result<Idx, String> {
         return Err(format!("expected elements of type uint8 (0x08), found {name} ({kind:#04x})"));
     }
     let mut shape = vec![];
-    let mut bytes = 1u64;
+    // Without the zeros: a shape of no elements must not overflow either, in whatever order it is multiplied.
+    let (mut bytes, mut is_empty) = (1u64, false);
     for _ in 0..dims {
         let mut d = [0u8; 4];
         r.read_exact(&mut d).map_err(|e| format!("expected {dims} dimensions: {e}"))?;
         let d = u32::from_be_bytes(d);
         shape.push(d as usize);
-        bytes = bytes.saturating_mul(d as u64);
+        is_empty |= d == 0;
+        bytes = bytes.saturating_mul(u64::from(d.max(1)));
     }
     if bytes > MAX_BYTES {
         return Err(format!("expected at most {MAX_BYTES} elements, found shape {shape:?}"));
     }
+    let bytes = if is_empty { 0 } else { bytes };
     // One byte past the end shows surplus data, and makes gzip verify its checksum.
     let mut data = vec![];
     r.take(bytes + 1).read_to_end(&mut data).map_err(|e| {
@@ -129,6 +132,7 @@ pub(super) mod tests {
             ([good.clone(), vec![0]].concat(), "found more"),
             (encode(&[u32::MAX, u32::MAX, u32::MAX], &[]), "at most 1073741824"),
             (encode(&[1 << 29], &[1, 2]), "found only 2"),
+            (encode(&[u32::MAX, u32::MAX, u32::MAX, 0], &[]), "at most 1073741824"),
             (checksum, "found damage after"),
             (gzip(&good)[..20].to_vec(), ""),
         ] {

@@ -11,10 +11,14 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::files::read;
 use crate::error::{Error, Result};
 
 /// The most pixels that an image may have: 192 MB of RGB, and an end to a small file that claims to be a large one.
 pub const MAX_PIXELS: usize = 64 << 20;
+
+/// Four bytes for each of them: more than any JPEG or PNG takes, and an end to a file without end.
+const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
 
 /// `h` x `w` pixels of `c` bytes, in that memory order; `c` is 1 or 3.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,8 +45,7 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<Pixels> {
 
 /// Reads and decodes a file.
 pub fn load(path: &Path) -> Result<Pixels> {
-    let bytes = std::fs::read(path).map_err(|e| Error::data(path, format!("cannot read: {e}")))?;
-    decode(&bytes, path)
+    decode(&read(path, MAX_BYTES)?, path)
 }
 
 fn check_size(w: usize, h: usize) -> Result<(), String> {
@@ -77,6 +80,16 @@ fn decode_png(bytes: &[u8]) -> Result<Pixels, String> {
     let (w, h) = decoder.read_header_info().map(|i| (i.width as usize, i.height as usize)).map_err(fault)?;
     check_size(w, h)?;
     let mut reader = decoder.read_info().map_err(fault)?;
+    // Expanded on faith: png 0.18.1 panics where a palette is no list of at most 256 colours.
+    let bytes = |part: &Option<std::borrow::Cow<[u8]>>| part.as_ref().map_or(0, |p| p.len());
+    let (palette, alpha) = (bytes(&reader.info().palette), bytes(&reader.info().trns));
+    let is_sound = palette.is_multiple_of(3) && palette <= 3 * 256 && alpha <= palette / 3;
+    if reader.info().color_type == png::ColorType::Indexed && !is_sound {
+        let message = "expected a palette of at most 256 colours of 3 bytes";
+        return Err(format!(
+            "not a whole PNG: {message}, found {palette} bytes, and {alpha} of transparency"
+        ));
+    }
     let size = reader.output_buffer_size().ok_or("expected an image that fits in memory")?;
     let mut raw = vec![0; size];
     let info = reader.next_frame(&mut raw).map_err(fault)?;
@@ -123,6 +136,25 @@ mod tests {
             let found = of(&png_bytes(color, depth, &data, 2, 1)).unwrap();
             assert_eq!((found.h, found.w, found.c), (1, 2, 3));
             assert_eq!(found.data, expected, "{color:?} {depth:?}");
+        }
+    }
+
+    #[test]
+    fn a_palette_of_other_than_three_bytes_a_colour_is_refused() {
+        for (palette, alpha, fits) in [(6, 2, true), (7, 0, false), (3 * 257, 0, false), (3, 2, false)] {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+            encoder.set_color(png::ColorType::Indexed);
+            encoder.set_depth(png::BitDepth::Eight);
+            encoder.set_palette(vec![9; palette]);
+            if alpha > 0 {
+                encoder.set_trns(vec![1; alpha]);
+            }
+            encoder.write_header().unwrap().write_image_data(&[0]).unwrap();
+            match of(&bytes) {
+                Ok(image) => assert!(fits && image.data == [9; 3], "{palette} {alpha}"),
+                Err(e) => assert!(!fits && e.to_string().contains("palette"), "{palette} {alpha}: {e}"),
+            }
         }
     }
 

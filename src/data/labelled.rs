@@ -1,6 +1,7 @@
 //! Images with targets: what teachers learn from and what every network is judged by. The amalgamation itself must not
 //! import this file.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::average_precision::DIFFICULT;
@@ -96,7 +97,8 @@ impl LabelledSet {
         if self.labels.is_empty() {
             return Err("expected at least one label, found none".into());
         }
-        if let Some((i, l)) = self.labels.iter().enumerate().find(|(i, l)| self.labels[..*i].contains(l)) {
+        let mut seen = HashSet::new();
+        if let Some((i, l)) = self.labels.iter().enumerate().find(|(_, l)| !seen.insert(*l)) {
             return Err(format!("expected distinct labels, found {l:?} again at position {i}"));
         }
         if Some(self.targets.len()) != self.images.n.checked_mul(self.labels.len()) {

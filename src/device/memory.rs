@@ -5,6 +5,7 @@
 //! slots while one instruction runs and refuses two that overlap when either is writable, so that a planning mistake
 //! is a clean panic in a test and never undefined behaviour.
 
+use crate::error::{Error, Result};
 use std::cell::RefCell;
 
 /// Every slot starts on a cache line, which is also an AVX-512 register.
@@ -41,6 +42,27 @@ impl Buffer {
     }
     fn base(&mut self) -> *mut u8 {
         self.lines.as_mut_ptr().cast()
+    }
+}
+
+/// Bytes that this machine could still give, where the system says so (Linux does, for the whole machine).
+pub fn available() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
+/// Fails where `bytes` are more than [`available`]: asking for them would end the process, at once or by the system's
+/// hand once they are touched.
+pub fn expect_room(what: &str, bytes: usize) -> Result<()> {
+    match available() {
+        Some(free) if bytes > free => {
+            let gb = |bytes: usize| bytes as f64 / 1e9;
+            let message =
+                format!("{what}: needs {:.1} GB of memory, {:.1} GB are available", gb(bytes), gb(free));
+            Err(Error::OutOfMemory(message))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -33,8 +33,8 @@ impl Contents {
             let student = StudentSpec::of(&tensors)?;
             return Ok((tensors, Contents::Student(Box::new(student))));
         }
-        let teacher = TeacherFile::read(tensors, &Stated::default())?;
-        let TeacherFile { known: Known { network, labels }, mut tensors } = teacher;
+        let TeacherFile { known: Known { network, labels }, mut tensors } =
+            TeacherFile::read(tensors, &Stated::default())?;
         let json = serde_json::to_value(&network).map_err(|e| Error::Run(format!("network as JSON: {e}")))?;
         tensors.meta.insert("network".into(), json);
         Ok((tensors, Contents::Teacher { network, labels }))
@@ -80,6 +80,7 @@ impl Facts {
             Contents::Teacher { .. } => vec![],
         };
         let thresholds = thresholds(t, labels.len())?;
+        // The engine's own range, [-1, 1], is a mean and a deviation of one half.
         let half = || vec![0.5; network.image[2]];
         let (mean, std) = match &network.normalisation {
             Some(n) => (n.mean.clone(), n.std.clone()),
@@ -90,11 +91,9 @@ impl Facts {
 
     /// By name, as files have them.
     pub fn json(&self) -> Result<Meta> {
-        match serde_json::to_value(self) {
-            Ok(serde_json::Value::Object(fields)) => Ok(fields),
-            Ok(_) => Err(Error::Run("labels as JSON: no object".into())),
-            Err(e) => Err(Error::Run(format!("labels as JSON: {e}"))),
-        }
+        // By way of text, where 0.485 stays 0.485: as a value it would be the f64 next to its f32.
+        let parsed = serde_json::to_string(self).and_then(|text| serde_json::from_str(&text));
+        parsed.map_err(|e| Error::Run(format!("labels as JSON: {e}")))
     }
 }
 

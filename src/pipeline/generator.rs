@@ -6,11 +6,12 @@ use super::spec::{LossSpec, Recipe, RunSpec};
 use super::teachers::Teachers;
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Optimiser, Plan, Store, Tape, TensorId};
+use crate::device::memory;
 use crate::error::Result;
 use crate::models::Recorder;
 use crate::models::filter::Filter;
 use crate::models::generator::Generator;
-use crate::models::resnet::Mode;
+use crate::models::resnet::{Mode, ResNetSpec};
 use crate::ops::Op;
 use crate::ops::activation_loss::ActivationLoss;
 use crate::ops::adam::Adam;
@@ -89,7 +90,18 @@ impl Draw {
     }
 }
 
+/// No more rows than stage one will fill after its first fifth, whose images are not worth keeping.
+fn bank_shape(spec: &RunSpec, network: &ResNetSpec) -> Shape {
+    let g = &spec.generator;
+    network.feature(0, ((g.steps - g.steps / 5) * g.batch).clamp(1, spec.dual.bank.max(1)))
+}
+
 impl StageOne {
+    /// Fails where the bank of images does not fit this machine: its rows are the config's, and may be any number.
+    pub fn expect_room(spec: &RunSpec, network: &ResNetSpec) -> Result<()> {
+        memory::expect_room("`dual.bank`", bank_shape(spec, network).elems().saturating_mul(size_of::<f32>()))
+    }
+
     pub fn new<R: Real>(store: &mut Store<R>, spec: &RunSpec, teachers: &Teachers) -> StageOne {
         let (net, g) = (&teachers.network, &spec.generator);
         let seed = stage_seed(spec.seed, "generator.init");
@@ -110,9 +122,7 @@ impl StageOne {
                 if *level == 0 { vec![] } else { teachers.all.iter().map(filter).collect() }
             })
             .collect();
-        // No more rows than stage one will fill after its first fifth, whose images are not worth keeping.
-        let rows = (g.steps - g.steps / 5) * g.batch;
-        let bank = store.add("generator.bank", net.feature(0, rows.clamp(1, spec.dual.bank.max(1))));
+        let bank = store.add("generator.bank", bank_shape(spec, net));
         let draw = Draw { latent: g.latent, conditions, max_labels };
         StageOne { generator, filters, bank, draw, recipe: spec.loss.recipe.clone() }
     }

@@ -3,7 +3,7 @@
 use super::branch;
 use super::dual::{self, StageTwo};
 use super::engine_on;
-use super::evaluate::Predictor;
+use super::evaluate::{self, Predictor};
 use super::export;
 use super::fingerprint;
 use super::generator::StageOne;
@@ -13,12 +13,13 @@ use super::session::Session;
 use super::snapshots::{self, Snapshots};
 use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
-use crate::data::labelled::LabelledSet;
+use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::models::targetnet::StudentSpec;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
 use crate::weights;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Runs everything that `spec` asks for; files go to `out`.
@@ -42,8 +43,8 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
 
     // Everything is trained and stored; only now does anybody look at labels.
     if let Some(data) = &spec.evaluation {
-        let data = LabelledSet::load(data)?;
         session.stop_if_asked("before the evaluation")?;
+        let data = evaluate::open(data)?;
         score_teachers(spec, &data, &mut summary)?;
         summary.student = Some(score_student(spec, &session, "", &student, &data)?);
         for source in &spec.baselines {
@@ -92,6 +93,7 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
 
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
+            StageOne::expect_room(spec, &teachers.network)?;
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
             let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
@@ -161,10 +163,10 @@ pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
             index + 1
         )));
     };
-    Predictor::open(&teacher.weights, &spec.device)?.score(&LabelledSet::load(data)?, &[])
+    Predictor::open_teacher(teacher, &spec.device)?.score(&evaluate::open(data)?, &[])
 }
 
-fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> Result<()> {
+fn score_teachers(spec: &RunSpec, data: &Arc<Dataset>, summary: &mut Summary) -> Result<()> {
     let mut mean = Score::default();
     for (t, task) in
         spec.teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
@@ -184,7 +186,7 @@ fn score_student(
     session: &Session,
     prefix: &str,
     student: &Trained,
-    data: &LabelledSet,
+    data: &Arc<Dataset>,
 ) -> Result<StudentScore> {
     let mut by_block = Vec::new();
     for b in 1..=student.blocks {

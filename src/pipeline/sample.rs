@@ -2,6 +2,7 @@
 
 use super::generator::{Draw, StageOne};
 use super::session::stage_seed;
+use super::snapshots::{MOST_IMAGES, images_at_once};
 use super::spec::RunSpec;
 use super::{Device, engine_on};
 use crate::autograd::tape::Learn;
@@ -22,10 +23,6 @@ use std::path::{Path, PathBuf};
 /// The generator's file in a run's folder.
 pub const GENERATOR: &str = "generator.npz";
 
-/// Images drawn at once. Batch norm takes the batch's statistics, so an image depends on the others drawn with it: the same
-/// number always, whatever number is asked for, and that of the report's grid.
-pub const BATCH: usize = 64;
-
 /// How the names of the generator's tensors begin in a store, before their names in its file.
 const PREFIX: &str = "generator";
 
@@ -38,6 +35,9 @@ struct GeneratorSpec {
     /// As in the config.
     widths: Vec<usize>,
     draw: Draw,
+    /// Images drawn at once, as for the run's report. Batch norm takes the batch's statistics, so an image depends on those
+    /// drawn with it: the same number always, whatever number is asked for.
+    batch: usize,
     /// The run's.
     seed: u64,
 }
@@ -55,6 +55,7 @@ impl GeneratorSpec {
             && h.max(w) <= 4096
             && (1..=65_536).contains(&latent)
             && conditions <= 65_536
+            && (1..=MOST_IMAGES).contains(&self.batch)
             && (!is_conditional || max_labels >= 1);
         if fits { Ok(()) } else { Err(format!("no generator is like this: {self:?}")) }
     }
@@ -81,7 +82,8 @@ pub fn save(
     }
     let (groups, widths) = (spec.generator.groups, spec.generator.widths.clone());
     let (network, draw, seed) = (network.clone(), one.draw.clone(), spec.seed);
-    let description = GeneratorSpec { network, groups, widths, draw, seed };
+    let batch = images_at_once(spec);
+    let description = GeneratorSpec { network, groups, widths, draw, batch, seed };
     let json =
         serde_json::to_value(description).map_err(|e| Error::Run(format!("generator metadata: {e}")))?;
     out.meta.insert("generator".into(), json);
@@ -123,36 +125,25 @@ impl Sampler {
         self.spec.network.image
     }
 
-    /// `count` images `[count, h, w, c]` in [-1, 1]; without a seed the run's own, whose first 64 are those of its report.
+    /// `count` images `[count, h, w, c]` in [-1, 1]; without a seed the run's own, which draws the images of its report.
     pub fn images(&mut self, count: usize, seed: Option<u64>) -> Result<Vec<f32>> {
-        let seed = seed.unwrap_or(self.spec.seed);
-        images(&mut self.engine, &self.generator, &self.spec.draw, count, seed)
+        let (Sampler { engine, generator, spec }, mut tape) = (self, Tape::default());
+        let mut r = Recorder { tape: &mut tape, store: &engine.store };
+        let (levels, _) = spec.draw.record(&mut r, generator, spec.batch, Learn::Frozen)?;
+        let image = levels[levels.len() - 1];
+        tape.output(image);
+        let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
+        plan.reserve(engine)?;
+        let (len, seed) =
+            (count * tape.shape(image).per_sample(), stage_seed(seed.unwrap_or(spec.seed), "samples"));
+        let mut out = Vec::with_capacity(len);
+        for step in 0..count.div_ceil(spec.batch) as u64 {
+            plan.replay(engine, &StepState { seed, step, ..Default::default() })?;
+            out.extend_from_slice(&plan.output(engine, image)?);
+        }
+        out.truncate(len);
+        Ok(out)
     }
-}
-
-/// Draws `count` images, [`BATCH`] at a time.
-pub fn images(
-    engine: &mut Engine<f32>,
-    generator: &Generator,
-    draw: &Draw,
-    count: usize,
-    seed: u64,
-) -> Result<Vec<f32>> {
-    let mut tape = Tape::default();
-    let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let (levels, _) = draw.record(&mut r, generator, BATCH, Learn::Frozen)?;
-    let image = levels[levels.len() - 1];
-    tape.output(image);
-    let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
-    plan.reserve(engine)?;
-    let len = count * tape.shape(image).per_sample();
-    let mut out = Vec::with_capacity(len);
-    for step in 0..count.div_ceil(BATCH) as u64 {
-        plan.replay(engine, &StepState { seed: stage_seed(seed, "samples"), step, ..Default::default() })?;
-        out.extend_from_slice(&plan.output(engine, image)?);
-    }
-    out.truncate(len);
-    Ok(out)
 }
 
 /// Writes images `[n, h, w, c]` in [-1, 1] as one PNG.

@@ -8,6 +8,7 @@ use crate::autograd::{Engine, Plan, Store};
 use crate::device::StepState;
 use crate::device::cpu::par::on_a_worker;
 use crate::device::gpu::nvtx;
+use crate::device::memory;
 use crate::device::philox::derive_seed;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
@@ -41,17 +42,24 @@ pub struct Stage {
 impl Stage {
     /// Makes room for the step.
     ///
-    /// Errors: a GPU without that much memory; says what is needed and the batch that would fit.
+    /// Errors: a device without that much memory; says what is needed and the batch that would fit.
     pub(super) fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
         self.plan.reserve(engine).map_err(|e| {
-            let (Error::OutOfMemory(message), Some(machine)) = (&e, engine.machine()) else { return e };
+            let Error::OutOfMemory(message) = &e else { return e };
             let (needed, (batch, key)) = (self.plan.cost().arena_bytes, self.batch);
             // What stays whatever the batch: the store, and bf16 copies of at most all of it.
-            let copies = if machine.maps == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
-            let stays = engine.store.bytes() + copies;
-            let free = machine.gpu.memory().map_or(0, |(free, _)| free) + machine.held_bytes();
+            let (stays, room) = match engine.machine() {
+                Some(machine) => {
+                    let copies = if machine.maps == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
+                    let stays = engine.store.bytes() + copies;
+                    let free = machine.gpu.memory().map_or(0, |(free, _)| free) + machine.held_bytes();
+                    (stays, free.saturating_sub(stays))
+                }
+                // A CPU's store is there already.
+                None => (engine.store.bytes(), memory::available().unwrap_or(0)),
+            };
             // The step's memory grows with the batch.
-            let fits = (batch as f64 * free.saturating_sub(stays) as f64 / needed.max(1) as f64 * 0.98) as usize;
+            let fits = (batch as f64 * room as f64 / needed.max(1) as f64 * 0.98) as usize;
             let way_out = if fits > 0 {
                 format!("a batch of about {fits} would fit: --set {key}={fits}")
             } else {

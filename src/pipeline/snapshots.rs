@@ -22,7 +22,7 @@ use std::path::Path;
 const PERCENT: [usize; 5] = [0, 10, 30, 60, 100];
 
 /// Images of the last picture.
-const MOST_IMAGES: usize = 64;
+pub(super) const MOST_IMAGES: usize = 64;
 
 /// The images of one z, made again and again as the generator learns.
 pub struct Snapshots {
@@ -35,13 +35,16 @@ pub struct Snapshots {
     due: Vec<u64>,
 }
 
+/// Not many more than a step makes: their memory must not be what a card lacks.
+pub(super) fn images_at_once(spec: &RunSpec) -> usize {
+    spec.generator.batch.clamp(STRIP_IMAGES, MOST_IMAGES)
+}
+
 impl Snapshots {
     pub fn new(one: &StageOne, engine: &Engine<f32>, spec: &RunSpec) -> Result<Snapshots> {
         let mut tape = Tape::default();
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
-        // Not many more than a step makes: their memory must not be what a card lacks.
-        let n = spec.generator.batch.clamp(STRIP_IMAGES, MOST_IMAGES);
-        let (levels, _) = one.record_images(&mut r, n, Learn::Frozen)?;
+        let (levels, _) = one.record_images(&mut r, images_at_once(spec), Learn::Frozen)?;
         let image = levels[levels.len() - 1];
         tape.output(image);
         let plan = Plan::compile(&tape, &engine.store, None, &[])?;

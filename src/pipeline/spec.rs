@@ -17,7 +17,7 @@ pub struct RunSpec {
     pub loss: LossSpec,
     pub dual: DualSpec,
     /// Labelled images for the final table. Training never sees them; absent, the table is left out.
-    pub evaluation: Option<PathBuf>,
+    pub evaluation: Option<EvaluationData>,
     /// Extra students trained on other images with the same initialisation and budget, for comparison.
     pub baselines: Vec<ImageSource>,
     /// Least time between two checkpoints; 0: one after every step, on a GPU after every look at the losses. No part of
@@ -176,8 +176,20 @@ pub enum ImageSource {
     Generator,
     /// Gaussian noise images.
     Noise,
-    /// Real images without labels ("KA").
+    /// Real images without labels ("KA"): an npz, or a folder of JPEG and PNG files.
     Real(PathBuf),
+}
+
+/// Labelled images to judge by, and where they lie.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluationData {
+    /// An npz of images and targets.
+    Npz(PathBuf),
+    /// One year of PASCAL VOC, such as `VOCdevkit/VOC2007`, and the name of a list in its `ImageSets/Main`.
+    Voc { folder: PathBuf, split: String },
+    /// MS-COCO: the images' folder and the `instances` JSON.
+    Coco { images: PathBuf, annotations: PathBuf },
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -210,7 +222,7 @@ pub struct TeachSpec {
     pub batch: usize,
     pub learning_rate: f32,
     /// Labelled images to score the result on.
-    pub evaluation: Option<PathBuf>,
+    pub evaluation: Option<EvaluationData>,
     /// As in [`RunSpec`].
     pub precision: Elem,
     #[serde(skip)]

@@ -1,7 +1,7 @@
 //! Training a teacher (or a backbone) from labelled images: multi-label cross-entropy on a ResNet.
 
 use super::engine_on;
-use super::evaluate::Predictor;
+use super::evaluate::evaluate;
 use super::generator::with_moments;
 use super::observer::Observer;
 use super::schedule::Schedule;
@@ -120,7 +120,7 @@ pub fn teach(
         npz::save(&weights, &t)
     })?;
     let score = match &spec.evaluation {
-        Some(data) => Some(Predictor::open(&weights, &spec.device)?.score(&LabelledSet::load(data)?, &[])?),
+        Some(data) => Some(evaluate(&weights, data, &spec.device)?),
         None => None,
     };
     let loss = outcome.converged.get("loss").copied().unwrap_or(f64::NAN);

@@ -8,6 +8,7 @@ use crate::models::resnet::{Build, Normalisation, ResNet, ResNetSpec, Source, St
 use crate::models::torchvision::{self, Head};
 use crate::tensor::Real;
 use crate::weights::{self, Tensors};
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -179,8 +180,9 @@ fn labels(tensors: &Tensors, stated: &Stated) -> Result<Vec<String>> {
         );
         return Err(Error::data(file, message));
     }
-    if let Some(twice) = labels.iter().enumerate().find(|(i, l)| labels[..*i].contains(l)) {
-        return Err(Error::data(file, format!("{whose}: {:?} stands twice", twice.1)));
+    let mut seen = HashSet::new();
+    if let Some(twice) = labels.iter().find(|l| !seen.insert(*l)) {
+        return Err(Error::data(file, format!("{whose}: {twice:?} stands twice")));
     }
     if labels.len() != rows {
         let found = labels.len();

@@ -65,7 +65,7 @@ impl Asked {
             stages,
             least_diversity: at("loss.least_diversity").and_then(number),
             least_entropy: at("loss.least_entropy").and_then(number),
-            has_evaluation: at("evaluation.data").is_some(),
+            has_evaluation: root.contains_key("evaluation"),
         }
     }
 

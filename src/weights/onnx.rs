@@ -86,7 +86,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
+/// The same from a file's bytes; errors name `path`.
+pub fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
     let fault = |m: String| Error::data(path, m);
     let damaged = |m: String| fault(format!("expected an ONNX file, found damage: {m}"));
     let (mut producer, mut graph, mut meta) = (None, None, None);
@@ -96,9 +97,10 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
         let twice = match number {
             field::PRODUCER_NAME => producer.replace(value).is_some(),
             field::GRAPH => graph.replace(value).is_some(),
-            field::METADATA => match property(value).map_err(damaged)? {
-                (key, text) => key == META.as_bytes() && meta.replace(text).is_some(),
-            },
+            field::METADATA => {
+                let (key, text) = property(value).map_err(damaged)?;
+                key == META.as_bytes() && meta.replace(text).is_some()
+            }
             _ => false,
         };
         if twice {

@@ -28,7 +28,8 @@ const PROBABILITIES: &str = "probabilities";
 
 /// The model in a file's tensors, whose metadata says all that `facts` says.
 pub fn model(tensors: &Tensors, contents: &Contents, facts: &Facts) -> Result<Model> {
-    let (mut store, mut tape) = (Store::<f32>::default(), Tape::default());
+    // Names and shapes are all that the graph takes from the store: it needs no memory of its own.
+    let (mut store, mut tape) = (Store::<f32>::planned(None), Tape::default());
     let (image, logits) = record(&mut store, &mut tape, tensors, contents)?;
     let mut e =
         Emitter { tape: &tape, store: &store, tensors, graph: Graph::default(), names: HashMap::new() };

@@ -1,0 +1,67 @@
+//! Config files and `--set`: a text, then assignments, with a zero byte before each.
+
+use super::{Outcome, scratch, written};
+use dfka_engine::config::{Loaded, Override, load_run, load_teach};
+use dfka_engine::error::{Error, Result};
+use serde::Serialize;
+use std::path::Path;
+
+pub fn run(bytes: &[u8]) -> Outcome {
+    loaded(bytes, load_run)
+}
+
+pub fn teach(bytes: &[u8]) -> Outcome {
+    loaded(bytes, load_teach)
+}
+
+/// Loads the text; what an accepted one resolves to gives the same spec, and the same text, again.
+fn loaded<S: Serialize>(bytes: &[u8], load: fn(&Path, &[Override]) -> Result<Loaded<S>>) -> Outcome {
+    let mut parts = bytes.split(|b| *b == 0);
+    let path = written("c.toml", parts.next().unwrap_or_default());
+    let mut overrides = Vec::new();
+    for assignment in parts {
+        match Override::set(&String::from_utf8_lossy(assignment)) {
+            Ok(set) => overrides.push(set),
+            Err(e) => assert_eq!(e.exit_code(), 2, "{e}"),
+        }
+    }
+    let first = match load(&path, &overrides) {
+        Ok(first) => first,
+        Err(e) => return refused(&e, &path),
+    };
+    std::fs::write(scratch("resolved.toml"), &first.resolved).expect("the scratch folder takes a file");
+    let again = load(&scratch("resolved.toml"), &[])
+        .unwrap_or_else(|e| panic!("the resolved config is refused: {e}\n{}", first.resolved));
+    assert_eq!(first.resolved, again.resolved);
+    let value = |spec: &S| serde_json::to_value(spec).expect("a spec prints as JSON");
+    let (mut a, mut b) = (value(&first.spec), value(&again.spec));
+    absolute(&mut a);
+    absolute(&mut b);
+    assert_eq!(a, b);
+    Outcome::Accepted
+}
+
+/// A config's error names its file and a line that it has, or the `--set` that is wrong.
+fn refused(e: &Error, path: &Path) -> Outcome {
+    assert_eq!(e.exit_code(), 3, "{e}");
+    let Error::Config { file, line, message } = e else { panic!("of another kind: {e}") };
+    let text = std::fs::read(path).expect("just written");
+    let lines = 1 + text.iter().filter(|b| **b == b'\n').count();
+    assert!(!message.is_empty() && *line <= lines, "line {line} of {lines}: {message}");
+    assert!(file == path || (file.to_string_lossy().starts_with("--set ") && *line == 0), "{e}");
+    Outcome::Refused
+}
+
+/// A path is kept as written, relative to the config's folder; the resolved one has no `.` in it.
+fn absolute(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) if text.starts_with('/') => {
+            if let Ok(path) = std::path::absolute(&*text) {
+                *text = path.to_string_lossy().into_owned();
+            }
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(absolute),
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(absolute),
+        _ => {}
+    }
+}

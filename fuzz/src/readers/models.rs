@@ -1,0 +1,71 @@
+//! Weights files as models, and checkpoints: what stands behind the npz format.
+
+use super::archives::recorded;
+use super::{Outcome, refused, scratch, written};
+use dfka_engine::autograd::Store;
+use dfka_engine::pipeline::evaluate::Predictor;
+use dfka_engine::pipeline::spec::TeacherSpec;
+use dfka_engine::pipeline::teachers::Teachers;
+use dfka_engine::pipeline::{Device, checkpoint as format};
+use dfka_engine::weights::seal;
+use std::fs::OpenOptions;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// As a run opens its teacher: metadata, then every tensor into its place.
+pub fn teacher(bytes: &[u8]) -> Outcome {
+    let path = written("t.npz", &recorded(bytes));
+    let mut store = Store::<f32>::default();
+    match Teachers::load(&mut store, &[TeacherSpec::new("t", &path)]) {
+        Ok(teachers) => {
+            assert!(teachers.parameters() > 0 && teachers.labels().count() > 0);
+            assert!(format::not_finite(&store).is_none());
+            Outcome::Accepted
+        }
+        Err(e) => refused(&e, 4, &path),
+    }
+}
+
+/// As `eval` opens what it is given: a teacher's file or a student's.
+pub fn student(bytes: &[u8]) -> Outcome {
+    let path = written("s.npz", &recorded(bytes));
+    match Predictor::open(&path, &Device::default()) {
+        Ok(predictor) => {
+            assert!(!predictor.labels.is_empty());
+            Outcome::Accepted
+        }
+        Err(e) => refused(&e, 4, &path),
+    }
+}
+
+/// As `--resume` opens a folder whose checkpoint has the checksum that its contents ask for; accepted progress is the same
+/// after saving.
+pub fn checkpoint(bytes: &[u8]) -> Outcome {
+    let folder = scratch("out");
+    std::fs::create_dir_all(&folder).expect("the scratch folder takes a folder");
+    let path = folder.join(format::FILE);
+    sealed(&path, &recorded(bytes)).expect("the scratch folder takes a file");
+    let progress = match format::find(&folder) {
+        Ok(found) => found.expect("the file is there").progress,
+        Err(e) => return refused(&e, 4, &path),
+    };
+    let mut store = Store::<f32>::default();
+    store.add("generator.project", dfka_engine::tensor::Shape::new(2, 1, 1, 3));
+    match format::restore(&path, &mut store) {
+        Ok(()) => {}
+        Err(e) => return refused(&e, 4, &path),
+    }
+    format::save(&folder, &progress, &store).expect("what was read can be written");
+    let found = format::find(&folder).expect("what was written can be read").expect("the file is there");
+    assert_eq!((found.progress, found.fell_back), (progress, None));
+    std::fs::remove_file(folder.join(format::PREVIOUS)).expect("the one before is kept");
+    Outcome::Accepted
+}
+
+fn sealed(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+    let mut w = BufWriter::new(file);
+    w.write_all(contents)?;
+    seal::append(&mut w)?;
+    w.flush()
+}

@@ -1,0 +1,100 @@
+//! Photographs and what is said about them: VOC's lists and annotations, COCO's instances, JPEG and PNG.
+
+use super::{Outcome, refused};
+use dfka_engine::data::{coco, image, voc};
+use serde_json::json;
+use std::path::Path;
+
+/// A split's list, or after a first byte `c` a label's.
+pub fn voc_list(bytes: &[u8]) -> Outcome {
+    let path = Path::new("list.txt");
+    let text = String::from_utf8_lossy(bytes);
+    let Some(text) = text.strip_prefix('c') else {
+        return match voc::parse_split(&text, path) {
+            Ok(ids) => {
+                assert_eq!(voc::parse_split(&ids.join("\n"), path).expect("its own words"), ids);
+                Outcome::Accepted
+            }
+            Err(e) => refused(&e, 4, path),
+        };
+    };
+    let entries = match voc::parse_class_list(text, path) {
+        Ok(entries) => entries,
+        Err(e) => return refused(&e, 4, path),
+    };
+    let line =
+        |(id, _, target): &(String, usize, u8)| format!("{id}  {}\n", ["-1", "1", "0"][*target as usize]);
+    let again: String = entries.iter().map(line).collect();
+    let again = voc::parse_class_list(&again, path).expect("its own words");
+    assert!(
+        entries.iter().zip(&again).all(|(a, b)| (&a.0, a.2) == (&b.0, b.2)) && entries.len() == again.len()
+    );
+    Outcome::Accepted
+}
+
+pub fn voc_xml(bytes: &[u8]) -> Outcome {
+    let path = Path::new("000001.xml");
+    let row = match voc::parse_annotation(&String::from_utf8_lossy(bytes), path) {
+        Ok(row) => row,
+        Err(e) => return refused(&e, 4, path),
+    };
+    let object = |(label, target): (&&str, &u8)| {
+        let is_difficult = u8::from(*target == 2);
+        (*target > 0)
+            .then(|| format!("<object><name>{label}</name><difficult>{is_difficult}</difficult></object>"))
+    };
+    let objects: String = voc::LABELS.iter().zip(&row).filter_map(object).collect();
+    let again = format!("<annotation>{objects}</annotation>");
+    assert_eq!(voc::parse_annotation(&again, path).expect("its own words"), row);
+    Outcome::Accepted
+}
+
+pub fn coco_json(bytes: &[u8]) -> Outcome {
+    let path = Path::new("instances.json");
+    let instances = match coco::parse_instances(bytes, path) {
+        Ok(instances) => instances,
+        Err(e) => return refused(&e, 4, path),
+    };
+    let count = instances.labels.len();
+    assert_eq!(instances.targets.len(), instances.files.len() * count);
+    let present = instances.targets.iter().enumerate().filter(|(_, t)| **t == 1).map(|(i, _)| i);
+    let again = json!({
+        "images": instances.files.iter().enumerate().map(|(i, f)| json!({"id": i, "file_name": f})).collect::<Vec<_>>(),
+        "categories": instances.labels.iter().enumerate().map(|(i, l)| json!({"id": i, "name": l})).collect::<Vec<_>>(),
+        "annotations": present.map(|i| json!({"image_id": i / count, "category_id": i % count})).collect::<Vec<_>>(),
+    });
+    assert_eq!(coco::parse_instances(again.to_string().as_bytes(), path).expect("its own words"), instances);
+    Outcome::Accepted
+}
+
+/// The bytes of a file, whatever it is.
+pub fn jpeg(bytes: &[u8]) -> Outcome {
+    pixels(bytes, Path::new("a.jpg"))
+}
+
+/// The bytes of a file whose chunks have the checksums that their bytes ask for.
+pub fn png(bytes: &[u8]) -> Outcome {
+    let mut bytes = bytes.to_vec();
+    let mut at = 8;
+    while let Some(length) = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes) {
+        let end = at + 8 + length as usize;
+        if bytes.len() < end + 4 {
+            break;
+        }
+        let checksum = crc32fast::hash(&bytes[at + 4..end]);
+        bytes[end..end + 4].copy_from_slice(&checksum.to_be_bytes());
+        at = end + 4;
+    }
+    pixels(&bytes, Path::new("a.png"))
+}
+
+fn pixels(bytes: &[u8], path: &Path) -> Outcome {
+    match image::decode(bytes, path) {
+        Ok(image) => {
+            assert_eq!(image.data.len(), image.h * image.w * image.c);
+            assert!((1..=image::MAX_PIXELS).contains(&(image.h * image.w)) && image.c == 3);
+            Outcome::Accepted
+        }
+        Err(e) => refused(&e, 4, path),
+    }
+}

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Fuzzes the readers of people's files and prints a table; fails where one crashed.
+#
+#     scripts/fuzz.sh [SECONDS [TARGET...]]      20 seconds for each target of fuzz/targets unless told otherwise
+#
+# Any toolchain will do: the flags below are those of cargo-fuzz without a sanitizer. What a run finds worth keeping goes to
+# $DFKA_FUZZ_CORPUS/TARGET (a new temporary folder unless set, so that two runs with one DFKA_FUZZ_SEED begin alike), inputs
+# that crash to fuzz/artifacts, logs to fuzz/logs. DFKA_FUZZ_JOBS=2 runs two targets at a time; DFKA_FUZZ_SANITIZER=address
+# needs a nightly toolchain.
+set -euo pipefail
+cd "$(dirname "$0")/../fuzz"
+
+seconds=${1:-20}
+[[ $seconds =~ ^[0-9]+$ ]] || { echo "usage: scripts/fuzz.sh [SECONDS [TARGET...]]" >&2; exit 2; }
+shift || true
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(basename -s .rs targets/*.rs)
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+flags="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
+for part in inline-8bit-counters pc-table trace-compares; do flags+=" -Cllvm-args=-sanitizer-coverage-$part"; done
+built=${CARGO_TARGET_DIR:-target}
+if [ -n "${DFKA_FUZZ_SANITIZER:-}" ]; then
+  flags+=" -Zsanitizer=$DFKA_FUZZ_SANITIZER"
+  built+=/$DFKA_FUZZ_SANITIZER
+fi
+# No emulator and no CUDA: no reader needs them.
+DFKA_EMU=off DFKA_CUDA_TARGETS="" RUSTFLAGS="${RUSTFLAGS:-} $flags" CARGO_TARGET_DIR=$built \
+  cargo build --release --quiet --target "$host" "${targets[@]/#/--bin=}"
+echo "built in $SECONDS s"
+
+scratch=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")")
+trap 'rm -rf "$scratch"' EXIT
+mkdir -p artifacts logs
+
+fuzz() { # TARGET: a line of the table, and a file in $scratch where it crashed
+  local t=$1 log=logs/$1.log known=() dictionary=() status=0 last
+  local corpus=${DFKA_FUZZ_CORPUS:-$scratch/corpus}/$t
+  for folder in "seeds/$t" "regressions/$t"; do [ ! -d "$folder" ] || known+=("$folder"); done
+  [ ! -f "dictionaries/$t.dict" ] || dictionary=("-dict=dictionaries/$t.dict")
+  mkdir -p "$corpus" "$scratch/files"
+  TMPDIR=$scratch/files "$built/$host/release/$t" "$corpus" "${known[@]}" "${dictionary[@]}" \
+    -seed="${DFKA_FUZZ_SEED:-1}" -max_total_time="$seconds" -max_len=16384 -timeout=30 -rss_limit_mb=1024 \
+    -print_final_stats=1 -artifact_prefix="artifacts/$t-" >"$log" 2>&1 || status=$?
+  last=$(grep -a 'cov: ' "$log" | tail -1 || true)
+  of() { sed -n "s/.* $1: \([0-9]*\).*/\1/p" <<<"$last"; }
+  printf '%-14s %12s %9s %9s  %s\n' "$t" "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")" \
+    "$(of cov)" "$(of ft)" "$([ $status = 0 ] && echo fine || echo crashed)"
+  if [ $status != 0 ]; then
+    touch "$scratch/crashed"
+    grep -aE 'panicked|ERROR|Test unit' -A 1 "$log" | head -12
+  fi
+}
+
+printf '%-14s %12s %9s %9s  %s\n' target executions coverage features ""
+for t in "${targets[@]}"; do
+  while [ "$(jobs -rp | wc -l)" -ge "${DFKA_FUZZ_JOBS:-1}" ]; do wait -n; done
+  fuzz "$t" &
+done
+wait
+[ ! -e "$scratch/crashed" ]
