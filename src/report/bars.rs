@@ -124,7 +124,11 @@ fn in_words(stats: &LabelStatistics, is_drawn: bool) -> String {
         .filter(|l| l.drawn.is_some_and(|d| d > 0 && 2 * l.shown < d))
         .map(|l| l.label.as_str())
         .collect();
-    if !rare.is_empty() {
+    // A list that takes in most labels tells nothing.
+    if rare.len() > 5 {
+        let (n, all) = (rare.len(), stats.labels.len());
+        text += &format!(" It shows {n} of the {all} labels less than every second time.");
+    } else if !rare.is_empty() {
         text += &format!(" It shows these less than every second time: {}.", rare.join(", "));
     }
     text

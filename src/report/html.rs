@@ -64,7 +64,7 @@ pub fn html(g: &Gathered) -> String {
 /// Running text: escaped, `code` between backticks, and no line ends between a number and its unit.
 pub(super) fn prose(text: &str) -> String {
     let parts: Vec<String> = unbroken(text).split('`').map(escape).collect();
-    if parts.len() % 2 == 0 {
+    if parts.len().is_multiple_of(2) {
         return escape(&unbroken(text)); // a backtick without its pair
     }
     let one = |(i, part)| if i % 2 == 0 { part } else { format!("<code>{part}</code>") };

@@ -76,7 +76,8 @@ fn event_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let is_one = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().contains("tfevents"));
+    let is_one =
+        |p: &PathBuf| p.is_file() && p.file_name().is_some_and(|n| n.to_string_lossy().contains("tfevents"));
     let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(is_one).collect();
     paths.sort();
     Ok(paths)
@@ -149,7 +150,7 @@ impl EventFile {
     /// Nothing where a file holds this step already.
     fn value(&self, tag: String, step: usize, value: Values, metadata: Option<Metadata>) -> Option<Value> {
         let is_there = self.last.get(&tag).is_some_and(|last| step as i64 <= *last);
-        (!is_there).then(|| Value { tag, metadata, value: Some(value) })
+        (!is_there).then_some(Value { tag, metadata, value: Some(value) })
     }
 
     fn put(&mut self, step: i64, what: What) -> io::Result<()> {
@@ -210,6 +211,7 @@ mod tests {
     fn rubbish_reads_as_nothing() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(&dir.path().join("none")).unwrap(), Logged::default());
+        fs::create_dir(dir.path().join("events.out.tfevents.4.0")).unwrap();
         let path = dir.path().join("events.out.tfevents.5.0");
         for bytes in [vec![], vec![0; 7], vec![255; 100], b"{\"stage\": 1}\n".repeat(20)] {
             fs::write(&path, bytes).unwrap();
