@@ -16,6 +16,7 @@
 
 mod fit;
 mod labels;
+mod pair;
 mod run;
 mod source;
 mod suggest;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::labels::Labels;
-use super::{Loaded, Override, Source, folder_name, or, print, seed};
+use super::{Loaded, Override, Source, folder_name, or, pair, print, seed};
 use crate::error::Result;
 use crate::models::resnet::{BlockKind, Stem};
 use crate::pipeline::Device;
@@ -47,7 +47,9 @@ struct RawScenes {
     archives: String,
     count: i64,
     seed: Option<i64>,
+    #[serde(default, deserialize_with = "pair::optional")]
     objects: Option<[i64; 2]>,
+    #[serde(default, deserialize_with = "pair::optional")]
     side: Option<[i64; 2]>,
     tries: Option<i64>,
 }

@@ -86,7 +86,9 @@ fn decode_png(bytes: &[u8]) -> Result<Pixels, String> {
     let is_sound = palette.is_multiple_of(3) && palette <= 3 * 256 && alpha <= palette / 3;
     if reader.info().color_type == png::ColorType::Indexed && !is_sound {
         let message = "expected a palette of at most 256 colours of 3 bytes";
-        return Err(format!("not a whole PNG: {message}, found {palette} bytes, and {alpha} of transparency"));
+        return Err(format!(
+            "not a whole PNG: {message}, found {palette} bytes, and {alpha} of transparency"
+        ));
     }
     let size = reader.output_buffer_size().ok_or("expected an image that fits in memory")?;
     let mut raw = vec![0; size];
