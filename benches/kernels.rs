@@ -179,10 +179,7 @@ fn network(choice: Choice, depth: usize) -> Result<(ResNetSpec, usize)> {
     if choice == Choice::Emu {
         let stem = Stem { width: 8, kernel: 7, stride: 2, max_pool: true };
         let (widths, depths) = (vec![16, 32, 32, 32], vec![1; 4]);
-        return Ok((
-            ResNetSpec { block: BlockKind::Bottleneck, image: [32, 32, 3], stem, widths, depths },
-            2,
-        ));
+        return Ok((ResNetSpec::new(BlockKind::Bottleneck, [32, 32, 3], stem, widths, depths), 2));
     }
     let spec = ResNetSpec::torchvision(depth, 224);
     Ok((spec.ok_or_else(|| Error::Usage(format!("no ResNet-{depth}")))?, 64))

@@ -31,7 +31,7 @@ use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
 use dfka_engine::pipeline::spec::{ImageSource, RunSpec, Stated, StudentInit};
-use dfka_engine::pipeline::teachers::{Absent, Teachers};
+use dfka_engine::pipeline::teachers::{Absent, Known, Teachers};
 use dfka_engine::pipeline::{Device, engine_on};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -169,10 +169,10 @@ pub fn rows(args: &Args) -> Vec<Row> {
 fn shrink(spec: &mut RunSpec) -> Result<()> {
     let stem = Stem { width: 8, kernel: 7, stride: 2, max_pool: true };
     let (widths, depths) = (vec![16, 32, 32, 32], vec![1; 4]);
-    let network = ResNetSpec { block: BlockKind::Bottleneck, image: [32, 32, 3], stem, widths, depths };
+    let network = ResNetSpec::new(BlockKind::Bottleneck, [32, 32, 3], stem, widths, depths);
     for t in &mut spec.teachers {
-        let (Stated { labels, .. }, _) = Absent::IsDrawn.facts(t)?;
-        t.stated = Some(Stated { network: network.clone(), labels });
+        let (Known { labels, .. }, _) = Absent::IsDrawn.facts(t)?;
+        t.stated = Stated { network: Some(network.clone()), labels, ..Stated::default() };
         t.weights = PathBuf::from("no file: drawn");
     }
     spec.student.init = StudentInit::Scratch;

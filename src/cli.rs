@@ -3,9 +3,15 @@
 mod device;
 mod doctor;
 mod engine;
+mod eval;
+mod experiment;
+mod export;
 mod folder;
 mod forecast;
+mod page;
 mod progress;
+mod sample;
+mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -25,16 +31,19 @@ use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
 use crate::report;
+use crate::summary::Summary;
 use crate::weights;
 use device::DeviceChoice;
 use engine::{Engine, TeacherFacts};
 use folder::{Existing, Folder};
+use page::{PageArgs, Record};
 use progress::{Audience, Progress};
+use signals::Signals;
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
 ///
 /// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable device,
-/// 6 out of memory, 7 diverged or collapsed.
+/// 6 out of memory, 7 diverged or collapsed; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM, to be resumed.
 #[derive(Parser)]
 #[command(name = "dfka-engine", version, max_term_width = 100)]
 struct Cli {
@@ -46,14 +55,22 @@ struct Cli {
 enum Command {
     /// Train the student that a config describes
     Run(RunArgs),
+    /// Run one of the paper's tables or figures over seeds, and print our figures beside the published ones
+    Experiment(experiment::ExperimentArgs),
     /// Train a teacher from labelled data
     Teach(TeachArgs),
     /// Average precision of trained weights on labelled images
-    Eval(EvalArgs),
+    Eval(eval::EvalArgs),
     /// Open everything a run needs and forecast its cost, without running it
     Check(CheckArgs),
     /// Compose a set of demonstration scenes from the raw archives
     Scenes(ScenesArgs),
+    /// Trained weights in another format: npz, safetensors or ONNX
+    Export(export::ExportArgs),
+    /// Images from a run's generator
+    Sample(sample::SampleArgs),
+    /// Write a run's report.html again, also of a run that has not finished
+    Report(PageArgs),
     /// What this machine offers
     Doctor,
 }
@@ -82,19 +99,6 @@ struct TeachArgs {
     device: DeviceArgs,
     #[command(flatten)]
     out: OutArgs,
-}
-
-#[derive(Args)]
-struct EvalArgs {
-    /// An npz that carries its architecture and labels
-    weights: PathBuf,
-    /// An npz of images and targets
-    data: PathBuf,
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -185,10 +189,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
 fn answer(command: &Command, engine: &Engine) -> Result<String> {
     match command {
         Command::Run(args) => run_student(args, engine),
+        Command::Experiment(args) => experiment::experiment(args, engine),
         Command::Teach(args) => teach(args, engine),
-        Command::Eval(args) => eval(args, engine),
+        Command::Eval(args) => eval::eval(args, engine),
         Command::Check(args) => check(args, engine),
         Command::Scenes(args) => scenes(args),
+        Command::Export(args) => export::answer(args),
+        Command::Sample(args) => sample::answer(args),
+        Command::Report(args) => page::rebuild(args),
         Command::Doctor => Ok(doctor::report()),
     }
 }
@@ -204,17 +212,34 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
         (false, false) => Existing::Refuse,
     };
     let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
-    check_against_teachers(&spec, &source, engine, Absent::Fails)?;
-    folder.prepare(&resolved)?;
-
-    let mut progress = Progress::start(folder.path(), args.resume, args.out.audience())?;
-    progress.say(&format!("{device}; output in {}", folder.path().display()));
-    let summary = (engine.run)(&spec, folder.path(), args.resume, &mut progress);
-    let logged = progress.finish();
-    let summary = summary?;
-    logged?;
-    report::write(folder.path(), &summary)?;
+    let loaded = Loaded { spec, resolved, source };
+    let audience = args.out.audience();
+    if audience != Audience::Nobody {
+        // Whoever closed the pipe does not read it.
+        let _ = writeln!(io::stderr(), "{device}; output in {}", folder.path().display());
+    }
+    let summary = execute(&loaded, &folder, args.resume, audience, engine)?;
     Ok(report::final_table(&summary))
+}
+
+/// Runs what was loaded into a folder, and leaves the report there.
+fn execute(
+    loaded: &Loaded<RunSpec>,
+    folder: &Folder,
+    is_resumed: bool,
+    audience: Audience,
+    engine: &Engine,
+) -> Result<Summary> {
+    check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
+    folder.prepare(&loaded.resolved)?;
+    let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
+    let signals = Signals::listen()?;
+    let mut progress = Progress::start(folder.path(), is_resumed, audience)?.stopping_on(signals);
+    let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
+    let logged = progress.finish();
+    let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;
+    report::write(folder.path(), &summary)?;
+    Ok(summary)
 }
 
 /// The device with what it is to record.
@@ -241,16 +266,6 @@ fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
     let summary = summary?;
     logged?;
     Ok(lines(&summary))
-}
-
-fn eval(args: &EvalArgs, engine: &Engine) -> Result<String> {
-    let (choice, _) = args.device.device.open()?;
-    let device = Device { choice, ..Device::default() };
-    let score = (engine.evaluate)(&args.weights, &args.data, &device)?;
-    if args.json {
-        return pretty(&json!(score));
-    }
-    Ok(report::score_table(&args.weights.display().to_string(), &score))
 }
 
 fn scenes(args: &ScenesArgs) -> Result<String> {

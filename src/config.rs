@@ -14,13 +14,16 @@
 //! What only the teachers' files can tell (labels, blocks, channels) is checked by [`check_labels`] and
 //! [`check_network`], which still know the lines.
 
+mod evaluation;
+pub mod experiment;
 mod fit;
+mod fixed;
 mod labels;
-mod pair;
 mod run;
 mod source;
 mod suggest;
 mod teach;
+mod teacher;
 
 pub use fit::{check_labels, check_network};
 pub use run::load_run;
@@ -164,6 +167,12 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
         assert_eq!(spec.student.branch, Branch::Block(2));
         assert_eq!(spec.dual.lambda_in, [1.0, 0.3]);
         assert_eq!(spec.baselines.len(), 2);
+        let floored = load_text(SMALL, &["student.branch_least=2", "student.branch=2"]).unwrap();
+        assert_eq!(
+            floored.spec.student.branch,
+            Branch::Block(2),
+            "a floor has no say where a block is named"
+        );
         let again = load_text(&loaded.resolved, &[]).unwrap();
         assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(spec).unwrap());
         assert_eq!(again.resolved, loaded.resolved);
@@ -210,32 +219,90 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
 
     #[test]
     fn a_teacher_may_say_what_its_file_holds() {
+        use crate::models::resnet::{Normalisation, StridePlace};
         let text = SMALL.replace(
             "weights = \"weights/left.npz\"",
             "weights = \"none.npz\"\nnetwork = \"resnet101\"\nlabels = [\"bus\", \"car\"]",
         );
-        let loaded = load_text(&text, &["teachers.0.image_size=64"]).unwrap();
-        let stated = loaded.spec.teachers[0].stated.clone().unwrap();
-        assert_eq!((stated.network.image, &stated.network.depths[..]), ([64, 64, 3], &[3, 4, 23, 3][..]));
-        assert_eq!(stated.labels, ["bus", "car"]);
-        assert!(loaded.spec.teachers[1].stated.is_none());
+        let stated = |sets: &[&str]| load_text(&text, sets).unwrap().spec.teachers[0].stated.clone();
+        let sets = [
+            "teachers.0.image_size=64",
+            "teachers.0.mean=[0.5, 0.25, 1]",
+            "teachers.0.std=[0.001, 1, 0.5]",
+            "teachers.0.stride=1x1",
+        ];
+        let loaded = load_text(&text, &sets).unwrap();
+        let all = &loaded.spec.teachers[0].stated;
+        let network = all.network.clone().unwrap();
+        assert_eq!((network.image, &network.depths[..]), ([64, 64, 3], &[3, 4, 23, 3][..]));
+        assert_eq!((network.stride, all.stride), (StridePlace::First, Some(StridePlace::First)));
+        let n = Normalisation { mean: vec![0.5, 0.25, 1.0], std: vec![0.001, 1.0, 0.5] };
+        assert_eq!((&network.normalisation, &all.normalisation), (&Some(n.clone()), &Some(n)));
+        assert_eq!((&all.labels[..], all.image_size), (&["bus".into(), "car".into()][..], Some(64)));
         let again = load_text(&loaded.resolved, &[]).unwrap().spec;
-        assert_eq!(again.teachers[0].stated, Some(stated));
-        let image = |set: &[&str]| {
-            load_text(&text, set).unwrap().spec.teachers[0].stated.clone().unwrap().network.image
-        };
-        assert_eq!(image(&[]), [224, 224, 3], "torchvision's");
+        assert_eq!(&again.teachers[0].stated, all);
+
+        assert_eq!(loaded.spec.teachers[1].stated, Stated::default());
+        let plain = stated(&[]).network.unwrap();
+        assert_eq!((plain.image, plain.normalisation), ([224, 224, 3], Some(Normalisation::imagenet())));
+        let half = stated(&["teachers.0.mean=[0.5,0.5,0.5]", "teachers.0.std=[0.5,0.5,0.5]"]);
+        assert!(half.normalisation.is_some() && half.network.unwrap().normalisation.is_none());
+        let labels = load_text(&text, &["teachers.1.labels=['a']", "teachers.1.image_size=32"]).unwrap();
+        let labels = &labels.spec.teachers[1].stated;
+        assert_eq!(
+            (&labels.labels[..], labels.image_size, &labels.network),
+            (&["a".into()][..], Some(32), &None)
+        );
         for (set, expected) in [
             ("teachers.0.network=resnet102", "did you mean `resnet101`?"),
             ("teachers.0.network=vgg", "expected one of: resnet18, resnet34"),
             ("teachers.0.image_size=4", "`teachers.0.image_size` is 4; expected at least 8"),
-            ("teachers.0.labels=[]", "`teachers.0.labels` is missing or empty"),
+            ("teachers.0.labels=[]", "`teachers.0.labels` is empty"),
             ("teachers.0.labels=['a', 'a']", "label `a` is listed twice"),
-            ("teachers.1.labels=['a']", "`teachers.1.labels` applies to a teacher with `network` only"),
-            ("teachers.1.image_size=32", "`teachers.1.image_size` applies to a teacher with `network` only"),
-            ("teachers.1.network=resnet18", "`teachers.1.labels` is missing or empty"),
+            ("teachers.0.mean=[0.5, 0.5, 0.5]", "`teachers.0.mean` and `teachers.0.std` come together"),
+            (
+                "teachers.0={name='l', weights='w', mean=[123.7, 0, 0], std=[1, 1, 1]}",
+                "`teachers.0.mean.0` is 123.7",
+            ),
+            (
+                "teachers.0={name='l', weights='w', mean=[0, 0, 0], std=[1, 1, 0]}",
+                "`teachers.0.std.2` is 0; expected at least 0.001",
+            ),
+            ("teachers.0.mean=[0.5]", "expected a list of length 3"),
+            ("teachers.0.stride=2x2", "`3x3` or `1x1`"),
         ] {
             let e = load_text(&text, &[set]).unwrap_err();
+            assert!(e.exit_code() == 3 && e.to_string().contains(expected), "{set}: {e}");
+        }
+    }
+
+    #[test]
+    fn evaluation_takes_one_kind_of_data() {
+        let with = |table: &str, sets: &[&str]| load_text(&format!("{SMALL}{table}"), sets);
+        let voc = "[evaluation.voc]\nroot = \"/data/VOCdevkit\"\n";
+        let loaded = with(voc, &[]).unwrap();
+        let of = |year: &str, split: &str| {
+            let folder = std::path::Path::new("/data/VOCdevkit").join(year);
+            Some(EvaluationData::Voc { folder, split: split.into() })
+        };
+        assert_eq!(loaded.spec.evaluation, of("VOC2007", "test"));
+        assert_eq!(load_text(&loaded.resolved, &[]).unwrap().spec.evaluation, of("VOC2007", "test"));
+        let sets = ["evaluation.voc.year=2012", "evaluation.voc.split=val"];
+        assert_eq!(with(voc, &sets).unwrap().spec.evaluation, of("VOC2012", "val"));
+        let coco = "[evaluation.coco]\nimages = \"/c/val2017\"\nannotations = \"/c/instances.json\"\n";
+        let expected =
+            EvaluationData::Coco { images: "/c/val2017".into(), annotations: "/c/instances.json".into() };
+        assert_eq!(with(coco, &[]).unwrap().spec.evaluation, Some(expected));
+        for (table, set, expected) in [
+            ("[evaluation]\n", "seed=1", "`evaluation` takes one of `data"),
+            (voc, "evaluation.data=a.npz", "`evaluation` takes one of `data"),
+            (voc, "evaluation.voc.year=2013", "`evaluation.voc.year` is 2013; expected at least 2007 and at"),
+            (voc, "evaluation.voc.split=../x", "`evaluation.voc.split` is \"../x\""),
+            (voc, "evaluation.voc.root=''", "`evaluation.voc.root` is empty"),
+            (voc, "evaluation.voc.yeer=2007", "did you mean `year`?"),
+            ("[evaluation.coco]\nimages = 'x'\n", "seed=1", "missing key `evaluation.coco.annotations`"),
+        ] {
+            let e = with(table, &[set]).unwrap_err();
             assert!(e.exit_code() == 3 && e.to_string().contains(expected), "{set}: {e}");
         }
     }

@@ -28,13 +28,17 @@ pub enum Error {
     /// A loss stopped being finite, or the generator collapsed.
     #[error("{0}")]
     Diverged(String),
+    /// Somebody asked the run to stop, and it can be resumed.
+    #[error("{message}")]
+    Stopped { exit_code: u8, message: String },
     /// An op was recorded with operands it cannot take: op, operand, expected, found.
     #[error("{op}: {message}")]
     Shape { op: &'static str, message: String },
 }
 
 impl Error {
-    /// The process exit code of DESIGN: 1 run, 2 usage, 3 config, 4 weights or data, 5 device, 6 memory, 7 diverged.
+    /// The process exit code of DESIGN: 1 run, 2 usage, 3 config, 4 weights or data, 5 device, 6 memory, 7 diverged;
+    /// 128 and the signal's number where one stopped the run.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Run(_) | Error::Shape { .. } => 1,
@@ -44,6 +48,7 @@ impl Error {
             Error::NoDevice(_) => 5,
             Error::OutOfMemory(_) => 6,
             Error::Diverged(_) => 7,
+            Error::Stopped { exit_code, .. } => *exit_code,
         }
     }
 

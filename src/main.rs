@@ -1,3 +1,4 @@
+use dfka_engine::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -5,8 +6,10 @@ fn main() -> ExitCode {
     match dfka_engine::cli::run(std::env::args_os()) {
         Ok(code) => code,
         Err(e) => {
+            let is_wanted = matches!(e, Error::Stopped { .. });
             // Where standard error is closed there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "error: {}", printable(&e.to_string()));
+            let prefix = if is_wanted { "" } else { "error: " };
+            let _ = writeln!(std::io::stderr(), "{prefix}{}", printable(&e.to_string()));
             ExitCode::from(e.exit_code())
         }
     }

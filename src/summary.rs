@@ -38,6 +38,50 @@ pub struct Parameters {
     pub student: usize,
     /// The student's teacher-level filters, counted in `student` too.
     pub filters: usize,
+    /// The blocks that all tasks share, counted in `student` too; what remains are branches and heads.
+    #[serde(default)]
+    pub trunk: usize,
+}
+
+/// What generated images were to show and what the teachers see in them (eq. 5: probability 0.5 or more).
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LabelStatistics {
+    /// Images that were counted.
+    pub images: usize,
+    /// Every label of every teacher, in their order.
+    pub labels: Vec<LabelShare>,
+}
+
+/// Numbers of images.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LabelShare {
+    pub teacher: String,
+    pub label: String,
+    /// That were to show the label; absent where the generator is not told what to show.
+    pub drawn: Option<usize>,
+    /// In which its teacher sees it.
+    pub predicted: usize,
+    /// That were to show it and do.
+    pub shown: usize,
+}
+
+impl LabelShare {
+    pub fn new(teacher: &str, label: &str, is_drawn: bool) -> LabelShare {
+        LabelShare {
+            teacher: teacher.into(),
+            label: label.into(),
+            drawn: is_drawn.then_some(0),
+            ..LabelShare::default()
+        }
+    }
+
+    /// Counts one image.
+    pub fn count(&mut self, is_drawn: Option<bool>, is_predicted: bool) {
+        let is_drawn = is_drawn.unwrap_or(false);
+        self.drawn.iter_mut().for_each(|d| *d += usize::from(is_drawn));
+        self.predicted += usize::from(is_predicted);
+        self.shown += usize::from(is_drawn && is_predicted);
+    }
 }
 
 /// Dual loss of one task after each block, and where it branched.
@@ -66,6 +110,9 @@ pub struct Summary {
     /// Diversity of the generated images, 0 (all alike) upwards, and the label entropy in [0, 1].
     pub diversity: f64,
     pub label_entropy: f64,
+    /// Absent where no generator was trained.
+    #[serde(default)]
+    pub label_statistics: Option<LabelStatistics>,
     /// Wall clock by stage, and `total`.
     pub seconds: BTreeMap<String, f64>,
     pub version: String,

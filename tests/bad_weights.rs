@@ -4,8 +4,9 @@
 mod common;
 
 use common::{LEFT, Lab, RIGHT, load, mapped, network, teacher_tensors};
-use dfka_engine::models::resnet::ResNetSpec;
+use dfka_engine::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use dfka_engine::weights::npz::{self, Array, CompressionMethod, Elems};
+use dfka_engine::weights::{self, Tensors};
 use std::time::{Duration, Instant};
 
 /// What becomes of a tensor's shape and values; `None` leaves it out.
@@ -39,7 +40,22 @@ fn damaged_teachers() {
     };
 
     npz::save(lab.path("right.npz"), &replaced(&|_, _| None)).unwrap();
-    refused(&lab, &[], &["right.npz", name, "found no such tensor"]);
+    refused(&lab, &[], &["right.npz", "1 missing (layer2.0.conv1.weight)"]);
+
+    // Of what is missing and what is too much, the first five each, in one message.
+    let renamed = |n: &str| n.replace("conv2", "convolution");
+    let mut other = Tensors::new();
+    for (n, t) in good.iter() {
+        other.insert(renamed(n), &t.shape, t.data.clone()).unwrap();
+    }
+    for i in 0..6 {
+        other.insert(format!("aux.{i}"), &[], vec![0.0]).unwrap();
+    }
+    other.meta = good.meta.clone();
+    npz::save(lab.path("right.npz"), &other).unwrap();
+    let missing = "4 missing (layer1.0.conv2.weight, layer2.0.conv2.weight, layer3.0.conv2.weight, layer4.0.conv2.weight)";
+    let unexpected = "10 unexpected (aux.0, aux.1, aux.2, aux.3, aux.4, ...)";
+    refused(&lab, &[], &["right.npz", missing, unexpected]);
 
     let turned = |shape: &[usize], v: &[f32]| Some((vec![shape[1], shape[0], 3, 3], v.to_vec()));
     npz::save(lab.path("right.npz"), &replaced(&turned)).unwrap();
@@ -48,7 +64,7 @@ fn damaged_teachers() {
     let mut extra = good.clone();
     extra.insert("layer5.0.conv1.weight", &[1], vec![0.0]).unwrap();
     npz::save(lab.path("right.npz"), &extra).unwrap();
-    refused(&lab, &[], &["right.npz", "layer5.0.conv1.weight", "no place for"]);
+    refused(&lab, &[], &["right.npz", "1 unexpected (layer5.0.conv1.weight)"]);
 
     let negative = mapped(&good, |n, shape, v| {
         let v = if n == "bn1.running_var" { vec![-1.0; v.len()] } else { v.to_vec() };
@@ -129,17 +145,114 @@ fn metadata_that_says_nothing_or_nonsense() {
         };
         npz::save(lab.path("left.npz"), &t).unwrap();
     };
+    // Without an architecture of its own, a file is what its shapes say, for images of 224 pixels.
     with("network", None);
+    refused(&lab, &[], &["right.npz", "one architecture", "[224, 224, 1]", "[16, 16, 1]"]);
+    with("network", Some(serde_json::json!(7)));
     refused(&lab, &[], &["left.npz", "__meta__", "network"]);
+    with("network", Some(good.meta["network"].clone()));
+    with("labels", None);
+    refused(&lab, &[], &["left.npz", "labels: expected 3", "fc.weight", "found none"]);
     with("labels", Some(serde_json::json!(["bus", "car", "bus"])));
     refused(&lab, &[], &["left.npz", "\"bus\" stands twice"]);
     with("labels", Some(serde_json::json!(["bus"])));
-    refused(&lab, &[], &["left.npz", "fc.weight", "expected shape [1, 16], found [3, 16]"]);
+    refused(&lab, &[], &["left.npz", "labels: expected 3, one for each row of fc.weight, found 1"]);
     with("network", Some(serde_json::json!({ "block": "basic" })));
     refused(&lab, &[], &["left.npz", "network"]);
     let huge = ResNetSpec { widths: vec![60_000, 8, 8, 16], ..network() };
     with("network", Some(serde_json::to_value(huge).unwrap()));
     refused(&lab, &["student.filter_reduction=4"], &["left.npz"]);
+    let deep = ResNetSpec { depths: vec![65_536; 4], ..network() };
+    with("network", Some(serde_json::to_value(deep).unwrap()));
+    refused(&lab, &[], &["left.npz", "262144 residual units"]);
+    for (mean, std, expected) in
+        [(0.5, 0.0, "deviations from 0.001 to 10, found 0"), (127.0, 0.5, "means from 0 to 1, found 127")]
+    {
+        let normalisation = Some(Normalisation { mean: vec![mean], std: vec![std] });
+        let odd = ResNetSpec { normalisation, ..network() };
+        with("network", Some(serde_json::to_value(odd).unwrap()));
+        refused(&lab, &[], &["left.npz", "network", expected]);
+    }
+}
+
+#[test]
+fn a_config_that_its_teachers_contradict() {
+    let lab = Lab::new();
+    for (set, expected) in [
+        ("teachers.0.image_size=32", "the config's image_size is 32, the file's [16, 16]"),
+        ("teachers.0.network=resnet18", "the config's network is \"ResNet-18\""),
+        ("teachers.0.labels=['bus', 'car']", "the config's labels are [\"bus\", \"car\"]"),
+    ] {
+        refused(&lab, &[set], &["left.npz", expected]);
+    }
+    let sets = ["teachers.0.mean=[0.5, 0.4, 0.5]", "teachers.0.std=[0.2, 0.2, 0.2]"];
+    refused(&lab, &sets, &["left.npz", "expected 1 means and deviations, found 3 and 3"]);
+    let mut said = load(&lab.path("left.npz"));
+    let of = |mean: f32| ResNetSpec {
+        normalisation: Some(Normalisation { mean: vec![mean; 3], std: vec![0.5; 3] }),
+        stride: StridePlace::First,
+        image: [16, 16, 3],
+        ..network()
+    };
+    said = mapped(&said, |n, shape, v| match n {
+        "conv1.weight" => Some((vec![shape[0], 3, 3, 3], v.repeat(3))),
+        _ => Some((shape.to_vec(), v.to_vec())),
+    });
+    said.meta.insert("network".into(), serde_json::to_value(of(0.25)).unwrap());
+    npz::save(lab.path("left.npz"), &said).unwrap();
+    let sets = ["teachers.0.mean=[0.5, 0.5, 0.5]", "teachers.0.std=[0.5, 0.5, 0.5]"];
+    refused(&lab, &sets, &["left.npz", "the config's mean and std are", "0.25"]);
+    refused(
+        &lab,
+        &["teachers.0.stride=3x3"],
+        &["left.npz", "the config's stride is \"3x3\", the file's \"1x1\""],
+    );
+    // Teachers whose images are not normalised alike cannot be taught on the same images.
+    refused(&lab, &[], &["right.npz", "one architecture"]);
+}
+
+/// The same faults in the other format, and files of PyTorch's own.
+#[test]
+fn damaged_safetensors_and_files_of_other_programs() {
+    let lab = Lab::new();
+    let good = load(&lab.path("right.npz"));
+    let set = ["teachers.1.weights=right.safetensors"];
+    let write = |bytes: &[u8]| std::fs::write(lab.path("right.safetensors"), bytes).unwrap();
+    weights::save(lab.path("right.safetensors"), &good).unwrap();
+    let whole = lab.bytes("right.safetensors");
+    for share in [0, 1, 30, 60, 99] {
+        write(&whole[..whole.len() * share / 100]);
+        refused(&lab, &set, &["right.safetensors"]);
+    }
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for claim in [u64::MAX, 1 << 40, 9 << 20, whole.len() as u64] {
+        write(&[&claim.to_le_bytes()[..], &whole[8..]].concat());
+        refused(&lab, &set, &["right.safetensors", "header of at most"]);
+    }
+    let mut nan = whole.clone();
+    nan[8 + length..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    write(&nan);
+    refused(&lab, &set, &["right.safetensors", "expected finite numbers, found NaN at index [0]"]);
+    let header = std::str::from_utf8(&whole[8..8 + length]).unwrap();
+    for (from, to, expected) in [
+        ("F32", "I32", "expected dtype F32"),
+        ("[2,16]", "[2,17]", "invalid shape"),
+        ("[0,", "[4,", "offset"),
+        ("fc.weight", "fc.wieght", "1 missing (fc.weight), 1 unexpected (fc.wieght)"),
+    ] {
+        let header = header.replacen(from, to, 1);
+        assert_eq!(header.len(), length);
+        write(&[&whole[..8], header.as_bytes(), &whole[8 + length..]].concat());
+        refused(&lab, &set, &["right.safetensors", expected]);
+    }
+    write(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.");
+    refused(&lab, &set, &["right.safetensors", "pickle", "scripts/torch_to_npz.py"]);
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(lab.path("right.safetensors")).unwrap());
+    zip.start_file("archive/data.pkl", zip::write::SimpleFileOptions::default()).unwrap();
+    zip.finish().unwrap();
+    refused(&lab, &set, &["right.safetensors", "pickle", "scripts/torch_to_npz.py"]);
+    write(b"GIF89a and so on");
+    refused(&lab, &set, &["right.safetensors", "found one that begins with [47, 49, 46"]);
 }
 
 #[test]
@@ -171,7 +284,11 @@ fn a_student_that_starts_from_the_wrong_file() {
     npz::save(lab.path("wide.npz"), &teacher_tensors(&wide, &LEFT, 9)).unwrap();
     refused(&lab, &["student.init=wide.npz"], &["wide.npz", "layer3.0.conv1.weight"]);
     refused(&lab, &["student.init=none.npz"], &["none.npz", "cannot open"]);
-    refused(&lab, &["student.init=backbone.npz"], &["backbone.npz", "layer2.1"]);
+    refused(&lab, &["student.init=backbone.npz"], &["backbone.npz", "10 unexpected (layer2.1.bn1.bias"]);
+    let mut student = Tensors::new();
+    student.meta.insert("student".into(), serde_json::json!({}));
+    npz::save(lab.path("student.npz"), &student).unwrap();
+    refused(&lab, &["student.init=student.npz"], &["student.npz", "a student"]);
 }
 
 #[test]

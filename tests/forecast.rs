@@ -101,7 +101,8 @@ fn a_stated_teacher_agrees_with_its_file_or_is_drawn_in_its_place() {
     let lab = Lab::new();
     let mut spec = lab.spec(&[]);
     let labels = LEFT.map(String::from).to_vec();
-    spec.teachers[0].stated = Some(Stated { network: network(), labels: labels.clone() });
+    spec.teachers[0].stated =
+        Stated { network: Some(network()), labels: labels.clone(), ..Stated::default() };
     let load = |spec: &dfka_engine::pipeline::spec::RunSpec, absent| {
         Teachers::load_or(&mut Store::<f32>::default(), &spec.teachers, absent)
     };
@@ -109,14 +110,14 @@ fn a_stated_teacher_agrees_with_its_file_or_is_drawn_in_its_place() {
         assert!(load(&spec, absent).unwrap().all.iter().all(|t| !t.is_drawn));
     }
     let mut other = spec.clone();
-    other.teachers[0].stated.as_mut().unwrap().labels[1] = "cat".into();
+    other.teachers[0].stated.labels[1] = "cat".into();
     let e = load(&other, Absent::IsDrawn).map(|_| ()).unwrap_err();
     assert_eq!(e.exit_code(), 4);
     for part in ["left.npz", "the config's labels are", "\"cat\"", "the file's", "\"car\""] {
         assert!(e.to_string().contains(part), "{e}");
     }
     other = spec.clone();
-    other.teachers[0].stated.as_mut().unwrap().network.depths[0] = 2;
+    other.teachers[0].stated.network.as_mut().unwrap().depths[0] = 2;
     let e = load(&other, Absent::Fails).map(|_| ()).unwrap_err().to_string();
     assert!(e.contains("left.npz") && e.contains("the config's network is"), "{e}");
 

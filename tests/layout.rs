@@ -14,7 +14,8 @@ const VOCABULARY: [&str; 3] = ["error", "tensor", "summary"];
 /// The only files outside `data` that may name what holds labels: `run.rs` hands the file on after training, `teach.rs`
 /// trains teachers, `cli.rs` makes the demonstration's scenes.
 const MAY_SEE_LABELS: [&str; 4] = ["cli.rs", "pipeline/evaluate.rs", "pipeline/run.rs", "pipeline/teach.rs"];
-const LABELS: [&str; 4] = ["labelled", "average_precision", "scenes", "LabelledSet"];
+const LABELS: [&str; 9] =
+    ["labelled", "average_precision", "scenes", "LabelledSet", "voc", "coco", "dataset", "Dataset", "loader"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -8,7 +8,7 @@ use dfka_engine::autograd::{Engine, Optimiser, Plan, Store, Tape};
 use dfka_engine::config::{self, Override};
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::models::Recorder;
-use dfka_engine::models::resnet::{BlockKind, Build, Mode, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::models::resnet::{BlockKind, Build, Mode, Normalisation, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::ops::activation::{Act, Activation};
 use dfka_engine::ops::adam::Adam;
 use dfka_engine::ops::batch_norm::{BatchNorm, Stats};
@@ -20,7 +20,7 @@ use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::run::run;
-use dfka_engine::pipeline::spec::{RunSpec, TeachSpec, TrainingData};
+use dfka_engine::pipeline::spec::{EvaluationData, RunSpec, TeachSpec, TrainingData};
 use dfka_engine::pipeline::teach::teach;
 use dfka_engine::tensor::{Elem, Real, Shape};
 
@@ -191,7 +191,7 @@ fn a_teacher_is_trained_and_scored() {
         on_machine.loss
     );
     // The same file scored on both: predictions differ by rounding, which may swap two images of one score.
-    let evaluation = lab.path("evaluation.npz");
+    let evaluation = EvaluationData::Npz(lab.path("evaluation.npz"));
     let device = Device { choice, ..Device::default() };
     let cpu = evaluate(&on_machine.weights, &evaluation, &Device::default()).unwrap();
     let found = evaluate(&on_machine.weights, &evaluation, &device).unwrap();
@@ -227,9 +227,14 @@ fn a_small_device_names_the_batch_that_fits() {
 
 /// Two frozen networks that look at one image, and at features that enter their second block: the loss, the gradients at
 /// the image and at the features, and the plan that gave them.
-fn side_by_side<R: Real>(mut engine: Engine<R>, block: BlockKind) -> (Vec<Vec<f64>>, Plan<R>) {
+fn side_by_side<R: Real>(
+    mut engine: Engine<R>,
+    block: BlockKind,
+    normalisation: Option<Normalisation>,
+) -> (Vec<Vec<f64>>, Plan<R>) {
     let stem = Stem { width: 8, kernel: 3, stride: 2, max_pool: true };
-    let spec = ResNetSpec { block, image: [32, 32, 3], stem, widths: vec![16, 24], depths: vec![2, 2] };
+    let plain = ResNetSpec::new(block, [32, 32, 3], stem, vec![16, 24], vec![2, 2]);
+    let spec = ResNetSpec { normalisation, ..plain };
     let store = &mut engine.store;
     let nets = [1, 2].map(|seed| {
         let name = format!("net{seed}");
@@ -278,10 +283,13 @@ fn side_by_side<R: Real>(mut engine: Engine<R>, block: BlockKind) -> (Vec<Vec<f6
 #[test]
 fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
     let Some(choice) = machine() else { return };
-    for block in [BlockKind::Basic, BlockKind::Bottleneck] {
-        let (expected, _) = side_by_side(Engine::<f64>::default(), block);
+    let imagenet = Some(Normalisation::imagenet());
+    for (block, normalisation) in
+        [(BlockKind::Basic, None), (BlockKind::Bottleneck, None), (BlockKind::Basic, imagenet)]
+    {
+        let (expected, _) = side_by_side(Engine::<f64>::default(), block, normalisation.clone());
         let engine = Engine::<f32>::on(choice.machine(Elem::F32).unwrap().unwrap());
-        let (found, plan) = side_by_side(engine, block);
+        let (found, plan) = side_by_side(engine, block, normalisation.clone());
         for (found, expected) in found.iter().zip(&expected) {
             let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
             let off = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
@@ -299,8 +307,10 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
         };
         let (one, two) = convolutions;
         assert_eq!(launches("conv2d_fwd"), [vec![2; one], vec![4; two]].concat(), "{block:?}");
-        // Who adds to a gradient that another has set goes alone: at the level's features, and at the image.
-        let (entry, stems) = (vec![3, 1, 3, 1], vec![1, 1]);
+        // Who adds to a gradient that another has set goes alone: at the level's features, and at the image. A
+        // normalisation gives each network an image of its own.
+        let stems = if normalisation.is_some() { vec![2] } else { vec![1, 1] };
+        let entry = vec![3, 1, 3, 1];
         let backward = [vec![4; two - 2], entry, vec![2; one - 1], stems].concat();
         assert_eq!(launches("conv2d_dgrad"), backward, "{block:?}");
         // Only what leaves the networks' last block meets a loss that knows no masks.

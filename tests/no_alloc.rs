@@ -3,7 +3,7 @@
 use dfka_engine::autograd::Engine;
 use dfka_engine::device::StepState;
 use dfka_engine::device::cpu::par::on_a_worker;
-use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::models::resnet::{BlockKind, Build, Normalisation, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::generator::StageOne;
@@ -141,16 +141,11 @@ fn allocations(engine: &mut Engine<f32>, mut stage: Stage) -> usize {
 #[test]
 fn replays_allocate_nothing() {
     let stem = Stem { width: 8, kernel: 3, stride: 1, max_pool: false };
-    let basic = ResNetSpec {
-        block: BlockKind::Basic,
-        image: [16, 16, 3],
-        stem,
-        widths: vec![8, 16, 24],
-        depths: vec![1, 2, 1],
-    };
+    let basic = ResNetSpec::new(BlockKind::Basic, [16, 16, 3], stem, vec![8, 16, 24], vec![1, 2, 1]);
     let pooled = ResNetSpec {
         block: BlockKind::Bottleneck,
         image: [32, 32, 1],
+        normalisation: Some(Normalisation { mean: vec![0.3], std: vec![0.2] }),
         stem: Stem { kernel: 7, stride: 2, max_pool: true, ..stem },
         ..basic.clone()
     };

@@ -10,6 +10,7 @@ use dfka_engine::models::resnet::ResNetSpec;
 use dfka_engine::models::targetnet::{StudentSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::evaluate;
+use dfka_engine::pipeline::spec::EvaluationData;
 use dfka_engine::summary::{Score, Summary};
 use dfka_engine::weights::npz;
 use std::io::{BufRead, BufReader};
@@ -300,7 +301,7 @@ fn the_summary_says_what_is_in_the_files() {
     let student = s.student.unwrap();
 
     // The file scores what the table says, through the library and through the program.
-    let evaluation = lab.path("evaluation.npz");
+    let evaluation = EvaluationData::Npz(lab.path("evaluation.npz"));
     same(&evaluate(&lab.path("out/student.npz"), &evaluation, &Device::default()).unwrap(), &student.score);
     same(
         &evaluate(&lab.path("out/noise.student.npz"), &evaluation, &Device::default()).unwrap(),

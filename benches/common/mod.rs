@@ -14,13 +14,7 @@ const BATCH: usize = 64;
 
 pub fn demo_network() -> ResNetSpec {
     let stem = Stem { width: 16, kernel: 3, stride: 2, max_pool: false };
-    ResNetSpec {
-        block: BlockKind::Basic,
-        image: [32, 32, 1],
-        stem,
-        widths: vec![16, 32, 64, 128],
-        depths: vec![1; 4],
-    }
+    ResNetSpec::new(BlockKind::Basic, [32, 32, 1], stem, vec![16, 32, 64, 128], vec![1; 4])
 }
 
 /// A network with random weights, as a file.

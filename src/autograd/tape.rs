@@ -123,6 +123,14 @@ impl Tape {
     pub fn shape(&self, v: Value) -> Shape {
         self.values[v.0 as usize].shape
     }
+    /// What was recorded, in order: each op, its operands and its results.
+    pub fn ops(&self) -> impl Iterator<Item = (&Op, &[Value], &[Value])> {
+        self.nodes.iter().map(|n| (&n.op, &n.inputs[..], &n.outputs[..]))
+    }
+    /// The tensor that a leaf reads.
+    pub fn tensor(&self, v: Value) -> Option<TensorId> {
+        self.values[v.0 as usize].leaf
+    }
     pub fn wants(&self, v: Value) -> bool {
         self.values[v.0 as usize].wants
     }

@@ -68,6 +68,18 @@ impl DeviceChoice {
     }
 }
 
+/// A device for people to read; one that does not open has its index alone.
+pub fn name(choice: Choice) -> String {
+    match choice {
+        Choice::Cpu => "cpu".into(),
+        Choice::Emu => "emu".into(),
+        Choice::Cuda(index) => {
+            let card = Cuda::open(index).map_or(String::new(), |device| format!(", {}", device.name()));
+            format!("cuda:{index}{card}")
+        }
+    }
+}
+
 /// The first CUDA device that the kernels run on.
 fn automatic() -> Result<(usize, String)> {
     let (_, found) = cuda::devices()?;

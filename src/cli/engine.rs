@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::pipeline::observer::Observer;
-use crate::pipeline::spec::{RunSpec, Stated, TeachSpec, TeacherSpec};
-use crate::pipeline::teachers::Absent;
+use crate::pipeline::spec::{EvaluationData, RunSpec, TeachSpec, TeacherSpec};
+use crate::pipeline::teachers::{Absent, Known};
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
 
@@ -31,7 +31,9 @@ pub struct Engine {
     pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
     /// The result as JSON, for it is only printed.
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
-    pub evaluate: fn(&Path, &Path, &Device) -> Result<Score>,
+    /// One teacher (from 0) on the run's evaluation data, all of its labels.
+    pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
+    pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Score>,
     /// On a card that is named; the result as JSON, for it is only printed.
     pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
 }
@@ -39,7 +41,7 @@ pub struct Engine {
 pub const PIPELINE: Engine = Engine {
     open_teachers: |spec, absent| {
         let facts = |t: &TeacherSpec| {
-            let (Stated { network, labels }, is_drawn) = absent.facts(t)?;
+            let (Known { network, labels }, is_drawn) = absent.facts(t)?;
             Ok(TeacherFacts { labels, channels: network.widths, is_drawn })
         };
         spec.teachers.iter().map(facts).collect()
@@ -47,6 +49,7 @@ pub const PIPELINE: Engine = Engine {
     check: pipeline::inputs::check,
     run: pipeline::run::run,
     teach: |spec, out, resume, observer| to_json(pipeline::teach::teach(spec, out, resume, observer)?),
+    score_teacher: pipeline::run::score_teacher,
     evaluate: pipeline::evaluate::evaluate,
     forecast: |spec, card| to_json(pipeline::forecast::forecast(spec, card)?),
 };

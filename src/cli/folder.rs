@@ -5,9 +5,9 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::pipeline::checkpoint;
+use crate::pipeline::{checkpoint, export, sample};
 use crate::report;
-use crate::weights::write_atomic;
+use crate::weights::{self, write_atomic};
 
 /// What to do with a folder that holds files already.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,7 +29,8 @@ impl Folder {
     pub fn choose(path: PathBuf, existing: Existing, resolved: &str) -> Result<Self> {
         let shown = path.display();
         let is_empty = match fs::read_dir(&path) {
-            Ok(mut entries) => entries.next().is_none(),
+            // What a kill left of a file that was being written holds nothing.
+            Ok(entries) => names(entries).all(|name| weights::is_temporary(&name)),
             Err(e) if e.kind() == ErrorKind::NotFound => true,
             Err(e) if e.kind() == ErrorKind::NotADirectory => {
                 return Err(Error::Usage(format!(
@@ -52,32 +53,61 @@ impl Folder {
     }
 
     /// Makes the folder and puts the config in it. An earlier run's results go first: beside a config that did not
-    /// make them they would be a lie.
+    /// make them they would be a lie. So do files that a kill left half-written.
     pub fn prepare(&self, resolved: &str) -> Result<()> {
         fs::create_dir_all(&self.path).map_err(|e| Error::io("make the output folder", &self.path, e))?;
-        if self.existing == Existing::Resume {
-            return Ok(());
-        }
-        for name in [
-            report::SUMMARY,
-            report::HTML,
-            report::SAMPLES,
-            report::METRICS,
-            report::CONFIG,
-            checkpoint::FILE,
-        ] {
+        let entries = fs::read_dir(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
+        let goes = |name: &String| match self.existing {
+            Existing::Resume => weights::is_temporary(name),
+            Existing::Refuse | Existing::Replace => is_result(name),
+        };
+        for name in names(entries).filter(goes) {
             let old = self.path.join(name);
             match fs::remove_file(&old) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("replace", &old, e)),
                 Ok(()) | Err(_) => {}
             }
         }
+        if self.existing == Existing::Resume {
+            return Ok(());
+        }
+        report::remove_old(&self.path)?;
         write_atomic(self.path.join(report::CONFIG), |w| w.write_all(resolved.as_bytes()))
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn names(entries: fs::ReadDir) -> impl Iterator<Item = String> {
+    // A name that is no text is none of ours, but it is there.
+    entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned())
+}
+
+/// Whether a run, or a teacher's training, leaves files of this name.
+fn is_result(name: &str) -> bool {
+    const NAMES: [&str; 10] = [
+        report::SUMMARY,
+        report::HTML,
+        report::SAMPLES,
+        report::METRICS,
+        report::CONFIG,
+        checkpoint::FILE,
+        checkpoint::PREVIOUS,
+        "weights.npz",
+        export::LABELS,
+        sample::GENERATOR,
+    ];
+    let of_baseline = ["noise.", "ka."].iter().find_map(|prefix| name.strip_prefix(prefix));
+    let of_student = of_baseline.unwrap_or(name).strip_prefix("student").and_then(|n| {
+        [".npz", ".safetensors", ".onnx"].iter().find_map(|extension| n.strip_suffix(extension))
+    });
+    let is_student = of_student.is_some_and(|n| {
+        let block = n.strip_prefix("-block").unwrap_or("0");
+        (n.is_empty() || n.starts_with("-block")) && block.bytes().all(|b| b.is_ascii_digit())
+    });
+    NAMES.contains(&name) || is_student || weights::is_temporary(name)
 }
 
 /// A resumed run continues what was begun: half of one config and half of another is neither.
@@ -126,6 +156,13 @@ mod tests {
 
         let e = Folder::choose(path.clone(), Existing::Refuse, "").unwrap_err();
         assert_eq!(e.exit_code(), 2);
+        // A kill before the config was there.
+        let killed = dir.path().join("killed");
+        fs::create_dir(&killed).unwrap();
+        fs::write(killed.join(".resolved.toml.31.0.tmp"), "x =").unwrap();
+        let folder = Folder::choose(killed.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        folder.prepare("x = 1\n").unwrap();
+        assert_eq!(fs::read_dir(&killed).unwrap().count(), 1);
         let e = Folder::choose(path.join(report::CONFIG), Existing::Refuse, "").unwrap_err();
         assert!(e.to_string().contains("in the way"), "{e}");
         let e = Folder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
@@ -140,6 +177,10 @@ mod tests {
         fs::write(&keep, "mine").unwrap();
         fs::write(path.join(report::CONFIG), "a = 1\nb = 2\n").unwrap();
         fs::write(path.join(report::SUMMARY), "{}").unwrap();
+        let results = ["student.npz", "noise.student-block12.npz", checkpoint::PREVIOUS, ".a.npz.7.0.tmp"];
+        results.iter().for_each(|name| fs::write(path.join(name), "old").unwrap());
+        let others = ["students.npz", "student-blockX.npz", "my.student.npz", "student-best.npz"];
+        others.iter().for_each(|name| fs::write(path.join(name), "mine").unwrap());
 
         Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 2\n").unwrap();
         let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 3\n").unwrap_err().to_string();
@@ -149,5 +190,7 @@ mod tests {
 
         Folder::choose(path.clone(), Existing::Replace, "new").unwrap().prepare("new").unwrap();
         assert!(keep.exists() && !path.join(report::SUMMARY).exists());
+        assert!(results.iter().all(|name| !path.join(name).exists()));
+        assert!(others.iter().all(|name| path.join(name).exists()));
     }
 }

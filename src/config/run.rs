@@ -5,15 +5,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluation::RawEvaluation;
 use super::labels::{Block, Labels};
-use super::{Loaded, Override, Source, folder_name, nearest, or, pair, print, seed};
+use super::teacher::{RawTeacher, teachers};
+use super::{Loaded, Override, Source, fixed, folder_name, nearest, or, print, seed};
 use crate::error::Result;
-use crate::models::resnet::ResNetSpec;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::pipeline::spec::{
-    AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, Stated,
-    StudentInit, StudentNorm, StudentSpec, TeacherSpec,
+    AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, StudentInit,
+    StudentNorm, StudentSpec, TeacherSpec,
 };
 use crate::tensor::Elem;
 
@@ -37,16 +38,6 @@ struct RawRun {
     baselines: RawBaselines,
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct RawTeacher {
-    name: String,
-    weights: String,
-    network: Option<String>,
-    image_size: Option<i64>,
-    labels: Option<Vec<String>>,
-}
-
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawStudent {
@@ -67,7 +58,7 @@ struct RawGenerator {
     steps: Option<i64>,
     batch: Option<i64>,
     learning_rate: Option<f64>,
-    #[serde(default, deserialize_with = "pair::optional")]
+    #[serde(default, deserialize_with = "fixed::optional")]
     betas: Option<[f64; 2]>,
     shift: Option<i64>,
 }
@@ -96,7 +87,7 @@ struct RawDual {
     feature: Option<f64>,
     late_features: Option<f64>,
     freeze_earlier: Option<bool>,
-    #[serde(default, deserialize_with = "pair::optional")]
+    #[serde(default, deserialize_with = "fixed::optional")]
     lambda_in: Option<[f64; 2]>,
     bank: Option<i64>,
     #[serde(default)]
@@ -110,12 +101,6 @@ struct RawAugment {
     flip: Option<f64>,
     mix_max: Option<f64>,
     cutmix: Option<f64>,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct RawEvaluation {
-    data: String,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -156,71 +141,12 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
         dual: dual(source, &mut raw.dual, generator.batch)?,
         generator,
         evaluation: match &mut raw.evaluation {
-            Some(e) => Some(source.file("evaluation.data", &mut e.data)?),
+            Some(e) => Some(e.build(source)?),
             None => None,
         },
         baselines: baselines(source, &mut raw.baselines)?,
         teachers,
     })
-}
-
-fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>> {
-    if raw.is_empty() {
-        return Err(source.fail("teachers", "`teachers` is empty; expected at least one [[teachers]] table"));
-    }
-    let mut teachers: Vec<TeacherSpec> = Vec::new();
-    for (i, t) in raw.iter_mut().enumerate() {
-        let path = format!("teachers.{i}.name");
-        if t.name.trim().is_empty() {
-            return Err(source.fail(&path, format!("`{path}` is empty")));
-        }
-        if teachers.iter().any(|other| other.name == t.name) {
-            return Err(source.fail(&path, format!("two teachers are named `{}`", t.name)));
-        }
-        // Tensors are named after their teacher: `a` with `layer1.0.conv1` and `a.layer1` with `0.conv1` would be one.
-        let begins = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('.'));
-        if let Some(other) = teachers.iter().find(|o| begins(&o.name, &t.name) || begins(&t.name, &o.name)) {
-            let message = format!(
-                "teachers are named `{}` and `{}`: expected no name to begin another, before a dot",
-                other.name, t.name
-            );
-            return Err(source.fail(&path, message));
-        }
-        let weights = source.file(&format!("teachers.{i}.weights"), &mut t.weights)?;
-        let stated = stated(source, &format!("teachers.{i}"), t)?;
-        teachers.push(TeacherSpec { name: t.name.clone(), weights, stated });
-    }
-    Ok(teachers)
-}
-
-/// What the config says of a teacher beside the place of its file: all of it or nothing.
-fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Option<Stated>> {
-    let Some(name) = &raw.network else {
-        only_with(
-            source,
-            &format!("{path}.image_size"),
-            raw.image_size.is_some(),
-            "a teacher with `network`",
-        )?;
-        only_with(source, &format!("{path}.labels"), raw.labels.is_some(), "a teacher with `network`")?;
-        return Ok(None);
-    };
-    // torchvision's crop.
-    let size = source.count(&format!("{path}.image_size"), or(&mut raw.image_size, 224), 8..=4096)?;
-    let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
-    let Some(network) = depth.and_then(|depth| ResNetSpec::torchvision(depth, size)) else {
-        let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
-        let message = format!("unknown `{path}.network` \"{name}\"; {}", suggest(name, &known));
-        return Err(source.fail(&format!("{path}.network"), message));
-    };
-    let path = format!("{path}.labels");
-    let Some(labels) = raw.labels.as_ref().filter(|labels| !labels.is_empty()) else {
-        let message =
-            format!("`{path}` is missing or empty: a teacher with `network` lists what it predicts");
-        return Err(source.fail(&path, message));
-    };
-    let labels = Labels::List(labels.clone()).names(source, &path)?;
-    Ok(Some(Stated { network, labels }))
 }
 
 fn student(source: &Source, raw: &mut RawStudent, teachers: &[TeacherSpec]) -> Result<StudentSpec> {
@@ -271,7 +197,8 @@ fn branch(source: &Source, raw: &mut RawStudent) -> Result<Branch> {
             Err(source.fail("student.branch", message))
         }
         Block::Number(block) => {
-            only_with(source, "student.branch_least", raw.branch_least.is_some(), "branch = \"auto\"")?;
+            // A floor for the rule says nothing about a block that is named: `--set student.branch=3` needs no more.
+            raw.branch_least = None;
             Ok(Branch::Block(source.count("student.branch", block, 1..=64)?))
         }
     }
@@ -455,7 +382,7 @@ fn only_with(source: &Source, path: &str, is_given: bool, setting: &str) -> Resu
     Err(source.fail(path, format!("`{path}` applies to {setting} only")))
 }
 
-fn suggest(word: &str, known: &[&str]) -> String {
+pub(super) fn suggest(word: &str, known: &[&str]) -> String {
     match nearest(word, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("expected one of: {}", known.join(", ")),

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::evaluation::RawEvaluation;
 use super::labels::Labels;
-use super::{Loaded, Override, Source, folder_name, or, pair, print, seed};
+use super::{Loaded, Override, Source, fixed, folder_name, or, print, seed};
 use crate::error::Result;
 use crate::models::resnet::{BlockKind, Stem};
 use crate::pipeline::Device;
@@ -29,12 +30,6 @@ struct RawTeach {
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct RawEvaluation {
-    data: String,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 struct RawData {
     labels: Option<Labels>,
     train: Option<String>,
@@ -47,9 +42,9 @@ struct RawScenes {
     archives: String,
     count: i64,
     seed: Option<i64>,
-    #[serde(default, deserialize_with = "pair::optional")]
+    #[serde(default, deserialize_with = "fixed::optional")]
     objects: Option<[i64; 2]>,
-    #[serde(default, deserialize_with = "pair::optional")]
+    #[serde(default, deserialize_with = "fixed::optional")]
     side: Option<[i64; 2]>,
     tries: Option<i64>,
 }
@@ -113,7 +108,7 @@ fn build(source: &Source, raw: &mut RawTeach) -> Result<TeachSpec> {
             (Excluded(0.0), Included(1.0)),
         )?,
         evaluation: match &mut raw.evaluation {
-            Some(e) => Some(source.file("evaluation.data", &mut e.data)?),
+            Some(e) => Some(e.build(source)?),
             None => None,
         },
     })

@@ -4,14 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use super::image;
 use super::rng::Rng;
 use super::transform::{Transform, Transformer};
 use super::unlabelled::ImageSet;
 use crate::error::{Error, Result};
-use crate::weights::sha256;
 
 /// Ten times COCO's training set; a wrong folder such as `/` is larger.
 const MAX_FILES: usize = 1_000_000;
@@ -64,17 +62,4 @@ pub fn load(folder: &Path, image: [usize; 3]) -> Result<ImageSet> {
     )?;
     let [h, w, c] = image;
     ImageSet::new(pixels, [files.len(), h, w, c], format!("{} images of {}", files.len(), folder.display()))
-}
-
-/// SHA-256 over the names and bytes of the images: what a run's result depends on.
-pub fn digest(folder: &Path) -> Result<String> {
-    let files = list(folder)?;
-    let digests = files.par_iter().map(sha256).collect::<Result<Vec<_>>>()?;
-    let mut all = Sha256::new();
-    for (file, digest) in files.iter().zip(digests) {
-        all.update(file.strip_prefix(folder).unwrap_or(file).as_os_str().as_encoded_bytes());
-        all.update([0]);
-        all.update(digest);
-    }
-    Ok(all.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

@@ -170,6 +170,28 @@ impl Loader {
             );
             return Err(Error::shape("loader", message));
         }
+        let shown = self.next(step, images)?;
+        for (to, image) in targets.chunks_exact_mut(labels).zip(shown) {
+            let found = self.shared.set.targets(image);
+            to.iter_mut().zip(found).for_each(|(t, y)| *t = f32::from(u8::from(*y == 1)));
+        }
+        Ok(())
+    }
+
+    /// As [`Loader::fill`] without targets; there need be room for no more images than are left.
+    pub fn read(&mut self, step: u64, images: &mut [f32]) -> Result<()> {
+        let len = self.shared.transform.len();
+        let left = self.shared.left(step.saturating_mul(self.batch as u64)).min(self.batch as u64) as usize;
+        if images.len() < left * len {
+            let message = format!("expected room for {left} x {len} pixels, found {}", images.len());
+            return Err(Error::shape("loader", message));
+        }
+        self.next(step, images).map(|_| ())
+    }
+
+    /// Writes the images of `step` and says which they are.
+    fn next(&mut self, step: u64, images: &mut [f32]) -> Result<Vec<usize>> {
+        let len = self.shared.transform.len();
         if step != self.step {
             self.jump(step);
         }
@@ -182,13 +204,10 @@ impl Loader {
             }
         };
         images.par_chunks_exact_mut(len).zip(&taken).for_each(|(to, (_, pixels))| to_inputs(pixels, to));
-        for (to, (image, _)) in targets.chunks_exact_mut(labels).zip(&taken) {
-            let found = self.shared.set.targets(*image);
-            to.iter_mut().zip(found).for_each(|(t, y)| *t = f32::from(u8::from(*y == 1)));
-        }
-        self.shared.lock().spare.extend(taken.into_iter().map(|(_, pixels)| pixels));
+        let (shown, spare): (Vec<usize>, Vec<Vec<u8>>) = taken.into_iter().unzip();
+        self.shared.lock().spare.extend(spare);
         self.step += 1;
-        Ok(())
+        Ok(shown)
     }
 
     /// The next batch's images, by index and 8-bit pixels.

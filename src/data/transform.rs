@@ -65,7 +65,9 @@ impl Transform {
     pub fn check(&self) -> Result<()> {
         let [h, w, c] = self.image;
         let fail = |m: String| Err(Error::shape("transform", m));
-        if h == 0 || w == 0 || h > 8192 || w > 8192 || ![1, 3].contains(&c) {
+        // Nothing is converted where all is seen as it is.
+        let fits = [1, 3].contains(&c) || (c > 0 && self.view == View::Squash);
+        if h == 0 || w == 0 || h > 8192 || w > 8192 || !fits {
             return fail(format!(
                 "expected images of 1 to 8192 pixels a side and 1 or 3 channels, found {h} x {w} x {c}"
             ));
@@ -176,20 +178,25 @@ impl Transformer {
     ) -> Result<()> {
         let [h, w, c] = transform.image;
         let (region, is_flipped) = transform.region(pixels.h, pixels.w, rng);
-        if pixels.c == c {
+        if transform.image == [pixels.h, pixels.w, pixels.c] && region == Region::all(h, w) {
+            out.copy_from_slice(&pixels.data);
+        } else if pixels.c == c && [1, 3].contains(&c) {
             self.resize(pixels, region, [h, w, c], out)?;
-        } else if pixels.c == 3 {
+        } else if (pixels.c, c) == (3, 1) {
             let mut rgb = vec![0; h * w * 3];
             self.resize(pixels, region, [h, w, 3], &mut rgb)?;
             for (to, p) in out.iter_mut().zip(rgb.chunks_exact(3)) {
                 *to = luminance([p[0], p[1], p[2]]);
             }
-        } else {
+        } else if (pixels.c, c) == (1, 3) {
             let mut grey = vec![0; h * w];
             self.resize(pixels, region, [h, w, 1], &mut grey)?;
             for (to, g) in out.chunks_exact_mut(3).zip(grey) {
                 to.fill(g);
             }
+        } else {
+            let message = format!("no way from {} channels to {c}", pixels.c);
+            return Err(Error::shape("transform", message));
         }
         if is_flipped {
             mirror(out, w, c);

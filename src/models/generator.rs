@@ -191,7 +191,9 @@ impl Generator {
     ) -> Result<Value> {
         let [gamma, beta] = [norm[0], norm[1]].map(|t| r.leaf(t, learn));
         let [mean, var] = [norm[2], norm[3]].map(|t| r.leaf(t, Learn::Frozen));
-        let bn = BatchNorm { stats: Stats::Batch, act, momentum: 0.1, eps: BN_EPS as f32 };
+        // Who only looks at a generator leaves its estimates as they are.
+        let momentum = if learn == Learn::Frozen { 0.0 } else { 0.1 };
+        let bn = BatchNorm { stats: Stats::Batch, act, momentum, eps: BN_EPS as f32 };
         r.apply(bn, &[x, gamma, beta, mean, var])
     }
 
@@ -222,13 +224,8 @@ mod tests {
     #[test]
     fn every_level_has_the_teachers_shape() {
         let stem = Stem { width: 4, kernel: 3, stride: 2, max_pool: false };
-        let small = ResNetSpec {
-            block: BlockKind::Basic,
-            image: [32, 32, 1],
-            stem,
-            widths: vec![4, 8, 16, 32],
-            depths: vec![1; 4],
-        };
+        let widths = vec![4, 8, 16, 32];
+        let small = ResNetSpec::new(BlockKind::Basic, [32, 32, 1], stem, widths, vec![1; 4]);
         let wide = ResNetSpec { stem: Stem { max_pool: true, ..stem }, image: [64, 64, 3], ..small.clone() };
         for spec in [small, wide] {
             for groups in 1..=4 {

@@ -6,6 +6,7 @@ pub mod generator;
 pub mod init;
 pub mod resnet;
 pub mod targetnet;
+pub mod torchvision;
 
 use crate::autograd::tape::{Learn, Tape, Value};
 use crate::autograd::{Store, TensorId};

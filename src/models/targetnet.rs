@@ -23,7 +23,7 @@ pub struct TaskSpec {
 }
 
 /// What a student file's metadata holds under `student`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StudentSpec {
     pub network: ResNetSpec,
     pub filter_reduction: usize,
@@ -33,6 +33,20 @@ pub struct StudentSpec {
 }
 
 impl StudentSpec {
+    /// What a student's file says it is.
+    ///
+    /// Errors: no student's metadata, or metadata that no student can have.
+    pub fn of(t: &Tensors) -> Result<StudentSpec> {
+        let spec: StudentSpec = t.meta_as("student")?;
+        spec.validate().map_err(|e| Error::data(t.file(), format!("__meta__: student: {e}")))?;
+        Ok(spec)
+    }
+
+    /// The teacher that a label was learnt from.
+    pub fn teacher_of(&self, label: &String) -> Option<&String> {
+        self.tasks.iter().find(|t| t.labels.contains(label)).map(|t| &t.teacher)
+    }
+
     fn validate(&self) -> Result<(), String> {
         self.network.validate()?;
         let b = self.network.blocks();
@@ -89,8 +103,7 @@ pub struct TargetNet {
 impl TargetNet {
     /// Takes a student's tensors, as `pipeline::dual` exports them.
     pub fn load<R: Real>(store: &mut Store<R>, prefix: &str, mut t: Tensors) -> Result<TargetNet> {
-        let spec: StudentSpec = t.meta_as("student")?;
-        spec.validate().map_err(|e| Error::data(t.file(), format!("__meta__: student: {e}")))?;
+        let spec = StudentSpec::of(&t)?;
         let (net, last) = (&spec.network, spec.network.blocks());
         let deepest = spec.tasks.iter().map(|t| t.block).max().unwrap_or(1);
         let mut part = strip(&mut t, "trunk.")?;

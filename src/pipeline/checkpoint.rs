@@ -2,11 +2,14 @@
 //!
 //! Random draws and learning rates are functions of the step, and optimiser moments are tensors, so these tensors and
 //! the step number are all of a run's state: a resumed run computes the same bits.
+//!
+//! The last two checkpoints are kept, each sealed by a checksum: where a disk damaged the newest, the one before it
+//! serves, and some steps are repeated.
 
 use crate::autograd::Store;
 use crate::error::{Error, Result};
-use crate::weights::Meta;
-use crate::weights::npz::{self, Array, CompressionMethod, Elems};
+use crate::weights::npz::{self, Array, Elems};
+use crate::weights::{Meta, seal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,12 +44,16 @@ pub struct Progress {
     pub seconds: f64,
 }
 
-/// Its name in the output folder.
-pub const FILE: &str = "checkpoint.npz";
-
-pub fn path(out: &Path) -> PathBuf {
-    out.join(FILE)
+impl Progress {
+    /// Whether step `step` of `stage` was done when this was written.
+    pub fn covers(&self, stage: &str, step: usize) -> bool {
+        self.done.contains_key(stage) || (self.stage == stage && (step as u64) < self.step)
+    }
 }
+
+/// Names in the output folder: the newest, and the one before it.
+pub const FILE: &str = "checkpoint.npz";
+pub const PREVIOUS: &str = "checkpoint-previous.npz";
 
 /// Whether a tensor is state: not a teacher's (reloaded from its file) and not data.
 fn is_state(name: &str) -> bool {
@@ -59,7 +66,7 @@ pub fn not_finite(store: &Store<f32>) -> Option<&str> {
     state.find(|id| store.get(*id).iter().any(|v| !v.is_finite())).map(|id| store.name(id))
 }
 
-/// Writes the checkpoint, whole or not at all.
+/// Writes the checkpoint, whole or not at all; the one that was the newest stays as the previous one.
 pub fn save(out: &Path, progress: &Progress, store: &Store<f32>) -> Result<()> {
     let ids: Vec<_> = store.ids().filter(|id| is_state(store.name(*id))).collect();
     let shapes: Vec<[usize; 4]> = ids.iter().map(|id| store.shape(*id).0).collect();
@@ -70,34 +77,129 @@ pub fn save(out: &Path, progress: &Progress, store: &Store<f32>) -> Result<()> {
         .collect();
     let text = serde_json::to_value(progress).map_err(|e| Error::Run(format!("checkpoint: {e}")))?;
     let meta: Meta = [("progress".to_string(), text)].into_iter().collect();
-    npz::write(path(out), &arrays, &meta, CompressionMethod::Stored)
+    npz::write_sealed(&out.join(FILE), &out.join(PREVIOUS), &arrays, &meta)
 }
 
-/// The progress alone; `None` when there is no checkpoint.
-pub fn progress(out: &Path) -> Result<Option<Progress>> {
-    let file = path(out);
-    if !file.exists() {
+/// A checkpoint whose contents are what was written.
+pub struct Found {
+    pub file: PathBuf,
+    pub progress: Progress,
+    /// What is wrong with the newest one, if this is the one before it.
+    pub fell_back: Option<String>,
+}
+
+/// The newest checkpoint in `out` that is whole; `None` when there is none at all.
+///
+/// Errors: every one that is there is damaged.
+pub fn find(out: &Path) -> Result<Option<Found>> {
+    let mut damaged: Vec<String> = Vec::new();
+    let files = [FILE, PREVIOUS].map(|name| out.join(name)).into_iter().filter(|file| file.exists());
+    for file in files {
+        match seal::check(&file) {
+            Ok(()) => {
+                let meta = open(&file)?.meta()?;
+                let progress = crate::weights::meta_as(&file, &meta, "progress")?;
+                let fell_back = damaged.pop();
+                return Ok(Some(Found { file, progress, fell_back }));
+            }
+            Err(why) => damaged.push(format!("{} is damaged: {why}", file.display())),
+        }
+    }
+    if damaged.is_empty() {
         return Ok(None);
     }
-    let meta = npz::Archive::open(&file)?.meta()?;
-    crate::weights::meta_as(&file, &meta, "progress").map(Some)
+    Err(Error::data(out, format!("no checkpoint to resume from: {}", damaged.join("; "))))
 }
 
-/// Puts the checkpoint's tensors back. Every one of them must have its place; tensors that are not in the checkpoint
-/// keep their initial values (the stage that owns them had not begun).
-pub fn restore(out: &Path, store: &mut Store<f32>) -> Result<()> {
-    let file = path(out);
-    for (name, t) in npz::load(&file)?.iter() {
+/// Any size: what is read of it is as large as a tensor of the store.
+fn open(file: &Path) -> Result<npz::Archive> {
+    npz::Archive::open_up_to(file, u64::MAX)
+}
+
+/// Puts the tensors of the checkpoint `file` back. Every one of them must have its place; tensors that are not in the
+/// checkpoint keep their initial values (the stage that owns them had not begun).
+pub fn restore(file: &Path, store: &mut Store<f32>) -> Result<()> {
+    let mut archive = open(file)?;
+    let names: Vec<String> = archive.names().map(str::to_owned).collect();
+    for name in names {
         let id = store
-            .id(name)
-            .ok_or_else(|| Error::data(&file, format!("{name}: this run has no such tensor")))?;
-        if t.shape != store.shape(id).0 {
-            return Err(Error::data(
-                &file,
-                format!("{name}: expected shape {}, found {:?}", store.shape(id), t.shape),
-            ));
+            .id(&name)
+            .ok_or_else(|| Error::data(file, format!("{name}: this run has no such tensor")))?;
+        let (expected, found) = (store.shape(id), archive.shape(&name)?);
+        if found != expected.0 {
+            return Err(Error::data(file, format!("{name}: expected shape {expected}, found {found:?}")));
         }
-        store.set(id, &t.data);
+        store.set(id, &archive.floats(&name)?.data);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Shape;
+    use std::fs;
+
+    fn saved(folder: &Path, steps: std::ops::Range<u64>) -> Store<f32> {
+        let mut store = Store::default();
+        let id = store.add("student.w", Shape::vector(3));
+        store.add_with("teacher.a.w", Shape::vector(1), &[7f32]);
+        for step in steps {
+            store.set(id, &[step as f32; 3]);
+            let progress = Progress { stage: "block1".into(), step, ..Default::default() };
+            save(folder, &progress, &store).unwrap();
+        }
+        store
+    }
+
+    fn damage(file: &Path) {
+        let mut bytes = fs::read(file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(file, bytes).unwrap();
+    }
+
+    #[test]
+    fn the_newest_whole_one_serves() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(find(dir.path()).unwrap().is_none());
+        let mut store = saved(dir.path(), 1..4);
+        let at = |found: &Found| (found.progress.step, found.fell_back.is_some());
+
+        let newest = find(dir.path()).unwrap().unwrap();
+        assert_eq!(at(&newest), (3, false));
+        let id = store.id("student.w").unwrap();
+        store.set(id, &[0f32; 3]);
+        restore(&newest.file, &mut store).unwrap();
+        assert_eq!(store.get(id), [3.0; 3]);
+
+        damage(&dir.path().join(FILE));
+        let older = find(dir.path()).unwrap().unwrap();
+        assert_eq!(at(&older), (2, true));
+        assert!(older.fell_back.as_ref().unwrap().contains("checkpoint.npz is damaged: its checksum"));
+        restore(&older.file, &mut store).unwrap();
+        assert_eq!(store.get(id), [2.0; 3]);
+
+        damage(&dir.path().join(PREVIOUS));
+        let e = find(dir.path()).err().unwrap();
+        assert_eq!(e.exit_code(), 4);
+        assert!(e.to_string().contains(FILE) && e.to_string().contains(PREVIOUS), "{e}");
+        // Killed between the two renames of a save.
+        saved(dir.path(), 5..7);
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        assert_eq!(at(&find(dir.path()).unwrap().unwrap()), (5, false));
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        saved(dir.path(), 1..2);
+        let file = dir.path().join(FILE);
+        let mut other = Store::default();
+        let e = restore(&file, &mut other).unwrap_err();
+        assert!(e.exit_code() == 4 && e.to_string().contains("student.w: this run has no such"), "{e}");
+        other.add("student.w", Shape::vector(4));
+        let e = restore(&file, &mut other).unwrap_err().to_string();
+        assert!(e.contains("student.w: expected shape [1, 1, 1, 4], found [1, 1, 1, 3]"), "{e}");
+    }
 }

@@ -4,9 +4,11 @@ use super::generator::{StageOne, part, with_moments};
 use super::schedule::Schedule;
 use super::session::{Stage, stage_seed};
 use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
-use super::teachers::{TeacherFile, Teachers, finish_but_head};
+use super::teachers::{Backbone, Teachers};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
+use crate::data::folder;
+use crate::data::transform::Transform;
 use crate::data::unlabelled::{ImageSet, to_input};
 use crate::error::{Error, Result};
 use crate::models::Recorder;
@@ -104,7 +106,6 @@ impl StageTwo {
             None => Source::Random(seed),
         };
         let trunk = ResNet::new(store, "student", net, 1..=net.blocks(), None, build, source)?;
-        tensors.iter().try_for_each(finish_but_head)?;
         let mut filters = Vec::new();
         for b in 1..=net.blocks() {
             let of_task = |t: &TaskLabels| {
@@ -315,7 +316,7 @@ impl StageTwo {
 
 /// The trunk's starting point; `None`: random, also where it would be a teacher's that is itself drawn.
 fn initial_tensors(spec: &RunSpec, teachers: &Teachers) -> Result<Option<Tensors>> {
-    let open = |path: &std::path::Path| Ok(TeacherFile::open(path)?.tensors);
+    let open = |path: &std::path::Path| Backbone::open(path)?.fitting(&teachers.network);
     match &spec.student.init {
         StudentInit::Scratch => Ok(None),
         StudentInit::Teacher(m) if teachers.all[*m].is_drawn => Ok(None),
@@ -346,23 +347,29 @@ fn load_images<R: Real>(
     path: &std::path::Path,
     teachers: &Teachers,
 ) -> Result<TensorId> {
-    check_images(path, &teachers.network)?;
-    let [n, ..] = ImageSet::shape_of(path)?;
+    let n = check_images(path, &teachers.network)?;
     let id = store.add("data.images", teachers.network.feature(0, n));
     if !store.holds_values() {
         return Ok(id);
     }
-    let set = ImageSet::load(path)?;
+    let set = if path.is_dir() { folder::load(path, teachers.network.image)? } else { ImageSet::load(path)? };
     let to = store.get_mut(id);
     to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = R::of(to_input(*p).into()));
     Ok(id)
 }
 
-/// Fails unless a file holds images, and nothing else, of the teachers' size.
-pub fn check_images(path: &std::path::Path, network: &ResNetSpec) -> Result<()> {
-    let [_, h, w, c] = ImageSet::shape_of(path)?;
+/// How many images `path` holds: an npz of images, and nothing else, of the teachers' size, or a folder of JPEG and PNG
+/// files of any.
+///
+/// Errors: another size, none at all, teachers whose images are neither grey nor RGB.
+pub fn check_images(path: &std::path::Path, network: &ResNetSpec) -> Result<usize> {
+    if path.is_dir() {
+        Transform::eval(network.image).check()?;
+        return Ok(folder::list(path)?.len());
+    }
+    let [n, h, w, c] = ImageSet::shape_of(path)?;
     if [h, w, c] == network.image {
-        return Ok(());
+        return Ok(n);
     }
     Err(Error::data(path, format!("images: the teachers expect {:?}, found {:?}", network.image, [h, w, c])))
 }

@@ -228,5 +228,6 @@ fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Pa
         labels: vec![],
     };
     let (parameters, filters) = student.parameters();
-    Parameters { teachers: teachers.parameters(), student: parameters, filters }
+    let trunk = teachers.network.parameters(1..=block);
+    Parameters { teachers: teachers.parameters(), student: parameters, filters, trunk }
 }

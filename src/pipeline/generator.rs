@@ -51,10 +51,43 @@ pub struct StageOne {
     filters: Vec<Vec<Filter>>,
     /// Images of the run's recent past, for stage two.
     pub bank: TensorId,
-    latent: usize,
-    /// Labels that condition the generator; 0 when it is unconditional.
-    conditions: usize,
+    pub draw: Draw,
     recipe: Recipe,
+}
+
+/// How the generator's input is drawn; stands in its file.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Draw {
+    /// Length of the noise.
+    pub latent: usize,
+    /// Labels that condition the generator; 0 when it is unconditional.
+    pub conditions: usize,
+    /// Most labels that are wanted of one image.
+    pub max_labels: usize,
+}
+
+impl Draw {
+    /// Records the draw of z (noise, and the wanted labels if conditional) and the generator on it: the levels'
+    /// values, deepest first, and the wanted labels.
+    pub fn record<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        generator: &Generator,
+        batch: usize,
+        learn: Learn,
+    ) -> Result<(Vec<Value>, Option<Value>)> {
+        let kind = NoiseKind::Normal;
+        let z =
+            r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::NOISE, kind }, &[])?;
+        let images = |r: &mut Recorder<R>, z| r.within(part::GENERATOR, |r| generator.record(r, z, learn));
+        if self.conditions == 0 {
+            return Ok((images(r, z)?, None));
+        }
+        let (labels, max) = (self.conditions, self.max_labels);
+        let wanted = r.apply(DrawLabels { n: batch, labels, min: 1, max, stream: stream::LABELS }, &[])?;
+        let z = r.apply(ConcatColumns, &[z, wanted])?;
+        Ok((images(r, z)?, Some(wanted)))
+    }
 }
 
 /// No more rows than stage one will fill after its first fifth, whose images are not worth keeping.
@@ -72,9 +105,9 @@ impl StageOne {
     pub fn new<R: Real>(store: &mut Store<R>, spec: &RunSpec, teachers: &Teachers) -> StageOne {
         let (net, g) = (&teachers.network, &spec.generator);
         let seed = stage_seed(spec.seed, "generator.init");
-        let conditions = match spec.loss.recipe {
-            Recipe::Conditional { .. } => teachers.labels().count(),
-            Recipe::Published | Recipe::Balanced { .. } => 0,
+        let (conditions, max_labels) = match spec.loss.recipe {
+            Recipe::Conditional { max_labels } => (teachers.labels().count(), max_labels),
+            Recipe::Published | Recipe::Balanced { .. } => (0, 0),
         };
         let generator =
             Generator::new(store, "generator", net, g.groups, g.latent + conditions, &g.widths, seed);
@@ -90,30 +123,18 @@ impl StageOne {
             })
             .collect();
         let bank = store.add("generator.bank", bank_shape(spec, net));
-        StageOne { generator, filters, bank, latent: g.latent, conditions, recipe: spec.loss.recipe.clone() }
+        let draw = Draw { latent: g.latent, conditions, max_labels };
+        StageOne { generator, filters, bank, draw, recipe: spec.loss.recipe.clone() }
     }
 
-    /// Records the draw of z (noise, and the wanted labels if conditional) and the generator on it: the levels'
-    /// values, deepest first, and the wanted labels.
+    /// See [`Draw::record`].
     pub fn record_images<R: Real>(
         &self,
         r: &mut Recorder<R>,
         batch: usize,
         learn: Learn,
     ) -> Result<(Vec<Value>, Option<Value>)> {
-        let kind = NoiseKind::Normal;
-        let z =
-            r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::NOISE, kind }, &[])?;
-        let images =
-            |r: &mut Recorder<R>, z| r.within(part::GENERATOR, |r| self.generator.record(r, z, learn));
-        let Recipe::Conditional { max_labels } = self.recipe else {
-            return Ok((images(r, z)?, None));
-        };
-        let draw =
-            DrawLabels { n: batch, labels: self.conditions, min: 1, max: max_labels, stream: stream::LABELS };
-        let wanted = r.apply(draw, &[])?;
-        let z = r.apply(ConcatColumns, &[z, wanted])?;
-        Ok((images(r, z)?, Some(wanted)))
+        self.draw.record(r, &self.generator, batch, learn)
     }
 
     /// Records and compiles one step: `L_joint` (11) and the update of the generator and its filters.

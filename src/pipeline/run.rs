@@ -3,32 +3,30 @@
 use super::branch;
 use super::dual::{self, StageTwo};
 use super::engine_on;
-use super::evaluate::Predictor;
+use super::evaluate::{self, Predictor};
+use super::export;
+use super::fingerprint;
 use super::generator::StageOne;
 use super::observer::Observer;
-use super::session::{Session, stage_seed};
+use super::sample;
+use super::session::Session;
+use super::snapshots::{self, Snapshots};
 use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
-use crate::autograd::tape::Learn;
-use crate::autograd::{Engine, Plan, Tape};
-use crate::data::labelled::LabelledSet;
-use crate::device::StepState;
+use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::models::Recorder;
 use crate::models::targetnet::StudentSpec;
-use crate::report::grid_png;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
-use crate::weights::{self, sha256, write_atomic};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::io::Write;
+use crate::weights;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Runs everything that `spec` asks for; files go to `out`.
 pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer) -> Result<Summary> {
     let began = Instant::now();
-    let mut session = Session::open(out, resume, fingerprint(spec)?, spec.checkpoint_seconds, observer)?;
+    let mut session =
+        Session::open(out, resume, fingerprint::of_run(spec)?, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
         name: spec.name.clone(),
         seed: spec.seed,
@@ -45,7 +43,8 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
 
     // Everything is trained and stored; only now does anybody look at labels.
     if let Some(data) = &spec.evaluation {
-        let data = LabelledSet::load(data)?;
+        session.stop_if_asked("before the evaluation")?;
+        let data = evaluate::open(data)?;
         score_teachers(spec, &data, &mut summary)?;
         summary.student = Some(score_student(spec, &session, "", &student, &data)?);
         for source in &spec.baselines {
@@ -97,9 +96,13 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
             StageOne::expect_room(spec, &teachers.network)?;
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage(&mut engine, spec, &teachers)?;
-            let samples = session.out().join(crate::report::SAMPLES);
-            let outcome =
-                session.train(&mut engine, stage, |engine, _| save_samples(&one, engine, spec, &samples))?;
+            let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
+            session.watch(Snapshots::new(&one, &engine, spec)?);
+            let outcome = session.train(&mut engine, stage, |engine, _| {
+                sample::save(&file, &one, &engine.store, spec, &teachers.network)?;
+                snapshots::count_labels(&one, engine, spec, &teachers, &out)
+            })?;
+            summary.label_statistics = snapshots::label_statistics(&out)?;
             summary.diversity = outcome.converged.get("diversity").copied().unwrap_or(0.0);
             summary.label_entropy =
                 -outcome.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
@@ -125,9 +128,14 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
     let student = weights::load(block_file(session.out(), prefix, chosen))?;
     let description: StudentSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
-    summary.parameters = Parameters { student: parameters, filters, ..summary.parameters };
+    let trunk = description.network.parameters(1..=chosen);
+    summary.parameters = Parameters { student: parameters, filters, trunk, ..summary.parameters };
     summary.labels = description.labels;
-    weights::save(session.out().join(format!("{prefix}student.npz")), &student)?;
+    // A baseline's student is there to be compared, not to be taken away.
+    match prefix {
+        "" => export::leave_student(session.out(), student)?,
+        _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
+    }
     Ok(Trained { blocks: teachers.network.blocks(), chosen })
 }
 
@@ -144,29 +152,26 @@ fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
     )))
 }
 
-/// A grid of generated images, for the report.
-fn save_samples(one: &StageOne, engine: &mut Engine<f32>, spec: &RunSpec, path: &Path) -> Result<()> {
-    let mut tape = Tape::default();
-    let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let (levels, _) = one.record_images(&mut r, SAMPLES, Learn::Frozen)?;
-    let image = levels[levels.len() - 1];
-    tape.output(image);
-    let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
-    plan.reserve(engine)?;
-    plan.replay(engine, &StepState { seed: stage_seed(spec.seed, "samples"), ..Default::default() })?;
-    let [n, h, w, c] = tape.shape(image).0;
-    let png = grid_png(&plan.output(engine, image)?, n, h, w, c)?;
-    write_atomic(path, |file| file.write_all(&png))
+/// The teacher of this index, on the run's evaluation data and all of its own labels.
+///
+/// Errors: no evaluation data, or no such teacher.
+pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
+    let (Some(data), Some(teacher)) = (&spec.evaluation, spec.teachers.get(index)) else {
+        let n = spec.teachers.len();
+        return Err(Error::Usage(format!(
+            "teacher {} of {n}: expected one of them, and [evaluation]",
+            index + 1
+        )));
+    };
+    Predictor::open_teacher(teacher, &spec.device)?.score(&evaluate::open(data)?, &[])
 }
 
-const SAMPLES: usize = 64;
-
-fn score_teachers(spec: &RunSpec, data: &LabelledSet, summary: &mut Summary) -> Result<()> {
+fn score_teachers(spec: &RunSpec, data: &Arc<Dataset>, summary: &mut Summary) -> Result<()> {
     let mut mean = Score::default();
     for (t, task) in
         spec.teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
     {
-        let score = Predictor::open(&t.weights, &spec.device)?.score(data, &task.labels)?;
+        let score = Predictor::open_teacher(t, &spec.device)?.score(data, &task.labels)?;
         mean.ap.extend(score.ap.clone());
         mean.ap_11_point.extend(score.ap_11_point.clone());
         summary.teachers.insert(t.name.clone(), score);
@@ -181,30 +186,13 @@ fn score_student(
     session: &Session,
     prefix: &str,
     student: &Trained,
-    data: &LabelledSet,
+    data: &Arc<Dataset>,
 ) -> Result<StudentScore> {
     let mut by_block = Vec::new();
     for b in 1..=student.blocks {
         let file = block_file(session.out(), prefix, b);
+        session.stop_if_asked("in the evaluation")?;
         by_block.push(Predictor::open(&file, &spec.device)?.score(data, &[])?);
     }
     Ok(StudentScore { score: by_block[student.chosen - 1].clone(), by_block })
-}
-
-/// Hash of what the student's bits depend on: the configuration (not where the evaluation data lies) and the files it
-/// names.
-fn fingerprint(spec: &RunSpec) -> Result<String> {
-    let mut relevant = spec.clone();
-    relevant.evaluation = None;
-    relevant.checkpoint_seconds = 0.0;
-    let mut h = Sha256::new();
-    h.update(serde_json::to_vec(&relevant).map_err(|e| Error::Run(format!("configuration: {e}")))?);
-    let mut files: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for t in &spec.teachers {
-        files.insert(t.weights.clone(), sha256(&t.weights)?);
-    }
-    for digest in files.values() {
-        h.update(digest);
-    }
-    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

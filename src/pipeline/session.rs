@@ -1,8 +1,9 @@
 //! One run's progress through its stages: the training loop, the alarms, and the checkpoints.
 
-use super::checkpoint::{self, Outcome, Progress, Tail};
-use super::observer::Observer;
+use super::checkpoint::{self, Found, Outcome, Progress, Tail};
+use super::observer::{Observer, Stop};
 use super::schedule::Schedule;
+use super::snapshots::Snapshots;
 use crate::autograd::{Engine, Plan, Store};
 use crate::device::StepState;
 use crate::device::cpu::par::on_a_worker;
@@ -16,6 +17,9 @@ use std::time::Instant;
 
 /// Seconds between checkpoints unless asked otherwise: writing one costs about a tenth of a second at demo scale.
 pub const CHECKPOINT_SECONDS: f32 = 20.0;
+
+/// A checkpoint's share of the time, at most: at 224 px it is gigabytes and takes many seconds (ours).
+const CHECKPOINT_SHARE: f32 = 0.05;
 
 /// Steps that a GPU runs between two looks at their losses: a look waits for the device, and an alarm may come as much
 /// later (ours).
@@ -81,8 +85,10 @@ pub struct Session<'o> {
     checkpoint_seconds: f32,
     /// Whose stages are being trained.
     student: String,
-    /// Resuming: the checkpoint's tensors go back into the first stage that is not done, if they are its student's.
-    pending_restore: bool,
+    /// Resuming: this checkpoint's tensors go back into the first stage that is not done, if they are its student's.
+    pending_restore: Option<PathBuf>,
+    /// What is to be looked at during the next stage.
+    snapshots: Option<Snapshots>,
 }
 
 impl<'o> Session<'o> {
@@ -94,24 +100,44 @@ impl<'o> Session<'o> {
         checkpoint_seconds: f32,
         observer: &'o mut dyn Observer,
     ) -> Result<Session<'o>> {
-        let found = if resume { checkpoint::progress(out)? } else { None };
-        if let Some(p) = &found
-            && p.fingerprint != fingerprint
-        {
-            return Err(Error::Usage(format!(
-                "{} is of another configuration or seed; start afresh with --force, or resume with the same ones",
-                checkpoint::path(out).display()
-            )));
+        let mut session = Session {
+            out: out.into(),
+            observer,
+            progress: Progress { fingerprint, ..Default::default() },
+            checkpoint_seconds,
+            student: String::new(),
+            pending_restore: None,
+            snapshots: None,
+        };
+        if !resume {
+            return Ok(session);
         }
-        let pending_restore = found.is_some();
-        let progress = found.unwrap_or(Progress { fingerprint, ..Default::default() });
-        let (out, student) = (out.into(), String::new());
-        Ok(Session { out, observer, progress, checkpoint_seconds, student, pending_restore })
+        if let Some(Found { file, progress, fell_back }) = checkpoint::find(out)? {
+            if progress.fingerprint != session.progress.fingerprint {
+                return Err(Error::Usage(format!(
+                    "{} is of another configuration, seed, or contents of the files it names; start afresh with \
+                     --force, or resume with the same ones",
+                    file.display()
+                )));
+            }
+            if let Some(why) = fell_back {
+                session.note(&format!("{why}; going on from {}", file.display()));
+            }
+            (session.progress, session.pending_restore) = (progress, Some(file));
+        }
+        let Session { observer, progress, .. } = &mut session;
+        observer.resumed(&|stage, step| progress.covers(stage, step))?;
+        Ok(session)
     }
 
     /// Turns to another student, whose tensors are its own: a checkpoint holds those of one.
     pub fn turn_to(&mut self, student: &str) {
         self.student = student.into();
+    }
+
+    /// Takes pictures while the next stage trains.
+    pub fn watch(&mut self, snapshots: Snapshots) {
+        self.snapshots = Some(snapshots);
     }
 
     pub fn out(&self) -> &Path {
@@ -135,12 +161,17 @@ impl<'o> Session<'o> {
         mut stage: Stage,
         finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
     ) -> Result<Outcome> {
+        let mut snapshots = self.snapshots.take();
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
         }
+        self.stop_if_asked(&format!("before {}", stage.name))?;
         stage.reserve(engine)?;
-        if std::mem::take(&mut self.pending_restore) && self.progress.student == self.student {
-            checkpoint::restore(&self.out, &mut engine.store)?;
+        snapshots.iter().try_for_each(|s| s.reserve(engine))?;
+        if let Some(file) = self.pending_restore.take()
+            && self.progress.student == self.student
+        {
+            checkpoint::restore(&file, &mut engine.store)?;
         }
         if self.progress.stage != stage.name {
             let (fingerprint, done) =
@@ -153,14 +184,9 @@ impl<'o> Session<'o> {
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
         // All of it on a worker, so that replays allocate nothing.
-        on_a_worker(|| self.repeat(engine, &mut stage))?;
+        on_a_worker(|| self.repeat(engine, &mut stage, &mut snapshots))?;
         // The last update has no loss after it that would tell.
-        if let Some(name) = checkpoint::not_finite(&engine.store) {
-            return Err(Error::Diverged(format!(
-                "{}: {name} is not finite after the last step: training diverged; lower the learning rate of this stage",
-                stage.name
-            )));
-        }
+        expect_finite(&engine.store, &stage.name, "the last step")?;
         let tail = &self.progress.tail;
         let converged =
             names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
@@ -172,22 +198,31 @@ impl<'o> Session<'o> {
         self.progress.step = 0;
         self.progress.seconds = 0.0;
         self.progress.tail = Tail::default();
-        checkpoint::save(&self.out, &self.progress, &engine.store)?;
+        self.save(&engine.store)?;
         Ok(outcome)
     }
 
     /// Replays a stage's step from where the progress stands to the end.
-    fn repeat(&mut self, engine: &mut Engine<f32>, stage: &mut Stage) -> Result<()> {
+    fn repeat(
+        &mut self,
+        engine: &mut Engine<f32>,
+        stage: &mut Stage,
+        snapshots: &mut Option<Snapshots>,
+    ) -> Result<()> {
         // Ranges nest on one thread: the steps' are this worker's.
         let _range = nvtx::range(&stage.name);
         let (began, spent) = (Instant::now(), self.progress.seconds);
-        let mut saved = began;
+        let (mut saved, mut cost) = (began, 0.0);
         let (last, tail_from) = (stage.steps as u64, (stage.steps - stage.steps.div_ceil(10)) as u64);
         let most_pending = stage.plan.most_pending().min(READ_EVERY) as u64;
+        if let (Some(s), 0) = (&mut *snapshots, self.progress.step) {
+            s.take(engine, &self.out, 0, self.observer)?;
+        }
         for step in self.progress.step..last {
             let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr })?;
-            if (step + 1) % most_pending != 0 && step + 1 != last {
+            let stop = self.observer.should_stop();
+            if (step + 1) % most_pending != 0 && step + 1 != last && stop.is_none() {
                 continue;
             }
             stage.plan.collect(engine)?;
@@ -207,12 +242,27 @@ impl<'o> Session<'o> {
                 self.observer
                     .step(step as usize, &mut names.iter().map(String::as_str).zip(row.iter().copied()));
             }
+            // Before the checkpoint that a resumed run would begin from.
+            if let Some(s) = snapshots
+                && s.is_due(self.progress.step..step + 1)
+            {
+                s.take(engine, &self.out, step + 1, self.observer)?;
+            }
             self.progress.step = step + 1;
-            if saved.elapsed().as_secs_f32() >= self.checkpoint_seconds {
+            let since = saved.elapsed().as_secs_f32();
+            if stop.is_some() || since >= self.checkpoint_seconds.max(cost) {
+                let writing = Instant::now();
                 self.progress.seconds = spent + began.elapsed().as_secs_f64();
                 engine.pull()?;
-                checkpoint::save(&self.out, &self.progress, &engine.store)?;
+                expect_finite(&engine.store, &stage.name, &format!("step {step}"))?;
+                self.save(&engine.store)?;
+                if self.checkpoint_seconds > 0.0 {
+                    cost = writing.elapsed().as_secs_f32() / CHECKPOINT_SHARE;
+                }
                 saved = Instant::now();
+            }
+            if let Some(stop) = stop {
+                return Err(stopped(stop, &format!("after step {} of {last} of {}", step + 1, stage.name)));
             }
         }
         engine.pull()
@@ -220,9 +270,37 @@ impl<'o> Session<'o> {
 }
 
 impl Session<'_> {
-    /// The run is over: what remains of the checkpoint says that every stage is done, without their tensors.
-    pub fn finish(&self) -> Result<()> {
-        checkpoint::save(&self.out, &self.progress, &Store::default())
+    /// Stops where somebody asked for it: between stages, and between whatever is not worth a checkpoint.
+    pub fn stop_if_asked(&self, place: &str) -> Result<()> {
+        self.observer.should_stop().map_or(Ok(()), |stop| Err(stopped(stop, place)))
+    }
+
+    /// The run is over: what remains of the checkpoints says that every stage is done, without their tensors.
+    pub fn finish(&mut self) -> Result<()> {
+        // Once for each of the two that are kept.
+        (0..2).try_for_each(|_| self.save(&Store::default()))
+    }
+
+    fn save(&mut self, store: &Store<f32>) -> Result<()> {
+        self.observer.store()?;
+        checkpoint::save(&self.out, &self.progress, store)
+    }
+}
+
+fn stopped(stop: Stop, place: &str) -> Error {
+    let Stop { why, exit_code } = stop;
+    Error::Stopped {
+        exit_code,
+        message: format!("{why}: stopped {place}; the same command with --resume goes on from there"),
+    }
+}
+
+fn expect_finite(store: &Store<f32>, stage: &str, after: &str) -> Result<()> {
+    match checkpoint::not_finite(store) {
+        None => Ok(()),
+        Some(name) => Err(Error::Diverged(format!(
+            "{stage}: {name} is not finite after {after}: training diverged; lower the learning rate of this stage"
+        ))),
     }
 }
 

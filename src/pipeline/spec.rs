@@ -1,7 +1,7 @@
 //! What a run is asked to do, already validated: no value here can be invalid on its own.
 
 use super::Device;
-use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
+use crate::models::resnet::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
 use crate::tensor::Elem;
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub struct RunSpec {
     pub loss: LossSpec,
     pub dual: DualSpec,
     /// Labelled images for the final table. Training never sees them; absent, the table is left out.
-    pub evaluation: Option<PathBuf>,
+    pub evaluation: Option<EvaluationData>,
     /// Extra students trained on other images with the same initialisation and budget, for comparison.
     pub baselines: Vec<ImageSource>,
     /// Least time between two checkpoints; 0: one after every step, on a GPU after every look at the losses. No part of
@@ -33,26 +33,30 @@ pub struct RunSpec {
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TeacherSpec {
     pub name: String,
-    /// An npz that carries its architecture and labels.
+    /// An npz or safetensors file.
     pub weights: PathBuf,
-    /// What the config says of the file; one that is there must agree, in place of one that is not it serves a forecast.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stated: Option<Stated>,
+    pub stated: Stated,
 }
 
 impl TeacherSpec {
     /// A teacher of which only its file speaks.
     pub fn new(name: &str, weights: impl Into<PathBuf>) -> TeacherSpec {
-        TeacherSpec { name: name.into(), weights: weights.into(), stated: None }
+        TeacherSpec { name: name.into(), weights: weights.into(), stated: Stated::default() }
     }
 }
 
-/// What a weights file says, too.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+/// What a config says of a teacher's file. What the file says, too, must agree; what it does not say is taken from here;
+/// where it is not there, network and labels serve a forecast.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Stated {
-    pub network: ResNetSpec,
-    /// At least one, each once.
+    /// Block, stem, widths and depths, and the rest as a forecast needs it.
+    pub network: Option<ResNetSpec>,
+    /// Each once; none: not stated.
     pub labels: Vec<String>,
+    /// Pixels a side.
+    pub image_size: Option<usize>,
+    pub normalisation: Option<Normalisation>,
+    pub stride: Option<StridePlace>,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -172,8 +176,20 @@ pub enum ImageSource {
     Generator,
     /// Gaussian noise images.
     Noise,
-    /// Real images without labels ("KA").
+    /// Real images without labels ("KA"): an npz, or a folder of JPEG and PNG files.
     Real(PathBuf),
+}
+
+/// Labelled images to judge by, and where they lie.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluationData {
+    /// An npz of images and targets.
+    Npz(PathBuf),
+    /// One year of PASCAL VOC, such as `VOCdevkit/VOC2007`, and the name of a list in its `ImageSets/Main`.
+    Voc { folder: PathBuf, split: String },
+    /// MS-COCO: the images' folder and the `instances` JSON.
+    Coco { images: PathBuf, annotations: PathBuf },
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -206,7 +222,7 @@ pub struct TeachSpec {
     pub batch: usize,
     pub learning_rate: f32,
     /// Labelled images to score the result on.
-    pub evaluation: Option<PathBuf>,
+    pub evaluation: Option<EvaluationData>,
     /// As in [`RunSpec`].
     pub precision: Elem,
     #[serde(skip)]

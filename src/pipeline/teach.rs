@@ -1,12 +1,13 @@
 //! Training a teacher (or a backbone) from labelled images: multi-label cross-entropy on a ResNet.
 
 use super::engine_on;
-use super::evaluate::Predictor;
+use super::evaluate::evaluate;
 use super::generator::with_moments;
 use super::observer::Observer;
 use super::schedule::Schedule;
 use super::session::{CHECKPOINT_SECONDS, Session, Stage, stage_seed};
 use super::spec::{TeachSpec, TrainingData};
+use super::teachers::Backbone;
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Tape};
 use crate::data::labelled::LabelledSet;
@@ -46,12 +47,15 @@ pub fn teach(
     let labels = if spec.labels.is_empty() { data.labels.clone() } else { spec.labels.clone() };
     let targets = data.targets_of(&labels)?;
     let [n, h, w, c] = data.images.shape();
+    let start = spec.init.as_ref().map(Backbone::open).transpose()?;
     let network = ResNetSpec {
         block: spec.block,
         image: [h, w, c],
         stem: spec.stem,
         widths: spec.widths.clone(),
         depths: spec.depths.clone(),
+        stride: start.as_ref().map(|s| s.stride).unwrap_or_default(),
+        normalisation: start.as_ref().and_then(|s| s.normalisation.clone()),
     };
     network.validate().map_err(|e| Error::Usage(format!("network: {e}")))?;
 
@@ -66,7 +70,7 @@ pub fn teach(
         .zip(&targets)
         .for_each(|(t, y)| *t = f32::from(u8::from(*y == 1)));
 
-    let net = build(&mut engine, spec, &network, labels.len())?;
+    let net = build(&mut engine, spec, &network, start, labels.len())?;
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
     let draw = GatherImages { n: spec.batch, stream: 1, first: 0, count: None };
@@ -116,7 +120,7 @@ pub fn teach(
         npz::save(&weights, &t)
     })?;
     let score = match &spec.evaluation {
-        Some(data) => Some(Predictor::open(&weights, &spec.device)?.score(&LabelledSet::load(data)?, &[])?),
+        Some(data) => Some(evaluate(&weights, data, &spec.device)?),
         None => None,
     };
     let loss = outcome.converged.get("loss").copied().unwrap_or(f64::NAN);
@@ -134,12 +138,18 @@ fn training_data(data: &TrainingData) -> Result<LabelledSet> {
     }
 }
 
-/// The network to train: random, or from a file whose head is kept only if it is for as many labels.
-fn build(engine: &mut Engine<f32>, spec: &TeachSpec, network: &ResNetSpec, labels: usize) -> Result<ResNet> {
+/// The network to train: random, or from `start` with a head of its own.
+fn build(
+    engine: &mut Engine<f32>,
+    spec: &TeachSpec,
+    network: &ResNetSpec,
+    start: Option<Backbone>,
+    labels: usize,
+) -> Result<ResNet> {
     let seed = stage_seed(spec.seed, "teach.init");
     let blocks = 1..=network.blocks();
-    let mut tensors = match &spec.init {
-        Some(path) => super::teachers::TeacherFile::open(path)?.tensors,
+    let mut tensors = match start {
+        Some(start) => start.fitting(network)?,
         None => {
             return ResNet::new(
                 &mut engine.store,
@@ -161,7 +171,6 @@ fn build(engine: &mut Engine<f32>, spec: &TeachSpec, network: &ResNetSpec, label
         Build::Normed,
         Source::Tensors(&mut tensors),
     )?;
-    super::teachers::finish_but_head(&tensors)?;
     let c = network.widths[network.blocks() - 1];
     let shape = Shape::new(labels, 1, 1, c);
     let weights = crate::models::init::he_normal(seed, "fc.weight", shape, 1.0 / 3.0);

@@ -20,25 +20,51 @@ pub(super) enum Markers {
     Dots,
 }
 
+/// A vertical line at an x, with a word above it.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    pub x: f64,
+    pub text: &'static str,
+}
+
+/// What a chart shows beside its lines.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Frame {
+    pub mark: Option<Mark>,
+    /// Drawn into the range of y, where its lines alone would leave it out.
+    pub holds: Option<f64>,
+}
+
 const W: f64 = 360.0;
 const H: f64 = 200.0;
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 12.0;
-const TOP: f64 = 10.0;
+const TOP: f64 = 16.0;
 const BOTTOM: f64 = 24.0;
 
 /// A figure with a caption, the last value in it when there is one line, a legend when there are more.
 pub(super) fn line_chart(title: &str, series: &[Series]) -> String {
+    framed_chart(title, series, Frame::default())
+}
+
+pub(super) fn framed_chart(title: &str, series: &[Series], frame: Frame) -> String {
+    // What the range could not hold as a number is a gap too.
+    let drawable = |p: &(f64, f64)| (p.0, if p.1.abs() < 1e100 { p.1 } else { f64::NAN });
+    let series: Vec<Series> =
+        series.iter().map(|s| Series { points: s.points.iter().map(drawable).collect(), ..*s }).collect();
     let finite = || series.iter().flat_map(|s| &s.points).filter(|p| p.1.is_finite());
+    let ys = finite().map(|p| p.1).chain(frame.holds.filter(|y| y.is_finite()));
     let mut out = String::from("<figure>");
-    let (Some(xs), Some(ys)) = (extent(finite().map(|p| p.0)), extent(finite().map(|p| p.1))) else {
+    let (Some(xs), Some(ys)) = (extent(finite().map(|p| p.0)), extent(ys)) else {
         return format!("<figure><figcaption>{}: nothing finite</figcaption></figure>", escape(title));
     };
-    out += &caption(title, series);
+    out += &caption(title, &series);
     let y_ticks = ticks(ys.0, ys.1, 4);
     let ys = (ys.0.min(first(&y_ticks, ys.0)), ys.1.max(last(&y_ticks, ys.1)));
     let span = |(low, high): (f64, f64)| if high > low { high - low } else { 1.0 };
-    let x = |v: f64| LEFT + (v - xs.0) / span(xs) * (W - LEFT - RIGHT);
+    // A lone x stands in the middle.
+    let from = if xs.1 > xs.0 { xs.0 } else { xs.0 - 0.5 };
+    let x = |v: f64| LEFT + (v - from) / span(xs) * (W - LEFT - RIGHT);
     let y = |v: f64| H - BOTTOM - (v - ys.0) / span(ys) * (H - TOP - BOTTOM);
 
     // Writing to a String cannot fail, so the results below carry nothing.
@@ -57,7 +83,17 @@ pub(super) fn line_chart(title: &str, series: &[Series]) -> String {
         let _ =
             write!(out, "<text x=\"{:.1}\" y=\"{}\" class=\"x\">{}</text>", x(tick), H - 8.0, short(tick));
     }
-    for s in series {
+    if let Some(mark) = frame.mark.filter(|m| (xs.0..=xs.1).contains(&m.x)) {
+        let at = x(mark.x);
+        let _ = write!(
+            out,
+            "<path class=\"stem\" d=\"M{at:.1} {TOP}V{}\"/><text x=\"{:.1}\" y=\"11\" class=\"mark\">{}</text>",
+            H - BOTTOM,
+            at.clamp(LEFT + 16.0, W - RIGHT - 16.0),
+            mark.text
+        );
+    }
+    for s in &series {
         let _ = write!(out, "<path class=\"line {}\" d=\"{}\"/>", s.class, path(&s.points, x, y));
         if s.markers == Markers::Dots {
             for p in s.points.iter().filter(|p| p.1.is_finite()) {
@@ -115,7 +151,8 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 
 /// Round numbers that cover `low..=high`, about `wanted` of them.
 fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
-    if high <= low {
+    // Nothing between, or more than numbers can count.
+    if high <= low || !(high - low).is_finite() {
         return vec![low];
     }
     let raw = (high - low) / wanted as f64;
@@ -134,7 +171,7 @@ fn last(ticks: &[f64], otherwise: f64) -> f64 {
 }
 
 /// Three significant digits or so.
-fn short(v: f64) -> String {
+pub(super) fn short(v: f64) -> String {
     if !v.is_finite() {
         return "not finite".into();
     }
@@ -184,6 +221,20 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_marks_an_x_and_holds_a_y() {
+        let series =
+            [Series { name: "n", class: "a", points: vec![(1.0, 5.0), (3.0, 6.0)], markers: Markers::None }];
+        let chart = |frame| framed_chart("t", &series, frame);
+        let mark = Some(Mark { x: 2.0, text: "chosen" });
+        assert!(chart(Frame { mark, holds: None }).contains(">chosen</text>"));
+        assert!(
+            !chart(Frame { mark: Some(Mark { x: 9.0, text: "chosen" }), holds: None }).contains("chosen")
+        );
+        assert!(chart(Frame { mark: None, holds: Some(0.0) }).contains("class=\"y\">0</text>"));
+        assert!(!chart(Frame::default()).contains("class=\"y\">0</text>"));
+    }
+
+    #[test]
     fn odd_data_draws_something() {
         for points in [
             vec![],
@@ -191,6 +242,7 @@ mod tests {
             vec![(0.0, 1.0)],
             vec![(0.0, 1.0), (1.0, 1.0)],
             vec![(0.0, -1e30), (1.0, 1e30)],
+            vec![(0.0, f64::MIN), (1.0, f64::MAX)],
         ] {
             let svg = line_chart("t", &[Series { name: "n", class: "a", points, markers: Markers::Dots }]);
             assert!(

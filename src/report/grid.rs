@@ -8,8 +8,32 @@ const SCALE: usize = 2;
 const GAP: usize = 1;
 const GAP_LEVEL: u8 = 96;
 
-/// PNG of a near-square grid of `images`, `[n, h, w, c]` in [-1, 1], one channel (gray) or three (RGB). Values outside
-/// are clipped, NaN is black.
+/// Images in a picture of how the generator learns.
+pub const STRIP_IMAGES: usize = 16;
+
+/// Longest side of an image in a report: 64 of 224 x 224 pixels would be 9 MB.
+const REPORT_SIDE: usize = 80;
+
+/// [`grid_png`] for a report: large images are shrunk to 80 pixels or fewer, each pixel the mean of a square.
+pub fn small_grid_png(images: &[f32], [n, h, w, c]: [usize; 4]) -> Result<Vec<u8>> {
+    let k = h.max(w).div_ceil(REPORT_SIDE);
+    if k <= 1 || images.len() != n * h * w * c {
+        return grid_png(images, n, h, w, c);
+    }
+    let (to_h, to_w) = (h / k, w / k);
+    let mut small = vec![0.0; n * to_h * to_w * c];
+    for (to, from) in small.chunks_exact_mut(to_h * to_w * c).zip(images.chunks_exact(h * w * c)) {
+        for (i, v) in to.iter_mut().enumerate() {
+            let (y, x, channel) = (i / c / to_w * k, i / c % to_w * k, i % c);
+            let square = (0..k * k).map(|j| from[((y + j / k) * w + x + j % k) * c + channel]);
+            *v = square.sum::<f32>() / (k * k) as f32;
+        }
+    }
+    grid_png(&small, n, to_h, to_w, c)
+}
+
+/// PNG of a near-square grid of `images`, `[n, h, w, c]` in [-1, 1], one channel (gray) or three (RGB); sixteen
+/// images make two rows. Values outside are clipped, NaN is black.
 pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Result<Vec<u8>> {
     let wrong = |message: String| Err(Error::shape("grid_png", message));
     let color = match c {
@@ -20,7 +44,8 @@ pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Resul
     if n == 0 || h == 0 || w == 0 || images.len() != n * h * w * c {
         return wrong(format!("{} values for {n}x{h}x{w}x{c}, which must not be empty", images.len()));
     }
-    let columns = n.isqrt() + usize::from(n.isqrt().pow(2) < n);
+    let square = n.isqrt() + usize::from(n.isqrt().pow(2) < n);
+    let columns = if n == STRIP_IMAGES { n / 2 } else { square };
     let rows = n.div_ceil(columns);
     let side = |count: usize, pixels: usize| count * (pixels * SCALE + GAP) - GAP;
     let (width, height) = (side(columns, w), side(rows, h));
@@ -75,6 +100,18 @@ mod tests {
         assert_eq!(pixels[9..18], first);
         assert_eq!(pixels[18..27], [g; 9]);
         assert_eq!(pixels[27..36], [0, 0, 0, 0, g, g, g, g, g]);
+    }
+
+    #[test]
+    fn large_images_are_shrunk_to_means() {
+        // 160 x 96 pixels, left half -1, right half 1: halved to 80 x 48, and drawn twice as large.
+        let images: Vec<f32> = (0..160 * 96).map(|i| if i % 96 < 48 { -1.0 } else { 1.0 }).collect();
+        let (info, pixels) = decode(&small_grid_png(&images, [1, 160, 96, 1]).unwrap());
+        assert_eq!((info.width, info.height), (96, 160));
+        assert!((0..160).all(|y| pixels[y * 96 + 47] == 0 && pixels[y * 96 + 48] == 255));
+        let strip = small_grid_png(&vec![0.0; 16 * 4], [16, 2, 2, 1]).unwrap();
+        assert_eq!((decode(&strip).0.width, decode(&strip).0.height), (8 * 5 - 1, 2 * 5 - 1));
+        assert!(small_grid_png(&images, [2, 160, 96, 1]).is_err());
     }
 
     #[test]

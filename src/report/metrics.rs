@@ -18,6 +18,10 @@ pub struct Record {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stage {
     pub name: String,
+    /// Steps done.
+    pub steps: usize,
+    /// Until the last of them, from where the stage was begun or resumed.
+    pub seconds: f64,
     /// By metric: step and value, NaN where the run had nothing finite.
     pub curves: BTreeMap<String, Vec<(f64, f64)>>,
 }
@@ -37,15 +41,23 @@ pub fn parse(text: &str) -> Vec<Stage> {
         .into_iter()
         .map(|name| {
             let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+            let (mut steps, mut seconds) = (0, 0.0);
             for (step, record) in by_stage.remove(&name).unwrap_or_default() {
+                (steps, seconds) = (step.saturating_add(1), record.seconds);
                 for (metric, value) in record.metrics {
                     let value = value.map_or(f64::NAN, f64::from);
                     curves.entry(metric).or_default().push((step as f64, value));
                 }
             }
-            Stage { name, curves }
+            Stage { name, steps, seconds, curves }
         })
         .collect()
+}
+
+/// A metric's mean over the last tenth of its steps, as the run takes it.
+pub fn converged(points: &[(f64, f64)]) -> Option<f64> {
+    let tail = &points[points.len() - points.len().div_ceil(10)..];
+    (!tail.is_empty()).then(|| tail.iter().map(|p| p.1).sum::<f64>() / tail.len() as f64)
 }
 
 /// At most about `most` points that look the same when drawn: the smallest and largest of each stretch, so that no
@@ -86,6 +98,16 @@ mod tests {
         assert_eq!(stages.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["z", "a"]);
         assert_eq!(stages[0].curves["a"], [(0.0, 1.0), (2.0, 4.0)]);
         assert!(stages[0].curves["b"][0].1.is_nan());
+        assert_eq!((stages[0].steps, stages[0].seconds), (3, 0.5));
+    }
+
+    #[test]
+    fn the_last_tenth_counts() {
+        let points: Vec<_> = (0..21).map(|i| (i as f64, i as f64)).collect();
+        assert_eq!(
+            (converged(&points), converged(&points[..1]), converged(&[])),
+            (Some(19.0), Some(0.0), None)
+        );
     }
 
     #[test]

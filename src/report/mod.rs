@@ -1,17 +1,28 @@
-//! What a run leaves for people: the final table, `summary.json`, image grids and `report.html`.
+//! What a run leaves for people: the final table, `summary.json`, pictures, `report.html` and TensorBoard's files.
 
+mod asked;
+mod bars;
+mod blocks;
 mod chart;
+mod costs;
+pub mod experiment;
+mod gather;
 mod grid;
 mod html;
+mod images;
 pub mod metrics;
+pub mod origin;
 mod table;
+pub mod tensorboard;
+mod verdict;
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-pub use grid::grid_png;
-pub use html::{Page, html};
+pub use gather::Gathered;
+pub use grid::{STRIP_IMAGES, grid_png, small_grid_png};
+pub use html::html;
 pub use table::{duration, final_table, score_table};
 
 use crate::error::{Error, Result};
@@ -20,13 +31,37 @@ use crate::weights::write_atomic;
 
 /// Names in a run's folder.
 pub const CONFIG: &str = "resolved.toml";
+pub const ORIGIN: &str = "run.json";
 pub const METRICS: &str = "metrics.jsonl";
+pub const LABEL_STATISTICS: &str = "label_statistics.json";
 pub const SUMMARY: &str = "summary.json";
 pub const SAMPLES: &str = "samples.png";
 pub const HTML: &str = "report.html";
 
-/// Writes `summary.json`, and `report.html` from it and from what the folder holds: the config, the metrics and the
-/// sample grid, each left out of the page when absent.
+/// The picture that was taken after so many steps of stage one.
+pub fn samples_at(step: u64) -> String {
+    format!("samples-{step}.png")
+}
+
+/// Removes what an earlier run left here under names of its own.
+pub fn remove_old(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?.filter_map(|e| e.ok()) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("samples-") && name.ends_with(".png")
+            || [ORIGIN, LABEL_STATISTICS].contains(&&*name)
+        {
+            fs::remove_file(entry.path()).map_err(|e| Error::io("replace", entry.path(), e))?;
+        }
+    }
+    let events = folder.join(tensorboard::TENSORBOARD);
+    match fs::remove_dir_all(&events) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("replace", events, e)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Writes `summary.json`, and `report.html` from all that the folder holds.
 pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
     let json = serde_json::to_vec_pretty(summary)
         .map_err(|e| Error::Run(format!("cannot write the summary as JSON: {e}")))?;
@@ -34,19 +69,27 @@ pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
         w.write_all(&json)?;
         w.write_all(b"\n")
     })?;
-    let config = optional(&folder.join(CONFIG))?.unwrap_or_default();
-    let grid = optional(&folder.join(SAMPLES))?;
-    let stages = match optional(&folder.join(METRICS))? {
-        Some(bytes) => metrics::parse(&String::from_utf8_lossy(&bytes)),
-        None => Vec::new(),
-    };
-    let page = Page {
-        summary,
-        stages: &stages,
-        grid_png: grid.as_deref(),
-        config: &String::from_utf8_lossy(&config),
-    };
-    write_atomic(folder.join(HTML), |w| w.write_all(html(&page).as_bytes()))
+    rebuild(folder).map(|_| ())
+}
+
+/// Writes `report.html` from what the folder of a run holds, be the run finished or not; returns what that is.
+///
+/// Errors: a folder that holds nothing of a run, or cannot be read or written to.
+pub fn rebuild(folder: &Path) -> Result<Gathered> {
+    let found = Gathered::read(folder)?;
+    write_atomic(folder.join(HTML), |w| w.write_all(html(&found).as_bytes()))?;
+    Ok(found)
+}
+
+/// A run's summary, if the folder has one.
+///
+/// Errors: one that does not parse.
+pub fn read_summary(folder: &Path) -> Result<Option<Summary>> {
+    let path = folder.join(SUMMARY);
+    let Some(bytes) = optional(&path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| Error::data(&path, format!("not a run's summary: {e}")))
 }
 
 fn optional(path: &Path) -> Result<Option<Vec<u8>>> {

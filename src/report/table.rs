@@ -151,7 +151,7 @@ fn branches(s: &Summary) -> Option<Table> {
 }
 
 /// Aligned columns; what does not fit beside the names continues below them.
-fn plain(table: &Table) -> String {
+pub(super) fn plain(table: &Table) -> String {
     let columns = table.header.len();
     let width = |i: usize, most: usize| {
         let cells = table.rows.iter().map(|r| &r[i]).chain([&table.header[i]]);
@@ -217,11 +217,11 @@ fn clipped(text: &str, most: usize) -> String {
     text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
 }
 
-fn percent(value: Option<f64>) -> String {
+pub(super) fn percent(value: Option<f64>) -> String {
     value.filter(|v| v.is_finite()).map_or("-".into(), |v| format!("{v:.1}"))
 }
 
-fn millions(count: usize) -> String {
+pub(super) fn millions(count: usize) -> String {
     if count < 100_000 { count.to_string() } else { format!("{:.2} M", count as f64 / 1e6) }
 }
 
@@ -246,7 +246,7 @@ pub fn duration(seconds: f64) -> String {
 pub(super) fn example(teachers: usize) -> Summary {
     use std::collections::BTreeMap;
 
-    use crate::summary::{Parameters, StudentScore, TaskBranch};
+    use crate::summary::{LabelShare, LabelStatistics, Parameters, StudentScore, TaskBranch};
     let labels = ["<b>bus</b>", "dining table"].map(String::from);
     let score = |v: f64| Score {
         map: v,
@@ -266,17 +266,36 @@ pub(super) fn example(teachers: usize) -> Summary {
         student: student(71.7),
         noise: student(5.0),
         ka: student(f64::NAN),
-        parameters: Parameters { teachers: 88_700_000, student: 59_800_000, filters: 84_000 },
+        parameters: Parameters {
+            teachers: 88_700_000,
+            student: 59_800_000,
+            filters: 84_000,
+            trunk: 27_500_000,
+        },
         branch: names
-            .map(|n| TaskBranch {
+            .enumerate()
+            .map(|(i, n)| TaskBranch {
                 teacher: n,
-                labels: vec!["x".into()],
+                labels: labels.get(i).cloned().into_iter().collect(),
                 block: 3,
                 loss_by_block: vec![0.4, 0.3, 0.2, 0.25],
             })
             .collect(),
         diversity: 0.42,
         label_entropy: 0.9,
+        label_statistics: Some(LabelStatistics {
+            images: 100,
+            labels: labels
+                .iter()
+                .map(|l| LabelShare {
+                    teacher: "teacher-0".into(),
+                    label: l.clone(),
+                    drawn: Some(40),
+                    predicted: 30,
+                    shown: if l.contains("bus") { 10 } else { 29 },
+                })
+                .collect(),
+        }),
         seconds: BTreeMap::from([
             ("generator".into(), 61.25),
             ("dual 1".into(), 3.0),

@@ -17,10 +17,32 @@ pub fn write_atomic(
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
-    replace(path, fill).map_err(|e| Error::io("write", path, e))
+    replace(path, None, fill).map_err(|e| Error::io("write", path, e))
 }
 
-fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+/// The same, and what stood at `path` stays as `previous`, in the same folder. A crash at any moment leaves at least one
+/// of the two whole.
+pub fn write_keeping(
+    path: impl AsRef<Path>,
+    previous: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    replace(path, Some(previous), fill).map_err(|e| Error::io("write", path, e))
+}
+
+/// Whether `name` is that of a temporary file, which only a killed process leaves behind.
+pub fn is_temporary(name: &str) -> bool {
+    let parts = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).map(|n| n.rsplitn(3, '.'));
+    let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    parts.is_some_and(|mut p| p.next().is_some_and(is_number) && p.next().is_some_and(is_number))
+}
+
+fn replace(
+    path: &Path,
+    previous: Option<&Path>,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
     let folder = match path.parent() {
         Some(p) if p != Path::new("") => p,
@@ -34,11 +56,19 @@ fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()
     hidden.push(format!(".{}.{serial}.tmp", std::process::id()));
     let temporary = Temporary(folder.join(hidden));
 
-    let mut w = BufWriter::new(OpenOptions::new().write(true).create_new(true).open(&temporary.0)?);
+    // Readable, for whoever wants to look at what it wrote.
+    let open = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary.0)?;
+    let mut w = BufWriter::new(open);
     fill(&mut w)?;
     w.flush()?;
     w.get_ref().sync_all()?;
     drop(w);
+    if let Some(previous) = previous {
+        match fs::rename(path, previous) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Ok(()) | Err(_) => {}
+        }
+    }
     fs::rename(&temporary.0, path)?;
     std::mem::forget(temporary);
     // Only Unix can open a folder to flush it.
@@ -77,6 +107,28 @@ mod tests {
         write_atomic(&path, |w| w.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(names(dir.path()), ["report.json"]);
+    }
+
+    #[test]
+    fn what_stood_there_can_be_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, previous) = (dir.path().join("new"), dir.path().join("old"));
+        for text in ["1", "2", "3"] {
+            write_keeping(&path, &previous, |w| w.write_all(text.as_bytes())).unwrap();
+        }
+        assert!(write_keeping(&path, &previous, |_| Err(io::Error::other("disk full"))).is_err());
+        assert_eq!([&path, &previous].map(|p| fs::read_to_string(p).unwrap()), ["3", "2"]);
+        assert_eq!(names(dir.path()), ["new", "old"]);
+    }
+
+    #[test]
+    fn temporary_files_are_known_by_their_names() {
+        for name in [".student.npz.77.0.tmp", ".a.1.2.tmp"] {
+            assert!(is_temporary(name), "{name}");
+        }
+        for name in ["a.1.2.tmp", ".a.1.x.tmp", ".tmp", ".a..2.tmp", ".a.1.2", ".vimrc.tmp", "student.npz"] {
+            assert!(!is_temporary(name), "{name}");
+        }
     }
 
     #[test]

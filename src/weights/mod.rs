@@ -7,7 +7,9 @@
 mod atomic;
 mod npy;
 pub mod npz;
+pub mod onnx;
 pub mod safetensors;
+pub mod seal;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -20,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-pub use atomic::write_atomic;
+pub use atomic::{is_temporary, write_atomic, write_keeping};
 
 /// What a file says beside its arrays, by name.
 pub type Meta = serde_json::Map<String, serde_json::Value>;
@@ -117,6 +119,20 @@ impl Tensors {
         }
     }
 
+    /// The same tensors without the first `length` bytes of their names, all of which begin alike there.
+    pub fn without_prefix(mut self, length: usize) -> Result<Tensors> {
+        if length == 0 {
+            return Ok(self);
+        }
+        for (name, tensor) in std::mem::take(&mut self.map) {
+            let rest = name.get(length..).filter(|rest| !rest.is_empty());
+            let rest =
+                rest.ok_or_else(|| self.fault(&name, format!("nothing is left of it after {length} bytes")))?;
+            self.map.insert(rest.to_owned(), tensor);
+        }
+        Ok(self)
+    }
+
     /// The end of a load: every tensor must have been taken, for one that nobody wants means the wrong model.
     pub fn finish(self) -> Result<()> {
         if self.map.is_empty() {
@@ -145,7 +161,7 @@ impl Tensors {
     }
 }
 
-/// Reads the model in `path`, npz or safetensors, whichever its first bytes say. PyTorch's batch counters are left out.
+/// Reads the model in `path`: npz, safetensors, or ONNX of ours, whichever its first bytes say. PyTorch's batch counters are left out.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     let path = path.as_ref();
     let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
@@ -155,11 +171,12 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
         [b'P', b'K', ..] => npz::load(path),
         // The length of a header comes first, then the header, which is JSON.
         [.., b'{'] if start.len() == 9 => safetensors::load(path),
+        start if onnx::is_likely(start) => onnx::load(path),
         // A pickle's protocol, version 2 or later: what PyTorch wrote before 1.6.
         [0x80, 2..=5, ..] => Err(Error::data(path, PICKLE)),
         other => Err(Error::data(
             path,
-            format!("expected an npz or safetensors file, found one that begins with {other:02x?}"),
+            format!("expected an npz, safetensors or ONNX file, found one that begins with {other:02x?}"),
         )),
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use npyz::{DType, WriterBuilder};
@@ -57,11 +57,41 @@ pub enum Elems<'a> {
 /// Writes `arrays`, in the order given, after the metadata. Refuses what [`Archive`] would refuse to read.
 pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta, method: CompressionMethod) -> Result<()> {
     let path = path.as_ref();
-    let mut total = 0u64;
+    check(path, arrays)?;
+    let total: u64 = arrays.iter().map(Array::bytes).sum();
+    if total > MAX_BYTES {
+        return Err(Error::data(
+            path,
+            format!("expected at most {MAX_BYTES} bytes of arrays, found {total}"),
+        ));
+    }
+    super::write_atomic(path, |w| fill(w, arrays, meta, method))
+}
+
+/// Writes arrays of any size, stored, with a [`super::seal`] behind them; the file that stood there stays as `previous`.
+pub fn write_sealed(path: &Path, previous: &Path, arrays: &[Array], meta: &Meta) -> Result<()> {
+    check(path, arrays)?;
+    super::write_keeping(path, previous, |w| {
+        fill(w, arrays, meta, CompressionMethod::Stored)?;
+        super::seal::append(w)
+    })
+}
+
+impl Array<'_> {
+    fn bytes(&self) -> u64 {
+        match self.elems {
+            Elems::F32(v) => 4 * v.len() as u64,
+            Elems::U8(v) => v.len() as u64,
+        }
+    }
+}
+
+/// Fails on arrays that cannot be read back: a shape that is not the elements', a number that is none.
+fn check(path: &Path, arrays: &[Array]) -> Result<()> {
     for a in arrays {
-        let (len, bytes) = match a.elems {
-            Elems::F32(v) => (v.len(), 4 * v.len() as u64),
-            Elems::U8(v) => (v.len(), v.len() as u64),
+        let len = match a.elems {
+            Elems::F32(v) => v.len(),
+            Elems::U8(v) => v.len(),
         };
         if elems(a.shape) != Some(len) {
             return Err(super::fault(
@@ -73,72 +103,97 @@ pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta, method: Comp
         if let Elems::F32(v) = a.elems {
             check_finite(v, a.shape).map_err(|m| super::fault(path, a.name, m))?;
         }
-        total += bytes;
     }
-    if total > MAX_BYTES {
-        return Err(Error::data(
-            path,
-            format!("expected at most {MAX_BYTES} bytes of arrays, found {total}"),
-        ));
-    }
+    Ok(())
+}
+
+fn fill(w: &mut BufWriter<File>, arrays: &[Array], meta: &Meta, method: CompressionMethod) -> io::Result<()> {
     let text = serde_json::Value::from(meta.clone()).to_string();
-    super::write_atomic(path, |w| {
-        let mut zip = ZipWriter::new(w);
-        if !meta.is_empty() {
-            write_array(
-                &mut zip,
-                method,
-                META,
-                "|u1",
-                &[text.len()],
-                text.as_bytes().chunks(CHUNK).map(<[u8]>::to_vec),
-            )?;
-        }
-        for a in arrays {
-            match a.elems {
-                Elems::F32(v) => {
-                    let chunks = v.chunks(CHUNK).map(|c| c.iter().flat_map(|x| x.to_le_bytes()).collect());
-                    write_array(&mut zip, method, a.name, "<f4", a.shape, chunks)?;
-                }
-                Elems::U8(v) => {
-                    write_array(
-                        &mut zip,
-                        method,
-                        a.name,
-                        "|u1",
-                        a.shape,
-                        v.chunks(CHUNK).map(<[u8]>::to_vec),
-                    )?;
-                }
-            }
-        }
-        zip.finish()?;
-        Ok(())
-    })
+    let mut zip = ZipWriter::new(Quiet { inner: w, has_failed: false, at: 0, end: 0 });
+    if !meta.is_empty() {
+        let array = Array { name: META, shape: &[text.len()], elems: Elems::U8(text.as_bytes()) };
+        write_array(&mut zip, method, &array)?;
+    }
+    arrays.iter().try_for_each(|a| write_array(&mut zip, method, a))?;
+    zip.finish()?;
+    Ok(())
+}
+
+/// Fails once. A zip writer that is dropped unfinished tries to finish, and prints on standard error what comes of it;
+/// the failure that matters was told by then, and whatever is written behind it goes nowhere.
+struct Quiet<W> {
+    inner: W,
+    has_failed: bool,
+    at: u64,
+    end: u64,
+}
+
+impl<W> Quiet<W> {
+    fn note<T>(&mut self, done: io::Result<T>) -> io::Result<T> {
+        self.has_failed |= done.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Interrupted);
+        done
+    }
+    fn move_to(&mut self, at: u64) -> u64 {
+        (self.at, self.end) = (at, self.end.max(at));
+        at
+    }
+}
+
+impl<W: Write> Write for Quiet<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let done = if self.has_failed { Ok(bytes.len()) } else { self.inner.write(bytes) };
+        let written = self.note(done)?;
+        self.move_to(self.at + written as u64);
+        Ok(written)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        let done = if self.has_failed { Ok(()) } else { self.inner.flush() };
+        self.note(done)
+    }
+}
+
+impl<W: Seek> Seek for Quiet<W> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let done = match (self.has_failed, to) {
+            (false, to) => self.inner.seek(to),
+            (true, SeekFrom::Start(at)) => Ok(at),
+            (true, SeekFrom::Current(by)) => Ok(self.at.saturating_add_signed(by)),
+            (true, SeekFrom::End(by)) => Ok(self.end.saturating_add_signed(by)),
+        };
+        let at = self.note(done)?;
+        Ok(self.move_to(at))
+    }
 }
 
 fn write_array<W: Write + Seek>(
     zip: &mut ZipWriter<W>,
     method: CompressionMethod,
-    name: &str,
-    dtype: &str,
-    shape: &[usize],
-    chunks: impl Iterator<Item = Vec<u8>>,
+    array: &Array,
 ) -> io::Result<()> {
-    // A fixed time stamp keeps the file a function of its contents.
-    let options =
-        SimpleFileOptions::default().compression_method(method).last_modified_time(zip::DateTime::DEFAULT);
-    zip.start_file(npyz::npz::file_name_from_array_name(name), options)?;
-    let dims: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
+    // A fixed time stamp keeps the file a function of its contents. Beyond 4 GiB an entry must say so beforehand; the
+    // header of the array takes some of them.
+    let options = SimpleFileOptions::default()
+        .compression_method(method)
+        .last_modified_time(zip::DateTime::DEFAULT)
+        .large_file(array.bytes() > u64::from(u32::MAX) - (1 << 16));
+    zip.start_file(npyz::npz::file_name_from_array_name(array.name), options)?;
+    let dims: Vec<u64> = array.shape.iter().map(|&d| d as u64).collect();
+    let dtype = match array.elems {
+        Elems::F32(_) => "<f4",
+        Elems::U8(_) => "|u1",
+    };
     npyz::WriteOptions::new_header_only()
         .dtype(DType::new_scalar(dtype.parse().map_err(io::Error::other)?))
         .shape(&dims)
         .writer(&mut *zip)
         .write_header_only()?;
-    for c in chunks {
-        zip.write_all(&c)?;
+    match array.elems {
+        Elems::F32(v) => v.chunks(CHUNK).try_for_each(|c| {
+            let bytes: Vec<u8> = c.iter().flat_map(|x| x.to_le_bytes()).collect();
+            zip.write_all(&bytes)
+        }),
+        Elems::U8(v) => v.chunks(CHUNK).try_for_each(|c| zip.write_all(c)),
     }
-    Ok(())
 }
 
 /// An open npz file.
@@ -151,9 +206,14 @@ pub struct Archive<R = BufReader<File>> {
 
 impl Archive {
     pub fn open(path: impl AsRef<Path>) -> Result<Archive> {
+        Archive::open_up_to(path, MAX_BYTES)
+    }
+
+    /// The same, for a caller who expects arrays of `max_bytes` together and asks their shapes before reading them.
+    pub fn open_up_to(path: impl AsRef<Path>, max_bytes: u64) -> Result<Archive> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
-        Archive::from_reader(BufReader::new(file), path, MAX_BYTES)
+        Archive::from_reader(BufReader::new(file), path, max_bytes)
     }
 }
 

@@ -24,7 +24,7 @@ pub const CASES: &[Case] = &[
     Case { what: "a generator that knows one label", spoil: |l| edit(l, "least_entropy = 0", "least_entropy = 1"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed", "label entropy", "at least 1 expected"] },
     Case { what: "a teacher whose predictions overflow", spoil: immense, args: "run c.toml --quiet --device cpu", code: 7, words: &["training diverged; lower the learning rate of this stage"] },
     Case { what: "a folder that cannot be made", spoil: nothing, args: "run c.toml --quiet --device cpu --out /proc/none", code: 1, words: &["cannot make the output folder /proc/none"] },
-    Case { what: "a checkpoint of nonsense", spoil: |l| { begun(l); put(l, "out/checkpoint.npz", "PK") }, args: "run c.toml --quiet --device cpu --out out --resume", code: 4, words: &["out/checkpoint.npz: expected an npz file"] },
+    Case { what: "a checkpoint of nonsense", spoil: |l| { begun(l); ["checkpoint", "checkpoint-previous"].iter().for_each(|name| put(l, &format!("out/{name}.npz"), "PK")) }, args: "run c.toml --quiet --device cpu --out out --resume", code: 4, words: &["out: no checkpoint to resume from: out/checkpoint.npz is damaged", "checkpoint-previous.npz is damaged"] },
     Case { what: "a bank beyond this machine's memory", spoil: |l| edit(l, "bank = 32", "bank = 90000000"), args: "run c.toml --quiet --device cpu --set generator.steps=90000000", code: 6, words: &["`dual.bank`: needs", "GB are available"] },
     Case { what: "a batch beyond this machine's memory", spoil: nothing, args: "run c.toml --quiet --device cpu --set generator.batch=65536 --set dual.bank=65536 --set generator.widths=[8192,8192,8192]", code: 6, words: &["GB", "available", "--set generator.batch="] },
 ];

@@ -13,7 +13,7 @@ use dfka_engine::pipeline::observer::Silent;
 use dfka_engine::pipeline::run::run;
 use dfka_engine::pipeline::spec::RunSpec;
 use dfka_engine::summary::Summary;
-use dfka_engine::weights::{Tensors, npz};
+use dfka_engine::weights::{self, Tensors, npz};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -30,13 +30,8 @@ pub fn executable() -> PathBuf {
 }
 
 pub fn network() -> ResNetSpec {
-    ResNetSpec {
-        block: BlockKind::Basic,
-        image: [16, 16, 1],
-        stem: Stem { width: 4, kernel: 3, stride: 1, max_pool: false },
-        widths: vec![4, 8, 8, 16],
-        depths: vec![1; 4],
-    }
+    let stem = Stem { width: 4, kernel: 3, stride: 1, max_pool: false };
+    ResNetSpec::new(BlockKind::Basic, [16, 16, 1], stem, vec![4, 8, 8, 16], vec![1; 4])
 }
 
 /// A teacher's tensors under torchvision's names: random, with batch norms that have seen something.
@@ -171,7 +166,7 @@ impl Lab {
 }
 
 pub fn load(path: &Path) -> Tensors {
-    npz::load(path).unwrap()
+    weights::load(path).unwrap()
 }
 
 /// A copy of `t` with some tensors changed: `f` returns `None` to leave one out.

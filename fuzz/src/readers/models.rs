@@ -7,6 +7,10 @@ use dfka_engine::pipeline::evaluate::Predictor;
 use dfka_engine::pipeline::spec::TeacherSpec;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::pipeline::{Device, checkpoint as format};
+use dfka_engine::weights::{onnx as onnx_file, seal};
+use std::fs::OpenOptions;
+use std::io::{BufWriter, Write};
+use std::path::Path;
 
 /// As a run opens its teacher: metadata, then every tensor into its place.
 pub fn teacher(bytes: &[u8]) -> Outcome {
@@ -34,23 +38,49 @@ pub fn student(bytes: &[u8]) -> Outcome {
     }
 }
 
-/// As `--resume` opens a folder; accepted progress is the same after saving.
+/// As `--resume` opens a folder whose checkpoint has the checksum that its contents ask for; accepted progress is the same
+/// after saving.
 pub fn checkpoint(bytes: &[u8]) -> Outcome {
     let folder = scratch("out");
     std::fs::create_dir_all(&folder).expect("the scratch folder takes a folder");
-    let path = format::path(&folder);
-    std::fs::write(&path, recorded(bytes)).expect("the scratch folder takes a file");
-    let progress = match format::progress(&folder) {
-        Ok(progress) => progress.expect("the file is there"),
+    let path = folder.join(format::FILE);
+    sealed(&path, &recorded(bytes)).expect("the scratch folder takes a file");
+    let progress = match format::find(&folder) {
+        Ok(found) => found.expect("the file is there").progress,
         Err(e) => return refused(&e, 4, &path),
     };
     let mut store = Store::<f32>::default();
     store.add("generator.project", dfka_engine::tensor::Shape::new(2, 1, 1, 3));
-    match format::restore(&folder, &mut store) {
+    match format::restore(&path, &mut store) {
         Ok(()) => {}
         Err(e) => return refused(&e, 4, &path),
     }
     format::save(&folder, &progress, &store).expect("what was read can be written");
-    assert_eq!(format::progress(&folder).expect("what was written can be read"), Some(progress));
+    let found = format::find(&folder).expect("what was written can be read").expect("the file is there");
+    assert_eq!((found.progress, found.fell_back), (progress, None));
+    std::fs::remove_file(folder.join(format::PREVIOUS)).expect("the one before is kept");
     Outcome::Accepted
+}
+
+fn sealed(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+    let mut w = BufWriter::new(file);
+    w.write_all(contents)?;
+    seal::append(&mut w)?;
+    w.flush()
+}
+
+/// The bytes of a file. An exporter needs a network, so that what is accepted is looked at, not written again.
+pub fn onnx(bytes: &[u8]) -> Outcome {
+    let path = Path::new("s.onnx");
+    match onnx_file::parse(bytes, path) {
+        Ok(tensors) => {
+            for (name, t) in tensors.iter() {
+                assert_eq!(t.shape.iter().product::<usize>(), t.data.len(), "{name}");
+                assert!(t.data.iter().all(|v| v.is_finite()), "{name}");
+            }
+            Outcome::Accepted
+        }
+        Err(e) => refused(&e, 4, path),
+    }
 }

@@ -1,0 +1,30 @@
+//! `export`: trained weights in another format.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::error::Result;
+use crate::pipeline::export;
+use crate::weights;
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// Weights in any of the formats, or the folder of a run, for its student
+    from: PathBuf,
+    /// The file to write: its name ends in .npz, .safetensors or .onnx
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+}
+
+pub fn answer(args: &ExportArgs) -> Result<String> {
+    let facts = export::export(&args.from, &args.to)?;
+    let [h, w, c] = facts.image;
+    Ok(format!(
+        "{}: images of {h} x {w} pixels and {c} channels, {} labels ({}), sha256 {}\n",
+        args.to.display(),
+        facts.labels.len(),
+        facts.labels.join(", "),
+        weights::sha256(&args.to)?
+    ))
+}

@@ -1,0 +1,72 @@
+//! `report`: a run's page again from its folder; and what `run` leaves there for the page beside its results.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::device;
+use crate::error::Result;
+use crate::pipeline::spec::{ImageSource, RunSpec, StudentInit};
+use crate::report::origin::{Call, Origin, WeightsFile};
+use crate::report::{self, Gathered};
+
+#[derive(Args)]
+pub struct PageArgs {
+    /// The output folder of a run: finished, failed or still going on
+    folder: PathBuf,
+}
+
+/// Writes the page; says where it is and what it could not show.
+pub fn rebuild(args: &PageArgs) -> Result<String> {
+    let Gathered { is_finished, damaged, .. } = report::rebuild(&args.folder)?;
+    let page = args.folder.join(report::HTML);
+    let mut text = format!("{}", page.display());
+    if !is_finished {
+        text += ", of an unfinished run";
+    }
+    text += "\n";
+    damaged.iter().for_each(|d| text += &format!("left out: {d}\n"));
+    Ok(text)
+}
+
+/// The record of a run's calls in its folder.
+pub struct Record {
+    folder: PathBuf,
+    origin: Origin,
+}
+
+impl Record {
+    /// Notes this call, behind earlier ones where a run is resumed.
+    pub fn begin(folder: &Path, spec: &RunSpec, is_resumed: bool) -> Result<Record> {
+        let earlier = if is_resumed { Origin::read(folder)? } else { None };
+        let mut origin = Origin { weights: files(spec), failure: None, ..earlier.unwrap_or_default() };
+        origin.calls.push(Call::now(&device::name(spec.device.choice)));
+        origin.write(folder)?;
+        Ok(Record { folder: folder.into(), origin })
+    }
+
+    /// Passes a run's result on; a failure is noted, and the page shows how far the run came.
+    pub fn end<T>(mut self, result: Result<T>) -> Result<T> {
+        if let Err(e) = &result {
+            self.origin.failure = Some(e.to_string());
+            // The failure that brought us here is the one to report; another one adds nothing.
+            let _ = self.origin.write(&self.folder).and_then(|()| report::rebuild(&self.folder));
+        }
+        result
+    }
+}
+
+/// Every file that the student's bits depend on. One that cannot be read fails the run, with a message of its own.
+fn files(spec: &RunSpec) -> Vec<WeightsFile> {
+    let teachers = spec.teachers.iter().map(|t| (format!("teacher {}", t.name), &t.weights));
+    let init = match &spec.student.init {
+        StudentInit::Weights(file) => Some(("the student's start".to_owned(), file)),
+        StudentInit::Scratch | StudentInit::Mean | StudentInit::Teacher(_) => None,
+    };
+    let images = [&spec.dual.images].into_iter().chain(&spec.baselines).filter_map(|source| match source {
+        ImageSource::Real(file) => Some(("images without labels".to_owned(), file)),
+        ImageSource::Generator | ImageSource::Noise => None,
+    });
+    let all = teachers.chain(init).chain(images);
+    all.filter_map(|(name, file)| WeightsFile::of(&name, file).ok()).collect()
+}

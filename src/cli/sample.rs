@@ -1,0 +1,35 @@
+//! `sample`: images from a run's generator.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::DeviceArgs;
+use crate::error::Result;
+use crate::pipeline::Device;
+use crate::pipeline::sample::{Sampler, save_grid};
+
+#[derive(Args)]
+pub struct SampleArgs {
+    /// A run's folder, or its generator.npz
+    from: PathBuf,
+    /// Images to draw
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    count: u32,
+    /// Seed of the draw [default: the run's, which gives the images of its report]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The PNG to write
+    #[arg(long, default_value = "grid.png", value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub fn answer(args: &SampleArgs) -> Result<String> {
+    let (choice, _) = args.device.device.open()?;
+    let mut sampler = Sampler::open(&args.from, &Device { choice, ..Device::default() })?;
+    let images = sampler.images(args.count as usize, args.seed)?;
+    save_grid(&args.out, &images, sampler.image())?;
+    Ok(format!("{}: {} images\n", args.out.display(), args.count))
+}

@@ -1,0 +1,256 @@
+//! The config of an experiment: a table or figure of the paper as a set of runs over seeds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Override, Source, folder_name, nearest, seed};
+use crate::error::Result;
+
+/// A table or figure of the paper, at one scale.
+#[derive(Debug)]
+pub struct Experiment {
+    pub title: String,
+    /// Where the published figures stand.
+    pub source: String,
+    /// At least one, each once.
+    pub seeds: Vec<u64>,
+    /// The students' figures after each block, not only where they branch.
+    pub by_block: bool,
+    /// The run config that all rows share.
+    pub config: PathBuf,
+    /// What this scale changes in it.
+    pub overrides: Vec<Override>,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+pub struct Row {
+    pub name: String,
+    pub what: RowKind,
+    /// By column: `mAP`, `M parameters`, or a label.
+    pub published: BTreeMap<String, f64>,
+}
+
+#[derive(Debug)]
+pub enum RowKind {
+    /// A student, of the run of this name with these changes. Runs of one name are one run, whichever table asks.
+    Student { run: String, overrides: Vec<Override> },
+    /// One teacher (from 0) on all of its labels.
+    Teacher(usize),
+    /// The teachers on the labels of this run's student.
+    TeachersOf(String),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawExperiment {
+    title: String,
+    source: String,
+    seeds: Vec<i64>,
+    by_block: Option<bool>,
+    scales: BTreeMap<String, RawScale>,
+    rows: Vec<RawRow>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawScale {
+    config: String,
+    #[serde(default)]
+    set: Vec<String>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawRow {
+    name: String,
+    run: Option<String>,
+    teacher: Option<i64>,
+    teachers_of: Option<String>,
+    /// The one scale that has this row.
+    only: Option<String>,
+    #[serde(default)]
+    set: Vec<String>,
+    #[serde(default)]
+    set_demo: Vec<String>,
+    #[serde(default)]
+    set_paper: Vec<String>,
+    #[serde(default)]
+    published: BTreeMap<String, f64>,
+}
+
+/// Reads an experiment at the scale of that name.
+///
+/// Errors: a malformed file, no such scale, a row that is not one kind of row.
+pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
+    let (source, mut raw) = Source::open::<RawExperiment>(file, &[])?;
+    let source = &source;
+    let known: Vec<&str> = raw.scales.keys().map(String::as_str).collect();
+    if !known.contains(&scale) {
+        let hint =
+            nearest(scale, known.iter().copied()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
+        let message = format!("no scale `{scale}`, found {}{hint}", known.join(", "));
+        return Err(source.fail("scales", message));
+    }
+    let rows = std::mem::take(&mut raw.rows);
+    let rows: Vec<Row> = rows
+        .into_iter()
+        .enumerate()
+        .filter(|(_, row)| row.only.as_deref().is_none_or(|only| only == scale))
+        .map(|(i, raw)| row(source, &format!("rows.{i}"), raw, scale))
+        .collect::<Result<_>>()?;
+    let runs: Vec<&str> = rows.iter().filter_map(Row::run).collect();
+    for (i, row) in rows.iter().enumerate() {
+        if let RowKind::TeachersOf(run) = &row.what
+            && !runs.contains(&run.as_str())
+        {
+            let message =
+                format!("`teachers_of` is {run:?}; expected the run of another row: {}", runs.join(", "));
+            return Err(source.fail(&format!("rows.{i}"), message));
+        }
+    }
+    let seeds: Vec<u64> = raw.seeds.iter().map(|s| seed(source, *s)).collect::<Result<_>>()?;
+    if rows.is_empty() || seeds.is_empty() {
+        return Err(source.fail("seeds", "expected at least one row and one seed"));
+    }
+    let at = raw.scales.get_mut(scale).map(|s| (&mut s.config, &s.set));
+    let Some((config, set)) = at else { return Err(source.fail("scales", "no such scale")) };
+    Ok(Experiment {
+        title: raw.title,
+        source: raw.source,
+        seeds,
+        by_block: raw.by_block.unwrap_or(false),
+        config: source.file(&format!("scales.{scale}.config"), config)?,
+        overrides: overrides(set)?,
+        rows,
+    })
+}
+
+impl Row {
+    /// The run that the row needs, by name.
+    pub fn run(&self) -> Option<&str> {
+        match &self.what {
+            RowKind::Student { run, .. } => Some(run),
+            RowKind::Teacher(_) | RowKind::TeachersOf(_) => None,
+        }
+    }
+}
+
+fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
+    let at_scale = match scale {
+        "demo" => &raw.set_demo,
+        "paper" => &raw.set_paper,
+        _ => &Vec::new(),
+    };
+    let what = match (raw.run, raw.teacher, raw.teachers_of) {
+        (Some(run), None, None) => RowKind::Student {
+            run: folder_name(source, &format!("{path}.run"), &run)?,
+            overrides: [overrides(&raw.set)?, overrides(at_scale)?].concat(),
+        },
+        (None, Some(n), None) => RowKind::Teacher(source.count(&format!("{path}.teacher"), n, 1..=1000)? - 1),
+        (None, None, Some(run)) => RowKind::TeachersOf(run),
+        _ => {
+            let message = format!("`{path}` takes exactly one of `run`, `teacher` and `teachers_of`");
+            return Err(source.fail(path, message));
+        }
+    };
+    Ok(Row { name: raw.name, what, published: raw.published })
+}
+
+fn overrides(set: &[String]) -> Result<Vec<Override>> {
+    set.iter().map(|s| Override::set(s)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, scale: &str) -> Result<Experiment> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e.toml");
+        std::fs::write(&path, text).unwrap();
+        load_experiment(&path, scale)
+    }
+
+    const GOOD: &str = r#"title = "t"
+source = "s"
+seeds = [0, 2]
+[scales.demo]
+config = "d.toml"
+[scales.paper]
+config = "/p.toml"
+set = ["dual.batch=4"]
+[[rows]]
+name = "ours"
+run = "two"
+set = ["seed=3"]
+set_demo = ["seed=4"]
+published = { mAP = 71.7 }
+[[rows]]
+name = "teachers"
+teachers_of = "two"
+only = "paper"
+[[rows]]
+name = "A"
+teacher = 1
+"#;
+
+    #[test]
+    fn each_scale_has_its_config_and_its_rows() {
+        let paper = load(GOOD, "paper").unwrap();
+        assert_eq!((paper.config.as_path(), paper.overrides.len()), (Path::new("/p.toml"), 1));
+        assert_eq!((paper.rows.len(), paper.seeds.as_slice(), paper.by_block), (3, &[0, 2][..], false));
+        let demo = load(GOOD, "demo").unwrap();
+        assert!(demo.config.ends_with("d.toml") && demo.config != Path::new("d.toml"));
+        assert_eq!(demo.rows.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["ours", "A"]);
+        let RowKind::Student { run, overrides } = &demo.rows[0].what else { panic!("{:?}", demo.rows[0]) };
+        assert_eq!((run.as_str(), overrides.len()), ("two", 2));
+        assert_eq!(demo.rows[0].published["mAP"], 71.7);
+    }
+
+    #[test]
+    fn what_does_not_fit_names_its_line() {
+        for (from, to, scale, expected) in [
+            ("", "", "papr", "did you mean `paper`?"),
+            ("teacher = 1", "teacher = 0", "demo", "e.toml:21: `rows.2.teacher` is 0; expected at least 1"),
+            ("teacher = 1", "", "demo", "exactly one of `run`, `teacher` and `teachers_of`"),
+            ("teacher = 1", "teacher = 1\nrun = \"x\"", "demo", "exactly one of"),
+            (
+                "teachers_of = \"two\"",
+                "teachers_of = \"too\"",
+                "paper",
+                "expected the run of another row: two",
+            ),
+            ("[0, 2]", "[]", "demo", "at least one row and one seed"),
+            ("[0, 2]", "[-1]", "demo", "`seed` is -1"),
+            ("run = \"two\"", "run = \"a/b\"", "demo", "names the output folder"),
+            ("title = \"t\"", "titel = \"t\"", "demo", "did you mean `title`?"),
+            ("\"seed=3\"", "\"seed\"", "demo", "expected KEY=VALUE"),
+        ] {
+            let text = GOOD.replacen(from, to, 1);
+            let e = load(&text, scale).unwrap_err();
+            assert!(e.to_string().contains(expected), "{e}");
+        }
+    }
+
+    #[test]
+    fn the_committed_experiments_load_at_both_scales_with_their_configs() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/experiments");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            for scale in ["demo", "paper"] {
+                let e = load_experiment(&entry.as_ref().unwrap().path(), scale).unwrap();
+                for row in &e.rows {
+                    if let RowKind::Student { overrides, .. } = &row.what {
+                        let all = [e.overrides.clone(), overrides.clone(), vec![Override::seed(e.seeds[0])]];
+                        super::super::load_run(&e.config, &all.concat()).unwrap();
+                    }
+                }
+                count += 1;
+            }
+        }
+        assert_eq!(count, 8, "three tables and a figure, at two scales");
+    }
+}

@@ -1,0 +1,113 @@
+//! What a run's config says of its teachers.
+
+use serde::{Deserialize, Serialize};
+
+use super::labels::Labels;
+use super::run::suggest;
+use super::{Source, fixed};
+use crate::error::Result;
+use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
+use crate::pipeline::spec::{Stated, TeacherSpec};
+use crate::pipeline::teachers::IMAGE_SIZE;
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTeacher {
+    name: String,
+    weights: String,
+    network: Option<String>,
+    image_size: Option<i64>,
+    labels: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "fixed::optional")]
+    mean: Option<[f64; 3]>,
+    #[serde(default, deserialize_with = "fixed::optional")]
+    std: Option<[f64; 3]>,
+    stride: Option<StridePlace>,
+}
+
+/// The `[[teachers]]` of a run, at least one, each of another name.
+pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>> {
+    if raw.is_empty() {
+        return Err(source.fail("teachers", "`teachers` is empty; expected at least one [[teachers]] table"));
+    }
+    let mut teachers: Vec<TeacherSpec> = Vec::new();
+    for (i, t) in raw.iter_mut().enumerate() {
+        let path = format!("teachers.{i}.name");
+        if t.name.trim().is_empty() {
+            return Err(source.fail(&path, format!("`{path}` is empty")));
+        }
+        if teachers.iter().any(|other| other.name == t.name) {
+            return Err(source.fail(&path, format!("two teachers are named `{}`", t.name)));
+        }
+        // Tensors are named after their teacher: `a` with `layer1.0.conv1` and `a.layer1` with `0.conv1` would be one.
+        let begins = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('.'));
+        if let Some(other) = teachers.iter().find(|o| begins(&o.name, &t.name) || begins(&t.name, &o.name)) {
+            let message = format!(
+                "teachers are named `{}` and `{}`: expected no name to begin another, before a dot",
+                other.name, t.name
+            );
+            return Err(source.fail(&path, message));
+        }
+        let weights = source.file(&format!("teachers.{i}.weights"), &mut t.weights)?;
+        let stated = stated(source, &format!("teachers.{i}"), t)?;
+        teachers.push(TeacherSpec { name: t.name.clone(), weights, stated });
+    }
+    Ok(teachers)
+}
+
+/// What the config says of a teacher beside the place of its file.
+fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
+    let image_size = match raw.image_size {
+        Some(size) => Some(source.count(&format!("{path}.image_size"), size, 8..=4096)?),
+        None => None,
+    };
+    let (normalisation, stride) = (normalisation(source, path, raw)?, raw.stride);
+    let network = match &raw.network {
+        None => None,
+        Some(name) => {
+            let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+            let of_size = |depth| ResNetSpec::torchvision(depth, image_size.unwrap_or(IMAGE_SIZE));
+            let Some(network) = depth.and_then(of_size) else {
+                let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
+                let message = format!("unknown `{path}.network` \"{name}\"; {}", suggest(name, &known));
+                return Err(source.fail(&format!("{path}.network"), message));
+            };
+            // torchvision's weights expect ImageNet's.
+            let normalisation = normalisation.clone().unwrap_or_else(Normalisation::imagenet);
+            let normalisation = Some(normalisation).filter(|n| !n.is_identity());
+            Some(ResNetSpec { normalisation, stride: stride.unwrap_or_default(), ..network })
+        }
+    };
+    let path = format!("{path}.labels");
+    let labels = match &raw.labels {
+        None => Vec::new(),
+        Some(labels) if labels.is_empty() => {
+            return Err(
+                source.fail(&path, format!("`{path}` is empty; leave it out where the file has labels"))
+            );
+        }
+        Some(labels) => Labels::List(labels.clone()).names(source, &path)?,
+    };
+    Ok(Stated { network, labels, image_size, normalisation, stride })
+}
+
+/// `mean` and `std` of pixels from 0 to 1, one number a channel.
+fn normalisation(source: &Source, path: &str, raw: &RawTeacher) -> Result<Option<Normalisation>> {
+    let (mean, std) = match (&raw.mean, &raw.std) {
+        (None, None) => return Ok(None),
+        (Some(mean), Some(std)) => (mean, std),
+        (Some(_), None) | (None, Some(_)) => {
+            let message = format!("`{path}.mean` and `{path}.std` come together or not at all");
+            return Err(source.fail(path, message));
+        }
+    };
+    let numbers = |key: &str, values: &[f64], range: std::ops::RangeInclusive<f64>| {
+        let number = |(i, v): (usize, &f64)| source.number(&format!("{path}.{key}.{i}"), *v, range.clone());
+        values.iter().enumerate().map(number).collect::<Result<Vec<_>>>()
+    };
+    let n = Normalisation {
+        mean: numbers("mean", mean, Normalisation::MEANS)?,
+        std: numbers("std", std, Normalisation::STDS)?,
+    };
+    Ok(Some(n))
+}

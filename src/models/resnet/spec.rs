@@ -1,0 +1,301 @@
+//! What a ResNet is, without its weights: block kind, stem, widths, depths, and what follows from them.
+
+use super::layer::NORM_PARTS;
+use crate::error::Result;
+use crate::tensor::Shape;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockKind {
+    /// Two 3x3 convolutions.
+    Basic,
+    /// 1x1 to a quarter of the width, 3x3, 1x1 back.
+    Bottleneck,
+}
+
+/// Which convolution of a bottleneck strides where a block begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StridePlace {
+    /// The 3x3: torchvision and timm, known as v1.5.
+    #[default]
+    #[serde(rename = "3x3")]
+    Middle,
+    /// The first 1x1: He et al. 2016 and Caffe, known as v1.
+    #[serde(rename = "1x1")]
+    First,
+}
+
+impl StridePlace {
+    /// As files and configs say it.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            StridePlace::Middle => "3x3",
+            StridePlace::First => "1x1",
+        }
+    }
+}
+
+/// What a network takes off its images and divides them by, for pixels from 0 to 1; one number a channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Normalisation {
+    pub mean: Vec<f32>,
+    pub std: Vec<f32>,
+}
+
+impl Normalisation {
+    /// ImageNet's, which torchvision's and most of timm's weights expect.
+    pub fn imagenet() -> Normalisation {
+        Normalisation { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
+    }
+
+    /// Whether it leaves images in [-1, 1] as they are.
+    pub fn is_identity(&self) -> bool {
+        self.mean.iter().chain(&self.std).all(|v| *v == 0.5)
+    }
+
+    fn validate(&self, channels: usize) -> Result<(), String> {
+        if self.mean.len() != channels || self.std.len() != channels {
+            let (mean, std) = (self.mean.len(), self.std.len());
+            return Err(format!("expected {channels} means and deviations, found {mean} and {std}"));
+        }
+        if let Some(v) = self.mean.iter().find(|v| !Self::MEANS.contains(&f64::from(**v))) {
+            return Err(format!("expected means from 0 to 1, found {v}"));
+        }
+        match self.std.iter().find(|v| !Self::STDS.contains(&f64::from(**v))) {
+            Some(v) => Err(format!("expected deviations from 0.001 to 10, found {v}")),
+            None => Ok(()),
+        }
+    }
+
+    pub const MEANS: std::ops::RangeInclusive<f64> = 0.0..=1.0;
+    /// 1/255 is the least in use: networks of pixels from 0 to 255.
+    pub const STDS: std::ops::RangeInclusive<f64> = 0.001..=10.0;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stem {
+    pub width: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    /// A 3x3 max pool of stride 2 behind it.
+    pub max_pool: bool,
+}
+
+/// An architecture; what a weights file's metadata holds under `network`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResNetSpec {
+    pub block: BlockKind,
+    /// Height, width and channels of an image.
+    pub image: [usize; 3],
+    pub stem: Stem,
+    /// Output channels of each block ("layer" in torchvision).
+    pub widths: Vec<usize>,
+    /// Residual units in each block.
+    pub depths: Vec<usize>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stride: StridePlace,
+    /// Of images in [-1, 1], as everything here holds them: `(x - (2 mean - 1)) / (2 std)` per channel before the stem.
+    /// `None`: the images as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<Normalisation>,
+}
+
+fn is_default<T: Default + PartialEq>(v: &T) -> bool {
+    *v == T::default()
+}
+
+/// One convolution with the batch norm behind it, by its names.
+pub(super) struct Layer {
+    pub(super) conv: String,
+    pub(super) norm: String,
+    pub(super) shape: Shape,
+    pub(super) stride: usize,
+}
+
+/// Convolutions of one residual unit.
+pub(super) struct UnitLayers {
+    pub(super) body: Vec<Layer>,
+    pub(super) shortcut: Option<Layer>,
+}
+
+impl ResNetSpec {
+    /// A network of images in [-1, 1] that strides where torchvision's do.
+    pub fn new(
+        block: BlockKind,
+        image: [usize; 3],
+        stem: Stem,
+        widths: Vec<usize>,
+        depths: Vec<usize>,
+    ) -> ResNetSpec {
+        let stride = StridePlace::default();
+        ResNetSpec { block, image, stem, widths, depths, stride, normalisation: None }
+    }
+
+    /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers.
+    pub fn torchvision(depth: usize, size: usize) -> Option<ResNetSpec> {
+        let (block, depths) = match depth {
+            18 => (BlockKind::Basic, [2, 2, 2, 2]),
+            34 => (BlockKind::Basic, [3, 4, 6, 3]),
+            50 => (BlockKind::Bottleneck, [3, 4, 6, 3]),
+            101 => (BlockKind::Bottleneck, [3, 4, 23, 3]),
+            152 => (BlockKind::Bottleneck, [3, 8, 36, 3]),
+            _ => return None,
+        };
+        let w = if block == BlockKind::Basic { [64, 128, 256, 512] } else { [256, 512, 1024, 2048] };
+        let stem = Stem { width: 64, kernel: 7, stride: 2, max_pool: true };
+        Some(ResNetSpec::new(block, [size, size, 3], stem, w.into(), depths.into()))
+    }
+
+    /// Number of blocks B.
+    pub fn blocks(&self) -> usize {
+        self.widths.len()
+    }
+
+    /// Shape of `F^b` for a batch of `n`; `F^0` is the image.
+    pub fn feature(&self, b: usize, n: usize) -> Shape {
+        let [h, w, c] = self.image;
+        if b == 0 {
+            return Shape::new(n, h, w, c);
+        }
+        let size = |mut s: usize| {
+            s = (s + 2 * (self.stem.kernel / 2) - self.stem.kernel) / self.stem.stride + 1;
+            if self.stem.max_pool {
+                s = (s - 1) / 2 + 1;
+            }
+            (1..b).fold(s, |s, _| (s - 1) / 2 + 1)
+        };
+        Shape::new(n, size(h), size(w), self.widths[b - 1])
+    }
+
+    /// Fails on a description that no network can have.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.widths.is_empty() || self.widths.len() != self.depths.len() {
+            return Err(format!("{} widths for {} depths", self.widths.len(), self.depths.len()));
+        }
+        let sizes = self.image.iter().chain(&self.widths).chain(&self.depths);
+        if sizes
+            .chain([&self.stem.width, &self.stem.kernel, &self.stem.stride])
+            .any(|v| *v == 0 || *v > 1 << 16)
+        {
+            return Err("every size must be between 1 and 65536".into());
+        }
+        if self.stem.kernel.is_multiple_of(2) || self.stem.kernel > 15 {
+            return Err(format!("the stem's kernel must be odd and at most 15, found {}", self.stem.kernel));
+        }
+        if self.block == BlockKind::Bottleneck && self.widths.iter().any(|w| w % 4 != 0) {
+            return Err("bottleneck widths must be multiples of 4".into());
+        }
+        self.normalisation.as_ref().map_or(Ok(()), |n| n.validate(self.image[2]))
+    }
+
+    /// `ResNet-50`, or stem, widths and depths where it has no such name.
+    pub fn in_words(&self) -> String {
+        let is_depth = |d: &usize| {
+            let known = ResNetSpec::torchvision(*d, self.image[0]);
+            known.is_some_and(|known| known.architecture() == self.architecture())
+        };
+        match [18, 34, 50, 101, 152].into_iter().find(is_depth) {
+            Some(depth) => format!("ResNet-{depth}"),
+            None => {
+                let (k, c) = (self.stem.kernel, self.image[2]);
+                let block = if self.block == BlockKind::Basic { "basic" } else { "bottleneck" };
+                let (widths, depths) = (&self.widths, &self.depths);
+                format!(
+                    "a ResNet of {block} blocks, widths {widths:?}, depths {depths:?}, a {k}x{k} stem on {c} channels"
+                )
+            }
+        }
+    }
+
+    /// What its tensors' shapes follow from, and the stem.
+    pub fn architecture(&self) -> (BlockKind, usize, Stem, &[usize], &[usize]) {
+        (self.block, self.image[2], self.stem, &self.widths, &self.depths)
+    }
+
+    /// Names of the tensors of all blocks; `is_folded` says of a convolution whether a bias stands for its batch norm.
+    pub fn tensor_names(&self, is_folded: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut names = Vec::new();
+        for layer in self.layers_of(1..=self.blocks()) {
+            names.push(format!("{}.weight", layer.conv));
+            if is_folded(&layer.conv) {
+                names.push(format!("{}.bias", layer.conv));
+            } else {
+                names.extend(NORM_PARTS.map(|part| format!("{}.{part}", layer.norm)));
+            }
+        }
+        names
+    }
+
+    pub(super) fn stem_layer(&self) -> Layer {
+        let k = self.stem.kernel;
+        Layer {
+            conv: "conv1".into(),
+            norm: "bn1".into(),
+            shape: Shape::new(self.stem.width, k, k, self.image[2]),
+            stride: self.stem.stride,
+        }
+    }
+
+    /// Convolutions of block `b` (1-based).
+    pub(super) fn block_layers(&self, b: usize) -> Vec<UnitLayers> {
+        let out = self.widths[b - 1];
+        let mut input = if b == 1 { self.stem.width } else { self.widths[b - 2] };
+        let mut units = Vec::new();
+        for u in 0..self.depths[b - 1] {
+            let stride = if u == 0 && b > 1 { 2 } else { 1 };
+            let layer = |i: usize, k: usize, r: usize, c: usize, stride: usize| Layer {
+                conv: format!("layer{b}.{u}.conv{i}"),
+                norm: format!("layer{b}.{u}.bn{i}"),
+                shape: Shape::new(k, r, r, c),
+                stride,
+            };
+            let body = match self.block {
+                BlockKind::Basic => vec![layer(1, out, 3, input, stride), layer(2, out, 3, out, 1)],
+                BlockKind::Bottleneck => {
+                    let mid = out / 4;
+                    let (first, middle) = match self.stride {
+                        StridePlace::Middle => (1, stride),
+                        StridePlace::First => (stride, 1),
+                    };
+                    vec![
+                        layer(1, mid, 1, input, first),
+                        layer(2, mid, 3, mid, middle),
+                        layer(3, out, 1, mid, 1),
+                    ]
+                }
+            };
+            let shortcut = (stride != 1 || input != out).then(|| Layer {
+                conv: format!("layer{b}.{u}.downsample.0"),
+                norm: format!("layer{b}.{u}.downsample.1"),
+                shape: Shape::new(out, 1, 1, input),
+                stride,
+            });
+            units.push(UnitLayers { body, shortcut });
+            input = out;
+        }
+        units
+    }
+
+    fn layers_of(&self, blocks: std::ops::RangeInclusive<usize>) -> Vec<Layer> {
+        let mut all = Vec::new();
+        for b in blocks {
+            all.extend((b == 1).then(|| self.stem_layer()));
+            for u in self.block_layers(b) {
+                all.extend(u.body);
+                all.extend(u.shortcut);
+            }
+        }
+        all
+    }
+
+    /// Parameters of some blocks as PyTorch counts them: filters, and gamma and beta of their batch norms.
+    pub fn parameters(&self, blocks: std::ops::RangeInclusive<usize>) -> usize {
+        self.layers_of(blocks).iter().map(|l| l.shape.elems() + 2 * l.shape.n()).sum()
+    }
+
+    /// Parameters of a head for `labels` labels.
+    pub fn head_parameters(&self, labels: usize) -> usize {
+        (self.widths[self.blocks() - 1] + 1) * labels
+    }
+}

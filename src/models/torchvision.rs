@@ -1,0 +1,132 @@
+//! ResNet state dicts as torchvision and timm save them: no word about the network, only names and shapes.
+
+use super::resnet::{BlockKind, ResNetSpec, Stem};
+use crate::error::{Error, Result};
+use crate::weights::Tensors;
+use std::collections::BTreeSet;
+
+/// What wrappers (DataParallel, Lightning, `torch.compile`, detectors) put before every name.
+const WRAPPERS: [&str; 5] = ["module.", "model.", "backbone.", "encoder.", "_orig_mod."];
+
+/// Takes away the prefixes of [`WRAPPERS`], nested ones too, that all tensors have.
+pub fn strip_wrappers(t: Tensors) -> Result<Tensors> {
+    let mut length = 0;
+    if let Some((first, _)) = t.iter().next() {
+        let first = first.to_owned();
+        while let Some(wrapper) = WRAPPERS.iter().find(|w| first[length..].starts_with(**w)) {
+            let longer = &first[..length + wrapper.len()];
+            if !t.iter().all(|(name, _)| name.starts_with(longer)) {
+                break;
+            }
+            length = longer.len();
+        }
+    }
+    t.without_prefix(length)
+}
+
+/// The network whose tensors these are, for images of `size` pixels a side.
+///
+/// Widths and depths follow from names and shapes. What no shape shows is torchvision's: a 7x7 stem strides by 2 and has a
+/// max pool behind it, bottlenecks stride in their 3x3. A 3x3 stem is taken for the one of small images: stride 1, no pool.
+///
+/// Errors: tensors that are no such network's.
+pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
+    let wrong = |message: String| Error::data(t.file(), message);
+    let no_stem = || {
+        let first: Vec<&str> = t.iter().map(|(name, _)| name).take(5).collect();
+        wrong(format!(
+            "no `network` in the metadata, so a ResNet under torchvision's names was expected: conv1.weight with a 7x7 or \
+             3x3 filter; found {} tensors, first {first:?}",
+            t.len()
+        ))
+    };
+    let (width, channels, kernel) = match t.get("conv1.weight").map(|w| &w.shape[..]) {
+        Some(&[k, c, r, s]) if r == s && (r == 7 || r == 3) => (k, c, r),
+        Some(_) | None => return Err(no_stem()),
+    };
+    // From all names, so that one that is missing shows up as missing and not as a smaller network.
+    let mut depths: Vec<usize> = Vec::new();
+    let mut block = BlockKind::Basic;
+    for (name, _) in t.iter() {
+        let Some((b, u, part)) = unit(name) else { continue };
+        // More of them than there are tensors would be a name's invention.
+        if b == 0 || b > t.len() || u >= t.len() {
+            return Err(wrong(format!("array {name:?}: no ResNet of {} tensors has it", t.len())));
+        }
+        depths.resize(depths.len().max(b), 0);
+        depths[b - 1] = depths[b - 1].max(u + 1);
+        if part.starts_with("conv3.") {
+            block = BlockKind::Bottleneck;
+        }
+    }
+    if depths.is_empty() || depths.iter().sum::<usize>() > t.len() {
+        return Err(no_stem());
+    }
+    let last = if block == BlockKind::Basic { "bn2" } else { "bn3" };
+    let width_of = |b: usize, depth: usize| {
+        let parts = ["weight", "bias", "running_mean", "running_var"];
+        let mut places =
+            (0..depth).flat_map(|u| parts.map(|part| format!("layer{}.{u}.{last}.{part}", b + 1)));
+        let found = places.find_map(|name| t.get(&name)?.shape.first().copied());
+        let missing = || wrong(format!("expected layer{}.0.{last}.weight, found no such tensor", b + 1));
+        found.ok_or_else(missing)
+    };
+    let widths = depths.iter().enumerate().map(|(b, d)| width_of(b, *d)).collect::<Result<Vec<_>>>()?;
+    let stem = if kernel == 7 {
+        Stem { width, kernel, stride: 2, max_pool: true }
+    } else {
+        Stem { width, kernel, stride: 1, max_pool: false }
+    };
+    let network = ResNetSpec::new(block, [size, size, channels], stem, widths, depths);
+    network.validate().map_err(|e| wrong(format!("no ResNet has these tensors: {e}")))?;
+    Ok(network)
+}
+
+/// Block, unit and rest of `layerB.U.REST`.
+fn unit(name: &str) -> Option<(usize, usize, &str)> {
+    let (block, rest) = name.strip_prefix("layer")?.split_once('.')?;
+    let (unit, part) = rest.split_once('.')?;
+    Some((block.parse().ok()?, unit.parse().ok()?, part))
+}
+
+/// Fails unless the names in `t` are those of `network`'s blocks and, where it is wanted, of a fully connected
+/// layer: says at once what is missing and what is too much.
+pub fn check_names(t: &Tensors, network: &ResNetSpec, head: Head) -> Result<()> {
+    let mut expected: BTreeSet<String> = BTreeSet::new();
+    let units: usize = network.depths.iter().sum();
+    if units > t.len() {
+        let message = format!("expected a ResNet of {units} residual units, found {} tensors", t.len());
+        return Err(Error::data(t.file(), message));
+    }
+    expected.extend(network.tensor_names(|conv| t.get(&format!("{conv}.bias")).is_some()));
+    let fc = ["fc.weight", "fc.bias"];
+    if head == Head::Wanted {
+        expected.extend(fc.map(String::from));
+    }
+    let missing: Vec<&str> = expected.iter().map(String::as_str).filter(|n| t.get(n).is_none()).collect();
+    let is_extra = |n: &&str| !expected.contains(*n) && !(head == Head::Ignored && n.starts_with("fc."));
+    let unexpected: Vec<&str> = t.iter().map(|(n, _)| n).filter(is_extra).collect();
+    let parts: Vec<String> = [("missing", missing), ("unexpected", unexpected)]
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(what, names)| {
+            let dots = if names.len() > SHOWN { ", ..." } else { "" };
+            format!("{} {what} ({}{dots})", names.len(), names[..names.len().min(SHOWN)].join(", "))
+        })
+        .collect();
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let message = format!("expected the tensors of {}: {}", network.in_words(), parts.join(", "));
+    Err(Error::data(t.file(), message))
+}
+
+/// Names of a kind that an error shows.
+const SHOWN: usize = 5;
+
+/// Whether a network's fully connected layer matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    Wanted,
+    Ignored,
+}

@@ -1,0 +1,95 @@
+//! What a result's bits depend on, as one hash: a checkpoint of anything else is refused.
+
+use super::spec::{ImageSource, RunSpec, StudentInit};
+use crate::error::{Error, Result};
+use crate::weights::sha256;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The configuration (but for where the evaluation data lies, and how often checkpoints are written) and the files it
+/// names: teachers, initial weights, KA's images.
+pub fn of_run(spec: &RunSpec) -> Result<String> {
+    let mut relevant = spec.clone();
+    relevant.evaluation = None;
+    relevant.checkpoint_seconds = 0.0;
+    let mut files: Vec<&Path> = spec.teachers.iter().map(|t| t.weights.as_path()).collect();
+    if let StudentInit::Weights(path) = &spec.student.init {
+        files.push(path);
+    }
+    for source in spec.baselines.iter().chain([&spec.dual.images]) {
+        if let ImageSource::Real(path) = source {
+            files.push(path);
+        }
+    }
+    of(&relevant, &files)
+}
+
+/// SHA-256 of `spec` and of what the files hold. A folder counts by the names and lengths of its files: reading the
+/// images of a large one would take minutes.
+pub fn of(spec: &impl Serialize, files: &[&Path]) -> Result<String> {
+    let mut h = Sha256::new();
+    h.update(serde_json::to_vec(spec).map_err(|e| Error::Run(format!("configuration: {e}")))?);
+    for path in files {
+        if path.is_dir() {
+            for (name, bytes) in listing(path)? {
+                h.update(name.as_os_str().as_encoded_bytes());
+                h.update(bytes.to_le_bytes());
+            }
+        } else {
+            h.update(sha256(path)?);
+        }
+    }
+    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Every file below `folder` with its length, in the order of their paths.
+fn listing(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let cannot = |path: &Path, e: std::io::Error| Error::data(path, format!("cannot read: {e}"));
+    let (mut out, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+    while let Some(at) = folders.pop() {
+        for entry in fs::read_dir(&at).map_err(|e| cannot(&at, e))? {
+            let entry = entry.map_err(|e| cannot(&at, e))?;
+            let path = entry.path();
+            // Links to folders are not followed: they may go round in circles.
+            let kind = entry.file_type().map_err(|e| cannot(&path, e))?;
+            if kind.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            // A link that leads nowhere is for whoever reads the image to tell.
+            let bytes = fs::metadata(&path).map_or(0, |m| m.len());
+            out.push((path.strip_prefix(folder).unwrap_or(&path).to_path_buf(), bytes));
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spec_a_files_contents_and_a_folders_listing_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, folder) = (dir.path().join("f"), dir.path().join("d"));
+        fs::create_dir_all(folder.join("in")).unwrap();
+        fs::write(&file, "1").unwrap();
+        fs::write(folder.join("in/a.jpg"), "12").unwrap();
+        let hash = |spec: u32| of(&spec, &[&file, &folder]).unwrap();
+        let first = hash(1);
+        assert_eq!(first, hash(1));
+        assert_ne!(first, hash(2));
+        fs::write(&file, "2").unwrap();
+        let second = hash(1);
+        assert_ne!(first, second);
+        fs::write(folder.join("in/a.jpg"), "123").unwrap();
+        let third = hash(1);
+        assert_ne!(second, third);
+        fs::rename(folder.join("in/a.jpg"), folder.join("in/b.jpg")).unwrap();
+        assert_ne!(third, hash(1));
+        assert_eq!(of(&1, &[&dir.path().join("none")]).unwrap_err().exit_code(), 4);
+    }
+}

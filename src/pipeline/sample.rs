@@ -1,0 +1,153 @@
+//! Images from a trained generator: those of a run's report, and more from the file that the run leaves.
+
+use super::generator::{Draw, StageOne};
+use super::session::stage_seed;
+use super::snapshots::{MOST_IMAGES, images_at_once};
+use super::spec::RunSpec;
+use super::{Device, engine_on};
+use crate::autograd::tape::Learn;
+use crate::autograd::{Engine, Plan, Store, Tape};
+use crate::device::StepState;
+use crate::error::{Error, Result};
+use crate::models::generator::Generator;
+use crate::models::resnet::ResNetSpec;
+use crate::models::targetnet::torch_shape;
+use crate::models::{Recorder, fold};
+use crate::report::grid_png;
+use crate::tensor::Elem;
+use crate::weights::{self, Tensors, write_atomic};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The generator's file in a run's folder.
+pub const GENERATOR: &str = "generator.npz";
+
+/// How the names of the generator's tensors begin in a store, before their names in its file.
+const PREFIX: &str = "generator";
+
+/// What the generator's file holds beside its tensors, under `generator`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct GeneratorSpec {
+    /// The teachers', whose features and image it makes.
+    network: ResNetSpec,
+    groups: usize,
+    /// As in the config.
+    widths: Vec<usize>,
+    draw: Draw,
+    /// Images drawn at once, as for the run's report. Batch norm takes the batch's statistics, so an image depends on those
+    /// drawn with it: the same number always, whatever number is asked for.
+    batch: usize,
+    /// The run's.
+    seed: u64,
+}
+
+impl GeneratorSpec {
+    /// Fails on a description that no generator can have, or of one beyond what a config may ask for.
+    fn validate(&self) -> Result<(), String> {
+        self.network.validate()?;
+        let [h, w, _] = self.network.image;
+        let Draw { latent, conditions, max_labels } = self.draw;
+        let is_conditional = conditions > 0;
+        let fits = (1..=self.network.blocks()).contains(&self.groups)
+            && (1..=64).contains(&self.widths.len())
+            && self.widths.iter().all(|w| (1..=8192).contains(w))
+            && h.max(w) <= 4096
+            && (1..=65_536).contains(&latent)
+            && conditions <= 65_536
+            && (1..=MOST_IMAGES).contains(&self.batch)
+            && (!is_conditional || max_labels >= 1);
+        if fits { Ok(()) } else { Err(format!("no generator is like this: {self:?}")) }
+    }
+
+    fn build(&self, store: &mut Store<f32>) -> Generator {
+        let (net, inputs) = (&self.network, self.draw.latent + self.draw.conditions);
+        Generator::new(store, PREFIX, net, self.groups, inputs, &self.widths, 0)
+    }
+}
+
+/// Writes stage one's generator with what it takes to build it again.
+pub fn save(
+    path: &Path,
+    one: &StageOne,
+    store: &Store<f32>,
+    spec: &RunSpec,
+    network: &ResNetSpec,
+) -> Result<()> {
+    let mut out = Tensors::new();
+    for id in one.generator.tensors() {
+        let (name, shape) = (store.name(*id), store.shape(*id));
+        let name = name.strip_prefix(PREFIX).and_then(|n| n.strip_prefix('.')).unwrap_or(name);
+        out.insert(name, &torch_shape(shape), fold::to_oihw(shape, &store.to_f32(*id)))?;
+    }
+    let (groups, widths) = (spec.generator.groups, spec.generator.widths.clone());
+    let (network, draw, seed) = (network.clone(), one.draw.clone(), spec.seed);
+    let batch = images_at_once(spec);
+    let description = GeneratorSpec { network, groups, widths, draw, batch, seed };
+    let json =
+        serde_json::to_value(description).map_err(|e| Error::Run(format!("generator metadata: {e}")))?;
+    out.meta.insert("generator".into(), json);
+    weights::save(path, &out)
+}
+
+/// A generator from its file, ready to draw.
+pub struct Sampler {
+    engine: Engine<f32>,
+    generator: Generator,
+    spec: GeneratorSpec,
+}
+
+impl Sampler {
+    /// Opens a generator's file, or that of a run's folder.
+    pub fn open(path: &Path, device: &Device) -> Result<Sampler> {
+        let path: PathBuf = if path.is_dir() { path.join(GENERATOR) } else { path.into() };
+        let mut tensors = weights::load(&path)?;
+        let spec: GeneratorSpec = tensors.meta_as("generator")?;
+        spec.validate().map_err(|e| Error::data(&path, format!("__meta__: generator: {e}")))?;
+        // Shapes first, in a store without memory: a description may claim what the file does not hold.
+        let mut planned = Store::planned(None);
+        let generator = spec.build(&mut planned);
+        let mut values = Vec::new();
+        for id in generator.tensors() {
+            let (name, shape) = (planned.name(*id), planned.shape(*id));
+            let part = name.strip_prefix(PREFIX).and_then(|n| n.strip_prefix('.')).unwrap_or(name);
+            values.push(fold::from_oihw(shape, &tensors.take(part, &torch_shape(shape))?));
+        }
+        tensors.finish()?;
+        let mut engine = engine_on(&Device { choice: device.choice, ..Device::default() }, Elem::F32)?;
+        let generator = spec.build(&mut engine.store);
+        generator.tensors().iter().zip(&values).for_each(|(id, v)| engine.store.set(*id, v));
+        Ok(Sampler { engine, generator, spec })
+    }
+
+    /// Height, width and channels of an image.
+    pub fn image(&self) -> [usize; 3] {
+        self.spec.network.image
+    }
+
+    /// `count` images `[count, h, w, c]` in [-1, 1]; without a seed the run's own, which draws the images of its report.
+    pub fn images(&mut self, count: usize, seed: Option<u64>) -> Result<Vec<f32>> {
+        let (Sampler { engine, generator, spec }, mut tape) = (self, Tape::default());
+        let mut r = Recorder { tape: &mut tape, store: &engine.store };
+        let (levels, _) = spec.draw.record(&mut r, generator, spec.batch, Learn::Frozen)?;
+        let image = levels[levels.len() - 1];
+        tape.output(image);
+        let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
+        plan.reserve(engine)?;
+        let (len, seed) =
+            (count * tape.shape(image).per_sample(), stage_seed(seed.unwrap_or(spec.seed), "samples"));
+        let mut out = Vec::with_capacity(len);
+        for step in 0..count.div_ceil(spec.batch) as u64 {
+            plan.replay(engine, &StepState { seed, step, ..Default::default() })?;
+            out.extend_from_slice(&plan.output(engine, image)?);
+        }
+        out.truncate(len);
+        Ok(out)
+    }
+}
+
+/// Writes images `[n, h, w, c]` in [-1, 1] as one PNG.
+pub fn save_grid(path: &Path, images: &[f32], [h, w, c]: [usize; 3]) -> Result<()> {
+    let png = grid_png(images, images.len() / (h * w * c), h, w, c)?;
+    write_atomic(path, |file| file.write_all(&png))
+}

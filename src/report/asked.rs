@@ -1,0 +1,111 @@
+//! What `resolved.toml` says that a page tells of. A folder of an older version, or of a run that a person edited, may
+//! lack anything, so that nothing here is required.
+
+use toml::{Table, Value};
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Asked {
+    pub name: Option<String>,
+    pub seed: Option<u64>,
+    /// Their names.
+    pub teachers: Vec<String>,
+    /// Where stage two's images come from: `generator`, `noise` or `real:FILE`.
+    pub images: Option<String>,
+    /// In the order that they are trained.
+    pub stages: Vec<Planned>,
+    /// The collapse alarm's.
+    pub least_diversity: Option<f64>,
+    pub least_entropy: Option<f64>,
+    pub has_evaluation: bool,
+}
+
+/// A stage of training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    pub name: String,
+    pub steps: usize,
+    /// Images of a step.
+    pub batch: usize,
+}
+
+impl Asked {
+    pub fn read(text: &str) -> Asked {
+        let root: Table = text.parse().unwrap_or_default();
+        let at = |path: &str| {
+            let (table, key) = path.split_once('.')?;
+            root.get(table)?.as_table()?.get(key)
+        };
+        let string = |v: &Value| v.as_str().map(str::to_owned);
+        let count = |v: &Value| v.as_integer().and_then(|i| usize::try_from(i).ok());
+        let teachers = root.get("teachers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let images = at("dual.images").and_then(string);
+
+        let mut stages = Vec::new();
+        let is_generated = images.as_deref() == Some("generator");
+        if let (true, Some(steps), Some(batch)) =
+            (is_generated, at("generator.steps").and_then(count), at("generator.batch").and_then(count))
+        {
+            stages.push(Planned { name: "generator".into(), steps, batch });
+        }
+        let blocks = at("dual.steps").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let noise = at("baselines.noise").and_then(Value::as_bool).unwrap_or(false);
+        let students = [("", true), ("noise.", noise), ("ka.", at("baselines.ka").is_some())];
+        for (prefix, _) in students.into_iter().filter(|(_, is_asked)| *is_asked) {
+            for (b, steps) in blocks.iter().enumerate() {
+                if let (Some(steps), Some(batch)) = (count(steps), at("dual.batch").and_then(count)) {
+                    stages.push(Planned { name: format!("{prefix}block{}", b + 1), steps, batch });
+                }
+            }
+        }
+        Asked {
+            name: root.get("name").and_then(string),
+            seed: root.get("seed").and_then(Value::as_integer).and_then(|s| u64::try_from(s).ok()),
+            teachers: teachers.iter().filter_map(|t| t.get("name").and_then(string)).collect(),
+            images,
+            stages,
+            least_diversity: at("loss.least_diversity").and_then(number),
+            least_entropy: at("loss.least_entropy").and_then(number),
+            has_evaluation: root.contains_key("evaluation"),
+        }
+    }
+
+    pub fn stage(&self, name: &str) -> Option<&Planned> {
+        self.stages.iter().find(|s| s.name == name)
+    }
+}
+
+/// TOML tells 1 from 1.0.
+fn number(v: &Value) -> Option<f64> {
+    v.as_float().or_else(|| v.as_integer().map(|i| i as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_a_run_resolves_to_and_takes_anything_else() {
+        let asked = Asked::read(
+            "name = 'n'\nseed = 3\nteachers = [{ name = 'A', weights = 'a' }, { name = 'B', weights = 'b' }]\n\
+             [generator]\nsteps = 10\nbatch = 4\n[dual]\nimages = 'generator'\nsteps = [5, 6]\nbatch = 8\n\
+             [loss]\nleast_diversity = 0\nleast_entropy = 0.25\n[baselines]\nka = 'x'\n[evaluation]\ndata = 'e'\n",
+        );
+        let stages: Vec<_> = asked.stages.iter().map(|s| (s.name.as_str(), s.steps, s.batch)).collect();
+        let expected = [
+            ("generator", 10, 4),
+            ("block1", 5, 8),
+            ("block2", 6, 8),
+            ("ka.block1", 5, 8),
+            ("ka.block2", 6, 8),
+        ];
+        assert_eq!(stages, expected);
+        assert_eq!((asked.least_diversity, asked.least_entropy), (Some(0.0), Some(0.25)));
+        assert!(asked.has_evaluation && asked.teachers == ["A", "B"] && asked.seed == Some(3));
+        for text in
+            ["", "x", "teachers = 3\n", "seed = -1\ndual.steps = ['a', -4]\n", "[generator]\nsteps = 1\n"]
+        {
+            let asked = Asked::read(text);
+            assert!(asked.stages.is_empty() && asked.seed.is_none(), "{text}");
+        }
+    }
+}

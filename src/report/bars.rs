@@ -1,0 +1,155 @@
+//! Tables whose rows are bars: average precision by label, and what generated images show.
+
+use super::gather::Gathered;
+use super::html::{escape, prose};
+use super::table::percent;
+use super::verdict::{not_measured, owner, owners_ap};
+use crate::summary::{LabelShare, LabelStatistics, Summary};
+
+struct Row {
+    name: String,
+    /// CSS class and length in percent of the longest.
+    bars: Vec<(&'static str, f64)>,
+    figures: Vec<String>,
+}
+
+/// `groups`: a heading (none where there is but one) and its rows.
+fn bar_table(header: &[&str], groups: &[(String, Vec<Row>)]) -> String {
+    let head: String = header.iter().map(|h| format!("<th scope=\"col\">{h}</th>")).collect();
+    let mut body = String::new();
+    for (heading, rows) in groups {
+        if groups.len() > 1 {
+            let columns = header.len();
+            body += &format!("<tr class=\"group\"><th colspan=\"{columns}\">{}</th></tr>", escape(heading));
+        }
+        for row in rows {
+            let bar = |(class, length): &(&str, f64)| {
+                let length = if length.is_finite() { length.clamp(0.0, 100.0) } else { 0.0 };
+                format!("<span class=\"track\"><i class=\"{class}\" style=\"width:{length:.1}%\"></i></span>")
+            };
+            let bars: String = row.bars.iter().map(bar).collect();
+            let figures: String = row.figures.iter().map(|f| format!("<td>{}</td>", escape(f))).collect();
+            let name = escape(&row.name);
+            body += &format!("<tr><th scope=\"row\">{name}</th><td class=\"bar\">{bars}</td>{figures}</tr>");
+        }
+    }
+    format!(
+        "<div class=\"wide\"><table class=\"bars\"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n"
+    )
+}
+
+/// Average precision of the student beside the teacher that each label comes from.
+pub(super) fn precision(g: &Gathered) -> String {
+    let s = &g.summary;
+    let Some(student) = &s.student else {
+        return format!(
+            "<h2>Average precision by label</h2><p class=\"soft\">{}</p>\n",
+            prose(&not_measured(g))
+        );
+    };
+    let row = |label: &String| {
+        let (ap, of) = (student.score.ap.get(label).copied(), owners_ap(s, label));
+        let kept = ap.zip(of).filter(|(_, of)| *of > 0.0).map(|(ap, of)| 100.0 * ap / of);
+        Row {
+            name: label.clone(),
+            bars: vec![("a", ap.unwrap_or(0.0)), ("ref", of.unwrap_or(0.0))],
+            figures: [ap, of, kept].map(percent).to_vec(),
+        }
+    };
+    let groups = by_teacher(s.labels.iter().map(|l| (owner(s, l).unwrap_or("no teacher"), row(l))));
+    let mut out = String::from(
+        "<h2>Average precision by label</h2>\
+         <p class=\"legend\"><span class=\"key a\">student</span><span class=\"key ref\">the label's teacher</span>, all-point \
+         average precision in %; the last column is the student's share of its teacher's</p>\n",
+    );
+    out += &bar_table(&["label", "", "student", "teacher", "kept"], &groups);
+    out
+}
+
+/// What the generator was asked to show, and what the teachers see.
+pub(super) fn labels_shown(g: &Gathered) -> String {
+    let Some(stats) = g.summary.label_statistics.as_ref().filter(|s| s.images > 0) else {
+        return missing_statistics(&g.summary, g.asked.images.as_deref());
+    };
+    let share = |count: usize| 100.0 * count as f64 / stats.images as f64;
+    let is_drawn = stats.labels.iter().any(|l| l.drawn.is_some());
+    let longest =
+        stats.labels.iter().map(|l| share(l.predicted.max(l.drawn.unwrap_or(0)))).fold(1e-9, f64::max);
+    let row = |l: &LabelShare| {
+        let mut bars = vec![("b", 100.0 * share(l.predicted) / longest)];
+        let mut figures = vec![percent(Some(share(l.predicted)))];
+        if let Some(drawn) = l.drawn {
+            bars.push(("ref", 100.0 * share(drawn) / longest));
+            figures.push(percent(Some(share(drawn))));
+            figures.push(percent((drawn > 0).then(|| 100.0 * l.shown as f64 / drawn as f64)));
+        }
+        Row { name: l.label.clone(), bars, figures }
+    };
+    let groups = by_teacher(stats.labels.iter().map(|l| (l.teacher.as_str(), row(l))));
+    let mut out = String::from("<h3>What the images show</h3>");
+    out += &format!("<p>{}</p>", prose(&in_words(stats, is_drawn)));
+    out += "<p class=\"legend\"><span class=\"key b\">its teacher sees it</span>";
+    if is_drawn {
+        out += "<span class=\"key ref\">the generator was asked for it</span>";
+    }
+    out += ", % of the images";
+    if is_drawn {
+        out += "; the last column: of the images asked to show it, those that do";
+    }
+    out += "</p>\n";
+    let header: &[&str] =
+        if is_drawn { &["label", "", "seen", "asked", "shown"] } else { &["label", "", "seen"] };
+    out + &bar_table(header, &groups)
+}
+
+fn in_words(stats: &LabelStatistics, is_drawn: bool) -> String {
+    let mean = |count: usize| count as f64 / stats.images.max(1) as f64;
+    let predicted: usize = stats.labels.iter().map(|l| l.predicted).sum();
+    let mut text = format!("Over {} images of the trained generator, teachers see ", stats.images);
+    if !is_drawn {
+        return text + &format!("{:.2} labels in an image.", mean(predicted));
+    }
+    let drawn: usize = stats.labels.iter().filter_map(|l| l.drawn).sum();
+    let shown: usize = stats.labels.iter().map(|l| l.shown).sum();
+    text += &format!("{:.2} labels in an image; it was asked for {:.2}.", mean(predicted), mean(drawn));
+    if drawn > 0 {
+        text += &format!(
+            " A label that it was asked for is there in {:.1} %.",
+            100.0 * shown as f64 / drawn as f64
+        );
+    }
+    let rare: Vec<&str> = stats
+        .labels
+        .iter()
+        .filter(|l| l.drawn.is_some_and(|d| d > 0 && 2 * l.shown < d))
+        .map(|l| l.label.as_str())
+        .collect();
+    if !rare.is_empty() {
+        text += &format!(" It shows these less than every second time: {}.", rare.join(", "));
+    }
+    text
+}
+
+fn missing_statistics(s: &Summary, images: Option<&str>) -> String {
+    let why = match images {
+        Some("generator") | None if s.diversity > 0.0 => {
+            "an earlier version made this folder and did not count them"
+        }
+        Some("generator") => "they are counted at the end of stage one",
+        _ => return String::new(),
+    };
+    format!("<h3>What the images show</h3><p class=\"soft\">No label statistics: {why}.</p>\n")
+}
+
+/// Rows grouped by teacher, in the order in which teachers first come.
+fn by_teacher<'a>(rows: impl Iterator<Item = (&'a str, Row)>) -> Vec<(String, Vec<Row>)> {
+    let mut groups: Vec<(String, Vec<Row>)> = Vec::new();
+    for (teacher, row) in rows {
+        let heading = format!("teacher {teacher}");
+        match groups.iter_mut().find(|(name, _)| *name == heading) {
+            Some((_, rows)) => rows.push(row),
+            None => groups.push((heading, vec![row])),
+        }
+    }
+    groups
+}

@@ -1,0 +1,169 @@
+//! After which block the student leaves the shared trunk: losses, the precisions of every choice, and the choice.
+
+use super::chart::{Frame, Mark, Markers, Series, framed_chart};
+use super::gather::Gathered;
+use super::html::{marked_table, prose};
+use super::metrics::converged;
+use super::table::{Table, percent, teachers_map};
+use crate::summary::{Score, Summary};
+
+/// Classes of a chart's lines; a task keeps its own in every chart.
+const CLASSES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+struct Task {
+    name: String,
+    labels: Vec<String>,
+    /// Converged, NaN for a block that is not trained yet.
+    losses: Vec<f64>,
+}
+
+fn tasks(g: &Gathered) -> Vec<Task> {
+    let s = &g.summary;
+    if !s.branch.is_empty() {
+        let task = |t: &crate::summary::TaskBranch| Task {
+            name: t.teacher.clone(),
+            labels: t.labels.clone(),
+            losses: t.loss_by_block.clone(),
+        };
+        return s.branch.iter().map(task).collect();
+    }
+    // Unfinished: what the blocks' curves ended at.
+    let of = |b: usize| g.stages.iter().find(|s| s.name == format!("block{b}"));
+    let is_done =
+        |b: usize, steps: usize| g.asked.stage(&format!("block{b}")).is_none_or(|p| steps >= p.steps);
+    let blocks = (1..=64).take_while(|b| of(*b).is_some()).count();
+    let names: Vec<String> = of(1)
+        .iter()
+        .flat_map(|s| s.curves.keys().filter_map(|k| k.strip_prefix("dual.")).map(String::from))
+        .collect();
+    let loss = |name: &str, b: usize| {
+        let stage = of(b).filter(|s| is_done(b, s.steps))?;
+        converged(stage.curves.get(&format!("dual.{name}"))?)
+    };
+    let task = |name: String| Task {
+        losses: (1..=blocks).map(|b| loss(&name, b).unwrap_or(f64::NAN)).collect(),
+        name,
+        labels: Vec::new(),
+    };
+    names.into_iter().map(task).filter(|t| t.losses.iter().any(|l| l.is_finite())).collect()
+}
+
+/// Mean of a task's labels.
+fn task_ap(score: &Score, task: &Task) -> f64 {
+    let ap: Vec<f64> = task.labels.iter().filter_map(|l| score.ap.get(l).copied()).collect();
+    if ap.is_empty() { f64::NAN } else { ap.iter().sum::<f64>() / ap.len() as f64 }
+}
+
+fn line<'a>(name: &'a str, class: &'a str, values: Vec<f64>) -> Series<'a> {
+    let points = values.into_iter().enumerate().map(|(b, v)| ((b + 1) as f64, v)).collect();
+    Series { name, class, points, markers: Markers::Dots }
+}
+
+pub(super) fn branching(g: &Gathered) -> String {
+    let (s, tasks) = (&g.summary, tasks(g));
+    let blocks = tasks.iter().map(|t| t.losses.len()).max().unwrap_or(0);
+    if blocks == 0 {
+        return String::new();
+    }
+    let chosen = s.branch.iter().map(|t| t.block).max();
+    let mark = chosen.map(|b| Mark { x: b as f64, text: "chosen" });
+    let class = |i: usize| CLASSES[i % CLASSES.len()];
+    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(g, chosen)));
+
+    let losses: Vec<Series> =
+        tasks.iter().enumerate().map(|(i, t)| line(&t.name, class(i), t.losses.clone())).collect();
+    let mut charts = framed_chart("dual loss by block", &losses, Frame { mark, holds: None });
+    if let Some(student) = s.student.as_ref().filter(|x| !x.by_block.is_empty()) {
+        let of_task = |t: &Task| student.by_block.iter().map(|score| task_ap(score, t)).collect();
+        let by_task: Vec<Series> =
+            tasks.iter().enumerate().map(|(i, t)| line(&t.name, class(i), of_task(t))).collect();
+        if tasks.len() > 1 {
+            charts += &framed_chart(
+                "the student's AP by block, mean over a task's labels, %",
+                &by_task,
+                Frame { mark, holds: None },
+            );
+        }
+        charts += &all_students(s, mark);
+    }
+    out += &format!("<div class=\"charts large\">{charts}</div>\n");
+    out + &marked_table(&table(s, &tasks, blocks), chosen.map(|b| b - 1))
+}
+
+/// mAP by block: student, KA and noise against the teachers' own.
+fn all_students(s: &Summary, mark: Option<Mark>) -> String {
+    let maps = |scores: &[Score]| scores.iter().map(|x| x.map).collect::<Vec<_>>();
+    let mut series: Vec<Series> =
+        [("student", "a", &s.student), ("KA", "d", &s.ka), ("noise", "b", &s.noise)]
+            .into_iter()
+            .filter_map(|(name, class, x)| Some(line(name, class, maps(&x.as_ref()?.by_block))))
+            .filter(|s| !s.points.is_empty())
+            .collect();
+    let blocks = series.iter().map(|s| s.points.len()).max().unwrap_or(0);
+    if let Some(map) = teachers_map(s) {
+        let points = vec![(1.0, map), (blocks as f64, map)];
+        series.push(Series { name: "teachers", class: "ref", points, markers: Markers::None });
+    }
+    framed_chart("mAP by block, %", &series, Frame { mark, holds: None })
+}
+
+fn in_words(g: &Gathered, chosen: Option<usize>) -> String {
+    let s = &g.summary;
+    let Some(chosen) = chosen else {
+        return "The student will share the blocks up to the one where the teachers' dual losses add up to the least. \
+                No block is chosen yet; these are the blocks trained so far."
+            .into();
+    };
+    let total = |b: usize| s.branch.iter().filter_map(|t| t.loss_by_block.get(b)).sum::<f64>();
+    let blocks = s.branch.iter().map(|t| t.loss_by_block.len()).min().unwrap_or(0);
+    let lowest = (0..blocks).min_by(|a, b| total(*a).total_cmp(&total(*b))).map(|b| b + 1);
+    let mut text = format!("The tasks leave the shared trunk after block {chosen}");
+    text += &match lowest {
+        Some(block) if block != chosen => {
+            format!(
+                "; those of block {block} add up to less, but the config does not allow it. The choice looks at no label."
+            )
+        }
+        _ => ", where their dual losses add up to the least. The choice looks at no label.".to_owned(),
+    };
+    let maps = s.student.iter().flat_map(|x| x.by_block.iter().map(|score| score.map)).enumerate();
+    if let Some((best, map)) = maps.max_by(|a, b| a.1.total_cmp(&b.1)) {
+        let here = s.student.as_ref().and_then(|x| x.by_block.get(chosen - 1)).map_or(f64::NAN, |x| x.map);
+        text += &if best + 1 == chosen {
+            " Measured afterwards, it is also the best of all blocks.".to_owned()
+        } else {
+            format!(
+                " Measured afterwards, block {} would have been better: {map:.1} % against {here:.1} %.",
+                best + 1
+            )
+        };
+    }
+    text
+}
+
+/// A row for each block.
+fn table(s: &Summary, tasks: &[Task], blocks: usize) -> Table {
+    let mut header = vec!["tasks leave after".to_owned()];
+    header.extend(tasks.iter().map(|t| format!("dual loss {}", t.name)));
+    let students: Vec<(&str, &Vec<Score>)> = [("student", &s.student), ("KA", &s.ka), ("noise", &s.noise)]
+        .into_iter()
+        .filter_map(|(name, x)| Some((name, &x.as_ref()?.by_block)))
+        .collect();
+    if s.student.is_some() && tasks.len() > 1 {
+        header.extend(tasks.iter().map(|t| format!("AP {}, %", t.name)));
+    }
+    header.extend(students.iter().map(|(name, _)| format!("{name} mAP, %")));
+    let row = |b: usize| {
+        let mut cells = vec![format!("block {}", b + 1)];
+        cells.extend(tasks.iter().map(|t| match t.losses.get(b) {
+            Some(loss) if loss.is_finite() => format!("{loss:.4}"),
+            Some(_) | None => "-".into(),
+        }));
+        if let Some(student) = s.student.as_ref().filter(|_| tasks.len() > 1) {
+            cells.extend(tasks.iter().map(|t| percent(student.by_block.get(b).map(|x| task_ap(x, t)))));
+        }
+        cells.extend(students.iter().map(|(_, scores)| percent(scores.get(b).map(|x| x.map))));
+        cells
+    };
+    Table { title: String::new(), header, rows: (0..blocks).map(row).collect(), totals: 0 }
+}

@@ -1,0 +1,112 @@
+//! What a student costs: the time of its training and its parameters.
+
+use super::gather::Gathered;
+use super::html::html_table;
+use super::table::{Table, duration, percent};
+
+/// Stages in the order of the run, with steps and images a second.
+pub(super) fn timings(g: &Gathered) -> String {
+    let s = &g.summary;
+    let mut names: Vec<&String> =
+        g.asked.stages.iter().map(|p| &p.name).filter(|n| s.seconds.contains_key(*n)).collect();
+    let others = s.seconds.keys().filter(|n| *n != "total" && g.asked.stage(n).is_none());
+    names.extend(others);
+    let sum: f64 = names.iter().map(|n| s.seconds[*n]).sum();
+    if names.is_empty() || sum <= 0.0 {
+        return String::new();
+    }
+    let mut rows: Vec<Vec<String>> = names
+        .iter()
+        .map(|name| {
+            let seconds = s.seconds[*name];
+            let planned = g.asked.stage(name);
+            // Of an unfinished stage, the steps so far.
+            let steps =
+                g.stages.iter().find(|t| t.name == **name).map(|t| t.steps).or(planned.map(|p| p.steps));
+            let images = steps.zip(planned).map(|(steps, p)| steps as f64 * p.batch as f64);
+            let rate = images.filter(|_| seconds > 0.0).map_or("-".into(), |i| format!("{:.0}", i / seconds));
+            let shown = |n: Option<usize>| n.map_or("-".into(), |n| n.to_string());
+            let share = percent(Some(100.0 * seconds / sum));
+            vec![
+                name.to_string(),
+                shown(steps),
+                shown(planned.map(|p| p.batch)),
+                duration(seconds),
+                share,
+                rate,
+            ]
+        })
+        .collect();
+    rows.push(["all stages", "", "", &duration(sum), "100.0", ""].map(String::from).to_vec());
+    let mut totals = 1;
+    let calls = g.origin.as_ref().map_or(1, |o| o.calls.len());
+    if let Some(total) = s.seconds.get("total").filter(|_| calls == 1) {
+        rows.push(
+            ["whole run, with loading and scoring", "", "", &duration(*total), "", ""]
+                .map(String::from)
+                .to_vec(),
+        );
+        totals += 1;
+    }
+    let header = ["stage", "steps", "batch", "time", "share, %", "images/s"].map(String::from).to_vec();
+    let mut out = html_table(&Table { title: "Time".into(), header, rows, totals });
+    if calls > 1 {
+        let times = if calls == 2 { "1 time".into() } else { format!("{} times", calls - 1) };
+        let text = format!("The run was resumed {times}; times of stages add up over all calls.");
+        out += &format!("<p class=\"soft\">{text}</p>\n");
+    }
+    out
+}
+
+pub(super) fn parameters(g: &Gathered) -> String {
+    let p = &g.summary.parameters;
+    if p.student == 0 || p.teachers == 0 {
+        return String::new();
+    }
+    let row = |name: String, count: usize| {
+        vec![name, grouped(count), percent(Some(100.0 * count as f64 / p.teachers as f64))]
+    };
+    let teachers = g.asked.teachers.len();
+    let of =
+        if teachers > 0 { format!("teachers ({teachers} together)") } else { "teachers together".into() };
+    let mut rows = vec![row(of, p.teachers), row("student".into(), p.student)];
+    let branch = g.summary.branch.iter().map(|t| t.block).max().unwrap_or(0);
+    if p.trunk > 0 {
+        let tasks = g.summary.branch.len();
+        rows.push(row(format!("its shared trunk, blocks 1 to {branch}"), p.trunk));
+        rows.push(row(
+            format!("its {tasks} branches with their heads"),
+            p.student.saturating_sub(p.trunk + p.filters),
+        ));
+    }
+    rows.push(row("its teacher-level filters".into(), p.filters));
+    let header = ["network", "parameters", "% of the teachers'"].map(String::from).to_vec();
+    html_table(&Table { title: "Parameters".into(), header, rows, totals: 0 })
+}
+
+/// `1 234 567`.
+fn grouped(count: usize) -> String {
+    let digits = count.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push('\u{2009}'); // a thin space
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        let pairs =
+            [(0, "0"), (999, "999"), (1000, "1\u{2009}000"), (59_800_000, "59\u{2009}800\u{2009}000")];
+        for (count, expected) in pairs {
+            assert_eq!(grouped(count), expected);
+        }
+    }
+}

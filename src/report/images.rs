@@ -1,0 +1,87 @@
+//! The generator's images as it learns, what they show, and how far from collapse it stayed.
+
+use super::bars::labels_shown;
+use super::chart::{Frame, Markers, Series, framed_chart};
+use super::gather::Gathered;
+use super::html::{image, prose};
+use super::metrics::thin;
+
+/// More points than a chart has pixels would only make the file large.
+pub(super) const POINTS: usize = 360;
+
+pub(super) fn generated(g: &Gathered) -> String {
+    let s = &g.summary;
+    let has_pictures = !g.snapshots.is_empty() || g.grid_png.is_some();
+    let curves = health(g);
+    if !has_pictures && curves.is_empty() {
+        let why = match g.asked.images.as_deref() {
+            Some("noise") => "none: the student learned from random noise in place of images",
+            Some(real) if real.starts_with("real:") => {
+                "none: the student learned from real images without labels"
+            }
+            _ => "none yet",
+        };
+        return format!("<h2>Generated images</h2><p class=\"soft\">{why}.</p>\n");
+    }
+    let mut out = String::from("<h2>Generated images</h2>");
+    if !g.snapshots.is_empty() {
+        out += "<p>The same noise, and the same wanted labels, put into the generator at several steps of stage one.</p>\n";
+        out += "<div class=\"charts large\">";
+        let steps = g.asked.stage("generator").map(|p| p.steps).filter(|steps| *steps > 0);
+        for (done, png) in &g.snapshots {
+            let share =
+                steps.map_or(String::new(), |n| format!(" ({:.0} %)", 100.0 * *done as f64 / n as f64));
+            let title = format!("after {done} steps{share}");
+            out += &format!("<figure><figcaption>{title}</figcaption>{}</figure>", image(&title, png));
+        }
+        out += "</div>\n";
+    }
+    if let Some(png) = &g.grid_png {
+        let grid = image("grid of generated images", png);
+        out += &format!(
+            "<figure class=\"grid\"><figcaption>images of the trained generator</figcaption>{grid}</figure>\n"
+        );
+    }
+    out += &labels_shown(g);
+    if !curves.is_empty() {
+        out += "<h3>Has it collapsed?</h3>";
+        if s.diversity > 0.0 {
+            let alarm = |least: Option<f64>| least.map_or(String::new(), |l| format!(" (alarm below {l})"));
+            let text = format!(
+                "Over the last tenth of stage one, the diversity of the images' features is {:.3}{} and the label entropy \
+                 {:.3} bits{}. Diversity is 0 where all images are alike and 2 where every two are as different as can be; \
+                 entropy is 1 where every label is there as often as not.",
+                s.diversity,
+                alarm(g.asked.least_diversity),
+                s.label_entropy,
+                alarm(g.asked.least_entropy)
+            );
+            out += &format!("<p>{}</p>\n", prose(&text));
+        }
+        out += &format!("<div class=\"charts large\">{curves}</div>\n");
+    }
+    out
+}
+
+/// Diversity and label entropy by step, each with its alarm.
+fn health(g: &Gathered) -> String {
+    let Some(stage) = g.stages.iter().find(|s| s.name == "generator") else { return String::new() };
+    let per_bit = -1.0 / std::f64::consts::LN_2;
+    [
+        ("diversity", "diversity by step", 1.0, g.asked.least_diversity),
+        ("entropy", "label entropy by step, bits", per_bit, g.asked.least_entropy),
+    ]
+    .into_iter()
+    .filter_map(|(metric, title, factor, least)| {
+        let points = thin(stage.curves.get(metric)?, POINTS);
+        let points: Vec<(f64, f64)> = points.into_iter().map(|(x, y)| (x, factor * y)).collect();
+        let ends = points.first().zip(points.last()).map(|(a, b)| (a.0, b.0))?;
+        let mut series = vec![Series { name: metric, class: "a", points, markers: Markers::None }];
+        if let Some(least) = least {
+            let points = vec![(ends.0, least), (ends.1, least)];
+            series.push(Series { name: "alarm", class: "ref", points, markers: Markers::None });
+        }
+        Some(framed_chart(title, &series, Frame { mark: None, holds: Some(0.0) }))
+    })
+    .collect()
+}

@@ -1,0 +1,205 @@
+//! What came out of a run, first in a few sentences and numbers that a reader can take away.
+
+use super::gather::Gathered;
+use super::table::{duration, millions, teachers_map};
+use crate::summary::{Score, Summary};
+
+/// A number that stands out.
+pub(super) struct Tile {
+    pub what: String,
+    pub value: String,
+    pub note: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Status {
+    Finished,
+    Failed,
+    /// It still goes on, or was killed: a folder cannot tell.
+    Unfinished,
+}
+
+impl Status {
+    pub fn of(g: &Gathered) -> Status {
+        match (g.is_finished, &g.origin) {
+            (true, _) => Status::Finished,
+            (false, Some(origin)) if origin.failure.is_some() => Status::Failed,
+            (false, _) => Status::Unfinished,
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Finished => "finished",
+            Status::Failed => "failed",
+            Status::Unfinished => "unfinished",
+        }
+    }
+}
+
+/// Whose training a stage belongs to: not a baseline's.
+pub(super) fn is_students(stage: &str) -> bool {
+    !stage.starts_with("noise.") && !stage.starts_with("ka.") && stage != "total"
+}
+
+/// Seconds that training the student took, over all calls of the program.
+pub(super) fn training_seconds(s: &Summary) -> f64 {
+    s.seconds.iter().filter(|(stage, _)| is_students(stage)).map(|(_, seconds)| seconds).sum()
+}
+
+/// The teacher that a label of the student's comes from.
+pub(super) fn owner<'a>(s: &'a Summary, label: &str) -> Option<&'a str> {
+    s.branch.iter().find(|t| t.labels.iter().any(|l| l == label)).map(|t| t.teacher.as_str())
+}
+
+/// The owner's average precision on a label.
+pub(super) fn owners_ap(s: &Summary, label: &str) -> Option<f64> {
+    s.teachers.get(owner(s, label)?)?.ap.get(label).copied()
+}
+
+/// The student's score beside the teachers' mean on the same labels, where both are known.
+fn scores(s: &Summary) -> Option<(&Score, f64)> {
+    let teachers = teachers_map(s).filter(|m| m.is_finite() && *m > 0.0)?;
+    Some((&s.student.as_ref()?.score, teachers))
+}
+
+fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+pub(super) fn sentences(g: &Gathered) -> Vec<String> {
+    let s = &g.summary;
+    if !g.is_finished {
+        return unfinished(g);
+    }
+    let labels = count(s.labels.len(), "label");
+    let teachers = count(g.asked.teachers.len().max(s.branch.len()), "teacher");
+    let mut out = Vec::new();
+    match scores(s) {
+        Some((student, of_teachers)) => out.push(format!(
+            "The student recognises {labels} with a mean average precision of {:.1} %. Its {teachers} reach \
+             {of_teachers:.1} % on the same labels and images: the student keeps {:.1} % of that.",
+            student.map,
+            100.0 * student.map / of_teachers
+        )),
+        None => out.push(format!("The student is trained and stored; it recognises {labels} of {teachers}.")),
+    }
+    let p = &s.parameters;
+    if p.teachers > 0 && p.student > 0 {
+        out.push(format!(
+            "It has {} parameters, {:.1} % of the teachers' {}; training took {}{}.",
+            millions(p.student),
+            100.0 * p.student as f64 / p.teachers as f64,
+            millions(p.teachers),
+            duration(training_seconds(s)),
+            match g.asked.images.as_deref() {
+                Some("generator") => " and used no real image: it learned from images that a generator made",
+                Some("noise") => " on random noise in place of images",
+                Some(_) => " on real images without labels",
+                None => "",
+            }
+        ));
+    }
+    let baselines =
+        [("on random noise in place of images", &s.noise), ("on real images without labels (KA)", &s.ka)];
+    let known: Vec<String> = baselines
+        .iter()
+        .filter_map(|(what, x)| Some(format!("{:.1} % {what}", x.as_ref()?.score.map)))
+        .collect();
+    if !known.is_empty() {
+        out.push(format!("For comparison, the same training reaches {}.", known.join(" and ")));
+    }
+    out.extend(weakest(s));
+    if scores(s).is_none() {
+        out.push(not_measured(g));
+    }
+    out
+}
+
+/// Why there is no average precision.
+pub(super) fn not_measured(g: &Gathered) -> String {
+    let eval = "`dfka-engine eval student.npz DATA` scores it on labelled images of your own";
+    match (g.is_finished, g.asked.has_evaluation) {
+        (true, false) => format!(
+            "How well it recognises them was not measured: the config names no labelled images (evaluation.data). {eval}."
+        ),
+        (true, true) => format!("Its score is missing from the summary. {eval}."),
+        (false, true) => "Not measured yet: models are scored after the last stage.".into(),
+        (false, false) => "Not measured: the config names no labelled images (evaluation.data).".into(),
+    }
+}
+
+/// The labels on which the student loses most, if it loses 5 points or more.
+fn weakest(s: &Summary) -> Option<String> {
+    let student = &s.student.as_ref()?.score;
+    let mut lost: Vec<(f64, &String, f64, f64)> = student
+        .ap
+        .iter()
+        .filter_map(|(label, ap)| owners_ap(s, label).map(|of| (of - ap, label, *ap, of)))
+        .filter(|l| l.0 >= 5.0)
+        .collect();
+    lost.sort_by(|a, b| b.0.total_cmp(&a.0));
+    lost.truncate(3);
+    let each: Vec<String> =
+        lost.iter().map(|(_, label, ap, of)| format!("{label} ({ap:.1} % against {of:.1} %)")).collect();
+    (!each.is_empty()).then(|| format!("It loses most on {}.", each.join(", ")))
+}
+
+fn unfinished(g: &Gathered) -> Vec<String> {
+    let failure = g.origin.as_ref().and_then(|o| o.failure.as_deref());
+    let reached = match g.stages.last() {
+        Some(stage) => match g.asked.stage(&stage.name) {
+            Some(planned) => format!("step {} of {} of {}", stage.steps, planned.steps, stage.name),
+            None => format!("step {} of {}", stage.steps, stage.name),
+        },
+        None => "no step of training".into(),
+    };
+    let mut out = vec![match failure {
+        Some(why) => format!("This run failed: {why}. It reached {reached}."),
+        None => {
+            format!("This run has not finished: its folder tells of {reached}. It may still be going on.")
+        }
+    }];
+    let total: usize = g.asked.stages.iter().map(|s| s.steps).sum();
+    let of = |name: &str| g.stages.iter().find(|s| s.name == name).map_or(0, |s| s.steps);
+    let done: usize = g.asked.stages.iter().map(|s| of(&s.name).min(s.steps)).sum();
+    if total > 0 {
+        out.push(format!(
+            "{done} of {total} training steps are done. `--resume` goes on from the last checkpoint."
+        ));
+    }
+    out
+}
+
+pub(super) fn tiles(g: &Gathered) -> Vec<Tile> {
+    let s = &g.summary;
+    let mut out = Vec::new();
+    if let Some((student, of_teachers)) = scores(s) {
+        out.push(Tile {
+            what: "student, mAP".into(),
+            value: format!("{:.1} %", student.map),
+            note: format!("teachers {of_teachers:.1} %"),
+        });
+        out.push(Tile {
+            what: "of the teachers' mAP".into(),
+            value: format!("{:.1} %", 100.0 * student.map / of_teachers),
+            note: format!("11-point mAP {:.1} %", student.map_11_point),
+        });
+    }
+    let p = &s.parameters;
+    if p.student > 0 {
+        let share = 100.0 * p.student as f64 / p.teachers.max(1) as f64;
+        out.push(Tile {
+            what: "parameters".into(),
+            value: millions(p.student),
+            note: format!("{share:.1} % of the teachers' {}", millions(p.teachers)),
+        });
+    }
+    let seconds = training_seconds(s);
+    if seconds > 0.0 {
+        let call = g.origin.as_ref().and_then(|o| o.calls.last());
+        let device = call.map_or(String::new(), |c| format!("on {}", c.device));
+        out.push(Tile { what: "training time".into(), value: duration(seconds), note: device });
+    }
+    out
+}

@@ -1,0 +1,232 @@
+//! ONNX files: written for others to run, and read back where we wrote them.
+//!
+//! A model of ours keeps its weights as initializers under the names and shapes of its npz, and what the npz says in
+//! `__meta__` as JSON under the metadata key `dfka`; constants of the graph alone have names that begin with
+//! [`CONSTANT`]. Reading takes these and never looks at the graph. Memory is bounded by the file: it is at most
+//! [`MAX_BYTES`], every length is checked against the bytes that are there, and one tensor is decoded at a time.
+
+pub mod proto;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use prost::Message;
+use prost::encoding::{WireType, decode_key, decode_varint};
+
+use super::npz::check_finite;
+use super::{Meta, Tensors, elems};
+use crate::error::{Error, Result};
+use proto::{Model, data_type};
+
+/// Who writes the files that can be read back.
+pub const PRODUCER: &str = "dfka-engine";
+
+/// The key of the metadata's JSON text.
+pub const META: &str = "dfka";
+
+/// How the names of a graph's own constants begin; they are no weights.
+pub const CONSTANT: &str = "graph.";
+
+/// protobuf's own limit for a message.
+pub const MAX_BYTES: u64 = i32::MAX as u64;
+
+const MAX_META_BYTES: usize = 1 << 20;
+
+/// An initializer's name, type and shape; what is beyond it and the elements is not ours.
+const MAX_HEADER_BYTES: usize = 1 << 12;
+
+/// Field numbers of ModelProto, GraphProto, StringStringEntryProto and TensorProto that reading follows.
+mod field {
+    pub const PRODUCER_NAME: u32 = 2;
+    pub const GRAPH: u32 = 7;
+    pub const METADATA: u32 = 14;
+    pub const INITIALIZER: u32 = 5;
+    pub const KEY: u32 = 1;
+    pub const VALUE: u32 = 2;
+    pub const RAW_DATA: u32 = 9;
+}
+
+/// Whether a file that begins like this may be an ONNX file: its first field is the IR version, a number.
+pub fn is_likely(head: &[u8]) -> bool {
+    head.first() == Some(&0x08)
+}
+
+/// Writes a model, atomically; the same model gives the same bytes.
+///
+/// Errors: a model larger than [`MAX_BYTES`].
+pub fn save(path: impl AsRef<Path>, model: &Model) -> Result<()> {
+    let (path, bytes) = (path.as_ref(), model.encoded_len() as u64);
+    if bytes > MAX_BYTES {
+        let message = format!("an ONNX file holds at most {MAX_BYTES} bytes, this model needs {bytes}");
+        return Err(Error::data(path, message));
+    }
+    super::write_atomic(path, |w| w.write_all(&model.encode_to_vec()))
+}
+
+/// Reads the weights and the metadata of a model that [`save`] wrote.
+///
+/// Errors: a file of another producer, of another kind, damaged, or with numbers that are not finite.
+pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
+    let path = path.as_ref();
+    parse(&read(path)?, path)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let cannot = |e: std::io::Error| Error::data(path, format!("cannot read: {e}"));
+    let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(Error::data(
+            path,
+            format!("expected an ONNX file of at most {MAX_BYTES} bytes, found more"),
+        ));
+    }
+    Ok(bytes)
+}
+
+/// The same from a file's bytes; errors name `path`.
+pub fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
+    let fault = |m: String| Error::data(path, m);
+    let damaged = |m: String| fault(format!("expected an ONNX file, found damage: {m}"));
+    let (mut producer, mut graph, mut meta) = (None, None, None);
+    for part in Fields(bytes) {
+        let (number, value) = part.map_err(damaged)?;
+        let Some(value) = value else { continue };
+        let twice = match number {
+            field::PRODUCER_NAME => producer.replace(value).is_some(),
+            field::GRAPH => graph.replace(value).is_some(),
+            field::METADATA => {
+                let (key, text) = property(value).map_err(damaged)?;
+                key == META.as_bytes() && meta.replace(text).is_some()
+            }
+            _ => false,
+        };
+        if twice {
+            return Err(damaged(format!("field {number} stands twice")));
+        }
+    }
+    let producer = String::from_utf8_lossy(producer.unwrap_or_default());
+    let (Some(graph), Some(meta), true) = (graph, meta, producer == PRODUCER) else {
+        return Err(fault(format!(
+            "only ONNX files that dfka-engine exported can be read back; this one is of {}",
+            if producer.is_empty() { "an unnamed producer".into() } else { format!("{producer:?}") }
+        )));
+    };
+
+    let mut out = Tensors { file: path.into(), meta: parse_meta(meta).map_err(fault)?, ..Tensors::new() };
+    for part in Fields(graph) {
+        let (number, value) = part.map_err(damaged)?;
+        let (field::INITIALIZER, Some(value)) = (number, value) else { continue };
+        let tensor = initializer(value).map_err(damaged)?;
+        let name = tensor.name.clone().unwrap_or_default();
+        if name.starts_with(CONSTANT) {
+            continue;
+        }
+        let (shape, data) = floats(&tensor).map_err(|m| super::fault(path, &name, m))?;
+        out.insert(name, &shape, data)?;
+    }
+    Ok(out)
+}
+
+fn parse_meta(text: &[u8]) -> Result<Meta, String> {
+    if text.len() > MAX_META_BYTES {
+        return Err(format!(
+            "metadata {META:?}: expected at most {MAX_META_BYTES} bytes, found {}",
+            text.len()
+        ));
+    }
+    serde_json::from_slice(text).map_err(|e| format!("metadata {META:?}: expected a JSON object: {e}"))
+}
+
+/// Key and value of a StringStringEntryProto.
+fn property(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
+    let (mut key, mut text) = (&bytes[..0], &bytes[..0]);
+    for part in Fields(bytes) {
+        match part? {
+            (field::KEY, Some(value)) => key = value,
+            (field::VALUE, Some(value)) => text = value,
+            _ => {}
+        }
+    }
+    Ok((key, text))
+}
+
+/// Decodes one TensorProto. Beside its elements it must be small: a dimension takes a byte here and eight in memory.
+fn initializer(bytes: &[u8]) -> Result<proto::Tensor, String> {
+    let mut elements = 0;
+    for part in Fields(bytes) {
+        if let (field::RAW_DATA, Some(value)) = part? {
+            elements += value.len();
+        }
+    }
+    let rest = bytes.len() - elements;
+    if rest > MAX_HEADER_BYTES {
+        return Err(format!("an initializer with {rest} bytes beside its raw data"));
+    }
+    proto::Tensor::decode(bytes).map_err(|e| e.to_string())
+}
+
+/// Shape and elements of a float initializer, every element finite.
+fn floats(t: &proto::Tensor) -> Result<(Vec<usize>, Vec<f32>), String> {
+    if t.data_type != Some(data_type::FLOAT) {
+        let found = t.data_type.unwrap_or_default();
+        return Err(format!("expected float elements (ONNX data type 1), found data type {found}"));
+    }
+    let shape: Option<Vec<usize>> = t.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
+    let count = shape.as_deref().and_then(elems);
+    let raw = t.raw_data.as_deref().unwrap_or_default();
+    let (Some(shape), Some(count)) = (shape, count) else {
+        return Err(format!("expected a shape, found {:?}", t.dims));
+    };
+    if count.checked_mul(4) != Some(raw.len()) {
+        return Err(format!(
+            "expected {count} elements of four bytes for shape {shape:?}, found {} bytes",
+            raw.len()
+        ));
+    }
+    let data: Vec<f32> = raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    check_finite(&data, &shape)?;
+    Ok((shape, data))
+}
+
+/// The fields of a protobuf message, one after the other: number, and the bytes of those that have a length.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn field(&mut self) -> Result<(u32, Option<&'a [u8]>), String> {
+        let (number, wire) = decode_key(&mut self.0).map_err(|e| e.to_string())?;
+        let length = match wire {
+            WireType::Varint => decode_varint(&mut self.0).map(|_| 0).map_err(|e| e.to_string())?,
+            WireType::ThirtyTwoBit => 4,
+            WireType::SixtyFourBit => 8,
+            WireType::LengthDelimited => decode_varint(&mut self.0).map_err(|e| e.to_string())?,
+            WireType::StartGroup | WireType::EndGroup => return Err(format!("field {number} is a group")),
+        };
+        let split = usize::try_from(length).ok().and_then(|n| self.0.split_at_checked(n));
+        let Some((value, rest)) = split else {
+            return Err(format!("field {number} has {length} bytes of the {} left", self.0.len()));
+        };
+        self.0 = rest;
+        Ok((number, (wire == WireType::LengthDelimited).then_some(value)))
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<(u32, Option<&'a [u8]>), String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = self.field();
+        if field.is_err() {
+            self.0 = &[];
+        }
+        Some(field)
+    }
+}
+
+#[cfg(test)]
+mod tests;
