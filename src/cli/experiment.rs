@@ -175,7 +175,7 @@ impl Work<'_> {
         if let Some(summary) = report::read_summary(&path)? {
             return Ok(summary);
         }
-        execute(&loaded, &folder, is_begun, self.audience, self.engine)
+        execute(&loaded, &folder, is_begun, None, self.audience, self.engine)
     }
 
     fn teacher(&self, index: usize) -> Result<Figures> {
