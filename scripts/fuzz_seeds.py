@@ -257,6 +257,31 @@ def folded_student():
     return trunk + filters(0, 2, 2) + second("task0.") + head(0) + filters(1, 4, 2) + head(1)
 
 
+def onnx():
+    def field(number, value):
+        if isinstance(value, int):
+            return bytes([number << 3, value])
+        value = value.encode() if isinstance(value, str) else value
+        return bytes([number << 3 | 2]) + varint(len(value)) + value
+
+    def varint(n):
+        return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+    def model(tensors, producer="dfka-engine", meta='{"labels":["bus"]}'):
+        graph = b"".join(field(5, t) for t in tensors) + field(2, "student")
+        entry = field(1, "dfka") + field(2, meta)
+        return field(1, 9) + field(2, producer) + field(7, graph) + field(14, entry)
+
+    floats = struct.pack("<2f", 1.5, -2.0)
+    weight = field(1, 2) + field(1, 1) + field(2, 1) + field(8, "trunk.conv1.weight") + field(9, floats)
+    constant = field(1, 1) + field(2, 7) + field(8, "graph.axes") + field(9, bytes(8))
+    seed("onnx", "whole", model([weight, constant]))
+    seed("onnx", "bare", model([], meta="{}"))
+    seed("onnx", "stranger", model([weight], producer="pytorch"))
+    seed("onnx", "short", model([weight[:-3]]))
+    seed("onnx", "turned", model([field(1, 3) + weight]))
+
+
 def checkpoints():
     progress = {
         "fingerprint": "ab" * 32,
@@ -340,7 +365,7 @@ def png(w, h, depth, kind, rows, extra=()):
 
 if __name__ == "__main__":
     shutil.rmtree(SEEDS, ignore_errors=True)
-    for make in [arrays, configs, image_sets, models, checkpoints, photographs]:
+    for make in [arrays, configs, image_sets, models, onnx, checkpoints, photographs]:
         make()
     files = [p for p in SEEDS.rglob("*") if p.is_file()]
     print(f"{len(files)} seeds, {sum(p.stat().st_size for p in files)} bytes in {SEEDS}")

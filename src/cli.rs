@@ -211,28 +211,29 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
     spec.device = device_of(choice, &args.profile)?;
     let folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
-    check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
-    let audience = args.out.audience();
-    if audience != Audience::Nobody {
-        // Whoever closed the pipe does not read it.
-        let _ = writeln!(io::stderr(), "{device}; output in {}", folder.path().display());
-    }
-    let summary = execute(&loaded, &folder, args.resume, audience, engine)?;
+    let greeting = format!("{device}; output in {}", folder.path().display());
+    let summary = execute(&loaded, &folder, args.resume, Some(&greeting), args.out.audience(), engine)?;
     Ok(report::final_table(&summary))
 }
 
-/// Runs what was loaded, and checked against its teachers, into a folder, and leaves the report there.
+/// Runs what was loaded into a folder, and leaves the report there. The greeting waits until its teachers are known to fit:
+/// what is refused takes one line.
 fn execute(
     loaded: &Loaded<RunSpec>,
     folder: &Folder,
     is_resumed: bool,
+    greeting: Option<&str>,
     audience: Audience,
     engine: &Engine,
 ) -> Result<Summary> {
+    check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
     folder.prepare(&loaded.resolved)?;
     let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
     let signals = Signals::listen()?;
     let mut progress = Progress::start(folder.path(), is_resumed, audience)?.stopping_on(signals);
+    if let Some(line) = greeting {
+        progress.say(line);
+    }
     let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
     let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;

@@ -17,6 +17,7 @@
 mod evaluation;
 pub mod experiment;
 mod fit;
+mod fixed;
 mod labels;
 mod run;
 mod source;

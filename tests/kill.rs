@@ -78,10 +78,16 @@ fn kill(mut child: Child, delay: Duration, moment: Moment, out: &Path) -> bool {
     child.wait().unwrap().code().is_none()
 }
 
-/// What must be the same: files by name, and the steps that were told, each with its losses.
-fn result(lab: &Lab, out: &str) -> (BTreeMap<String, Vec<u8>>, Vec<(String, usize, String)>, String) {
+/// Files that are the same whatever happened to the run, beside its students and its pictures.
+const KEPT: [&str; 4] = ["resolved.toml", "generator.npz", "labels.json", "label_statistics.json"];
+
+/// Stage, step and losses, as they were told.
+type Told = Vec<(String, usize, String)>;
+
+/// What must be the same: files by name, the steps that were told, and the summary but for its times.
+fn result(lab: &Lab, out: &str) -> (BTreeMap<String, Vec<u8>>, Told, String) {
     let folder = lab.path(out);
-    let is_compared = |n: &String| n.contains("student") || n == "samples.png" || n == "resolved.toml";
+    let is_compared = |n: &String| n.contains("student") || n.contains("samples") || KEPT.contains(&&**n);
     let files = names(&folder).into_iter().filter(is_compared);
     let files = files.map(|n| (n.clone(), fs::read(folder.join(n)).unwrap())).collect();
     let log = fs::read_to_string(folder.join(METRICS)).unwrap();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluation::RawEvaluation;
 use super::labels::{Block, Labels};
 use super::teacher::{RawTeacher, teachers};
-use super::{Loaded, Override, Source, folder_name, nearest, only_with, or, print, seed};
+use super::{Loaded, Override, Source, fixed, folder_name, nearest, only_with, or, print, seed};
 use crate::error::Result;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
@@ -58,6 +58,7 @@ struct RawGenerator {
     steps: Option<i64>,
     batch: Option<i64>,
     learning_rate: Option<f64>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     betas: Option<[f64; 2]>,
     shift: Option<i64>,
 }
@@ -86,6 +87,7 @@ struct RawDual {
     feature: Option<f64>,
     late_features: Option<f64>,
     freeze_earlier: Option<bool>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     lambda_in: Option<[f64; 2]>,
     bank: Option<i64>,
     #[serde(default)]
@@ -122,6 +124,7 @@ pub fn load_run(file: &Path, overrides: &[Override]) -> Result<Loaded<RunSpec>> 
 
 fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
     let teachers = teachers(source, &mut raw.teachers)?;
+    let generator = generator(source, &mut raw.generator)?;
     Ok(RunSpec {
         name: folder_name(source, "name", &raw.name)?,
         seed: seed(source, or(&mut raw.seed, 0))?,
@@ -134,9 +137,9 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
             0.0..=1e6,
         )?,
         student: student(source, &mut raw.student, &teachers)?,
-        generator: generator(source, &mut raw.generator)?,
         loss: loss(source, &mut raw.loss)?,
-        dual: dual(source, &mut raw.dual)?,
+        dual: dual(source, &mut raw.dual, generator.batch)?,
+        generator,
         evaluation: match &mut raw.evaluation {
             Some(e) => Some(e.build(source)?),
             None => None,
@@ -214,7 +217,7 @@ fn generator(source: &Source, raw: &mut RawGenerator) -> Result<GeneratorSpec> {
             or(&mut raw.learning_rate, 1e-3),
             LEARNING_RATE,
         )?,
-        betas: pair(source, "generator.betas", or(&mut raw.betas, [0.5, 0.999]), 0.0..1.0)?,
+        betas: numbers(source, "generator.betas", or(&mut raw.betas, [0.5, 0.999]), 0.0..1.0)?,
         shift: source.count("generator.shift", or(&mut raw.shift, 6), 0..=64)?,
     })
 }
@@ -286,9 +289,18 @@ fn loss(source: &Source, raw: &mut RawLoss) -> Result<LossSpec> {
     })
 }
 
-fn dual(source: &Source, raw: &mut RawDual) -> Result<DualSpec> {
+/// `batch`: of the generator.
+fn dual(source: &Source, raw: &mut RawDual, batch: usize) -> Result<DualSpec> {
+    let images = images(source, raw.images.get_or_insert("generator".into()))?;
+    let bank = source.count("dual.bank", or(&mut raw.bank, 4096), 1..=100_000_000)?;
+    if images == ImageSource::Generator && bank < batch {
+        let message = format!(
+            "`dual.bank` is {bank}; expected at least a batch of the generator's, which is {batch} images"
+        );
+        return Err(source.fail("dual.bank", message));
+    }
     Ok(DualSpec {
-        images: images(source, raw.images.get_or_insert("generator".into()))?,
+        images,
         steps: dual_steps(source, &raw.steps)?,
         batch: source.count("dual.batch", or(&mut raw.batch, 64), BATCH)?,
         learning_rate: source.number(
@@ -300,8 +312,8 @@ fn dual(source: &Source, raw: &mut RawDual) -> Result<DualSpec> {
         late_features: source.number("dual.late_features", or(&mut raw.late_features, 0.0), 0.0..=1e6)?,
         freeze_earlier: or(&mut raw.freeze_earlier, false),
         // Supplement 2: both 1.
-        lambda_in: pair(source, "dual.lambda_in", or(&mut raw.lambda_in, [1.0, 1.0]), 0.0..=1e6)?,
-        bank: source.count("dual.bank", or(&mut raw.bank, 4096), 1..=100_000_000)?,
+        lambda_in: numbers(source, "dual.lambda_in", or(&mut raw.lambda_in, [1.0, 1.0]), 0.0..=1e6)?,
+        bank,
         augment: augment(source, &mut raw.augment)?,
     })
 }
@@ -350,7 +362,7 @@ fn baselines(source: &Source, raw: &mut RawBaselines) -> Result<Vec<ImageSource>
     Ok(baselines)
 }
 
-fn pair(
+fn numbers(
     source: &Source,
     path: &str,
     values: [f64; 2],

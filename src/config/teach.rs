@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluation::RawEvaluation;
 use super::labels::Labels;
 use super::training::{self, RawTraining};
-use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
+use super::{Loaded, Override, Source, fixed, folder_name, nearest, or, print, seed};
 use crate::error::Result;
 use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::pipeline::Device;
@@ -50,7 +50,9 @@ struct RawScenes {
     archives: String,
     count: i64,
     seed: Option<i64>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     objects: Option<[i64; 2]>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     side: Option<[i64; 2]>,
     tries: Option<i64>,
 }

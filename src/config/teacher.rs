@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Source;
 use super::labels::Labels;
 use super::run::suggest;
+use super::{Source, fixed};
 use crate::error::Result;
 use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::pipeline::spec::{Stated, TeacherSpec};
@@ -18,7 +18,9 @@ pub(super) struct RawTeacher {
     network: Option<String>,
     image_size: Option<i64>,
     labels: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     mean: Option<[f64; 3]>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     std: Option<[f64; 3]>,
     stride: Option<StridePlace>,
 }

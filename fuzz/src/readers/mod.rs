@@ -31,6 +31,7 @@ pub const ALL: &[Reader] = &[
     Reader { name: "npz", read: archives::npz },
     Reader { name: "npy", read: archives::npy },
     Reader { name: "safetensors", read: archives::safetensors },
+    Reader { name: "onnx", read: models::onnx },
     Reader { name: "run_config", read: config::run },
     Reader { name: "teach_config", read: config::teach },
     Reader { name: "labelled", read: image_sets::labelled },

@@ -7,7 +7,7 @@ use dfka_engine::pipeline::evaluate::Predictor;
 use dfka_engine::pipeline::spec::TeacherSpec;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::pipeline::{Device, checkpoint as format};
-use dfka_engine::weights::seal;
+use dfka_engine::weights::{onnx as onnx_file, seal};
 use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -68,4 +68,19 @@ fn sealed(path: &Path, contents: &[u8]) -> std::io::Result<()> {
     w.write_all(contents)?;
     seal::append(&mut w)?;
     w.flush()
+}
+
+/// The bytes of a file. An exporter needs a network, so that what is accepted is looked at, not written again.
+pub fn onnx(bytes: &[u8]) -> Outcome {
+    let path = Path::new("s.onnx");
+    match onnx_file::parse(bytes, path) {
+        Ok(tensors) => {
+            for (name, t) in tensors.iter() {
+                assert_eq!(t.shape.iter().product::<usize>(), t.data.len(), "{name}");
+                assert!(t.data.iter().all(|v| v.is_finite()), "{name}");
+            }
+            Outcome::Accepted
+        }
+        Err(e) => refused(&e, 4, path),
+    }
 }
