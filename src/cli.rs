@@ -99,6 +99,9 @@ struct TeachArgs {
     device: DeviceArgs,
     #[command(flatten)]
     out: OutArgs,
+    /// Go on from the last checkpoint in the output folder
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
 }
 
 #[derive(Args)]
@@ -206,12 +209,7 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device = device_of(choice, &args.profile)?;
-    let existing = match (args.resume, args.out.force) {
-        (true, _) => Existing::Resume,
-        (false, true) => Existing::Replace,
-        (false, false) => Existing::Refuse,
-    };
-    let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
+    let folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
     let audience = args.out.audience();
     if audience != Audience::Nobody {
@@ -255,13 +253,14 @@ fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
         config::load_teach(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
-    let existing = if args.out.force { Existing::Replace } else { Existing::Refuse };
-    let folder = Folder::choose(args.out.path(&spec.name, spec.seed), existing, &resolved)?;
+    let folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     folder.prepare(&resolved)?;
 
-    let mut progress = Progress::start(folder.path(), false, args.out.audience())?;
+    let signals = Signals::listen()?;
+    let progress = Progress::start(folder.path(), args.resume, args.out.audience())?;
+    let mut progress = progress.stopping_on(signals);
     progress.say(&format!("{device}; output in {}", folder.path().display()));
-    let summary = (engine.teach)(&spec, folder.path(), false, &mut progress);
+    let summary = (engine.teach)(&spec, folder.path(), args.resume, &mut progress);
     let logged = progress.finish();
     let summary = summary?;
     logged?;
@@ -334,8 +333,14 @@ impl ConfigArgs {
 }
 
 impl OutArgs {
-    fn path(&self, name: &str, seed: u64) -> PathBuf {
-        self.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-seed{seed}")))
+    fn folder(&self, name: &str, seed: u64, resume: bool, resolved: &str) -> Result<Folder> {
+        let path = self.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-seed{seed}")));
+        let existing = match (resume, self.force) {
+            (true, _) => Existing::Resume,
+            (false, true) => Existing::Replace,
+            (false, false) => Existing::Refuse,
+        };
+        Folder::choose(path, existing, resolved)
     }
 
     fn audience(&self) -> Audience {

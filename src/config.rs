@@ -23,6 +23,7 @@ mod source;
 mod suggest;
 mod teach;
 mod teacher;
+mod training;
 
 pub use fit::{check_labels, check_network};
 pub use run::load_run;
@@ -69,6 +70,14 @@ fn folder_name(source: &Source, path: &str, name: &str) -> Result<String> {
 fn seed(source: &Source, value: i64) -> Result<u64> {
     u64::try_from(value)
         .map_err(|_| source.fail("seed", format!("`seed` is {value}; expected 0 to {}", i64::MAX)))
+}
+
+/// A key that means something under one setting only is refused elsewhere: silence would look like consent.
+fn only_with(source: &Source, path: &str, is_given: bool, setting: &str) -> Result<()> {
+    if !is_given {
+        return Ok(());
+    }
+    Err(source.fail(path, format!("`{path}` applies to {setting} only")))
 }
 
 /// The raw table, its defaults now filled in, as TOML.
@@ -338,7 +347,7 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
     #[test]
     fn a_teachers_config_loads_resolves_and_refuses() {
         let loaded = teach_text(TEACH, &["training.steps=7", "init=b.npz"]).unwrap();
-        assert_eq!((loaded.spec.steps, &loaded.spec.widths[..]), (7, &[16, 32][..]));
+        assert_eq!((loaded.spec.training.steps, &loaded.spec.widths[..]), (7, &[16, 32][..]));
         let again = teach_text(&loaded.resolved, &[]).unwrap();
         assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(&loaded.spec).unwrap());
         for (set, expected) in [
@@ -347,6 +356,17 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
             ("network.block=basci", "expected `basic` or `bottleneck`"),
             ("data.scenes={archives='x', count=5}", "either `train"),
             ("training.bacth=9", "did you mean `batch`?"),
+            ("network=resnet102", "unknown `network` \"resnet102\"; did you mean `resnet101`?"),
+            ("network=5", "expected a name such as \"resnet101\" or a table"),
+            ("network.widht=[5]", "did you mean `widths`?"),
+            ("image_size=2", "`image_size` is 2; expected at least 8"),
+            ("data.voc={root='x'}", "either `train"),
+            ("training.norm=stored", "there is no `init`"),
+            ("training.optimiser=sdg", "expected `adam` or `sgd`"),
+            ("training.momentum=0.9", "`training.momentum` applies to `optimiser = \"sgd\"` only"),
+            ("training.warm_up=5", "`training.warm_up` applies to `schedule = \"cosine\"` only"),
+            ("training.step_factor=5", "`training.step_factor` applies to `schedule = \"step\"` only"),
+            ("training.layer_decay=0", "`training.layer_decay` is 0; expected above 0 and at most 1"),
         ] {
             let e = teach_text(TEACH, &[set]).unwrap_err().to_string();
             assert!(e.contains(expected), "{set}: {e}");
@@ -361,6 +381,44 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
         ));
         let e = teach_text(&scenes, &["data.scenes.side=[9, 5]"]).unwrap_err().to_string();
         assert!(e.contains("`data.scenes.side.1` is 5; expected at least 9"), "{e}");
+    }
+
+    #[test]
+    fn a_teacher_of_photographs_is_a_few_lines() {
+        let text = r#"name = "t"
+init = "resnet50.safetensors"
+network = "resnet50"
+[data.voc]
+root = "VOCdevkit"
+year = 2007
+"#;
+        let sets = ["training.optimiser=sgd", "training.schedule=cosine", "training.warm_up=100"];
+        let loaded = teach_text(text, &sets).unwrap();
+        let spec = &loaded.spec;
+        assert_eq!((spec.image_size, spec.widths[3], spec.depths[2]), (Some(224), 2048, 6));
+        let TrainingData::Voc { folder, split, crop } = &spec.data else { panic!("{:?}", spec.data) };
+        assert!(folder.ends_with("VOCdevkit/VOC2007") && split == "trainval" && crop.scale == [0.08, 1.0]);
+        let t = &spec.training;
+        assert_eq!(t.optimiser, OptimiserSpec::Sgd { momentum: 0.9, weight_decay: 0.0 });
+        assert_eq!(t.schedule, crate::pipeline::schedule::Schedule::Cosine { warm_up: 100 });
+        assert_eq!((t.backbone_learning_rate, t.layer_decay), (t.learning_rate, 1.0));
+        let again = teach_text(&loaded.resolved, &[]).unwrap();
+        assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(spec).unwrap());
+        let coco = text.replace(
+            "[data.voc]\nroot = \"VOCdevkit\"\nyear = 2007",
+            "[data.coco]\nimages = \"i\"\nannotations = \"a.json\"\nscale = [0.5, 1.0]",
+        );
+        let TrainingData::Coco { crop, .. } = teach_text(&coco, &[]).unwrap().spec.data else { panic!() };
+        assert_eq!((crop.scale, crop.flip), ([0.5, 1.0], 0.5));
+        for (set, expected) in [
+            ("data.voc.year=1999", "`data.voc.year` is 1999; expected at least 2007"),
+            ("data.voc.scale=[0.9, 0.1]", "`data.voc.scale.1` is 0.1; expected at least 0.9"),
+            ("data.voc.split='../x'", "`data.voc.split`"),
+            ("data.voc.flip=2", "`data.voc.flip` is 2"),
+        ] {
+            let e = teach_text(text, &[set]).unwrap_err().to_string();
+            assert!(e.contains(expected), "{set}: {e}");
+        }
     }
 
     #[test]

@@ -20,7 +20,10 @@ use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::run::run;
-use dfka_engine::pipeline::spec::{EvaluationData, RunSpec, TeachSpec, TrainingData};
+use dfka_engine::pipeline::schedule::Schedule;
+use dfka_engine::pipeline::spec::{
+    EvaluationData, OptimiserSpec, RunSpec, TeachSpec, TeacherNorm, TrainingData, TrainingSpec,
+};
 use dfka_engine::pipeline::teach::teach;
 use dfka_engine::tensor::{Elem, Real, Shape};
 
@@ -171,11 +174,20 @@ fn a_teacher_is_trained_and_scored() {
             stem: network.stem,
             widths: network.widths,
             depths: network.depths,
+            image_size: None,
             init: None,
-            steps: 8,
-            batch: 8,
-            learning_rate: 1e-3,
+            training: TrainingSpec {
+                steps: 8,
+                batch: 8,
+                optimiser: OptimiserSpec::Adam { weight_decay: 0.0 },
+                schedule: Schedule::OneCycle,
+                learning_rate: 1e-3,
+                backbone_learning_rate: 1e-3,
+                layer_decay: 1.0,
+                norm: TeacherNorm::Batch,
+            },
             evaluation: None,
+            checkpoint_seconds: 20.0,
             precision: Elem::F32,
             device: Device { choice: device, ..Device::default() },
         };

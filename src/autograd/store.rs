@@ -75,9 +75,18 @@ impl<R: Real> Store<R> {
     }
     /// Adds a zero-filled tensor. Names are unique; a second `name` is a mistake of the caller's.
     pub fn add(&mut self, name: &str, shape: Shape) -> TensorId {
-        let id = TensorId(self.entries.len() as u32);
+        let slot = self.room(shape.elems() * size_of::<R>());
+        self.enter(name, shape, slot)
+    }
+    /// The same in a buffer of its own, for what the host writes before every step: what shared its buffer would go to the
+    /// machine along with it, over what steps there have made of it.
+    pub fn add_alone(&mut self, name: &str, shape: Shape) -> TensorId {
         let bytes = shape.elems() * size_of::<R>();
-        let slot = self.room(bytes);
+        let slot = Slot { space: Space::Store(self.push(bytes) as u32), offset: 0, bytes };
+        self.enter(name, shape, slot)
+    }
+    fn enter(&mut self, name: &str, shape: Shape, slot: Slot) -> TensorId {
+        let id = TensorId(self.entries.len() as u32);
         assert!(self.by_name.insert(name.into(), id).is_none(), "store: tensor {name} added twice");
         self.entries.push(Entry { name: name.into(), shape, slot });
         id

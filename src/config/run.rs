@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluation::RawEvaluation;
 use super::labels::{Block, Labels};
 use super::teacher::{RawTeacher, teachers};
-use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
+use super::{Loaded, Override, Source, folder_name, nearest, only_with, or, print, seed};
 use crate::error::Result;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
@@ -360,14 +360,6 @@ fn pair(
         source.number(&format!("{path}.0"), values[0], range.clone())?,
         source.number(&format!("{path}.1"), values[1], range)?,
     ])
-}
-
-/// A key that means something under one setting only is refused elsewhere: silence would look like consent.
-fn only_with(source: &Source, path: &str, is_given: bool, setting: &str) -> Result<()> {
-    if !is_given {
-        return Ok(());
-    }
-    Err(source.fail(path, format!("`{path}` applies to {setting} only")))
 }
 
 pub(super) fn suggest(word: &str, known: &[&str]) -> String {

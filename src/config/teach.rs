@@ -1,17 +1,21 @@
 //! The config of a teacher's training. Defaults are ours.
 
-use std::ops::Bound::{Excluded, Included};
+use std::fmt;
 use std::path::Path;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::evaluation::RawEvaluation;
 use super::labels::Labels;
-use super::{Loaded, Override, Source, folder_name, or, print, seed};
+use super::training::{self, RawTraining};
+use super::{Loaded, Override, Source, folder_name, nearest, or, print, seed};
 use crate::error::Result;
-use crate::models::resnet::{BlockKind, Stem};
+use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::pipeline::Device;
-use crate::pipeline::spec::{TeachSpec, TrainingData};
+use crate::pipeline::session::CHECKPOINT_SECONDS;
+use crate::pipeline::spec::{CropSpec, TeachSpec, TrainingData};
 use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]
@@ -21,8 +25,10 @@ struct RawTeach {
     seed: Option<i64>,
     init: Option<String>,
     precision: Option<Elem>,
-    data: RawData,
+    checkpoint_seconds: Option<f64>,
+    image_size: Option<i64>,
     network: RawNetwork,
+    data: RawData,
     #[serde(default)]
     training: RawTraining,
     evaluation: Option<RawEvaluation>,
@@ -34,6 +40,8 @@ struct RawData {
     labels: Option<Labels>,
     train: Option<String>,
     scenes: Option<RawScenes>,
+    voc: Option<RawVoc>,
+    coco: Option<RawCoco>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -49,7 +57,36 @@ struct RawScenes {
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct RawNetwork {
+struct RawVoc {
+    root: String,
+    year: Option<i64>,
+    split: Option<String>,
+    scale: Option<[f64; 2]>,
+    ratio: Option<[f64; 2]>,
+    flip: Option<f64>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawCoco {
+    images: String,
+    annotations: String,
+    scale: Option<[f64; 2]>,
+    ratio: Option<[f64; 2]>,
+    flip: Option<f64>,
+}
+
+/// `"resnet101"`, or a table.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RawNetwork {
+    Named(String),
+    Table(RawTable),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawTable {
     block: BlockKind,
     widths: Vec<i64>,
     depths: Vec<i64>,
@@ -65,12 +102,24 @@ struct RawStem {
     max_pool: bool,
 }
 
-#[derive(Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct RawTraining {
-    steps: Option<i64>,
-    batch: Option<i64>,
-    learning_rate: Option<f64>,
+// By hand, as for labels: an untagged enum loses the place of an error inside.
+impl<'de> Deserialize<'de> for RawNetwork {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawNetwork;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a name such as \"resnet101\" or a table")
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> std::result::Result<RawNetwork, E> {
+                Ok(RawNetwork::Named(v.into()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<RawNetwork, A::Error> {
+                RawTable::deserialize(MapAccessDeserializer::new(map)).map(RawNetwork::Table)
+            }
+        }
+        d.deserialize_any(Either)
+    }
 }
 
 /// Reads and validates the config of a teacher's training, as far as that goes without the data.
@@ -82,29 +131,39 @@ pub fn load_teach(file: &Path, overrides: &[Override]) -> Result<Loaded<TeachSpe
 
 fn build(source: &Source, raw: &mut RawTeach) -> Result<TeachSpec> {
     let labels = or(&mut raw.data.labels, Labels::Word("all".into()));
-    let t = &mut raw.training;
+    let data = data(source, &mut raw.data)?;
+    let has_files = matches!(data, TrainingData::Voc { .. } | TrainingData::Coco { .. });
+    if has_files {
+        // torchvision's crop.
+        raw.image_size.get_or_insert(224);
+    }
+    let image_size = match raw.image_size {
+        Some(size) => Some(source.count("image_size", size, 8..=4096)?),
+        None => None,
+    };
+    let Architecture { block, stem, widths, depths } = architecture(source, &raw.network)?;
     Ok(TeachSpec {
         precision: or(&mut raw.precision, Elem::Bf16),
         device: Device::default(),
         name: folder_name(source, "name", &raw.name)?,
         seed: seed(source, or(&mut raw.seed, 0))?,
-        data: data(source, &mut raw.data)?,
+        checkpoint_seconds: source.number(
+            "checkpoint_seconds",
+            or(&mut raw.checkpoint_seconds, CHECKPOINT_SECONDS.into()),
+            0.0..=1e6,
+        )?,
+        data,
         labels: labels.names(source, "data.labels")?,
-        block: raw.network.block,
-        stem: stem(source, &raw.network.stem)?,
-        widths: blocks(source, &raw.network, "widths", &raw.network.widths, 65_536)?,
-        depths: blocks(source, &raw.network, "depths", &raw.network.depths, 1024)?,
+        image_size,
+        block,
+        stem,
+        widths,
+        depths,
         init: match &mut raw.init {
             Some(path) => Some(source.file("init", path)?),
             None => None,
         },
-        steps: source.count("training.steps", or(&mut t.steps, 2000), 1..=100_000_000)?,
-        batch: source.count("training.batch", or(&mut t.batch, 64), 1..=65_536)?,
-        learning_rate: source.number(
-            "training.learning_rate",
-            or(&mut t.learning_rate, 1e-3),
-            (Excluded(0.0), Included(1.0)),
-        )?,
+        training: training::build(source, &mut raw.training, raw.init.is_some())?,
         evaluation: match &mut raw.evaluation {
             Some(e) => Some(e.build(source)?),
             None => None,
@@ -113,9 +172,9 @@ fn build(source: &Source, raw: &mut RawTeach) -> Result<TeachSpec> {
 }
 
 fn data(source: &Source, raw: &mut RawData) -> Result<TrainingData> {
-    match (&mut raw.train, &mut raw.scenes) {
-        (Some(path), None) => Ok(TrainingData::Labelled(source.file("data.train", path)?)),
-        (None, Some(s)) => Ok(TrainingData::Scenes {
+    match (&mut raw.train, &mut raw.scenes, &mut raw.voc, &mut raw.coco) {
+        (Some(path), None, None, None) => Ok(TrainingData::Labelled(source.file("data.train", path)?)),
+        (None, Some(s), None, None) => Ok(TrainingData::Scenes {
             archives: source.file("data.scenes.archives", &mut s.archives)?,
             count: source.count("data.scenes.count", s.count, 1..=1_000_000)?,
             seed: seed(source, or(&mut s.seed, 0))?,
@@ -123,14 +182,81 @@ fn data(source: &Source, raw: &mut RawData) -> Result<TrainingData> {
             side: ascending(source, "data.scenes.side", or(&mut s.side, [11, 15]))?,
             tries: source.count("data.scenes.tries", or(&mut s.tries, 10), 1..=1000)?,
         }),
-        (Some(_), Some(_)) | (None, None) => {
-            let message = "`data` takes either `train = \"FILE.npz\"` or a [data.scenes] table";
+        (None, None, Some(voc), None) => {
+            let root = source.file("data.voc.root", &mut voc.root)?;
+            let year = source.count("data.voc.year", or(&mut voc.year, 2007), 2007..=2012)?;
+            Ok(TrainingData::Voc {
+                folder: root.join(format!("VOC{year}")),
+                split: folder_name(source, "data.voc.split", &or(&mut voc.split, "trainval".into()))?,
+                crop: crop(source, "data.voc", &mut voc.scale, &mut voc.ratio, &mut voc.flip)?,
+            })
+        }
+        (None, None, None, Some(coco)) => Ok(TrainingData::Coco {
+            images: source.file("data.coco.images", &mut coco.images)?,
+            annotations: source.file("data.coco.annotations", &mut coco.annotations)?,
+            crop: crop(source, "data.coco", &mut coco.scale, &mut coco.ratio, &mut coco.flip)?,
+        }),
+        _ => {
+            let message = "`data` takes either `train = \"FILE.npz\"` or one of the tables [data.scenes], [data.voc] and \
+                           [data.coco]";
             Err(source.fail("data", message))
         }
     }
 }
 
-fn blocks(source: &Source, raw: &RawNetwork, name: &str, values: &[i64], most: i64) -> Result<Vec<usize>> {
+/// Defaults are torchvision's.
+fn crop(
+    source: &Source,
+    path: &str,
+    scale: &mut Option<[f64; 2]>,
+    ratio: &mut Option<[f64; 2]>,
+    flip: &mut Option<f64>,
+) -> Result<CropSpec> {
+    let range = |name: &str, [from, to]: [f64; 2], least: f64, most: f64| {
+        let low = source.number(&format!("{path}.{name}.0"), from, least..=most)?;
+        Ok([low, source.number(&format!("{path}.{name}.1"), to, from..=most)?])
+    };
+    Ok(CropSpec {
+        scale: range("scale", or(scale, [0.08, 1.0]), 1e-4, 1.0)?,
+        ratio: range("ratio", or(ratio, [0.75, 4.0 / 3.0]), 0.01, 100.0)?,
+        flip: source.number(&format!("{path}.flip"), or(flip, 0.5), 0.0..=1.0)?,
+    })
+}
+
+/// The parts of a network that do not depend on its images.
+struct Architecture {
+    block: BlockKind,
+    stem: Stem,
+    widths: Vec<usize>,
+    depths: Vec<usize>,
+}
+
+fn architecture(source: &Source, raw: &RawNetwork) -> Result<Architecture> {
+    let raw = match raw {
+        RawNetwork::Table(table) => table,
+        RawNetwork::Named(name) => {
+            let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+            let Some(known) = depth.and_then(|depth| ResNetSpec::torchvision(depth, 224)) else {
+                let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
+                let hint = match nearest(name, known) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("expected one of: {}", known.join(", ")),
+                };
+                return Err(source.fail("network", format!("unknown `network` \"{name}\"; {hint}")));
+            };
+            let ResNetSpec { block, stem, widths, depths, .. } = known;
+            return Ok(Architecture { block, stem, widths, depths });
+        }
+    };
+    Ok(Architecture {
+        block: raw.block,
+        stem: stem(source, &raw.stem)?,
+        widths: blocks(source, raw, "widths", &raw.widths, 65_536)?,
+        depths: blocks(source, raw, "depths", &raw.depths, 1024)?,
+    })
+}
+
+fn blocks(source: &Source, raw: &RawTable, name: &str, values: &[i64], most: i64) -> Result<Vec<usize>> {
     if raw.widths.is_empty() || raw.depths.len() != raw.widths.len() {
         let message = format!(
             "`network.depths` has {} entries and `network.widths` {}; expected one of each for every block",

@@ -8,26 +8,50 @@ pub enum Schedule {
     /// Half-cosine up from a 25th of the peak over the first tenth, half-cosine down to zero (Smith and Topin 2019, with
     /// PyTorch's `OneCycleLR` defaults but for the shorter warm-up).
     OneCycle,
+    /// Linear up over `warm_up` steps, the last of them at the peak, then half-cosine down, to zero after the last step
+    /// (Loshchilov and Hutter 2017, one period; PyTorch's `LinearLR` and `CosineAnnealingLR`).
+    Cosine {
+        warm_up: usize,
+    },
+    /// Times `factor` after every `every` steps (PyTorch's `StepLR`).
+    Step {
+        every: usize,
+        factor: f32,
+    },
 }
 
 impl Schedule {
     /// The rate of step `step` of `steps` (from 0) for a peak of `peak`.
     pub fn at(self, peak: f32, step: u64, steps: usize) -> f32 {
-        match self {
-            Schedule::Constant => peak,
+        let half_cosine =
+            |a: f64, b: f64, x: f64| b + (a - b) * 0.5 * (1.0 + (std::f64::consts::PI * x).cos());
+        let t = step as f64;
+        let share = match self {
+            Schedule::Constant => return peak,
             Schedule::OneCycle => {
-                let (t, last) = (step as f64, steps.saturating_sub(1).max(1) as f64);
+                let last = steps.saturating_sub(1).max(1) as f64;
                 let warm = (0.1 * last).max(1.0);
-                let between =
-                    |a: f64, b: f64, x: f64| b + (a - b) * 0.5 * (1.0 + (std::f64::consts::PI * x).cos());
-                let share = if t < warm {
-                    between(1.0 / 25.0, 1.0, t / warm)
+                if t < warm {
+                    half_cosine(1.0 / 25.0, 1.0, t / warm)
                 } else {
-                    between(1.0, 0.0, ((t - warm) / (last - warm).max(1.0)).min(1.0))
-                };
-                (f64::from(peak) * share) as f32
+                    half_cosine(1.0, 0.0, ((t - warm) / (last - warm).max(1.0)).min(1.0))
+                }
             }
-        }
+            Schedule::Cosine { warm_up } => {
+                let warm = warm_up as f64;
+                if t < warm {
+                    (t + 1.0) / warm
+                } else {
+                    half_cosine(1.0, 0.0, ((t - warm) / (steps as f64 - warm).max(1.0)).min(1.0))
+                }
+            }
+            // A power of a factor in [0, 1]: an exponent beyond i32 has long made it 0 or left it 1.
+            Schedule::Step { every, factor } => {
+                let drops = (step / every.max(1) as u64).min(i32::MAX as u64);
+                f64::from(factor).powi(drops as i32)
+            }
+        };
+        (f64::from(peak) * share) as f32
     }
 }
 
@@ -44,4 +68,33 @@ mod tests {
         assert_eq!(Schedule::OneCycle.at(2.0, 0, 1), 0.08);
         assert_eq!(Schedule::Constant.at(0.3, 7, 9), 0.3);
     }
+
+    /// PyTorch 2.15.0: the rates of `SequentialLR([LinearLR(sgd, 1/3, 1.0, 2), CosineAnnealingLR(sgd, 5)], [3])` and of
+    /// `StepLR(sgd, 3, 0.1)`, for SGD with lr=0.8.
+    #[test]
+    fn cosine_and_step_are_pytorchs() {
+        let close = |a: f32, b: f64| assert!((f64::from(a) - b).abs() < 1e-7, "{a} {b}");
+        let cosine = |s| Schedule::Cosine { warm_up: 3 }.at(0.8, s, 8);
+        for (s, expected) in COSINE.into_iter().enumerate() {
+            close(cosine(s as u64), expected);
+        }
+        for (s, expected) in STEP.into_iter().enumerate() {
+            close(Schedule::Step { every: 3, factor: 0.1 }.at(0.8, s as u64, 8), expected);
+        }
+        assert_eq!(Schedule::Cosine { warm_up: 0 }.at(0.5, 0, 10), 0.5);
+        assert_eq!(Schedule::Cosine { warm_up: 20 }.at(1.0, 9, 10), 0.5);
+        assert_eq!(Schedule::Step { every: 1, factor: 0.5 }.at(1.0, u64::MAX, 10), 0.0);
+    }
+
+    const COSINE: [f64; 8] = [
+        0.26666666666666666,
+        0.5333333333333333,
+        0.8,
+        0.8,
+        0.723606797749979,
+        0.523606797749979,
+        0.27639320225002106,
+        0.07639320225002107,
+    ];
+    const STEP: [f64; 8] = [0.8, 0.8, 0.8, 0.08, 0.08, 0.08, 0.008, 0.008];
 }

@@ -39,6 +39,9 @@ pub struct Stage {
     pub batch: (usize, &'static str),
 }
 
+/// Writes the data of a step into the store before it runs.
+pub type Feed = Box<dyn FnMut(u64, &mut Store<f32>) -> Result<()> + Send>;
+
 impl Stage {
     /// Makes room for the step.
     ///
@@ -153,12 +156,28 @@ impl<'o> Session<'o> {
         self.progress.done.iter()
     }
 
+    /// The step that a stage begins with: where the checkpoint left it.
+    pub fn first_step(&self, stage: &str) -> u64 {
+        if self.progress.stage == stage { self.progress.step } else { 0 }
+    }
+
     /// Trains a stage to its end, unless the checkpoint says that it is done. `finish` then stores what the stage
     /// produced, before the stage counts as done.
     pub fn train(
         &mut self,
         engine: &mut Engine<f32>,
+        stage: Stage,
+        finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
+    ) -> Result<Outcome> {
+        self.train_on(engine, stage, None, finish)
+    }
+
+    /// The same, each step on what `feed` writes for it.
+    pub fn train_on(
+        &mut self,
+        engine: &mut Engine<f32>,
         mut stage: Stage,
+        mut feed: Option<Feed>,
         finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
     ) -> Result<Outcome> {
         let mut snapshots = self.snapshots.take();
@@ -184,7 +203,7 @@ impl<'o> Session<'o> {
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
         // All of it on a worker, so that replays allocate nothing.
-        on_a_worker(|| self.repeat(engine, &mut stage, &mut snapshots))?;
+        on_a_worker(|| self.repeat(engine, &mut stage, feed.as_mut(), &mut snapshots))?;
         // The last update has no loss after it that would tell.
         expect_finite(&engine.store, &stage.name, "the last step")?;
         let tail = &self.progress.tail;
@@ -207,6 +226,7 @@ impl<'o> Session<'o> {
         &mut self,
         engine: &mut Engine<f32>,
         stage: &mut Stage,
+        mut feed: Option<&mut Feed>,
         snapshots: &mut Option<Snapshots>,
     ) -> Result<()> {
         // Ranges nest on one thread: the steps' are this worker's.
@@ -220,6 +240,9 @@ impl<'o> Session<'o> {
         }
         for step in self.progress.step..last {
             let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
+            if let Some(feed) = &mut feed {
+                feed(step, &mut engine.store)?;
+            }
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr })?;
             let stop = self.observer.should_stop();
             if (step + 1) % most_pending != 0 && step + 1 != last && stop.is_none() {

@@ -1,6 +1,7 @@
 //! What a run is asked to do, already validated: no value here can be invalid on its own.
 
 use super::Device;
+use super::schedule::Schedule;
 use crate::models::resnet::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
 use crate::tensor::Elem;
 use std::path::PathBuf;
@@ -216,17 +217,54 @@ pub struct TeachSpec {
     pub widths: Vec<usize>,
     /// Residual units of each block.
     pub depths: Vec<usize>,
+    /// Side of the images that the network takes; `None`: of those that the data has.
+    pub image_size: Option<usize>,
     /// Weights to start from; a head for other labels starts afresh.
     pub init: Option<PathBuf>,
-    pub steps: usize,
-    pub batch: usize,
-    pub learning_rate: f32,
+    pub training: TrainingSpec,
     /// Labelled images to score the result on.
     pub evaluation: Option<EvaluationData>,
+    /// As in [`RunSpec`].
+    pub checkpoint_seconds: f32,
     /// As in [`RunSpec`].
     pub precision: Elem,
     #[serde(skip)]
     pub device: Device,
+}
+
+/// How a teacher learns.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct TrainingSpec {
+    pub steps: usize,
+    pub batch: usize,
+    pub optimiser: OptimiserSpec,
+    pub schedule: Schedule,
+    /// Peak rate of the head.
+    pub learning_rate: f32,
+    /// Peak rate of the last block ...
+    pub backbone_learning_rate: f32,
+    /// ... and what a block's is to that of the block behind it.
+    pub layer_decay: f32,
+    pub norm: TeacherNorm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimiserSpec {
+    /// Adam with beta 0.9 and 0.999, and decoupled weight decay.
+    Adam { weight_decay: f32 },
+    /// Stochastic gradient descent with (heavy-ball) momentum, weight decay in the gradient.
+    Sgd { momentum: f32, weight_decay: f32 },
+}
+
+/// What a teacher's batch norms normalise by while it learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TeacherNorm {
+    /// The batch's statistics, whose running means are then the network's.
+    Batch,
+    /// The statistics that came with the initial weights, which stay: for batches too small to have any.
+    Stored,
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -234,6 +272,10 @@ pub struct TeachSpec {
 pub enum TrainingData {
     /// An npz of images and targets.
     Labelled(PathBuf),
+    /// One year of PASCAL VOC, such as `VOCdevkit/VOC2007`, and a split of it.
+    Voc { folder: PathBuf, split: String, crop: CropSpec },
+    /// MS-COCO: its images' folder and the JSON of their instances.
+    Coco { images: PathBuf, annotations: PathBuf, crop: CropSpec },
     /// Scenes composed from archives of single objects.
     Scenes {
         /// The folder of the archives.
@@ -247,4 +289,15 @@ pub enum TrainingData {
         /// Places tried for an object before it may overlap another.
         tries: usize,
     },
+}
+
+/// What is seen of a training image (torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`).
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct CropSpec {
+    /// Share of the image's area, from and to.
+    pub scale: [f32; 2],
+    /// Width over height, from and to.
+    pub ratio: [f32; 2],
+    /// Probability that it is mirrored.
+    pub flip: f32,
 }
