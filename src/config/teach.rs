@@ -63,7 +63,9 @@ struct RawVoc {
     root: String,
     year: Option<i64>,
     split: Option<String>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     scale: Option<[f64; 2]>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     ratio: Option<[f64; 2]>,
     flip: Option<f64>,
 }
@@ -73,7 +75,9 @@ struct RawVoc {
 struct RawCoco {
     images: String,
     annotations: String,
+    #[serde(default, deserialize_with = "fixed::optional")]
     scale: Option<[f64; 2]>,
+    #[serde(default, deserialize_with = "fixed::optional")]
     ratio: Option<[f64; 2]>,
     flip: Option<f64>,
 }

@@ -76,22 +76,6 @@ impl LabelledSet {
         )
     }
 
-    /// The targets of some labels only, `[n, wanted]`, in the order asked for.
-    pub fn targets_of(&self, wanted: &[impl AsRef<str>]) -> Result<Vec<u8>> {
-        let columns = wanted
-            .iter()
-            .map(|w| {
-                let w = w.as_ref();
-                self.labels.iter().position(|l| l == w).ok_or_else(|| {
-                    let message = format!("expected a label {w:?}, found only {}", self.labels.join(", "));
-                    Error::data("<labelled set>", message)
-                })
-            })
-            .collect::<Result<Vec<usize>>>()?;
-        let rows = self.targets.chunks_exact(self.labels.len());
-        Ok(rows.flat_map(|row| columns.iter().map(|&c| row[c])).collect())
-    }
-
     fn check(&self) -> std::result::Result<(), String> {
         self.images.check()?;
         if self.labels.is_empty() {
@@ -140,13 +124,6 @@ mod tests {
         images().save(&path).unwrap();
         let e = LabelledSet::load(&path).unwrap_err();
         assert!(e.exit_code() == 4 && e.to_string().contains("expected the arrays"), "{e}");
-    }
-
-    #[test]
-    fn picks_the_targets_of_some_labels() {
-        assert_eq!(sample().targets_of(&["bus", "dog"]).unwrap(), [2, 0, 0, 1]);
-        let e = sample().targets_of(&["cow"]).unwrap_err().to_string();
-        assert!(e.contains("\"cow\"") && e.contains("dog, cat, bus"), "{e}");
     }
 
     #[test]

@@ -22,10 +22,7 @@ pub fn labelled(bytes: &[u8]) -> Outcome {
     let copy = scratch("copy.npz");
     set.save(&copy).expect("what was read can be written");
     assert_eq!(LabelledSet::load(&copy).expect("what was written can be read"), set);
-    let reversed: Vec<&String> = set.labels.iter().rev().collect();
-    let targets = set.targets_of(&reversed).expect("its own labels");
-    assert_eq!(targets.len(), set.targets.len());
-    assert!(targets.iter().all(|t| *t <= 2));
+    assert!(set.targets.iter().all(|t| *t <= 2));
     Outcome::Accepted
 }
 
