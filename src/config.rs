@@ -363,7 +363,7 @@ stem = { width = 16, kernel = 3, stride = 2, max_pool = false }
             ("image_size=2", "`image_size` is 2; expected at least 8"),
             ("data.voc={root='x'}", "either `train"),
             ("training.norm=stored", "there is no `init`"),
-            ("training.optimiser=sdg", "did you mean `sgd`?"),
+            ("training.optimiser=sdg", "expected `adam` or `sgd`"),
             ("training.momentum=0.9", "`training.momentum` applies to `optimiser = \"sgd\"` only"),
             ("training.warm_up=5", "`training.warm_up` applies to `schedule = \"cosine\"` only"),
             ("training.step_factor=5", "`training.step_factor` applies to `schedule = \"step\"` only"),
