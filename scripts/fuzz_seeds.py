@@ -242,7 +242,7 @@ def folded_student():
         return record_floats(name + ".weight", k, c, r, r) + record_floats(name + ".bias", k)
 
     def filters(task, c, r):
-        names = ["reduce", "reduce_bias", "expand", "expand_bias"]
+        names = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
         shapes = [(c // r, c), (c // r,), (c, c // r), (c,)]
         return b"".join(record_floats(f"task{task}.filter.{n}", *s) for n, s in zip(names, shapes))
 

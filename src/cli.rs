@@ -227,6 +227,7 @@ fn execute(
     engine: &Engine,
 ) -> Result<Summary> {
     check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
+    folder.spare(&loaded.spec.inputs())?;
     folder.prepare(&loaded.resolved)?;
     let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
     let signals = Signals::listen()?;
@@ -255,6 +256,8 @@ fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
     let folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
+    folder.spare(&spec.inputs())?;
+    (engine.check_teach)(&spec)?;
     folder.prepare(&resolved)?;
 
     let signals = Signals::listen()?;

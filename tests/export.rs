@@ -13,7 +13,7 @@ use dfka_engine::device::Choice;
 use dfka_engine::device::philox::Draws;
 use dfka_engine::models::filter::Filter;
 use dfka_engine::models::resnet::{Build, ResNet, ResNetSpec, Source};
-use dfka_engine::models::targetnet::{StudentSpec, TaskSpec, torch_shape};
+use dfka_engine::models::targetnet::{StudentSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::evaluate::Predictor;
 use dfka_engine::pipeline::export::{STUDENTS, export};
@@ -58,7 +58,7 @@ fn student(network: Value, reduction: usize, tasks: Tasks, order: &[&str]) -> Te
         {
             let draws = Draws::new(9, i as u32, k as u64);
             let values = (0..shape.elems()).map(|e| (draws.uniforms(e as u32, 0)[0] - 0.5) as f32).collect();
-            out.insert(format!("{prefix}filter.{what}"), &torch_shape(shape), values).unwrap();
+            out.insert(format!("{prefix}filter.{what}"), &Filter::file_shape(what, shape), values).unwrap();
         }
         let [w, b] = net.head.unwrap();
         let c = network.widths[last - 1];

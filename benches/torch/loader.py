@@ -10,6 +10,7 @@ f32 and normalised as a whole batch. The processor's time counts the workers.
 """
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def measure(name, files, seconds, workers):
     loader = torch.utils.data.DataLoader(
         set_, 64, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True, prefetch_factor=4
     )
+    if len(files) < 64:
+        sys.exit(f"expected at least 64 JPEGs for a batch, found {len(files)}")
     n, begun, start = 0, None, time.perf_counter()
     while begun is None or time.perf_counter() - begun < seconds:
         for images, _ in loader:

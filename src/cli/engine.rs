@@ -29,6 +29,8 @@ pub struct Engine {
     pub check: fn(&RunSpec, Absent) -> Result<()>,
     /// `resume`: go on from the checkpoint in the folder.
     pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
+    /// Opens everything a training reads.
+    pub check_teach: fn(&TeachSpec) -> Result<()>,
     /// The result as JSON, for it is only printed.
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
     /// One teacher (from 0) on the run's evaluation data, all of its labels.
@@ -48,6 +50,7 @@ pub const PIPELINE: Engine = Engine {
     },
     check: pipeline::inputs::check,
     run: pipeline::run::run,
+    check_teach: pipeline::teach::check,
     teach: |spec, out, resume, observer| to_json(pipeline::teach::teach(spec, out, resume, observer)?),
     score_teacher: pipeline::run::score_teacher,
     evaluate: pipeline::evaluate::evaluate,

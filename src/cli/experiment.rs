@@ -8,7 +8,7 @@ use clap::Args;
 use super::engine::Engine;
 use super::folder::{Existing, Folder};
 use super::progress::Audience;
-use super::{DeviceArgs, execute};
+use super::{DeviceArgs, execute, page};
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
@@ -18,6 +18,7 @@ use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
 use crate::report;
 use crate::report::experiment::{Figures, Outcome, Table};
+use crate::report::origin::Origin;
 use crate::summary::Summary;
 
 #[derive(Args)]
@@ -50,12 +51,17 @@ pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<Strin
     if let Some(seeds) = &args.seeds {
         experiment.seeds = seeds.iter().map(|s| u64::from(*s)).collect();
     }
-    let sets: Result<Vec<Override>> = args.sets.iter().map(|s| Override::set(s)).collect();
-    experiment.overrides.extend(sets?);
+    if let Some(twice) = experiment.seeds.iter().enumerate().find(|(i, s)| experiment.seeds[..*i].contains(s))
+    {
+        return Err(Error::Usage(format!("seed {} stands twice", twice.1)));
+    }
+    let sets: Vec<Override> = args.sets.iter().map(|s| Override::set(s)).collect::<Result<_>>()?;
     let (choice, _) = args.device.device.open()?;
     let audience = if args.quiet { Audience::Nobody } else { Audience::of_stderr() };
-    let work = Work { experiment: &experiment, out: args.out.join(&args.scale), choice, audience, engine };
+    let out = args.out.join(&args.scale);
+    let work = Work { experiment: &experiment, sets, out, choice, audience, engine };
     work.plan()?;
+    fs::create_dir_all(&work.out).map_err(|e| Error::io("make the output folder", &work.out, e))?;
 
     let outcomes = experiment.rows.iter().map(|row| {
         let figures = match &row.what {
@@ -73,13 +79,45 @@ pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<Strin
     let table = Table {
         title: experiment.title.clone(),
         source: experiment.source.clone(),
-        command: format!("dfka-engine experiment {} --scale {}", args.name, args.scale),
+        command: args.line(),
         by_block: experiment.by_block,
         outcomes: outcomes.collect::<Result<_>>()?,
     };
     let stem = file.file_stem().map_or("experiment".into(), |s| s.to_string_lossy().into_owned());
     report::experiment::write(&work.out, &stem, &table)?;
     Ok(table.text() + &format!("\n{} and .json, .html\n", work.out.join(format!("{stem}.md")).display()))
+}
+
+impl ExperimentArgs {
+    /// What gives the same figures, as a person would type it.
+    fn line(&self) -> String {
+        let mut line = format!("dfka-engine experiment {} --scale {}", self.name, self.scale);
+        if let Some(seeds) = &self.seeds {
+            let seeds: Vec<String> = seeds.iter().map(u32::to_string).collect();
+            line += &format!(" --seeds {}", seeds.join(","));
+        }
+        for set in &self.sets {
+            line += &format!(" --set '{}'", set.replace('\'', "'\\''"));
+        }
+        line
+    }
+}
+
+/// A finished run counts for the weights that it was made from, and for no others of the same names.
+fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
+    let Some(origin) = Origin::read(folder)? else { return Ok(()) };
+    let now = page::files(spec);
+    let differs =
+        now.iter().find(|f| !origin.weights.iter().any(|o| o.file == f.file && o.sha256 == f.sha256));
+    match differs {
+        None => Ok(()),
+        Some(f) => Err(Error::Usage(format!(
+            "{}: made from another {} than {} is now; --out names another folder, or remove this one",
+            folder.display(),
+            f.name,
+            f.file.display()
+        ))),
+    }
 }
 
 /// A committed experiment by its name, or a file.
@@ -110,6 +148,8 @@ fn find(name: &str) -> Result<PathBuf> {
 /// What the rows of one experiment share.
 struct Work<'a> {
     experiment: &'a Experiment,
+    /// Of the command line: they have the last word.
+    sets: Vec<Override>,
     out: PathBuf,
     choice: Choice,
     audience: Audience,
@@ -148,7 +188,7 @@ impl Work<'_> {
     }
 
     fn load(&self, overrides: &[Override], seed: u64) -> Result<Loaded<RunSpec>> {
-        let all = [&self.experiment.overrides[..], overrides, &[Override::seed(seed)]].concat();
+        let all = [&self.experiment.overrides[..], overrides, &self.sets, &[Override::seed(seed)]].concat();
         config::load_run(&self.experiment.config, &all)
     }
 
@@ -167,11 +207,24 @@ impl Work<'_> {
         let path = self.out.join(format!("{name}-seed{seed}"));
         let is_begun = path.join(report::CONFIG).exists();
         let existing = if is_begun { Existing::Resume } else { Existing::Refuse };
-        let folder = Folder::choose(path.clone(), existing, &loaded.resolved)?;
+        let folder = Folder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
+            Error::Usage(message) => {
+                let message = message.trim_start_matches("--resume: ");
+                Error::Usage(format!("{message}; --out names another folder, or remove {}", path.display()))
+            }
+            other => other,
+        })?;
         if let Some(summary) = report::read_summary(&path)? {
+            expect_same_files(&path, &loaded.spec)?;
             return Ok(summary);
         }
-        execute(&loaded, &folder, is_begun, None, self.audience, self.engine)
+        execute(&loaded, &folder, is_begun, None, self.audience, self.engine).map_err(|e| match e {
+            Error::Stopped { exit_code, message } => Error::Stopped {
+                exit_code,
+                message: message.replace("the same command with --resume", "the same command"),
+            },
+            other => other,
+        })
     }
 
     fn teacher(&self, index: usize) -> Result<Figures> {

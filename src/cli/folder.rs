@@ -52,6 +52,25 @@ impl Folder {
         Ok(Folder { path, existing })
     }
 
+    /// Refuses a folder whose old results are `inputs` of what is to replace them.
+    pub fn spare(&self, inputs: &[&Path]) -> Result<()> {
+        let Ok(folder) = fs::canonicalize(&self.path) else { return Ok(()) };
+        let goes = |input: &Path| {
+            let whole = fs::canonicalize(input).ok()?;
+            let name = whole.file_name()?.to_string_lossy().into_owned();
+            (self.existing == Existing::Replace && whole.parent() == Some(&folder) && is_result(&name))
+                .then_some(())
+        };
+        match inputs.iter().find(|input| goes(input).is_some()) {
+            None => Ok(()),
+            Some(input) => Err(Error::Usage(format!(
+                "--force: {} is read by this command, and lies in its output folder under the name of a result that would go; \
+                 --out names another folder",
+                input.display()
+            ))),
+        }
+    }
+
     /// Makes the folder and puts the config in it. An earlier run's results go first: beside a config that did not
     /// make them they would be a lie. So do files that a kill left half-written.
     pub fn prepare(&self, resolved: &str) -> Result<()> {
@@ -68,10 +87,9 @@ impl Folder {
                 Ok(()) | Err(_) => {}
             }
         }
-        if self.existing == Existing::Resume {
-            return Ok(());
+        if self.existing != Existing::Resume {
+            report::remove_old(&self.path)?;
         }
-        report::remove_old(&self.path)?;
         write_atomic(self.path.join(report::CONFIG), |w| w.write_all(resolved.as_bytes()))
     }
 
@@ -121,16 +139,18 @@ fn check_same(folder: &Path, resolved: &str) -> Result<()> {
         }
         Err(e) => return Err(Error::io("read", &path, e)),
     };
-    if begun == resolved {
-        return Ok(());
-    }
-    let (mut there, mut here) = (begun.lines(), resolved.lines());
-    let mut line = 0;
-    loop {
-        line += 1;
-        let (a, b) = (there.next(), here.next());
-        if a != b || a.is_none() {
-            let shown = |text: Option<&str>| text.map_or("nothing".to_owned(), |t| format!("`{t}`"));
+    let binding = |text: &str| -> Vec<(usize, String)> {
+        let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.to_owned()));
+        lines.filter(|(_, line)| !FREE.iter().any(|key| line.starts_with(&format!("{key} = ")))).collect()
+    };
+    let (there, here) = (binding(&begun), binding(resolved));
+    for i in 0..there.len().max(here.len()) {
+        let (a, b) = (there.get(i), here.get(i));
+        if a.map(|a| &a.1) != b.map(|b| &b.1) {
+            let line = a.or(b).map_or(0, |(line, _)| *line);
+            let shown = |at: Option<&(usize, String)>| {
+                at.map_or("nothing".to_owned(), |(_, text)| format!("`{text}`"))
+            };
             return Err(Error::Usage(format!(
                 "--resume: the config differs from what was begun, {}:{line} has {}, the config now gives {}",
                 path.display(),
@@ -139,7 +159,11 @@ fn check_same(folder: &Path, resolved: &str) -> Result<()> {
             )));
         }
     }
+    Ok(())
 }
+
+/// Keys that change no bit of a student: a resumed run may have others.
+const FREE: [&str; 3] = ["checkpoint_seconds", "least_diversity", "least_entropy"];
 
 #[cfg(test)]
 mod tests {

@@ -57,7 +57,7 @@ impl Record {
 }
 
 /// Every file that the student's bits depend on. One that cannot be read fails the run, with a message of its own.
-fn files(spec: &RunSpec) -> Vec<WeightsFile> {
+pub(super) fn files(spec: &RunSpec) -> Vec<WeightsFile> {
     let teachers = spec.teachers.iter().map(|t| (format!("teacher {}", t.name), &t.weights));
     let init = match &spec.student.init {
         StudentInit::Weights(file) => Some(("the student's start".to_owned(), file)),

@@ -21,6 +21,7 @@ const FAKE: Engine = Engine {
         }
         Ok(Summary { name: spec.name.clone(), seed: spec.seed, ..Summary::default() })
     },
+    check_teach: |_| Ok(()),
     teach: |spec, _, _, _| Ok(json!({ "name": spec.name, "map": 90.5 })),
     score_teacher: |_, _| Ok(Score { map: 60.0, ..Score::default() }),
     evaluate: |_, _, _| Ok(Score { map: 50.0, ..Score::default() }),

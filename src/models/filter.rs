@@ -32,6 +32,11 @@ impl Filter {
         ]
     }
 
+    /// The shape of the tensor of that name in a file, as PyTorch has it: a matrix of one row stays a matrix.
+    pub fn file_shape(name: &str, shape: Shape) -> Vec<usize> {
+        if name.ends_with("weight") { vec![shape.n(), shape.c()] } else { vec![shape.c()] }
+    }
+
     pub fn parameters(c: usize, r: usize) -> usize {
         Self::shapes(c, r).iter().map(|(_, s)| s.elems()).sum()
     }

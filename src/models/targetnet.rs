@@ -118,7 +118,7 @@ impl TargetNet {
             let name = format!("{prefix}.task{i}");
             let mut ids = Vec::new();
             for (what, shape) in Filter::shapes(c, spec.filter_reduction) {
-                let values = part.take(&format!("filter.{what}"), &torch_shape(shape))?;
+                let values = part.take(&format!("filter.{what}"), &Filter::file_shape(what, shape))?;
                 ids.push(store.add_with(&format!("{name}.filter.{what}"), shape, &values));
             }
             let filter = Filter { reduce: ids[0], reduce_bias: ids[1], expand: ids[2], expand_bias: ids[3] };

@@ -10,11 +10,12 @@ use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::data::folder;
 use crate::data::transform::Transform;
 use crate::data::unlabelled::{ImageSet, to_input};
+use crate::device::memory;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::filter::Filter;
 use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
-use crate::models::targetnet::{StudentSpec, TaskSpec, torch_shape};
+use crate::models::targetnet::{StudentSpec, TaskSpec};
 use crate::ops::adam::Adam;
 use crate::ops::augment::Augment;
 use crate::ops::batch_norm::Stats;
@@ -281,7 +282,11 @@ impl StageTwo {
             for ((what, shape), id) in
                 Filter::shapes(c, spec.student.filter_reduction).into_iter().zip(filter.tensors())
             {
-                out.insert(format!("{prefix}filter.{what}"), &torch_shape(shape), store.to_f32(id))?;
+                out.insert(
+                    format!("{prefix}filter.{what}"),
+                    &Filter::file_shape(what, shape),
+                    store.to_f32(id),
+                )?;
             }
             if b < last {
                 teacher.net.export(store, b + 1..=last, &prefix, Build::Folded, &mut out)?;
@@ -352,6 +357,9 @@ fn load_images<R: Real>(
     if !store.holds_values() {
         return Ok(id);
     }
+    // Bytes as read, and what the store holds of them, both for a moment.
+    let bytes = teachers.network.feature(0, n).elems().saturating_mul(1 + size_of::<R>());
+    memory::expect_room(&format!("images of {}", path.display()), bytes)?;
     let set = if path.is_dir() { folder::load(path, teachers.network.image)? } else { ImageSet::load(path)? };
     let to = store.get_mut(id);
     to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = R::of(to_input(*p).into()));

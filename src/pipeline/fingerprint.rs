@@ -14,6 +14,8 @@ pub fn of_run(spec: &RunSpec) -> Result<String> {
     let mut relevant = spec.clone();
     relevant.evaluation = None;
     relevant.checkpoint_seconds = 0.0;
+    // An alarm that was wrong may be silenced without repeating stage one.
+    (relevant.loss.least_diversity, relevant.loss.least_entropy) = (0.0, 0.0);
     let mut files: Vec<&Path> = spec.teachers.iter().map(|t| t.weights.as_path()).collect();
     if let StudentInit::Weights(path) = &spec.student.init {
         files.push(path);

@@ -106,7 +106,11 @@ impl StageOne {
         let (net, g) = (&teachers.network, &spec.generator);
         let seed = stage_seed(spec.seed, "generator.init");
         let (conditions, max_labels) = match spec.loss.recipe {
-            Recipe::Conditional { max_labels } => (teachers.labels().count(), max_labels),
+            Recipe::Conditional { max_labels } => {
+                // Nobody can want more labels of an image than there are.
+                let labels = teachers.labels().count();
+                (labels, max_labels.min(labels))
+            }
             Recipe::Published | Recipe::Balanced { .. } => (0, 0),
         };
         let generator =

@@ -146,9 +146,11 @@ fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
     if d >= f64::from(least_d) && e >= f64::from(least_e) {
         return Ok(());
     }
+    let key = if d >= f64::from(least_d) { "least_entropy" } else { "least_diversity" };
     Err(Error::Diverged(format!(
         "generator: collapsed: diversity of its images {d:.4} (at least {least_d} expected), label entropy {e:.3} (at least \
-         {least_e} expected); try loss.recipe = \"conditional\", a lower loss.gamma, or set loss.least_diversity = 0 to go on"
+         {least_e} expected); try loss.recipe = \"conditional\" or a lower loss.gamma, or go on all the same with --resume \
+         --set loss.{key}=0"
     )))
 }
 

@@ -123,10 +123,15 @@ impl<'o> Session<'o> {
                     file.display()
                 )));
             }
+            let newest = out.join(checkpoint::FILE);
             if let Some(why) = fell_back {
                 session.note(&format!("{why}; going on from {}", file.display()));
             }
-            (session.progress, session.pending_restore) = (progress, Some(file));
+            // The next checkpoint is to push aside this one, not a damaged one.
+            if file != newest {
+                std::fs::rename(&file, &newest).map_err(|e| Error::io("rename", &file, e))?;
+            }
+            (session.progress, session.pending_restore) = (progress, Some(newest));
         }
         let Session { observer, progress, .. } = &mut session;
         observer.resumed(&|stage, step| progress.covers(stage, step))?;

@@ -4,7 +4,7 @@ use super::Device;
 use super::schedule::Schedule;
 use crate::models::resnet::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
 use crate::tensor::Elem;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A whole run.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -29,6 +29,22 @@ pub struct RunSpec {
     /// Where steps run. No part of what is asked for.
     #[serde(skip)]
     pub device: Device,
+}
+
+impl RunSpec {
+    /// Files that the run reads.
+    pub fn inputs(&self) -> Vec<&Path> {
+        let init = match &self.student.init {
+            StudentInit::Weights(file) => Some(file),
+            StudentInit::Scratch | StudentInit::Mean | StudentInit::Teacher(_) => None,
+        };
+        let images = self.baselines.iter().chain([&self.dual.images]).filter_map(|source| match source {
+            ImageSource::Real(path) => Some(path),
+            ImageSource::Generator | ImageSource::Noise => None,
+        });
+        let all = self.teachers.iter().map(|t| &t.weights).chain(init).chain(images);
+        all.map(PathBuf::as_path).chain(self.evaluation.as_ref().and_then(EvaluationData::file)).collect()
+    }
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
@@ -193,6 +209,16 @@ pub enum EvaluationData {
     Coco { images: PathBuf, annotations: PathBuf },
 }
 
+impl EvaluationData {
+    /// The file it is, if it is one.
+    fn file(&self) -> Option<&Path> {
+        match self {
+            EvaluationData::Npz(file) | EvaluationData::Coco { annotations: file, .. } => Some(file),
+            EvaluationData::Voc { .. } => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AugmentSpec {
     /// Pixels.
@@ -230,6 +256,18 @@ pub struct TeachSpec {
     pub precision: Elem,
     #[serde(skip)]
     pub device: Device,
+}
+
+impl TeachSpec {
+    /// Files that the training reads.
+    pub fn inputs(&self) -> Vec<&Path> {
+        let data = match &self.data {
+            TrainingData::Labelled(file) | TrainingData::Coco { annotations: file, .. } => Some(file),
+            TrainingData::Scenes { .. } | TrainingData::Voc { .. } => None,
+        };
+        let all = self.init.iter().chain(data).map(PathBuf::as_path);
+        all.chain(self.evaluation.as_ref().and_then(EvaluationData::file)).collect()
+    }
 }
 
 /// How a teacher learns.

@@ -39,6 +39,22 @@ pub struct TeachSummary {
     pub seconds: f64,
 }
 
+/// Opens what a training reads, before its folder is touched: data (but for scenes, which take as long as composing them),
+/// the weights it starts from, and the images that it is scored on.
+pub fn check(spec: &TeachSpec) -> Result<()> {
+    if let Some(init) = &spec.init {
+        Backbone::open(init)?;
+    }
+    if matches!(spec.data, TrainingData::Scenes { .. }) {
+        return Ok(());
+    }
+    let data = Data::open(spec)?;
+    match &spec.evaluation {
+        Some(evaluation) => super::evaluate::check(evaluation, data.image, data.labels()),
+        None => Ok(()),
+    }
+}
+
 /// Trains what `spec` describes and writes `weights.npz` to `out`.
 pub fn teach(
     spec: &TeachSpec,

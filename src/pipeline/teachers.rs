@@ -99,7 +99,8 @@ impl TeacherFile {
             agree.on("image_size is", &size, &[h, w], h == size && w == size)?;
         }
         if let Some(stride) = stated.stride {
-            let is_open = network.stride == StridePlace::default();
+            let said = |key: &str| tensors.meta.contains_key(key);
+            let is_open = !said("stride") && !said("network");
             let (config, found) = (stride.in_words(), network.stride.in_words());
             agree.on("stride is", &config, &found, is_open || config == found)?;
             network.stride = stride;
@@ -155,12 +156,17 @@ fn normalisation(
         None if has("mean") || has("std") => {
             Some(Normalisation { mean: tensors.meta_as("mean")?, std: tensors.meta_as("std")? })
         }
+        // A network of ours that names none takes [-1, 1].
+        None if has("network") => {
+            let half = || vec![0.5; network.image[2]];
+            Some(Normalisation { mean: half(), std: half() })
+        }
         found => found.clone(),
     };
     if let (Some(stated), Some(found)) = (stated, &found) {
         Agreement(tensors.file()).on("mean and std are", stated, found, stated == found)?;
     }
-    let is_torchvisions = !has("network") && network.image[2] == 3;
+    let is_torchvisions = network.image[2] == 3;
     let n = found.or(stated.cloned()).or_else(|| is_torchvisions.then(Normalisation::imagenet));
     Ok(n.filter(|n| !n.is_identity()))
 }

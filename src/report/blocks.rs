@@ -129,7 +129,8 @@ fn in_words(g: &Gathered, chosen: Option<usize>) -> String {
     let maps = s.student.iter().flat_map(|x| x.by_block.iter().map(|score| score.map)).enumerate();
     if let Some((best, map)) = maps.max_by(|a, b| a.1.total_cmp(&b.1)) {
         let here = s.student.as_ref().and_then(|x| x.by_block.get(chosen - 1)).map_or(f64::NAN, |x| x.map);
-        text += &if best + 1 == chosen {
+        // A tie, to the digit that is shown, is no better block.
+        text += &if best + 1 == chosen || map < here + 0.05 {
             " Measured afterwards, it is also the best of all blocks.".to_owned()
         } else {
             format!(

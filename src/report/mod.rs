@@ -48,17 +48,20 @@ pub fn remove_old(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?.filter_map(|e| e.ok()) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with("samples-") && name.ends_with(".png")
+        let step = name.strip_prefix("samples-").and_then(|n| n.strip_suffix(".png"));
+        if step.is_some_and(|step| step.parse::<u64>().is_ok())
             || [ORIGIN, LABEL_STATISTICS].contains(&&*name)
         {
             fs::remove_file(entry.path()).map_err(|e| Error::io("replace", entry.path(), e))?;
         }
     }
     let events = folder.join(tensorboard::TENSORBOARD);
-    match fs::remove_dir_all(&events) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("replace", events, e)),
-        Ok(()) | Err(_) => Ok(()),
+    for entry in fs::read_dir(&events).into_iter().flatten().filter_map(|e| e.ok()) {
+        if tensorboard::is_event_file(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path()).map_err(|e| Error::io("replace", entry.path(), e))?;
+        }
     }
+    Ok(())
 }
 
 /// Writes `summary.json`, and `report.html` from all that the folder holds.

@@ -164,6 +164,11 @@ impl EventFile {
     }
 }
 
+/// Whether an event file of that name is this program's.
+pub fn is_event_file(name: &str) -> bool {
+    name.starts_with("events.out.tfevents.") && name.ends_with(".dfka-engine")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -168,7 +168,8 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     let mut start = Vec::new();
     file.take(9).read_to_end(&mut start).map_err(|e| Error::data(path, format!("cannot read: {e}")))?;
     match &start[..] {
-        [b'P', b'K', ..] => npz::load(path),
+        // `PK` alone may be a safetensors header's length.
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => npz::load(path),
         // The length of a header comes first, then the header, which is JSON.
         [.., b'{'] if start.len() == 9 => safetensors::load(path),
         start if onnx::is_likely(start) => onnx::load(path),
