@@ -160,8 +160,10 @@ const LONG: [&str; 4] = ["--set", "generator.steps=400", "--set", "checkpoint_se
 
 fn start(lab: &Lab, shell: &str, out: &str, more: &[&str]) -> Child {
     let program = common::executable();
-    let mut c = Command::new("bash");
-    c.args(["-c", &format!("{shell} exec \"$0\" \"$@\"")]).arg(program).current_dir(lab.path(""));
+    // Whatever the tests themselves were started under: nohup, or a script's background.
+    let mut c = Command::new("env");
+    c.args(["--default-signal=INT,HUP,TERM", "bash", "-c", &format!("{shell} exec \"$0\" \"$@\"")]);
+    c.arg(program).current_dir(lab.path(""));
     c.args(["run", "c.toml", "--out", out]).args(more);
     c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
