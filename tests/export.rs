@@ -98,7 +98,8 @@ fn students() -> Vec<(&'static str, Tensors)> {
             "two_tasks",
             student(gray.clone(), 2, &[(left, 2), (right, 3)], &["table", "dog", "car", "bus", "cat"]),
         ),
-        ("one_label", student(gray, 1, &[(third, 4)], third)),
+        ("one_label", student(gray.clone(), 1, &[(third, 4)], third)),
+        ("one_hidden_unit", student(gray, 4, &[(left, 1)], left)),
         ("bottleneck", student(bottleneck.clone(), 4, &[(left, 1)], &["dog", "bus", "car"])),
         (
             "same_block",

@@ -209,6 +209,8 @@ mod tests {
         Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 2\n").unwrap();
         let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 3\n").unwrap_err().to_string();
         assert!(e.contains(":2 has `b = 2`, the config now gives `b = 3`"), "{e}");
+        let free = "a = 1\nleast_diversity = 0\nb = 2\ncheckpoint_seconds = 3\n";
+        Folder::choose(path.clone(), Existing::Resume, free).unwrap();
         let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\n").unwrap_err().to_string();
         assert!(e.contains("gives nothing"), "{e}");
 

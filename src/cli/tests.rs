@@ -21,7 +21,7 @@ const FAKE: Engine = Engine {
         }
         Ok(Summary { name: spec.name.clone(), seed: spec.seed, ..Summary::default() })
     },
-    check_teach: |_| Ok(()),
+    check_teach: |spec| if spec.name == "bad" { Err(Error::data("none.npz", "cannot open")) } else { Ok(()) },
     teach: |spec, _, _, _| Ok(json!({ "name": spec.name, "map": 90.5 })),
     score_teacher: |_, _| Ok(Score { map: 60.0, ..Score::default() }),
     evaluate: |_, _, _| Ok(Score { map: 50.0, ..Score::default() }),
@@ -99,6 +99,60 @@ fn teach_and_eval_print_their_result() {
     assert!(out.join(report::CONFIG).exists());
     assert!(call(&["eval", "a.npz", "b.npz"]).unwrap().contains("mAP    50.0"));
     assert!(call(&["eval", "a.npz", "b.npz", "--json"]).unwrap().contains("\"map\": 50.0"));
+}
+
+#[test]
+fn an_experiment_runs_each_row_once_and_says_how() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    std::fs::write(file("c.toml"), format!("{CONFIG}evaluation.data = 'e.npz'\n")).unwrap();
+    let text = "title = 't'\nsource = 's'\nseeds = [0, 1]\nscales.demo.config = 'c.toml'\n\
+                [[rows]]\nname = 'ours'\nrun = 'r'\nset = ['dual.batch=8']\n[[rows]]\nname = 'A'\nteacher = 1\n";
+    std::fs::write(file("e.toml"), text).unwrap();
+    let (experiment, out) = (file("e.toml"), file("out"));
+    let go = |more: &[&str]| {
+        let base = ["experiment", experiment.to_str().unwrap(), "--scale", "demo", "--quiet", "--out"];
+        call(&[&base[..], &[out.to_str().unwrap(), "--set", "dual.batch=2"], more].concat())
+    };
+    let text = go(&[]).unwrap();
+    assert!(text.contains("ours") && text.contains("published: s"), "{text}");
+    let page = std::fs::read_to_string(out.join("demo/e.md")).unwrap();
+    assert!(page.contains("--scale demo --set 'dual.batch=2'`") && page.contains("seeds 0, 1"), "{page}");
+    let config = std::fs::read_to_string(out.join("demo/r-seed1").join(report::CONFIG)).unwrap();
+    assert!(config.contains("batch = 2\n"), "the command line has the last word:\n{config}");
+
+    let metrics = out.join("demo/r-seed0").join(report::METRICS);
+    std::fs::remove_file(&metrics).unwrap();
+    go(&[]).unwrap();
+    assert!(!metrics.exists(), "a finished run is read, not repeated");
+    for (more, expected) in [
+        (&["--seeds", "1,1"][..], "seed 1 stands twice"),
+        (&["--set", "dual.batch=3"], "--out names another folder"),
+    ] {
+        let e = go(more).unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains(expected), "{e}");
+    }
+    std::fs::write(file("a.npz"), "another teacher").unwrap();
+    let e = go(&[]).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("made from another teacher a"), "{e}");
+}
+
+#[test]
+fn force_deletes_no_input_and_nothing_before_the_data_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, out) = (dir.path().join("c.toml"), dir.path().join("out"));
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("weights.npz"), "a teacher").unwrap();
+    let (c, o) = (config.to_str().unwrap(), out.to_str().unwrap());
+    std::fs::write(&config, CONFIG.replace("a.npz", "out/weights.npz")).unwrap();
+    let e = call(&["run", c, "--quiet", "--force", "--out", o]).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("weights.npz is read by this command"), "{e}");
+
+    let text = "name = 'bad'\ndata.train = 'none.npz'\nnetwork = { block = 'basic', widths = [8], depths = [1], \
+                stem = { width = 8, kernel = 3, stride = 1, max_pool = false } }\n";
+    std::fs::write(&config, text).unwrap();
+    assert_eq!(call(&["teach", c, "--quiet", "--force", "--out", o]).unwrap_err().exit_code(), 4);
+    assert_eq!(std::fs::read_to_string(out.join("weights.npz")).unwrap(), "a teacher");
 }
 
 #[test]
