@@ -156,8 +156,8 @@ fn normalisation(
         None if has("mean") || has("std") => {
             Some(Normalisation { mean: tensors.meta_as("mean")?, std: tensors.meta_as("std")? })
         }
-        // A network of ours that names none takes [-1, 1].
-        None if has("network") => {
+        // A network of ours that names none takes [-1, 1]; numbers for other channels have an error of their own.
+        None if has("network") && stated.is_none_or(|n| n.mean.len() == network.image[2]) => {
             let half = || vec![0.5; network.image[2]];
             Some(Normalisation { mean: half(), std: half() })
         }
