@@ -1,5 +1,7 @@
 //! `[evaluation]`: labelled images of any kind.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Source, or};
@@ -29,22 +31,31 @@ struct RawCoco {
     annotations: String,
 }
 
+/// The folder of a year of PASCAL VOC, the paper's 2007 unless said otherwise, whose lists one of the name `split` is.
+pub(super) fn voc(
+    source: &Source,
+    path: &str,
+    root: &mut String,
+    year: &mut Option<i64>,
+    split: &str,
+) -> Result<PathBuf> {
+    let year = source.count(&format!("{path}.year"), or(year, 2007), 2007..=2012)?;
+    if split.is_empty() || split.contains(['/', '\\']) {
+        let path = format!("{path}.split");
+        let message = format!("`{path}` is {split:?}; expected the name of a list such as \"test\"");
+        return Err(source.fail(&path, message));
+    }
+    Ok(source.file(&format!("{path}.root"), root)?.join(format!("VOC{year}")))
+}
+
 impl RawEvaluation {
     pub fn build(&mut self, source: &Source) -> Result<EvaluationData> {
         match (&mut self.data, &mut self.voc, &mut self.coco) {
             (Some(file), None, None) => Ok(EvaluationData::Npz(source.file("evaluation.data", file)?)),
             (None, Some(v), None) => {
-                // The paper's year; its published labels are the test split's.
-                let year = source.count("evaluation.voc.year", or(&mut v.year, 2007), 2007..=2012)?;
                 let split = or(&mut v.split, "test".into());
-                if split.is_empty() || split.contains(['/', '\\']) {
-                    let message = format!(
-                        "`evaluation.voc.split` is {split:?}; expected the name of a list such as \"test\""
-                    );
-                    return Err(source.fail("evaluation.voc.split", message));
-                }
-                let root = source.file("evaluation.voc.root", &mut v.root)?;
-                Ok(EvaluationData::Voc { folder: root.join(format!("VOC{year}")), split })
+                let folder = voc(source, "evaluation.voc", &mut v.root, &mut v.year, &split)?;
+                Ok(EvaluationData::Voc { folder, split })
             }
             (None, None, Some(c)) => Ok(EvaluationData::Coco {
                 images: source.file("evaluation.coco.images", &mut c.images)?,

@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::evaluation::RawEvaluation;
+use super::evaluation::{RawEvaluation, voc};
 use super::labels::Labels;
 use super::training::{self, RawTraining};
 use super::{Loaded, Override, Source, fixed, folder_name, nearest, or, print, seed};
@@ -188,13 +188,12 @@ fn data(source: &Source, raw: &mut RawData) -> Result<TrainingData> {
             side: ascending(source, "data.scenes.side", or(&mut s.side, [11, 15]))?,
             tries: source.count("data.scenes.tries", or(&mut s.tries, 10), 1..=1000)?,
         }),
-        (None, None, Some(voc), None) => {
-            let root = source.file("data.voc.root", &mut voc.root)?;
-            let year = source.count("data.voc.year", or(&mut voc.year, 2007), 2007..=2012)?;
+        (None, None, Some(v), None) => {
+            let split = or(&mut v.split, "trainval".into());
             Ok(TrainingData::Voc {
-                folder: root.join(format!("VOC{year}")),
-                split: folder_name(source, "data.voc.split", &or(&mut voc.split, "trainval".into()))?,
-                crop: crop(source, "data.voc", &mut voc.scale, &mut voc.ratio, &mut voc.flip)?,
+                folder: voc(source, "data.voc", &mut v.root, &mut v.year, &split)?,
+                split,
+                crop: crop(source, "data.voc", &mut v.scale, &mut v.ratio, &mut v.flip)?,
             })
         }
         (None, None, None, Some(coco)) => Ok(TrainingData::Coco {
