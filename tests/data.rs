@@ -2,7 +2,7 @@
 //! alone. `scripts/make_fixtures.py` makes the fixtures.
 
 use dfka_engine::data::dataset::Dataset;
-use dfka_engine::data::image::{decode, load};
+use dfka_engine::data::image::{Encoded, decode, load};
 use dfka_engine::data::loader::Loader;
 use dfka_engine::data::transform::{Transform, View};
 use dfka_engine::data::{coco, folder, voc};
@@ -237,6 +237,28 @@ fn the_decoder_agrees_with_pillow() {
         compared += 1;
     }
     assert_eq!(compared, 8);
+}
+
+/// What a cut looks at is the same whether or not the rest is decoded, for every kind of file and every row.
+#[test]
+fn the_first_rows_are_the_same_without_the_rest() {
+    let mut shortened = Vec::new();
+    for file in ["folder", "voc"].iter().flat_map(|f| folder::list(&fixtures().join(f)).unwrap()) {
+        let all = load(&file).unwrap();
+        for rows in 0..=all.h + 1 {
+            let some = Encoded::open(&file).unwrap().decode(rows, vec![7; 5]).unwrap();
+            assert_eq!((some.w, some.c), (all.w, all.c));
+            assert!(some.h >= rows.min(all.h) && some.data.len() == some.h * some.w * 3);
+            let seen = rows.min(all.h) * all.w * 3;
+            assert!(some.data[..seen] == all.data[..seen], "{}: {rows} rows", file.display());
+            if rows == 1 && some.h < all.h {
+                shortened.push(file.file_name().unwrap().to_str().unwrap().to_string());
+            }
+        }
+    }
+    // Every JPEG but b.JPEG, which is progressive. VOC's have their chroma halved both ways.
+    assert_eq!(shortened[..4], ["a.jpg", "c.jpg", "d.jpg", "h.jpg"]);
+    assert!(shortened.len() > 4 && shortened[4..].iter().all(|f| f.starts_with("0000")), "{shortened:?}");
 }
 
 /// The centre of an image is torchvision's: resized by Pillow, then cut. The resize differs by its fixed-point rounding,

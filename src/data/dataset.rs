@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::image::{self, Pixels};
+use super::image::{Encoded, Pixels};
 use super::labelled::LabelledSet;
 use super::unlabelled::ImageSet;
 use super::{coco, voc};
@@ -31,6 +31,34 @@ enum Images {
     Decoded(ImageSet),
     /// JPEG and PNG files of any size.
     Files(Vec<PathBuf>),
+}
+
+/// An image of a set whose size is known.
+pub enum Opened<'a> {
+    Decoded(&'a ImageSet, usize),
+    Encoded(Encoded<'a>),
+}
+
+impl Opened<'_> {
+    /// Height and width.
+    pub fn size(&self) -> [usize; 2] {
+        match self {
+            Opened::Decoded(set, _) => [set.h, set.w],
+            Opened::Encoded(image) => [image.h, image.w],
+        }
+    }
+
+    /// The pixels of the first `rows` rows, or more of them. `room` becomes the pixels.
+    pub fn pixels(self, rows: usize, mut room: Vec<u8>) -> Result<Pixels> {
+        match self {
+            Opened::Decoded(set, i) => {
+                room.clear();
+                room.extend_from_slice(set.image(i));
+                Ok(Pixels { h: set.h, w: set.w, c: set.c, data: room })
+            }
+            Opened::Encoded(image) => image.decode(rows, room),
+        }
+    }
 }
 
 impl Dataset {
@@ -115,13 +143,20 @@ impl Dataset {
         wanted.iter().map(of).collect()
     }
 
+    /// Image `i`, which must be below `len`, not yet decoded.
+    ///
+    /// Errors: a file that is gone or no image, by its name.
+    pub fn open(&self, i: usize) -> Result<Opened<'_>> {
+        match &self.images {
+            Images::Decoded(set) => Ok(Opened::Decoded(set, i)),
+            Images::Files(files) => Encoded::open(&files[i]).map(Opened::Encoded),
+        }
+    }
+
     /// The pixels of image `i`, which must be below `len`.
     ///
     /// Errors: a file that is gone or damaged, by its name.
     pub fn pixels(&self, i: usize) -> Result<Pixels> {
-        match &self.images {
-            Images::Decoded(set) => Ok(Pixels { h: set.h, w: set.w, c: set.c, data: set.image(i).to_vec() }),
-            Images::Files(files) => image::load(&files[i]),
-        }
+        self.open(i)?.pixels(usize::MAX, Vec::new())
     }
 }

@@ -10,8 +10,10 @@ use crate::error::{Error, Result};
 /// The whole of a file of at most `max_bytes`.
 pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let cannot = |e: std::io::Error| Error::data(path, format!("cannot read: {e}"));
-    let mut bytes = Vec::new();
     let file = File::open(path).map_err(cannot)?;
+    // A device or a pipe has no length; room for one byte more lets the end be seen without growing.
+    let len = file.metadata().map_or(0, |m| m.len().min(max_bytes));
+    let mut bytes = Vec::with_capacity(len as usize + 1);
     file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > max_bytes {
         return Err(Error::data(path, format!("expected at most {max_bytes} bytes, found more")));

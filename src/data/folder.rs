@@ -57,7 +57,9 @@ pub fn load(folder: &Path, image: [usize; 3]) -> Result<ImageSet> {
     pixels.par_chunks_exact_mut(transform.len()).zip(&files).try_for_each_init(
         Transformer::default,
         |transformer, (to, file)| {
-            transformer.apply(&transform, &image::load(file)?, &mut Rng::stream(0, 0, 0), to)
+            let pixels = image::load(file)?;
+            let cut = transform.draw(pixels.h, pixels.w, &mut Rng::stream(0, 0, 0));
+            transformer.apply(image, cut, &pixels, to)
         },
     )?;
     let [h, w, c] = image;

@@ -12,6 +12,7 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
 use super::files::read;
+use super::jpeg;
 use crate::error::{Error, Result};
 
 /// The most pixels that an image may have: 192 MB of RGB, and an end to a small file that claims to be a large one.
@@ -30,28 +31,77 @@ pub struct Pixels {
     pub data: Vec<u8>,
 }
 
-/// Decodes a JPEG or PNG file to RGB; `path` is for messages only.
+/// A JPEG or PNG file whose size is known and whose pixels are not yet decoded.
+#[derive(Clone, Debug)]
+pub struct Encoded<'a> {
+    bytes: Vec<u8>,
+    kind: Kind,
+    /// For messages only.
+    path: &'a Path,
+    pub h: usize,
+    pub w: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Jpeg,
+    Png,
+}
+
+impl<'a> Encoded<'a> {
+    /// Errors: neither format, no header, no pixels, more than [`MAX_PIXELS`].
+    pub fn new(bytes: Vec<u8>, path: &'a Path) -> Result<Encoded<'a>> {
+        let read = match *bytes {
+            [0xff, 0xd8, ..] => guarded(|| Ok((Kind::Jpeg, jpeg_decoder(&bytes)?.1))),
+            [0x89, b'P', b'N', b'G', ..] => guarded(|| Ok((Kind::Png, png_decoder(&bytes)?.1))),
+            [] => Err("expected a JPEG or PNG file, found an empty one".into()),
+            _ => Err(format!("expected a JPEG or PNG file, found {:02x?}", &bytes[..bytes.len().min(4)])),
+        };
+        let (kind, [h, w]) = read.map_err(|message| Error::data(path, message))?;
+        Ok(Encoded { bytes, kind, path, h, w })
+    }
+
+    /// Reads a file.
+    pub fn open(path: &'a Path) -> Result<Encoded<'a>> {
+        Encoded::new(read(path, MAX_BYTES)?, path)
+    }
+
+    /// RGB of at least the first `rows` rows: all of them, unless the file is a JPEG that can be cut short
+    /// ([`jpeg::shorten`]). `room` becomes the pixels.
+    ///
+    /// Errors: a file that is damaged or ends early.
+    pub fn decode(mut self, rows: usize, mut room: Vec<u8>) -> Result<Pixels> {
+        let (kind, w) = (self.kind, self.w);
+        let h = match kind {
+            Kind::Jpeg if rows < self.h => jpeg::shorten(&mut self.bytes, rows).unwrap_or(self.h),
+            _ => self.h,
+        };
+        room.resize(h * w * 3, 0);
+        let decoded = guarded(|| match kind {
+            Kind::Jpeg => decode_jpeg(&self.bytes, &mut room),
+            Kind::Png => decode_png(&self.bytes, &mut room),
+        });
+        decoded.map_err(|message| Error::data(self.path, message))?;
+        Ok(Pixels { h, w, c: 3, data: room })
+    }
+}
+
+/// Decodes all of a JPEG or PNG file to RGB; `path` is for messages only.
 ///
 /// Errors: neither format, damaged, cut short, no pixels, more than [`MAX_PIXELS`].
 pub fn decode(bytes: &[u8], path: &Path) -> Result<Pixels> {
-    let decoded = match bytes {
-        [0xff, 0xd8, ..] => guarded(|| decode_jpeg(bytes)),
-        [0x89, b'P', b'N', b'G', ..] => guarded(|| decode_png(bytes)),
-        [] => Err("expected a JPEG or PNG file, found an empty one".into()),
-        _ => Err(format!("expected a JPEG or PNG file, found {:02x?}", &bytes[..bytes.len().min(4)])),
-    };
-    decoded.map_err(|message| Error::data(path, message))
+    Encoded::new(bytes.to_vec(), path)?.decode(usize::MAX, Vec::new())
 }
 
 /// What a decoder makes of a file; should it panic, a fault of that file like another.
-fn guarded(decode: impl FnOnce() -> Result<Pixels, String>) -> Result<Pixels, String> {
+fn guarded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let decode = std::panic::AssertUnwindSafe(decode);
     std::panic::catch_unwind(decode).unwrap_or_else(|_| Err("its decoder panicked on it".into()))
 }
 
 /// Reads and decodes a file.
 pub fn load(path: &Path) -> Result<Pixels> {
-    decode(&read(path, MAX_BYTES)?, path)
+    Encoded::open(path)?.decode(usize::MAX, Vec::new())
 }
 
 fn check_size(w: usize, h: usize) -> Result<(), String> {
@@ -62,30 +112,48 @@ fn check_size(w: usize, h: usize) -> Result<(), String> {
     }
 }
 
-fn decode_jpeg(bytes: &[u8]) -> Result<Pixels, String> {
-    let fault = |e: zune_jpeg::errors::DecodeErrors| format!("not a whole JPEG: {e}");
+/// A decoder that has read the headers, and the image's height and width.
+type Begun<D> = Result<(D, [usize; 2]), String>;
+
+fn jpeg_decoder(bytes: &[u8]) -> Begun<JpegDecoder<ZCursor<&[u8]>>> {
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(fault)?;
+    decoder.decode_headers().map_err(jpeg_fault)?;
     let (w, h) = decoder.info().map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
     check_size(w, h)?;
-    let mut data = vec![0; w * h * 3];
-    decoder.decode_into(&mut data).map_err(fault)?;
-    Ok(Pixels { h, w, c: 3, data })
+    Ok((decoder, [h, w]))
 }
 
-fn decode_png(bytes: &[u8]) -> Result<Pixels, String> {
-    let fault = |e: png::DecodingError| format!("not a whole PNG: {e}");
+fn jpeg_fault(e: zune_jpeg::errors::DecodeErrors) -> String {
+    format!("not a whole JPEG: {e}")
+}
+
+/// `rgb` holds as many bytes as the file has.
+fn decode_jpeg(bytes: &[u8], rgb: &mut [u8]) -> Result<(), String> {
+    jpeg_decoder(bytes)?.0.decode_into(rgb).map_err(jpeg_fault)
+}
+
+fn png_decoder(bytes: &[u8]) -> Begun<png::Decoder<std::io::Cursor<&[u8]>>> {
     let limits = png::Limits { bytes: 8 * MAX_PIXELS };
     let mut decoder = png::Decoder::new_with_limits(std::io::Cursor::new(bytes), limits);
     decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
-    let (w, h) = decoder.read_header_info().map(|i| (i.width as usize, i.height as usize)).map_err(fault)?;
+    let (w, h) =
+        decoder.read_header_info().map(|i| (i.width as usize, i.height as usize)).map_err(png_fault)?;
     check_size(w, h)?;
-    let mut reader = decoder.read_info().map_err(fault)?;
+    Ok((decoder, [h, w]))
+}
+
+fn png_fault(e: png::DecodingError) -> String {
+    format!("not a whole PNG: {e}")
+}
+
+/// `rgb` holds as many bytes as the file has.
+fn decode_png(bytes: &[u8], rgb: &mut [u8]) -> Result<(), String> {
+    let mut reader = png_decoder(bytes)?.0.read_info().map_err(png_fault)?;
     // Expanded on faith: png 0.18.1 panics where a palette is no list of at most 256 colours.
     let bytes = |part: &Option<std::borrow::Cow<[u8]>>| part.as_ref().map_or(0, |p| p.len());
     let (palette, alpha) = (bytes(&reader.info().palette), bytes(&reader.info().trns));
@@ -98,15 +166,17 @@ fn decode_png(bytes: &[u8]) -> Result<Pixels, String> {
     }
     let size = reader.output_buffer_size().ok_or("expected an image that fits in memory")?;
     let mut raw = vec![0; size];
-    let info = reader.next_frame(&mut raw).map_err(fault)?;
-    let samples = info.color_type.samples();
-    let data = raw[..info.buffer_size()].chunks_exact(samples).flat_map(|p| match *p {
-        [r, g, b] | [r, g, b, _] => [r, g, b],
-        // Grey, with or without alpha; the decoder expands palettes.
-        [grey, ..] => [grey; 3],
-        [] => [0; 3],
-    });
-    Ok(Pixels { h, w, c: 3, data: data.collect() })
+    let info = reader.next_frame(&mut raw).map_err(png_fault)?;
+    let samples = raw[..info.buffer_size()].chunks_exact(info.color_type.samples());
+    for (to, sample) in rgb.chunks_exact_mut(3).zip(samples) {
+        match *sample {
+            [r, g, b] | [r, g, b, _] => to.copy_from_slice(&[r, g, b]),
+            // Grey, with or without alpha; the decoder expands palettes.
+            [grey, ..] => to.fill(grey),
+            [] => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

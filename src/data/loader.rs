@@ -274,6 +274,7 @@ impl Shared {
     fn work(&self) {
         let mut transformer = Transformer::default();
         let mut epoch = Epoch::default();
+        let mut room = Vec::new();
         while let Some((position, generation, mut pixels)) = self.claim() {
             let image = match self.order {
                 Order::Shuffled => epoch.image(self.seed, self.set.len(), position),
@@ -282,8 +283,13 @@ impl Shared {
             pixels.resize(self.transform.len(), 0);
             let mut rng = Rng::stream(self.seed, stream::IMAGE, position);
             let made = catch_unwind(AssertUnwindSafe(|| {
-                let decoded = self.set.pixels(image)?;
-                transformer.apply(&self.transform, &decoded, &mut rng, &mut pixels)
+                let opened = self.set.open(image)?;
+                let [h, w] = opened.size();
+                let cut = self.transform.draw(h, w, &mut rng);
+                let decoded = opened.pixels(cut.rows(), std::mem::take(&mut room))?;
+                transformer.apply(self.transform.image, cut, &decoded, &mut pixels)?;
+                room = decoded.data;
+                Ok(())
             }));
             let slot = match made {
                 Ok(Ok(())) => Slot::Done { image, pixels },

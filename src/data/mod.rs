@@ -14,6 +14,7 @@ mod files;
 pub mod folder;
 pub mod idx;
 pub mod image;
+mod jpeg;
 pub mod labelled;
 pub mod loader;
 mod rng;

@@ -1,0 +1,111 @@
+//! What of a JPEG file need not be decoded.
+
+/// Start of image, end of image, start of scan; start of a baseline or an extended sequential frame in Huffman code.
+const SOI: u8 = 0xd8;
+const EOI: u8 = 0xd9;
+const SOS: u8 = 0xda;
+const SOF: [u8; 2] = [0xc0, 0xc1];
+/// Frames of other kinds: progressive, lossless, arithmetic. Not DHT (c4), JPG (c8) and DAC (cc), which lie between them.
+const OTHER_SOF: [u8; 11] = [0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf];
+
+/// Makes a JPEG claim fewer rows than it has, at least `rows`, so that a decoder stops below them; returns how many.
+///
+/// The rows that are left decode to the same bits: a scan holds all components of one row of blocks after the other, and one
+/// row of blocks more than asked for is kept, for chroma is interpolated between rows. Training looks at a random part of
+/// an image, whose lower edge lies on average at four fifths of the height.
+///
+/// `None`, and nothing changed: files whose scans hold less than everything of their rows (progressive ones, one component
+/// a scan), and what does not end as a JPEG does: a file that was cut short must be decoded to its end to be refused.
+pub fn shorten(bytes: &mut [u8], rows: usize) -> Option<usize> {
+    if !bytes.starts_with(&[0xff, SOI]) || !bytes.ends_with(&[0xff, EOI]) {
+        return None;
+    }
+    let mut frame = None;
+    let mut at = 2;
+    loop {
+        let &[0xff, marker, a, b] = bytes.get(at..at + 4)?.first_chunk()? else { return None };
+        let segment = bytes.get(at + 4..at + 2 + usize::from(u16::from_be_bytes([a, b])))?;
+        match marker {
+            // Precision, height, width, components; of each its name, sampling (horizontal, vertical) and table.
+            _ if SOF.contains(&marker) && frame.is_none() => {
+                let [8, h0, h1, _, _, n, components @ ..] = segment else { return None };
+                let tallest = components.chunks_exact(3).map(|c| usize::from(c[1] & 15)).max()?;
+                frame = Some((at + 5, usize::from(u16::from_be_bytes([*h0, *h1])), *n, tallest));
+            }
+            _ if SOF.contains(&marker) || OTHER_SOF.contains(&marker) => return None,
+            SOS => {
+                let (place, h, n, tallest) = frame?;
+                let block = 8 * tallest;
+                let kept = rows.max(1).checked_next_multiple_of(block)? + block;
+                if segment.first() != Some(&n) || tallest == 0 || kept >= h {
+                    return None;
+                }
+                bytes[place..place + 2].copy_from_slice(&u16::try_from(kept).ok()?.to_be_bytes());
+                return Some(kept);
+            }
+            _ => {}
+        }
+        at += 4 + segment.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header and no data: what is before the scan is all that is read.
+    fn header(frame: u8, h: u16, sampling: &[u8], in_scan: u8) -> Vec<u8> {
+        let n = sampling.len() as u8;
+        let mut out = vec![0xff, SOI, 0xff, 0xe0, 0, 4, 1, 2, 0xff, frame, 0, 8 + 3 * n, 8];
+        out.extend(h.to_be_bytes());
+        out.extend([0, 64, n]);
+        sampling.iter().enumerate().for_each(|(i, s)| out.extend([i as u8, *s, 0]));
+        out.extend([0xff, SOS, 0, 3, in_scan, 1, 2, 3, 0xff, EOI]);
+        out
+    }
+
+    #[test]
+    fn a_row_of_blocks_is_left_below_what_is_asked_for() {
+        for (sampling, rows, kept) in [
+            (&[0x11][..], 8, 16),
+            (&[0x11], 9, 24),
+            (&[0x22, 0x11, 0x11], 0, 32),
+            (&[0x22, 0x11, 0x11], 16, 32),
+            (&[0x21, 0x11, 0x11], 16, 24),
+            (&[0x11, 0x14, 0x11], 1, 64),
+        ] {
+            let before = header(0xc0, 100, sampling, sampling.len() as u8);
+            let mut bytes = before.clone();
+            assert_eq!(shorten(&mut bytes, rows), Some(kept), "{sampling:02x?} {rows}");
+            assert_eq!(
+                bytes,
+                header(0xc0, kept as u16, sampling, sampling.len() as u8),
+                "{sampling:02x?} {rows}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_cut_is_left_alone() {
+        let whole = header(0xc0, 100, &[0x22, 0x11, 0x11], 3);
+        let cut_short = whole[..whole.len() - 1].to_vec();
+        let headless = whole[..20].iter().chain(&[0xff, EOI]).copied().collect();
+        for (bytes, rows) in [
+            (header(0xc2, 100, &[0x22, 0x11, 0x11], 3), 8),
+            (header(0xc0, 100, &[0x22, 0x11, 0x11], 1), 8),
+            (header(0xc0, 100, &[0x20], 1), 8),
+            (header(0xc0, 100, &[], 0), 8),
+            (header(0xc0, 0, &[0x11], 1), 8),
+            (whole.clone(), 81),
+            (whole, usize::MAX),
+            (cut_short, 8),
+            (headless, 8),
+            (vec![0xff, SOI, 0xff, EOI], 8),
+            (vec![], 8),
+        ] {
+            let mut after = bytes.clone();
+            assert_eq!(shorten(&mut after, rows), None, "{bytes:02x?} {rows}");
+            assert_eq!(after, bytes);
+        }
+    }
+}
