@@ -249,6 +249,7 @@ mod tests {
     use super::super::origin::{Call, Origin, WeightsFile};
     use super::super::table::example;
     use super::*;
+    use crate::error::Error;
     use crate::summary::Summary;
 
     /// Every tag that opens closes, in order.
@@ -301,7 +302,7 @@ mod tests {
         let call = Call { command: vec!["dfka-engine".into(), "<run>".into()], ..Call::now("cpu") };
         let file =
             WeightsFile { name: "<A>".into(), file: "/a&b.npz".into(), bytes: 7, sha256: "ab12".into() };
-        let failure = (!is_finished).then(|| "a loss is <NaN>".into());
+        let failure = (!is_finished).then(|| (&Error::Diverged("a loss is <NaN>".into())).into());
         Gathered {
             summary,
             is_finished,
@@ -352,13 +353,21 @@ mod tests {
         for expected in [
             "failed</span>",
             "This run failed: a loss is &lt;NaN&gt;. It reached step 900 of 900 of block1.",
-            "1800 of 1900 training steps are done",
+            "1800 of 1900 training steps are done. <code>--resume</code> would come to the same end",
             "No block is chosen yet",
             "dual loss &lt;A&gt;",
             "Not measured: the config names no labelled images",
         ] {
             assert!(page.contains(expected), "missing {expected:?} in\n{page}");
         }
+        let mut stopped = example_folder(Summary::default(), false);
+        let stop = Error::Stopped { exit_code: 143, message: "stopped by SIGTERM".into() };
+        stopped.origin.as_mut().unwrap().failure = Some((&stop).into());
+        let page = html(&stopped);
+        assert!(
+            page.contains("stopped</span>") && page.contains("This run was stopped: stopped by SIGTERM.")
+        );
+        assert!(page.contains("<code>--resume</code> goes on from the last checkpoint"));
         let mut going = example_folder(Summary::default(), false);
         going.origin = None;
         going.stages.clear();

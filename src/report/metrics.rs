@@ -8,7 +8,7 @@ pub struct Record {
     pub stage: String,
     /// From 0.
     pub step: usize,
-    /// Since the stage began.
+    /// Since the stage began, or was resumed.
     pub seconds: f64,
     /// By name; what is not finite is `null`, as JSON has no word for it.
     pub metrics: BTreeMap<String, Option<f32>>,
@@ -20,7 +20,7 @@ pub struct Stage {
     pub name: String,
     /// Steps done.
     pub steps: usize,
-    /// Until the last of them, from where the stage was begun or resumed.
+    /// That they took, over all calls of the program.
     pub seconds: f64,
     /// By metric: step and value, NaN where the run had nothing finite.
     pub curves: BTreeMap<String, Vec<(f64, f64)>>,
@@ -41,15 +41,17 @@ pub fn parse(text: &str) -> Vec<Stage> {
         .into_iter()
         .map(|name| {
             let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-            let (mut steps, mut seconds) = (0, 0.0);
+            let (mut steps, mut earlier, mut clock) = (0, 0.0, 0.0);
             for (step, record) in by_stage.remove(&name).unwrap_or_default() {
-                (steps, seconds) = (step.saturating_add(1), record.seconds);
+                // A resumed run's clock begins again.
+                earlier += if record.seconds < clock { clock } else { 0.0 };
+                (steps, clock) = (step.saturating_add(1), record.seconds);
                 for (metric, value) in record.metrics {
                     let value = value.map_or(f64::NAN, f64::from);
                     curves.entry(metric).or_default().push((step as f64, value));
                 }
             }
-            Stage { name, steps, seconds, curves }
+            Stage { name, steps, seconds: earlier + clock, curves }
         })
         .collect()
 }
@@ -99,6 +101,15 @@ mod tests {
         assert_eq!(stages[0].curves["a"], [(0.0, 1.0), (2.0, 4.0)]);
         assert!(stages[0].curves["b"][0].1.is_nan());
         assert_eq!((stages[0].steps, stages[0].seconds), (3, 0.5));
+    }
+
+    #[test]
+    fn seconds_add_up_over_calls() {
+        let line = |step, seconds| Record { stage: "z".into(), step, seconds, metrics: BTreeMap::new() };
+        let text = [line(0, 1.0), line(1, 2.0), line(2, 0.5), line(3, 1.5), line(4, 0.25)]
+            .map(|r| serde_json::to_string(&r).unwrap())
+            .join("\n");
+        assert_eq!(parse(&text)[0].seconds, 3.75);
     }
 
     #[test]

@@ -16,7 +16,33 @@ pub struct Origin {
     pub weights: Vec<WeightsFile>,
     /// Why the last call ended without a result; absent while it runs and where it finished.
     #[serde(default)]
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    /// As it was told.
+    pub message: String,
+    /// The process's (see [`Error::exit_code`]).
+    pub exit_code: u8,
+}
+
+impl Failure {
+    /// Somebody asked the run to stop.
+    pub(super) fn is_a_stop(&self) -> bool {
+        self.exit_code >= 128
+    }
+
+    /// The training itself: a resumed run comes to the same end.
+    pub(super) fn comes_again(&self) -> bool {
+        self.exit_code == Error::Diverged(String::new()).exit_code()
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(e: &Error) -> Failure {
+        Failure { message: e.to_string(), exit_code: e.exit_code() }
+    }
 }
 
 /// One call of the program.
@@ -146,7 +172,11 @@ mod tests {
         std::fs::write(&file, "abc").unwrap();
         let weights = vec![WeightsFile::of("A", &file).unwrap()];
         assert!(weights[0].bytes == 3 && weights[0].sha256.starts_with("ba7816bf"));
-        let origin = Origin { calls: vec![Call::now("cpu")], weights, failure: Some("x".into()) };
+        let origin = Origin {
+            calls: vec![Call::now("cpu")],
+            weights,
+            failure: Some((&Error::Run("x".into())).into()),
+        };
         assert_eq!(origin.calls[0].device, "cpu");
         origin.write(dir.path()).unwrap();
         assert_eq!(Origin::read(dir.path()).unwrap(), Some(origin));

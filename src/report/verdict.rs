@@ -1,6 +1,7 @@
 //! What came out of a run, first in a few sentences and numbers that a reader can take away.
 
 use super::gather::Gathered;
+use super::origin::Failure;
 use super::table::{duration, millions, teachers_map};
 use crate::summary::{Score, Summary};
 
@@ -15,16 +16,19 @@ pub(super) struct Tile {
 pub(super) enum Status {
     Finished,
     Failed,
+    /// Somebody asked it to stop.
+    Stopped,
     /// It still goes on, or was killed: a folder cannot tell.
     Unfinished,
 }
 
 impl Status {
     pub fn of(g: &Gathered) -> Status {
-        match (g.is_finished, &g.origin) {
-            (true, _) => Status::Finished,
-            (false, Some(origin)) if origin.failure.is_some() => Status::Failed,
-            (false, _) => Status::Unfinished,
+        match failure(g) {
+            _ if g.is_finished => Status::Finished,
+            Some(f) if f.is_a_stop() => Status::Stopped,
+            Some(_) => Status::Failed,
+            None => Status::Unfinished,
         }
     }
 
@@ -32,9 +36,15 @@ impl Status {
         match self {
             Status::Finished => "finished",
             Status::Failed => "failed",
+            Status::Stopped => "stopped",
             Status::Unfinished => "unfinished",
         }
     }
+}
+
+/// Why the last call ended without a result.
+fn failure(g: &Gathered) -> Option<&Failure> {
+    g.origin.as_ref()?.failure.as_ref()
 }
 
 /// Whose training a stage belongs to: not a baseline's.
@@ -146,7 +156,7 @@ fn weakest(s: &Summary) -> Option<String> {
 }
 
 fn unfinished(g: &Gathered) -> Vec<String> {
-    let failure = g.origin.as_ref().and_then(|o| o.failure.as_deref());
+    let failure = failure(g);
     let reached = match g.stages.last() {
         Some(stage) => match g.asked.stage(&stage.name) {
             Some(planned) => format!("step {} of {} of {}", stage.steps, planned.steps, stage.name),
@@ -155,7 +165,10 @@ fn unfinished(g: &Gathered) -> Vec<String> {
         None => "no step of training".into(),
     };
     let mut out = vec![match failure {
-        Some(why) => format!("This run failed: {why}. It reached {reached}."),
+        Some(f) => {
+            let how = if f.is_a_stop() { "was stopped" } else { "failed" };
+            format!("This run {how}: {}. It reached {reached}.", f.message)
+        }
         None => {
             format!("This run has not finished: its folder tells of {reached}. It may still be going on.")
         }
@@ -164,9 +177,11 @@ fn unfinished(g: &Gathered) -> Vec<String> {
     let of = |name: &str| g.stages.iter().find(|s| s.name == name).map_or(0, |s| s.steps);
     let done: usize = g.asked.stages.iter().map(|s| of(&s.name).min(s.steps)).sum();
     if total > 0 {
-        out.push(format!(
-            "{done} of {total} training steps are done. `--resume` goes on from the last checkpoint."
-        ));
+        let next = match failure {
+            Some(f) if f.comes_again() => "would come to the same end: the config is what has to change",
+            Some(_) | None => "goes on from the last checkpoint",
+        };
+        out.push(format!("{done} of {total} training steps are done. `--resume` {next}."));
     }
     out
 }
