@@ -209,10 +209,10 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device = device_of(choice, &args.profile)?;
-    let folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
+    let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
     let greeting = format!("{device}; output in {}", folder.path().display());
-    let summary = execute(&loaded, &folder, args.resume, Some(&greeting), args.out.audience(), engine)?;
+    let summary = execute(&loaded, &mut folder, args.resume, Some(&greeting), args.out.audience(), engine)?;
     Ok(report::final_table(&summary))
 }
 
@@ -220,7 +220,7 @@ fn run_student(args: &RunArgs, engine: &Engine) -> Result<String> {
 /// what is refused takes one line.
 fn execute(
     loaded: &Loaded<RunSpec>,
-    folder: &Folder,
+    folder: &mut Folder,
     is_resumed: bool,
     greeting: Option<&str>,
     audience: Audience,
@@ -234,6 +234,9 @@ fn execute(
     let mut progress = Progress::start(folder.path(), is_resumed, audience)?.stopping_on(signals);
     if let Some(line) = greeting {
         progress.say(line);
+    }
+    if let Some(note) = &record.note {
+        progress.say(note);
     }
     let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
@@ -255,7 +258,7 @@ fn teach(args: &TeachArgs, engine: &Engine) -> Result<String> {
         config::load_teach(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
-    let folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
+    let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     folder.spare(&spec.inputs())?;
     (engine.check_teach)(&spec)?;
     folder.prepare(&resolved)?;

@@ -207,7 +207,7 @@ impl Work<'_> {
         let path = self.out.join(format!("{name}-seed{seed}"));
         let is_begun = path.join(report::CONFIG).exists();
         let existing = if is_begun { Existing::Resume } else { Existing::Refuse };
-        let folder = Folder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
+        let mut folder = Folder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
             Error::Usage(message) => {
                 let message = message.trim_start_matches("--resume: ");
                 Error::Usage(format!("{message}; --out names another folder, or remove {}", path.display()))
@@ -218,7 +218,7 @@ impl Work<'_> {
             expect_same_files(&path, &loaded.spec)?;
             return Ok(summary);
         }
-        execute(&loaded, &folder, is_begun, None, self.audience, self.engine).map_err(|e| match e {
+        execute(&loaded, &mut folder, is_begun, None, self.audience, self.engine).map_err(|e| match e {
             Error::Stopped { exit_code, message } => Error::Stopped {
                 exit_code,
                 message: message.replace("the same command with --resume", "the same command"),

@@ -1,6 +1,6 @@
 //! The output folder: made, refused, resumed or replaced.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,8 @@ pub enum Existing {
 pub struct Folder {
     path: PathBuf,
     existing: Existing,
+    /// The folder itself, locked for as long as this lives; the system frees it when the process ends, however it does.
+    lock: Option<File>,
 }
 
 impl Folder {
@@ -49,7 +51,7 @@ impl Folder {
             Existing::Resume => check_same(&path, resolved)?,
             Existing::Refuse | Existing::Replace => {}
         }
-        Ok(Folder { path, existing })
+        Ok(Folder { path, existing, lock: None })
     }
 
     /// Refuses a folder whose old results are `inputs` of what is to replace them.
@@ -73,8 +75,11 @@ impl Folder {
 
     /// Makes the folder and puts the config in it. An earlier run's results go first: beside a config that did not
     /// make them they would be a lie. So do files that a kill left half-written.
-    pub fn prepare(&self, resolved: &str) -> Result<()> {
+    ///
+    /// Errors: another process that writes to the folder; whatever the system does not let be done.
+    pub fn prepare(&mut self, resolved: &str) -> Result<()> {
         fs::create_dir_all(&self.path).map_err(|e| Error::io("make the output folder", &self.path, e))?;
+        self.lock()?;
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
         let goes = |name: &String| match self.existing {
             Existing::Resume => weights::is_temporary(name),
@@ -91,6 +96,23 @@ impl Folder {
             report::remove_old(&self.path)?;
         }
         write_atomic(self.path.join(report::CONFIG), |w| w.write_all(resolved.as_bytes()))
+    }
+
+    /// Two runs that write one folder would leave a mixture of both.
+    fn lock(&mut self) -> Result<()> {
+        let folder = File::open(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
+        match folder.try_lock() {
+            Ok(()) => self.lock = Some(folder),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Usage(format!(
+                    "output folder {}: another dfka-engine is writing to it; --out names another",
+                    self.path.display()
+                )));
+            }
+            // A file system without locks keeps nobody out, and is no reason not to run.
+            Err(TryLockError::Error(_)) => {}
+        }
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -173,7 +195,7 @@ mod tests {
     fn new_and_empty_folders_are_taken_others_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        let folder = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut folder = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
         assert!(!path.exists(), "choosing touches nothing");
         folder.prepare("x = 1\n").unwrap();
         assert_eq!(fs::read_to_string(path.join(report::CONFIG)).unwrap(), "x = 1\n");
@@ -184,13 +206,28 @@ mod tests {
         let killed = dir.path().join("killed");
         fs::create_dir(&killed).unwrap();
         fs::write(killed.join(".resolved.toml.31.0.tmp"), "x =").unwrap();
-        let folder = Folder::choose(killed.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut folder = Folder::choose(killed.clone(), Existing::Refuse, "x = 1\n").unwrap();
         folder.prepare("x = 1\n").unwrap();
         assert_eq!(fs::read_dir(&killed).unwrap().count(), 1);
         let e = Folder::choose(path.join(report::CONFIG), Existing::Refuse, "").unwrap_err();
         assert!(e.to_string().contains("in the way"), "{e}");
         let e = Folder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("nothing to go on with"), "{e}");
+    }
+
+    #[test]
+    fn a_folder_is_one_processs_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        let mut first = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut second = Folder::choose(path.clone(), Existing::Refuse, "x = 2\n").unwrap();
+        first.prepare("x = 1\n").unwrap();
+        let e = second.prepare("x = 2\n").unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("another dfka-engine is writing to it"), "{e}");
+        assert_eq!(fs::read_to_string(path.join(report::CONFIG)).unwrap(), "x = 1\n");
+        drop(first);
+        let mut resumed = Folder::choose(path, Existing::Resume, "x = 1\n").unwrap();
+        resumed.prepare("x = 1\n").unwrap();
     }
 
     #[test]
