@@ -10,9 +10,9 @@ const OTHER_SOF: [u8; 11] = [0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xc
 
 /// Makes a JPEG claim fewer rows than it has, at least `rows`, so that a decoder stops below them; returns how many.
 ///
-/// The rows that are left decode to the same bits: a scan holds all components of one row of blocks after the other, and one
-/// row of blocks more than asked for is kept, for chroma is interpolated between rows. Training looks at a random part of
-/// an image, whose lower edge lies on average at four fifths of the height.
+/// The rows that are left decode to the same bits: a scan holds all components of one row of blocks after the other. Where
+/// chroma is interpolated between rows, a block's last ones look into the next block, which is then kept. Training looks at
+/// a random part of an image, whose lower edge lies on average at four fifths of the height.
 ///
 /// `None`, and nothing changed: files whose scans hold less than everything of their rows (progressive ones, one component
 /// a scan), and what does not end as a JPEG does: a file that was cut short must be decoded to its end to be refused.
@@ -34,10 +34,9 @@ pub fn shorten(bytes: &mut [u8], rows: usize) -> Option<usize> {
             }
             _ if SOF.contains(&marker) || OTHER_SOF.contains(&marker) => return None,
             SOS => {
-                let (place, h, n, tallest) = frame?;
-                let block = 8 * tallest;
-                let kept = rows.max(1).checked_next_multiple_of(block)? + block;
-                if segment.first() != Some(&n) || tallest == 0 || kept >= h {
+                let (place, h, n, tallest) = frame.filter(|f| f.3 > 0)?;
+                let kept = rows.max(1).checked_add(tallest)?.checked_next_multiple_of(8 * tallest)?;
+                if segment.first() != Some(&n) || kept >= h {
                     return None;
                 }
                 bytes[place..place + 2].copy_from_slice(&u16::try_from(kept).ok()?.to_be_bytes());
@@ -65,14 +64,15 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_blocks_is_left_below_what_is_asked_for() {
+    fn whole_blocks_are_left_and_the_next_one_where_it_is_looked_into() {
         for (sampling, rows, kept) in [
-            (&[0x11][..], 8, 16),
-            (&[0x11], 9, 24),
-            (&[0x22, 0x11, 0x11], 0, 32),
-            (&[0x22, 0x11, 0x11], 16, 32),
+            (&[0x11][..], 7, 8),
+            (&[0x11], 9, 16),
+            (&[0x22, 0x11, 0x11], 0, 16),
+            (&[0x22, 0x11, 0x11], 14, 16),
+            (&[0x22, 0x11, 0x11], 15, 32),
             (&[0x21, 0x11, 0x11], 16, 24),
-            (&[0x11, 0x14, 0x11], 1, 64),
+            (&[0x11, 0x14, 0x11], 29, 64),
         ] {
             let before = header(0xc0, 100, sampling, sampling.len() as u8);
             let mut bytes = before.clone();
@@ -96,7 +96,7 @@ mod tests {
             (header(0xc0, 100, &[0x20], 1), 8),
             (header(0xc0, 100, &[], 0), 8),
             (header(0xc0, 0, &[0x11], 1), 8),
-            (whole.clone(), 81),
+            (whole.clone(), 95),
             (whole, usize::MAX),
             (cut_short, 8),
             (headless, 8),

@@ -93,11 +93,11 @@ fn pixels(bytes: &[u8], path: &Path) -> Outcome {
         Ok(image) => {
             assert_eq!(image.data.len(), image.h * image.w * image.c);
             assert!((1..=image::MAX_PIXELS).contains(&(image.h * image.w)) && image.c == 3);
-            // Of a sound file the upper half is the same without the rest.
-            let rows = image.h / 2;
-            let half = image::Encoded::new(bytes.to_vec(), path).and_then(|i| i.decode(rows, Vec::new()));
+            // Of a sound file the first rows are the same without the rest.
+            let rows = bytes.len() % image.h;
+            let first = image::Encoded::new(bytes.to_vec(), path).and_then(|i| i.decode(rows, Vec::new()));
             let seen = rows * image.w * 3;
-            assert!(half.expect("the upper half of a sound file").data[..seen] == image.data[..seen]);
+            assert!(first.expect("the first rows of a sound file").data[..seen] == image.data[..seen]);
             Outcome::Accepted
         }
         Err(e) => refused(&e, 4, path),
