@@ -76,6 +76,8 @@ impl<'a> Encoded<'a> {
             Kind::Jpeg if rows < self.h => jpeg::shorten(&mut self.bytes, rows).unwrap_or(self.h),
             _ => self.h,
         };
+        // Cleared, for a decoder may leave rows of an odd file as they are: they must not be another image's.
+        room.clear();
         room.resize(h * w * 3, 0);
         let decoded = guarded(|| match kind {
             Kind::Jpeg => decode_jpeg(&self.bytes, &mut room),
