@@ -353,7 +353,7 @@ mod tests {
         for expected in [
             "failed</span>",
             "This run failed: a loss is &lt;NaN&gt;. It reached step 900 of 900 of block1.",
-            "1800 of 1900 training steps are done. <code>--resume</code> would come to the same end",
+            "1800 of 1900 training steps are done. <code>--resume</code> alone would come to the same end",
             "No block is chosen yet",
             "dual loss &lt;A&gt;",
             "Not measured: the config names no labelled images",

@@ -178,7 +178,8 @@ fn unfinished(g: &Gathered) -> Vec<String> {
     let done: usize = g.asked.stages.iter().map(|s| of(&s.name).min(s.steps)).sum();
     if total > 0 {
         let next = match failure {
-            Some(f) if f.comes_again() => "would come to the same end: the config is what has to change",
+            // What the message advises, such as an alarm turned off, comes with it.
+            Some(f) if f.comes_again() => "alone would come to the same end",
             Some(_) | None => "goes on from the last checkpoint",
         };
         out.push(format!("{done} of {total} training steps are done. `--resume` {next}."));
