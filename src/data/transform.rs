@@ -288,6 +288,20 @@ mod tests {
     }
 
     #[test]
+    fn a_random_crop_sees_nothing_around_it_and_a_centre_does() {
+        let data = (0..64).map(|i| if i % 8 < 4 { 0 } else { 255 }).collect();
+        let pixels = Pixels { h: 8, w: 8, c: 1, data };
+        let of = |part| {
+            let mut out = vec![7; 4];
+            let cut = Cut { part, is_mirrored: false };
+            Transformer::default().apply([2, 2, 1], cut, &pixels, &mut out).map(|()| out).unwrap()
+        };
+        assert_eq!(of(Part::Pixels { top: 0, left: 0, h: 8, w: 4 }), [0; 4]);
+        let seen = of(Part::Seen { top: 0.0, left: 0.0, h: 8.0, w: 4.0 });
+        assert!(seen[1] > 0 && seen[1] == seen[3], "{seen:?}");
+    }
+
+    #[test]
     fn mirrored_grey_and_repeated() {
         let pixels = Pixels { h: 1, w: 3, c: 3, data: vec![255, 0, 0, 0, 255, 0, 0, 0, 255] };
         let mut t = Transformer::default();
