@@ -68,9 +68,9 @@ fn folder_name(source: &Source, path: &str, name: &str) -> Result<String> {
 }
 
 /// A seed: TOML's integers end at 2^63 - 1.
-fn seed(source: &Source, value: i64) -> Result<u64> {
+fn seed(source: &Source, path: &str, value: i64) -> Result<u64> {
     u64::try_from(value)
-        .map_err(|_| source.fail("seed", format!("`seed` is {value}; expected 0 to {}", i64::MAX)))
+        .map_err(|_| source.fail(path, format!("`{path}` is {value}; expected 0 to {}", i64::MAX)))
 }
 
 /// A key that means something under one setting only is refused elsewhere: silence would look like consent.

@@ -49,11 +49,10 @@ pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<Strin
     let file = find(&args.name)?;
     let mut experiment = load_experiment(&file, &args.scale)?;
     if let Some(seeds) = &args.seeds {
+        if let Some((_, twice)) = seeds.iter().enumerate().find(|(i, s)| seeds[..*i].contains(s)) {
+            return Err(Error::Usage(format!("--seeds: seed {twice} stands twice")));
+        }
         experiment.seeds = seeds.iter().map(|s| u64::from(*s)).collect();
-    }
-    if let Some(twice) = experiment.seeds.iter().enumerate().find(|(i, s)| experiment.seeds[..*i].contains(s))
-    {
-        return Err(Error::Usage(format!("seed {} stands twice", twice.1)));
     }
     let sets: Vec<Override> = args.sets.iter().map(|s| Override::set(s)).collect::<Result<_>>()?;
     let (choice, _) = args.device.device.open()?;

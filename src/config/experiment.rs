@@ -111,7 +111,15 @@ pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
             return Err(source.fail(&format!("rows.{i}"), message));
         }
     }
-    let seeds: Vec<u64> = raw.seeds.iter().map(|s| seed(source, *s)).collect::<Result<_>>()?;
+    let mut seeds = Vec::new();
+    for (i, value) in raw.seeds.iter().enumerate() {
+        let path = format!("seeds.{i}");
+        let seed = seed(source, &path, *value)?;
+        if seeds.contains(&seed) {
+            return Err(source.fail(&path, format!("seed {seed} stands twice")));
+        }
+        seeds.push(seed);
+    }
     if rows.is_empty() || seeds.is_empty() {
         return Err(source.fail("seeds", "expected at least one row and one seed"));
     }
@@ -123,7 +131,7 @@ pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
         seeds,
         by_block: raw.by_block.unwrap_or(false),
         config: source.file(&format!("scales.{scale}.config"), config)?,
-        overrides: overrides(set)?,
+        overrides: source.overrides(&format!("scales.{scale}.set"), set)?,
         rows,
     })
 }
@@ -147,7 +155,11 @@ fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
     let what = match (raw.run, raw.teacher, raw.teachers_of) {
         (Some(run), None, None) => RowKind::Student {
             run: folder_name(source, &format!("{path}.run"), &run)?,
-            overrides: [overrides(&raw.set)?, overrides(at_scale)?].concat(),
+            overrides: [
+                source.overrides(&format!("{path}.set"), &raw.set)?,
+                source.overrides(&format!("{path}.set_{scale}"), at_scale)?,
+            ]
+            .concat(),
         },
         (None, Some(n), None) => RowKind::Teacher(source.count(&format!("{path}.teacher"), n, 1..=1000)? - 1),
         (None, None, Some(run)) => RowKind::TeachersOf(run),
@@ -157,10 +169,6 @@ fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
         }
     };
     Ok(Row { name: raw.name, what, published: raw.published })
-}
-
-fn overrides(set: &[String]) -> Result<Vec<Override>> {
-    set.iter().map(|s| Override::set(s)).collect()
 }
 
 #[cfg(test)]
@@ -224,13 +232,21 @@ teacher = 1
                 "expected the run of another row: two",
             ),
             ("[0, 2]", "[]", "demo", "at least one row and one seed"),
-            ("[0, 2]", "[-1]", "demo", "`seed` is -1"),
+            ("[0, 2]", "[-1]", "demo", "e.toml:3: `seeds.0` is -1"),
             ("run = \"two\"", "run = \"a/b\"", "demo", "names the output folder"),
             ("title = \"t\"", "titel = \"t\"", "demo", "did you mean `title`?"),
-            ("\"seed=3\"", "\"seed\"", "demo", "expected KEY=VALUE"),
+            (
+                "\"seed=3\"",
+                "\"seed=1\", \"seed\"",
+                "demo",
+                "e.toml:12: `rows.0.set.1` is \"seed\"; expected KEY=VALUE, such as generator.steps=200",
+            ),
+            ("[\"dual.batch=4\"]", "[\"a..b=4\"]", "paper", "e.toml:8: `scales.paper.set.0` is \"a..b=4\""),
+            ("[0, 2]", "[0, 2, 0]", "demo", "e.toml:3: seed 0 stands twice"),
         ] {
             let text = GOOD.replacen(from, to, 1);
             let e = load(&text, scale).unwrap_err();
+            assert_eq!(e.exit_code(), 3, "{e}");
             assert!(e.to_string().contains(expected), "{e}");
         }
     }

@@ -127,7 +127,7 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
     let generator = generator(source, &mut raw.generator)?;
     Ok(RunSpec {
         name: folder_name(source, "name", &raw.name)?,
-        seed: seed(source, or(&mut raw.seed, 0))?,
+        seed: seed(source, "seed", or(&mut raw.seed, 0))?,
         // bf16 halves the memory traffic that most kernels wait for, and keeps f32's range.
         precision: or(&mut raw.precision, Elem::Bf16),
         device: Device::default(),

@@ -17,10 +17,13 @@ use crate::error::{Error, Result};
 /// A hundred times the longest config here; a file without end (a device, a pipe) is refused as soon as it is longer.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A value from the command line that takes the place of one in the file.
+/// What an assignment looks like, for who wrote something else.
+const EXPECTED: &str = "expected KEY=VALUE, such as generator.steps=200";
+
+/// A value from the command line, or from an experiment's file, that takes the place of one in a config.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
-    /// As errors show it: `--set student.branch=3`.
+    /// As errors show it: `--set student.branch=3`, or where the file has it.
     shown: String,
     /// Dotted path.
     key: String,
@@ -31,17 +34,18 @@ pub struct Override {
 impl Override {
     /// `--set key=value`.
     pub fn set(assignment: &str) -> Result<Self> {
-        let wrong =
-            || Error::Usage(format!("--set {assignment}: expected KEY=VALUE, such as generator.steps=200"));
-        let (key, value) = assignment.split_once('=').ok_or_else(wrong)?;
+        Self::shown_as(format!("--set {assignment}"), assignment)
+            .ok_or_else(|| Error::Usage(format!("--set {assignment}: {EXPECTED}")))
+    }
+
+    /// `key=value`; none where it is something else.
+    fn shown_as(shown: String, assignment: &str) -> Option<Self> {
+        let (key, value) = assignment.split_once('=')?;
         let (key, value) = (key.trim(), value.trim());
         let fits = |part: &str| {
             !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
         };
-        if !key.split('.').all(fits) {
-            return Err(wrong());
-        }
-        Ok(Override { shown: format!("--set {assignment}"), key: key.into(), value: value.into() })
+        key.split('.').all(fits).then(|| Override { shown, key: key.into(), value: value.into() })
     }
 
     /// `--seed n`.
@@ -165,6 +169,17 @@ impl Source {
             std::path::absolute(&joined).map_err(|e| self.fail(path, format!("`{path}`: {raw}: {e}")))?;
         *raw = whole.to_string_lossy().into_owned();
         Ok(joined)
+    }
+
+    /// A list of assignments `key=value` for another config. What is wrong with one is told with its place in this file.
+    pub fn overrides(&self, path: &str, assignments: &[String]) -> Result<Vec<Override>> {
+        let one = |(i, assignment): (usize, &String)| {
+            let place = format!("{path}.{i}");
+            let shown = self.fail(&place, assignment.as_str()).to_string();
+            Override::shown_as(shown, assignment)
+                .ok_or_else(|| self.fail(&place, format!("`{place}` is {assignment:?}; {EXPECTED}")))
+        };
+        assignments.iter().enumerate().map(one).collect()
     }
 
     fn out_of_range<T: Display>(&self, path: &str, value: T, range: impl RangeBounds<T>) -> Error {

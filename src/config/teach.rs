@@ -152,7 +152,7 @@ fn build(source: &Source, raw: &mut RawTeach) -> Result<TeachSpec> {
         precision: or(&mut raw.precision, Elem::Bf16),
         device: Device::default(),
         name: folder_name(source, "name", &raw.name)?,
-        seed: seed(source, or(&mut raw.seed, 0))?,
+        seed: seed(source, "seed", or(&mut raw.seed, 0))?,
         checkpoint_seconds: source.number(
             "checkpoint_seconds",
             or(&mut raw.checkpoint_seconds, CHECKPOINT_SECONDS.into()),
@@ -183,7 +183,7 @@ fn data(source: &Source, raw: &mut RawData) -> Result<TrainingData> {
         (None, Some(s), None, None) => Ok(TrainingData::Scenes {
             archives: source.file("data.scenes.archives", &mut s.archives)?,
             count: source.count("data.scenes.count", s.count, 1..=1_000_000)?,
-            seed: seed(source, or(&mut s.seed, 0))?,
+            seed: seed(source, "data.scenes.seed", or(&mut s.seed, 0))?,
             objects: ascending(source, "data.scenes.objects", or(&mut s.objects, [1, 3]))?,
             side: ascending(source, "data.scenes.side", or(&mut s.side, [11, 15]))?,
             tries: source.count("data.scenes.tries", or(&mut s.tries, 10), 1..=1000)?,

@@ -96,8 +96,33 @@ pub const CASES: &[Case] = &[
     Case { what: "a run's config for a teacher", spoil: nothing, args: "teach c.toml", code: 3, words: &["c.toml:"] },
     Case { what: "an even kernel", spoil: |l| put(l, "t.toml", TEACH.replace("kernel = 3", "kernel = 4")), args: "teach t.toml", code: 3, words: &["t.toml:8: `network.stem.kernel` is 4; expected an odd number"] },
     Case { what: "widths and depths that differ", spoil: |l| put(l, "t.toml", TEACH.replace("[1, 1]", "[1]")), args: "teach t.toml", code: 3, words: &["t.toml:7: `network.depths` has 1 entries and `network.widths` 2"] },
+    Case { what: "a scenes' seed below 0", spoil: |l| put(l, "t.toml", TEACH.replace("train = \"evaluation.npz\"", "scenes = { archives = \"x\", count = 1, seed = -1 }")), args: "teach t.toml", code: 3, words: &["t.toml:3: `data.scenes.seed` is -1; expected 0 to"] },
     Case { what: "two kinds of data", spoil: |l| put(l, "t.toml", TEACH.replace("[network]", "scenes = { archives = \"x\", count = 1 }\n[network]")), args: "teach t.toml", code: 3, words: &["t.toml:2", "either"] },
+    // An experiment's file.
+    experiment("an experiment: no such scale", |l| put(l, "e.toml", EXPERIMENT.replace("demo", "dmo")), &["e.toml:4: no scale `demo`, found dmo; did you mean `dmo`?"]),
+    experiment("an experiment: a seed twice", |l| put(l, "e.toml", EXPERIMENT.replace("[0]", "[0, 1, 0]")), &["e.toml:3: seed 0 stands twice"]),
+    experiment("an experiment: a row of two kinds", |l| put(l, "e.toml", EXPERIMENT.replace("run =", "teacher = 1\nrun =")), &["e.toml:6: `rows.0` takes exactly one of `run`, `teacher` and `teachers_of`"]),
+    experiment("an experiment: a change without a value", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "groups")), &["e.toml:9: `rows.0.set.0` is \"generator.groups\"; expected KEY=VALUE"]),
+    experiment("an experiment: a change with a slip", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "gruops=1")), &["e.toml:9: generator.gruops=1: unknown key `gruops`; did you mean `groups`?"]),
+    experiment("an experiment: a change out of range", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "groups=0")), &["e.toml:9: generator.groups=0: `generator.groups` is 0; expected at least 1"]),
+    experiment("an experiment: a config that is not there", |l| put(l, "e.toml", EXPERIMENT.replace("c.toml", "d.toml")), &["d.toml: cannot read the config"]),
 ];
+
+const fn experiment(what: &'static str, spoil: fn(&super::Lab), words: &'static [&'static str]) -> Case {
+    Case { what, spoil, args: "experiment e.toml --scale demo --device cpu", code: 3, words }
+}
+
+/// One that would run.
+const EXPERIMENT: &str = r#"title = "t"
+source = "s"
+seeds = [0]
+[scales.demo]
+config = "c.toml"
+[[rows]]
+name = "ours"
+run = "a"
+set = ["generator.groups=1"]
+"#;
 
 pub const TEACH: &str = r#"name = "t"
 [data]
