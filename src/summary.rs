@@ -117,3 +117,89 @@ pub struct Summary {
     pub seconds: BTreeMap<String, f64>,
     pub version: String,
 }
+
+/// Of parameters, images or steps: more than any run has, and few enough to be added up.
+pub const MOST: usize = 1 << 40;
+
+/// Blocks of a network; a ResNet has four.
+const MOST_BLOCKS: usize = 64;
+
+impl Summary {
+    /// Says what no run finds out: `summary.json` may have been changed since it was written.
+    pub fn validate(&self) -> Result<(), String> {
+        let p = &self.parameters;
+        if p.teachers > MOST || p.student > MOST {
+            return Err(format!("parameters: more than {MOST}"));
+        }
+        if p.trunk.checked_add(p.filters).is_none_or(|part| part > p.student) {
+            return Err(format!("parameters: trunk {} and filters {} of {}", p.trunk, p.filters, p.student));
+        }
+        for (i, task) in self.branch.iter().enumerate() {
+            if !(1..=MOST_BLOCKS).contains(&task.block) || task.loss_by_block.len() > MOST_BLOCKS {
+                return Err(format!("branch {i}: expected blocks from 1 to {MOST_BLOCKS}"));
+            }
+        }
+        self.label_statistics.as_ref().map_or(Ok(()), LabelStatistics::validate)
+    }
+}
+
+impl LabelStatistics {
+    /// Says where more images are counted than there are.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.images > MOST {
+            return Err(format!("images: more than {MOST}"));
+        }
+        let exceeds = |l: &&LabelShare| {
+            l.predicted.max(l.drawn.unwrap_or(0)) > self.images || l.shown > l.drawn.unwrap_or(0)
+        };
+        match self.labels.iter().find(exceeds) {
+            Some(l) => Err(format!("label {:?}: counts do not fit {} images", l.label, self.images)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_run_finds_out_is_told() {
+        let statistics = |images, drawn, predicted, shown| {
+            let label = LabelShare { label: "bus".into(), drawn, predicted, shown, ..LabelShare::default() };
+            LabelStatistics { images, labels: vec![label] }
+        };
+        let summary = |p: Parameters, block: usize, statistics| Summary {
+            parameters: p,
+            branch: vec![TaskBranch { block, ..TaskBranch::default() }],
+            label_statistics: Some(statistics),
+            ..Summary::default()
+        };
+        let p = Parameters { teachers: 9, student: 6, filters: 2, trunk: 4 };
+        assert_eq!(Summary::default().validate(), Ok(()));
+        assert_eq!(summary(p.clone(), 4, statistics(5, Some(3), 5, 3)).validate(), Ok(()));
+        assert_eq!(summary(p.clone(), 4, statistics(5, None, 5, 0)).validate(), Ok(()));
+        for (p, block, statistics, expected) in [
+            (
+                Parameters { teachers: MOST + 1, ..p.clone() },
+                1,
+                statistics(0, None, 0, 0),
+                "parameters: more",
+            ),
+            (
+                Parameters { trunk: usize::MAX, ..p.clone() },
+                1,
+                statistics(0, None, 0, 0),
+                "parameters: trunk",
+            ),
+            (Parameters { trunk: 5, ..p.clone() }, 1, statistics(0, None, 0, 0), "parameters: trunk 5"),
+            (p.clone(), 0, statistics(0, None, 0, 0), "branch 0: expected blocks from 1 to 64"),
+            (p.clone(), 1, statistics(MOST + 1, None, 0, 0), "images: more"),
+            (p.clone(), 1, statistics(5, None, 6, 0), "label \"bus\": counts do not fit 5 images"),
+            (p.clone(), 1, statistics(5, Some(1), 0, 2), "label \"bus\""),
+        ] {
+            let e = summary(p, block, statistics).validate().unwrap_err();
+            assert!(e.starts_with(expected), "{e}");
+        }
+    }
+}

@@ -3,6 +3,8 @@
 
 use toml::{Table, Value};
 
+use crate::summary::MOST;
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Asked {
     pub name: Option<String>,
@@ -36,7 +38,7 @@ impl Asked {
             root.get(table)?.as_table()?.get(key)
         };
         let string = |v: &Value| v.as_str().map(str::to_owned);
-        let count = |v: &Value| v.as_integer().and_then(|i| usize::try_from(i).ok());
+        let count = |v: &Value| usize::try_from(v.as_integer()?).ok().filter(|n| *n <= MOST);
         let teachers = root.get("teachers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let images = at("dual.images").and_then(string);
 
@@ -101,9 +103,13 @@ mod tests {
         assert_eq!(stages, expected);
         assert_eq!((asked.least_diversity, asked.least_entropy), (Some(0.0), Some(0.25)));
         assert!(asked.has_evaluation && asked.teachers == ["A", "B"] && asked.seed == Some(3));
-        for text in
-            ["", "x", "teachers = 3\n", "seed = -1\ndual.steps = ['a', -4]\n", "[generator]\nsteps = 1\n"]
-        {
+        for text in [
+            "",
+            "x",
+            "teachers = 3\n",
+            "seed = -1\ndual.steps = ['a', -4, 9223372036854775807]\ndual.batch = 1\n",
+            "[generator]\nsteps = 1\n",
+        ] {
             let asked = Asked::read(text);
             assert!(asked.stages.is_empty() && asked.seed.is_none(), "{text}");
         }

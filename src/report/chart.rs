@@ -151,11 +151,11 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 
 /// Round numbers that cover `low..=high`, about `wanted` of them.
 fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
-    // Nothing between, or more than numbers can count.
-    if high <= low || !(high - low).is_finite() {
+    let raw = (high - low) / wanted as f64;
+    // Nothing between (or so little that a step would be 0), or more than numbers can count.
+    if raw < f64::MIN_POSITIVE || !raw.is_finite() {
         return vec![low];
     }
-    let raw = (high - low) / wanted as f64;
     let power = 10f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw).unwrap_or(raw);
     let (from, to) = ((low / step).floor() as i64, (high / step).ceil() as i64);
@@ -193,6 +193,7 @@ mod tests {
     fn ticks_are_round_and_cover() {
         assert_eq!(ticks(0.0, 100.0, 4), [0.0, 50.0, 100.0]);
         assert_eq!(ticks(3.0, 3.0, 4), [3.0]);
+        assert_eq!(ticks(-5e-324, 0.0, 4), [-5e-324]);
         let t = ticks(-0.13, 0.71, 4);
         assert!(first(&t, 0.0) <= -0.13 && last(&t, 0.0) >= 0.71 && t.len() < 9);
     }

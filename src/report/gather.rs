@@ -36,16 +36,19 @@ impl Gathered {
         let mut damaged = Vec::new();
         let config = optional(&folder.join(CONFIG))?;
         let metrics = optional(&folder.join(METRICS))?;
-        let summary: Option<Summary> = json(folder, SUMMARY, &mut damaged)?;
+        let summary: Option<Summary> = json(folder, SUMMARY, Summary::validate, &mut damaged)?;
         if config.is_none() && metrics.is_none() && summary.is_none() {
-            let none = format!("{CONFIG}, {METRICS}, {SUMMARY}");
-            return Err(Error::data(folder, format!("expected the folder of a run, found none of {none}")));
+            let found = match damaged.first() {
+                Some(damage) => format!("only a damaged {damage}"),
+                None => format!("none of {CONFIG}, {METRICS}, {SUMMARY}"),
+            };
+            return Err(Error::data(folder, format!("expected the folder of a run, found {found}")));
         }
         let config = String::from_utf8_lossy(&config.unwrap_or_default()).into_owned();
         let asked = Asked::read(&config);
         let stages = metrics.map(|m| metrics::parse(&String::from_utf8_lossy(&m))).unwrap_or_default();
         let origin = Origin::read(folder)?;
-        let statistics: Option<LabelStatistics> = json(folder, LABEL_STATISTICS, &mut damaged)?;
+        let statistics = json(folder, LABEL_STATISTICS, LabelStatistics::validate, &mut damaged)?;
         let is_finished = summary.is_some();
         let summary = summary.unwrap_or_else(|| so_far(&asked, &stages, origin.as_ref(), statistics));
         let mut gathered = Gathered {
@@ -91,14 +94,16 @@ impl Gathered {
     }
 }
 
-/// A JSON file's value; one that does not parse joins the damaged.
+/// A JSON file's value; one that does not parse, or holds what no run writes, joins the damaged.
 fn json<T: serde::de::DeserializeOwned>(
     folder: &Path,
     name: &str,
+    validate: fn(&T) -> Result<(), String>,
     damaged: &mut Vec<String>,
 ) -> Result<Option<T>> {
     let Some(bytes) = optional(&folder.join(name))? else { return Ok(None) };
-    match serde_json::from_slice(&bytes) {
+    let value = serde_json::from_slice(&bytes).map_err(|e| e.to_string());
+    match value.and_then(|value| validate(&value).map(|()| value)) {
         Ok(value) => Ok(Some(value)),
         Err(e) => {
             damaged.push(format!("{name}: {e}"));
@@ -136,6 +141,9 @@ mod tests {
         let e = Gathered::read(dir.path()).err().unwrap();
         assert!(e.exit_code() == 4 && e.to_string().contains("the folder of a run"), "{e}");
         assert!(Gathered::read(&at("none")).is_err());
+        fs::write(at(SUMMARY), "{ half").unwrap();
+        let e = Gathered::read(dir.path()).err().unwrap();
+        assert!(e.to_string().contains("found only a damaged summary.json: "), "{e}");
 
         fs::write(at(CONFIG), "name = 'n'\nseed = 4\n").unwrap();
         let line = "{\"stage\":\"block1\",\"step\":2,\"seconds\":1.5,\"metrics\":{\"loss\":0.5}}\n";
@@ -157,5 +165,10 @@ mod tests {
 
         fs::write(at(SUMMARY), serde_json::to_vec(&Summary::default()).unwrap()).unwrap();
         assert!(Gathered::read(dir.path()).unwrap().is_finished);
+
+        let strange = Summary { branch: vec![Default::default()], ..Summary::default() };
+        fs::write(at(SUMMARY), serde_json::to_vec(&strange).unwrap()).unwrap();
+        let g = Gathered::read(dir.path()).unwrap();
+        assert!(!g.is_finished && g.damaged[0].starts_with("summary.json: branch 0: "), "{:?}", g.damaged);
     }
 }

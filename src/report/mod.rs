@@ -86,13 +86,13 @@ pub fn rebuild(folder: &Path) -> Result<Gathered> {
 
 /// A run's summary, if the folder has one.
 ///
-/// Errors: one that does not parse.
+/// Errors: one that does not parse, or holds what no run writes.
 pub fn read_summary(folder: &Path) -> Result<Option<Summary>> {
     let path = folder.join(SUMMARY);
     let Some(bytes) = optional(&path)? else { return Ok(None) };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| Error::data(&path, format!("not a run's summary: {e}")))
+    let summary = serde_json::from_slice(&bytes).map_err(|e| e.to_string());
+    let summary = summary.and_then(|s: Summary| s.validate().map(|()| s));
+    summary.map(Some).map_err(|e| Error::data(&path, format!("not a run's summary: {e}")))
 }
 
 fn optional(path: &Path) -> Result<Option<Vec<u8>>> {
