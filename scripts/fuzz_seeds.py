@@ -149,6 +149,31 @@ learning_rate = 1e-3
 """
 
 
+EXPERIMENT = """title = "t"
+source = "s"
+seeds = [0, 2]
+by_block = true
+[scales.demo]
+config = "d.toml"
+[scales.paper]
+config = "/p.toml"
+set = ["dual.batch=4"]
+[[rows]]
+name = "ours"
+run = "two"
+set = ["seed=3"]
+set_demo = ["generator.groups=1", "dual.steps=[3, 4]"]
+published = { mAP = 71.7, "M parameters" = 59.8, bus = 80 }
+[[rows]]
+name = "teachers"
+teachers_of = "two"
+only = "paper"
+[[rows]]
+name = "A"
+teacher = 1
+"""
+
+
 def configs():
     seed("run_config", "full", RUN)
     seed("run_config", "least", LEAST)
@@ -162,6 +187,12 @@ def configs():
     scenes = 'scenes = { archives = "raw", count = 10, side = [5, 9] }'
     seed("teach_config", "scenes", TEACH.replace('train = "a.npz"', scenes))
     seed("teach_config", "both", TEACH.replace("[network]", scenes + "\n[network]"))
+    seed("experiment_config", "demo", EXPERIMENT)
+    seed("experiment_config", "paper", EXPERIMENT + "\0paper")
+    seed("experiment_config", "no_scale", EXPERIMENT + "\0papr")
+    seed("experiment_config", "no_run", EXPERIMENT.replace('"two"\nonly', '"three"\nonly') + "\0paper")
+    seed("experiment_config", "no_assignment", EXPERIMENT.replace("seed=3", "seed"))
+    seed("experiment_config", "twice", EXPERIMENT.replace("[0, 2]", "[2, 2]"))
 
 
 def image_sets():
@@ -201,6 +232,10 @@ def convolution(name, norm, k, c, r):
     return out
 
 
+def norm(name, k):
+    return b"".join(record_floats(f"{name}.norm.{p}", k) for p in ["weight", "bias", "running_mean", "running_var"])
+
+
 def layer1():
     stem = convolution("conv1", "bn1", 2, 1, 3)
     return stem + convolution("layer1.0.conv1", "layer1.0.bn1", 2, 2, 3) + convolution("layer1.0.conv2", "layer1.0.bn2", 2, 2, 3)
@@ -232,6 +267,18 @@ def models():
     student = {"network": NETWORK, "filter_reduction": 2, "tasks": tasks, "labels": ["cat", "bus"]}
     seed("student", "student", record_json("__meta__", {"student": student}) + folded_student())
     lies = {**student, "tasks": [{**tasks[0], "block": 9}], "filter_reduction": 0}
+    draw = {"latent": 3, "conditions": 2, "max_labels": 1}
+    told = {"network": NETWORK, "groups": 2, "widths": [3, 2], "draw": draw, "batch": 8, "seed": 4}
+    tensors = record_floats("project.weight", 192, 5) + norm("project", 3)
+    tensors += record_floats("up0.conv.weight", 2, 3, 3, 3) + norm("up0.conv", 2)
+    level = record_floats("up0.feature.weight", 2, 2, 3, 3) + norm("up0.feature", 2)
+    image = record_floats("image.weight", 1, 2, 3, 3) + record_floats("image.bias", 1)
+    seed("generator", "two_groups", record_json("__meta__", {"generator": told}) + tensors + level + image)
+    told = {**told, "groups": 1, "draw": {**draw, "latent": 5, "conditions": 0}}
+    seed("generator", "plain", record_json("__meta__", {"generator": told}) + tensors + image)
+    seed("generator", "no_image", record_json("__meta__", {"generator": told}) + tensors)
+    told = {**told, "widths": [8192] * 64, "network": {**NETWORK, "image": [4096, 4096, 1]}}
+    seed("generator", "huge", record_json("__meta__", {"generator": told}))
     seed("student", "lies", record_json("__meta__", {"student": lies}))
 
 
@@ -354,6 +401,67 @@ def photographs():
     seed("png", "grey16", png(1, 2, 16, 0, b"\0\1\2\0\3\4"))
 
 
+def run_folders():
+    score = {"map": 71.5, "map_11_point": 70.25, "ap": {"bus": 80.5, "cat": 62.5}, "ap_11_point": {"bus": 79.5, "cat": 61.0}}
+    student = {**score, "by_block": [score, score]}
+    shares = [{"teacher": "a", "label": "bus", "drawn": 9, "predicted": 8, "shown": 3}]
+    shares += [{"teacher": "b", "label": "cat", "drawn": None, "predicted": 7, "shown": 0}]
+    statistics = {"images": 64, "labels": shares}
+    summary = {
+        "name": "r",
+        "seed": 3,
+        "labels": ["bus", "cat"],
+        "teachers": {"a": score, "b": score, "mean": score},
+        "student": student,
+        "noise": student,
+        "ka": None,
+        "parameters": {"teachers": 900, "student": 600, "filters": 20, "trunk": 300},
+        "branch": [{"teacher": "a", "labels": ["bus"], "block": 1, "loss_by_block": [0.25, 0.5]}],
+        "diversity": 0.75,
+        "label_entropy": 0.5,
+        "label_statistics": statistics,
+        "seconds": {"generator": 1.5, "block1": 2, "total": 4},
+        "version": "0.1.0",
+    }
+    metrics = [("generator", 0, 0.5), ("generator", 2, 1.0), ("block1", 0, 0.25), ("generator", 2, 0.5)]
+    lines = [
+        json.dumps({"stage": stage, "step": step, "seconds": s, "metrics": {"loss": 0.5, "dual.a": None, "task.a": -1e-3}})
+        for stage, step, s in metrics
+    ]
+    config = """name = "r"
+seed = 3
+teachers = [{ name = "a" }, { name = "b" }]
+[generator]
+steps = 4
+batch = 8
+[dual]
+images = "generator"
+steps = [3, 3]
+batch = 4
+[loss]
+least_diversity = 0.1
+[evaluation]
+data = "e"
+[baselines]
+noise = true
+"""
+    call = {"command": ["dfka-engine", "run", "r x.toml"], "started": 1790000000, "version": "0.1.0", "device": "cpu"}
+    call |= {"threads": 2, "system": "linux x86_64"}
+    file = {"name": "teacher a", "file": "a.npz", "bytes": 9, "sha256": "ab" * 32}
+    failure = {"message": "generator: collapsed", "exit_code": 7}
+    origin = {"calls": [call, call], "weights": [file], "failure": None}
+
+    def folder(summary=None, lines=(), config="", statistics=None, origin=None):
+        texts = [json.dumps(t, separators=(",", ":")) if t else "" for t in [summary, statistics, origin]]
+        return "\0".join([texts[0], "\n".join(lines), config, texts[1], texts[2]])
+
+    seed("run_folder", "finished", folder(summary, lines, config, statistics, origin))
+    seed("run_folder", "failed", folder(None, lines, config, statistics, {**origin, "failure": failure}))
+    seed("run_folder", "begun", folder(None, [lines[0], lines[1][:40]], config))
+    seed("run_folder", "damaged", folder(None, lines)[:-2] + '\0\0{"images":')
+    seed("run_folder", "nothing", "")
+
+
 def png(w, h, depth, kind, rows, extra=()):
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -365,7 +473,7 @@ def png(w, h, depth, kind, rows, extra=()):
 
 if __name__ == "__main__":
     shutil.rmtree(SEEDS, ignore_errors=True)
-    for make in [arrays, configs, image_sets, models, onnx, checkpoints, photographs]:
+    for make in [arrays, configs, image_sets, models, onnx, checkpoints, photographs, run_folders]:
         make()
     files = [p for p in SEEDS.rglob("*") if p.is_file()]
     print(f"{len(files)} seeds, {sum(p.stat().st_size for p in files)} bytes in {SEEDS}")

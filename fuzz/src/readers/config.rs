@@ -1,6 +1,8 @@
-//! Config files and `--set`: a text, then assignments, with a zero byte before each.
+//! Config files: of a run and a training with `--set` (a text, then assignments, with a zero byte before each), of an
+//! experiment with its scale (a text, a zero byte, a name).
 
 use super::{Outcome, scratch, written};
+use dfka_engine::config::experiment::{RowKind, load_experiment};
 use dfka_engine::config::{Loaded, Override, load_run, load_teach};
 use dfka_engine::error::{Error, Result};
 use serde::Serialize;
@@ -12,6 +14,27 @@ pub fn run(bytes: &[u8]) -> Outcome {
 
 pub fn teach(bytes: &[u8]) -> Outcome {
     loaded(bytes, load_teach)
+}
+
+/// An accepted one has runs and seeds, its rows refer to runs that it has, and its assignments stand in the file.
+pub fn experiment(bytes: &[u8]) -> Outcome {
+    let mut parts = bytes.split(|b| *b == 0);
+    let path = written("e.toml", parts.next().unwrap_or_default());
+    let scale = parts.next().map_or("demo".into(), String::from_utf8_lossy);
+    let experiment = match load_experiment(&path, &scale) {
+        Ok(experiment) => experiment,
+        Err(e) => return refused(&e, &path),
+    };
+    assert!(!experiment.rows.is_empty() && !experiment.seeds.is_empty());
+    let runs: Vec<&str> = experiment.rows.iter().filter_map(|r| r.run()).collect();
+    for row in &experiment.rows {
+        match &row.what {
+            RowKind::Student { run, .. } => assert!(!run.is_empty()),
+            RowKind::TeachersOf(run) => assert!(runs.contains(&&**run), "{run:?} of {runs:?}"),
+            RowKind::Teacher(index) => assert!(*index < 1000),
+        }
+    }
+    Outcome::Accepted
 }
 
 /// Loads the text; what an accepted one resolves to gives the same spec, and the same text, again.

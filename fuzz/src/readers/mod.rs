@@ -10,6 +10,7 @@ mod config;
 mod image_sets;
 mod models;
 mod photographs;
+mod run_folder;
 
 use dfka_engine::error::Error;
 use std::path::{Path, PathBuf};
@@ -34,18 +35,21 @@ pub const ALL: &[Reader] = &[
     Reader { name: "onnx", read: models::onnx },
     Reader { name: "run_config", read: config::run },
     Reader { name: "teach_config", read: config::teach },
+    Reader { name: "experiment_config", read: config::experiment },
     Reader { name: "labelled", read: image_sets::labelled },
     Reader { name: "unlabelled", read: image_sets::unlabelled },
     Reader { name: "idx", read: image_sets::idx },
     Reader { name: "digits", read: image_sets::digits },
     Reader { name: "teacher", read: models::teacher },
     Reader { name: "student", read: models::student },
+    Reader { name: "generator", read: models::generator },
     Reader { name: "checkpoint", read: models::checkpoint },
     Reader { name: "voc_list", read: photographs::voc_list },
     Reader { name: "voc_xml", read: photographs::voc_xml },
     Reader { name: "coco_json", read: photographs::coco_json },
     Reader { name: "jpeg", read: photographs::jpeg },
     Reader { name: "png", read: photographs::png },
+    Reader { name: "run_folder", read: run_folder::run_folder },
 ];
 
 /// Feeds `bytes` to the reader `name`.

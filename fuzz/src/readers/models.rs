@@ -4,6 +4,7 @@ use super::archives::recorded;
 use super::{Outcome, refused, scratch, written};
 use dfka_engine::autograd::Store;
 use dfka_engine::pipeline::evaluate::Predictor;
+use dfka_engine::pipeline::sample::Sampler;
 use dfka_engine::pipeline::spec::TeacherSpec;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::pipeline::{Device, checkpoint as format};
@@ -32,6 +33,23 @@ pub fn student(bytes: &[u8]) -> Outcome {
     match Predictor::open(&path, &Device::default()) {
         Ok(predictor) => {
             assert!(!predictor.labels.is_empty());
+            Outcome::Accepted
+        }
+        Err(e) => refused(&e, 4, &path),
+    }
+}
+
+/// As `sample` opens what a run leaves of its generator.
+pub fn generator(bytes: &[u8]) -> Outcome {
+    let path = written("g.npz", &recorded(bytes));
+    match Sampler::open(&path, &Device::default()) {
+        Ok(mut sampler) => {
+            let [h, w, c] = sampler.image();
+            // What a step may take is for `check` to say; a mutation may ask for 4096 pixels a side.
+            if h.max(w) <= 64 {
+                let images = sampler.images(1, None).expect("a whole generator draws");
+                assert_eq!(images.len(), h * w * c);
+            }
             Outcome::Accepted
         }
         Err(e) => refused(&e, 4, &path),
