@@ -125,6 +125,29 @@ tests() {
        END { printf "%d passed, %d failed%s", ok, bad, first ? ", first " first : "" }' "$log"
 }
 
+# apart PROGRAM FILTER...: after a run of PROGRAM whose output is in $log, every test that did not pass, each in a process of
+# its own that waits for every launch. One bad address ends a process's CUDA, and with it every test that comes after.
+apart() {
+  local program=$1 before=$log t ran=0 alone=0 failed=() mma=0 end=$((SECONDS + ${APART:-90}))
+  shift
+  comm -23 <("$pack/bin/$program" "$@" --list 2>/dev/null | sed -n 's/: test$//p' | sort) \
+    <(sed -n 's/^test \(.*\) \.\.\. ok$/\1/p' "$before" | sort) >"$work/$program.todo"
+  while read -r t; do
+    if ((SECONDS >= end)) || (($(left) < 15)); then break; fi
+    ran=$((ran + 1))
+    part "$program.txt" "$program-alone" 12 env DFKA_SYNC=1 "$pack/bin/$program" --exact "$t"
+    if passed; then
+      alone=$((alone + 1))
+      continue
+    fi
+    failed+=("$t")
+    part "$program.txt" "$program-mma" 12 env DFKA_SYNC=1 DFKA_TENSOR_CORES=mma "$pack/bin/$program" --exact "$t"
+    if passed; then mma=$((mma + 1)); fi
+  done <"$work/$program.todo"
+  row "alone" "$([[ ${#failed[@]} == 0 ]] && echo passed || echo FAILED)" 0 "of $(wc -l <"$work/$program.todo") that did not pass $ran \
+ran alone: $alone passed, ${#failed[@]} failed ($mma of them pass without wgmma)${failed[*]:+: ${failed[*]}}"
+}
+
 sanitise() {
   local tool=$1 limit=$2 sanitizer summary
   if [[ -n $dry ]]; then
@@ -309,15 +332,21 @@ call_run() {
   row compiled "$result" "$seconds" "$(tests)"
 
   part gates.txt gates 105 "$pack/bin/gates" ops::
-  passed || gates_passed=0
   row gates "$result" "$seconds" "$(tests)"
+  passed || {
+    gates_passed=0
+    apart gates ops::
+  }
 
   # The emulator takes half a minute for all three: a dry run takes one.
   local machines=()
   if [[ -n $dry ]]; then machines=(a_run_moves); fi
   part machines.txt machines 50 "$pack/bin/machines" ${machines[@]+"${machines[@]}"}
-  passed || machines_passed=0
   row machines "$result" "$seconds" "$(tests)"
+  passed || {
+    machines_passed=0
+    apart machines ${machines[@]+"${machines[@]}"}
+  }
 
   torch_there
   parity
