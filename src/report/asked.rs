@@ -19,6 +19,8 @@ pub struct Asked {
     pub least_diversity: Option<f64>,
     pub least_entropy: Option<f64>,
     pub has_evaluation: bool,
+    /// It is not a run's, but of a teacher's training.
+    pub is_teachers: bool,
 }
 
 /// A stage of training.
@@ -68,6 +70,7 @@ impl Asked {
             least_diversity: at("loss.least_diversity").and_then(number),
             least_entropy: at("loss.least_entropy").and_then(number),
             has_evaluation: root.contains_key("evaluation"),
+            is_teachers: root.contains_key("training") && !root.contains_key("teachers"),
         }
     }
 

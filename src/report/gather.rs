@@ -5,6 +5,7 @@ use std::path::Path;
 use super::asked::Asked;
 use super::metrics::{self, Stage};
 use super::origin::Origin;
+use super::tensorboard::TENSORBOARD;
 use super::{CONFIG, LABEL_STATISTICS, METRICS, SAMPLES, SUMMARY, optional};
 use crate::error::{Error, Result};
 use crate::summary::{LabelStatistics, Summary};
@@ -46,6 +47,13 @@ impl Gathered {
         }
         let config = String::from_utf8_lossy(&config.unwrap_or_default()).into_owned();
         let asked = Asked::read(&config);
+        if asked.is_teachers {
+            let message = format!(
+                "expected the folder of a run, found that of a teacher's training, which has no page; its curves are in \
+                 {TENSORBOARD}/ and {METRICS}"
+            );
+            return Err(Error::data(folder, message));
+        }
         let stages = metrics.map(|m| metrics::parse(&String::from_utf8_lossy(&m))).unwrap_or_default();
         let origin = Origin::read(folder)?;
         let statistics = json(folder, LABEL_STATISTICS, LabelStatistics::validate, &mut damaged)?;
@@ -144,6 +152,10 @@ mod tests {
         fs::write(at(SUMMARY), "{ half").unwrap();
         let e = Gathered::read(dir.path()).err().unwrap();
         assert!(e.to_string().contains("found only a damaged summary.json: "), "{e}");
+
+        fs::write(at(CONFIG), "name = 'n'\n[training]\nsteps = 4\n").unwrap();
+        let e = Gathered::read(dir.path()).err().unwrap();
+        assert!(e.exit_code() == 4 && e.to_string().contains("found that of a teacher's training"), "{e}");
 
         fs::write(at(CONFIG), "name = 'n'\nseed = 4\n").unwrap();
         let line = "{\"stage\":\"block1\",\"step\":2,\"seconds\":1.5,\"metrics\":{\"loss\":0.5}}\n";
