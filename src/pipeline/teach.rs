@@ -39,16 +39,19 @@ pub struct TeachSummary {
     pub seconds: f64,
 }
 
-/// Opens what a training reads, before its folder is touched: data (but for scenes, which take as long as composing them),
-/// the weights it starts from, and the images that it is scored on.
+/// Opens what a training reads, before its folder is touched: data, the weights it starts from, and the images that it is
+/// scored on; all of them fit the network.
 pub fn check(spec: &TeachSpec) -> Result<()> {
-    if let Some(init) = &spec.init {
-        Backbone::open(init)?;
+    let mut spec = spec.clone();
+    // One scene tells as much as all of them, which take seconds to compose.
+    if let TrainingData::Scenes { count, .. } = &mut spec.data {
+        *count = 1;
     }
-    if matches!(spec.data, TrainingData::Scenes { .. }) {
-        return Ok(());
-    }
-    let data = Data::open(spec)?;
+    let start = spec.init.as_ref().map(Backbone::open).transpose()?;
+    let data = Data::open(&spec)?;
+    let network = network(&spec, data.image, start.as_ref())?;
+    // Tensor by tensor, in a store without memory.
+    build(&mut Store::planned(None), &spec, &network, start, data.labels().len())?;
     match &spec.evaluation {
         Some(evaluation) => super::evaluate::check(evaluation, data.image, data.labels()),
         None => Ok(()),
@@ -65,22 +68,13 @@ pub fn teach(
     let data = Data::open(spec)?;
     let (labels, image) = (data.labels().to_vec(), data.image);
     let start = spec.init.as_ref().map(Backbone::open).transpose()?;
-    let network = ResNetSpec {
-        block: spec.block,
-        image,
-        stem: spec.stem,
-        widths: spec.widths.clone(),
-        depths: spec.depths.clone(),
-        stride: start.as_ref().map(|s| s.stride).unwrap_or_default(),
-        normalisation: start.as_ref().and_then(|s| s.normalisation.clone()),
-    };
-    network.validate().map_err(|e| Error::Usage(format!("network: {e}")))?;
+    let network = network(spec, image, start.as_ref())?;
     let t = &spec.training;
     let mut session =
         Session::open(out, resume, fingerprint(spec, &data)?, spec.checkpoint_seconds, observer)?;
 
     let mut engine = engine_on(&spec.device, spec.precision)?;
-    let net = build(&mut engine, spec, &network, start, labels.len())?;
+    let net = build(&mut engine.store, spec, &network, start, labels.len())?;
     let provenance = format!("{} steps of {} on {}", t.steps, t.batch, data.set.provenance);
     let (leaves, feed) = data.place(&mut engine, spec, session.first_step(STAGE))?;
     let mut tape = Tape::default();
@@ -278,9 +272,24 @@ fn optimisers(store: &mut Store<f32>, t: &TrainingSpec, net: &ResNet) -> (Vec<Op
     (groups.into_iter().map(of_group).collect(), rates)
 }
 
+/// The network that the config describes for these images, with what the weights that it starts from say of it.
+fn network(spec: &TeachSpec, image: [usize; 3], start: Option<&Backbone>) -> Result<ResNetSpec> {
+    let network = ResNetSpec {
+        block: spec.block,
+        image,
+        stem: spec.stem,
+        widths: spec.widths.clone(),
+        depths: spec.depths.clone(),
+        stride: start.map(|s| s.stride).unwrap_or_default(),
+        normalisation: start.and_then(|s| s.normalisation.clone()),
+    };
+    network.validate().map_err(|e| Error::Usage(format!("network: {e}")))?;
+    Ok(network)
+}
+
 /// The network to train: random, or from `start` with a head of its own.
 fn build(
-    engine: &mut Engine<f32>,
+    store: &mut Store<f32>,
     spec: &TeachSpec,
     network: &ResNetSpec,
     start: Option<Backbone>,
@@ -292,7 +301,7 @@ fn build(
         Some(start) => start.fitting(network)?,
         None => {
             return ResNet::new(
-                &mut engine.store,
+                store,
                 "net",
                 network,
                 blocks,
@@ -302,22 +311,13 @@ fn build(
             );
         }
     };
-    let mut trunk = ResNet::new(
-        &mut engine.store,
-        "net",
-        network,
-        blocks,
-        None,
-        Build::Normed,
-        Source::Tensors(&mut tensors),
-    )?;
+    let mut trunk =
+        ResNet::new(store, "net", network, blocks, None, Build::Normed, Source::Tensors(&mut tensors))?;
     let c = network.widths[network.blocks() - 1];
     let shape = Shape::new(labels, 1, 1, c);
     let weights = crate::models::init::he_normal(seed, "fc.weight", shape, 1.0 / 3.0);
-    let head = [
-        engine.store.add_with("net.fc.weight", shape, &weights),
-        engine.store.add("net.fc.bias", Shape::vector(labels)),
-    ];
+    let head =
+        [store.add_with("net.fc.weight", shape, &weights), store.add("net.fc.bias", Shape::vector(labels))];
     trunk.head = Some(head);
     Ok(trunk)
 }

@@ -46,4 +46,7 @@ pub const CASES: &[Case] = &[
     Case { what: "training data without a wanted label", spoil: |l| put(l, "t.toml", TEACH.replace("[data]", "[data]\nlabels = [\"bus\", \"tram\"]")), args: "teach t.toml --quiet", code: 4, words: &["expected a label \"tram\", found only bus, car, dog"] },
     Case { what: "no archives for scenes", spoil: nothing, args: "scenes none out.npz --split train --count 3", code: 4, words: &["none"] },
     Case { what: "archives of nonsense for scenes", spoil: |l| { std::fs::create_dir(l.path("raw")).unwrap(); put(l, "raw/0.json", "{}") }, args: "scenes raw out.npz --split eval --count 3", code: 4, words: &["raw"] },
+    Case { what: "scenes without their archives", spoil: |l| put(l, "t.toml", TEACH.replace("train = \"evaluation.npz\"", "scenes = { archives = \"nowhere\", count = 9 }")), args: "teach t.toml", code: 4, words: &["nowhere/", "cannot read"] },
+    Case { what: "a start of other shapes", spoil: |l| put(l, "t.toml", TEACH.replace("[data]", "init = \"left.npz\"\n[data]")), args: "teach t.toml", code: 4, words: &["left.npz: "] },
+    Case { what: "a page for a teacher's training", spoil: |l| put(l, "resolved.toml", TEACH), args: "report .", code: 4, words: &[".: expected the folder of a run, found that of a teacher's training"] },
 ];
