@@ -6,7 +6,7 @@
 # Any toolchain will do: the flags below are those of cargo-fuzz without a sanitizer. What a run finds worth keeping goes to
 # $DFKA_FUZZ_CORPUS/TARGET (a new temporary folder unless set, so that two runs with one DFKA_FUZZ_SEED begin alike), inputs
 # that crash to fuzz/artifacts, logs to fuzz/logs. DFKA_FUZZ_JOBS=2 runs two targets at a time; DFKA_FUZZ_LEVEL=2 optimises
-# the engine (three times the build for up to ten times the executions); DFKA_FUZZ_SANITIZER=address needs a nightly toolchain.
+# the engine (twice the build for 1.2 to 2.1 times the executions); DFKA_FUZZ_SANITIZER=address needs a nightly toolchain.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 

@@ -267,6 +267,10 @@ def models():
     student = {"network": NETWORK, "filter_reduction": 2, "tasks": tasks, "labels": ["cat", "bus"]}
     seed("student", "student", record_json("__meta__", {"student": student}) + folded_student())
     lies = {**student, "tasks": [{**tasks[0], "block": 9}], "filter_reduction": 0}
+    seed("student", "lies", record_json("__meta__", {"student": lies}))
+
+
+def generators():
     draw = {"latent": 3, "conditions": 2, "max_labels": 1}
     told = {"network": NETWORK, "groups": 2, "widths": [3, 2], "draw": draw, "batch": 8, "seed": 4}
     tensors = record_floats("project.weight", 192, 5) + norm("project", 3)
@@ -279,7 +283,6 @@ def models():
     seed("generator", "no_image", record_json("__meta__", {"generator": told}) + tensors)
     told = {**told, "widths": [8192] * 64, "network": {**NETWORK, "image": [4096, 4096, 1]}}
     seed("generator", "huge", record_json("__meta__", {"generator": told}))
-    seed("student", "lies", record_json("__meta__", {"student": lies}))
 
 
 def folded_student():
@@ -458,7 +461,7 @@ noise = true
     seed("run_folder", "finished", folder(summary, lines, config, statistics, origin))
     seed("run_folder", "failed", folder(None, lines, config, statistics, {**origin, "failure": failure}))
     seed("run_folder", "begun", folder(None, [lines[0], lines[1][:40]], config))
-    seed("run_folder", "damaged", folder(None, lines)[:-2] + '\0\0{"images":')
+    seed("run_folder", "damaged", "\0".join(['{"name":', "{}", "name = [", '{"images":', "[]"]))
     seed("run_folder", "nothing", "")
 
 
@@ -473,7 +476,7 @@ def png(w, h, depth, kind, rows, extra=()):
 
 if __name__ == "__main__":
     shutil.rmtree(SEEDS, ignore_errors=True)
-    for make in [arrays, configs, image_sets, models, onnx, checkpoints, photographs, run_folders]:
+    for make in [arrays, configs, image_sets, models, generators, onnx, checkpoints, photographs, run_folders]:
         make()
     files = [p for p in SEEDS.rglob("*") if p.is_file()]
     print(f"{len(files)} seeds, {sum(p.stat().st_size for p in files)} bytes in {SEEDS}")

@@ -1,6 +1,6 @@
 //! The config of an experiment: a table or figure of the paper as a set of runs over seeds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -111,11 +111,11 @@ pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
             return Err(source.fail(&format!("rows.{i}"), message));
         }
     }
-    let mut seeds = Vec::new();
+    let (mut seeds, mut seen) = (Vec::new(), BTreeSet::new());
     for (i, value) in raw.seeds.iter().enumerate() {
         let path = format!("seeds.{i}");
         let seed = seed(source, &path, *value)?;
-        if seeds.contains(&seed) {
+        if !seen.insert(seed) {
             return Err(source.fail(&path, format!("seed {seed} stands twice")));
         }
         seeds.push(seed);

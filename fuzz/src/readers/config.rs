@@ -6,6 +6,7 @@ use dfka_engine::config::experiment::{RowKind, load_experiment};
 use dfka_engine::config::{Loaded, Override, load_run, load_teach};
 use dfka_engine::error::{Error, Result};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 pub fn run(bytes: &[u8]) -> Outcome {
@@ -16,7 +17,7 @@ pub fn teach(bytes: &[u8]) -> Outcome {
     loaded(bytes, load_teach)
 }
 
-/// An accepted one has runs and seeds, its rows refer to runs that it has, and its assignments stand in the file.
+/// An accepted one has rows, and seeds, each once; its rows refer to runs that it has.
 pub fn experiment(bytes: &[u8]) -> Outcome {
     let mut parts = bytes.split(|b| *b == 0);
     let path = written("e.toml", parts.next().unwrap_or_default());
@@ -25,7 +26,8 @@ pub fn experiment(bytes: &[u8]) -> Outcome {
         Ok(experiment) => experiment,
         Err(e) => return refused(&e, &path),
     };
-    assert!(!experiment.rows.is_empty() && !experiment.seeds.is_empty());
+    let seeds: BTreeSet<u64> = experiment.seeds.iter().copied().collect();
+    assert!(!experiment.rows.is_empty() && !seeds.is_empty() && seeds.len() == experiment.seeds.len());
     let runs: Vec<&str> = experiment.rows.iter().filter_map(|r| r.run()).collect();
     for row in &experiment.rows {
         match &row.what {
