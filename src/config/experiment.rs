@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::teacher::MOST_TEACHERS;
 use super::{Override, Source, folder_name, nearest, seed};
 use crate::error::Result;
 
@@ -161,7 +162,10 @@ fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
             ]
             .concat(),
         },
-        (None, Some(n), None) => RowKind::Teacher(source.count(&format!("{path}.teacher"), n, 1..=1000)? - 1),
+        (None, Some(n), None) => {
+            let range = 1..=MOST_TEACHERS as i64;
+            RowKind::Teacher(source.count(&format!("{path}.teacher"), n, range)? - 1)
+        }
         (None, None, Some(run)) => RowKind::TeachersOf(run),
         _ => {
             let message = format!("`{path}` takes exactly one of `run`, `teacher` and `teachers_of`");

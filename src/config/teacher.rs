@@ -25,10 +25,17 @@ pub(super) struct RawTeacher {
     stride: Option<StridePlace>,
 }
 
-/// The `[[teachers]]` of a run, at least one, each of another name.
+/// Far beyond what any machine holds, and an end to comparing their names, each with every other one.
+pub(super) const MOST_TEACHERS: usize = 1000;
+
+/// The `[[teachers]]` of a run, 1 to [`MOST_TEACHERS`], each of another name.
 pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>> {
     if raw.is_empty() {
         return Err(source.fail("teachers", "`teachers` is empty; expected at least one [[teachers]] table"));
+    }
+    if raw.len() > MOST_TEACHERS {
+        let message = format!("`teachers` has {} tables; expected at most {MOST_TEACHERS}", raw.len());
+        return Err(source.fail("teachers", message));
     }
     let mut teachers: Vec<TeacherSpec> = Vec::new();
     for (i, t) in raw.iter_mut().enumerate() {

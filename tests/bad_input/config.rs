@@ -50,6 +50,7 @@ pub const CASES: &[Case] = &[
     case("a pair of three", |l| edit(l, "shift = 1", "betas = [0.1, 0.2, 0.3]"), &["c.toml:13: `generator.betas`", "list of length 2"]),
     // Names and words.
     case("no teachers", |l| edit(l, "teachers = [{ name = \"left\", weights = \"left.npz\" }, { name = \"right\", weights = \"right.npz\" }]", "teachers = []"), &["c.toml:3: `teachers` is empty; expected at least one"]),
+    case("a thousand teachers and one", |l| edit(l, "{ name = \"right\"", &format!("{}{{ name = \"right\"", (0..999).map(|i| format!("{{ name = \"t{i}\", weights = \"x\" }}, ")).collect::<String>())), &["c.toml:3: `teachers` has 1001 tables; expected at most 1000"]),
     case("two teachers of one name", |l| edit(l, "name = \"right\"", "name = \"left\""), &["c.toml:3: two teachers are named `left`"]),
     case("teachers whose tensors would share names", |l| edit(l, "\"right\"", "\"left.layer1.0\""), &["c.toml:3: teachers are named `left` and `left.layer1.0`: expected no name to begin another"]),
     case("a label twice", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \"bus\"]"), &["c.toml:6: label `bus` is listed twice"]),
