@@ -403,8 +403,8 @@ fn what_cannot_be_exported_or_drawn_says_why() {
         "block": "basic", "image": [2048, 2048, 3], "widths": [8192, 8192], "depths": [1, 1],
         "stem": { "width": 8192, "kernel": 3, "stride": 1, "max_pool": false },
     });
-    let claim = |latent: u64| {
-        let draw = json!({ "latent": latent, "conditions": 0, "max_labels": 0 });
+    let claim = |latent: u64, conditions: u64, max_labels: u64| {
+        let draw = json!({ "latent": latent, "conditions": conditions, "max_labels": max_labels });
         let mut t = Tensors::new();
         t.insert("project.weight", &[1], vec![0.0]).unwrap();
         t.meta.insert(
@@ -413,8 +413,11 @@ fn what_cannot_be_exported_or_drawn_says_why() {
         );
         weights::save(lab.path("g.npz"), &t).unwrap();
     };
-    claim(65_536);
+    claim(65_536, 0, 0);
     refused(&["sample", "g.npz"], 4, &["g.npz", "project.weight", "found [1]"]);
-    claim(1 << 40);
-    refused(&["sample", "g.npz"], 4, &["g.npz", "no generator is like this"]);
+    // Longer noise than a config may ask for; more labels of an image than there are, and none.
+    for (latent, conditions, max_labels) in [(1 << 40, 0, 0), (4, 2, 3), (4, 2, 0)] {
+        claim(latent, conditions, max_labels);
+        refused(&["sample", "g.npz"], 4, &["g.npz", "no generator is like this"]);
+    }
 }

@@ -56,7 +56,7 @@ impl GeneratorSpec {
             && (1..=65_536).contains(&latent)
             && conditions <= 65_536
             && (1..=MOST_IMAGES).contains(&self.batch)
-            && (!is_conditional || max_labels >= 1);
+            && (!is_conditional || (1..=conditions).contains(&max_labels));
         if fits { Ok(()) } else { Err(format!("no generator is like this: {self:?}")) }
     }
 
