@@ -190,6 +190,26 @@ fn blocks_learn_at_their_own_rates() {
     }
 }
 
+/// What is difficult is neither right nor wrong: a label that is nothing else leaves its row of the head where it began.
+#[test]
+fn difficult_targets_teach_nothing() {
+    let lab = lab();
+    let mut set = squares(192, 1);
+    set.targets.chunks_exact_mut(2).for_each(|row| row[1] = 2);
+    set.save(lab.path("difficult.npz")).unwrap();
+    let trained = |out: &str, steps: &str, rate: &str| {
+        let sets = [steps, rate, "training.schedule=constant"];
+        load(&train(&lab, out, "train = \"difficult.npz\"", &sets, &[]).0.weights)
+    };
+    let before = trained("before", "training.steps=1", "training.learning_rate=1e-30");
+    let after = trained("after", "training.steps=40", "training.learning_rate=0.01");
+    for (name, width) in [("fc.weight", 16), ("fc.bias", 1)] {
+        let row = |t: &Tensors, label: usize| t.get(name).unwrap().data[label * width..][..width].to_vec();
+        assert_eq!(row(&before, 1), row(&after, 1), "{name}");
+        assert_ne!(row(&before, 0), row(&after, 0), "{name}");
+    }
+}
+
 #[test]
 fn stored_statistics_stay_and_a_batchs_move() {
     let lab = lab();
@@ -322,7 +342,7 @@ fn other_data_or_another_backbone_is_another_training() {
 
 #[cfg(unix)]
 #[test]
-fn a_signal_stops_the_program_and_resume_goes_on() {
+fn a_signal_stops_the_program_and_resume_goes_on_as_after_a_kill() {
     let lab = lab();
     fs::write(lab.path("t.toml"), format!("{CONFIG}{NPZ}\n")).unwrap();
     let start = |out: &str, more: &[&str]| {
@@ -331,19 +351,30 @@ fn a_signal_stops_the_program_and_resume_goes_on() {
         c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     assert!(start("whole", &[]).wait_with_output().unwrap().status.success());
-    let mut child = start("out", &[]);
-    while !lab.path("out").join(checkpoint::FILE).exists() {
-        assert!(child.try_wait().unwrap().is_none());
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
+    // A process that has written a checkpoint.
+    let with_checkpoint = |out: &str| {
+        let mut child = start(out, &[]);
+        while !lab.path(out).join(checkpoint::FILE).exists() {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child
+    };
+    let child = with_checkpoint("out");
     Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap();
     let out = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(143), "{said}");
     assert!(said.contains("SIGTERM: stopped after step ") && said.contains(" of 400 of teach"), "{said}");
-    let end = start("out", &["--resume"]).wait_with_output().unwrap();
-    assert!(end.status.success(), "{}", String::from_utf8_lossy(&end.stderr));
-    assert!(lab.bytes("whole/weights.npz") == lab.bytes("out/weights.npz"));
-    let steps = fs::read_to_string(lab.path("out/metrics.jsonl")).unwrap().lines().count();
-    assert_eq!(steps, 400);
+    // And one that nothing asks first.
+    let mut child = with_checkpoint("killed");
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "SIGKILL came too late");
+    for out in ["out", "killed"] {
+        let end = start(out, &["--resume"]).wait_with_output().unwrap();
+        assert!(end.status.success(), "{out}: {}", String::from_utf8_lossy(&end.stderr));
+        assert!(lab.bytes("whole/weights.npz") == lab.bytes(&format!("{out}/weights.npz")), "{out}");
+        let steps = fs::read_to_string(lab.path(out).join("metrics.jsonl")).unwrap().lines().count();
+        assert_eq!(steps, 400, "{out}");
+    }
 }

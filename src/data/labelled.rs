@@ -22,6 +22,14 @@ pub struct LabelledSet {
     pub labels: Vec<String>,
 }
 
+/// A target as the loss of labelled data takes it: 1 present, 0 absent; -1 difficult, which does not count there either.
+pub fn loss_target(target: u8) -> f32 {
+    match target {
+        DIFFICULT => -1.0,
+        other => f32::from(other),
+    }
+}
+
 impl LabelledSet {
     pub fn new(images: ImageSet, targets: Vec<u8>, labels: Vec<String>) -> Result<Self> {
         let set = LabelledSet { images, targets, labels };

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use rayon::prelude::*;
 
 use super::dataset::Dataset;
+use super::labelled::loss_target;
 use super::rng::Rng;
 use super::transform::{Transform, Transformer, to_inputs};
 use crate::error::{Error, Result};
@@ -155,8 +156,8 @@ impl Loader {
     }
 
     /// Waits for the batch of `step` and writes it: images `[n, h, w, c]` in [-1, 1], targets `[n, labels]`, 1 for
-    /// present and 0 for absent or difficult. Steps that follow one another are ready ahead; any other one is a jump.
-    /// Where the images end (see [`Loader::in_order`]), the rest of both stays as it was.
+    /// present, 0 for absent and -1 for difficult ([`loss_target`]). Steps that follow one another are ready ahead; any
+    /// other one is a jump. Where the images end (see [`Loader::in_order`]), the rest of both stays as it was.
     ///
     /// Errors: room of the wrong size; an image that cannot be read, by its name.
     pub fn fill(&mut self, step: u64, images: &mut [f32], targets: &mut [f32]) -> Result<()> {
@@ -173,7 +174,7 @@ impl Loader {
         let shown = self.next(step, images)?;
         for (to, image) in targets.chunks_exact_mut(labels).zip(shown) {
             let found = self.shared.set.targets(image);
-            to.iter_mut().zip(found).for_each(|(t, y)| *t = f32::from(u8::from(*y == 1)));
+            to.iter_mut().zip(found).for_each(|(t, y)| *t = loss_target(*y));
         }
         Ok(())
     }

@@ -11,7 +11,8 @@ use crate::device::cpu::sum::sum_of;
 /// What the second operand holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// Probabilities in [0, 1]; labels are the case {0, 1}.
+    /// Probabilities in [0, 1]; labels are the case {0, 1}. An entry below 0 does not count: no loss, no gradient. The mean
+    /// still divides by all, as PyTorch's with a weight of 0.
     Probabilities,
     /// Logits, as a teacher's head leaves them.
     Logits,
@@ -21,7 +22,7 @@ pub enum Targets {
 /// `l(y, t) = -t log y - (1 - t) log(1 - y)` and `H(t) = l(t, t)`: soft targets then leave a minimum of 0.
 ///
 /// Shapes: x, the logits, and t, the targets, `[n, 1, 1, c]`; the loss a scalar.
-/// Source: METHOD eq. 11 (the inner terms) and 13; the entropy's subtraction is ours.
+/// Source: eq. 11 (the inner terms) and 13; the entropy's subtraction is ours.
 /// Backward: `dx = dy (sigmoid(x) - t) / (n c)`, from x and t. None to the targets.
 /// Errors: operands that are not rows or differ in shape; targets that want a gradient.
 /// Cost: no multiply-adds; reads 2 tensors.
@@ -32,6 +33,11 @@ pub struct Bce {
 }
 
 impl Bce {
+    /// Whether an entry does not count.
+    fn leaves_out(&self, t: f64) -> bool {
+        self.targets == Targets::Probabilities && t < 0.0
+    }
+
     fn target(&self, t: f64) -> f64 {
         match self.targets {
             Targets::Probabilities => t,
@@ -61,6 +67,9 @@ impl Operator for Bce {
         let (x, t) = (io.x(0), io.x(1));
         let total = sum_of(x.len(), |i| {
             let (x, t) = (x[i].f64(), t[i].f64());
+            if self.leaves_out(t) {
+                return 0.0;
+            }
             let entropy = if self.minus_entropy { self.entropy(t) } else { 0.0 };
             cross_entropy(x, self.target(t)) - entropy
         });
@@ -71,7 +80,10 @@ impl Operator for Bce {
         let Some(dx) = io.dx(0) else { return };
         let (x, t) = (io.x(0), io.x(1));
         let each = 1.0 / x.len() as f64;
-        put_slopes(dx, io.dy0()[0], |i| (sigmoid(x[i].f64()) - self.target(t[i].f64())) * each);
+        put_slopes(dx, io.dy0()[0], |i| {
+            let (x, t) = (x[i].f64(), t[i].f64());
+            if self.leaves_out(t) { 0.0 } else { (sigmoid(x) - self.target(t)) * each }
+        });
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
@@ -129,6 +141,9 @@ mod tests {
         move |v| {
             let mut sum = 0.0;
             for (x, t) in v[0].iter().zip(&v[1]) {
+                if op.targets == Targets::Probabilities && *t < 0.0 {
+                    continue;
+                }
                 let y = squash(*x);
                 let t = if op.targets == Targets::Logits { squash(*t) } else { *t };
                 sum -= t * y.ln() + (1.0 - t) * (1.0 - y).ln();
@@ -155,13 +170,15 @@ mod tests {
                 check(case(Targets::Logits, |v| 3.0 * v));
                 check(case(Targets::Probabilities, squash));
                 check(case(Targets::Probabilities, |v| f64::from(v > 0.3)));
+                // A third or so of the entries does not count; of a single one, possibly all.
+                check(case(Targets::Probabilities, |v| if v < -0.4 { -1.0 } else { f64::from(v > 0.3) }));
             }
         }
     }
 
     #[test]
     fn hand_computed() {
-        // METHOD eq. 13, one sample, two labels: y = 3/4, 1/2 against t = 1/2, 1.
+        // Eq. 13, one sample, two labels: y = 3/4, 1/2 against t = 1/2, 1.
         // l = -(ln 3/4 + ln 1/4) / 2 = -ln(3/16) / 2, and ln 2; H(t) = ln 2, and 0.
         let case = |targets, minus_entropy, t: [f64; 2], loss: f64| {
             Case::new(Bce { targets, minus_entropy }, &[Shape::rows(1, 2); 2])
@@ -177,6 +194,8 @@ mod tests {
         // The same as logits; sigmoid(1000) is 1.
         check(case(Targets::Logits, false, [0.0, 1000.0], (a + b) / 2.0));
         check(case(Targets::Logits, true, [0.0, 1000.0], a / 2.0));
+        // What does not count leaves the other's loss, over both entries.
+        check(case(Targets::Probabilities, false, [0.5, -1.0], a / 2.0));
         // Equal predictions: nothing is left once the entropy is taken off.
         check(case(Targets::Logits, true, [3f64.ln(), 0.0], 0.0));
     }

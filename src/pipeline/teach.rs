@@ -10,6 +10,7 @@ use super::{engine_on, fingerprint};
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Optimiser, Plan, Store, Tape, TensorId};
 use crate::data::dataset::Dataset;
+use crate::data::labelled::loss_target;
 use crate::data::loader::Loader;
 use crate::data::scenes::{self, Sources, Split};
 use crate::data::transform::{Transform, View};
@@ -217,7 +218,7 @@ impl Data {
                 to.iter_mut().zip(self.set.pixels(i)?.data).for_each(|(t, p)| *t = to_input(p));
             }
             for (i, to) in engine.store.get_mut(targets).chunks_exact_mut(labels).enumerate() {
-                to.iter_mut().zip(self.set.targets(i)).for_each(|(t, y)| *t = f32::from(u8::from(*y == 1)));
+                to.iter_mut().zip(self.set.targets(i)).for_each(|(t, y)| *t = loss_target(*y));
             }
             return Ok(([images, targets], None));
         };
