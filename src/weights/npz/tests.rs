@@ -51,6 +51,19 @@ fn assert_has(text: &str, parts: &[&str]) {
     }
 }
 
+/// `num_batches_tracked` as numpy writes it, int64 of no dimension.
+#[test]
+fn counters_are_left_out() {
+    let counter = npy(&header("'<i8'", "False", "()"), &7i64.to_le_bytes());
+    let weight = npy(&header("'<f4'", "False", "(2,)"), &le(&[1.0, 2.0]));
+    let entries = [("bn1.num_batches_tracked.npy", &counter[..]), ("bn1.weight.npy", &weight)];
+    let t = read(&zip_of(&entries, CompressionMethod::Stored)).unwrap();
+    assert_eq!(
+        t.iter().map(|(n, t)| (n, &t.data[..])).collect::<Vec<_>>(),
+        [("bn1.weight", &[1.0, 2.0][..])]
+    );
+}
+
 fn sample() -> Tensors {
     let mut t = Tensors::new();
     t.insert("layer1.conv", &[2, 3, 3, 2], (0..36).map(|i| i as f32 * 0.37 - 5.0).collect()).unwrap();
