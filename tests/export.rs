@@ -357,6 +357,18 @@ fn a_run_leaves_a_student_for_others() {
     // The run's own seed draws the images of its report; another, others; and fewer are the first of them.
     call(&["sample", "out", "--count", "16", "--out", "grid.png", "--device", "cpu"]);
     assert!(lab.bytes("grid.png") == lab.bytes("out/samples.png"), "not the images of the report");
+    // A student's file, of any kind, names the generator beside it.
+    for student in ["student.safetensors", "student.onnx", "student.npz", "student-block3.npz"] {
+        call(&["sample", &format!("out/{student}"), "--count", "16", "--out", "same.png", "--device", "cpu"]);
+        assert!(lab.bytes("grid.png") == lab.bytes("same.png"), "{student}");
+    }
+    std::fs::copy(lab.path("out/student.onnx"), lab.path("alone.onnx")).unwrap();
+    let out = lab.call(&["sample", "alone.onnx"]);
+    let text = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        out.status.code() == Some(4) && text.contains("alone.onnx: a student, which draws nothing"),
+        "{text}"
+    );
     call(&["sample", "out/generator.npz", "--seed", "6", "--out", "other.png", "--device", "cpu"]);
     assert!(lab.bytes("grid.png") != lab.bytes("other.png"));
     call(&["sample", "out", "--count", "5", "--out", "five.png", "--device", "cpu"]);

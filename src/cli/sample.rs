@@ -11,7 +11,7 @@ use crate::pipeline::sample::{Sampler, save_grid};
 
 #[derive(Args)]
 pub struct SampleArgs {
-    /// A run's folder, or its generator.npz
+    /// A run's folder, its generator.npz, or a student beside that
     from: PathBuf,
     /// Images to draw
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]

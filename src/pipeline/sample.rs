@@ -98,10 +98,20 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Opens a generator's file, or that of a run's folder.
+    /// Opens a generator's file, or that of a run's folder; of a student's file, the one that stands beside it.
     pub fn open(path: &Path, device: &Device) -> Result<Sampler> {
-        let path: PathBuf = if path.is_dir() { path.join(GENERATOR) } else { path.into() };
+        let mut path: PathBuf = if path.is_dir() { path.join(GENERATOR) } else { path.into() };
         let mut tensors = weights::load(&path)?;
+        if tensors.meta.contains_key("student") {
+            let beside = path.with_file_name(GENERATOR);
+            if !beside.exists() {
+                let message =
+                    format!("a student, which draws nothing; expected its run's {GENERATOR} beside it");
+                return Err(Error::data(&path, message));
+            }
+            tensors = weights::load(&beside)?;
+            path = beside;
+        }
         let spec: GeneratorSpec = tensors.meta_as("generator")?;
         spec.validate().map_err(|e| Error::data(&path, format!("__meta__: generator: {e}")))?;
         // Shapes first, in a store without memory: a description may claim what the file does not hold.
