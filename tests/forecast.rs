@@ -10,11 +10,12 @@ use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::forecast::forecast;
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::session::Stage;
-use dfka_engine::pipeline::spec::Stated;
+use dfka_engine::pipeline::spec::{Recipe, Stated};
 use dfka_engine::pipeline::teachers::{Absent, Teachers};
 use dfka_engine::pipeline::{Device, engine_on};
 use dfka_engine::tensor::Elem;
 use serde_json::Value;
+use std::path::Path;
 
 fn voc() -> String {
     common::root().join("configs/voc.toml").display().to_string()
@@ -41,6 +42,14 @@ fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
     }
+    // The same networks under the losses as printed.
+    let published = voc().replace("voc.toml", "voc-published.toml");
+    let text = String::from_utf8(lab.call(&["check", &published, "--card", "h200"]).stdout).unwrap();
+    assert!(text.contains("\nparameters 85.04 M in the teachers, 58.52 M in the student\n"), "{text}");
+    let spec = config::load_run(Path::new(&published), &[]).unwrap().spec;
+    assert_eq!((spec.loss.alpha, spec.loss.beta, spec.loss.gamma), (1.0, 1.0, 5.0));
+    assert_eq!((&spec.loss.recipe, spec.loss.statistics), (&Recipe::Published, 0.0));
+    assert!(spec.dual.freeze_earlier && spec.dual.lambda_in == [1.0, 1.0] && spec.dual.feature == 0.0);
     let out = lab.call(&["run", &voc()]);
     let text = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(4), "{text}");

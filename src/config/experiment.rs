@@ -178,6 +178,7 @@ fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::spec::StudentInit;
 
     fn load(text: &str, scale: &str) -> Result<Experiment> {
         let dir = tempfile::tempdir().unwrap();
@@ -265,7 +266,10 @@ teacher = 1
                 for row in &e.rows {
                     if let RowKind::Student { overrides, .. } = &row.what {
                         let all = [e.overrides.clone(), overrides.clone(), vec![Override::seed(e.seeds[0])]];
-                        super::super::load_run(&e.config, &all.concat()).unwrap();
+                        let spec = super::super::load_run(&e.config, &all.concat()).unwrap().spec;
+                        // The mean of one teacher is the teacher: such a student compares nothing.
+                        let is_mean = matches!(spec.student.init, StudentInit::Mean);
+                        assert!(!is_mean || spec.teachers.len() > 1, "{}, {scale}: {}", e.title, row.name);
                     }
                 }
                 count += 1;
