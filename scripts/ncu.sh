@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything Nsight Compute knows of some kernels: scripts/ncu.sh KERNEL CONFIG [OPTIONS OF `dfka-engine run`]
 # KERNEL is a regular expression for names without template arguments, such as '^conv2d_'. STEPS=20..21 says which steps,
-# COUNT=10 how many launches, REPORT=runs/ncu where to, DFKA_ENGINE which program. See docs/profiling.md.
+# COUNT=10 how many launches in all, REPORT=runs/ncu where to, DFKA_ENGINE which program. See docs/profiling.md.
 set -euo pipefail
 [[ $# -ge 2 ]] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 command -v ncu >/dev/null || { echo "ncu.sh: no ncu in PATH; it comes with CUDA, or as NVIDIA Nsight Compute" >&2; exit 2; }

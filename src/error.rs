@@ -37,7 +37,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The process exit code of DESIGN: 1 run, 2 usage, 3 config, 4 weights or data, 5 device, 6 memory, 7 diverged;
+    /// The process exit code: 1 run, 2 usage, 3 config, 4 weights or data, 5 device, 6 memory, 7 diverged;
     /// 128 and the signal's number where one stopped the run.
     pub fn exit_code(&self) -> u8 {
         match self {

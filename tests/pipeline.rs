@@ -331,7 +331,7 @@ fn the_summary_says_what_is_in_the_files() {
     assert!(s.parameters.filters > 0 && s.parameters.student < s.parameters.teachers);
 }
 
-/// METHOD 4: two tasks on ResNet-101 that leave the trunk after block 3.
+/// docs/method.md 4: two tasks on ResNet-101 that leave the trunk after block 3.
 #[test]
 fn the_papers_parameter_counts() {
     let network = ResNetSpec::torchvision(101, 224).unwrap();

@@ -206,7 +206,7 @@ fn branch(source: &Source, raw: &mut RawStudent) -> Result<Branch> {
 
 fn generator(source: &Source, raw: &mut RawGenerator) -> Result<GeneratorSpec> {
     Ok(GeneratorSpec {
-        // The paper's best on VOC 2007 (METHOD 5).
+        // The paper's best on VOC 2007 (docs/method.md 5).
         groups: source.count("generator.groups", or(&mut raw.groups, 2), 1..=64)?,
         latent: source.count("generator.latent", or(&mut raw.latent, 128), 1..=65_536)?,
         widths: widths(source, or(&mut raw.widths, vec![128, 64, 32, 32, 16]))?,

@@ -12,7 +12,8 @@ use crate::ops::conv2d::Conv2d;
 use crate::ops::upsample::{Mode, Upsample};
 use crate::tensor::{Real, Shape};
 
-/// `F_g^j` of the groups (METHOD 2): `K - 1` feature levels of the teachers, deepest first, then the image (level 0).
+/// `F_g^j` of the groups (docs/method.md 2): `K - 1` feature levels of the teachers, deepest first, then the image
+/// (level 0).
 ///
 /// Level `l` has the shape of the teachers' `F^l`. The levels are spread evenly over the blocks: with B = 4, K = 2
 /// keeps level 2, K = 4 keeps 3, 2, 1; K = 1 is a plain generator. *[ours: the supplement leaves the choice open]*

@@ -1,5 +1,5 @@
 //! The TargetNet: a shared trunk, and per task a filter, one teacher's remaining blocks and its head cut down to the
-//! wanted labels (METHOD 4). Frozen and folded: it is what a run hands over.
+//! wanted labels (docs/method.md 4). Frozen and folded: it is what a run hands over.
 
 use super::Recorder;
 use super::filter::Filter;

@@ -125,7 +125,7 @@ pub fn sigmoid<R: Real>(v: R) -> R {
 /// `y = act(x)`, or `y = act(x + residual)` with two operands.
 ///
 /// Shapes: x, residual, y `[n, h, w, c]`.
-/// Source: ResNet's block end (He et al. 2016, eq. 1); tanh and sigmoid as METHOD 1 and 2 use them.
+/// Source: ResNet's block end (He et al. 2016, eq. 1); tanh and sigmoid as docs/method.md 1 and 2 use them.
 /// Backward: `dx = dresidual = dy * act'`, from the saved output alone; on a GPU, where act' is a step, from a bit an element.
 /// Errors: operands of different shapes.
 /// Cost: no multiply-adds; reads 1 or 2 tensors, writes 1.

@@ -8,7 +8,8 @@ use crate::device::cpu::sum::sum_of;
 /// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, divided by the number of features as well.
 ///
 /// Shapes: F, the features in front of the fully connected layer, `[n, 1, 1, f]`; the loss a scalar.
-/// Source: METHOD supp. 2, whose `1/M` over the teachers belongs to the sum of their losses; the mean per feature is ours.
+/// Source: supplement eq. 2, whose `1/M` over the teachers belongs to the sum of their losses; the mean per feature is
+/// ours.
 /// Backward: `dF = -dy sign(F) / n` (`/ f`), from F; 0 where F is 0, as behind a rectifier.
 /// Errors: F that is not rows.
 /// Cost: no multiply-adds; reads 1 tensor.
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn hand_computed() {
-        // METHOD supp. 2 with M = 1: features (1, 2), (0, 4): -(3 + 4) / 2; per feature, half of it.
+        // Supplement eq. 2 with M = 1: features (1, 2), (0, 4): -(3 + 4) / 2; per feature, half of it.
         for (mean_over_features, loss) in [(false, -3.5), (true, -1.75)] {
             let case = Case::new(ActivationLoss { mean_over_features }, &[Shape::rows(2, 2)]).frozen(0);
             check(case.values(0, vec![1.0, 2.0, 0.0, 4.0]).reference(move |_| vec![vec![loss]]));

@@ -15,7 +15,7 @@ use std::ops::Range;
 /// j is another sample of the batch.
 ///
 /// Shapes: x, y `[n, h, w, c]`.
-/// Source: ours (EVIDENCE 2: shifts for the generator's images, 30 % maximum of two images for the student's).
+/// Source: ours (shifts for the generator's images, the maximum of two images for the student's).
 /// Backward: dx, each dy going to the pixel it was read from (the maximum's winner, s_i at a tie); reads x for the
 /// maximum only. Every dx sample collects its own dy, then those of the samples it was mixed into, in their order.
 /// Errors: a shift of the image's size or more; probabilities outside [0, 1], or a mix of one sample with another.

@@ -8,7 +8,7 @@ use crate::device::gpu::launch;
 /// `y[n, j] = x[n, index[j]]`
 ///
 /// Shapes: x `[n, 1, 1, c]`, y `[n, 1, 1, index.len()]`.
-/// Source: METHOD 3 (`g_m`, in front of eq. 13).
+/// Source: docs/method.md 3 (`g_m`, in front of eq. 13).
 /// Backward: dx is the sum of dy over the columns that read it, zero where none does; keeps nothing.
 /// Errors: operands with pixels, no column, a column that x does not have.
 /// Cost: memory-bound, and small: predictions only.

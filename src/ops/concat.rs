@@ -9,7 +9,7 @@ use crate::device::gpu;
 /// `y = [x_0; x_1; ...]`, the samples of each operand in turn.
 ///
 /// Shapes: x_i `[n_i, h, w, c]`, y `[sum n_i, h, w, c]`.
-/// Source: METHOD 2 (block `b` runs once on the batch of all levels that reach it).
+/// Source: docs/method.md 2 (block `b` runs once on the batch of all levels that reach it).
 /// Backward: dx_i is dy's part; keeps nothing.
 /// Errors: no operand, samples of different shapes.
 /// Cost: memory-bound; one copy of y.

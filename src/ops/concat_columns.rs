@@ -8,7 +8,7 @@ use crate::device::gpu::launch;
 /// `y[n] = [x_0[n], x_1[n], ...]`
 ///
 /// Shapes: x_i `[n, 1, 1, c_i]`, y `[n, 1, 1, sum c_i]`.
-/// Source: METHOD 2, eq. 10.
+/// Source: eq. 10.
 /// Backward: dx_i is its columns of dy; keeps nothing.
 /// Errors: no operand, operands with pixels or of different batch sizes.
 /// Cost: memory-bound, and small: predictions only.

@@ -9,7 +9,7 @@ use crate::device::gpu::launch;
 /// `y = log(1/(n c) sum_{n,c} |a - b|)`, a mean below 1e-6 counting as 1e-6.
 ///
 /// Shapes: a and b, logits, `[n, 1, 1, c]`; y a scalar.
-/// Source: ours (EVIDENCE 2: the generator's loss less 0.2 y).
+/// Source: ours (the generator's loss less 0.2 y).
 /// Backward: `da = dy sign(a - b) / sum |a - b|` and `db = -da`, from a, b and the saved sum; 0 below the floor.
 /// Errors: operands that are not rows or differ in shape.
 /// Cost: no multiply-adds; reads 2 tensors.

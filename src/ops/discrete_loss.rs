@@ -9,7 +9,7 @@ use crate::device::cpu::sum::sum_of;
 /// `L_dis = 1/(n c) sum_{n,c} |y|`, `y = sigmoid(x)`.
 ///
 /// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
-/// Source: METHOD eq. 7.
+/// Source: eq. 7.
 /// Backward: `dx = dy y (1 - y) / (n c)`, from x.
 /// Errors: x that is not rows.
 /// Cost: no multiply-adds; reads 1 tensor.
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn hand_computed() {
-        // METHOD eq. 7: y = 3/4, 1/4; 1/2, 0: a mean of 3/8.
+        // Eq. 7: y = 3/4, 1/4; 1/2, 0: a mean of 3/8.
         let odds3 = 3f64.ln();
         let case = Case::new(DiscreteLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, 0.0, -1000.0]);
         check(case.reference(|_| vec![vec![0.375]]));

@@ -9,7 +9,7 @@ use super::*;
 /// length, at most 2 n / (n - 1). Features that are all 0 have diversity 0.
 ///
 /// Shapes: F `[n, 1, 1, f]` with n >= 2; d a scalar.
-/// Source: ours (EVIDENCE 2: the dual loss is meaningful only with diverse images).
+/// Source: ours (the dual loss is meaningful only with diverse images).
 /// Backward: none; d is a measure, not a loss.
 /// Errors: F that is not rows, has fewer than 2, or wants a gradient.
 /// Cost: 2 n f multiply-adds, since the distances of all pairs are those to the mean: `2 n sum_i ||F_i - mean||^2`.

@@ -10,7 +10,7 @@ use crate::device::philox::{Draws, below};
 /// size is equally likely.
 ///
 /// Shapes: no operand; y `[n, 1, 1, labels]`.
-/// Source: ours (EVIDENCE 2: a wanted label set as part of z keeps the generator from collapsing).
+/// Source: ours (a wanted label set as part of z keeps the generator from collapsing).
 /// Backward: none, y depends on nothing.
 /// Errors: an operand; an empty shape; sizes that are not `min <= max <= labels`.
 /// Cost: no multiply-adds; writes 1 tensor.

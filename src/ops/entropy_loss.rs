@@ -9,7 +9,7 @@ use crate::device::gpu::launch;
 /// `L_ie = 1/c sum_c H(p_c)`, `p_c = 1/n sum_n sigmoid(x[n, c])`, `H(p) = p log p + (1 - p) log(1 - p)`.
 ///
 /// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
-/// Source: METHOD supp. 3 (H is the negative entropy, so that the loss falls as the labels balance).
+/// Source: supplement eq. 3 (H is the negative entropy, so that the loss falls as the labels balance).
 /// Backward: `dx = dy log(p / (1 - p)) y (1 - y) / (n c)`, from x; p is summed again.
 /// Errors: x that is not rows.
 /// Cost: no multiply-adds; reads 1 tensor.
@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn hand_computed() {
-        // METHOD supp. 3. Label 0: y = 3/4, 1/4, so p = 1/2, H = -ln 2. Label 1: y = 1/4 twice, H = ln(1/4)/4 + 3 ln(3/4)/4.
+        // Supplement eq. 3. Label 0: y = 3/4, 1/4, so p = 1/2, H = -ln 2. Label 1: y = 1/4 twice, H = ln(1/4)/4 +
+        // 3 ln(3/4)/4.
         let (odds3, h) = (3f64.ln(), 0.25 * 0.25f64.ln() + 0.75 * 0.75f64.ln());
         let case =
             Case::new(EntropyLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, -odds3, -odds3]);

@@ -10,7 +10,7 @@ use crate::device::cpu::sum::sum;
 /// `L = ||a - b||^2 / ||b||^2`, both norms over the whole batch.
 ///
 /// Shapes: a and the target b `[n, h, w, c]`; the loss a scalar.
-/// Source: ours (EVIDENCE 2: `||f_m(F_u^b) - F_m^b||^2 / ||F_m^b||^2`).
+/// Source: ours (`||f_m(F_u^b) - F_m^b||^2 / ||F_m^b||^2`).
 /// Backward: `da = 2 dy (a - b) / ||b||^2`, from a, b and the saved norm. None to b.
 /// Errors: operands of different shapes; a target that wants a gradient.
 /// Cost: 2 multiply-adds an element; reads 2 tensors. A target of norm 0 counts as norm 1e-12.

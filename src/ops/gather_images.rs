@@ -10,7 +10,7 @@ use crate::device::philox::{Draws, below};
 /// `first` on.
 ///
 /// Shapes: bank `[m, h, w, c]`; y `[n, h, w, c]`.
-/// Source: ours (EVIDENCE 2: batches mix the current generator's images with earlier ones); real images for METHOD 5, KA.
+/// Source: ours (batches mix the current generator's images with earlier ones); real images for KA, docs/method.md 5.
 /// Backward: none; a bank is data.
 /// Errors: rows outside the bank, none at all, or a bank that wants a gradient.
 /// Cost: no multiply-adds; reads and writes n images.

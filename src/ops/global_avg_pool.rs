@@ -8,7 +8,7 @@ use crate::device::cpu::par::{Rows, for_rows};
 /// `y[n,c] = 1 / (h w) * sum_{h,w} x[n,h,w,c]`
 ///
 /// Shapes: x `[n, h, w, c]`, y `[n, 1, 1, c]`.
-/// Source: METHOD 1 (the teachers' head); He et al. 2016.
+/// Source: docs/method.md 1 (the teachers' head); He et al. 2016.
 /// Backward: `dx = dy / (h w)`, from nothing but dy.
 /// Errors: none beyond the operand count.
 /// Cost: memory-bound; forward reads x, backward writes dx.

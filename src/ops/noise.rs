@@ -20,7 +20,7 @@ pub enum NoiseKind {
 /// `y[i] ~ kind`, independent, a function of (seed, stream, step, i).
 ///
 /// Shapes: no operand; y as `shape` says.
-/// Source: METHOD eq. 2 (z), and 5 (random noise).
+/// Source: eq. 2 (z); docs/method.md 5 (random noise).
 /// Backward: none, y depends on nothing.
 /// Errors: an operand; an empty shape; bounds that are not finite or not in order.
 /// Cost: no multiply-adds; writes 1 tensor; one Philox block for four elements.

@@ -11,17 +11,17 @@ use crate::device::gpu::launch;
 /// Which labels count as present.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PseudoLabels {
-    /// `t = 1` where `y >= 0.5` (METHOD eq. 5).
+    /// `t = 1` where `y >= 0.5` (eq. 5).
     Threshold,
     /// The `share` of the batch with the highest prediction of a label counts as having it: rounded, at least one
-    /// sample and, among equals, the earlier one. No label can then die out of the whole batch (EVIDENCE 2).
+    /// sample and, among equals, the earlier one. No label can then die out of the whole batch.
     Balanced { share: f32 },
 }
 
 /// `L_oh = 1/(n c) sum_{n,c} l(y, t)`, `y = sigmoid(x)`, `t` the pseudo label of `y`, `l` the binary cross-entropy.
 ///
 /// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
-/// Source: METHOD eq. 5 and 6; `Balanced` is ours.
+/// Source: eq. 5 and 6; `Balanced` is ours.
 /// Backward: `dx = dy (y - t) / (n c)`; no gradient flows through t. Reads x and derives t again.
 /// Errors: x that is not rows; a share outside (0, 1).
 /// Cost: no multiply-adds; reads 1 tensor. `Balanced` sorts each column.

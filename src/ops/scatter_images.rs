@@ -8,7 +8,7 @@ use crate::device::cpu::par::{Rows, for_rows};
 /// `bank[(step n + i) mod m] = x[i]`: after `m / n` steps, rounded up, every row has been written.
 ///
 /// Shapes: bank `[m, h, w, c]`, updated in place, and x `[n, h, w, c]` with `n <= m`; no output.
-/// Source: ours (EVIDENCE 2: a snapshot bank of generated images beside the current ones).
+/// Source: ours (a snapshot bank of generated images beside the current ones).
 /// Backward: none; nothing depends on a bank within the step.
 /// Errors: images of another shape than the bank's, or more of them than the bank has rows.
 /// Cost: no multiply-adds; reads and writes n images.

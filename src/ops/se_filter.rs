@@ -12,7 +12,7 @@ use crate::device::cpu::{scratch, vectorised};
 ///
 /// Shapes: x, y `[n, h, w, c]`; w1 `[k, 1, 1, c]`, b1 `[1, 1, 1, k]`, w2 `[c, 1, 1, k]`, b2 `[1, 1, 1, c]`, in this order,
 /// with `k = c / r` hidden units.
-/// Source: METHOD 2, eq. 9 and supplement 1.2 (`r = 4`); Hu et al. 2018.
+/// Source: eq. 9 and supplement 1.2 (`r = 4`); Hu et al. 2018.
 /// Backward: dx and the four weights' gradients, samples added in order; reads x, w1, w2, saves pooled, gain and hidden
 /// (`2 c + k` scalars a sample).
 /// Errors: no hidden unit, weights that do not fit x's channels or each other.

@@ -9,7 +9,7 @@ use crate::device::cpu::par::{Rows, for_rows};
 /// `y[i] = x[first + i]`, `0 <= i < count`, along the batch axis.
 ///
 /// Shapes: x `[n, h, w, c]`, y `[count, h, w, c]`.
-/// Source: METHOD 2 (one level's predictions out of the batch of all levels).
+/// Source: docs/method.md 2 (one level's predictions out of the batch of all levels).
 /// Backward: dx is dy in its place and zero elsewhere; keeps nothing.
 /// Errors: a run that is empty or ends behind the last sample.
 /// Cost: memory-bound; one copy of y forward, one pass over dx backward.

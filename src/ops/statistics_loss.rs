@@ -15,7 +15,7 @@ use crate::device::cpu::{channels, vectorised_by_width};
 /// Channels with target_std below [`MIN_STD`] carry no signal; they count neither in the sum nor in the mean.
 ///
 /// Shapes: u `[n, h, w, c]`, target_mean and target_std `[1, 1, 1, c]`; loss `[1, 1, 1, 1]`.
-/// Source: ours, after Yin et al. 2020 (DeepInversion, eq. 4); METHOD 2 has no such term.
+/// Source: ours, after Yin et al. 2020 (DeepInversion, eq. 4); the paper has no such term.
 /// Backward: du alone, linear in u: `du = dloss * (slope_c * (u - shift_c) + offset_c)`; reads u, saves the three vectors.
 /// Errors: vectors that do not have u's channels, a gradient wanted for the targets.
 /// Cost: memory-bound. Forward reads u; backward reads u and writes du.

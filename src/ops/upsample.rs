@@ -19,7 +19,7 @@ pub enum Mode {
 /// and 1/4 of `i + 1`; an index outside the image is the edge's.
 ///
 /// Shapes: x `[n, h, w, c]`, y `[n, 2h, 2w, c]`.
-/// Source: ours (the generator's groups, METHOD 2); PyTorch's `interpolate` with `align_corners = False`.
+/// Source: ours (the generator's groups, docs/method.md 2); PyTorch's `interpolate` with `align_corners = False`.
 /// Backward: dx, the transpose, gathered from the 4 or 16 outputs that read a pixel; keeps nothing.
 /// Errors: none beyond the operand count.
 /// Cost: 0 or 4 multiply-adds an output forward, 1 or 4 backward.

@@ -7,7 +7,7 @@ use crate::device::gpu::launch;
 /// `y = sum_i weights[i] x_i`.
 ///
 /// Shapes: every x and y a scalar; one x a weight.
-/// Source: METHOD eq. 8, 11, 14 and 16.
+/// Source: eq. 8, 11, 14 and 16.
 /// Backward: `dx_i = weights[i] dy`; keeps nothing.
 /// Errors: no operand, another number of operands than weights, an operand that is not a scalar, a weight that is not finite.
 /// Cost: nothing to speak of.
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn hand_computed() {
-        // METHOD eq. 8, alpha = beta = 1, gamma = 5: 0.5 - 2 - 0.25 + 5 * 0.125 = -1.125.
+        // Eq. 8, alpha = beta = 1, gamma = 5: 0.5 - 2 - 0.25 + 5 * 0.125 = -1.125.
         let op = WeightedSum { weights: vec![1.0, 1.0, 1.0, 5.0] };
         let case = [0.5, -2.0, -0.25, 0.125].iter().enumerate();
         let case = case.fold(Case::new(op, &[Shape::SCALAR; 4]), |case, (i, v)| case.values(i, vec![*v]));

@@ -1,4 +1,4 @@
-//! Where the TargetNet leaves the trunk: the block whose dual loss is lowest (METHOD 4), no labels involved.
+//! Where the TargetNet leaves the trunk: the block whose dual loss is lowest (docs/method.md 4), no labels involved.
 
 use super::checkpoint::Outcome;
 use super::dual::TaskLabels;

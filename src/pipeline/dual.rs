@@ -1,4 +1,4 @@
-//! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks (METHOD 3).
+//! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks (docs/method.md 3).
 
 use super::generator::{StageOne, part, with_moments};
 use super::schedule::Schedule;
@@ -264,7 +264,7 @@ impl StageTwo {
         Ok(losses)
     }
 
-    /// The student that branches after block `b` for every task, as a file's tensors (METHOD 4).
+    /// The student that branches after block `b` for every task, as a file's tensors (docs/method.md 4).
     pub fn export(
         &self,
         store: &Store<f32>,

@@ -1,4 +1,4 @@
-//! Stage one: a generator whose images, and whose features at every level, the teachers recognise (METHOD 2).
+//! Stage one: a generator whose images, and whose features at every level, the teachers recognise (docs/method.md 2).
 
 use super::schedule::Schedule;
 use super::session::{Stage, stage_seed};

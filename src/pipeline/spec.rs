@@ -123,7 +123,7 @@ pub enum Branch {
 
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct GeneratorSpec {
-    /// Groups K: the image and K-1 feature levels (METHOD 2).
+    /// Groups K: the image and K-1 feature levels (docs/method.md 2).
     pub groups: usize,
     /// Length of the noise vector z.
     pub latent: usize,
@@ -281,7 +281,7 @@ pub struct TrainingSpec {
     pub learning_rate: f32,
     /// Peak rate of the last block ...
     pub backbone_learning_rate: f32,
-    /// ... and what a block's is to that of the block behind it.
+    /// ... the factor to the rate of the block before it, and from there to the one that all earlier blocks share.
     pub layer_decay: f32,
     pub norm: TeacherNorm,
 }
