@@ -14,8 +14,7 @@
 # emulator, cut to what it can do in moments. PYTHON names an interpreter with torch (python3).
 #
 # target/gpu.tar.gz is target/gpu in one file; unpacked anywhere it works alone: ./gpu.sh run OUT.
-# PACK names another folder than target/gpu, CARGO_TARGET_DIR another place to build. With MOST_MIB=N, pack fails where that
-# file has more than N MiB (default: no limit).
+# PACK names another folder than target/gpu, CARGO_TARGET_DIR another place to build.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -73,11 +72,6 @@ pack() {
   fi
   tar -C "$pack" -czf "$pack.tar.gz" .
   du -sh "$pack" "$pack.tar.gz"
-  if [[ -n ${MOST_MIB:-} ]]; then
-    local bytes
-    bytes=$(stat -c %s "$pack.tar.gz")
-    ((bytes <= MOST_MIB << 20)) || fail "$pack.tar.gz has $bytes bytes, more than MOST_MIB=$MOST_MIB allows"
-  fi
 }
 
 # ---- run -------------------------------------------------------------------------------------------------------------

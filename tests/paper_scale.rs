@@ -1,6 +1,6 @@
 //! The committed configs of the paper's scale, walked from end to end at 224 px: a backbone of made-up weights becomes two
 //! teachers by one step each, and these a student by one step a stage, scored on photographs. ResNet-50 stands for
-//! ResNet-101: the same blocks, a third of the time.
+//! ResNet-101: the same blocks, half the work.
 
 mod common;
 
