@@ -3,13 +3,12 @@
 //! Both become RGB: grey is repeated, CMYK and YCCK are converted without a colour profile, transparency is dropped, 16
 //! bits are cut to 8. An EXIF orientation is not applied, which is what PIL and torchvision do unless told otherwise. An
 //! image that ends early is an error, as it is for PIL: half an image with its label is a wrong example.
+//!
+//! A JPEG's pixels are libjpeg-turbo's, bit for bit: what PIL and torchvision show a network that PyTorch trains.
 
 use std::path::Path;
 
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-use zune_jpeg::JpegDecoder;
+use libjpeg_turbo_rs::{ComponentInfo, DecodeLimits, Decoder, JpegError, PixelFormat};
 
 use super::files::read;
 use super::jpeg;
@@ -20,6 +19,9 @@ pub const MAX_PIXELS: usize = 64 << 20;
 
 /// Four bytes for each of them: more than any JPEG or PNG takes, and an end to a file without end.
 const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
+
+/// The most passes over its pixels that a JPEG may make: ten are usual, and a small file of thousands would take hours.
+const MAX_SCANS: usize = 500;
 
 /// `h` x `w` pixels of `c` bytes, in that memory order; `c` is 1 or 3.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -117,26 +119,46 @@ fn check_size(w: usize, h: usize) -> Result<(), String> {
 /// A decoder that has read the headers, and the image's height and width.
 type Begun<D> = Result<(D, [usize; 2]), String>;
 
-fn jpeg_decoder(bytes: &[u8]) -> Begun<JpegDecoder<ZCursor<&[u8]>>> {
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(jpeg_fault)?;
-    let (w, h) = decoder.info().map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
+fn jpeg_decoder(bytes: &[u8]) -> Begun<Decoder<'_>> {
+    let limits = DecodeLimits {
+        max_width: usize::from(u16::MAX),
+        max_height: usize::from(u16::MAX),
+        max_pixels: MAX_PIXELS as u64,
+        max_scans: MAX_SCANS,
+        max_memory: None,
+    };
+    let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(jpeg_fault)?;
+    decoder.set_output_format(PixelFormat::Rgb);
+    check_sampling(&decoder.header().components)?;
+    let (w, h) = (decoder.output_width(), decoder.output_height());
     check_size(w, h)?;
     Ok((decoder, [h, w]))
 }
 
-fn jpeg_fault(e: zune_jpeg::errors::DecodeErrors) -> String {
+/// Of four components libjpeg-turbo-rs 0.9.0 takes it on trust that the first is sampled as the last, and the two between
+/// alike and no finer: CMYK with one rate, YCCK with chroma halved. It panics on others, or shows noise.
+fn check_sampling(components: &[ComponentInfo]) -> Result<(), String> {
+    let rates: Vec<[u8; 2]> =
+        components.iter().map(|c| [c.horizontal_sampling, c.vertical_sampling]).collect();
+    match *rates {
+        [y, cb, cr, k] if y != k || cb != cr || (0..2).any(|i| !y[i].is_multiple_of(cb[i])) => {
+            Err(format!("expected a JPEG of CMYK or YCCK, found four components sampled at {rates:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn jpeg_fault(e: JpegError) -> String {
     format!("not a whole JPEG: {e}")
 }
 
 /// `rgb` holds as many bytes as the file has.
 fn decode_jpeg(bytes: &[u8], rgb: &mut [u8]) -> Result<(), String> {
-    jpeg_decoder(bytes)?.0.decode_into(rgb).map_err(jpeg_fault)
+    let written = jpeg_decoder(bytes)?.0.decode_image_into(rgb).map_err(jpeg_fault)?.bytes_written;
+    if written != rgb.len() {
+        return Err(format!("expected a JPEG of {} bytes of pixels, found {written}", rgb.len()));
+    }
+    Ok(())
 }
 
 fn png_decoder(bytes: &[u8]) -> Begun<png::Decoder<std::io::Cursor<&[u8]>>> {
@@ -214,6 +236,33 @@ mod tests {
             let found = of(&png_bytes(color, depth, &data, 2, 1)).unwrap();
             assert_eq!((found.h, found.w, found.c), (1, 2, 3));
             assert_eq!(found.data, expected, "{color:?} {depth:?}");
+        }
+    }
+
+    #[test]
+    fn four_components_have_the_rates_of_cmyk_or_ycck() {
+        let of = |rates: &[[u8; 2]]| {
+            let component = |&[horizontal_sampling, vertical_sampling]: &[u8; 2]| ComponentInfo {
+                id: 1,
+                horizontal_sampling,
+                vertical_sampling,
+                quant_table_index: 0,
+            };
+            check_sampling(&rates.iter().map(component).collect::<Vec<_>>())
+        };
+        for rates in
+            [&[[1, 1]; 4][..], &[[2, 2], [1, 1], [1, 1], [2, 2]], &[[1, 4], [2, 1], [4, 4]], &[[2, 1]]]
+        {
+            of(rates).unwrap();
+        }
+        for rates in [
+            [[1, 1], [1, 1], [1, 3], [1, 1]],
+            [[2, 2], [1, 1], [1, 1], [1, 1]],
+            [[1, 1], [2, 1], [2, 1], [1, 1]],
+            [[3, 1], [2, 1], [2, 1], [3, 1]],
+        ] {
+            let e = of(&rates).unwrap_err();
+            assert!(e.contains("expected a JPEG of CMYK or YCCK"), "{e}");
         }
     }
 
