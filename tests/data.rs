@@ -169,7 +169,7 @@ fn coco_targets_are_the_instances() {
     for (i, e) in expected.iter().enumerate() {
         assert_eq!(shown(&set, i), *e, "image {i}");
     }
-    assert_eq!(set.pixels(4).unwrap().c, 3, "a grey JPEG becomes RGB");
+    assert_eq!(set.pixels(4).unwrap().c, 4, "a grey JPEG becomes RGBX");
 }
 
 fn coco_files() -> (PathBuf, PathBuf) {
@@ -228,9 +228,10 @@ fn the_decoder_agrees_with_pillow() {
         let name = file.strip_prefix(&root).unwrap().to_str().unwrap();
         let found = load(&file).unwrap();
         let (shape, expected) = pillow.bytes(name).unwrap();
-        assert_eq!(shape, [found.h, found.w, found.c], "{name}");
-        let differences = found.data.iter().zip(&expected).filter(|(a, b)| a != b).count();
-        assert_eq!(differences, 0, "{name}: of {} bytes", expected.len());
+        assert_eq!((&shape[..], found.c), (&[found.h, found.w, 3][..], 4), "{name}");
+        let pairs = found.data.chunks_exact(4).zip(expected.chunks_exact(3));
+        let differences = pairs.filter(|(found, expected)| found[..3] != **expected).count();
+        assert_eq!(differences, 0, "{name}: of {} pixels", found.h * found.w);
         compared += 1;
     }
     assert_eq!(compared, 8);
@@ -245,8 +246,8 @@ fn the_first_rows_are_the_same_without_the_rest() {
         for rows in 0..=all.h + 1 {
             let some = Encoded::open(&file).unwrap().decode(rows, vec![7; 5]).unwrap();
             assert_eq!((some.w, some.c), (all.w, all.c));
-            assert!(some.h >= rows.min(all.h) && some.data.len() == some.h * some.w * 3);
-            let seen = rows.min(all.h) * all.w * 3;
+            assert!(some.h >= rows.min(all.h) && some.data.len() == some.h * some.w * 4);
+            let seen = rows.min(all.h) * all.w * 4;
             assert!(some.data[..seen] == all.data[..seen], "{}: {rows} rows", file.display());
             if rows == 1 && some.h < all.h {
                 shortened.push(file.file_name().unwrap().to_str().unwrap().to_string());

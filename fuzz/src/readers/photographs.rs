@@ -92,11 +92,12 @@ fn pixels(bytes: &[u8], path: &Path) -> Outcome {
     match image::decode(bytes, path) {
         Ok(image) => {
             assert_eq!(image.data.len(), image.h * image.w * image.c);
-            assert!((1..=image::MAX_PIXELS).contains(&(image.h * image.w)) && image.c == 3);
-            // Of a sound file the first rows are the same without the rest.
+            assert!((1..=image::MAX_PIXELS).contains(&(image.h * image.w)) && image.c == 4);
+            // Of a sound file the first rows are the same without the rest, and whatever was in their room before.
             let rows = bytes.len() % image.h;
-            let first = image::Encoded::new(bytes.to_vec(), path).and_then(|i| i.decode(rows, Vec::new()));
-            let seen = rows * image.w * 3;
+            let room = vec![!image.data[0]; image.data.len()];
+            let first = image::Encoded::new(bytes.to_vec(), path).and_then(|i| i.decode(rows, room));
+            let seen = rows * image.w * 4;
             assert!(first.expect("the first rows of a sound file").data[..seen] == image.data[..seen]);
             Outcome::Accepted
         }
