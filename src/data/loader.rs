@@ -56,7 +56,7 @@ struct Shared {
     /// Most slots at once.
     window: usize,
     state: Mutex<State>,
-    /// A slot was filled.
+    /// All that the reader waits for is there.
     filled: Condvar,
     /// Slots were taken away.
     taken: Condvar,
@@ -66,6 +66,9 @@ struct State {
     /// Position, counted from the first image of the first epoch, of the first slot.
     first: u64,
     slots: VecDeque<Slot>,
+    /// How many slots, from the first one on, the reader waits for, and how many of them are still to be filled.
+    awaited: usize,
+    missing: usize,
     /// Changes when the reader jumps: what was begun before it is of no use.
     generation: u64,
     stops: bool,
@@ -129,6 +132,8 @@ impl Loader {
         let state = State {
             first: first_step.saturating_mul(batch as u64),
             slots: VecDeque::new(),
+            awaited: 0,
+            missing: 0,
             generation: 0,
             stops: false,
             spare: Vec::new(),
@@ -215,25 +220,24 @@ impl Loader {
     fn take(&mut self) -> Result<Vec<(usize, Vec<u8>)>> {
         let first = self.step.saturating_mul(self.batch as u64);
         let count = self.shared.left(first).min(self.batch as u64) as usize;
-        let mut taken = Vec::with_capacity(count);
         let mut state = self.shared.lock();
-        while taken.len() < count {
-            match state.slots.front() {
-                Some(Slot::Done { .. } | Slot::Failed(_)) => {
-                    state.first += 1;
-                    match state.slots.pop_front() {
-                        Some(Slot::Done { image, pixels }) => taken.push((image, pixels)),
-                        Some(Slot::Failed(e)) => return Err(e),
-                        Some(Slot::InWork) | None => {}
-                    }
-                    self.shared.taken.notify_one();
-                }
-                Some(Slot::InWork) | None => {
-                    state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-            }
+        let done = state.slots.iter().take(count).filter(|s| !matches!(s, Slot::InWork)).count();
+        (state.awaited, state.missing) = (count, count - done);
+        // Woken once: a reader that looks up at each image takes the core from who makes the next one.
+        while state.missing > 0 {
+            state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(taken)
+        state.awaited = 0;
+        state.first += count as u64;
+        let slots = state.slots.drain(..count);
+        let taken = slots.filter_map(|slot| match slot {
+            Slot::Done { image, pixels } => Some(Ok((image, pixels))),
+            Slot::Failed(e) => Some(Err(e)),
+            Slot::InWork => None,
+        });
+        let taken = taken.collect();
+        self.shared.taken.notify_all();
+        taken
     }
 
     fn jump(&mut self, step: u64) {
@@ -304,8 +308,11 @@ impl Shared {
             if state.generation == generation {
                 let at = (position - state.first) as usize;
                 state.slots[at] = slot;
-                if at == 0 {
-                    self.filled.notify_one();
+                if at < state.awaited {
+                    state.missing -= 1;
+                    if state.missing == 0 {
+                        self.filled.notify_one();
+                    }
                 }
             }
         }
