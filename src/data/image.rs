@@ -130,10 +130,24 @@ fn jpeg_decoder(bytes: &[u8]) -> Begun<Decoder<'_>> {
     };
     let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(jpeg_fault)?;
     decoder.set_output_format(PixelFormat::Rgbx);
+    check_coding(&decoder)?;
     check_sampling(&decoder.header().components)?;
     let (w, h) = (decoder.output_width(), decoder.output_height());
     check_size(w, h)?;
     Ok((decoder, [h, w]))
+}
+
+/// What cameras and the web write, and nothing else. An arithmetic decoder could not be let near people's files anyway: it
+/// makes an image of any bytes, so it never sees that a file ends early.
+fn check_coding(decoder: &Decoder) -> Result<(), String> {
+    let frame = decoder.header();
+    let found = match (decoder.is_arithmetic(), frame.is_lossless, frame.precision) {
+        (true, ..) => "arithmetic code".into(),
+        (_, true, _) => "a lossless one".into(),
+        (.., 8) => return Ok(()),
+        (.., bits) => format!("{bits} bits"),
+    };
+    Err(format!("expected a baseline or progressive JPEG of 8 bits in Huffman code, found {found}"))
 }
 
 /// Of four components libjpeg-turbo-rs 0.9.0 takes it on trust that the first is sampled as the last, and the two between
@@ -242,6 +256,22 @@ mod tests {
             let found = of(&png_bytes(color, depth, &data, 2, 1)).unwrap();
             assert_eq!((found.h, found.w, found.c), (1, 2, 4));
             assert_eq!(found.data, expected, "{color:?} {depth:?}");
+        }
+    }
+
+    #[test]
+    fn a_jpeg_of_another_coding_is_refused() {
+        for (frame, bits, found) in [
+            (0xc9, 8, "arithmetic code"),
+            (0xcb, 8, "arithmetic code"),
+            (0xc3, 8, "a lossless one"),
+            (0xc1, 12, "12 bits"),
+        ] {
+            let header = [0xff, 0xd8, 0xff, frame, 0, 11, bits, 0, 8, 0, 8, 1, 1, 0x11, 0];
+            let scan =
+                [0xff, 0xda, 0, 8, 1, 1, 0, if frame == 0xc3 { 1 } else { 0 }, 63, 0, 1, 2, 0xff, 0xd9];
+            let e = of(&[&header[..], &scan].concat()).unwrap_err().to_string();
+            assert!(e.ends_with(&format!("of 8 bits in Huffman code, found {found}")), "{e}");
         }
     }
 
