@@ -22,7 +22,7 @@ pub const MAX_PIXELS: usize = 64 << 20;
 /// Four bytes for each of them: more than any JPEG or PNG takes, and an end to a file without end.
 const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
 
-/// The most passes over its pixels that a JPEG may make: ten are usual, and a small file of thousands would take hours.
+/// The most passes over its pixels that a JPEG may make: ten are usual, and each costs a small file as much as a large one.
 const MAX_SCANS: usize = 500;
 
 /// `h` x `w` pixels of `c` bytes, in that memory order; `c` is 1 (grey), 3 (RGB) or 4 (RGBX).
@@ -53,7 +53,7 @@ enum Kind {
 }
 
 impl<'a> Encoded<'a> {
-    /// Errors: neither format, no header, no pixels, more than [`MAX_PIXELS`].
+    /// Errors: neither format, no header, no pixels, more than [`MAX_PIXELS`]; a JPEG whose coding or sampling is not taken.
     pub fn new(bytes: Vec<u8>, path: &'a Path) -> Result<Encoded<'a>> {
         let read = match *bytes {
             [0xff, 0xd8, ..] => guarded(|| Ok((Kind::Jpeg, jpeg_decoder(&bytes)?.1))),
