@@ -52,7 +52,8 @@ fn main() {
     let headers: Vec<nvrtc::Header> =
         files(&root.join("lib"), "cuh").iter().map(|p| (format!("lib/{}", name(p)), read(p))).collect();
     // The ladder's rungs beside the kernels themselves: what benches/lab.rs times and tests/lab.rs checks must not rot.
-    let sources = [files(&root, "cu"), files(&root.join("lab/conv2d"), "cu")].concat();
+    let folders = ["engine", "layers", "losses", "movement", "optim", "random", "lab/conv2d"];
+    let sources = folders.map(|f| files(&root.join(f), "cu")).concat();
     let included: String = headers.iter().map(|(_, text)| text.as_str()).collect();
     let modules: Vec<Module> = sources.iter().map(|p| Module::read(p, &included)).collect();
     let compiled = compile_all(&modules, &headers, &out);

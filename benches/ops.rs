@@ -4,7 +4,8 @@
 
 use dfka_engine::autograd::{Engine, Plan, Tape, tape::Learn};
 use dfka_engine::device::StepState;
-use dfka_engine::ops::{activation::Act, conv2d::Conv2d};
+use dfka_engine::ops::layers::activation::Act;
+use dfka_engine::ops::layers::conv2d::Conv2d;
 use dfka_engine::tensor::Shape;
 use std::time::Instant;
 

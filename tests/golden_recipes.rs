@@ -16,7 +16,7 @@ use dfka_engine::device::StepState;
 use dfka_engine::models::Recorder;
 use dfka_engine::models::fold::from_oihw;
 use dfka_engine::models::resnet::{Build, Mode, ResNet, Source};
-use dfka_engine::ops::sgd::Sgd;
+use dfka_engine::ops::optim::sgd::Sgd;
 use dfka_engine::pipeline::dual::{self, StageTwo};
 use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::spec::RunSpec;

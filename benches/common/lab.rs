@@ -1,6 +1,6 @@
 //! The ladder of kernels/lab/conv2d/: one convolution, its forward product or its input gradient, by any of the rungs.
 
-use dfka_engine::device::gpu::launch::{Arg, Launch, MULTIPROCESSORS};
+use dfka_engine::device::gpu::launch::{KernelArg, Launch, MULTIPROCESSORS};
 use dfka_engine::device::gpu::tensor_map::{Boxes, TensorMap};
 use dfka_engine::device::{Slot, Space};
 use dfka_engine::error::Result;
@@ -89,18 +89,18 @@ impl Problem {
         });
         (all.collect(), end)
     }
-    fn dims(&self) -> Arg {
+    fn dims(&self) -> KernelArg {
         let Problem { images: n, size, channels: [c, k], taps, stride, .. } = *self;
         let all = [n, size, size, c, k, taps, taps, self.out(), self.out(), stride, self.pad()];
-        Arg::Structure("Conv2dDims", all.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect())
+        KernelArg::Structure("Conv2dDims", all.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect())
     }
-    fn maps(&self, operands: &[Operands], rows: usize) -> Arg {
+    fn maps(&self, operands: &[Operands], rows: usize) -> KernelArg {
         let [_, _, inner] = self.product();
         let [c, k] = self.channels;
         let (size, pad) =
             if self.is_gradient { (self.out(), self.taps - 1 - self.pad()) } else { (self.size, self.pad()) };
         let windows = |o: &Operands| {
-            let tensor = Arg::Slot(if self.is_gradient { o.y } else { o.x });
+            let tensor = KernelArg::Slot(if self.is_gradient { o.y } else { o.x });
             if self.taps == 1 && self.stride == 1 {
                 let pixels = (self.images * size * size) as u64;
                 return TensorMap::matrix(tensor, pixels, inner as u64, 2 * inner as u64, rows as u32);
@@ -117,8 +117,9 @@ impl Problem {
             TensorMap { tensor, boxes }
         };
         let depth = (c * self.taps * self.taps) as u64;
-        let filter = |o: &Operands| TensorMap::matrix(Arg::Slot(o.filter), k as u64, depth, 2 * depth, 64);
-        Arg::TensorMaps(operands.iter().map(windows).chain(operands.iter().map(filter)).collect())
+        let filter =
+            |o: &Operands| TensorMap::matrix(KernelArg::Slot(o.filter), k as u64, depth, 2 * depth, 64);
+        KernelArg::TensorMaps(operands.iter().map(windows).chain(operands.iter().map(filter)).collect())
     }
 }
 
@@ -230,11 +231,11 @@ impl Rung {
             false if self.is_mma() => [tiles as u32, p.members as u32, 1],
             false => [(tiles * p.members) as u32, 1, 1],
         };
-        let of = Arg::Slot;
+        let of = KernelArg::Slot;
         let forward = |o: &Operands| {
-            let residual = if p.adds { of(o.residual) } else { Arg::Null };
-            let moments = if p.moments { of(o.moments) } else { Arg::Null };
-            vec![of(o.y), Arg::Null, of(o.bits), of(o.x), of(o.filter), of(o.bias), residual, moments]
+            let residual = if p.adds { of(o.residual) } else { KernelArg::Null };
+            let moments = if p.moments { of(o.moments) } else { KernelArg::Null };
+            vec![of(o.y), KernelArg::Null, of(o.bits), of(o.x), of(o.filter), of(o.bias), residual, moments]
         };
         let gradient = |o: &Operands| vec![of(o.x), of(o.y), of(o.filter), of(o.bits)];
         let mut args = Vec::new();
@@ -242,10 +243,10 @@ impl Rung {
             args.push(p.maps(operands, self.rows));
         }
         if p.is_gradient {
-            args.push(Arg::Members("Conv2dInputGradient", operands.iter().map(gradient).collect()));
+            args.push(KernelArg::Members("Conv2dInputGradient", operands.iter().map(gradient).collect()));
             args.extend([p.dims(), p.adds.into()]);
         } else {
-            args.push(Arg::Members("Conv2dForward", operands.iter().map(forward).collect()));
+            args.push(KernelArg::Members("Conv2dForward", operands.iter().map(forward).collect()));
             args.push(p.dims());
         }
         args.push(SLOPE.into());

@@ -147,7 +147,7 @@ def wide(x):
 
 
 class Statistics(torch.autograd.Function):
-    """src/ops/statistics_loss.rs; the backward is linear in u."""
+    """src/ops/losses/statistics_loss.rs; the backward is linear in u."""
 
     @staticmethod
     def forward(ctx, u, mean, std):
@@ -179,7 +179,7 @@ class Statistics(torch.autograd.Function):
 
 
 class RelativeError(torch.autograd.Function):
-    """src/ops/feature_loss.rs: ||a - b||^2 / ||b||^2."""
+    """src/ops/losses/feature_loss.rs: ||a - b||^2 / ||b||^2."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -227,7 +227,7 @@ def within(n, most, device):
 
 
 def augmented(x, shift, flip, mix_max, cutmix):
-    """src/ops/augment.rs, without its gradient."""
+    """src/ops/random/augment.rs, without its gradient."""
     n, _, h, w = x.shape
     device = x.device
     if shift > 0 or flip > 0:
@@ -371,7 +371,7 @@ class ResNet(nn.Module):
 
 
 class Filter(nn.Module):
-    """src/ops/se_filter.rs."""
+    """src/ops/layers/se_filter.rs."""
 
     def __init__(self, c, reduction):
         super().__init__()

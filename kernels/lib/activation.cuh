@@ -8,7 +8,7 @@ DEV float sigmoid(float v) {
     return v > 0.0f ? 1.0f - small : small;
 }
 
-// Mirrors `DeviceAct` of src/ops/activation.rs.
+// Mirrors `DeviceAct` of src/ops/layers/activation.rs.
 struct Act {
     int kind;           // 0 a step of the slope at 0, 1 tanh, 2 sigmoid
     float below;        // of the step: the slope below 0 (1 for no activation, 0 for ReLU)
@@ -26,4 +26,4 @@ struct Act {
         return y > 0.0f ? 1.0f : below;
     }
 };
-static_assert(sizeof(Act) == 8, "Act must match src/ops/activation.rs");
+static_assert(sizeof(Act) == 8, "Act must match src/ops/layers/activation.rs");

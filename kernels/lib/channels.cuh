@@ -2,11 +2,11 @@
 // registers (five floats a channel are ten times the 2 bytes of a bf16) and a sum over pixels needs one tree at the end.
 //
 // A block is `lanes` packs of n channels by `rows` pixels. Blocks cover (image, slab of channels) in x and chunks of
-// pixels in y; src/ops/tiles.rs chooses the numbers.
+// pixels in y; src/ops/launch/channel_tiles.rs chooses the numbers.
 #pragma once
 #include "lib/packs.cuh"
 
-// Mirrors `Tiles` of src/ops/tiles.rs.
+// Mirrors `Tiles` of src/ops/launch/channel_tiles.rs.
 struct TilesDims {
     i64 pixels;  // of an image; where images make no difference, of all
     i64 chunk;   // pixels a block
@@ -15,7 +15,7 @@ struct TilesDims {
     int slabs;
     int chunks;
 };
-static_assert(sizeof(TilesDims) == 32, "TilesDims must match Tiles of src/ops/tiles.rs");
+static_assert(sizeof(TilesDims) == 32, "TilesDims must match Tiles of src/ops/launch/channel_tiles.rs");
 
 // Where a thread works: for (i64 at = t.first; at < t.last; at += t.step) visits the offsets of its channels in its pixels.
 template <int n> struct Tile {

@@ -1,8 +1,8 @@
-// The sizes of a convolution, and what the members of its launches read and write. Letters as in src/ops/conv2d.rs.
+// The sizes of a convolution, and what the members of its launches read and write. Letters as in src/ops/layers/conv2d/mod.rs.
 #pragma once
 #include "lib/dev.cuh"
 
-// Mirrors `Conv2dDims` of src/ops/conv2d/launch.rs. Products of three of them that count pixels fit an int (checked there);
+// Mirrors `Conv2dDims` of src/ops/layers/conv2d/launch.rs. Products of three of them that count pixels fit an int (checked there);
 // products with channels are 64-bit.
 struct Conv2dDims {
     int n, h, w, c;
@@ -10,7 +10,7 @@ struct Conv2dDims {
     int p, q;
     int stride, pad;
 };
-static_assert(sizeof(Conv2dDims) == 44, "Conv2dDims must match src/ops/conv2d/launch.rs");
+static_assert(sizeof(Conv2dDims) == 44, "Conv2dDims must match src/ops/layers/conv2d/launch.rs");
 
 template <class T> struct Conv2dForward {
     T* y;              // [n, p, q, k]

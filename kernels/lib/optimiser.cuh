@@ -7,7 +7,7 @@
 struct Chunk {
     i64 tensor, first;
 };
-static_assert(sizeof(Chunk) == 16, "Chunk must match src/ops/adam.rs");
+static_assert(sizeof(Chunk) == 16, "Chunk must match src/ops/optim/adam.rs");
 
 // Calls `four(at)` for each four neighbours of elements [first, end) that a pack holds, `one(at)` for the rest. `first` is
 // a multiple of 4, so a pack is aligned.

@@ -12,7 +12,10 @@ use crate::device::gpu::machine::ring_rows;
 use crate::device::memory::{self, Buffer, Memory};
 use crate::device::{Slot, Space, StepState};
 use crate::error::{Error, Result};
-use crate::ops::{Absorbs, Arg, Extent, Io, Op, Operands, Operator, Write};
+use crate::ops::Op;
+use crate::ops::fusion::FusedActivation;
+use crate::ops::operands::{Io, Operands, Write};
+use crate::ops::operator::{Extent, OperandInfo, Operator};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 
@@ -68,7 +71,8 @@ impl Instruction {
     /// What it changes in place.
     fn updates(&self) -> Vec<Slot> {
         let Operands { inputs, input_shapes, .. } = &self.operands;
-        let args: Vec<Arg> = input_shapes.iter().map(|s| Arg { shape: *s, wants: false }).collect();
+        let args: Vec<OperandInfo> =
+            input_shapes.iter().map(|s| OperandInfo { shape: *s, needs_grad: false }).collect();
         let updates = self.op.signature(&args).map(|s| s.updates).unwrap_or_default();
         updates.into_iter().map(|u| inputs[u]).collect()
     }
@@ -125,7 +129,8 @@ impl<R: Real> Plan<R> {
         let n = tape.nodes.len();
         // Views (reshaped, detached) share the buffer and the gradient of the value they look at.
         let at = |v: &Value| tape.root(*v);
-        let elems = store.maps.map(|maps| element_types(tape, maps));
+        let needs = Needs::of(tape, loss, store.maps)?;
+        let elems = store.maps.map(|maps| element_types(tape, &needs.fusions, maps));
         let elem = |v: &Value| elems.as_ref().map_or(Elem::F32, |e| e[at(v)]);
         let reals = |v: &Value| {
             let size = elems.as_ref().map_or(size_of::<R>(), |e| e[at(v)].bytes());
@@ -137,15 +142,14 @@ impl<R: Real> Plan<R> {
             Extent::Bytes(b) => *b,
         };
 
-        let needs = Needs::of(tape, loss, store.maps)?;
-        let signatures = &needs.signatures;
+        let (signatures, fusions) = (&needs.signatures, &needs.fusions);
         let has_back = |i: usize| needs.has_back(tape, i);
         let recorded: Vec<usize> = (0..n).filter(|i| needs.live[*i]).collect();
         // The CPU runs nodes as they were recorded, one by one.
         let is_gpu = store.maps.is_some();
-        let absorbed = if is_gpu { Absorbed::of(tape, &recorded) } else { Absorbed::default() };
+        let absorbed = if is_gpu { Absorbed::of(tape, fusions, &recorded) } else { Absorbed::default() };
         let forward: Vec<Vec<usize>> = if is_gpu {
-            schedule::groups(tape, &recorded, signatures, &absorbed)
+            schedule::groups(tape, &recorded, &needs, &absorbed)
         } else {
             recorded.into_iter().map(|i| vec![i]).collect()
         };
@@ -153,7 +157,7 @@ impl<R: Real> Plan<R> {
         let backward: Vec<Vec<usize>> = forward.iter().rev().map(back).filter(|g| !g.is_empty()).collect();
         let update_at = forward.len() + backward.len();
         let end = update_at + optimisers.len();
-        let gates = if is_gpu { Gates::of(tape, &backward) } else { Gates::default() };
+        let gates = if is_gpu { Gates::of(tape, fusions, &backward) } else { Gates::default() };
 
         // Lifetimes. Values and gradients of leaves live in the store, except that a leaf's gradient is arena's.
         let mut placer = Placer { lives: Vec::new() };
@@ -161,7 +165,7 @@ impl<R: Real> Plan<R> {
         let mut grad_buffer: Vec<Option<usize>> = vec![None; tape.values.len()];
         let mut saved: Vec<Vec<usize>> = vec![Vec::new(); n];
         // Time passes from group to group: what the nodes of one touch is alive at once.
-        for (t, i) in each(&forward).filter(|(_, i)| !absorbed.is_absorbed(*i)) {
+        for (t, i) in each(&forward).filter(|(_, i)| !absorbed.is_fused_into_producer(*i)) {
             for i in std::iter::once(i).chain(absorbed.by(i)) {
                 let node = &tape.nodes[i];
                 for v in &node.outputs {
@@ -183,7 +187,7 @@ impl<R: Real> Plan<R> {
             }
         }
         let moments = match store.maps {
-            Some(maps) => moments::place(tape, &needs, &forward, maps, &mut placer),
+            Some(_) => moments::place(tape, &needs, &forward, &mut placer),
             None => vec![None; n],
         };
         let loss_grad = loss.filter(|v| needs.has_gradient(tape, *v)).map(|v| {
@@ -194,7 +198,7 @@ impl<R: Real> Plan<R> {
         let mut writes: Vec<Vec<Option<(usize, Write)>>> = vec![Vec::new(); n];
         // First parts of gradients that nobody has copied from where they lie, and who adds to them there.
         let mut first_parts: Vec<Option<usize>> = vec![None; tape.values.len()];
-        let mut adds_from: Vec<Option<usize>> = vec![None; n];
+        let mut first_term: Vec<Option<usize>> = vec![None; n];
         for (k, i) in each(&backward) {
             let (t, node, signature) = (forward.len() + k, &tape.nodes[i], &signatures[i]);
             let gating = gates.by(i).map(|(_, gate)| saved[gate.producer][0]);
@@ -213,11 +217,10 @@ impl<R: Real> Plan<R> {
                 }
             }
             // Behind its gate, the output's gradient is the first part of this input's, where it lies.
-            let passed = node
-                .op
-                .passes_gradient(node.inputs.len())
-                .filter(|_| is_gpu && (gates.is_gated(i) || node.op.gated().is_none()));
-            let copies = passed.is_some_and(|j| j > 0) && node.op.copies_gradient();
+            let passed = fusions[i]
+                .grad_alias
+                .filter(|_| is_gpu && (gates.dy_is_masked(i) || fusions[i].act_mask.is_none()));
+            let copies = passed.is_some_and(|j| j > 0) && fusions[i].copies_grad;
             let mut write = |j: usize, v: &Value| match grad_buffer[at(v)] {
                 Some(b) => {
                     placer.extend(b, t);
@@ -227,15 +230,15 @@ impl<R: Real> Plan<R> {
                     grad_buffer[at(v)] = grad_buffer[at(&node.outputs[0])];
                     None
                 }
-                None if copies && j == 0 && gates::is_next_added(tape, &backward, k, i) => {
+                None if copies && j == 0 && gates::is_next_added(tape, fusions, &backward, k, i) => {
                     first_parts[at(v)] = grad_buffer[at(&node.outputs[0])];
                     None
                 }
                 None => {
                     let b = placer.add(reals(v), t);
                     grad_buffer[at(v)] = Some(b);
-                    adds_from[i] = first_parts[at(v)].take().filter(|_| j == 0);
-                    adds_from[i].into_iter().for_each(|first| placer.extend(first, t));
+                    first_term[i] = first_parts[at(v)].take().filter(|_| j == 0);
+                    first_term[i].into_iter().for_each(|first| placer.extend(first, t));
                     Some((b, Write::Set))
                 }
             };
@@ -243,7 +246,7 @@ impl<R: Real> Plan<R> {
                 .inputs
                 .iter()
                 .enumerate()
-                .map(|(j, v)| if tape.wants(*v) { write(j, v) } else { None })
+                .map(|(j, v)| if tape.needs_grad(*v) { write(j, v) } else { None })
                 .collect();
         }
         let mut leaf_grads = std::collections::HashMap::new();
@@ -261,7 +264,7 @@ impl<R: Real> Plan<R> {
         let backward_scratch: Vec<Vec<usize>> = each(&backward)
             .map(|(k, i)| {
                 let mut extents = signatures[i].scratch_backward.clone();
-                let unneeded = tape.nodes[i].op.gated().filter(|_| gates.is_gated(i)).and_then(|g| g.scratch);
+                let unneeded = fusions[i].act_mask.filter(|_| gates.dy_is_masked(i)).and_then(|g| g.scratch);
                 if let Some(s) = unneeded {
                     extents[s] = Extent::Bytes(0);
                 }
@@ -298,14 +301,14 @@ impl<R: Real> Plan<R> {
                 scope: tape.nodes[i].scope,
                 time: t,
                 operands: Operands {
-                    absorbs: absorbed.by(i).map(|a| Absorbs {
+                    fused_activation: absorbed.by(i).map(|a| FusedActivation {
                         y: value_slot(&tape.nodes[a].outputs[0]),
                         mask: saved[a].first().map(|b| slot(*b)),
                         residual: tape.nodes[a].inputs.get(1).map(value_slot),
-                        slope: tape.nodes[a].op.gated().map_or(1.0, |g| g.slope),
+                        slope: fusions[a].act_mask.map_or(1.0, |g| g.slope),
                     }),
-                    is_absorbed: absorbed.is_absorbed(i),
-                    moments: moments[i].map(|(b, rows)| (slot(b), rows)),
+                    is_fused_into_producer: absorbed.is_fused_into_producer(i),
+                    channel_stats: moments[i].map(|(b, rows)| (slot(b), rows)),
                     ..operands(i, scratch)
                 },
             });
@@ -323,9 +326,9 @@ impl<R: Real> Plan<R> {
                 scope: node.scope,
                 time: forward.len() + k,
                 operands: Operands {
-                    gates: applied,
-                    is_gated: gates.is_gated(i),
-                    adds_from: adds_from[i].map(slot),
+                    input_masks: applied,
+                    dy_is_masked: gates.dy_is_masked(i),
+                    first_term: first_term[i].map(slot),
                     output_grads: node.outputs.iter().map(|v| grad_buffer[at(v)].map(slot)).collect(),
                     input_grads: writes[i].iter().map(|w| w.map(|(b, write)| (slot(b), write))).collect(),
                     ..operands(i, scratch)

@@ -2,7 +2,8 @@
 
 use super::store::{Store, TensorId};
 use crate::error::{Error, Result};
-use crate::ops::{Arg, Op, Operator};
+use crate::ops::Op;
+use crate::ops::operator::{OperandInfo, Operator};
 use crate::tensor::{Real, Shape};
 use std::collections::HashMap;
 
@@ -19,7 +20,7 @@ pub enum Learn {
 
 pub(super) struct Info {
     pub shape: Shape,
-    pub wants: bool,
+    pub needs_grad: bool,
     pub leaf: Option<TensorId>,
     /// The value whose memory this one looks at.
     pub view_of: Option<Value>,
@@ -47,17 +48,17 @@ pub struct Tape {
 impl Tape {
     /// Reads a tensor of the store. The same tensor is the same value wherever it is used, so its gradients add up.
     pub fn leaf<R: Real>(&mut self, store: &Store<R>, id: TensorId, learn: Learn) -> Value {
-        let wants = learn == Learn::Trainable;
+        let needs_grad = learn == Learn::Trainable;
         if let Some(v) = self.leaves.get(&id) {
             assert_eq!(
-                self.values[v.0 as usize].wants,
-                wants,
+                self.values[v.0 as usize].needs_grad,
+                needs_grad,
                 "{} is recorded both frozen and trainable",
                 store.name(id)
             );
             return *v;
         }
-        let v = self.value(Info { shape: store.shape(id), wants, leaf: Some(id), view_of: None });
+        let v = self.value(Info { shape: store.shape(id), needs_grad, leaf: Some(id), view_of: None });
         self.leaves.insert(id, v);
         v
     }
@@ -79,22 +80,25 @@ impl Tape {
     /// Records `op` and returns all its outputs.
     pub fn apply_all(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>> {
         for (i, v) in inputs.iter().enumerate() {
-            if self.wants(*v) && inputs[..i].iter().any(|u| self.wants(*u) && self.root(*u) == self.root(*v))
+            if self.needs_grad(*v)
+                && inputs[..i].iter().any(|u| self.needs_grad(*u) && self.root(*u) == self.root(*v))
             {
                 return Err(Error::shape(
                     op.name(),
-                    "the same value that wants a gradient stands twice among the operands",
+                    "the same value that needs_grad a gradient stands twice among the operands",
                 ));
             }
         }
-        let args: Vec<Arg> =
-            inputs.iter().map(|v| Arg { shape: self.shape(*v), wants: self.wants(*v) }).collect();
+        let args: Vec<OperandInfo> = inputs
+            .iter()
+            .map(|v| OperandInfo { shape: self.shape(*v), needs_grad: self.needs_grad(*v) })
+            .collect();
         let signature = op.signature(&args)?;
-        let wants = args.iter().any(|a| a.wants);
+        let needs_grad = args.iter().any(|a| a.needs_grad);
         let outputs: Vec<Value> = signature
             .outputs
             .iter()
-            .map(|shape| self.value(Info { shape: *shape, wants, leaf: None, view_of: None }))
+            .map(|shape| self.value(Info { shape: *shape, needs_grad, leaf: None, view_of: None }))
             .collect();
         let scope = self.scope;
         self.nodes.push(Node { op, scope, inputs: inputs.to_vec(), outputs: outputs.clone() });
@@ -106,12 +110,12 @@ impl Tape {
         if shape.elems() != self.shape(v).elems() {
             return Err(Error::shape("reshape", format!("{} elements do not fill {shape}", self.shape(v))));
         }
-        Ok(self.value(Info { shape, wants: self.wants(v), leaf: None, view_of: Some(v) }))
+        Ok(self.value(Info { shape, needs_grad: self.needs_grad(v), leaf: None, view_of: Some(v) }))
     }
 
     /// The same numbers as a constant: no copy, and no gradient passes.
     pub fn detach(&mut self, v: Value) -> Value {
-        self.value(Info { shape: self.shape(v), wants: false, leaf: None, view_of: Some(v) })
+        self.value(Info { shape: self.shape(v), needs_grad: false, leaf: None, view_of: Some(v) })
     }
 
     /// Index of the value that owns the memory of `v`.
@@ -131,8 +135,8 @@ impl Tape {
     pub fn tensor(&self, v: Value) -> Option<TensorId> {
         self.values[v.0 as usize].leaf
     }
-    pub fn wants(&self, v: Value) -> bool {
-        self.values[v.0 as usize].wants
+    pub fn needs_grad(&self, v: Value) -> bool {
+        self.values[v.0 as usize].needs_grad
     }
     /// Reports a scalar after every replay.
     pub fn metric(&mut self, name: &str, v: Value) {

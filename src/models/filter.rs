@@ -5,7 +5,7 @@ use super::init::normal;
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Store, TensorId};
 use crate::error::Result;
-use crate::ops::se_filter::SeFilter;
+use crate::ops::layers::se_filter::SeFilter;
 use crate::tensor::{Real, Shape};
 
 /// Parameters of one filter over `c` channels with reduction `r` (supplement 1.2): two fully connected layers.

@@ -6,10 +6,10 @@ use super::{Recorder, init};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Store, TensorId};
 use crate::error::Result;
-use crate::ops::activation::{Act, Activation};
-use crate::ops::batch_norm::{BatchNorm, Stats};
-use crate::ops::conv2d::Conv2d;
-use crate::ops::upsample::{Mode, Upsample};
+use crate::ops::layers::activation::{Act, Activation};
+use crate::ops::layers::batch_norm::{BatchNorm, Stats};
+use crate::ops::layers::conv2d::Conv2d;
+use crate::ops::layers::upsample::{Mode, Upsample};
 use crate::tensor::{Real, Shape};
 
 /// `F_g^j` of the groups (docs/method.md 2): `K - 1` feature levels of the teachers, deepest first, then the image

@@ -5,7 +5,7 @@
 //! reads the map again.
 
 use crate::autograd::tape::Tape;
-use crate::ops::Operator;
+use crate::ops::fusion::Fusion;
 use std::collections::HashMap;
 
 /// All such pairs of a step.
@@ -19,7 +19,7 @@ pub(super) struct Absorbed {
 
 impl Absorbed {
     /// `nodes`: those that run, as they were recorded.
-    pub(super) fn of(tape: &Tape, nodes: &[usize]) -> Absorbed {
+    pub(super) fn of(tape: &Tape, fusions: &[Fusion], nodes: &[usize]) -> Absorbed {
         let made: HashMap<usize, usize> = nodes
             .iter()
             .flat_map(|i| tape.nodes[*i].outputs.iter().map(move |v| (tape.root(*v), *i)))
@@ -32,7 +32,7 @@ impl Absorbed {
             // What comes later may need the producer first.
             let earlier = |v| made.get(&tape.root(v)).is_none_or(|m| *m < producer);
             let ready = more.iter().all(|v| earlier(*v)) && tape.nodes[producer].outputs[..] == [*x];
-            let fits = node.op.can_be_absorbed() && tape.nodes[producer].op.absorbs(tape.shape(*x));
+            let fits = fusions[i].is_fusable_activation && fusions[producer].fuses_activation;
             if ready && fits && !all.by.contains_key(&producer) {
                 all.by.insert(producer, i);
                 all.into.insert(i, producer);
@@ -45,7 +45,7 @@ impl Absorbed {
         self.by.get(&i).copied()
     }
     /// Whether another node computes node `i`.
-    pub(super) fn is_absorbed(&self, i: usize) -> bool {
+    pub(super) fn is_fused_into_producer(&self, i: usize) -> bool {
         self.into.contains_key(&i)
     }
 }

@@ -6,7 +6,7 @@
 //! where it lies (`Operator::passes_gradient`).
 
 use crate::autograd::tape::Tape;
-use crate::ops::Operator;
+use crate::ops::fusion::Fusion;
 use std::collections::HashMap;
 
 /// A multiplication by an activation's slope.
@@ -29,22 +29,22 @@ pub(super) struct Gates {
 
 impl Gates {
     /// `backward`: the groups of nodes that run backward, in their order.
-    pub(super) fn of(tape: &Tape, backward: &[Vec<usize>]) -> Gates {
+    pub(super) fn of(tape: &Tape, fusions: &[Fusion], backward: &[Vec<usize>]) -> Gates {
         // The last to write each gradient, an input of a node.
         let mut last: HashMap<usize, (usize, usize)> = HashMap::new();
         for i in backward.iter().flatten() {
-            let inputs = tape.nodes[*i].inputs.iter().enumerate().filter(|(_, v)| tape.wants(**v));
+            let inputs = tape.nodes[*i].inputs.iter().enumerate().filter(|(_, v)| tape.needs_grad(**v));
             last.extend(inputs.map(|(j, v)| (tape.root(*v), (*i, j))));
         }
         let mut gates = Gates::default();
         for &producer in backward.iter().flatten() {
             let node = &tape.nodes[producer];
-            let (Some(gated), [y]) = (node.op.gated(), &node.outputs[..]) else { continue };
+            let (Some(gated), [y]) = (fusions[producer].act_mask, &node.outputs[..]) else { continue };
             let Some(&(i, j)) = last.get(&tape.root(*y)) else { continue };
             let writer = &tape.nodes[i];
             // A reshaped view has its bits elsewhere.
             let same_shape = tape.shape(writer.inputs[j]) == tape.shape(*y);
-            if writer.op.can_gate(j) && same_shape && !gates.by.contains_key(&i) {
+            if j == 0 && fusions[i].masks_input_grad && same_shape && !gates.by.contains_key(&i) {
                 gates.by.insert(i, (j, Gate { producer, slope: gated.slope }));
                 gates.gated.push(producer);
             }
@@ -56,20 +56,27 @@ impl Gates {
         self.by.get(&i).copied()
     }
     /// Whether somebody multiplies for node `i`.
-    pub(super) fn is_gated(&self, i: usize) -> bool {
+    pub(super) fn dy_is_masked(&self, i: usize) -> bool {
         self.gated.contains(&i)
     }
 }
 
 /// Whether the gradient of the first input of node `i`, in the `k`-th group, can wait where the output's lies: whoever writes to
 /// it next adds to a first part from elsewhere, and until then nobody adds to the output's, which is also the skip's.
-pub(super) fn is_next_added(tape: &Tape, backward: &[Vec<usize>], k: usize, i: usize) -> bool {
+pub(super) fn is_next_added(
+    tape: &Tape,
+    fusions: &[Fusion],
+    backward: &[Vec<usize>],
+    k: usize,
+    i: usize,
+) -> bool {
     let node = &tape.nodes[i];
     let (first, skip) = (tape.root(node.inputs[0]), tape.root(node.inputs[node.inputs.len() - 1]));
-    for next in backward[k + 1..].iter().flatten().map(|i| &tape.nodes[*i]) {
-        let mut written = next.inputs.iter().filter(|v| tape.wants(**v)).map(|v| tape.root(*v));
-        if next.inputs.first().is_some_and(|v| tape.wants(*v) && tape.root(*v) == first) {
-            return next.op.adds_from();
+    for &j in backward[k + 1..].iter().flatten() {
+        let next = &tape.nodes[j];
+        let mut written = next.inputs.iter().filter(|v| tape.needs_grad(**v)).map(|v| tape.root(*v));
+        if next.inputs.first().is_some_and(|v| tape.needs_grad(*v) && tape.root(*v) == first) {
+            return fusions[j].adds_first_term;
         }
         if written.any(|r| r == first || r == skip) {
             return false;

@@ -7,7 +7,6 @@ use super::each;
 use super::needs::Needs;
 use super::placer::Placer;
 use crate::autograd::tape::Tape;
-use crate::ops::Operator;
 use crate::tensor::Elem;
 
 /// By node, of those that leave moments and of those that take them: the buffer, and of how many pixels each part is.
@@ -15,16 +14,14 @@ pub(super) fn place(
     tape: &Tape,
     needs: &Needs,
     forward: &[Vec<usize>],
-    maps: Elem,
     placer: &mut Placer,
 ) -> Vec<Option<(usize, usize)>> {
     let mut all: Vec<Option<(usize, usize)>> = vec![None; tape.nodes.len()];
-    for (t, i) in each(forward).filter(|(_, i)| tape.nodes[*i].op.takes_moments()) {
+    for (t, i) in each(forward).filter(|(_, i)| needs.fusions[*i].reads_channel_stats) {
         let x = tape.nodes[i].inputs[0];
         let maker = each(forward).find(|(_, p)| tape.nodes[*p].outputs[..] == [x]);
         let Some((made, p)) = maker.filter(|(_, p)| needs.live[*p]) else { continue };
-        let shapes: Vec<_> = tape.nodes[p].inputs.iter().map(|v| tape.shape(*v)).collect();
-        let Some(rows) = tape.nodes[p].op.gives_moments(&shapes, tape.shape(x), maps) else { continue };
+        let Some(rows) = needs.fusions[p].writes_channel_stats else { continue };
         let (pixels, c) = (tape.shape(x).elems() / tape.shape(x).c(), tape.shape(x).c());
         let bytes = pixels.div_ceil(rows) * 2 * c * Elem::F32.bytes();
         let (b, _) = *all[p].get_or_insert_with(|| (placer.add(bytes, made), rows));

@@ -1,15 +1,18 @@
 //! Which nodes of a tape matter, and what they say of themselves.
 
-use crate::autograd::tape::{Tape, Value};
+use crate::autograd::tape::{Node, Tape, Value};
 use crate::error::Result;
-use crate::ops::{Arg, Operator, Signature};
-use crate::tensor::Elem;
+use crate::ops::fusion::Fusion;
+use crate::ops::operator::{OperandInfo, Operator, Signature};
+use crate::tensor::{Elem, Shape};
 
 /// What a step needs of its tape.
 pub(super) struct Needs {
     /// By node: whether anybody looks at what it does.
     pub(super) live: Vec<bool>,
     pub(super) signatures: Vec<Signature>,
+    /// By node: the fusions that it can take part in; the CPU fuses nothing.
+    pub(super) fusions: Vec<Fusion>,
     /// By the value that owns the memory: whether the loss depends, through it, on something that learns.
     reaches: Vec<bool>,
 }
@@ -23,16 +26,19 @@ impl Needs {
             used[at(v)] = true;
         }
         if let Some(loss) = loss {
-            reaches[at(&loss)] = tape.wants(loss);
+            reaches[at(&loss)] = tape.needs_grad(loss);
         }
         let mut live = vec![false; tape.nodes.len()];
+        let fusions =
+            tape.nodes.iter().map(|n| maps.map_or_else(Fusion::default, |maps| fusion(tape, n, maps)));
+        let fusions = fusions.collect();
         let mut signatures: Vec<Signature> = Vec::with_capacity(tape.nodes.len());
         for (i, node) in tape.nodes.iter().enumerate().rev() {
             let back = node.outputs.iter().any(|v| reaches[at(v)]);
-            let args: Vec<Arg> = node
+            let args: Vec<OperandInfo> = node
                 .inputs
                 .iter()
-                .map(|v| Arg { shape: tape.shape(*v), wants: back && tape.wants(*v) })
+                .map(|v| OperandInfo { shape: tape.shape(*v), needs_grad: back && tape.needs_grad(*v) })
                 .collect();
             let mut signature = node.op.signature(&args)?;
             if let Some(maps) = maps {
@@ -42,13 +48,13 @@ impl Needs {
             if live[i] {
                 for (v, arg) in node.inputs.iter().zip(&args) {
                     used[at(v)] = true;
-                    reaches[at(v)] |= arg.wants;
+                    reaches[at(v)] |= arg.needs_grad;
                 }
             }
             signatures.push(signature);
         }
         signatures.reverse();
-        Ok(Needs { live, signatures, reaches })
+        Ok(Needs { live, signatures, fusions, reaches })
     }
     /// Whether a gradient flows back to this value.
     pub(super) fn has_gradient(&self, tape: &Tape, v: Value) -> bool {
@@ -57,6 +63,13 @@ impl Needs {
     /// Whether node `i` runs backward.
     pub(super) fn has_back(&self, tape: &Tape, i: usize) -> bool {
         let node = &tape.nodes[i];
-        node.outputs.iter().any(|v| self.has_gradient(tape, *v)) && node.inputs.iter().any(|v| tape.wants(*v))
+        node.outputs.iter().any(|v| self.has_gradient(tape, *v))
+            && node.inputs.iter().any(|v| tape.needs_grad(*v))
     }
+}
+
+fn fusion(tape: &Tape, node: &Node, maps: Elem) -> Fusion {
+    let inputs: Vec<_> = node.inputs.iter().map(|v| tape.shape(*v)).collect();
+    let output = node.outputs.first().map_or(Shape::SCALAR, |v| tape.shape(*v));
+    node.op.fusion(&inputs, output, maps)
 }

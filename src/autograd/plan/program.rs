@@ -2,12 +2,14 @@
 
 use super::{Instruction, Phase};
 use crate::autograd::tape::Tape;
-use crate::device::gpu::launch::{Arg as LaunchArg, Launch};
+use crate::device::gpu::launch::{KernelArg, Launch};
 use crate::device::gpu::machine::{Machine, Ready, ring_rows};
 use crate::device::{Slot, Space};
 use crate::error::Result;
-use crate::ops::launches::Launches;
-use crate::ops::{Operands, Operator};
+use crate::ops::fusion::Fusion;
+use crate::ops::launch::launches::Launches;
+use crate::ops::operands::Operands;
+use crate::ops::operator::Operator;
 use crate::tensor::Elem;
 
 /// The part of a plan that runs on a GPU.
@@ -23,12 +25,12 @@ pub(super) struct Program {
 }
 
 /// How a GPU stores each value; leaves are f32.
-pub(super) fn element_types(tape: &Tape, maps: Elem) -> Vec<Elem> {
+pub(super) fn element_types(tape: &Tape, fusions: &[Fusion], maps: Elem) -> Vec<Elem> {
     let mut elems = vec![Elem::F32; tape.values.len()];
-    for node in &tape.nodes {
+    for (node, fusion) in tape.nodes.iter().zip(fusions) {
         let inputs: Vec<Elem> = node.inputs.iter().map(|v| elems[tape.root(*v)]).collect();
         for v in &node.outputs {
-            elems[tape.root(*v)] = node.op.output_elem(tape.shape(*v), &inputs, maps);
+            elems[tape.root(*v)] = fusion.output_elem(tape.shape(*v), &inputs, maps);
         }
     }
     elems
@@ -57,7 +59,7 @@ impl Program {
         let mut first = 0;
         for group in instructions.chunk_by(|a, b| a.time == b.time) {
             if let Some((_, slot)) = seed.filter(|(at, _)| *at == first) {
-                let args = vec![LaunchArg::Slot(slot), 1.0f32.into(), (slot.bytes as i64 / 4).into()];
+                let args = vec![KernelArg::Slot(slot), 1.0f32.into(), (slot.bytes as i64 / 4).into()];
                 p.add(Launch::new("fill", [1, 1, 1], 32, 0, args)?, "the loss's gradient".into(), vec![]);
             }
             let mut lists = Vec::new();
@@ -87,9 +89,9 @@ impl Program {
             first += group.len();
         }
         if !metrics.is_empty() {
-            let table = LaunchArg::Table(metrics.iter().map(|s| LaunchArg::Slot(*s)).collect());
+            let table = KernelArg::Table(metrics.iter().map(|s| KernelArg::Slot(*s)).collect());
             let (count, rows) = (metrics.len() as i32, ring_rows(metrics.len()) as i32);
-            let args = vec![LaunchArg::Ring, table, count.into(), rows.into(), LaunchArg::Step];
+            let args = vec![KernelArg::Ring, table, count.into(), rows.into(), KernelArg::Step];
             p.add(Launch::new("push_metrics", [1, 1, 1], 64, 0, args)?, "the metrics".into(), vec![]);
         }
         let in_store = |s: Slot| match s.space {
@@ -147,11 +149,11 @@ mod tests {
 
     /// A convolution that writes to arena slot `y`, with that slope.
     fn launch(y: usize, slope: f32) -> Launch {
-        let slot = |i: usize| LaunchArg::Slot(Slot { space: Space::Arena, offset: i << 10, bytes: 1 << 10 });
-        let null = || LaunchArg::Null;
+        let slot = |i: usize| KernelArg::Slot(Slot { space: Space::Arena, offset: i << 10, bytes: 1 << 10 });
+        let null = || KernelArg::Null;
         let io = [slot(y), null(), null(), slot(100 + y), slot(200), null(), null(), null()];
-        let dims = LaunchArg::Structure("Conv2dDims", vec![0; 44]);
-        let args = vec![LaunchArg::member("Conv2dForward", io), dims, slope.into()];
+        let dims = KernelArg::Structure("Conv2dDims", vec![0; 44]);
+        let args = vec![KernelArg::member("Conv2dForward", io), dims, slope.into()];
         Launch::new("conv2d_fwd<float, 64, 64>", [1, 1, 1], 256, 0, args).unwrap()
     }
 

@@ -1,9 +1,10 @@
 //! In which order a GPU runs the forward nodes, and which of them together.
 
 use super::absorb::Absorbed;
+use super::needs::Needs;
 use crate::autograd::tape::Tape;
 use crate::device::gpu::launch::MEMBERS;
-use crate::ops::{Operator, Signature};
+use crate::ops::operator::Signature;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Groups of nodes in an order that keeps every dependency; the nodes of a group are independent of each other and have
@@ -12,21 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// Networks that run side by side (teachers; the levels of features, each through the teachers' remaining blocks) end
 /// together: whoever has the longest way to the end goes first, counted in nodes with a key, and those with as far to go
 /// and the same key go along. A level therefore enters the teachers' blocks when the image's features arrive there.
-pub(super) fn groups(
-    tape: &Tape,
-    nodes: &[usize],
-    signatures: &[Signature],
-    absorbed: &Absorbed,
-) -> Vec<Vec<usize>> {
-    let graph = Graph::of(tape, nodes, signatures, absorbed);
-    let keys: Vec<Option<String>> = nodes
-        .iter()
-        .map(|i| {
-            let node = &tape.nodes[*i];
-            let shapes: Vec<_> = node.inputs.iter().map(|v| tape.shape(*v)).collect();
-            node.op.launch_key(&shapes)
-        })
-        .collect();
+pub(super) fn groups(tape: &Tape, nodes: &[usize], needs: &Needs, absorbed: &Absorbed) -> Vec<Vec<usize>> {
+    let graph = Graph::of(tape, nodes, &needs.signatures, absorbed);
+    let keys: Vec<&Option<String>> = nodes.iter().map(|i| &needs.fusions[*i].group_key).collect();
     let mut to_go = vec![0usize; nodes.len()];
     for i in (0..nodes.len()).rev() {
         let behind = graph.after[i].iter().map(|j| to_go[*j]).max().unwrap_or(0);

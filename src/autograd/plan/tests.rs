@@ -1,8 +1,8 @@
 use super::*;
 use crate::autograd::tape::Learn;
 use crate::device::memory::ALIGN;
-use crate::ops::activation::{Act, Activation};
-use crate::ops::conv2d::Conv2d;
+use crate::ops::layers::activation::{Act, Activation};
+use crate::ops::layers::conv2d::Conv2d;
 use crate::tensor::Shape;
 
 /// Two trainable convolutions around a frozen one, with a skip, down to a single number per batch.
@@ -107,7 +107,7 @@ fn a_replay_gives_the_same_bits_and_leaves_no_garbage() {
 #[test]
 fn timed_launches_are_those_of_the_plan_and_move_the_store() {
     use crate::device::Choice;
-    use crate::ops::sgd::Sgd;
+    use crate::ops::optim::sgd::Sgd;
     let machine = match Choice::Emu.machine(Elem::F32) {
         Ok(machine) => machine.unwrap(),
         Err(e) => {

@@ -7,7 +7,8 @@ use crate::device::Slot;
 use crate::device::gpu::card::Card;
 use crate::device::gpu::launch::Launch;
 use crate::device::gpu::room::{Held, Room};
-use crate::ops::{Arg, Operator, Write};
+use crate::ops::operands::Write;
+use crate::ops::operator::{OperandInfo, Operator};
 use crate::tensor::{Elem, Real};
 
 /// What the instructions of one op in one part of a step cost on a GPU.
@@ -93,9 +94,9 @@ impl Instruction {
     /// Multiply-adds, counted twice.
     fn flops(&self) -> u64 {
         let o = &self.operands;
-        let wants = |i: usize| o.input_grads.get(i).is_some_and(Option::is_some);
-        let arg = |(i, shape): (usize, &_)| Arg { shape: *shape, wants: wants(i) };
-        let args: Vec<Arg> = o.input_shapes.iter().enumerate().map(arg).collect();
+        let needs_grad = |i: usize| o.input_grads.get(i).is_some_and(Option::is_some);
+        let arg = |(i, shape): (usize, &_)| OperandInfo { shape: *shape, needs_grad: needs_grad(i) };
+        let args: Vec<OperandInfo> = o.input_shapes.iter().enumerate().map(arg).collect();
         let macs = self.op.signature(&args).map(|s| match self.phase {
             Phase::Forward => s.macs_forward,
             Phase::Backward => s.macs_backward,
@@ -163,12 +164,12 @@ mod tests {
     use super::*;
     use crate::autograd::tape::{Learn, Tape, Value};
     use crate::autograd::{Engine, TensorId};
-    use crate::ops::activation::Act;
-    use crate::ops::activation_loss::ActivationLoss;
-    use crate::ops::batch_norm::{BatchNorm, Stats};
-    use crate::ops::conv2d::Conv2d;
-    use crate::ops::gather_images::GatherImages;
-    use crate::ops::global_avg_pool::GlobalAvgPool;
+    use crate::ops::layers::activation::Act;
+    use crate::ops::layers::batch_norm::{BatchNorm, Stats};
+    use crate::ops::layers::conv2d::Conv2d;
+    use crate::ops::layers::global_avg_pool::GlobalAvgPool;
+    use crate::ops::losses::activation_loss::ActivationLoss;
+    use crate::ops::movement::gather_images::GatherImages;
     use crate::tensor::Shape;
 
     /// Rows that learn, as a bf16 map `[2, 4, 4, 8]`; `layers` on it in the scope "toy"; a loss.
@@ -247,7 +248,7 @@ mod tests {
         // An activation by itself is its neighbours' work, save that somebody reads the residual.
         let apart = plan(&filters, |t, x, w| {
             let y = t.apply(Conv2d::new(1, 0), &[x, w[0]]).unwrap();
-            t.apply(crate::ops::activation::Activation(Act::Relu), &[y, x]).unwrap()
+            t.apply(crate::ops::layers::activation::Activation(Act::Relu), &[y, x]).unwrap()
         });
         assert_eq!(row(&apart, card, "toy", "activation", Phase::Forward).minimal_bytes, 512);
         assert_eq!(row(&apart, card, "toy", "activation", Phase::Backward).minimal_bytes, 0);

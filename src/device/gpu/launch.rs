@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// An argument while addresses are still unknown.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Arg {
+pub enum KernelArg {
     Null,
     /// The address of a slot.
     Slot(Slot),
@@ -30,12 +30,12 @@ pub enum Arg {
     /// A `#[repr(C)]` structure by value, under the name that the kernel gives it.
     Structure(&'static str, Vec<u8>),
     /// The address of an array of 8-byte cells; a value shorter than a cell fills its low end.
-    Table(Vec<Arg>),
+    Table(Vec<KernelArg>),
     /// `MAPS_PARAM`: up to 8 maps of the first operand (`maps.of[member]`), then as many of the second
     /// (`maps.of[8 + member]`).
     TensorMaps(Vec<TensorMap>),
     /// `Members<S>` by value, `S` by its name: a row of addresses for each member.
-    Members(&'static str, Vec<Vec<Arg>>),
+    Members(&'static str, Vec<Vec<KernelArg>>),
 }
 
 /// Most members of a launch. Mirrors `Members` of kernels/lib/members.cuh.
@@ -43,58 +43,64 @@ pub const MEMBERS: usize = 8;
 
 macro_rules! from {
     ($($t:ty => $variant:ident),*) => {
-        $(impl From<$t> for Arg {
-            fn from(v: $t) -> Arg { Arg::$variant(v) }
+        $(impl From<$t> for KernelArg {
+            fn from(v: $t) -> KernelArg { KernelArg::$variant(v) }
         })*
     };
 }
 from!(i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32, f64 => F64);
 
-impl From<bool> for Arg {
-    fn from(v: bool) -> Arg {
-        Arg::I32(i32::from(v))
+impl From<bool> for KernelArg {
+    fn from(v: bool) -> KernelArg {
+        KernelArg::I32(i32::from(v))
     }
 }
 
-impl<T: Into<Arg>> From<Option<T>> for Arg {
-    fn from(v: Option<T>) -> Arg {
-        v.map_or(Arg::Null, Into::into)
+impl<T: Into<KernelArg>> From<Option<T>> for KernelArg {
+    fn from(v: Option<T>) -> KernelArg {
+        v.map_or(KernelArg::Null, Into::into)
     }
 }
 
-impl Arg {
+impl KernelArg {
     /// The address of an array of rows of cells.
-    pub fn table<const N: usize>(rows: Vec<[Arg; N]>) -> Arg {
-        Arg::Table(rows.into_iter().flatten().collect())
+    pub fn table<const N: usize>(rows: Vec<[KernelArg; N]>) -> KernelArg {
+        KernelArg::Table(rows.into_iter().flatten().collect())
     }
     /// A structure by value, that the kernel calls `name`.
-    pub fn structure<T: bytemuck::NoUninit>(name: &'static str, value: &T) -> Arg {
-        Arg::Structure(name, bytemuck::bytes_of(value).to_vec())
+    pub fn structure<T: bytemuck::NoUninit>(name: &'static str, value: &T) -> KernelArg {
+        KernelArg::Structure(name, bytemuck::bytes_of(value).to_vec())
     }
     /// The one member of a launch that others may join.
-    pub fn member<const N: usize>(name: &'static str, addresses: [Arg; N]) -> Arg {
-        Arg::Members(name, vec![addresses.into()])
+    pub fn member<const N: usize>(name: &'static str, addresses: [KernelArg; N]) -> KernelArg {
+        KernelArg::Members(name, vec![addresses.into()])
     }
     fn fits(&self, parameter: &Parameter<&'static str>) -> bool {
         match (self, parameter) {
-            (Arg::Members(name, rows), Parameter::Members(expected, pointers)) => {
+            (KernelArg::Members(name, rows), Parameter::Members(expected, pointers)) => {
                 name == expected && rows.len() <= MEMBERS && rows.iter().all(|r| r.len() == *pointers)
             }
-            (Arg::Members(..), _) => false,
-            (Arg::Null | Arg::Slot(_) | Arg::Shadow(_) | Arg::Step | Arg::Ring | Arg::Table(_), p) => {
-                *p == Parameter::Pointer
-            }
-            (Arg::I32(_), p) => *p == Parameter::I32,
-            (Arg::U32(_), p) => *p == Parameter::U32,
-            (Arg::I64(_), p) => *p == Parameter::I64,
-            (Arg::U64(_), p) => *p == Parameter::U64,
-            (Arg::F32(_), p) => *p == Parameter::F32,
-            (Arg::F64(_), p) => *p == Parameter::F64,
-            (Arg::Structure(name, _), Parameter::Structure(expected)) => name == expected,
-            (Arg::TensorMaps(maps), Parameter::TensorMaps) => {
+            (KernelArg::Members(..), _) => false,
+            (
+                KernelArg::Null
+                | KernelArg::Slot(_)
+                | KernelArg::Shadow(_)
+                | KernelArg::Step
+                | KernelArg::Ring
+                | KernelArg::Table(_),
+                p,
+            ) => *p == Parameter::Pointer,
+            (KernelArg::I32(_), p) => *p == Parameter::I32,
+            (KernelArg::U32(_), p) => *p == Parameter::U32,
+            (KernelArg::I64(_), p) => *p == Parameter::I64,
+            (KernelArg::U64(_), p) => *p == Parameter::U64,
+            (KernelArg::F32(_), p) => *p == Parameter::F32,
+            (KernelArg::F64(_), p) => *p == Parameter::F64,
+            (KernelArg::Structure(name, _), Parameter::Structure(expected)) => name == expected,
+            (KernelArg::TensorMaps(maps), Parameter::TensorMaps) => {
                 (2..=2 * MEMBERS).contains(&maps.len()) && maps.len() % 2 == 0
             }
-            (Arg::Structure(..) | Arg::TensorMaps(_), _) => false,
+            (KernelArg::Structure(..) | KernelArg::TensorMaps(_), _) => false,
         }
     }
 }
@@ -180,7 +186,7 @@ pub struct Launch {
     pub block: u32,
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    pub args: Vec<Arg>,
+    pub args: Vec<KernelArg>,
     /// What kernel and geometry are chosen from, again with every member that joins.
     ways: Option<Ways>,
 }
@@ -189,7 +195,7 @@ impl Launch {
     /// A launch by the fastest of several ways, a block a multiprocessor.
     ///
     /// Errors: as [`Launch::new`], of any of them; no way.
-    pub fn by_fastest(all: Vec<Way>, multiprocessors: usize, args: Vec<Arg>) -> Result<Launch> {
+    pub fn by_fastest(all: Vec<Way>, multiprocessors: usize, args: Vec<KernelArg>) -> Result<Launch> {
         let mut launch = Err(Error::Run("a launch with no way to do it".into()));
         for way in &all {
             launch = Ok(Launch::new(way.kernel.name, [1, 1, 1], way.block, way.shared, args.clone())?);
@@ -210,14 +216,14 @@ impl Launch {
             (self.kernel, self.block, self.shared, self.grid) =
                 (kernel, block, shared, [blocks(w) as u32, 1, 1]);
             for arg in &mut self.args {
-                let Arg::TensorMaps(maps) = arg else { continue };
+                let KernelArg::TensorMaps(maps) = arg else { continue };
                 let first = maps.len() / 2;
                 maps[..first].iter_mut().for_each(|m| m.set_box_rows(box_rows));
             }
         }
     }
     /// Errors: no such kernel, arguments that it does not take, a geometry that no device can launch.
-    pub fn new(name: &str, grid: [u32; 3], block: u32, shared: u32, args: Vec<Arg>) -> Result<Launch> {
+    pub fn new(name: &str, grid: [u32; 3], block: u32, shared: u32, args: Vec<KernelArg>) -> Result<Launch> {
         let kernel = Kernel::find(name)?;
         let wrong = |message: String| Error::Run(format!("{name}: {message}"));
         if args.len() != kernel.parameters.len() {
@@ -254,11 +260,11 @@ impl Launch {
         let (mut rows, mut written) = (0, Vec::new());
         for (mine, theirs) in self.args.iter().zip(&other.args) {
             match (mine, theirs) {
-                (Arg::Members(_, a), Arg::Members(_, b)) => {
+                (KernelArg::Members(_, a), KernelArg::Members(_, b)) => {
                     rows = a.len() + b.len();
                     written = a.iter().chain(b).map(|row| &row[0]).collect();
                 }
-                (Arg::TensorMaps(_), Arg::TensorMaps(_)) => {}
+                (KernelArg::TensorMaps(_), KernelArg::TensorMaps(_)) => {}
                 (a, b) if a == b => {}
                 _ => return false,
             }
@@ -269,8 +275,8 @@ impl Launch {
         }
         for (mine, theirs) in self.args.iter_mut().zip(&other.args) {
             match (mine, theirs) {
-                (Arg::Members(_, a), Arg::Members(_, b)) => a.extend(b.iter().cloned()),
-                (Arg::TensorMaps(a), Arg::TensorMaps(b)) => {
+                (KernelArg::Members(_, a), KernelArg::Members(_, b)) => a.extend(b.iter().cloned()),
+                (KernelArg::TensorMaps(a), KernelArg::TensorMaps(b)) => {
                     // Each has its first operands, then its second.
                     let second = a.split_off(a.len() / 2);
                     let (b_first, b_second) = b.split_at(b.len() / 2);
@@ -287,28 +293,30 @@ impl Launch {
     }
     /// Where its members write: the first address of each.
     pub fn writes(&self) -> impl Iterator<Item = Slot> {
-        let rows =
-            self.args.iter().flat_map(|a| if let Arg::Members(_, rows) = a { rows.as_slice() } else { &[] });
-        rows.filter_map(|row| if let Arg::Slot(slot) = row[0] { Some(slot) } else { None })
+        let rows = self
+            .args
+            .iter()
+            .flat_map(|a| if let KernelArg::Members(_, rows) = a { rows.as_slice() } else { &[] });
+        rows.filter_map(|row| if let KernelArg::Slot(slot) = row[0] { Some(slot) } else { None })
     }
     /// How many problems of equal sizes it solves at once.
     pub fn members(&self) -> usize {
-        let count = |a: &Arg| if let Arg::Members(_, rows) = a { Some(rows.len()) } else { None };
+        let count = |a: &KernelArg| if let KernelArg::Members(_, rows) = a { Some(rows.len()) } else { None };
         self.args.iter().find_map(count).unwrap_or(1)
     }
     /// What its pointers and tables name, each once, with the bytes that lie there: a bf16 copy has half its tensor's.
     pub fn operands(&self) -> Vec<(Slot, usize)> {
-        let mut found: Vec<(&Arg, Slot, usize)> = Vec::new();
+        let mut found: Vec<(&KernelArg, Slot, usize)> = Vec::new();
         let cells = self.args.iter().flat_map(|a| match a {
-            Arg::Table(cells) => cells.iter().collect(),
-            Arg::TensorMaps(maps) => maps.iter().map(|m| &m.tensor).collect(),
-            Arg::Members(_, rows) => rows.iter().flatten().collect(),
+            KernelArg::Table(cells) => cells.iter().collect(),
+            KernelArg::TensorMaps(maps) => maps.iter().map(|m| &m.tensor).collect(),
+            KernelArg::Members(_, rows) => rows.iter().flatten().collect(),
             other => vec![other],
         });
         for arg in cells {
             let (slot, bytes) = match arg {
-                Arg::Slot(s) => (*s, s.bytes),
-                Arg::Shadow(s) => (*s, s.bytes / 2),
+                KernelArg::Slot(s) => (*s, s.bytes),
+                KernelArg::Shadow(s) => (*s, s.bytes / 2),
                 _ => continue,
             };
             if !found.iter().any(|(a, ..)| *a == arg) {
@@ -346,18 +354,18 @@ impl Prepared {
         launch: &Launch,
         label: String,
         gpu: &Gpu,
-        address: &mut impl FnMut(&Arg) -> Result<Address>,
+        address: &mut impl FnMut(&KernelArg) -> Result<Address>,
     ) -> Result<Self> {
         let (mut cells, mut starts) = (Vec::new(), Vec::new());
         for arg in &launch.args {
             starts.push(cells.len());
             match arg {
-                Arg::Structure(_, bytes) => cells.extend(bytes.chunks(8).map(|c| {
+                KernelArg::Structure(_, bytes) => cells.extend(bytes.chunks(8).map(|c| {
                     let mut cell = [0; 8];
                     cell[..c.len()].copy_from_slice(c);
                     u64::from_le_bytes(cell)
                 })),
-                Arg::TensorMaps(maps) => {
+                KernelArg::TensorMaps(maps) => {
                     let start = cells.len().next_multiple_of(LINE);
                     *starts.last_mut().expect("pushed above") = start;
                     cells.resize(start + 2 * MEMBERS * LINE, 0);
@@ -369,7 +377,7 @@ impl Prepared {
                         cells[at..at + LINE].copy_from_slice(&encoded.map_err(named)?);
                     }
                 }
-                Arg::Members(_, rows) => {
+                KernelArg::Members(_, rows) => {
                     let end = cells.len() + MEMBERS * rows.first().map_or(0, Vec::len);
                     for arg in rows.iter().flatten() {
                         cells.push(cell(arg, address)?);
@@ -403,19 +411,23 @@ impl Prepared {
 }
 
 /// An argument's value in its cell (little-endian, as every machine that CUDA runs on is).
-pub fn cell(arg: &Arg, address: &mut impl FnMut(&Arg) -> Result<Address>) -> Result<u64> {
+pub fn cell(arg: &KernelArg, address: &mut impl FnMut(&KernelArg) -> Result<Address>) -> Result<u64> {
     Ok(match arg {
-        Arg::Null => 0,
-        Arg::I32(v) => u64::from(*v as u32),
-        Arg::U32(v) => u64::from(*v),
-        Arg::I64(v) => *v as u64,
-        Arg::U64(v) => *v,
-        Arg::F32(v) => u64::from(v.to_bits()),
-        Arg::F64(v) => v.to_bits(),
-        Arg::Slot(_) | Arg::Shadow(_) | Arg::Step | Arg::Ring | Arg::Table(_) => address(arg)?,
-        Arg::Structure(name, _) | Arg::Members(name, _) => {
+        KernelArg::Null => 0,
+        KernelArg::I32(v) => u64::from(*v as u32),
+        KernelArg::U32(v) => u64::from(*v),
+        KernelArg::I64(v) => *v as u64,
+        KernelArg::U64(v) => *v,
+        KernelArg::F32(v) => u64::from(v.to_bits()),
+        KernelArg::F64(v) => v.to_bits(),
+        KernelArg::Slot(_)
+        | KernelArg::Shadow(_)
+        | KernelArg::Step
+        | KernelArg::Ring
+        | KernelArg::Table(_) => address(arg)?,
+        KernelArg::Structure(name, _) | KernelArg::Members(name, _) => {
             return Err(Error::Run(format!("a table cannot hold a {name}")));
         }
-        Arg::TensorMaps(_) => return Err(Error::Run("a table cannot hold tensor maps".into())),
+        KernelArg::TensorMaps(_) => return Err(Error::Run("a table cannot hold tensor maps".into())),
     })
 }

@@ -1,6 +1,6 @@
 //! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
 
-use super::launch::{Arg, Launch, Prepared, THREADS, blocks_for, cell};
+use super::launch::{KernelArg, Launch, Prepared, THREADS, blocks_for, cell};
 use super::{Address, Block, Gpu, cuda, nvtx};
 use crate::device::memory::Buffer;
 use crate::device::{Slot, Space, StepState};
@@ -128,10 +128,14 @@ impl Machine {
         let Some(shadow) = &mirror.shadow else { return Ok(()) };
         let elements = mirror.block.bytes / size_of::<f32>();
         let blocks = blocks_for(elements, 16 * THREADS as usize);
-        let args = vec![Arg::Shadow(slot_of(index)), Arg::Slot(slot_of(index)), Arg::I64(elements as i64)];
+        let args = vec![
+            KernelArg::Shadow(slot_of(index)),
+            KernelArg::Slot(slot_of(index)),
+            KernelArg::I64(elements as i64),
+        ];
         let launch = Launch::new("cast_bf16", [blocks, 1, 1], THREADS, 0, args)?;
-        let mut address = |a: &Arg| match a {
-            Arg::Shadow(_) => Ok(shadow.address),
+        let mut address = |a: &KernelArg| match a {
+            KernelArg::Shadow(_) => Ok(shadow.address),
             _ => Ok(mirror.block.address),
         };
         self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &self.gpu, &mut address)?)
@@ -168,7 +172,7 @@ impl Machine {
         self.add_shadows(launches)?;
         let (mut cells, mut at) = (Vec::new(), Vec::new());
         for table in launches.iter().flat_map(|l| &l.args) {
-            let Arg::Table(args) = table else { continue };
+            let KernelArg::Table(args) = table else { continue };
             at.push(cells.len() * 8);
             for arg in args {
                 cells.push(cell(arg, &mut |a| self.resolve(a, &mut std::iter::empty()))?);
@@ -188,17 +192,17 @@ impl Machine {
     }
 
     /// An argument's address; `tables` yields those of the tables in their order.
-    fn resolve(&self, arg: &Arg, tables: &mut dyn Iterator<Item = Address>) -> Result<Address> {
+    fn resolve(&self, arg: &KernelArg, tables: &mut dyn Iterator<Item = Address>) -> Result<Address> {
         match arg {
-            Arg::Slot(slot) => self.address(*slot),
-            Arg::Shadow(slot) => Ok(match slot.space {
+            KernelArg::Slot(slot) => self.address(*slot),
+            KernelArg::Shadow(slot) => Ok(match slot.space {
                 Space::Store(i) => self.store[i as usize].shadow.as_ref(),
                 Space::Arena => None,
             }
             .map_or(0, |s| s.address + slot.offset as u64 / 2)),
-            Arg::Step => Ok(self.state.address),
-            Arg::Ring => Ok(self.ring.address),
-            Arg::Table(_) => tables.next().ok_or_else(|| Error::Run("a table inside a table".into())),
+            KernelArg::Step => Ok(self.state.address),
+            KernelArg::Ring => Ok(self.ring.address),
+            KernelArg::Table(_) => tables.next().ok_or_else(|| Error::Run("a table inside a table".into())),
             other => Err(Error::Run(format!("{other:?} has no address"))),
         }
     }
@@ -248,7 +252,7 @@ impl Machine {
     /// that, the host brings the launch, so that no time between two launches is counted.
     pub fn time(&self, ready: &Ready, step: &StepState, flush: &Block) -> Result<Vec<f32>> {
         let elements = (flush.bytes / size_of::<f32>()) as i64;
-        let args = vec![Arg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
+        let args = vec![KernelArg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
         let blocks = blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
         let fill = Launch::new("fill", [blocks, 1, 1], THREADS, 0, args)?;
         let fill = Prepared::new(&fill, "cache flush".into(), &self.gpu, &mut |_| Ok(flush.address))?;
@@ -307,12 +311,12 @@ impl Machine {
 /// The slots whose bf16 copies kernels read; optimisers, whose tables name theirs, refresh those that there are.
 pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
     let cells = launches.iter().flat_map(|l| &l.args).flat_map(|arg| {
-        let members = if let Arg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
-        let maps = if let Arg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
+        let members = if let KernelArg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
+        let maps = if let KernelArg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
         members.iter().flatten().chain(maps.iter().map(|m| &m.tensor)).chain([arg])
     });
     cells.filter_map(|arg| match arg {
-        Arg::Shadow(slot) => Some(*slot),
+        KernelArg::Shadow(slot) => Some(*slot),
         _ => None,
     })
 }
@@ -345,7 +349,8 @@ mod tests {
 
     fn fill(elements: i64) -> Launch {
         let slot = Slot { space: Space::Arena, offset: 0, bytes: 64 };
-        Launch::new("fill", [1, 1, 1], 32, 0, vec![Arg::Slot(slot), 1.0f32.into(), elements.into()]).unwrap()
+        Launch::new("fill", [1, 1, 1], 32, 0, vec![KernelArg::Slot(slot), 1.0f32.into(), elements.into()])
+            .unwrap()
     }
 
     #[test]
@@ -368,14 +373,14 @@ mod tests {
 
     #[test]
     fn launches_that_no_kernel_takes_are_refused() {
-        let refused = |name: &str, grid: [u32; 3], block: u32, args: Vec<Arg>| {
+        let refused = |name: &str, grid: [u32; 3], block: u32, args: Vec<KernelArg>| {
             Launch::new(name, grid, block, 0, args).map(|_| ()).unwrap_err().to_string()
         };
-        let args = || vec![Arg::Null, 1.0f32.into(), 1i64.into()];
+        let args = || vec![KernelArg::Null, 1.0f32.into(), 1i64.into()];
         assert!(refused("fil", [1; 3], 32, args()).contains("no kernel fil"));
         assert!(refused("activation_fwd<double>", [1; 3], 32, vec![]).contains("activation_fwd<float>"));
         assert!(refused("fill", [1; 3], 32, vec![]).contains("takes 3 arguments, found 0"));
-        let e = refused("fill", [1; 3], 32, vec![Arg::Null, 1i32.into(), 1i64.into()]);
+        let e = refused("fill", [1; 3], 32, vec![KernelArg::Null, 1i32.into(), 1i64.into()]);
         assert!(e.contains("argument 1: expected F32, found I32(1)"), "{e}");
         assert!(refused("fill", [1; 3], 2048, args()).contains("cannot launch"));
         assert!(refused("fill", [1, 1, 70_000], 32, args()).contains("cannot launch"));

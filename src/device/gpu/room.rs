@@ -1,6 +1,6 @@
 //! What a machine will hold for plans, reckoned without one by the rules of [`Machine::make_room`](super::machine::Machine::make_room).
 
-use super::launch::{Arg, Launch};
+use super::launch::{KernelArg, Launch};
 use super::machine::{RING_BYTES, copies_read};
 use crate::device::{Space, StepState};
 use std::collections::BTreeSet;
@@ -42,7 +42,7 @@ impl Room {
         self.copied.extend(in_store);
         self.arena = self.arena.max(arena_bytes);
         let cells = launches.iter().flat_map(|l| &l.args).map(|a| match a {
-            Arg::Table(cells) => cells.len(),
+            KernelArg::Table(cells) => cells.len(),
             _ => 0,
         });
         Held {

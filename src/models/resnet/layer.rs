@@ -7,10 +7,10 @@ use crate::autograd::{Store, TensorId};
 use crate::error::{Error, Result};
 use crate::models::fold::{self, StoredNorm};
 use crate::models::{Recorder, init};
-use crate::ops::activation::{Act, Activation};
-use crate::ops::batch_norm::BatchNorm;
-use crate::ops::conv2d::Conv2d;
-use crate::ops::statistics_loss::StatisticsLoss;
+use crate::ops::layers::activation::{Act, Activation};
+use crate::ops::layers::batch_norm::BatchNorm;
+use crate::ops::layers::conv2d::Conv2d;
+use crate::ops::losses::statistics_loss::StatisticsLoss;
 use crate::tensor::{Real, Shape};
 
 /// A convolution's tensors in the store.

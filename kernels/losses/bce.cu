@@ -1,0 +1,38 @@
+// Binary cross-entropy of logits against given targets: see src/ops/losses/bce.rs.
+#include "lib/dev.cuh"
+#include "lib/loss.cuh"
+
+// A probability below 0 marks an entry that does not count.
+DEV bool leaves_out(double t, int is_logit) { return !is_logit && t < 0.0; }
+
+DEV double target_of(double t, int is_logit) { return is_logit ? sigmoid(t) : t; }
+
+DEV double entropy_of(double t, int is_logit) {
+    return is_logit ? softplus(t) - t * sigmoid(t) : -plogp(t) - plogp(1.0 - t);
+}
+
+// One block. `each` is 1 / elements.
+KERNEL(1024) bce_fwd(float* RESTRICT y,        // scalar
+                     const float* RESTRICT x,  // [elements] logits
+                     const float* RESTRICT t,  // [elements] targets
+                     i64 elements, int is_logit, int minus_entropy, double each) {
+    SHARED(double, scratch, 32);
+    const double total = block_total(elements, scratch, [&](i64 i) {
+        if (leaves_out(t[i], is_logit)) return 0.0;
+        const double entropy = minus_entropy ? entropy_of(t[i], is_logit) : 0.0;
+        return cross_entropy(x[i], target_of(t[i], is_logit)) - entropy;
+    });
+    if (threadIdx.x == 0) *y = (float)(total * each);
+}
+INSTANCE(bce_fwd)
+
+KERNEL(256) bce_bwd(float* RESTRICT dx,        // [elements]
+                    const float* RESTRICT x,   // [elements] logits
+                    const float* RESTRICT t,   // [elements] targets
+                    const float* RESTRICT dy,  // scalar
+                    i64 elements, int is_logit, double each, int add) {
+    put_slopes(dx, dy, elements, add, [&](i64 i) {
+        return leaves_out(t[i], is_logit) ? 0.0 : (sigmoid(x[i]) - target_of(t[i], is_logit)) * each;
+    });
+}
+INSTANCE(bce_bwd)

@@ -1,0 +1,214 @@
+//! Doubling of height and width.
+
+use crate::device::cpu::par::{Rows, even_grain, for_parts};
+use crate::device::cpu::vectorised_by_width;
+use crate::error::Result;
+use crate::ops::launch::channel_tiles::{pack, per_image};
+use crate::ops::launch::launches::Launches;
+use crate::ops::operands::{Io, Write};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::tensor::{Real, Shape};
+
+/// How new pixels come from old ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Each pixel four times.
+    Nearest,
+    /// Linear in both directions between pixel centres, the edge continued outwards.
+    Bilinear,
+}
+
+/// `y[n,p,q,c] = sum_{i,j} a(p,i) a(q,j) x[n,i,j,c]`: with `Nearest`, `a(p,i) = 1` for `i = p/2`; with `Bilinear`, output
+/// `p` lies at `(p + 1/2) / 2 - 1/2`, so that `2 i` takes 3/4 of `i` and 1/4 of `i - 1`, and `2 i + 1` takes 3/4 of `i`
+/// and 1/4 of `i + 1`; an index outside the image is the edge's.
+///
+/// Shapes: x `[n, h, w, c]`, y `[n, 2h, 2w, c]`.
+/// Source: ours (the generator's groups, docs/method.md 2); PyTorch's `interpolate` with `align_corners = False`.
+/// Backward: dx, the transpose, gathered from the 4 or 16 outputs that read a pixel; keeps nothing.
+/// Errors: none beyond the operand count.
+/// Cost: 0 or 4 multiply-adds an output forward, 1 or 4 backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upsample {
+    pub mode: Mode,
+}
+
+impl Operator for Upsample {
+    fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
+        expect_args("upsample", args, &["x"])?;
+        let [n, h, w, c] = args[0].shape.0;
+        let y = Shape::new(n, 2 * h, 2 * w, c);
+        Ok(Signature { outputs: vec![y], ..Default::default() })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let (x, [n, h, w, c]) = (io.x(0), io.shape(0).0);
+        // An item is a row of x: two rows of y.
+        for_parts(Rows::new(io.y(0), n * h), even_grain(n * h), &|first, part: Rows<R>| {
+            for (i, y) in part.data.chunks_exact_mut(2 * w * c).enumerate() {
+                let (image, p) = ((2 * first + i) / (2 * h) * h, (2 * first + i) % (2 * h));
+                let row = |i: usize| &x[(image + i) * w * c..][..w * c];
+                match self.mode {
+                    Mode::Nearest => {
+                        for (two, x) in y.chunks_exact_mut(2 * c).zip(row(p / 2).chunks_exact(c)) {
+                            two[..c].copy_from_slice(x);
+                            two[c..].copy_from_slice(x);
+                        }
+                    }
+                    Mode::Bilinear => {
+                        let (near, far) = (row(p / 2), row(neighbour(p, h)));
+                        vectorised_by_width(
+                            c,
+                            #[inline(always)]
+                            |c| {
+                                for (q, y) in y.chunks_exact_mut(c).enumerate() {
+                                    let (a, b) = (q / 2 * c, neighbour(q, w) * c);
+                                    let (near_a, far_a) = (&near[a..][..c], &far[a..][..c]);
+                                    let (near_b, far_b) = (&near[b..][..c], &far[b..][..c]);
+                                    for i in 0..c {
+                                        y[i] = mix(mix(near_a[i], far_a[i]), mix(near_b[i], far_b[i]));
+                                    }
+                                }
+                            },
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let Some(dx) = io.dx(0) else { return };
+        let (dy, [n, h, w, c], write) = (io.dy0(), io.shape(0).0, dx.write);
+        let mode = self.mode;
+        for_parts(Rows::new(dx.data, n * h), even_grain(n * h), &|first, part: Rows<R>| {
+            vectorised_by_width(
+                c,
+                #[inline(always)]
+                |c| {
+                    for (i, dx) in part.data.chunks_exact_mut(w * c).enumerate() {
+                        let (image, row) = ((first + i) / h * 2 * h, (first + i) % h);
+                        for (column, dx) in dx.chunks_exact_mut(c).enumerate() {
+                            if write == Write::Set {
+                                dx.fill(R::ZERO);
+                            }
+                            for (p, a) in readers::<R>(mode, row, h) {
+                                for (q, b) in readers::<R>(mode, column, w) {
+                                    let dy = &dy[((image + p) * 2 * w + q) * c..][..c];
+                                    dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = (a * b).fma(*dy, *dx));
+                                }
+                            }
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y, [n, h, w, c]) = (l.x(0), l.y(0), l.shape(0).0);
+        let pack = pack(x.elem, c);
+        let (grid, block) = per_image("upsample", n, h * w * c / pack, pack)?;
+        let args = [y.into(), x.into(), (h as i32).into(), (w as i32).into(), (c as i32).into()];
+        l.launch(format!("{}<{}, {}, {pack}>", self.kernels().0, x.elem, y.elem), grid, block, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let (dy, [n, h, w, c]) = (l.dy0(), l.shape(0).0);
+        let pack = pack(dx.elem, c);
+        let (grid, block) = per_image("upsample", n, h * w * c / pack, pack)?;
+        let args =
+            [dx.into(), dy.into(), (h as i32).into(), (w as i32).into(), (c as i32).into(), write.into()];
+        l.launch(format!("{}<{}, {}, {pack}>", self.kernels().1, dx.elem, dy.elem), grid, block, 0, args)
+    }
+}
+
+impl Upsample {
+    /// Forward and backward.
+    fn kernels(&self) -> (&'static str, &'static str) {
+        match self.mode {
+            Mode::Nearest => ("upsample_nearest_fwd", "upsample_nearest_bwd"),
+            Mode::Bilinear => ("upsample_bilinear_fwd", "upsample_bilinear_bwd"),
+        }
+    }
+}
+
+/// The farther of the two inputs that bilinear output `p` reads, of `len` inputs.
+#[inline(always)]
+fn neighbour(p: usize, len: usize) -> usize {
+    if p.is_multiple_of(2) { (p / 2).saturating_sub(1) } else { (p / 2 + 1).min(len - 1) }
+}
+
+#[inline(always)]
+fn mix<R: Real>(near: R, far: R) -> R {
+    R::of(0.75).fma(near, R::of(0.25) * far)
+}
+
+/// The outputs that read input `i` of `len`, with their weights. At an edge the same output may come twice.
+#[inline(always)]
+fn readers<R: Real>(mode: Mode, i: usize, len: usize) -> impl Iterator<Item = (usize, R)> {
+    let (outer, inner) = match mode {
+        Mode::Nearest => (0.0, 1.0),
+        Mode::Bilinear => (0.25, 0.75),
+    };
+    let all = [
+        ((2 * i).saturating_sub(1), R::of(outer)),
+        (2 * i, R::of(inner)),
+        (2 * i + 1, R::of(inner)),
+        ((2 * i + 2).min(2 * len - 1), R::of(outer)),
+    ];
+    let skip = usize::from(mode == Mode::Nearest);
+    all.into_iter().skip(skip).take(4 - 2 * skip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::op_check::{Case, check};
+
+    /// Samples the continuous interpolant at each output's centre.
+    fn plain(mode: Mode, x: Shape) -> impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> {
+        move |t| {
+            let [n, h, w, c] = x.0;
+            let mut y = Vec::new();
+            for i in 0..n * 2 * h * 2 * w * c {
+                let (ch, q, p, n) = (i % c, i / c % (2 * w), i / c / (2 * w) % (2 * h), i / c / (4 * w * h));
+                let at = |a: f64, b: f64| {
+                    let clamp = |v: f64, len: usize| v.max(0.0).min(len as f64 - 1.0) as usize;
+                    t[0][((n * h + clamp(a, h)) * w + clamp(b, w)) * c + ch]
+                };
+                let (a, b) = ((p as f64 + 0.5) / 2.0 - 0.5, (q as f64 + 0.5) / 2.0 - 0.5);
+                y.push(match mode {
+                    Mode::Nearest => at(a.round(), b.round()),
+                    Mode::Bilinear => {
+                        let ((a0, b0), (da, db)) = ((a.floor(), b.floor()), (a - a.floor(), b - b.floor()));
+                        (1.0 - da) * ((1.0 - db) * at(a0, b0) + db * at(a0, b0 + 1.0))
+                            + da * ((1.0 - db) * at(a0 + 1.0, b0) + db * at(a0 + 1.0, b0 + 1.0))
+                    }
+                });
+            }
+            vec![y]
+        }
+    }
+
+    #[test]
+    fn gates() {
+        for mode in [Mode::Nearest, Mode::Bilinear] {
+            for x in [
+                Shape::new(1, 1, 1, 1),
+                Shape::new(3, 5, 7, 11),
+                Shape::new(2, 2, 1, 16),
+                Shape::new(1, 1, 13, 3),
+                Shape::new(2, 8, 8, 33),
+            ] {
+                check(Case::new(Upsample { mode }, &[x]).reference(plain(mode, x)));
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_no_operand() {
+        let e = Upsample { mode: Mode::Nearest }.signature(&[]).unwrap_err().to_string();
+        assert_eq!(e, "upsample: expected 1 operands (x), found 0");
+    }
+}

@@ -1,0 +1,224 @@
+//! Binary cross-entropy against given targets: the distillation loss, and the loss of labelled data.
+
+use crate::device::cpu::sum::sum_of;
+use crate::error::Result;
+use crate::ops::launch::launches::Launches;
+use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::layers::activation::sigmoid;
+use crate::ops::losses::common::{
+    cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, put_slopes, softplus,
+};
+use crate::ops::operands::Io;
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::tensor::{Real, Shape};
+
+/// What the second operand holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Probabilities in [0, 1]; labels are the case {0, 1}. An entry below 0 does not count: no loss, no gradient. The mean
+    /// still divides by all, as PyTorch's with a weight of 0.
+    Probabilities,
+    /// Logits, as a teacher's head leaves them.
+    Logits,
+}
+
+/// `L = 1/(n c) sum_{n,c} l(sigmoid(x), t)`, less `1/(n c) sum H(t)` with `minus_entropy`, where
+/// `l(y, t) = -t log y - (1 - t) log(1 - y)` and `H(t) = l(t, t)`: soft targets then leave a minimum of 0.
+///
+/// Shapes: x, the logits, and t, the targets, `[n, 1, 1, c]`; the loss a scalar.
+/// Source: eq. 11 (the inner terms) and 13; the entropy's subtraction is ours.
+/// Backward: `dx = dy (sigmoid(x) - t) / (n c)`, from x and t. None to the targets.
+/// Errors: operands that are not rows or differ in shape; targets that want a gradient.
+/// Cost: no multiply-adds; reads 2 tensors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bce {
+    pub targets: Targets,
+    pub minus_entropy: bool,
+}
+
+impl Bce {
+    /// Whether an entry does not count.
+    fn leaves_out(&self, t: f64) -> bool {
+        self.targets == Targets::Probabilities && t < 0.0
+    }
+
+    fn target(&self, t: f64) -> f64 {
+        match self.targets {
+            Targets::Probabilities => t,
+            Targets::Logits => sigmoid(t),
+        }
+    }
+
+    /// The entropy of one target.
+    fn entropy(&self, t: f64) -> f64 {
+        match self.targets {
+            Targets::Probabilities => -plogp(t) - plogp(1.0 - t),
+            Targets::Logits => softplus(t) - t * sigmoid(t),
+        }
+    }
+}
+
+impl Operator for Bce {
+    fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
+        expect_args("bce", args, &["logits", "targets"])?;
+        expect_rows("bce", "logits", args[0].shape)?;
+        expect_shape("bce", "targets", args[0].shape, args[1].shape)?;
+        expect_frozen("bce", "targets", args[1])?;
+        Ok(Signature { outputs: vec![Shape::SCALAR], keeps_inputs: vec![0, 1], ..Default::default() })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let (x, t) = (io.x(0), io.x(1));
+        let total = sum_of(x.len(), |i| {
+            let (x, t) = (x[i].f64(), t[i].f64());
+            if self.leaves_out(t) {
+                return 0.0;
+            }
+            let entropy = if self.minus_entropy { self.entropy(t) } else { 0.0 };
+            cross_entropy(x, self.target(t)) - entropy
+        });
+        io.y(0)[0] = R::of(total / x.len() as f64);
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let Some(dx) = io.dx(0) else { return };
+        let (x, t) = (io.x(0), io.x(1));
+        let each = 1.0 / x.len() as f64;
+        put_slopes(dx, io.dy0()[0], |i| {
+            let (x, t) = (x[i].f64(), t[i].f64());
+            if self.leaves_out(t) { 0.0 } else { (sigmoid(x) - self.target(t)) * each }
+        });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, t) = (expect_f32("bce", "logits", l.x(0))?, expect_f32("bce", "targets", l.x(1))?);
+        let elems = l.shape(0).elems();
+        l.launch(
+            "bce_fwd",
+            1,
+            one_block(elems),
+            0,
+            [
+                l.y(0).into(),
+                x.into(),
+                t.into(),
+                (elems as i64).into(),
+                (self.targets == Targets::Logits).into(),
+                self.minus_entropy.into(),
+                (1.0 / elems as f64).into(),
+            ],
+        )
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let elems = l.shape(0).elems();
+        l.launch(
+            "bce_bwd",
+            blocks_for(elems, THREADS as usize),
+            THREADS,
+            0,
+            [
+                dx.into(),
+                l.x(0).into(),
+                l.x(1).into(),
+                l.dy0().into(),
+                (elems as i64).into(),
+                (self.targets == Targets::Logits).into(),
+                (1.0 / elems as f64).into(),
+                write.into(),
+            ],
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::op_check::{Case, check};
+
+    fn squash(v: f64) -> f64 {
+        1.0 / (1.0 + (-v).exp())
+    }
+
+    fn plain(op: Bce) -> impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>> {
+        move |v| {
+            let mut sum = 0.0;
+            for (x, t) in v[0].iter().zip(&v[1]) {
+                if op.targets == Targets::Probabilities && *t < 0.0 {
+                    continue;
+                }
+                let y = squash(*x);
+                let t = if op.targets == Targets::Logits { squash(*t) } else { *t };
+                sum -= t * y.ln() + (1.0 - t) * (1.0 - y).ln();
+                if op.minus_entropy && t > 0.0 && t < 1.0 {
+                    sum += t * t.ln() + (1.0 - t) * (1.0 - t).ln();
+                }
+            }
+            vec![vec![sum / v[0].len() as f64]]
+        }
+    }
+
+    #[test]
+    fn gates() {
+        for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
+            for minus_entropy in [false, true] {
+                let case = |targets, f: fn(f64) -> f64| {
+                    let op = Bce { targets, minus_entropy };
+                    Case::new(op, &[shape, shape])
+                        .frozen(1)
+                        .map(0, |v| 3.0 * v)
+                        .map(1, f)
+                        .reference(plain(op))
+                };
+                check(case(Targets::Logits, |v| 3.0 * v));
+                check(case(Targets::Probabilities, squash));
+                check(case(Targets::Probabilities, |v| f64::from(v > 0.3)));
+                // A third or so of the entries does not count; of a single one, possibly all.
+                check(case(Targets::Probabilities, |v| if v < -0.4 { -1.0 } else { f64::from(v > 0.3) }));
+            }
+        }
+    }
+
+    #[test]
+    fn hand_computed() {
+        // Eq. 13, one sample, two labels: y = 3/4, 1/2 against t = 1/2, 1.
+        // l = -(ln 3/4 + ln 1/4) / 2 = -ln(3/16) / 2, and ln 2; H(t) = ln 2, and 0.
+        let case = |targets, minus_entropy, t: [f64; 2], loss: f64| {
+            Case::new(Bce { targets, minus_entropy }, &[Shape::rows(1, 2); 2])
+                .values(0, vec![3f64.ln(), 0.0])
+                .values(1, t.to_vec())
+                .frozen(0)
+                .frozen(1)
+                .reference(move |_| vec![vec![loss]])
+        };
+        let (a, b) = (-(3f64 / 16.0).ln() / 2.0, 2f64.ln());
+        check(case(Targets::Probabilities, false, [0.5, 1.0], (a + b) / 2.0));
+        check(case(Targets::Probabilities, true, [0.5, 1.0], a / 2.0));
+        // The same as logits; sigmoid(1000) is 1.
+        check(case(Targets::Logits, false, [0.0, 1000.0], (a + b) / 2.0));
+        check(case(Targets::Logits, true, [0.0, 1000.0], a / 2.0));
+        // What does not count leaves the other's loss, over both entries.
+        check(case(Targets::Probabilities, false, [0.5, -1.0], a / 2.0));
+        // Equal predictions: nothing is left once the entropy is taken off.
+        check(case(Targets::Logits, true, [3f64.ln(), 0.0], 0.0));
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_take() {
+        let op = Bce { targets: Targets::Probabilities, minus_entropy: false };
+        let arg = |shape, needs_grad| OperandInfo { shape, needs_grad };
+        let e = |args: &[OperandInfo]| op.signature(args).unwrap_err().to_string();
+        let rows = Shape::rows(2, 3);
+        assert_eq!(
+            e(&[arg(rows, true), arg(rows, true)]),
+            "bce: targets: no gradient flows into it, but one is wanted; detach it first"
+        );
+        assert_eq!(
+            e(&[arg(rows, true), arg(Shape::rows(2, 4), false)]),
+            "bce: targets: expected [2, 1, 1, 3], found [2, 1, 1, 4]"
+        );
+        assert!(e(&[arg(Shape::new(2, 2, 2, 3), true), arg(rows, false)]).contains("expected rows"));
+        assert!(e(&[arg(rows, true)]).contains("expected 2 operands (logits, targets), found 1"));
+    }
+}

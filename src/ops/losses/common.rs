@@ -1,0 +1,82 @@
+//! What the losses share: they read rows of logits and leave one number. All of their arithmetic is `f64`, whatever the
+//! device's scalar, since their few elements cost nothing and their sums and cancellations would show.
+
+use crate::device::cpu::par::{Rows, for_rows};
+use crate::error::{Error, Result};
+use crate::ops::launch::launches::DeviceTensor;
+use crate::ops::operands::{Grad, put};
+use crate::ops::operator::OperandInfo;
+use crate::tensor::{Elem, Real, Shape};
+
+/// `log(1 + e^v)`, without overflow.
+pub fn softplus(v: f64) -> f64 {
+    v.max(0.0) + (-v.abs()).exp().ln_1p()
+}
+
+/// Binary cross-entropy of the prediction `sigmoid(logit)` against `t`: `-t log y - (1 - t) log(1 - y)`.
+pub fn cross_entropy(logit: f64, t: f64) -> f64 {
+    softplus(logit) - logit * t
+}
+
+/// `p log p`, 0 at 0.
+pub fn plogp(p: f64) -> f64 {
+    if p > 0.0 { p * p.ln() } else { 0.0 }
+}
+
+/// Writes `dy * slope(i)` to every element of a gradient.
+pub fn put_slopes<R: Real>(dx: Grad<R>, dy: R, slope: impl Fn(usize) -> f64 + Sync) {
+    let (write, items, dy) = (dx.write, dx.data.len(), dy.f64());
+    for_rows(Rows::new(dx.data, items), 1, &|first, part: Rows<R>| {
+        part.data.iter_mut().enumerate().for_each(|(j, dx)| put(write, dx, R::of(dy * slope(first + j))));
+    });
+}
+
+/// Checks that an operand is `[n, 1, 1, c]`, with something in it.
+pub fn expect_rows(op: &'static str, what: &str, found: Shape) -> Result<()> {
+    if found.h() == 1 && found.w() == 1 && found.elems() > 0 {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what}: expected rows [n, 1, 1, c], found {found}")))
+}
+
+/// Refuses an operand whose gradient the loss needs where the op has none to give.
+pub fn expect_frozen(op: &'static str, what: &str, arg: OperandInfo) -> Result<()> {
+    if !arg.needs_grad {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what}: no gradient flows into it, but one is wanted; detach it first")))
+}
+
+/// Checks a setting of an op.
+pub fn expect_setting(op: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::shape(op, message())) }
+}
+
+/// Refuses a bf16 operand of an op whose kernels read f32: rows and scalars are kept in it.
+pub fn expect_f32(op: &'static str, what: &str, found: DeviceTensor) -> Result<DeviceTensor> {
+    if found.elem == Elem::F32 {
+        return Ok(found);
+    }
+    Err(Error::shape(op, format!("{what}: expected rows of float, found {}", found.elem)))
+}
+
+/// Threads of the single block that sums a loss of `terms` terms.
+pub fn one_block(terms: usize) -> u32 {
+    terms.next_multiple_of(32).min(1024) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cross_entropy_is_stable_at_both_ends() {
+        // y = 3/4: -log(3/4) against 1, -log(1/4) against 0.
+        let x = 3f64.ln();
+        assert!((cross_entropy(x, 1.0) - (4f64 / 3.0).ln()).abs() < 1e-15);
+        assert!((cross_entropy(x, 0.0) - 4f64.ln()).abs() < 1e-15);
+        assert_eq!((cross_entropy(1000.0, 1.0), cross_entropy(1000.0, 0.0)), (0.0, 1000.0));
+        assert_eq!((cross_entropy(-1000.0, 1.0), cross_entropy(-1000.0, 0.0)), (1000.0, 0.0));
+        assert_eq!((plogp(0.0), plogp(1.0)), (0.0, 0.0));
+    }
+}

@@ -1,0 +1,161 @@
+//! The relative feature error between a student's block output and its teacher's.
+
+use crate::device::cpu::par::{Rows, for_rows};
+use crate::device::cpu::sum::sum;
+use crate::error::Result;
+use crate::ops::launch::channel_tiles::{instance, pack};
+use crate::ops::launch::launches::Launches;
+use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::losses::common::expect_frozen;
+use crate::ops::operands::{Io, put};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::tensor::{Elem, Real, Shape};
+
+/// `L = ||a - b||^2 / ||b||^2`, both norms over the whole batch.
+///
+/// Shapes: a and the target b `[n, h, w, c]`; the loss a scalar.
+/// Source: ours (`||f_m(F_u^b) - F_m^b||^2 / ||F_m^b||^2`).
+/// Backward: `da = 2 dy (a - b) / ||b||^2`, from a, b and the saved norm. None to b.
+/// Errors: operands of different shapes; a target that wants a gradient.
+/// Cost: 2 multiply-adds an element; reads 2 tensors. A target of norm 0 counts as norm 1e-12.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FeatureLoss;
+
+/// Running sums of one leaf, so that the compiler can keep them in one vector register.
+const LANES: usize = 8;
+
+/// `||a - b||^2` and `||b||^2`.
+fn norms<R: Real>(a: &[R], b: &[R]) -> [f64; 2] {
+    sum(a.len(), &|range| {
+        let mut lanes = [[0.0; LANES]; 2];
+        for (a, b) in a[range.clone()].chunks(LANES).zip(b[range].chunks(LANES)) {
+            for (l, (a, b)) in a.iter().zip(b).enumerate() {
+                let (a, b) = (a.f64(), b.f64());
+                lanes[0][l] += (a - b) * (a - b);
+                lanes[1][l] += b * b;
+            }
+        }
+        lanes.map(|l| l.iter().sum())
+    })
+}
+
+impl Operator for FeatureLoss {
+    fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
+        expect_args("feature_loss", args, &["a", "b"])?;
+        expect_shape("feature_loss", "target b", args[0].shape, args[1].shape)?;
+        expect_frozen("feature_loss", "target b", args[1])?;
+        Ok(Signature {
+            outputs: vec![Shape::SCALAR],
+            keeps_inputs: vec![0, 1],
+            saved: vec![Extent::Bytes(size_of::<f64>())],
+            macs_forward: 2 * args[0].shape.elems() as u64,
+            macs_backward: args[0].shape.elems() as u64,
+            ..Default::default()
+        })
+    }
+
+    fn forward<R: Real>(&self, io: &Io<R>) {
+        let [error, norm] = norms(io.x(0), io.x(1));
+        let norm = norm.max(1e-12);
+        io.y(0)[0] = R::of(error / norm);
+        if io.saves() {
+            io.save::<f64>(0)[0] = norm;
+        }
+    }
+
+    fn backward<R: Real>(&self, io: &Io<R>) {
+        let Some(da) = io.dx(0) else { return };
+        let (a, b) = (io.x(0), io.x(1));
+        let slope = R::of(2.0 * io.dy0()[0].f64() / io.saved::<f64>(0)[0]);
+        let (write, items) = (da.write, da.data.len());
+        for_rows(Rows::new(da.data, items), 1, &|first, part: Rows<R>| {
+            for (da, (a, b)) in part.data.iter_mut().zip(a[first..].iter().zip(&b[first..])) {
+                put(write, da, (*a - *b) * slope);
+            }
+        });
+    }
+
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (a, b, elements, parts) = (l.x(0), l.x(1), l.shape(0).elems(), l.scratch(0));
+        l.expect_same("target b", a, b)?;
+        let (pack, blocks) = (pack(a.elem, elements), blocks(elements));
+        let args = [parts.into(), a.into(), b.into(), ((elements / pack) as i64).into()];
+        l.launch(instance("feature_loss_fwd_sums", a.elem, pack), blocks, THREADS, 0, args)?;
+        let norm = l.saves().then(|| l.saved(0));
+        let args = [l.y(0).into(), norm.into(), parts.into(), (blocks as i32).into()];
+        l.launch("feature_loss_fwd", 1, THREADS, 0, args)
+    }
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((da, write)) = l.dx(0) else { return Ok(()) };
+        let (a, b, elements) = (l.x(0), l.x(1), l.shape(0).elems());
+        let pack = pack(a.elem, elements);
+        let args = [
+            da.into(),
+            a.into(),
+            b.into(),
+            l.dy0().into(),
+            l.saved(0).into(),
+            ((elements / pack) as i64).into(),
+            write.into(),
+        ];
+        let grid = blocks_for(elements / pack, THREADS as usize);
+        l.launch(instance("feature_loss_bwd", a.elem, pack), grid, THREADS, 0, args)
+    }
+
+    fn device_extents(&self, args: &[OperandInfo], _: Elem, signature: &mut Signature) {
+        let blocks = blocks(args[0].shape.elems()) as usize;
+        signature.scratch_forward = vec![Extent::Bytes(2 * size_of::<f64>() * blocks)];
+    }
+}
+
+/// Blocks that share the two sums, whatever the type of their operands.
+fn blocks(elements: usize) -> u32 {
+    blocks_for(elements, 8 * THREADS as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::op_check::{Case, check};
+
+    #[test]
+    fn gates() {
+        for shape in
+            [Shape::new(1, 1, 1, 1), Shape::new(3, 5, 7, 11), Shape::new(2, 64, 33, 8), Shape::rows(7, 5)]
+        {
+            let plain = |x: &[Vec<f64>]| {
+                let (mut error, mut norm) = (0.0, 0.0);
+                for (a, b) in x[0].iter().zip(&x[1]) {
+                    error += (a - b).powi(2);
+                    norm += b.powi(2);
+                }
+                vec![vec![error / norm]]
+            };
+            check(Case::new(FeatureLoss, &[shape, shape]).frozen(1).reference(plain));
+        }
+    }
+
+    #[test]
+    fn hand_computed() {
+        // a = (1, 2, 3), b = (1, 0, 2): (0 + 4 + 1) / (1 + 0 + 4) = 1.
+        let case =
+            || Case::new(FeatureLoss, &[Shape::rows(1, 3); 2]).frozen(1).values(0, vec![1.0, 2.0, 3.0]);
+        check(case().values(1, vec![1.0, 0.0, 2.0]).reference(|_| vec![vec![1.0]]));
+        // A student that predicts nothing is off by the whole target.
+        check(case().frozen(0).values(0, vec![0.0; 3]).reference(|_| vec![vec![1.0]]));
+        // A dead target leaves a number.
+        check(case().frozen(0).values(1, vec![0.0; 3]).reference(|_| vec![vec![14e12]]));
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_take() {
+        let arg = |c, needs_grad| OperandInfo { shape: Shape::new(2, 3, 3, c), needs_grad };
+        let e = |b| FeatureLoss.signature(&[arg(4, true), b]).unwrap_err().to_string();
+        assert_eq!(e(arg(5, false)), "feature_loss: target b: expected [2, 3, 3, 4], found [2, 3, 3, 5]");
+        assert_eq!(
+            e(arg(4, true)),
+            "feature_loss: target b: no gradient flows into it, but one is wanted; detach it first"
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! Update rules.
+
+pub mod adam;
+pub mod sgd;
