@@ -23,6 +23,7 @@ use dfka_engine::autograd::plan::Timing;
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Plan, Tape};
 use dfka_engine::device::gpu::card::Card;
+use dfka_engine::device::gpu::target::Target;
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::{Error, Result};
 use dfka_engine::models::Recorder;
@@ -168,7 +169,7 @@ enum Part {
 /// An engine whose plans are a GPU's; on the CPU they only say what they cost.
 fn engine(choice: Choice) -> Result<Engine<f32>> {
     if choice == Choice::Cpu {
-        return Ok(Engine::planning(Elem::Bf16));
+        return Ok(Engine::planning(Target::h200(Elem::Bf16)));
     }
     engine_on(&Device { choice, profile: EAGER..u64::MAX }, Elem::Bf16)
 }

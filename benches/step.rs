@@ -24,6 +24,7 @@ mod report;
 
 use dfka_engine::autograd::Engine;
 use dfka_engine::config::{self, Override};
+use dfka_engine::device::gpu::target::Target;
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::{Error, Result};
 use dfka_engine::models::resnet::{BlockKind, ResNetSpec, Stem};
@@ -208,7 +209,7 @@ pub fn build(spec: &RunSpec, row: Row, engine: &mut Engine<f32>) -> Result<Stage
 /// An engine for steps on a machine, or for their plans.
 pub fn engine(args: &Args, spec: &RunSpec) -> Result<Engine<f32>> {
     match args.device {
-        On::Plan => Ok(Engine::planning(spec.precision)),
+        On::Plan => Ok(Engine::planning(Target::h200(spec.precision))),
         On::Machine(choice) => engine_on(&Device { choice, ..Device::default() }, spec.precision),
     }
 }

@@ -9,6 +9,7 @@ use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Tape};
 use dfka_engine::device::gpu::nvrtc::Nvrtc;
 use dfka_engine::device::gpu::source::runs_on;
+use dfka_engine::device::gpu::target::Target;
 use dfka_engine::device::gpu::{HEADERS, KERNELS, Kernel, MODULES};
 use dfka_engine::ops::layers::activation::Act;
 use dfka_engine::ops::layers::conv2d::Conv2d;
@@ -199,7 +200,7 @@ fn the_words_of_sm_90a_become_its_instructions() {
 /// A net small enough to count on paper: noise, one trained convolution, one frozen one, a loss, Adam.
 #[test]
 fn launches_bytes_and_flops_are_those_counted_by_hand() {
-    let mut engine = Engine::<f32>::planning(Elem::Bf16);
+    let mut engine = Engine::<f32>::planning(Target::h200(Elem::Bf16));
     let store = &mut engine.store;
     let w1 = store.add("w1", Shape::new(8, 3, 3, 8));
     let w2 = store.add("w2", Shape::new(16, 1, 1, 8));

@@ -127,16 +127,17 @@ impl<R: Real> Plan<R> {
         optimisers: &[Optimiser],
     ) -> Result<Plan<R>> {
         let n = tape.nodes.len();
+        let target = store.target.as_ref();
         // Views (reshaped, detached) share the buffer and the gradient of the value they look at.
         let at = |v: &Value| tape.root(*v);
-        let needs = Needs::of(tape, loss, store.maps)?;
-        let elems = store.maps.map(|maps| element_types(tape, &needs.fusions, maps));
+        let needs = Needs::of(tape, loss, target)?;
+        let elems = target.map(|t| element_types(tape, &needs.fusions, t.map_dtype));
         let elem = |v: &Value| elems.as_ref().map_or(Elem::F32, |e| e[at(v)]);
         let reals = |v: &Value| {
             let size = elems.as_ref().map_or(size_of::<R>(), |e| e[at(v)].bytes());
             tape.shape(*v).elems() * size
         };
-        let scalar_bytes = if store.maps.is_some() { Elem::F32.bytes() } else { size_of::<R>() };
+        let scalar_bytes = if target.is_some() { Elem::F32.bytes() } else { size_of::<R>() };
         let extent = |e: &Extent| match e {
             Extent::Reals(n) => n * scalar_bytes,
             Extent::Bytes(b) => *b,
@@ -146,7 +147,7 @@ impl<R: Real> Plan<R> {
         let has_back = |i: usize| needs.has_back(tape, i);
         let recorded: Vec<usize> = (0..n).filter(|i| needs.live[*i]).collect();
         // The CPU runs nodes as they were recorded, one by one.
-        let is_gpu = store.maps.is_some();
+        let is_gpu = target.is_some();
         let absorbed = if is_gpu { Absorbed::of(tape, fusions, &recorded) } else { Absorbed::default() };
         let forward: Vec<Vec<usize>> = if is_gpu {
             schedule::groups(tape, &recorded, &needs, &absorbed)
@@ -186,7 +187,7 @@ impl<R: Real> Plan<R> {
                 placer.extend(b, end);
             }
         }
-        let moments = match store.maps {
+        let moments = match target {
             Some(_) => moments::place(tape, &needs, &forward, &mut placer),
             None => vec![None; n],
         };
@@ -362,8 +363,7 @@ impl<R: Real> Plan<R> {
             slots: tape.metrics.iter().map(|(_, v)| value_slot(v)).collect(),
             ..Readings::default()
         };
-        let program =
-            store.maps.map(|maps| Program::new(&instructions, seed, &readings.slots, maps)).transpose()?;
+        let program = target.map(|t| Program::new(&instructions, seed, &readings.slots, t)).transpose()?;
         let launches = program.as_ref().map_or(0, |p| p.launches.len());
         let bytes_moved = traffic::bytes_moved(&instructions, program.as_ref());
         Ok(Plan {

@@ -4,10 +4,11 @@
 //! before a step, and what steps changed comes back when the host asks ([`Engine::pull`]).
 
 use crate::device::gpu::machine::Machine;
+use crate::device::gpu::target::Target;
 use crate::device::memory::{ALIGN, Borrows, Buffer};
 use crate::device::{Slot, Space};
 use crate::error::Result;
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 use std::collections::HashMap;
 
 /// A tensor of the store.
@@ -30,8 +31,8 @@ pub struct Store<R> {
     pub(super) changed: Vec<bool>,
     /// Buffers that steps on the machine changed since the host saw them.
     pub(super) stale: Vec<bool>,
-    /// How a GPU stores feature maps; none for steps on the CPU.
-    pub(super) maps: Option<Elem>,
+    /// The GPU that steps are planned for; none for steps on the CPU.
+    pub(super) target: Option<Target>,
     /// Bytes of each buffer.
     sizes: Vec<usize>,
     /// Whether tensors have shapes alone: a buffer has no memory until somebody writes to it.
@@ -49,7 +50,7 @@ impl<R> Default for Store<R> {
             buffers: Vec::new(),
             changed: Vec::new(),
             stale: Vec::new(),
-            maps: None,
+            target: None,
             sizes: Vec::new(),
             is_planned: false,
             entries: Vec::new(),
@@ -62,8 +63,8 @@ impl<R> Default for Store<R> {
 
 impl<R: Real> Store<R> {
     /// A store for plans alone, which need no tensor's values: two ResNet-101 and their moments take no memory here.
-    pub fn planned(maps: Option<Elem>) -> Self {
-        Store { maps, is_planned: true, ..Store::default() }
+    pub fn planned(target: Option<Target>) -> Self {
+        Store { target, is_planned: true, ..Store::default() }
     }
     /// Initial values for [`Store::add_with`]: none where they would not be kept.
     pub fn drawn(&self, values: impl FnOnce() -> Vec<f32>) -> Vec<f32> {
@@ -198,13 +199,13 @@ impl<R> Default for Engine<R> {
 impl<R: Real> Engine<R> {
     /// An engine whose steps run on a GPU.
     pub fn on(machine: Machine) -> Self {
-        let store = Store { maps: Some(machine.maps), ..Store::default() };
+        let store = Store { target: Some(machine.target), ..Store::default() };
         Engine { store, machine: Some(machine), ..Engine::default() }
     }
     /// An engine whose plans are a GPU's, for their cost alone: nothing runs on it, and tensors have no values.
-    /// Without `maps`, the CPU's.
-    pub fn planning(maps: impl Into<Option<Elem>>) -> Self {
-        Engine { store: Store::planned(maps.into()), ..Engine::default() }
+    /// Without a target, the CPU's.
+    pub fn planning(target: impl Into<Option<Target>>) -> Self {
+        Engine { store: Store::planned(target.into()), ..Engine::default() }
     }
     pub fn arena_bytes(&self) -> usize {
         self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)

@@ -25,16 +25,16 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// Opens the machine that steps run on, feature maps stored as `maps`; none is needed for the CPU.
+    /// Opens the machine that steps run on, feature maps stored as `map_dtype`; none is needed for the CPU.
     ///
     /// Errors: no such device (exit code 5).
-    pub fn machine(self, maps: Elem) -> Result<Option<Machine>> {
+    pub fn machine(self, map_dtype: Elem) -> Result<Option<Machine>> {
         let gpu = match self {
             Choice::Cpu => return Ok(None),
             Choice::Cuda(index) => Gpu::Cuda(Cuda::open(index)?),
             Choice::Emu => Gpu::Emu(Emu::open(0)?),
         };
-        Machine::new(gpu, maps).map(Some)
+        Machine::new(gpu, map_dtype).map(Some)
     }
 }
 

@@ -3,12 +3,13 @@
 //! An op knows shapes, memory slots and arithmetic. It knows no tape, no model, and no device beyond its inner loops.
 //! Its body is generic over [`Real`]: `f32` is the CPU backend, `f64` the oracle.
 
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::launches::Launches;
 use crate::ops::operands::{Io, Operands};
 use crate::ops::operator::{OperandInfo, Operator, Signature};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 pub mod fusion;
 pub mod launch;
@@ -54,8 +55,8 @@ macro_rules! registry {
             fn launch_backward(&self, l: &mut Launches) -> Result<()> {
                 match self { $(Op::$op(op) => op.launch_backward(l)),* }
             }
-            fn device_extents(&self, args: &[OperandInfo], map_dtype: Elem, signature: &mut Signature) {
-                match self { $(Op::$op(op) => op.device_extents(args, map_dtype, signature)),* }
+            fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
+                match self { $(Op::$op(op) => op.device_extents(args, target, signature)),* }
             }
             fn minimal_bytes(&self, operands: &Operands) -> u64 {
                 match self { $(Op::$op(op) => op.minimal_bytes(operands)),* }
@@ -63,8 +64,8 @@ macro_rules! registry {
             fn touched_bytes(&self, operands: &Operands, i: usize) -> u64 {
                 match self { $(Op::$op(op) => op.touched_bytes(operands, i)),* }
             }
-            fn fusion(&self, inputs: &[Shape], output: Shape, map_dtype: Elem) -> Fusion {
-                match self { $(Op::$op(op) => op.fusion(inputs, output, map_dtype)),* }
+            fn fusion(&self, inputs: &[Shape], output: Shape, target: &Target) -> Fusion {
+                match self { $(Op::$op(op) => op.fusion(inputs, output, target)),* }
             }
         }
     };

@@ -1,11 +1,12 @@
 //! What every op implements, and what it tells the plan about itself.
 
 use crate::device::Slot;
+use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::launches::Launches;
 use crate::ops::operands::{Io, Operands};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// An operand as seen while recording: its shape, and whether the loss needs its gradient.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +56,8 @@ pub trait Operator {
     fn launch_forward(&self, l: &mut Launches) -> Result<()>;
     /// The same for backward; an op without inputs that learn has nothing to do here.
     fn launch_backward(&self, l: &mut Launches) -> Result<()>;
-    /// Rewrites the buffers that kernels need otherwise than the CPU's loops; `maps` is how feature maps are stored.
-    fn device_extents(&self, _args: &[OperandInfo], _maps: Elem, _signature: &mut Signature) {}
+    /// Rewrites the buffers that kernels need otherwise than the CPU's loops; `target` says how feature maps are stored.
+    fn device_extents(&self, _args: &[OperandInfo], _target: &Target, _signature: &mut Signature) {}
     /// Bytes that must move for this op in a schedule that fuses it with its neighbours as far as its arithmetic allows:
     /// what the plan's launches are held against. Counted from the operands' sizes alone.
     ///
@@ -70,8 +71,8 @@ pub trait Operator {
     fn touched_bytes(&self, operands: &Operands, i: usize) -> u64 {
         operands.inputs[i].bytes as u64
     }
-    /// What this op can fuse with its neighbours on a GPU. `map_dtype` is how feature maps are stored.
-    fn fusion(&self, _inputs: &[Shape], _output: Shape, _map_dtype: Elem) -> Fusion {
+    /// What this op can fuse with its neighbours on a GPU.
+    fn fusion(&self, _inputs: &[Shape], _output: Shape, _target: &Target) -> Fusion {
         Fusion::default()
     }
 }

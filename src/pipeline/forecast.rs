@@ -12,6 +12,7 @@ use crate::device::StepState;
 use crate::device::gpu::card::Card;
 use crate::device::gpu::launch;
 use crate::device::gpu::room::{Held, Room};
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::models::targetnet::{StudentSpec, TaskSpec};
 use crate::summary::Parameters;
@@ -106,7 +107,8 @@ pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast>
         });
         // The same stages for a GPU: compiled, never run.
         let (mut gpu, mut room) = (Vec::new(), Room::default());
-        every_stage(&spec, &prefix, &mut Engine::planning(spec.precision), |engine, stage| {
+        let mut planning = Engine::planning(Target::of_card(card, spec.precision));
+        every_stage(&spec, &prefix, &mut planning, |engine, stage| {
             gpu.push(on_card(engine, &stage, card, &mut room));
             Ok(())
         })?;

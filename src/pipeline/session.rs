@@ -53,7 +53,7 @@ impl Stage {
             // What stays whatever the batch: the store, and bf16 copies of at most all of it.
             let (stays, room) = match engine.machine() {
                 Some(machine) => {
-                    let copies = if machine.maps == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
+                    let copies = if machine.target.map_dtype == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
                     let stays = engine.store.bytes() + copies;
                     let free = machine.gpu.memory().map_or(0, |(free, _)| free) + machine.held_bytes();
                     (stays, free.saturating_sub(stays))

@@ -1,10 +1,11 @@
 //! Which nodes of a tape matter, and what they say of themselves.
 
 use crate::autograd::tape::{Node, Tape, Value};
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::Fusion;
 use crate::ops::operator::{OperandInfo, Operator, Signature};
-use crate::tensor::{Elem, Shape};
+use crate::tensor::Shape;
 
 /// What a step needs of its tape.
 pub(super) struct Needs {
@@ -18,8 +19,8 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    /// `maps`: how a GPU stores feature maps; none for the CPU.
-    pub(super) fn of(tape: &Tape, loss: Option<Value>, maps: Option<Elem>) -> Result<Needs> {
+    /// `target`: the GPU that the plan is for; none for the CPU.
+    pub(super) fn of(tape: &Tape, loss: Option<Value>, target: Option<&Target>) -> Result<Needs> {
         let at = |v: &Value| tape.root(*v);
         let (mut used, mut reaches) = (vec![false; tape.values.len()], vec![false; tape.values.len()]);
         for v in tape.outputs.iter().chain(tape.metrics.iter().map(|(_, v)| v)).chain(&loss) {
@@ -29,8 +30,7 @@ impl Needs {
             reaches[at(&loss)] = tape.needs_grad(loss);
         }
         let mut live = vec![false; tape.nodes.len()];
-        let fusions =
-            tape.nodes.iter().map(|n| maps.map_or_else(Fusion::default, |maps| fusion(tape, n, maps)));
+        let fusions = tape.nodes.iter().map(|n| target.map_or_else(Fusion::default, |t| fusion(tape, n, t)));
         let fusions = fusions.collect();
         let mut signatures: Vec<Signature> = Vec::with_capacity(tape.nodes.len());
         for (i, node) in tape.nodes.iter().enumerate().rev() {
@@ -41,8 +41,8 @@ impl Needs {
                 .map(|v| OperandInfo { shape: tape.shape(*v), needs_grad: back && tape.needs_grad(*v) })
                 .collect();
             let mut signature = node.op.signature(&args)?;
-            if let Some(maps) = maps {
-                node.op.device_extents(&args, maps, &mut signature);
+            if let Some(target) = target {
+                node.op.device_extents(&args, target, &mut signature);
             }
             live[i] = node.outputs.iter().any(|v| used[at(v)]) || !signature.updates.is_empty();
             if live[i] {
@@ -68,8 +68,8 @@ impl Needs {
     }
 }
 
-fn fusion(tape: &Tape, node: &Node, maps: Elem) -> Fusion {
+fn fusion(tape: &Tape, node: &Node, target: &Target) -> Fusion {
     let inputs: Vec<_> = node.inputs.iter().map(|v| tape.shape(*v)).collect();
     let output = node.outputs.first().map_or(Shape::SCALAR, |v| tape.shape(*v));
-    node.op.fusion(&inputs, output, maps)
+    node.op.fusion(&inputs, output, target)
 }

@@ -4,6 +4,7 @@ use super::{Instruction, Phase};
 use crate::autograd::tape::Tape;
 use crate::device::gpu::launch::{KernelArg, Launch};
 use crate::device::gpu::machine::{Machine, Ready, ring_rows};
+use crate::device::gpu::target::Target;
 use crate::device::{Slot, Space};
 use crate::error::Result;
 use crate::ops::fusion::Fusion;
@@ -52,7 +53,7 @@ impl Program {
         instructions: &[Instruction],
         seed: Option<(usize, Slot)>,
         metrics: &[Slot],
-        maps: Elem,
+        target: &Target,
     ) -> Result<Program> {
         let mut p =
             Program { launches: vec![], labels: vec![], owners: vec![], ready: None, updates: vec![] };
@@ -64,7 +65,7 @@ impl Program {
             }
             let mut lists = Vec::new();
             for Instruction { op, phase, scope, operands, .. } in group {
-                let mut l = Launches::new(op.name(), operands, maps);
+                let mut l = Launches::new(op.name(), operands, target);
                 match phase {
                     Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
                     Phase::Backward => op.launch_backward(&mut l)?,

@@ -164,6 +164,7 @@ mod tests {
     use super::*;
     use crate::autograd::tape::{Learn, Tape, Value};
     use crate::autograd::{Engine, TensorId};
+    use crate::device::gpu::target::Target;
     use crate::ops::layers::activation::Act;
     use crate::ops::layers::batch_norm::{BatchNorm, Stats};
     use crate::ops::layers::conv2d::Conv2d;
@@ -177,7 +178,7 @@ mod tests {
         filters: &[(Shape, Learn)],
         layers: impl FnOnce(&mut Tape, Value, &[Value]) -> Value,
     ) -> Plan<f32> {
-        let mut e = Engine::<f32>::planning(Elem::Bf16);
+        let mut e = Engine::<f32>::planning(Target::h200(Elem::Bf16));
         let z = e.store.add("z", Shape::rows(2, 128));
         let norm = [(); 4].map(|()| e.store.add(&format!("norm{}", e.store.ids().count()), Shape::vector(8)));
         let filters: Vec<(TensorId, Learn)> =
@@ -269,7 +270,7 @@ mod tests {
 
     #[test]
     fn of_a_bank_only_the_rows_that_are_drawn_move() {
-        let mut e = Engine::<f32>::planning(Elem::Bf16);
+        let mut e = Engine::<f32>::planning(Target::h200(Elem::Bf16));
         let bank = e.store.add("bank", Shape::new(100, 4, 4, 8));
         let mut t = Tape::default();
         let bank = t.leaf(&e.store, bank, Learn::Frozen);

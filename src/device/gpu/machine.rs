@@ -1,6 +1,7 @@
 //! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
 
 use super::launch::{KernelArg, Launch, Prepared, THREADS, blocks_for, cell};
+use super::target::Target;
 use super::{Address, Block, Gpu, cuda, nvtx};
 use crate::device::memory::Buffer;
 use crate::device::{Slot, Space, StepState};
@@ -22,7 +23,7 @@ struct Mirror {
 pub struct Machine {
     pub gpu: Gpu,
     /// How feature maps are stored.
-    pub maps: Elem,
+    pub target: Target,
     store: Vec<Mirror>,
     arena: Option<Block>,
     state: Block,
@@ -45,11 +46,12 @@ pub struct Ready {
 }
 
 impl Machine {
-    pub fn new(gpu: Gpu, maps: Elem) -> Result<Machine> {
+    pub fn new(gpu: Gpu, map_dtype: Elem) -> Result<Machine> {
+        let target = Target::h200(map_dtype);
         let (state, ring) = (gpu.allocate(size_of::<StepState>())?, gpu.allocate(RING_BYTES)?);
         Ok(Machine {
             gpu,
-            maps,
+            target,
             store: Vec::new(),
             arena: None,
             state,

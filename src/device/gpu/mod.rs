@@ -12,6 +12,7 @@ pub mod nvrtc;
 pub mod nvtx;
 pub mod room;
 pub mod source;
+pub mod target;
 pub mod tensor_map;
 
 use crate::device::StepState;

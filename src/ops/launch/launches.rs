@@ -3,6 +3,7 @@
 use crate::device::Slot;
 use crate::device::gpu::launch::{KernelArg, Launch, Way};
 pub use crate::device::gpu::launch::{THREADS, blocks_for};
+use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::FusedActivation;
 use crate::ops::operands::{Operands, Write};
@@ -65,14 +66,17 @@ impl Grid for [u32; 3] {
 pub struct Launches<'a> {
     op: &'static str,
     operands: &'a Operands,
-    /// How feature maps are stored.
-    map_dtype: Elem,
+    target: Target,
     pub list: Vec<Launch>,
 }
 
 impl<'a> Launches<'a> {
-    pub fn new(op: &'static str, operands: &'a Operands, map_dtype: Elem) -> Self {
-        Launches { op, operands, map_dtype, list: Vec::new() }
+    pub fn new(op: &'static str, operands: &'a Operands, target: &Target) -> Self {
+        Launches { op, operands, target: *target, list: Vec::new() }
+    }
+    /// The device that the launches are for.
+    pub fn target(&self) -> &Target {
+        &self.target
     }
     pub fn shape(&self, input: usize) -> Shape {
         self.operands.input_shapes[input]
@@ -93,7 +97,7 @@ impl<'a> Launches<'a> {
     }
     /// The bf16 copy that an optimiser has to refresh with tensor `i`; none where maps are f32.
     pub fn shadow_of_state(&self, i: usize) -> Option<DeviceTensor> {
-        (self.map_dtype == Elem::Bf16).then(|| self.shadow(i))
+        (self.target.map_dtype == Elem::Bf16).then(|| self.shadow(i))
     }
     /// Output `i`; backward may read it if the signature says `keeps_outputs`.
     pub fn y(&self, i: usize) -> DeviceTensor {

@@ -3,6 +3,7 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::vectorised;
 use crate::device::gpu;
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::{ActMask, Fusion};
 use crate::ops::launch::launches::{DeviceTensor, Launches};
@@ -241,14 +242,14 @@ impl Operator for Activation {
         Ok(())
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: Elem, signature: &mut Signature) {
+    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
         if self.masked_slope().is_some() && args.iter().any(|a| a.needs_grad) {
             let (elements, c) = (args[0].shape.elems(), args[0].shape.c());
             signature.saved = vec![Extent::Bytes(elements / c * c.div_ceil(8))];
             signature.keeps_outputs = false;
         }
     }
-    fn fusion(&self, inputs: &[Shape], _: Shape, _: Elem) -> Fusion {
+    fn fusion(&self, inputs: &[Shape], _: Shape, _: &Target) -> Fusion {
         let slope = self.masked_slope();
         Fusion {
             act_mask: slope.map(|slope| ActMask { slope, scratch: None }),

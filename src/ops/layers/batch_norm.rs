@@ -3,6 +3,7 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
 use crate::device::gpu;
+use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels, sum_moments};
@@ -13,7 +14,7 @@ use crate::ops::operands::{Io, Operands, put};
 use crate::ops::operator::{
     Extent, OperandInfo, Operator, Signature, expect_args, expect_shape, operands_once,
 };
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// Which statistics normalise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,12 +299,12 @@ impl Operator for BatchNorm {
         operands_once(self, o) + again as u64
     }
 
-    fn fusion(&self, _: &[Shape], _: Shape, _: Elem) -> Fusion {
+    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
         Fusion { reads_channel_stats: self.stats == Stats::Batch, ..Fusion::default() }
     }
-    fn device_extents(&self, args: &[OperandInfo], map_dtype: Elem, signature: &mut Signature) {
+    fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         let x = args[0].shape;
-        let parts = Extent::Reals(Tiles::parts_len(x, map_dtype));
+        let parts = Extent::Reals(Tiles::parts_len(x, target.map_dtype));
         signature.scratch_forward = match self.stats {
             Stats::Batch => vec![parts, Extent::Reals(3 * x.c())],
             Stats::Running => vec![],

@@ -2,13 +2,13 @@
 
 use crate::device::cpu::channels::image_mean;
 use crate::device::cpu::par::{Rows, for_rows};
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{Tiles, instance};
 use crate::ops::launch::launches::Launches;
 use crate::ops::operands::{Io, put};
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
-use crate::tensor::Elem;
 use crate::tensor::{Real, Shape};
 
 /// `y[n,c] = 1 / (h w) * sum_{h,w} x[n,h,w,c]`
@@ -71,7 +71,7 @@ impl Operator for GlobalAvgPool {
         l.launch(instance("global_avg_pool_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
     }
 
-    fn fusion(&self, _: &[Shape], _: Shape, _: Elem) -> Fusion {
+    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
         Fusion { has_f32_outputs: true, masks_input_grad: true, ..Fusion::default() }
     }
 }

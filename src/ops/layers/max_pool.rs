@@ -3,6 +3,7 @@
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
 use crate::device::cpu::vectorised;
 use crate::device::gpu;
+use crate::device::gpu::target::Target;
 use crate::error::Error;
 use crate::error::Result;
 use crate::ops::fusion::Fusion;
@@ -12,7 +13,6 @@ use crate::ops::operands::Io;
 use crate::ops::operands::Write;
 use crate::ops::operator::Extent;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
-use crate::tensor::Elem;
 use crate::tensor::{Real, Shape};
 
 /// `y[n,p,q,c] = max_{r,s} x[n, p*stride - pad + r, q*stride - pad + s, c]`, `r, s < window`; padding never wins.
@@ -170,7 +170,7 @@ impl Operator for MaxPool {
         ];
         l.launch(instance("max_pool_bwd", dx.elem, pack), grid, block, 0, args)
     }
-    fn fusion(&self, _: &[Shape], _: Shape, _: Elem) -> Fusion {
+    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
         Fusion { masks_input_grad: true, ..Fusion::default() }
     }
 }

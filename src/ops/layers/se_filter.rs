@@ -3,6 +3,7 @@
 use crate::device::cpu::channels::{axpy, dot, image_mean};
 use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
 use crate::device::cpu::{scratch, vectorised};
+use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::launch::channel_tiles::{Tiles, adds, instance};
 use crate::ops::launch::launches::Launches;
@@ -10,7 +11,7 @@ use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::operands::{Grad, Io, Write, put};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// `y = x * gain[n,c]`, `gain = top * sigmoid(w2 hidden + b2)`, `hidden = relu(w1 pooled + b1)`, `pooled[n,c] = mean_{h,w} x`
 ///
@@ -242,7 +243,7 @@ impl Operator for SeFilter {
         l.launch(instance("se_filter_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: Elem, signature: &mut Signature) {
+    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
         let (x, k) = (args[0].shape, args[1].shape.n());
         signature.scratch_backward = vec![Extent::Reals(x.n() * saved_len(x.c(), k))];
     }

@@ -1,13 +1,14 @@
 //! The activation loss: real images excite a teacher's last features, so generated ones should too.
 
 use crate::device::cpu::sum::sum_of;
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::losses::common::{expect_f32, expect_rows, put_slopes};
 use crate::ops::operands::Io;
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, divided by the number of features as well.
 ///
@@ -80,7 +81,7 @@ impl Operator for ActivationLoss {
         )
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: Elem, signature: &mut Signature) {
+    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
         signature.scratch_forward = vec![Extent::Bytes(size_of::<f64>() * blocks(args[0].shape) as usize)];
     }
 }

@@ -1,12 +1,13 @@
 //! How different the samples of a batch are: the collapse alarm's measure.
 
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_frozen, expect_rows, expect_setting};
 use crate::ops::operands::Io;
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// `d = (1/(n (n - 1)) sum_{i != j} ||F_i - F_j||^2) / (1/n sum_i ||F_i||^2)`: the mean squared distance of two different
 /// samples over the mean squared norm. 0 when all samples are the same, 2 when every two are orthogonal and of one
@@ -80,7 +81,7 @@ impl Operator for Diversity {
         Ok(())
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: Elem, signature: &mut Signature) {
+    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
         signature.scratch_forward =
             vec![Extent::Bytes(2 * size_of::<f64>() * blocks(args[0].shape) as usize)];
     }

@@ -2,6 +2,7 @@
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::sum::sum;
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::{instance, pack};
 use crate::ops::launch::launches::Launches;
@@ -9,7 +10,7 @@ use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::losses::common::expect_frozen;
 use crate::ops::operands::{Io, put};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// `L = ||a - b||^2 / ||b||^2`, both norms over the whole batch.
 ///
@@ -103,7 +104,7 @@ impl Operator for FeatureLoss {
         l.launch(instance("feature_loss_bwd", a.elem, pack), grid, THREADS, 0, args)
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: Elem, signature: &mut Signature) {
+    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
         let blocks = blocks(args[0].shape.elems()) as usize;
         signature.scratch_forward = vec![Extent::Bytes(2 * size_of::<f64>() * blocks)];
     }

@@ -2,6 +2,7 @@
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
+use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels, sum_moments};
@@ -9,7 +10,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::operands::{Io, Operands, Write, put};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// `loss = mean_c [ ((mu_c - target_mean_c) / target_std_c)^2 + (sigma_c / target_std_c - 1)^2 ]` with mu and (biased)
 /// sigma the statistics of u over n, h, w; `(sigma / target_std)^2 = var / target_std^2 + eps`.
@@ -138,11 +139,11 @@ impl Operator for StatisticsLoss {
         let u = o.inputs[0].bytes as u64;
         if o.first_term.is_some() { 2 * u } else { u }
     }
-    fn fusion(&self, _: &[Shape], _: Shape, _: Elem) -> Fusion {
+    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
         Fusion { adds_first_term: true, reads_channel_stats: true, ..Fusion::default() }
     }
-    fn device_extents(&self, args: &[OperandInfo], map_dtype: Elem, signature: &mut Signature) {
-        signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(args[0].shape, map_dtype));
+    fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
+        signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(args[0].shape, target.map_dtype));
     }
 }
 

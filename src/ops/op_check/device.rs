@@ -8,6 +8,7 @@ use super::*;
 use crate::device::Slot;
 use crate::device::gpu::launch::{self, Launch};
 use crate::device::gpu::machine::Machine;
+use crate::device::gpu::target::Target;
 use crate::device::gpu::{Gpu, cuda, emu, skipped};
 use crate::error::Error;
 use crate::error::Result;
@@ -28,13 +29,13 @@ fn cuda_index() -> Option<usize> {
 }
 
 /// The machines to test on: one an order of the emulator's, or the GPU that was asked for, twice.
-fn machines(maps: Elem) -> Vec<Machine> {
+fn machines(map_dtype: Elem) -> Vec<Machine> {
     if let Some(index) = cuda_index() {
-        let open = || Machine::new(Gpu::Cuda(cuda::Cuda::open(index).unwrap()), maps).unwrap();
+        let open = || Machine::new(Gpu::Cuda(cuda::Cuda::open(index).unwrap()), map_dtype).unwrap();
         return vec![open(), open()];
     }
     let open = |order: &i32| match emu::Emu::open(*order) {
-        Ok(e) => Some(Machine::new(Gpu::Emu(e), maps).unwrap()),
+        Ok(e) => Some(Machine::new(Gpu::Emu(e), map_dtype).unwrap()),
         Err(e) => {
             skipped(&e);
             None
@@ -62,13 +63,14 @@ fn is_f32(op: &Op, i: usize) -> bool {
 /// How one run of a case stores its operands.
 #[derive(Clone)]
 struct Storage {
-    maps: Elem,
+    target: Target,
     inputs: Vec<Elem>,
     outputs: Vec<Elem>,
 }
 
 fn storages(case: &Case, sig: &Signature) -> Vec<Storage> {
     let storage = |maps: Elem, input: Elem| {
+        let target = Target::h200(maps);
         let inputs: Vec<Elem> = case
             .inputs
             .iter()
@@ -76,8 +78,8 @@ fn storages(case: &Case, sig: &Signature) -> Vec<Storage> {
             .map(|(i, (s, _))| if s.h() * s.w() > 1 && !is_f32(&case.op, i) { input } else { Elem::F32 })
             .collect();
         let outputs =
-            sig.outputs.iter().map(|s| fusion(case, sig, maps).output_elem(*s, &inputs, maps)).collect();
-        Storage { maps, inputs, outputs }
+            sig.outputs.iter().map(|s| fusion(case, sig, &target).output_elem(*s, &inputs, maps)).collect();
+        Storage { target, inputs, outputs }
     };
     let mut all = vec![storage(Elem::F32, Elem::F32), storage(Elem::Bf16, Elem::Bf16)];
     if matches!(case.op, Op::BatchNorm(_)) {
@@ -87,9 +89,9 @@ fn storages(case: &Case, sig: &Signature) -> Vec<Storage> {
     all
 }
 
-fn fusion(case: &Case, sig: &Signature, map_dtype: Elem) -> Fusion {
+fn fusion(case: &Case, sig: &Signature, target: &Target) -> Fusion {
     let inputs: Vec<Shape> = case.inputs.iter().map(|(s, _)| *s).collect();
-    case.op.fusion(&inputs, sig.outputs.first().copied().unwrap_or(Shape::SCALAR), map_dtype)
+    case.op.fusion(&inputs, sig.outputs.first().copied().unwrap_or(Shape::SCALAR), target)
 }
 
 fn round(values: &[f64], elem: Elem) -> Vec<f64> {
@@ -150,8 +152,8 @@ fn run_on(
         .map(|((shape, _), w)| OperandInfo { shape: *shape, needs_grad: *w })
         .collect();
     let mut sig = case.op.signature(&args)?;
-    case.op.device_extents(&args, storage.maps, &mut sig);
-    let fusion = fusion(case, &sig, storage.maps);
+    case.op.device_extents(&args, &storage.target, &mut sig);
+    let fusion = fusion(case, &sig, &storage.target);
     let backward = needs_grad.iter().any(|w| *w);
     let (mut ends, mut slots) = ([ALIGN; 2], Vec::new());
     let mut take = |bytes: usize, space: Space| {
@@ -229,7 +231,7 @@ fn run_on(
     for (i, (s, v)) in forward.inputs.iter().zip(inputs).enumerate().filter(|(_, (s, _))| s.space == arena) {
         load(machine, *s, storage.inputs[i], v)?;
     }
-    let mut l = Launches::new(case.op.name(), &forward, storage.maps);
+    let mut l = Launches::new(case.op.name(), &forward, &storage.target);
     case.op.launch_forward(&mut l)?;
     execute(machine, &l.list)?;
     let outputs = forward
@@ -274,7 +276,7 @@ fn run_on(
                 load(machine, *s, storage.inputs[i], &base)?;
             }
         }
-        let mut l = Launches::new(case.op.name(), back, storage.maps);
+        let mut l = Launches::new(case.op.name(), back, &storage.target);
         case.op.launch_backward(&mut l)?;
         execute(machine, &l.list)?;
         for (i, grad) in back.input_grads.iter().enumerate() {
@@ -325,13 +327,13 @@ pub fn check(case: &Case, dy: &[Vec<f64>]) {
         .collect();
     let sig = case.op.signature(&args).unwrap();
     for storage in storages(case, &sig) {
-        let op = format!("{} ({} maps)", case.op.name(), storage.maps);
+        let op = format!("{} ({} maps)", case.op.name(), storage.target.map_dtype);
         // Inputs that every party can represent; parameters too, since kernels may read their bf16 copies.
-        let inputs: Vec<_> = case.inputs.iter().map(|(_, v)| round(v, storage.maps)).collect();
+        let inputs: Vec<_> = case.inputs.iter().map(|(_, v)| round(v, storage.target.map_dtype)).collect();
         let dy: Vec<_> = dy.iter().zip(&storage.outputs).map(|(v, e)| round(v, *e)).collect();
         let eps = |e: Elem| if e == Elem::F32 { f64::from(f32::EPSILON) } else { 2f64.powi(-7) };
         let mut first: Option<Outcome> = None;
-        for (turn, machine) in machines(storage.maps).iter_mut().enumerate() {
+        for (turn, machine) in machines(storage.target.map_dtype).iter_mut().enumerate() {
             let mut on = |needs_grad: &[bool], asked: Asked| {
                 run_on(machine, case, &storage, &inputs, needs_grad, &dy, asked)
                     .unwrap_or_else(|e| panic!("{op}: {e}"))
@@ -351,7 +353,7 @@ pub fn check(case: &Case, dy: &[Vec<f64>]) {
             if case.needs_grad.contains(&true) {
                 outcomes.push((on(&case.needs_grad, Write::Add.into()), Write::Add.into()));
             }
-            let fusion = fusion(case, &sig, storage.maps);
+            let fusion = fusion(case, &sig, &storage.target);
             let can_gate = fusion.masks_input_grad && args[0].needs_grad;
             if can_gate || (fusion.act_mask.is_some() && case.needs_grad.contains(&true)) {
                 let gated = [Write::Set, Write::Add].map(|write| Asked { write, gates: true });
@@ -384,7 +386,7 @@ pub fn check(case: &Case, dy: &[Vec<f64>]) {
                         continue;
                     };
                     // A parameter's gradient is f32, but what it sums up came through maps.
-                    let e = if is_leaf(&case.op, i) { storage.maps } else { *e };
+                    let e = if is_leaf(&case.op, i) { storage.target.map_dtype } else { *e };
                     let what = format!("{op}: gradient {i}, {asked:?}");
                     let (mut n, mut r) = (n.clone(), r.clone());
                     if asked.gates && i == 0 && fusion.masks_input_grad {
@@ -438,7 +440,7 @@ pub fn check_bf16_copies(op: impl Into<Op>, group: usize) {
             inputs: slots.clone(),
             ..Default::default()
         };
-        let mut l = Launches::new(op.name(), &operands, Elem::Bf16);
+        let mut l = Launches::new(op.name(), &operands, &Target::h200(Elem::Bf16));
         op.launch_forward(&mut l).unwrap();
         let parameters: Vec<Slot> = slots.into_iter().step_by(group).collect();
         for (seen, p) in seen.iter().zip(&parameters) {

@@ -2,6 +2,7 @@
 
 use crate::device::cpu::par::{Rows, for_parts};
 use crate::device::gpu;
+use crate::device::gpu::target::Target;
 use crate::device::philox::{Draws, below, unit};
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::per_image;
@@ -10,7 +11,7 @@ use crate::ops::launch::launches::{DeviceTensor, THREADS};
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::{Io, Write};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 use std::ops::Range;
 
 /// `y[i] = mix(s_i, s_j)`, where `s_i` is x[i] shifted by up to `max_shift` pixels in each direction (`fill` moves in),
@@ -239,7 +240,7 @@ impl Operator for Augment {
         l.launch(format!("augment_bwd<{}>", dx.elem), grid, block, shared_bytes, args)
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: Elem, signature: &mut Signature) {
+    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
         let choices = Extent::Bytes(CHOICE_BYTES * args[0].shape.n());
         signature.scratch_forward = vec![choices];
         signature.scratch_backward = vec![choices];

@@ -392,6 +392,7 @@ fn sum_parts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::gpu::target::Target;
     use crate::device::{Slot, Space};
     use crate::ops::Operands;
     use crate::tensor::Shape;
@@ -408,7 +409,7 @@ mod tests {
             output_elems: vec![Elem::Bf16],
             ..Default::default()
         };
-        let mut l = Launches::new("conv2d", &operands, Elem::Bf16);
+        let mut l = Launches::new("conv2d", &operands, &Target::h200(Elem::Bf16));
         let e = forward(&Conv2d::new(1, 0), &mut l).unwrap_err();
         assert_eq!(e.to_string(), "conv2d: y, which has x's type: expected float, found bf16");
     }

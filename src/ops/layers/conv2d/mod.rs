@@ -4,6 +4,7 @@ use crate::device::cpu::channels::{add, with_width};
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Indices, Rows, Split, even_grain, for_parts};
 use crate::device::cpu::{scratch, vectorised};
+use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::{ActMask, Fusion};
 use crate::ops::launch::launches::Launches;
@@ -260,10 +261,10 @@ impl Operator for Conv2d {
         let dr = last.filter(|(_, write)| *write == Write::Add).map_or(0, |(slot, _)| slot.bytes as u64);
         dz + dx + dw + db + dr
     }
-    fn device_extents(&self, args: &[OperandInfo], map_dtype: Elem, signature: &mut Signature) {
-        launch::extents(self, args, map_dtype, signature);
+    fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
+        launch::extents(self, args, target.map_dtype, signature);
     }
-    fn fusion(&self, inputs: &[Shape], y: Shape, map_dtype: Elem) -> Fusion {
+    fn fusion(&self, inputs: &[Shape], y: Shape, target: &Target) -> Fusion {
         let d = Dims::of(self, inputs[0], inputs[1], y);
         let is_map = d.p * d.q > 1;
         let is_linear = self.act == Act::None && !self.residual;
@@ -273,7 +274,11 @@ impl Operator for Conv2d {
             masks_input_grad: true,
             grad_alias: self.residual.then_some(inputs.len() - 1),
             fuses_activation: is_linear && is_map,
-            writes_channel_stats: if is_linear && is_map { launch::moment_rows(&d, map_dtype) } else { None },
+            writes_channel_stats: if is_linear && is_map {
+                launch::moment_rows(&d, target.map_dtype)
+            } else {
+                None
+            },
             group_key: Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1])),
             ..Fusion::default()
         }
