@@ -17,7 +17,7 @@ use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
 use crate::report;
-use crate::report::experiment::{Figures, Outcome, Table};
+use crate::report::experiment::{ExperimentRow, ExperimentTable, Figures};
 use crate::report::origin::Origin;
 use crate::summary::Summary;
 
@@ -62,7 +62,7 @@ pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<Strin
     work.plan()?;
     fs::create_dir_all(&work.out).map_err(|e| Error::io("make the output folder", &work.out, e))?;
 
-    let outcomes = experiment.rows.iter().map(|row| {
+    let rows = experiment.rows.iter().map(|row| {
         let figures = match &row.what {
             RowKind::Student { run, overrides } => {
                 let of_seed = |seed| Ok(Figures::of_student(seed, &work.run(run, overrides, seed)?));
@@ -73,14 +73,14 @@ pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<Strin
             }
             RowKind::Teacher(index) => vec![work.teacher(*index)?],
         };
-        Ok(Outcome { name: row.name.clone(), figures, published: row.published.clone() })
+        Ok(ExperimentRow { name: row.name.clone(), figures, published: row.published.clone() })
     });
-    let table = Table {
+    let table = ExperimentTable {
         title: experiment.title.clone(),
         source: experiment.source.clone(),
         command: args.line(),
         by_block: experiment.by_block,
-        outcomes: outcomes.collect::<Result<_>>()?,
+        rows: rows.collect::<Result<_>>()?,
     };
     let stem = file.file_stem().map_or("experiment".into(), |s| s.to_string_lossy().into_owned());
     report::experiment::write(&work.out, &stem, &table)?;

@@ -8,7 +8,7 @@ use super::device;
 use crate::error::Result;
 use crate::pipeline::spec::{ImageSource, RunSpec, StudentInit};
 use crate::report::origin::{Call, Origin, WeightsFile};
-use crate::report::{self, Gathered};
+use crate::report::{self, RunFolder};
 
 #[derive(Args)]
 pub struct PageArgs {
@@ -18,7 +18,7 @@ pub struct PageArgs {
 
 /// Writes the page; says where it is and what it could not show.
 pub fn rebuild(args: &PageArgs) -> Result<String> {
-    let Gathered { is_finished, damaged, .. } = report::rebuild(&args.folder)?;
+    let RunFolder { is_finished, damaged, .. } = report::rebuild(&args.folder)?;
     let page = args.folder.join(report::HTML);
     let mut text = format!("{}", page.display());
     if !is_finished {

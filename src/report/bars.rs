@@ -1,9 +1,9 @@
 //! Tables whose rows are bars: average precision by label, and what generated images show.
 
-use super::gather::Gathered;
 use super::html::{escape, prose};
+use super::overview::{not_measured, owner, owners_ap};
+use super::run_folder::RunFolder;
 use super::table::percent;
-use super::verdict::{not_measured, owner, owners_ap};
 use crate::summary::{LabelShare, LabelStatistics, Summary};
 
 struct Row {
@@ -39,12 +39,12 @@ fn bar_table(header: &[&str], groups: &[(String, Vec<Row>)]) -> String {
 }
 
 /// Average precision of the student beside the teacher that each label comes from.
-pub(super) fn precision(g: &Gathered) -> String {
-    let s = &g.summary;
+pub(super) fn precision(run: &RunFolder) -> String {
+    let s = &run.summary;
     let Some(student) = &s.student else {
         return format!(
             "<h2>Average precision by label</h2><p class=\"soft\">{}</p>\n",
-            prose(&not_measured(g))
+            prose(&not_measured(run))
         );
     };
     let row = |label: &String| {
@@ -67,9 +67,9 @@ pub(super) fn precision(g: &Gathered) -> String {
 }
 
 /// What the generator was asked to show, and what the teachers see.
-pub(super) fn labels_shown(g: &Gathered) -> String {
-    let Some(stats) = g.summary.label_statistics.as_ref().filter(|s| s.images > 0) else {
-        return missing_statistics(&g.summary, g.asked.images.as_deref());
+pub(super) fn labels_shown(run: &RunFolder) -> String {
+    let Some(stats) = run.summary.label_statistics.as_ref().filter(|s| s.images > 0) else {
+        return missing_statistics(&run.summary, run.config.images.as_deref());
     };
     let share = |count: usize| 100.0 * count as f64 / stats.images as f64;
     let is_drawn = stats.labels.iter().any(|l| l.drawn.is_some());

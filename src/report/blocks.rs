@@ -1,9 +1,9 @@
 //! After which block the student leaves the shared trunk: losses, the precisions of every choice, and the choice.
 
 use super::chart::{Frame, Mark, Markers, Series, framed_chart};
-use super::gather::Gathered;
 use super::html::{marked_table, prose};
 use super::metrics::converged;
+use super::run_folder::RunFolder;
 use super::table::{Table, percent, teachers_map};
 use crate::summary::{Score, Summary};
 
@@ -17,8 +17,8 @@ struct Task {
     losses: Vec<f64>,
 }
 
-fn tasks(g: &Gathered) -> Vec<Task> {
-    let s = &g.summary;
+fn tasks(run: &RunFolder) -> Vec<Task> {
+    let s = &run.summary;
     if !s.branch.is_empty() {
         let task = |t: &crate::summary::TaskBranch| Task {
             name: t.teacher.clone(),
@@ -28,9 +28,9 @@ fn tasks(g: &Gathered) -> Vec<Task> {
         return s.branch.iter().map(task).collect();
     }
     // Unfinished: what the blocks' curves ended at.
-    let of = |b: usize| g.stages.iter().find(|s| s.name == format!("block{b}"));
+    let of = |b: usize| run.stages.iter().find(|s| s.name == format!("block{b}"));
     let is_done =
-        |b: usize, steps: usize| g.asked.stage(&format!("block{b}")).is_none_or(|p| steps >= p.steps);
+        |b: usize, steps: usize| run.config.stage(&format!("block{b}")).is_none_or(|p| steps >= p.steps);
     let blocks = (1..=64).take_while(|b| of(*b).is_some()).count();
     let names: Vec<String> = of(1)
         .iter()
@@ -59,8 +59,8 @@ fn line<'a>(name: &'a str, class: &'a str, values: Vec<f64>) -> Series<'a> {
     Series { name, class, points, markers: Markers::Dots }
 }
 
-pub(super) fn branching(g: &Gathered) -> String {
-    let (s, tasks) = (&g.summary, tasks(g));
+pub(super) fn branching(run: &RunFolder) -> String {
+    let (s, tasks) = (&run.summary, tasks(run));
     let blocks = tasks.iter().map(|t| t.losses.len()).max().unwrap_or(0);
     if blocks == 0 {
         return String::new();
@@ -68,7 +68,7 @@ pub(super) fn branching(g: &Gathered) -> String {
     let chosen = s.branch.iter().map(|t| t.block).max();
     let mark = chosen.map(|b| Mark { x: b as f64, text: "chosen" });
     let class = |i: usize| CLASSES[i % CLASSES.len()];
-    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(g, chosen)));
+    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(run, chosen)));
 
     let losses: Vec<Series> =
         tasks.iter().enumerate().map(|(i, t)| line(&t.name, class(i), t.losses.clone())).collect();
@@ -107,8 +107,8 @@ fn all_students(s: &Summary, mark: Option<Mark>) -> String {
     framed_chart("mAP by block, %", &series, Frame { mark, holds: None })
 }
 
-fn in_words(g: &Gathered, chosen: Option<usize>) -> String {
-    let s = &g.summary;
+fn in_words(run: &RunFolder, chosen: Option<usize>) -> String {
+    let s = &run.summary;
     let Some(chosen) = chosen else {
         return "The student will share the blocks up to the one where the teachers' dual losses add up to the least. \
                 No block is chosen yet; these are the blocks trained so far."

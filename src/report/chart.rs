@@ -35,6 +35,9 @@ pub(super) struct Frame {
     pub holds: Option<f64>,
 }
 
+/// Points to draw of a long curve, one for each unit of the chart's width: more would only make the file larger.
+pub(super) const MOST_POINTS: usize = 360;
+
 const W: f64 = 360.0;
 const H: f64 = 200.0;
 const LEFT: f64 = 46.0;

@@ -12,14 +12,17 @@ use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use event::{Event, Image, Metadata, PluginData, Summary, Tensor, TensorShape, Value, Values, What};
+use event::{
+    Event, EventContent, ImageProto, PluginData, SummaryMetadata, SummaryProto, SummaryValue, TensorProto,
+    TensorShapeProto, ValueContent,
+};
 use prost::Message;
 use record::{Records, write_record};
 
 /// The folder's name in a run's.
 pub const TENSORBOARD: &str = "tensorboard";
 
-/// What event files hold, by tag; steps in the order of the files.
+/// EventContent event files hold, by tag; steps in the order of the files.
 #[derive(Debug, Default, PartialEq)]
 pub struct Logged {
     pub scalars: BTreeMap<String, Vec<(i64, f32)>>,
@@ -46,14 +49,16 @@ pub fn read(folder: &Path) -> io::Result<Logged> {
 
 impl Logged {
     fn take(&mut self, event: Event) {
-        let Some(What::Summary(summary)) = event.what else { return };
-        for Value { tag, value, .. } in summary.value {
+        let Some(EventContent::Summary(summary)) = event.content else { return };
+        for SummaryValue { tag, value, .. } in summary.value {
             match value {
-                Some(Values::SimpleValue(v)) => self.scalars.entry(tag).or_default().push((event.step, v)),
-                Some(Values::Image(image)) => {
+                Some(ValueContent::SimpleValue(v)) => {
+                    self.scalars.entry(tag).or_default().push((event.step, v))
+                }
+                Some(ValueContent::Image(image)) => {
                     self.images.entry(tag).or_default().push((event.step, image.encoded_image_string));
                 }
-                Some(Values::Tensor(tensor)) => {
+                Some(ValueContent::Tensor(tensor)) => {
                     let text = tensor.string_val.concat();
                     self.texts.insert(tag, String::from_utf8_lossy(&text).into_owned());
                 }
@@ -98,23 +103,23 @@ impl EventFile {
         // TensorBoard reads the files of a folder in the order of their names and does not go back.
         let begun = |p: &PathBuf| p.file_name()?.to_str()?.split('.').nth(3)?.parse::<u64>().ok();
         let earlier = event_files(folder)?;
-        let now = earlier.iter().filter_map(begun).max().unwrap_or(0).max(super::origin::unix_seconds());
+        let now = earlier.iter().filter_map(begun).max().unwrap_or(0).max(super::time::unix_seconds());
         let name = format!("events.out.tfevents.{now:010}.{:04}.dfka-engine", earlier.len());
         let file = OpenOptions::new().write(true).create_new(true).open(folder.join(name))?;
         let mut file = EventFile { file: BufWriter::new(file), last };
-        file.put(0, What::FileVersion("brain.Event:2".into()))?;
+        file.put(0, EventContent::FileVersion("brain.Event:2".into()))?;
         Ok(file)
     }
 
     /// Metrics of one step, tagged `stage/metric`.
     pub fn scalars(&mut self, stage: &str, step: usize, metrics: &[(String, f32)]) -> io::Result<()> {
         let tagged = metrics.iter().map(|(name, v)| (format!("{stage}/{name}"), *v));
-        let value = |(tag, v)| self.value(tag, step, Values::SimpleValue(v), None);
-        let value: Vec<Value> = tagged.filter_map(value).collect();
+        let value = |(tag, v)| self.value(tag, step, ValueContent::SimpleValue(v), None);
+        let value: Vec<SummaryValue> = tagged.filter_map(value).collect();
         if value.is_empty() {
             return Ok(());
         }
-        self.put(step as i64, What::Summary(Summary { value }))
+        self.put(step as i64, EventContent::Summary(SummaryProto { value }))
     }
 
     /// A gray or RGB PNG.
@@ -126,36 +131,42 @@ impl EventFile {
         };
         let colorspace = if png.get(25) == Some(&0) { 1 } else { 3 };
         let image =
-            Image { height: side(20), width: side(16), colorspace, encoded_image_string: png.to_vec() };
-        match self.value(tag.into(), step, Values::Image(image), None) {
-            Some(value) => self.put(step as i64, What::Summary(Summary { value: vec![value] })),
+            ImageProto { height: side(20), width: side(16), colorspace, encoded_image_string: png.to_vec() };
+        match self.value(tag.into(), step, ValueContent::Image(image), None) {
+            Some(value) => self.put(step as i64, EventContent::Summary(SummaryProto { value: vec![value] })),
             None => Ok(()),
         }
     }
 
     /// Text in Markdown.
     pub fn text(&mut self, tag: &str, text: &str) -> io::Result<()> {
-        let tensor = Tensor {
+        let tensor = TensorProto {
             dtype: event::DT_STRING,
-            tensor_shape: Some(TensorShape {}),
+            tensor_shape: Some(TensorShapeProto {}),
             string_val: vec![text.as_bytes().to_vec()],
         };
-        let metadata = Metadata { plugin_data: Some(PluginData { plugin_name: "text".into() }) };
-        match self.value(tag.into(), 0, Values::Tensor(tensor), Some(metadata)) {
-            Some(value) => self.put(0, What::Summary(Summary { value: vec![value] })),
+        let metadata = SummaryMetadata { plugin_data: Some(PluginData { plugin_name: "text".into() }) };
+        match self.value(tag.into(), 0, ValueContent::Tensor(tensor), Some(metadata)) {
+            Some(value) => self.put(0, EventContent::Summary(SummaryProto { value: vec![value] })),
             None => Ok(()),
         }
     }
 
     /// Nothing where a file holds this step already.
-    fn value(&self, tag: String, step: usize, value: Values, metadata: Option<Metadata>) -> Option<Value> {
+    fn value(
+        &self,
+        tag: String,
+        step: usize,
+        value: ValueContent,
+        metadata: Option<SummaryMetadata>,
+    ) -> Option<SummaryValue> {
         let is_there = self.last.get(&tag).is_some_and(|last| step as i64 <= *last);
-        (!is_there).then_some(Value { tag, metadata, value: Some(value) })
+        (!is_there).then_some(SummaryValue { tag, metadata, value: Some(value) })
     }
 
-    fn put(&mut self, step: i64, what: What) -> io::Result<()> {
+    fn put(&mut self, step: i64, content: EventContent) -> io::Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let event = Event { wall_time: now, step, what: Some(what) };
+        let event = Event { wall_time: now, step, content: Some(content) };
         write_record(&mut self.file, &event.encode_to_vec())
     }
 

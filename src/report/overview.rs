@@ -1,7 +1,7 @@
 //! What came out of a run, first in a few sentences and numbers that a reader can take away.
 
-use super::gather::Gathered;
 use super::origin::Failure;
+use super::run_folder::RunFolder;
 use super::table::{duration, millions, teachers_map};
 use crate::summary::{Score, Summary};
 
@@ -23,9 +23,9 @@ pub(super) enum Status {
 }
 
 impl Status {
-    pub fn of(g: &Gathered) -> Status {
-        match failure(g) {
-            _ if g.is_finished => Status::Finished,
+    pub fn of(run: &RunFolder) -> Status {
+        match failure(run) {
+            _ if run.is_finished => Status::Finished,
             Some(f) if f.is_a_stop() => Status::Stopped,
             Some(_) => Status::Failed,
             None => Status::Unfinished,
@@ -43,8 +43,8 @@ impl Status {
 }
 
 /// Why the last call ended without a result.
-fn failure(g: &Gathered) -> Option<&Failure> {
-    g.origin.as_ref()?.failure.as_ref()
+fn failure(run: &RunFolder) -> Option<&Failure> {
+    run.origin.as_ref()?.failure.as_ref()
 }
 
 /// Whose training a stage belongs to: not a baseline's.
@@ -77,13 +77,13 @@ fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-pub(super) fn sentences(g: &Gathered) -> Vec<String> {
-    let s = &g.summary;
-    if !g.is_finished {
-        return unfinished(g);
+pub(super) fn sentences(run: &RunFolder) -> Vec<String> {
+    let s = &run.summary;
+    if !run.is_finished {
+        return unfinished(run);
     }
     let labels = count(s.labels.len(), "label");
-    let teachers = count(g.asked.teachers.len().max(s.branch.len()), "teacher");
+    let teachers = count(run.config.teachers.len().max(s.branch.len()), "teacher");
     let mut out = Vec::new();
     match scores(s) {
         Some((student, of_teachers)) => out.push(format!(
@@ -102,7 +102,7 @@ pub(super) fn sentences(g: &Gathered) -> Vec<String> {
             100.0 * p.student as f64 / p.teachers as f64,
             millions(p.teachers),
             duration(training_seconds(s)),
-            match g.asked.images.as_deref() {
+            match run.config.images.as_deref() {
                 Some("generator") => " and used no real image: it learned from images that a generator made",
                 Some("noise") => " on random noise in place of images",
                 Some(_) => " on real images without labels",
@@ -121,15 +121,15 @@ pub(super) fn sentences(g: &Gathered) -> Vec<String> {
     }
     out.extend(weakest(s));
     if scores(s).is_none() {
-        out.push(not_measured(g));
+        out.push(not_measured(run));
     }
     out
 }
 
 /// Why there is no average precision.
-pub(super) fn not_measured(g: &Gathered) -> String {
+pub(super) fn not_measured(run: &RunFolder) -> String {
     let eval = "`dfka-engine eval student.npz DATA` scores it on labelled images of your own";
-    match (g.is_finished, g.asked.has_evaluation) {
+    match (run.is_finished, run.config.has_evaluation) {
         (true, false) => format!(
             "How well it recognises them was not measured: the config names no labelled images (evaluation.data). {eval}."
         ),
@@ -155,10 +155,10 @@ fn weakest(s: &Summary) -> Option<String> {
     (!each.is_empty()).then(|| format!("It loses most on {}.", each.join(", ")))
 }
 
-fn unfinished(g: &Gathered) -> Vec<String> {
-    let failure = failure(g);
-    let reached = match g.stages.last() {
-        Some(stage) => match g.asked.stage(&stage.name) {
+fn unfinished(run: &RunFolder) -> Vec<String> {
+    let failure = failure(run);
+    let reached = match run.stages.last() {
+        Some(stage) => match run.config.stage(&stage.name) {
             Some(planned) => format!("step {} of {} of {}", stage.steps, planned.steps, stage.name),
             None => format!("step {} of {}", stage.steps, stage.name),
         },
@@ -173,9 +173,9 @@ fn unfinished(g: &Gathered) -> Vec<String> {
             format!("This run has not finished: its folder tells of {reached}. It may still be going on.")
         }
     }];
-    let total: usize = g.asked.stages.iter().map(|s| s.steps).sum();
-    let of = |name: &str| g.stages.iter().find(|s| s.name == name).map_or(0, |s| s.steps);
-    let done: usize = g.asked.stages.iter().map(|s| of(&s.name).min(s.steps)).sum();
+    let total: usize = run.config.stages.iter().map(|s| s.steps).sum();
+    let of = |name: &str| run.stages.iter().find(|s| s.name == name).map_or(0, |s| s.steps);
+    let done: usize = run.config.stages.iter().map(|s| of(&s.name).min(s.steps)).sum();
     if total > 0 {
         let next = match failure {
             // What the message advises, such as an alarm turned off, comes with it.
@@ -187,8 +187,8 @@ fn unfinished(g: &Gathered) -> Vec<String> {
     out
 }
 
-pub(super) fn tiles(g: &Gathered) -> Vec<Tile> {
-    let s = &g.summary;
+pub(super) fn tiles(run: &RunFolder) -> Vec<Tile> {
+    let s = &run.summary;
     let mut out = Vec::new();
     if let Some((student, of_teachers)) = scores(s) {
         out.push(Tile {
@@ -213,7 +213,7 @@ pub(super) fn tiles(g: &Gathered) -> Vec<Tile> {
     }
     let seconds = training_seconds(s);
     if seconds > 0.0 {
-        let call = g.origin.as_ref().and_then(|o| o.calls.last());
+        let call = run.origin.as_ref().and_then(|o| o.calls.last());
         let device = call.map_or(String::new(), |c| format!("on {}", c.device));
         out.push(Tile { what: "training time".into(), value: duration(seconds), note: device });
     }
