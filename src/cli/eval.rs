@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::engine::Engine;
-use super::{DeviceArgs, pretty};
+use super::args::DeviceArgs;
+use super::commands::Commands;
+use super::output::pretty;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::spec::EvaluationData;
@@ -29,11 +30,11 @@ pub struct EvalArgs {
     json: bool,
 }
 
-pub fn eval(args: &EvalArgs, engine: &Engine) -> Result<String> {
+pub fn eval(args: &EvalArgs, commands: &Commands) -> Result<String> {
     let data = data_at(&args.data, args.images.as_deref())?;
     let (choice, _) = args.device.device.open()?;
     let device = Device { choice, ..Device::default() };
-    let score = (engine.evaluate)(&args.weights, &data, &device)?;
+    let score = (commands.evaluate)(&args.weights, &data, &device)?;
     if args.json {
         return pretty(&json!(score));
     }

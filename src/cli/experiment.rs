@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::engine::Engine;
-use super::folder::{Existing, Folder};
-use super::progress::Audience;
-use super::{DeviceArgs, execute, page};
+use super::args::DeviceArgs;
+use super::check::check_against_teachers;
+use super::commands::Commands;
+use super::folder::{Existing, OutputFolder};
+use super::progress::ProgressMode;
+use super::record::weight_files;
+use super::run::run_in_folder;
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
@@ -45,7 +48,7 @@ pub struct ExperimentArgs {
 }
 
 /// Does what is not done yet, writes NAME.{md,json,html} and returns the table as text.
-pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<String> {
+pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<String> {
     let file = find(&args.name)?;
     let mut experiment = load_experiment(&file, &args.scale)?;
     if let Some(seeds) = &args.seeds {
@@ -56,9 +59,9 @@ pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<Strin
     }
     let sets: Vec<Override> = args.sets.iter().map(|s| Override::set(s)).collect::<Result<_>>()?;
     let (choice, _) = args.device.device.open()?;
-    let audience = if args.quiet { Audience::Nobody } else { Audience::of_stderr() };
+    let mode = if args.quiet { ProgressMode::Silent } else { ProgressMode::of_stderr() };
     let out = args.out.join(&args.scale);
-    let work = Work { experiment: &experiment, sets, out, choice, audience, engine };
+    let work = Work { experiment: &experiment, sets, out, choice, mode, commands };
     work.plan()?;
     fs::create_dir_all(&work.out).map_err(|e| Error::io("make the output folder", &work.out, e))?;
 
@@ -90,7 +93,7 @@ pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<Strin
 impl ExperimentArgs {
     /// What gives the same figures, as a person would type it.
     fn line(&self) -> String {
-        let mut line = format!("dfka-engine experiment {} --scale {}", self.name, self.scale);
+        let mut line = format!("dfka-commands experiment {} --scale {}", self.name, self.scale);
         if let Some(seeds) = &self.seeds {
             let seeds: Vec<String> = seeds.iter().map(u32::to_string).collect();
             line += &format!(" --seeds {}", seeds.join(","));
@@ -105,7 +108,7 @@ impl ExperimentArgs {
 /// A finished run counts for the weights that it was made from, and for no others of the same names.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     let Some(origin) = Origin::read(folder)? else { return Ok(()) };
-    let now = page::files(spec);
+    let now = weight_files(spec);
     let differs =
         now.iter().find(|f| !origin.weights.iter().any(|o| o.file == f.file && o.sha256 == f.sha256));
     match differs {
@@ -151,8 +154,8 @@ struct Work<'a> {
     sets: Vec<Override>,
     out: PathBuf,
     choice: Choice,
-    audience: Audience,
-    engine: &'a Engine,
+    mode: ProgressMode,
+    commands: &'a Commands,
 }
 
 impl Work<'_> {
@@ -167,7 +170,7 @@ impl Work<'_> {
                             "an experiment compares scores: expected [evaluation] in the run's config";
                         return Err(loaded.source.fail("name", message));
                     }
-                    super::check_against_teachers(&loaded.spec, &loaded.source, self.engine, Absent::Fails)?;
+                    check_against_teachers(&loaded.spec, &loaded.source, self.commands, Absent::Fails)?;
                 }
                 RowKind::Teacher(index) => {
                     let spec = self.load(&[], self.experiment.seeds[0])?.spec;
@@ -206,18 +209,22 @@ impl Work<'_> {
         let path = self.out.join(format!("{name}-seed{seed}"));
         let is_begun = path.join(report::CONFIG).exists();
         let existing = if is_begun { Existing::Resume } else { Existing::Refuse };
-        let mut folder = Folder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
-            Error::Usage(message) => {
-                let message = message.trim_start_matches("--resume: ");
-                Error::Usage(format!("{message}; --out names another folder, or remove {}", path.display()))
-            }
-            other => other,
-        })?;
+        let mut folder =
+            OutputFolder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
+                Error::Usage(message) => {
+                    let message = message.trim_start_matches("--resume: ");
+                    Error::Usage(format!(
+                        "{message}; --out names another folder, or remove {}",
+                        path.display()
+                    ))
+                }
+                other => other,
+            })?;
         if let Some(summary) = report::read_summary(&path)? {
             expect_same_files(&path, &loaded.spec)?;
             return Ok(summary);
         }
-        execute(&loaded, &mut folder, is_begun, None, self.audience, self.engine).map_err(|e| match e {
+        run_in_folder(&loaded, &mut folder, is_begun, None, self.mode, self.commands).map_err(|e| match e {
             Error::Stopped { exit_code, message } => Error::Stopped {
                 exit_code,
                 message: message.replace("the same command with --resume", "the same command"),
@@ -229,6 +236,6 @@ impl Work<'_> {
     fn teacher(&self, index: usize) -> Result<Figures> {
         let mut spec = self.load(&[], self.experiment.seeds[0])?.spec;
         spec.device = Device { choice: self.choice, ..Device::default() };
-        Ok(Figures::of_score(&(self.engine.score_teacher)(&spec, index)?))
+        Ok(Figures::of_score(&(self.commands.score_teacher)(&spec, index)?))
     }
 }

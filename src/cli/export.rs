@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::error::Result;
-use crate::pipeline::export;
+use crate::pipeline;
 use crate::weights;
 
 #[derive(Args)]
@@ -17,8 +17,8 @@ pub struct ExportArgs {
     to: PathBuf,
 }
 
-pub fn answer(args: &ExportArgs) -> Result<String> {
-    let facts = export::export(&args.from, &args.to)?;
+pub fn export(args: &ExportArgs) -> Result<String> {
+    let facts = pipeline::export::export(&args.from, &args.to)?;
     let [h, w, c] = facts.image;
     Ok(format!(
         "{}: images of {h} x {w} pixels and {c} channels, {} labels ({}), sha256 {}\n",

@@ -19,14 +19,14 @@ pub enum Existing {
 
 /// A folder that a run may write to.
 #[derive(Debug)]
-pub struct Folder {
+pub struct OutputFolder {
     path: PathBuf,
     existing: Existing,
     /// The folder itself, locked for as long as this lives; the system frees it when the process ends, however it does.
     lock: Option<File>,
 }
 
-impl Folder {
+impl OutputFolder {
     /// Decides without touching anything, so that a refusal leaves no trace.
     pub fn choose(path: PathBuf, existing: Existing, resolved: &str) -> Result<Self> {
         let shown = path.display();
@@ -51,7 +51,7 @@ impl Folder {
             Existing::Resume => check_same(&path, resolved)?,
             Existing::Refuse | Existing::Replace => {}
         }
-        Ok(Folder { path, existing, lock: None })
+        Ok(OutputFolder { path, existing, lock: None })
     }
 
     /// Refuses a folder whose old results are `inputs` of what is to replace them.
@@ -195,23 +195,23 @@ mod tests {
     fn new_and_empty_folders_are_taken_others_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        let mut folder = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut folder = OutputFolder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
         assert!(!path.exists(), "choosing touches nothing");
         folder.prepare("x = 1\n").unwrap();
         assert_eq!(fs::read_to_string(path.join(report::CONFIG)).unwrap(), "x = 1\n");
 
-        let e = Folder::choose(path.clone(), Existing::Refuse, "").unwrap_err();
+        let e = OutputFolder::choose(path.clone(), Existing::Refuse, "").unwrap_err();
         assert_eq!(e.exit_code(), 2);
         // A kill before the config was there.
         let killed = dir.path().join("killed");
         fs::create_dir(&killed).unwrap();
         fs::write(killed.join(".resolved.toml.31.0.tmp"), "x =").unwrap();
-        let mut folder = Folder::choose(killed.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut folder = OutputFolder::choose(killed.clone(), Existing::Refuse, "x = 1\n").unwrap();
         folder.prepare("x = 1\n").unwrap();
         assert_eq!(fs::read_dir(&killed).unwrap().count(), 1);
-        let e = Folder::choose(path.join(report::CONFIG), Existing::Refuse, "").unwrap_err();
+        let e = OutputFolder::choose(path.join(report::CONFIG), Existing::Refuse, "").unwrap_err();
         assert!(e.to_string().contains("in the way"), "{e}");
-        let e = Folder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
+        let e = OutputFolder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("nothing to go on with"), "{e}");
     }
 
@@ -219,14 +219,14 @@ mod tests {
     fn a_folder_is_one_processs_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_path_buf();
-        let mut first = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
-        let mut second = Folder::choose(path.clone(), Existing::Refuse, "x = 2\n").unwrap();
+        let mut first = OutputFolder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut second = OutputFolder::choose(path.clone(), Existing::Refuse, "x = 2\n").unwrap();
         first.prepare("x = 1\n").unwrap();
         let e = second.prepare("x = 2\n").unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("another dfka-engine is writing to it"), "{e}");
         assert_eq!(fs::read_to_string(path.join(report::CONFIG)).unwrap(), "x = 1\n");
         drop(first);
-        let mut resumed = Folder::choose(path, Existing::Resume, "x = 1\n").unwrap();
+        let mut resumed = OutputFolder::choose(path, Existing::Resume, "x = 1\n").unwrap();
         resumed.prepare("x = 1\n").unwrap();
     }
 
@@ -243,15 +243,16 @@ mod tests {
         let others = ["students.npz", "student-blockX.npz", "my.student.npz", "student-best.npz"];
         others.iter().for_each(|name| fs::write(path.join(name), "mine").unwrap());
 
-        Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 2\n").unwrap();
-        let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 3\n").unwrap_err().to_string();
+        OutputFolder::choose(path.clone(), Existing::Resume, "a = 1\nb = 2\n").unwrap();
+        let e =
+            OutputFolder::choose(path.clone(), Existing::Resume, "a = 1\nb = 3\n").unwrap_err().to_string();
         assert!(e.contains(":2 has `b = 2`, the config now gives `b = 3`"), "{e}");
         let free = "a = 1\nleast_diversity = 0\nb = 2\ncheckpoint_seconds = 3\n";
-        Folder::choose(path.clone(), Existing::Resume, free).unwrap();
-        let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\n").unwrap_err().to_string();
+        OutputFolder::choose(path.clone(), Existing::Resume, free).unwrap();
+        let e = OutputFolder::choose(path.clone(), Existing::Resume, "a = 1\n").unwrap_err().to_string();
         assert!(e.contains("gives nothing"), "{e}");
 
-        Folder::choose(path.clone(), Existing::Replace, "new").unwrap().prepare("new").unwrap();
+        OutputFolder::choose(path.clone(), Existing::Replace, "new").unwrap().prepare("new").unwrap();
         assert!(keep.exists() && !path.join(report::SUMMARY).exists());
         assert!(results.iter().all(|name| !path.join(name).exists()));
         assert!(others.iter().all(|name| path.join(name).exists()));

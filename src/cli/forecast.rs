@@ -1,6 +1,6 @@
 //! A forecast as text.
 
-use super::lines;
+use super::output::lines;
 use crate::report;
 use serde_json::Value;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::DeviceArgs;
+use super::args::DeviceArgs;
 use crate::error::Result;
 use crate::pipeline::Device;
 use crate::pipeline::sample::{Sampler, save_grid};
@@ -26,7 +26,7 @@ pub struct SampleArgs {
     device: DeviceArgs,
 }
 
-pub fn answer(args: &SampleArgs) -> Result<String> {
+pub fn sample(args: &SampleArgs) -> Result<String> {
     let (choice, _) = args.device.device.open()?;
     let mut sampler = Sampler::open(&args.from, &Device { choice, ..Device::default() })?;
     let images = sampler.images(args.count as usize, args.seed)?;

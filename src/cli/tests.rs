@@ -1,13 +1,18 @@
 //! The commands with a pipeline that only pretends.
 
+use super::commands::TeacherFacts;
 use super::*;
+use crate::error::Error;
 use crate::pipeline::observer::Observer;
+use crate::pipeline::teachers::Absent;
+use crate::report;
 use crate::summary::{Score, Summary};
+use serde_json::{Value, json};
 
 const CONFIG: &str = "name = 'n'\nteachers = [{ name = 'a', weights = 'a.npz' }]\n\
                       student.labels = ['bus']\ndual.steps = [1, 1]\n";
 
-const FAKE: Engine = Engine {
+const FAKE: Commands = Commands {
     open_teachers: |_, absent| {
         let labels = vec!["bus".into(), "car".into()];
         Ok(vec![TeacherFacts { labels, channels: vec![8, 16], is_drawn: absent == Absent::IsDrawn }])
@@ -30,7 +35,7 @@ const FAKE: Engine = Engine {
 
 fn call(args: &[&str]) -> Result<String> {
     let cli = Cli::try_parse_from(["dfka-engine"].iter().chain(args)).unwrap();
-    answer(&cli.command, &FAKE)
+    dispatch(&cli.command, &FAKE)
 }
 
 #[test]
@@ -153,10 +158,4 @@ fn force_deletes_no_input_and_nothing_before_the_data_is_opened() {
     std::fs::write(&config, text).unwrap();
     assert_eq!(call(&["teach", c, "--quiet", "--force", "--out", o]).unwrap_err().exit_code(), 4);
     assert_eq!(std::fs::read_to_string(out.join("weights.npz")).unwrap(), "a teacher");
-}
-
-#[test]
-fn results_print_as_lines() {
-    let text = lines(&json!({ "a": { "bytes": 12 }, "note": "x", "list": [1, 2] }));
-    assert_eq!(text, "a.bytes  12\nlist     [1,2]\nnote     x\n");
 }

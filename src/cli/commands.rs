@@ -22,7 +22,7 @@ pub struct TeacherFacts {
     pub is_drawn: bool,
 }
 
-pub struct Engine {
+pub struct Commands {
     /// Reads the heads of a run's teachers.
     pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<TeacherFacts>>,
     /// Opens everything a run reads.
@@ -40,7 +40,7 @@ pub struct Engine {
     pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
 }
 
-pub const PIPELINE: Engine = Engine {
+pub const PIPELINE: Commands = Commands {
     open_teachers: |spec, absent| {
         let facts = |t: &TeacherSpec| {
             let (Known { network, labels }, is_drawn) = absent.facts(t)?;
