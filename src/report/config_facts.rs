@@ -1,5 +1,5 @@
-//! What `resolved.toml` says that a page tells of. A folder of an older version, or of a run that a person edited, may
-//! lack anything, so that nothing here is required.
+//! The parts of `resolved.toml` that the page shows. Every one is optional: the folder may come from an older
+//! version, or the file may have been edited.
 
 use toml::{Table, Value};
 
@@ -9,26 +9,26 @@ use crate::summary::MOST;
 pub struct ConfigFacts {
     pub name: Option<String>,
     pub seed: Option<u64>,
-    /// Their names.
+    /// Names of the teachers.
     pub teachers: Vec<String>,
     /// Where stage two's images come from: `generator`, `noise` or `real:FILE`.
     pub images: Option<String>,
-    /// In the order that they are trained.
+    /// In the order of training.
     pub stages: Vec<PlannedStage>,
-    /// The collapse alarm's.
+    /// Thresholds of the collapse alarm.
     pub least_diversity: Option<f64>,
     pub least_entropy: Option<f64>,
     pub has_evaluation: bool,
-    /// It is not a run's, but of a teacher's training.
-    pub is_teachers: bool,
+    /// The config is that of a teacher's training (`teach`), not of a run.
+    pub is_teacher_training: bool,
 }
 
-/// A stage of training.
+/// A stage of training, as the config plans it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedStage {
     pub name: String,
     pub steps: usize,
-    /// Images of a step.
+    /// Images per step.
     pub batch: usize,
 }
 
@@ -54,7 +54,7 @@ impl ConfigFacts {
         let blocks = at("dual.steps").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let noise = at("baselines.noise").and_then(Value::as_bool).unwrap_or(false);
         let students = [("", true), ("noise.", noise), ("ka.", at("baselines.ka").is_some())];
-        for (prefix, _) in students.into_iter().filter(|(_, is_asked)| *is_asked) {
+        for (prefix, _) in students.into_iter().filter(|(_, is_planned)| *is_planned) {
             for (b, steps) in blocks.iter().enumerate() {
                 if let (Some(steps), Some(batch)) = (count(steps), at("dual.batch").and_then(count)) {
                     stages.push(PlannedStage { name: format!("{prefix}block{}", b + 1), steps, batch });
@@ -70,7 +70,7 @@ impl ConfigFacts {
             least_diversity: at("loss.least_diversity").and_then(number),
             least_entropy: at("loss.least_entropy").and_then(number),
             has_evaluation: root.contains_key("evaluation"),
-            is_teachers: root.contains_key("training") && !root.contains_key("teachers"),
+            is_teacher_training: root.contains_key("training") && !root.contains_key("teachers"),
         }
     }
 
@@ -79,7 +79,7 @@ impl ConfigFacts {
     }
 }
 
-/// TOML tells 1 from 1.0.
+/// A float or an integer: TOML distinguishes 1 from 1.0.
 fn number(v: &Value) -> Option<f64> {
     v.as_float().or_else(|| v.as_integer().map(|i| i as f64))
 }
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_a_run_resolves_to_and_takes_anything_else() {
+    fn a_resolved_config_is_read_and_any_other_text_is_accepted() {
         let facts = ConfigFacts::read(
             "name = 'n'\nseed = 3\nteachers = [{ name = 'A', weights = 'a' }, { name = 'B', weights = 'b' }]\n\
              [generator]\nsteps = 10\nbatch = 4\n[dual]\nimages = 'generator'\nsteps = [5, 6]\nbatch = 8\n\

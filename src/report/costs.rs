@@ -1,10 +1,10 @@
-//! What a student costs: the time of its training and its parameters.
+//! The page's sections about cost: training time by stage, and parameter counts.
 
 use super::html::html_table;
 use super::run_folder::RunFolder;
 use super::table::{Table, duration, percent};
 
-/// Stages in the order of the run, with steps and images a second.
+/// Table of the stages in the order of the run, with steps, time and images per second.
 pub(super) fn timings(run: &RunFolder) -> String {
     let s = &run.summary;
     let mut names: Vec<&String> =
@@ -20,7 +20,7 @@ pub(super) fn timings(run: &RunFolder) -> String {
         .map(|name| {
             let seconds = s.seconds[*name];
             let planned = run.config.stage(name);
-            // Of an unfinished stage, the steps so far.
+            // An unfinished stage shows the steps done so far.
             let steps =
                 run.stages.iter().find(|t| t.name == **name).map(|t| t.steps).or(planned.map(|p| p.steps));
             let images = steps.zip(planned).map(|(steps, p)| steps as f64 * p.batch as f64);
@@ -52,7 +52,7 @@ pub(super) fn timings(run: &RunFolder) -> String {
     let mut out = html_table(&Table { title: "Time".into(), header, rows, totals });
     if calls > 1 {
         let times = if calls == 2 { "1 time".into() } else { format!("{} times", calls - 1) };
-        let text = format!("The run was resumed {times}; times of stages add up over all calls.");
+        let text = format!("The run was resumed {times}; the times are sums over all calls of the program.");
         out += &format!("<p class=\"soft\">{text}</p>\n");
     }
     out
@@ -84,13 +84,13 @@ pub(super) fn parameters(run: &RunFolder) -> String {
     html_table(&Table { title: "Parameters".into(), header, rows, totals: 0 })
 }
 
-/// `1 234 567`.
+/// Digits in groups of three: `1 234 567`.
 fn grouped(count: usize) -> String {
     let digits = count.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push('\u{2009}'); // a thin space
+            out.push('\u{2009}'); // thin space
         }
         out.push(digit);
     }

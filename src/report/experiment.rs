@@ -1,4 +1,5 @@
-//! An experiment's table: our figures over seeds beside the published ones, as text, Markdown, JSON and a page.
+//! An experiment's table: our figures over seeds beside the published ones, as text, Markdown, JSON and a
+//! page.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,21 +12,21 @@ use crate::error::{Error, Result};
 use crate::summary::{Score, StudentScore, Summary};
 use crate::weights::write_atomic;
 
-/// The columns that are no label.
+/// Columns that are not labels.
 const PARAMETERS: &str = "M parameters";
 const MAP: &str = "mAP";
 const MAP_ALL_POINTS: &str = "mAP, all points";
 
-/// One model's figures at one seed. APs are VOC 2007's 11-point ones, the paper's measure.
+/// One model's figures at one seed. The table shows VOC 2007's 11-point AP, which the paper uses.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Figures {
     pub seed: Option<u64>,
-    /// Millions.
+    /// In millions.
     pub parameters: Option<f64>,
     #[serde(flatten)]
     pub score: Score,
     pub by_block: Vec<Score>,
-    /// Of the teachers' on the same labels, where the run tells.
+    /// 11-point mAP divided by the teachers' on the same labels, if the run has their score.
     pub share_of_teachers: Option<f64>,
 }
 
@@ -51,13 +52,13 @@ impl Figures {
     }
 }
 
-/// A row.
+/// One row of an experiment's table: a model, its figures at every seed, and the published ones.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ExperimentRow {
     pub name: String,
-    /// By seed.
+    /// One for each seed.
     pub figures: Vec<Figures>,
-    /// By column.
+    /// Published figures by column, in percent.
     pub published: BTreeMap<String, f64>,
 }
 
@@ -67,7 +68,7 @@ pub struct ExperimentTable {
     pub source: String,
     pub command: String,
     pub by_block: bool,
-    /// `outcomes` in the JSON, which readers of earlier files know.
+    /// The JSON calls them `outcomes`, as in the committed results.
     #[serde(rename = "outcomes")]
     pub rows: Vec<ExperimentRow>,
 }
@@ -83,7 +84,7 @@ pub fn write(folder: &Path, stem: &str, table: &ExperimentTable) -> Result<()> {
 }
 
 impl ExperimentTable {
-    /// For a terminal.
+    /// The table for a terminal.
     pub fn text(&self) -> String {
         let tables =
             self.tables().iter().map(|t| format!("\n{}\n{}", t.title, table::plain(t))).collect::<String>();
@@ -134,7 +135,7 @@ impl ExperimentTable {
         }
     }
 
-    /// A row a model, a column a label.
+    /// One row per model, one column per label.
     fn row_table(&self) -> table::Table {
         let labels = self.labels();
         let value = |f: &Figures, column: &str| match column {
@@ -165,7 +166,7 @@ impl ExperimentTable {
         table::Table { title: "11-point AP, %".into(), header, rows, totals: 0 }
     }
 
-    /// A row a model, a column a block.
+    /// One row per model, one column per block.
     fn block_table(&self, column: &str) -> table::Table {
         let blocks = self.blocks();
         let row = |o: &ExperimentRow| {
@@ -219,7 +220,7 @@ impl ExperimentTable {
         self.rows.iter().flat_map(|o| &o.figures).map(|f| f.by_block.len()).max().unwrap_or(0)
     }
 
-    /// Labels of all rows, in the order in which rows first have them.
+    /// Labels of all rows, in the order of their first occurrence.
     fn labels(&self) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         for label in self.rows.iter().flat_map(|o| &o.figures).flat_map(|f| f.score.ap_11_point.keys()) {
@@ -235,7 +236,7 @@ const OF_TEACHERS: &str = "% of teachers";
 
 struct Stats {
     mean: f64,
-    /// Of the sample (n - 1); none of a single figure.
+    /// Sample standard deviation (n - 1); `None` for a single figure.
     deviation: Option<f64>,
 }
 
@@ -249,7 +250,7 @@ impl Stats {
     }
 }
 
-/// Mean and sample standard deviation.
+/// `mean ± deviation`, or the mean alone.
 fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
     match Stats::of(values) {
         None => "-".into(),
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_hold_mean_and_deviation_beside_what_was_published() {
+    fn rows_show_mean_and_deviation_and_the_published_figures() {
         let text = sample(false).markdown();
         for line in [
             "Published: S. Ours: `c`, mean ± sample standard deviation over seeds 0, 1.",
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_written_and_hold_every_seed() {
+    fn files_are_written_with_every_seed() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "t", &sample(true)).unwrap();
         let json: serde_json::Value =

@@ -4,16 +4,17 @@ use super::table::Table;
 
 pub(super) const STYLE: &str = include_str!("style.css");
 
-/// Running text: escaped, `code` between backticks, and no line ends between a number and its unit.
+/// Running text: escaped, with `code` between backticks, and a no-break space between a number and its unit.
 pub(super) fn prose(text: &str) -> String {
     let parts: Vec<String> = unbroken(text).split('`').map(escape).collect();
     if parts.len().is_multiple_of(2) {
-        return escape(&unbroken(text)); // a backtick without its pair
+        return escape(&unbroken(text)); // an unpaired backtick
     }
     let one = |(i, part)| if i % 2 == 0 { part } else { format!("<code>{part}</code>") };
     parts.into_iter().enumerate().map(one).collect()
 }
 
+/// Puts a no-break space between a number and the unit that follows it.
 fn unbroken(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut is_digit = false;
@@ -33,7 +34,7 @@ pub(super) fn html_table(table: &Table) -> String {
     marked_table(table, None)
 }
 
-/// The row `marked` stands out.
+/// A table whose row `marked` is highlighted.
 pub(super) fn marked_table(table: &Table, marked: Option<usize>) -> String {
     let row = |cells: &[String]| {
         let figures: String = cells.iter().skip(1).map(|c| format!("<td>{}</td>", escape(c))).collect();
@@ -55,12 +56,12 @@ pub(super) fn marked_table(table: &Table, marked: Option<usize>) -> String {
     )
 }
 
-/// A PNG that is part of the page.
+/// An `img` element that carries the PNG itself.
 pub(super) fn image(alt: &str, png: &[u8]) -> String {
     format!("<img alt=\"{}\" src=\"data:image/png;base64,{}\">", escape(alt), base64(png))
 }
 
-/// Text as it may stand anywhere in the page, attributes included.
+/// Escapes text for any place in the page, attributes included.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -76,7 +77,7 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// RFC 4648, padded.
+/// Base64 of RFC 4648, with padding.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);

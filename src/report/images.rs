@@ -1,4 +1,5 @@
-//! The generator's images as it learns, what they show, and how far from collapse it stayed.
+//! The page's section of generated images: snapshots during training, the labels they show, diversity and
+//! entropy.
 
 use super::bars::labels_shown;
 use super::chart::{Frame, MOST_POINTS, Markers, Series, framed_chart};
@@ -9,7 +10,7 @@ use super::run_folder::RunFolder;
 pub(super) fn generated(run: &RunFolder) -> String {
     let s = &run.summary;
     let has_pictures = !run.snapshots.is_empty() || run.grid_png.is_some();
-    let curves = health(run);
+    let curves = collapse_charts(run);
     if !has_pictures && curves.is_empty() {
         let why = match run.config.images.as_deref() {
             Some("noise") => "none: the student learned from random noise in place of images",
@@ -22,7 +23,7 @@ pub(super) fn generated(run: &RunFolder) -> String {
     }
     let mut out = String::from("<h2>Generated images</h2>");
     if !run.snapshots.is_empty() {
-        out += "<p>The same noise, and the same wanted labels, put into the generator at several steps of stage one.</p>\n";
+        out += "<p>Images of the generator from the same noise and the same requested labels, at several steps of stage one.</p>\n";
         out += "<div class=\"charts large\">";
         let steps = run.config.stage("generator").map(|p| p.steps).filter(|steps| *steps > 0);
         for (done, png) in &run.snapshots {
@@ -41,13 +42,13 @@ pub(super) fn generated(run: &RunFolder) -> String {
     }
     out += &labels_shown(run);
     if !curves.is_empty() {
-        out += "<h3>Has it collapsed?</h3>";
+        out += "<h3>Has the generator collapsed?</h3>";
         if s.diversity > 0.0 {
             let alarm = |least: Option<f64>| least.map_or(String::new(), |l| format!(" (alarm below {l})"));
             let text = format!(
                 "Over the last tenth of stage one, the diversity of the images' features is {:.3}{} and the label entropy \
-                 {:.3} bits{}. Diversity is 0 where all images are alike and 2 where every two are as different as can be; \
-                 entropy is 1 where every label is there as often as not.",
+                 {:.3} bits{}. Diversity is 0 if all images are alike and 2 if any two are as different as possible; \
+                 entropy is 1 if every label is predicted for half of the images.",
                 s.diversity,
                 alarm(run.config.least_diversity),
                 s.label_entropy,
@@ -60,8 +61,8 @@ pub(super) fn generated(run: &RunFolder) -> String {
     out
 }
 
-/// Diversity and label entropy by step, each with its alarm.
-fn health(run: &RunFolder) -> String {
+/// Charts of diversity and label entropy by step, each with the threshold of its alarm.
+fn collapse_charts(run: &RunFolder) -> String {
     let Some(stage) = run.stages.iter().find(|s| s.name == "generator") else { return String::new() };
     let per_bit = -1.0 / std::f64::consts::LN_2;
     [
@@ -78,7 +79,7 @@ fn health(run: &RunFolder) -> String {
             let points = vec![(ends.0, least), (ends.1, least)];
             series.push(Series { name: "alarm", class: "ref", points, markers: Markers::None });
         }
-        Some(framed_chart(title, &series, Frame { mark: None, holds: Some(0.0) }))
+        Some(framed_chart(title, &series, Frame { mark: None, include_y: Some(0.0) }))
     })
     .collect()
 }

@@ -3,8 +3,10 @@
 use super::chart::{MOST_POINTS, Markers, Series, line_chart};
 use super::html::escape;
 use super::metrics::{Stage, thin};
-use super::overview::is_students;
+use super::overview::is_student_stage;
 
+/// One chart per stage of the student's training, then every metric of each stage in a closed `details`
+/// element.
 pub(super) fn curves(stages: &[Stage]) -> String {
     if stages.is_empty() {
         return String::new();
@@ -15,8 +17,8 @@ pub(super) fn curves(stages: &[Stage]) -> String {
         line_chart(title, &[one])
     };
     let mut out = String::from("<h2>Losses by step</h2><div class=\"charts\">");
-    for stage in stages.iter().filter(|s| is_students(&s.name)).take(MOST_STAGES) {
-        // What the stage minimises; its first metric where it is of another kind.
+    for stage in stages.iter().filter(|s| is_student_stage(&s.name)).take(MOST_STAGES) {
+        // The loss that the stage minimises, or its first metric if no metric has that name.
         let loss = stage.curves.get("loss").or(stage.curves.values().next());
         out += &loss.map_or(String::new(), |points| line(&stage.name, points));
     }
@@ -34,5 +36,6 @@ pub(super) fn curves(stages: &[Stage]) -> String {
     out
 }
 
-/// Stages, and metrics of one, that a page shows: a run of ResNets with both baselines has 13 stages.
+/// Limit on the stages, and on the metrics of one stage, that the page shows. A run of ResNets with both
+/// baselines has 13 stages; a damaged file may name any number.
 const MOST_STAGES: usize = 64;

@@ -1,4 +1,5 @@
-//! `run.json`: what a result came from, and why there is none where a run failed.
+//! `run.json`: the calls of the program and the weights that made a result, and the failure that ended a run
+//! without one.
 
 use std::path::{Path, PathBuf};
 
@@ -9,31 +10,31 @@ use crate::weights::{sha256, write_atomic};
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Origin {
-    /// The run's beginning, then every time that it was resumed.
+    /// The call that began the run, then one for every time it was resumed.
     pub calls: Vec<Call>,
     /// The files that the student's bits depend on.
     pub weights: Vec<WeightsFile>,
-    /// Why the last call ended without a result; absent while it runs and where it finished.
+    /// Why the last call ended without a result; `None` while it runs and after it finished.
     #[serde(default)]
     pub failure: Option<Failure>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
-    /// As it was told.
+    /// The error message as it was printed.
     pub message: String,
-    /// The process's (see [`Error::exit_code`]).
+    /// Exit code of the process (see [`Error::exit_code`]).
     pub exit_code: u8,
 }
 
 impl Failure {
-    /// Somebody asked the run to stop.
-    pub(super) fn is_a_stop(&self) -> bool {
+    /// A signal stopped the run: exit codes from 128 on.
+    pub(super) fn is_stop(&self) -> bool {
         self.exit_code >= 128
     }
 
-    /// The training itself: a resumed run comes to the same end.
-    pub(super) fn comes_again(&self) -> bool {
+    /// The training itself diverged or collapsed, so that a resumed run fails in the same way.
+    pub(super) fn is_repeatable(&self) -> bool {
         self.exit_code == Error::Diverged(String::new()).exit_code()
     }
 }
@@ -53,15 +54,15 @@ pub struct Call {
     pub started: u64,
     pub version: String,
     pub device: String,
-    /// Threads that steps on the CPU run on.
+    /// Number of threads for steps on the CPU.
     pub threads: usize,
-    /// Operating system and processor architecture.
+    /// Operating system and processor architecture, such as `linux x86_64`.
     pub system: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct WeightsFile {
-    /// What it is for.
+    /// The file's role, such as `teacher A`.
     pub name: String,
     pub file: PathBuf,
     pub bytes: u64,
@@ -69,7 +70,7 @@ pub struct WeightsFile {
 }
 
 impl Call {
-    /// This program, as it was called, on `device`.
+    /// The current process, running on `device`.
     pub fn now(device: &str) -> Call {
         Call {
             command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
@@ -81,7 +82,7 @@ impl Call {
         }
     }
 
-    /// The command as a shell takes it.
+    /// The command line, quoted for a shell.
     pub(super) fn line(&self) -> String {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
         let quoted = |a: &String| {
@@ -104,7 +105,9 @@ impl WeightsFile {
 }
 
 impl Origin {
-    /// What a folder's `run.json` says; nothing where there is none or it says nothing sensible.
+    /// Reads a folder's `run.json`; `None` if there is none or it does not parse.
+    ///
+    /// Errors: a file that exists and cannot be read.
     pub fn read(folder: &Path) -> Result<Option<Origin>> {
         let bytes = read_if_present(&folder.join(ORIGIN))?;
         Ok(bytes.and_then(|b| serde_json::from_slice(&b).ok()))
@@ -123,14 +126,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_can_be_pasted() {
+    fn a_command_line_is_quoted_for_a_shell() {
         let command = ["dfka-engine", "run", "a b.toml", "--set", "student.labels=['x']"].map(String::from);
         let call = Call { command: command.to_vec(), ..Call::default() };
         assert_eq!(call.line(), "dfka-engine run 'a b.toml' --set 'student.labels=['\\''x'\\'']'");
     }
 
     #[test]
-    fn comes_back_as_written_and_survives_rubbish() {
+    fn an_origin_is_read_back_and_a_damaged_file_counts_as_absent() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Origin::read(dir.path()).unwrap(), None);
         let file = dir.path().join("a.npz");

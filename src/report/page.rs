@@ -1,4 +1,5 @@
-//! `report.html`, assembled from its sections: one file that needs nothing else, neither a network nor a script.
+//! `report.html`, assembled from its sections: one file that needs nothing else, neither a network nor a
+//! script.
 
 use super::bars::precision;
 use super::blocks::branching;
@@ -24,21 +25,22 @@ pub fn page_html(run: &RunFolder) -> String {
         status.word(),
         escape(&subtitle(run))
     );
-    out += "<section class=\"verdict\">";
+    out += "<section class=\"overview\">";
     for sentence in sentences(run) {
         out += &format!("<p>{}</p>", prose(&sentence));
     }
     out += "</section>\n";
     if !run.damaged.is_empty() {
         let all = escape(&run.damaged.join("; "));
-        out += &format!("<p class=\"notice\">Left out, for these files are damaged: {all}.</p>\n");
+        out += &format!("<p class=\"notice\">Left out because of damaged files: {all}.</p>\n");
     }
     let tiles = tiles(run);
     if !tiles.is_empty() {
         out += "<div class=\"tiles\">";
         for t in tiles {
-            let [what, value, note] = [&t.what, &t.value, &t.note].map(|text| prose(text));
-            out += &format!("<div class=\"tile\"><span>{what}</span><b>{value}</b><span>{note}</span></div>");
+            let [caption, value, note] = [&t.caption, &t.value, &t.note].map(|text| prose(text));
+            out +=
+                &format!("<div class=\"tile\"><span>{caption}</span><b>{value}</b><span>{note}</span></div>");
         }
         out += "</div>\n";
     }
@@ -64,12 +66,12 @@ fn subtitle(run: &RunFolder) -> String {
     let mut text =
         if run.is_finished { headline(&run.summary) } else { format!("seed {}", run.summary.seed) };
     if let Some(call) = call {
-        text += &format!(", begun {}", utc(call.started));
+        text += &format!(", started {}", utc(call.started));
     }
     text
 }
 
-/// The text report's own tables, for who wants every number.
+/// Average precision of every model on every label, in a closed `details` element.
 fn all_figures(run: &RunFolder) -> String {
     if run.summary.student.is_none() {
         return String::new();
@@ -82,14 +84,15 @@ fn all_figures(run: &RunFolder) -> String {
     )
 }
 
-/// Where the result comes from, so that it can be made again.
+/// The section with everything needed to make the result again: seed, version, commands, devices, hashes of
+/// the weights.
 fn origin(run: &RunFolder) -> String {
     let mut rows = vec![("seed".to_owned(), run.summary.seed.to_string())];
     if !run.summary.version.is_empty() {
         rows.push(("version".into(), format!("dfka-engine {}", run.summary.version)));
     }
     for (i, call) in run.origin.iter().flat_map(|o| &o.calls).enumerate() {
-        rows.push((if i == 0 { "begun".into() } else { format!("resumed ({i})") }, utc(call.started)));
+        rows.push((if i == 0 { "started".into() } else { format!("resumed ({i})") }, utc(call.started)));
         rows.push(("command".into(), call.line()));
         rows.push((
             "device".into(),
@@ -110,7 +113,7 @@ fn origin(run: &RunFolder) -> String {
     let weights: Vec<&super::origin::WeightsFile> = run.origin.iter().flat_map(|o| &o.weights).collect();
     if weights.is_empty() {
         return out
-            + "<p class=\"soft\">The folder has no run.json: which weights were used is not recorded.</p>\n";
+            + "<p class=\"soft\">The folder has no run.json: the weights that were used are not recorded.</p>\n";
     }
     out += "<div class=\"wide\"><table><thead><tr><th>weights</th><th>bytes</th><th class=\"hash\">SHA-256</th><th class=\"hash\">file</th></tr></thead><tbody>";
     for w in weights {
@@ -135,7 +138,7 @@ mod tests {
     use crate::error::Error;
     use crate::summary::Summary;
 
-    /// Every tag that opens closes, in order.
+    /// Checks that every opened tag is closed, in order.
     fn check_balance(page: &str) {
         let mut open: Vec<&str> = Vec::new();
         let body = page.strip_prefix("<!DOCTYPE html>").unwrap();
@@ -200,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn is_balanced_escaped_and_alone() {
+    fn the_page_is_balanced_escaped_and_self_contained() {
         let mut summary = example(2);
         summary.name = "\"quoted\" & <u>".into();
         let page = page_html(&example_folder(summary, true)).replace('\u{a0}', " ");
         check_balance(&page);
         assert!(page.contains("&lt;b&gt;bus&lt;/b&gt;") && !page.contains("<b>bus"));
         assert!(!page.contains("<script") && page.contains("&lt;script&gt;"));
-        assert!(page.contains("&lt;i&gt;oh") && page.contains("nothing finite"));
+        assert!(page.contains("&lt;i&gt;oh") && page.contains("no finite value"));
         assert!(!page.contains("http") && !page.contains("<link") && !page.contains("url("));
         for expected in [
             "mean average precision of 71.7 %. Its 2 teachers reach 74.8 %",
@@ -215,11 +218,11 @@ mod tests {
             "59.80 M parameters, 67.4 % of the teachers&#39; 88.70 M",
             "used no real image",
             "reaches 5.0 % on random noise",
-            "after block 3, where their dual losses add up to the least",
+            "after block 3, where the sum of their dual losses is lowest",
             "block 1 would have been better: 73.2 % against 72.2 %",
             ">chosen</text>",
             "after 900 steps (100 %)",
-            "It shows these less than every second time: &lt;b&gt;bus&lt;/b&gt;.",
+            "These appear in fewer than half of the images requested with them: &lt;b&gt;bus&lt;/b&gt;.",
             "(alarm below 0.3)",
             "samples-&lt;5&gt;.png",
             "dfka-engine &#39;&lt;run&gt;&#39;",
@@ -230,13 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_run_says_how_far_it_came_and_why_it_ended() {
+    fn the_page_of_an_unfinished_run_says_how_far_it_came_and_why_it_ended() {
         let page = page_html(&example_folder(Summary { name: "half".into(), ..Summary::default() }, false));
         check_balance(&page);
         for expected in [
             "failed</span>",
             "This run failed: a loss is &lt;NaN&gt;. It reached step 900 of 900 of block1.",
-            "1800 of 1900 training steps are done. <code>--resume</code> alone would come to the same end",
+            "1800 of 1900 training steps are done. <code>--resume</code> alone would fail in the same way",
             "No block is chosen yet",
             "dual loss &lt;A&gt;",
             "Not measured: the config names no labelled images",
@@ -250,23 +253,23 @@ mod tests {
         assert!(
             page.contains("stopped</span>") && page.contains("This run was stopped: stopped by SIGTERM.")
         );
-        assert!(page.contains("<code>--resume</code> goes on from the last checkpoint"));
+        assert!(page.contains("<code>--resume</code> continues from the last checkpoint"));
         let mut going = example_folder(Summary::default(), false);
         going.origin = None;
         going.stages.clear();
         let page = page_html(&going);
         check_balance(&page);
-        assert!(page.contains("unfinished</span>") && page.contains("tells of no step of training"));
+        assert!(page.contains("unfinished</span>") && page.contains("shows no step of training"));
     }
 
     #[test]
-    fn without_evaluation_it_says_what_is_missing() {
+    fn without_evaluation_data_the_page_says_what_is_missing() {
         let mut summary = example(2);
         (summary.student, summary.noise, summary.ka) = (None, None, None);
         summary.teachers.clear();
         let page = page_html(&example_folder(summary, true));
         check_balance(&page);
-        assert!(page.contains("The student is trained and stored; it recognises 2 labels of 2 teachers."));
+        assert!(page.contains("The student is trained and saved; it recognises 2 labels of 2 teachers."));
         assert!(page.contains("was not measured: the config names no labelled images"));
         assert!(page.contains("dual loss by block") && !page.contains("mAP by block"));
     }

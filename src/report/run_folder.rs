@@ -1,4 +1,4 @@
-//! A run's folder, read for its page: of a run that finished, failed or still goes on.
+//! Reads the folder of a run for its page. The run may have finished, failed, or still be running.
 
 use std::path::Path;
 
@@ -12,29 +12,32 @@ use super::tensorboard::TENSORBOARD;
 use crate::error::{Error, Result};
 use crate::summary::{LabelStatistics, Summary};
 
-/// What a folder holds; what is not there is empty.
+/// The contents of a run's folder. What is missing is empty.
 pub struct RunFolder {
-    /// Of an unfinished run: what its config and its stages say so far.
+    /// For an unfinished run, made up from its config and the stages so far.
     pub summary: Summary,
     pub is_finished: bool,
     pub config: ConfigFacts,
     pub stages: Vec<Stage>,
-    /// Images of one z by the steps done, ascending.
+    /// Pictures of the generator, as PNG, by the number of steps done, ascending.
     pub snapshots: Vec<(u64, Vec<u8>)>,
     pub grid_png: Option<Vec<u8>>,
     pub origin: Option<Origin>,
-    /// The resolved config as it stands in its file.
+    /// The text of the resolved config.
     pub config_text: String,
-    /// Files that are there and cannot be used, and why.
+    /// Files that exist and cannot be used, each as `name: reason`.
     pub damaged: Vec<String>,
 }
 
-/// Pictures that a page takes in, and bytes of each: a run leaves six of less than 1 MB.
+/// Limits on the pictures in a page, and on the bytes of each. A run leaves six, of less than 1 MB each.
 const MOST_PICTURES: usize = 24;
 const MOST_PICTURE_BYTES: u64 = 16 << 20;
 
 impl RunFolder {
-    /// Errors: a folder that is none, or holds nothing of a run; a file that the system does not let be read.
+    /// Reads `folder`. A damaged file is noted in `damaged` and left out.
+    ///
+    /// Errors: not a folder, no file of a run in it, the folder of a teacher's training, or a file that
+    /// cannot be read.
     pub fn read(folder: &Path) -> Result<RunFolder> {
         let mut damaged = Vec::new();
         let config_bytes = read_if_present(&folder.join(CONFIG))?;
@@ -49,7 +52,7 @@ impl RunFolder {
         }
         let config_text = String::from_utf8_lossy(&config_bytes.unwrap_or_default()).into_owned();
         let config = ConfigFacts::read(&config_text);
-        if config.is_teachers {
+        if config.is_teacher_training {
             let message = format!(
                 "expected the folder of a run, found that of a teacher's training, which has no page; its curves are in \
                  {TENSORBOARD}/ and {METRICS}"
@@ -103,7 +106,7 @@ impl RunFolder {
     }
 }
 
-/// A JSON file's value; one that does not parse, or holds what no run writes, joins the damaged.
+/// Reads a JSON file; `None` if there is none. One that does not parse or validate is added to `damaged`.
 fn json<T: serde::de::DeserializeOwned>(
     folder: &Path,
     name: &str,
@@ -121,6 +124,7 @@ fn json<T: serde::de::DeserializeOwned>(
     }
 }
 
+/// The summary of an unfinished run.
 fn so_far(
     config: &ConfigFacts,
     stages: &[Stage],
@@ -144,7 +148,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn takes_what_is_there_and_names_what_is_damaged() {
+    fn usable_files_are_read_and_damaged_ones_named() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let e = RunFolder::read(dir.path()).err().unwrap();

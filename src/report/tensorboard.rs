@@ -1,7 +1,8 @@
-//! TensorBoard's event files: the metrics of every step, the pictures and the config, under `tensorboard/` in a run's folder.
+//! TensorBoard's event files, in `tensorboard/` of a run's folder: the metrics of every step, the pictures
+//! and the config.
 //!
-//! A resumed run writes a file of its own. It goes back to its checkpoint and computes the same steps again; what
-//! earlier files hold is not written twice.
+//! A resumed run writes a new file. It computes the steps after its checkpoint again, but does not write
+//! those that an earlier file holds already.
 
 mod event;
 mod record;
@@ -19,22 +20,22 @@ use event::{
 use prost::Message;
 use record::{Records, write_record};
 
-/// The folder's name in a run's.
+/// Name of the folder of event files in a run's folder.
 pub const TENSORBOARD: &str = "tensorboard";
 
-/// EventContent event files hold, by tag; steps in the order of the files.
+/// The contents of event files by tag, each as (step, value) in the order of the files.
 #[derive(Debug, Default, PartialEq)]
 pub struct Logged {
     pub scalars: BTreeMap<String, Vec<(i64, f32)>>,
-    /// PNGs.
+    /// Encoded as PNG.
     pub images: BTreeMap<String, Vec<(i64, Vec<u8>)>>,
     pub texts: BTreeMap<String, String>,
 }
 
-/// Reads the event files of `folder`, in the order of their names. A record that is cut off or does not match its
-/// checksum ends its file, as it does for TensorBoard.
+/// Reads the event files of `folder` in the order of their names. A record that is cut off or does not match
+/// its checksum ends its file, as it does for TensorBoard. A missing folder reads as empty.
 ///
-/// Errors: a folder or a file that cannot be read; no folder is none.
+/// Errors: a folder or a file that cannot be read.
 pub fn read(folder: &Path) -> io::Result<Logged> {
     let mut logged = Logged::default();
     for path in event_files(folder)? {
@@ -67,7 +68,7 @@ impl Logged {
         }
     }
 
-    /// The last step of every tag.
+    /// The last step of every tag; 0 for a text.
     fn last_steps(&self) -> BTreeMap<String, i64> {
         let scalars = self.scalars.iter().map(|(tag, all)| (tag, all.iter().map(|s| s.0).max()));
         let images = self.images.iter().map(|(tag, all)| (tag, all.iter().map(|s| s.0).max()));
@@ -88,22 +89,23 @@ fn event_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// One call's event file.
+/// The event file that one call of the program writes.
 pub struct EventFile {
     file: BufWriter<File>,
-    /// The last step of every tag that is in a file already.
+    /// The last step of every tag that earlier files hold.
     last: BTreeMap<String, i64>,
 }
 
 impl EventFile {
-    /// A new file in `folder`, behind those that are there.
+    /// Creates a new file in `folder`, whose name sorts after those of the existing ones.
     pub fn create(folder: &Path) -> io::Result<EventFile> {
         fs::create_dir_all(folder)?;
         let last = read(folder)?.last_steps();
-        // TensorBoard reads the files of a folder in the order of their names and does not go back.
-        let begun = |p: &PathBuf| p.file_name()?.to_str()?.split('.').nth(3)?.parse::<u64>().ok();
+        // TensorBoard reads the files of a folder in the order of their names and never returns to an earlier
+        // one.
+        let started = |p: &PathBuf| p.file_name()?.to_str()?.split('.').nth(3)?.parse::<u64>().ok();
         let earlier = event_files(folder)?;
-        let now = earlier.iter().filter_map(begun).max().unwrap_or(0).max(super::time::unix_seconds());
+        let now = earlier.iter().filter_map(started).max().unwrap_or(0).max(super::time::unix_seconds());
         let name = format!("events.out.tfevents.{now:010}.{:04}.dfka-engine", earlier.len());
         let file = OpenOptions::new().write(true).create_new(true).open(folder.join(name))?;
         let mut file = EventFile { file: BufWriter::new(file), last };
@@ -111,7 +113,7 @@ impl EventFile {
         Ok(file)
     }
 
-    /// Metrics of one step, tagged `stage/metric`.
+    /// Writes the metrics of one step, tagged `stage/metric`.
     pub fn scalars(&mut self, stage: &str, step: usize, metrics: &[(String, f32)]) -> io::Result<()> {
         let tagged = metrics.iter().map(|(name, v)| (format!("{stage}/{name}"), *v));
         let value = |(tag, v)| self.value(tag, step, ValueContent::SimpleValue(v), None);
@@ -122,9 +124,9 @@ impl EventFile {
         self.put(step as i64, EventContent::Summary(SummaryProto { value }))
     }
 
-    /// A gray or RGB PNG.
+    /// Writes a gray or RGB image, encoded as PNG.
     pub fn image(&mut self, tag: &str, step: usize, png: &[u8]) -> io::Result<()> {
-        // The header chunk stands first: width, height, bits and colour type.
+        // The header chunk comes first: width at byte 16, height at 20, bits at 24, colour type at 25.
         let side = |at: usize| {
             let bytes: Option<[u8; 4]> = png.get(at..at + 4).and_then(|b| b.try_into().ok());
             bytes.map_or(0, |b| u32::from_be_bytes(b) as i32)
@@ -138,7 +140,7 @@ impl EventFile {
         }
     }
 
-    /// Text in Markdown.
+    /// Writes a text in Markdown.
     pub fn text(&mut self, tag: &str, text: &str) -> io::Result<()> {
         let tensor = TensorProto {
             dtype: event::DT_STRING,
@@ -152,7 +154,7 @@ impl EventFile {
         }
     }
 
-    /// Nothing where a file holds this step already.
+    /// The value to write; `None` if an earlier file holds this step.
     fn value(
         &self,
         tag: String,
@@ -175,7 +177,7 @@ impl EventFile {
     }
 }
 
-/// Whether an event file of that name is this program's.
+/// Whether this program wrote an event file of that name.
 pub fn is_event_file(name: &str) -> bool {
     name.starts_with("events.out.tfevents.") && name.ends_with(".dfka-engine")
 }
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_and_a_resumed_file_repeats_nothing() {
+    fn files_are_read_back_and_a_resumed_run_repeats_no_step() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("tb");
         let png = crate::report::grid_png(&[0.5; 12], 1, 3, 4, 1).unwrap();
@@ -198,7 +200,7 @@ mod tests {
         (0..7).for_each(|step| first.scalars("generator", step, &metrics(step)).unwrap());
         first.image("generator/images", 3, &png).unwrap();
         drop(first);
-        // Killed while it wrote step 7.
+        // As if killed while writing step 7.
         let path = event_files(&folder).unwrap().remove(0);
         let whole = fs::read(&path).unwrap();
         fs::write(&path, [&whole[..], &whole[..20]].concat()).unwrap();
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_reads_as_nothing() {
+    fn files_without_valid_records_read_as_empty() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(&dir.path().join("none")).unwrap(), Logged::default());
         fs::create_dir(dir.path().join("events.out.tfevents.4.0")).unwrap();
@@ -233,7 +235,7 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert_eq!(read(dir.path()).unwrap(), Logged::default());
         }
-        // Framed well, but no event.
+        // A valid record that is not an event.
         let mut bytes = Vec::new();
         write_record(&mut bytes, &[0xff; 9]).unwrap();
         fs::write(&path, bytes).unwrap();

@@ -2,12 +2,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Since 1970; 0 on a machine whose clock stands before it.
+/// Seconds since 1970, UTC; 0 if the clock is set to an earlier date.
 pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// `2026-11-21 18:07 UTC`, by Howard Hinnant's `civil_from_days`.
+/// Date and time such as `2026-11-21 18:07 UTC`, by Howard Hinnant's `civil_from_days`.
 pub(super) fn utc(seconds: u64) -> String {
     let (days, minute) = (seconds / 86_400 + 719_468, seconds / 60 % 1440);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_the_calendars() {
+    fn dates_match_the_calendar() {
         for (seconds, expected) in [
             (0, "1970-01-01 00:00 UTC"),
             (951_782_400, "2000-02-29 00:00 UTC"),

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::summary::Summary;
 use crate::weights::write_atomic;
 
-/// Removes what an earlier run left here under names of its own.
+/// Removes the files of an earlier run whose names vary or that a new run may not write: snapshots,
+/// `run.json`, label statistics and event files.
 pub fn remove_old(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?.filter_map(|e| e.ok()) {
         let name = entry.file_name();
@@ -30,7 +31,7 @@ pub fn remove_old(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `summary.json`, and `report.html` from all that the folder holds.
+/// Writes `summary.json`, then `report.html` from the contents of the folder.
 pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
     let json = serde_json::to_vec_pretty(summary)
         .map_err(|e| Error::Run(format!("cannot write the summary as JSON: {e}")))?;
@@ -41,18 +42,19 @@ pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
     rebuild(folder).map(|_| ())
 }
 
-/// Writes `report.html` from what the folder of a run holds, be the run finished or not; returns what that is.
+/// Writes `report.html` from the contents of a run's folder, which it returns. The run need not have
+/// finished.
 ///
-/// Errors: a folder that holds nothing of a run, or cannot be read or written to.
+/// Errors: a folder that is not a run's, or that cannot be read or written.
 pub fn rebuild(folder: &Path) -> Result<RunFolder> {
     let found = RunFolder::read(folder)?;
     write_atomic(folder.join(HTML), |w| w.write_all(page_html(&found).as_bytes()))?;
     Ok(found)
 }
 
-/// A run's summary, if the folder has one.
+/// Reads a run's summary, if the folder has one.
 ///
-/// Errors: one that does not parse, or holds what no run writes.
+/// Errors: a summary that does not parse, or whose figures no run can produce.
 pub fn read_summary(folder: &Path) -> Result<Option<Summary>> {
     let path = folder.join(SUMMARY);
     let Some(bytes) = read_if_present(&path)? else { return Ok(None) };
@@ -66,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bare_folder_gives_both_files_and_nothing_else() {
+    fn writing_to_an_empty_folder_leaves_exactly_two_files() {
         let dir = tempfile::tempdir().unwrap();
         let summary = Summary { name: "bare".into(), ..Summary::default() };
         write(dir.path(), &summary).unwrap();

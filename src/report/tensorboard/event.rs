@@ -1,4 +1,4 @@
-//! The part of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that is written here, under their field numbers.
+//! The fields of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that this program writes.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Event {
@@ -51,7 +51,7 @@ pub struct ImageProto {
     pub height: i32,
     #[prost(int32, tag = "2")]
     pub width: i32,
-    /// 1 gray, 3 RGB.
+    /// 1 for gray, 3 for RGB.
     #[prost(int32, tag = "3")]
     pub colorspace: i32,
     #[prost(bytes = "vec", tag = "4")]
@@ -70,7 +70,7 @@ pub struct PluginData {
     pub plugin_name: String,
 }
 
-/// `DataType`'s number for strings.
+/// Number of strings in TensorFlow's enum `DataType`.
 pub const DT_STRING: i32 = 7;
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -83,6 +83,6 @@ pub struct TensorProto {
     pub string_val: Vec<Vec<u8>>,
 }
 
-/// Without dimensions: a scalar's.
+/// The shape of a scalar: no dimensions.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TensorShapeProto {}
