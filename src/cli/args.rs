@@ -12,9 +12,10 @@ use crate::error::Result;
 
 #[derive(Args)]
 pub struct ConfigArgs {
-    /// A TOML file; the paths in it are relative to its folder
+    /// Config file (TOML); paths in it are relative to its folder
     pub config: PathBuf,
-    /// Replace or add one value: a dotted path and TOML, such as generator.steps=200 or teachers.0.name=left
+    /// Set one value of the config: a dotted path and a TOML value, such as generator.steps=200 or
+    /// teachers.0.name=left
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
     /// Replace the config's seed
@@ -24,7 +25,7 @@ pub struct ConfigArgs {
 
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// auto, cpu, cuda, cuda:N or emu
+    /// Device to run on: auto, cpu, cuda, cuda:N or emu
     #[arg(long, default_value = "auto", value_parser = device::parse)]
     pub device: DeviceChoice,
 }
@@ -34,15 +35,18 @@ pub struct OutputArgs {
     /// Output folder [default: runs/NAME-seedN]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Write into an output folder that holds files already, replacing what an earlier run left
+    /// Use an output folder that is not empty, and replace the results of an earlier run in it
     #[arg(long)]
     pub force: bool,
-    /// No progress, only the result
+    /// Print only the result, no progress
     #[arg(long)]
     pub quiet: bool,
 }
 
 impl ConfigArgs {
+    /// The values of `--set`, then that of `--seed`.
+    ///
+    /// Errors: a `--set` that is not `KEY=VALUE` with a TOML value.
     pub fn overrides(&self) -> Result<Vec<Override>> {
         let sets: Result<Vec<_>> = self.sets.iter().map(|s| Override::set(s)).collect();
         Ok(sets?.into_iter().chain(self.seed.map(Override::seed)).collect())
@@ -50,6 +54,9 @@ impl ConfigArgs {
 }
 
 impl OutputArgs {
+    /// The folder to write to, by default `runs/NAME-seedN`. Nothing is created yet.
+    ///
+    /// Errors: as [`OutputFolder::choose`].
     pub fn folder(&self, name: &str, seed: u64, resume: bool, resolved: &str) -> Result<OutputFolder> {
         let path = self.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-seed{seed}")));
         let existing = match (resume, self.force) {

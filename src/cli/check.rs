@@ -19,10 +19,11 @@ pub struct CheckArgs {
     config: ConfigArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Forecast for this card (h200, h100, a100 or a100-40gb) from plans alone, and time nothing here
+    /// Forecast for this card (h200, h100, a100 or a100-40gb) from its data sheet, without timing steps on
+    /// this machine
     #[arg(long, value_name = "NAME", value_parser = device::parse_card)]
     card: Option<&'static Card>,
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -37,18 +38,21 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     if args.json {
         return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
     }
-    let mut text = format!("{}: fits its teachers\n{device}\n", args.config.config.display());
+    let mut text = format!("{}: matches its teachers\n{device}\n", args.config.config.display());
     for (spec, facts) in spec.teachers.iter().zip(&teachers) {
         text +=
             &format!("teacher {}: {} labels, channels {:?}\n", spec.name, facts.labels.len(), facts.channels);
         if facts.is_drawn {
-            text += &format!("{}: not there; forecast with random weights\n", spec.weights.display());
+            text += &format!("{}: not found; forecast with random weights\n", spec.weights.display());
         }
     }
     Ok(text + &forecast::text(&cost))
 }
 
-/// What a config asks for is what its teachers have, and every file that it names can be used.
+/// Checks that the teachers have the labels and the network that the config expects, and that every file it
+/// names is usable. Returns what the teachers' files say.
+///
+/// Errors: the first mismatch, with its place in the config; a file that cannot be used.
 pub fn check_against_teachers(
     spec: &RunSpec,
     source: &config::Source,

@@ -9,7 +9,7 @@ use crate::report::CONFIG;
 use crate::report::metrics::{Stage, parse};
 use crate::report::tensorboard::{EventFile, TENSORBOARD};
 
-/// TensorBoard's file. As with `MetricsLog`, the first failure waits for `close`.
+/// TensorBoard's file. As in `MetricsLog`, the first failure is kept and reported by `close`.
 pub struct EventLog {
     folder: PathBuf,
     file: EventFile,
@@ -18,19 +18,21 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// A file of this call's own, with the config that the folder holds.
+    /// Creates a new event file, which begins with the folder's config.
+    ///
+    /// Errors: the file cannot be created.
     pub fn open(run: &Path) -> Result<Self> {
         let config = std::fs::read_to_string(run.join(CONFIG)).unwrap_or_default();
         let folder = run.join(TENSORBOARD);
         let file = EventFile::create(&folder).map_err(|e| Error::io("write", &folder, e))?;
         let mut log = EventLog { folder, file, flushed: Instant::now(), failure: None };
-        // Markdown shows what is indented by four as it stands.
+        // Markdown shows text indented by four spaces verbatim.
         let indented: String = config.lines().map(|l| format!("    {l}\n")).collect();
         log.write(|file| file.text("config", &indented));
         Ok(log)
     }
 
-    /// The steps that a resumed run keeps, for a kill may have kept them from the file before.
+    /// Writes the steps that a resumed run keeps, because a killed run may not have flushed them to its file.
     pub fn write_again(&mut self, metrics: &str) {
         for Stage { name, curves, .. } in parse(metrics) {
             for (metric, points) in curves {
@@ -42,6 +44,7 @@ impl EventLog {
         }
     }
 
+    /// Writes with `put`, unless an earlier write failed; flushes once per second.
     pub fn write(&mut self, put: impl FnOnce(&mut EventFile) -> io::Result<()>) {
         if self.failure.is_some() {
             return;
@@ -53,6 +56,7 @@ impl EventLog {
         self.failure = result.err();
     }
 
+    /// Errors: the first failure.
     pub fn close(mut self) -> Result<()> {
         match self.failure.take().map_or_else(|| self.file.flush(), Err) {
             Ok(()) => Ok(()),

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::report::metrics::Record;
 use crate::weights::write_atomic;
 
-/// `metrics.jsonl`. An observer has no way to fail, so the first failure waits for `close`.
+/// The file `metrics.jsonl`. An observer cannot return an error, so the first failure is kept and reported by
+/// `store` or `close`.
 pub struct MetricsLog {
     pub path: PathBuf,
     file: BufWriter<File>,
@@ -19,21 +20,23 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
+    /// Opens the file for appending if the run is resumed, or empties it.
     pub fn open(path: PathBuf, is_resumed: bool) -> Result<Self> {
         let file = if is_resumed { appending(&path) } else { File::create(&path) };
         let file = file.map_err(|e| Error::io("write", &path, e))?;
         Ok(MetricsLog { path, file: BufWriter::new(file), flushed: Instant::now(), failure: None })
     }
 
-    /// Leaves only the steps that are `kept`, each once; a line that is no record (a killed run's last) goes.
+    /// Removes all records but those of steps with `is_kept`, repeated steps, and lines that are not records,
+    /// such as the last one of a killed run.
     pub fn keep(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
         let cannot = |e| Error::io("read", &self.path, e);
         let old = std::fs::read(&self.path).map_err(cannot)?;
-        let mut told: HashMap<String, HashSet<usize>> = HashMap::new();
+        let mut seen: HashMap<String, HashSet<usize>> = HashMap::new();
         let mut kept = Vec::new();
         for line in old.split(|b| *b == b'\n') {
             let Ok(Record { stage, step, .. }) = serde_json::from_slice(line) else { continue };
-            if is_kept(&stage, step) && told.entry(stage).or_default().insert(step) {
+            if is_kept(&stage, step) && seen.entry(stage).or_default().insert(step) {
                 kept.push(line);
             }
         }
@@ -45,11 +48,13 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Brings what was told to the disk.
+    /// Writes all records through to the disk.
+    ///
+    /// Errors: this or an earlier write failed.
     pub fn store(&mut self) -> Result<()> {
         if self.failure.is_none() {
             let sync = |file: &File| match file.sync_data() {
-                // What is no file on a disk: a pipe, a device.
+                // A pipe or a device cannot be synchronised.
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
                 other => other,
             };
@@ -57,11 +62,12 @@ impl MetricsLog {
         }
         match &self.failure {
             None => Ok(()),
-            // The failure itself stays, for later steps are not to be written behind a gap.
+            // The failure stays recorded, so that no later step is written after a gap.
             Some(e) => Err(Error::Run(format!("cannot write {}: {e}", self.path.display()))),
         }
     }
 
+    /// Writes one record, unless an earlier write failed.
     pub fn write(&mut self, record: &Record) {
         if self.failure.is_some() {
             return;
@@ -72,7 +78,7 @@ impl MetricsLog {
     fn try_write(&mut self, record: &Record) -> io::Result<()> {
         serde_json::to_writer(&mut self.file, record)?;
         self.file.write_all(b"\n")?;
-        // Often enough to follow with `tail -f`, seldom enough to cost nothing.
+        // Once per second is often enough for `tail -f` and costs nothing.
         if self.flushed.elapsed() > Duration::from_secs(1) {
             self.file.flush()?;
             self.flushed = Instant::now();
@@ -80,6 +86,7 @@ impl MetricsLog {
         Ok(())
     }
 
+    /// Errors: the first failure.
     pub fn close(mut self) -> Result<()> {
         match self.failure.take().map_or_else(|| self.file.flush(), Err) {
             Ok(()) => Ok(()),
@@ -96,7 +103,7 @@ fn appending(path: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    /// Linux: a device that is always full.
+    /// Linux has a device that is always full.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_stops_the_next_checkpoint() {

@@ -31,10 +31,12 @@ use crate::error::Result;
 use commands::Commands;
 use output::print;
 
-/// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no data.
+/// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no
+/// data.
 ///
-/// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable device,
-/// 6 out of memory, 7 diverged or collapsed; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM, to be resumed.
+/// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable
+/// device, 6 out of memory, 7 diverged or collapsed; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM
+/// (--resume continues).
 #[derive(Parser)]
 #[command(name = "dfka-engine", version, max_term_width = 100)]
 struct Cli {
@@ -46,32 +48,38 @@ struct Cli {
 enum Command {
     /// Train the student that a config describes
     Run(run::RunArgs),
-    /// Run one of the paper's tables or figures over seeds, and print our figures beside the published ones
+    /// Run one of the paper's tables or figures over several seeds, and print the results beside the
+    /// published ones
     Experiment(experiment::ExperimentArgs),
     /// Train a teacher from labelled data
     Teach(teach::TeachArgs),
-    /// Average precision of trained weights on labelled images
+    /// Measure the average precision of trained weights on labelled images
     Eval(eval::EvalArgs),
-    /// Open everything a run needs and forecast its cost, without running it
+    /// Check a config against its files and forecast the cost of the run, without running it
     Check(check::CheckArgs),
-    /// Compose a set of demonstration scenes from the raw archives
+    /// Compose a set of the demo's images from the downloaded archives
     Scenes(scenes::ScenesArgs),
-    /// Trained weights in another format: npz, safetensors or ONNX
+    /// Convert trained weights to another format: npz, safetensors or ONNX
     Export(export::ExportArgs),
-    /// Images from a run's generator
+    /// Draw images from a run's generator
     Sample(sample::SampleArgs),
-    /// Write a run's report.html again, also of a run that has not finished
+    /// Write report.html again from a run's folder, even if the run has not finished
     Report(page::PageArgs),
-    /// What this machine offers
+    /// Show the devices, libraries and processor features of this machine
     Doctor,
 }
 
-/// Parses `args` and does what they ask. Printing is over when this returns, save for an error's one line.
+/// Parses the arguments and executes the command. Everything is printed when this returns, except the line of
+/// an error.
+///
+/// Errors: those of the command; [`Error::exit_code`](crate::error::Error::exit_code) is the code to exit
+/// with.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {
-            // Help and version come this way too, with exit code 0. A closed pipe has nobody to tell.
+            // Help and version are such errors too, with exit code 0. If the pipe is closed, printing fails
+            // silently.
             let _ = e.print();
             return Ok(ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2)));
         }
@@ -80,7 +88,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Does what a command asks; what is left to print.
+/// Executes a command; returns the text to print.
 fn dispatch(command: &Command, commands: &Commands) -> Result<String> {
     match command {
         Command::Run(args) => run::run_student(args, commands),

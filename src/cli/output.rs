@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Prints a result. Whoever closed the pipe has read enough.
+/// Prints a result to standard output. A closed pipe is not an error: its reader has stopped reading.
+///
+/// Errors: any other failed write.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -17,13 +19,14 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Indented JSON with a line end.
 pub fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Run(format!("cannot print the result as JSON: {e}")))?;
     Ok(text + "\n")
 }
 
-/// A JSON object as one `path  value` a line.
+/// A JSON object as lines of `path  value`, with the values aligned.
 pub fn lines(value: &Value) -> String {
     fn walk(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
         match value {

@@ -9,11 +9,11 @@ use crate::report::{self, RunFolder};
 
 #[derive(Args)]
 pub struct PageArgs {
-    /// The output folder of a run: finished, failed or still going on
+    /// Output folder of a run that has finished, failed or is still running
     folder: PathBuf,
 }
 
-/// Writes the page; says where it is and what it could not show.
+/// Writes the page; returns its path and the damaged files that it leaves out.
 pub fn rebuild(args: &PageArgs) -> Result<String> {
     let RunFolder { is_finished, damaged, .. } = report::rebuild(&args.folder)?;
     let page = args.folder.join(report::HTML);

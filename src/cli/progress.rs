@@ -1,4 +1,4 @@
-//! Shows a run as it goes, and writes `metrics.jsonl`.
+//! Shows the progress of a run, and passes its metrics to `metrics.jsonl` and TensorBoard's file.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -17,12 +17,12 @@ use crate::report::{METRICS, duration};
 
 const TEMPLATE: &str = "{prefix:14} {bar:12} {pos}/{len}  {elapsed}, {eta} left  {wide_msg}";
 
-/// Who reads along.
+/// How progress is shown on standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ProgressMode {
-    /// A bar for each stage.
+    /// A progress bar for each stage, for a terminal.
     Bars,
-    /// A line for each tenth of a stage.
+    /// A line for each tenth of a stage, for a file or a pipe.
     Lines,
     Silent,
 }
@@ -39,44 +39,48 @@ pub struct Progress {
     events: EventLog,
     stage: String,
     steps: usize,
-    begun: Instant,
+    started: Instant,
     bar: Option<ProgressBar>,
-    /// The first step seen of the stage: not 0 where a resumed run goes on.
+    /// The first step of the stage in this call: not 0 if a resumed run continues the stage.
     first: Option<usize>,
-    /// Tenths of the stage that a line told of.
+    /// Tenths of the stage for which a line is printed already.
     tenths: usize,
     signals: Signals,
 }
 
 impl Progress {
-    /// Metrics go to `folder`: behind those already there when resuming, else into a new file.
+    /// Opens the logs in `folder`; a resumed run appends to its metrics.
+    ///
+    /// Errors: a log that cannot be opened.
     pub fn start(folder: &Path, is_resumed: bool, mode: ProgressMode) -> Result<Self> {
         let metrics = MetricsLog::open(folder.join(METRICS), is_resumed)?;
         let events = EventLog::open(folder)?;
-        let (stage, begun) = (String::new(), Instant::now());
+        let (stage, started) = (String::new(), Instant::now());
         let signals = Signals::default();
         let (first, tenths) = (None, 0);
-        Ok(Progress { mode, metrics, events, stage, steps: 0, begun, bar: None, first, tenths, signals })
+        Ok(Progress { mode, metrics, events, stage, steps: 0, started, bar: None, first, tenths, signals })
     }
 
-    /// The same, stopping the run when one of `signals` asks for it.
+    /// The same progress, which also stops the run when a signal arrives.
     pub fn stopping_on(self, signals: Signals) -> Self {
         Progress { signals, ..self }
     }
 
-    /// A line for whoever reads along.
-    pub fn say(&self, line: &str) {
+    /// Prints a line, above the bar if there is one.
+    pub fn print(&self, line: &str) {
         match (self.mode, &self.bar) {
             (ProgressMode::Silent, _) => {}
             (ProgressMode::Bars, Some(bar)) => bar.println(line),
             (ProgressMode::Bars, None) | (ProgressMode::Lines, _) => {
-                // A reader who left does not stop the run.
+                // A closed standard error must not stop the run.
                 let _ = writeln!(io::stderr(), "{line}");
             }
         }
     }
 
-    /// Ends the last stage; tells whether every metric was written.
+    /// Ends the last stage and closes the logs.
+    ///
+    /// Errors: the first failed write of a log.
     pub fn finish(mut self) -> Result<()> {
         self.end_stage();
         self.metrics.close().and(self.events.close())
@@ -92,11 +96,11 @@ impl Progress {
 impl Observer for Progress {
     fn stage(&mut self, name: &str, steps: usize) {
         self.end_stage();
-        (self.stage, self.steps, self.begun) = (name.into(), steps, Instant::now());
+        (self.stage, self.steps, self.started) = (name.into(), steps, Instant::now());
         (self.first, self.tenths) = (None, 0);
         if self.mode == ProgressMode::Bars {
             let bar = ProgressBar::new(steps as u64).with_prefix(self.stage.clone());
-            // A test has seen the template; indicatif's own bar is the fallback.
+            // A test checks that the template is valid.
             if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
                 bar.set_style(style);
             }
@@ -105,7 +109,7 @@ impl Observer for Progress {
     }
 
     fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>) {
-        let seconds = self.begun.elapsed().as_secs_f64();
+        let seconds = self.started.elapsed().as_secs_f64();
         let metrics: Vec<(String, f32)> = metrics.map(|(name, value)| (name.into(), value)).collect();
         let first = *self.first.get_or_insert(step);
         match self.mode {
@@ -116,14 +120,14 @@ impl Observer for Progress {
                         bar.reset_eta();
                     }
                     bar.set_position(step as u64 + 1);
-                    bar.set_message(in_words(&metrics));
+                    bar.set_message(metrics_text(&metrics));
                 }
             }
             ProgressMode::Lines => {
                 let tenths = ((step + 1) * 10).checked_div(self.steps).unwrap_or(0);
                 if tenths > self.tenths {
                     self.tenths = tenths;
-                    self.say(&tenth(&self.stage, step, first, self.steps, seconds, &metrics));
+                    self.print(&progress_line(&self.stage, step, first, self.steps, seconds, &metrics));
                 }
             }
             ProgressMode::Silent => {}
@@ -138,7 +142,7 @@ impl Observer for Progress {
     }
 
     fn note(&mut self, line: &str) {
-        self.say(line);
+        self.print(line);
     }
 
     fn resumed(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
@@ -150,7 +154,8 @@ impl Observer for Progress {
     }
 
     fn store(&mut self) -> Result<()> {
-        // Pictures are told once only; a failure waits, as all of the board's.
+        // A resumed run does not write pictures again, so they must be on the disk. A failure is reported by
+        // `close`.
         self.events.write(EventFile::flush);
         self.metrics.store()
     }
@@ -160,8 +165,8 @@ impl Observer for Progress {
     }
 }
 
-/// `generator: 40/400 (10 %) in 3.1 s, 28 s left  total 1.2000`.
-fn tenth(
+/// A line such as `generator: 40/400 (10 %) in 3.1 s, 28 s left  total 1.2000`.
+fn progress_line(
     stage: &str,
     step: usize,
     first: usize,
@@ -176,16 +181,16 @@ fn tenth(
         done * 100 / steps.max(1),
         duration(seconds),
         duration(left),
-        in_words(metrics)
+        metrics_text(metrics)
     )
 }
 
-fn in_words(metrics: &[(String, f32)]) -> String {
+fn metrics_text(metrics: &[(String, f32)]) -> String {
     let each = metrics.iter().map(|(name, value)| format!("{name} {}", four_digits(*value)));
     each.collect::<Vec<_>>().join("  ")
 }
 
-/// Enough to see a loss move.
+/// Four significant digits, enough to see a loss change.
 fn four_digits(value: f32) -> String {
     if value != 0.0 && !(1e-3..1e5).contains(&value.abs()) {
         format!("{value:.3e}")
@@ -200,7 +205,7 @@ mod tests {
     use crate::report::metrics::parse;
     use crate::report::tensorboard::{self, TENSORBOARD};
 
-    fn go(folder: &Path, is_resumed: bool, from: usize) {
+    fn log_a_run(folder: &Path, is_resumed: bool, from: usize) {
         for mode in [ProgressMode::Bars, ProgressMode::Silent] {
             let mut p = Progress::start(folder, is_resumed, mode).unwrap();
             if is_resumed {
@@ -217,16 +222,16 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_logged_and_resumed() {
+    fn a_resumed_run_logs_every_step_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(METRICS);
-        go(dir.path(), false, 0);
+        log_a_run(dir.path(), false, 0);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 30, "a new run starts a new file");
         assert!(text.contains("\"ie\":null"), "{text}");
 
         std::fs::write(&path, text + "{\"stage\":\"gen").unwrap();
-        go(dir.path(), true, 20);
+        log_a_run(dir.path(), true, 20);
         let text = std::fs::read_to_string(&path).unwrap();
         let stages = parse(&text);
         assert_eq!((stages.len(), stages[0].curves["oh"].len()), (1, 30));
@@ -237,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_told_is_in_the_file_once_it_is_stored() {
+    fn storing_writes_every_step_to_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut p = Progress::start(dir.path(), false, ProgressMode::Silent).unwrap();
         p.stage("generator", 2);
@@ -248,10 +253,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_bars_read_well() {
+    fn the_bar_template_is_valid_and_lines_have_their_format() {
         assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
         let metrics = [("total".into(), 0.5), ("oh".into(), 2e-7)];
         let line = "generator: 300/400 (75 %) in 3.0 s, 1.5 s left  total 0.5000  oh 2.000e-7";
-        assert_eq!(tenth("generator", 299, 100, 400, 3.0, &metrics), line);
+        assert_eq!(progress_line("generator", 299, 100, 400, 3.0, &metrics), line);
     }
 }

@@ -29,14 +29,15 @@ pub struct RunArgs {
     device: DeviceArgs,
     #[command(flatten)]
     out: OutputArgs,
-    /// Go on from the last checkpoint in the output folder
+    /// Continue from the last checkpoint in the output folder
     #[arg(long, conflicts_with = "force")]
     resume: bool,
-    /// Have a profiler record these steps of every stage (a CUDA device; see docs/profiling.md)
+    /// Mark these steps of every stage for a profiler (CUDA only; see docs/profiling.md)
     #[arg(long, value_name = "FROM..TO", value_parser = device::parse_steps)]
     profile: Option<Range<u64>>,
 }
 
+/// Trains the student; returns the final table.
 pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, resolved, source } =
         config::load_run(&args.config.config, &args.config.overrides()?)?;
@@ -56,8 +57,8 @@ pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
     Ok(report::final_table(&summary))
 }
 
-/// Runs what was loaded into a folder, and leaves the report there. The greeting waits until its teachers are known to fit:
-/// what is refused takes one line.
+/// Trains the student of a loaded config into a folder and writes the report there. The greeting is printed
+/// only once the teachers are checked, so that a refused config prints nothing but its error.
 pub fn run_in_folder(
     loaded: &Loaded<RunSpec>,
     folder: &mut OutputFolder,
@@ -67,16 +68,16 @@ pub fn run_in_folder(
     commands: &Commands,
 ) -> Result<Summary> {
     check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
-    folder.spare(&loaded.spec.inputs())?;
+    folder.protect(&loaded.spec.inputs())?;
     folder.prepare(&loaded.resolved)?;
     let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
     let signals = Signals::listen()?;
     let mut progress = Progress::start(folder.path(), is_resumed, mode)?.stopping_on(signals);
     if let Some(line) = greeting {
-        progress.say(line);
+        progress.print(line);
     }
     if let Some(note) = &record.note {
-        progress.say(note);
+        progress.print(note);
     }
     let summary = (commands.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
@@ -85,10 +86,12 @@ pub fn run_in_folder(
     Ok(summary)
 }
 
-/// The device with what it is to record.
+/// The device, with the steps that a profiler records.
+///
+/// Errors: `--profile` without a CUDA device.
 fn device_of(choice: Choice, profile: &Option<Range<u64>>) -> Result<Device> {
     if profile.is_some() && !matches!(choice, Choice::Cuda(_)) {
-        return Err(Error::Usage("--profile records CUDA kernels; it needs --device cuda".into()));
+        return Err(Error::Usage("--profile is for CUDA kernels; add --device cuda".into()));
     }
     Ok(Device { choice, profile: profile.clone().unwrap_or_default() })
 }

@@ -8,24 +8,27 @@ use crate::data::scenes::{self, Sources, Split};
 use crate::error::Result;
 use crate::weights;
 
-/// One to three objects of 11 to 15 pixels that keep clear of each other where they can: teachers reach about 90 mAP.
-/// (With 14 to 20 pixels anywhere, objects hide each other and teachers stay near 71.)
+/// One to three objects of 11 to 15 pixels, placed without overlap if ten tries allow it: teachers reach
+/// about 90 mAP. With objects of 14 to 20 pixels placed anywhere, they hide each other and teachers stay near
+/// 71 mAP.
 const DEMO_SCENES: scenes::Spec = scenes::Spec { objects: 1..=3, side: 11..=15, tries: 10 };
 
 #[derive(Args)]
 pub struct ScenesArgs {
-    /// Folder of the archives that scripts/fetch_demo_data.sh obtains
+    /// Folder of the archives that scripts/fetch_demo_data.sh downloads
     archives: PathBuf,
-    /// The npz to write
+    /// Npz file to write
     out: PathBuf,
-    /// Which source images to use; the two splits share none
+    /// Source images to use; the two splits have none in common
     #[arg(long, value_enum)]
     split: SplitArg,
+    /// Number of images
     #[arg(long)]
     count: usize,
+    /// Seed of the random composition
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Leave the labels out: images for KA
+    /// Write images without labels, for the KA baseline
     #[arg(long)]
     unlabelled: bool,
 }
@@ -36,6 +39,7 @@ enum SplitArg {
     Eval,
 }
 
+/// Composes the images; returns a line with the number and the hash of the file.
 pub fn scenes(args: &ScenesArgs) -> Result<String> {
     let split = match args.split {
         SplitArg::Train => Split::Train,

@@ -18,25 +18,26 @@ pub struct TeachArgs {
     device: DeviceArgs,
     #[command(flatten)]
     out: OutputArgs,
-    /// Go on from the last checkpoint in the output folder
+    /// Continue from the last checkpoint in the output folder
     #[arg(long, conflicts_with = "force")]
     resume: bool,
 }
 
+/// Trains the teacher; returns its summary as lines.
 pub fn teach(args: &TeachArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, resolved, source: _ } =
         config::load_teach(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
-    folder.spare(&spec.inputs())?;
+    folder.protect(&spec.inputs())?;
     (commands.check_teach)(&spec)?;
     folder.prepare(&resolved)?;
 
     let signals = Signals::listen()?;
     let progress = Progress::start(folder.path(), args.resume, args.out.progress_mode())?;
     let mut progress = progress.stopping_on(signals);
-    progress.say(&format!("{device}; output in {}", folder.path().display()));
+    progress.print(&format!("{device}; output in {}", folder.path().display()));
     let summary = (commands.teach)(&spec, folder.path(), args.resume, &mut progress);
     let logged = progress.finish();
     let summary = summary?;
