@@ -6,17 +6,16 @@ fn main() -> ExitCode {
     match dfka_engine::cli::run(std::env::args_os()) {
         Ok(code) => code,
         Err(e) => {
-            let is_wanted = matches!(e, Error::Stopped { .. });
-            // Where standard error is closed there is nobody to tell.
-            let prefix = if is_wanted { "" } else { "error: " };
+            let is_stop = matches!(e, Error::Stopped { .. });
+            // If standard error is closed, the message is lost; the exit code remains.
+            let prefix = if is_stop { "" } else { "error: " };
             let _ = writeln!(std::io::stderr(), "{prefix}{}", printable(&e.to_string()));
             ExitCode::from(e.exit_code())
         }
     }
 }
 
-/// What a file says may stand in a message: without control characters, which a terminal would obey, and of a length that
-/// can be read (a key may be as long as its file).
+/// Escapes control characters and truncates, so that file contents in a message are safe to print.
 fn printable(message: &str) -> String {
     const LONGEST: usize = 2000;
     let mut text = String::new();

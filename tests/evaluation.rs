@@ -106,7 +106,7 @@ fn coco_is_scored_by_its_category_names() {
         assert!(out.status.code() == Some(code) && text.contains(part), "{text}");
     };
     error(&["eval", "left.npz", annotations, "--images", images], 4, "expected a label \"car\", found only");
-    error(&["eval", "coco.npz", annotations], 2, "--images says in which folder");
+    error(&["eval", "coco.npz", annotations], 2, "name their folder with --images");
     error(&["eval", "coco.npz", images], 4, "test.txt: cannot read");
     error(&["eval", "coco.npz", &format!("{}:tset", year().display())], 4, "tset.txt: cannot read");
 }

@@ -30,10 +30,10 @@ fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
         let text = String::from_utf8(out.stdout).unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         for part in [
-            "weights/voc/teacher_a.safetensors: not there; forecast with random weights\n",
-            "weights/voc/teacher_b.safetensors: not there; forecast with random weights\n",
+            "weights/voc/teacher_a.safetensors: not found; forecast with random weights\n",
+            "weights/voc/teacher_b.safetensors: not found; forecast with random weights\n",
             "teacher A2: 10 labels, channels [256, 512, 1024, 2048]\n",
-            "(the least that an H200 takes for these launches; nothing was timed)\n",
+            "(the least that an H200 needs for these launches; nothing was timed)\n",
             "\nGPU memory ",
             // torchvision's ResNet-101 with ten labels has 42.52 M; to block 3 27.5 M and twice block 4's 15.0 M.
             "\nparameters 85.04 M in the teachers, 58.52 M in the student\n",

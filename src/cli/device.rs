@@ -1,4 +1,4 @@
-//! `--device`: what was asked for, and whether this machine has it.
+//! The argument `--device`: parsing it, and opening the device.
 
 use crate::device::Choice;
 use crate::device::gpu::card::Card;
@@ -15,6 +15,7 @@ pub enum DeviceChoice {
     Emu,
 }
 
+/// Parses the value of `--device`.
 pub fn parse(text: &str) -> Result<DeviceChoice, String> {
     match text {
         "auto" => Ok(DeviceChoice::Auto),
@@ -28,22 +29,22 @@ pub fn parse(text: &str) -> Result<DeviceChoice, String> {
     }
 }
 
-/// A card's short name.
+/// Parses the short name of a card, such as `h200`.
 pub fn parse_card(text: &str) -> Result<&'static Card, String> {
     let known = || Card::names().collect::<Vec<_>>().join(", ");
     Card::named(text).ok_or_else(|| format!("expected one of: {}", known()))
 }
 
-/// `FROM..TO`, the second excluded.
+/// Parses a range of steps, `FROM..TO` without `TO`.
 pub fn parse_steps(text: &str) -> Result<Range<u64>, String> {
     let steps = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
     steps.filter(|s: &Range<u64>| s.start < s.end).ok_or_else(|| "expected FROM..TO, such as 20..25".into())
 }
 
 impl DeviceChoice {
-    /// The device, and what to tell a person of it.
+    /// Checks that the device works; returns it with a line that describes it. `Auto` falls back to the CPU.
     ///
-    /// Errors: a device that was asked for and is not there.
+    /// Errors: the device is not available.
     pub fn open(self) -> Result<(Choice, String)> {
         match self {
             DeviceChoice::Auto => Ok(match automatic() {
@@ -61,14 +62,14 @@ impl DeviceChoice {
                 let name = Emu::open(0)?.name();
                 Ok((
                     Choice::Emu,
-                    format!("device: {name} (to test kernels: some 100 times slower than the CPU)"),
+                    format!("device: {name} (for testing kernels; about 100 times slower than the CPU)"),
                 ))
             }
         }
     }
 }
 
-/// A device for people to read; one that does not open has its index alone.
+/// The name of a device for people; a CUDA device that cannot be opened is named by its index alone.
 pub fn name(choice: Choice) -> String {
     match choice {
         Choice::Cpu => "cpu".into(),
@@ -80,15 +81,15 @@ pub fn name(choice: Choice) -> String {
     }
 }
 
-/// The first CUDA device that the kernels run on.
+/// The first CUDA device that can run the kernels: its index and name.
 fn automatic() -> Result<(usize, String)> {
     let (_, found) = cuda::devices()?;
     let fit = found.iter().position(|d| d.capability >= cuda::LEAST_CAPABILITY);
     let index = fit.ok_or_else(|| {
-        Error::NoDevice(format!("none of {} CUDA devices has compute capability 8.0", found.len()))
+        Error::NoDevice(format!("none of {} CUDA devices has compute capability 8.0 or higher", found.len()))
     })?;
     let device = Cuda::open(index)?;
-    // What loads here, loads in the middle of a run.
+    // Loading the kernels now means that a run does not fail on it half-way.
     device.try_kernels()?;
     Ok((index, device.name()))
 }
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_parse_and_others_do_not() {
+    fn device_names_parse_and_other_texts_do_not() {
         assert_eq!(parse("cuda:3"), Ok(DeviceChoice::Cuda(3)));
         assert_eq!(parse("cuda"), Ok(DeviceChoice::Cuda(0)));
         assert_eq!(parse_steps("20..25"), Ok(20..25));
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_says_so() {
+    fn a_missing_device_is_an_error_that_names_it() {
         assert!(DeviceChoice::Auto.open().is_ok());
         assert_eq!(DeviceChoice::Cpu.open().unwrap().0, Choice::Cpu);
         // No machine has a thousand devices, and most that run this have no driver.

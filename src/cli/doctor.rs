@@ -1,9 +1,10 @@
-//! `doctor`: what this machine offers, and what is missing.
+//! `doctor`: the devices, libraries and processor features of this machine.
 
 use crate::device::gpu::{self, cuda, emu::Emu, nvrtc::Nvrtc};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// One row per property.
 pub fn report() -> String {
     let threads = std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string());
     let rows = [
@@ -17,15 +18,15 @@ pub fn report() -> String {
         ("emulator", Emu::open(0).map_or_else(|e| e.to_string(), |e| e.name())),
         ("kernels", kernels()),
         ("nvidia driver", driver()),
-        ("libcuda", find("libcuda.so").in_words()),
+        ("libcuda", find("libcuda.so").text()),
         ("libnvrtc", nvrtc()),
-        ("libcublasLt", find("libcublasLt.so").in_words()),
+        ("libcublasLt", find("libcublasLt.so").text()),
         ("kernel cache", cuda::cache_folder().display().to_string()),
     ];
     rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
 }
 
-/// What the driver finds, and whether the kernels run on it.
+/// The devices that the driver finds, and whether they can run the kernels.
 fn cuda_devices() -> String {
     let (driver, found) = match cuda::devices() {
         Ok(all) => all,
@@ -34,7 +35,7 @@ fn cuda_devices() -> String {
     let device = |(i, d): (usize, &cuda::Found)| {
         let (major, minor) = d.capability;
         let runs =
-            if d.capability >= cuda::LEAST_CAPABILITY { "" } else { ", too old for the kernels (8.0)" };
+            if d.capability >= cuda::LEAST_CAPABILITY { "" } else { ", too old: the kernels need 8.0" };
         format!("cuda:{i} {} ({major}.{minor}, {:.0} GB{runs})", d.name, d.memory_bytes as f64 / 1e9)
     };
     let list: Vec<String> = found.iter().enumerate().map(device).collect();
@@ -42,12 +43,14 @@ fn cuda_devices() -> String {
     format!("{list}; driver for CUDA {}.{}", driver / 1000, driver % 1000 / 10)
 }
 
-/// What this program carries.
+/// The kernels in this program, and the targets for which it has them compiled.
 fn kernels() -> String {
     let targets: Vec<&str> = gpu::MODULES[0].images.iter().map(|i| i.target).collect();
     let count = format!("{} in {} files", gpu::KERNELS.len(), gpu::MODULES.len());
     if targets.is_empty() {
-        return format!("{count}, as source (built without NVRTC): compiled where they first run, by NVRTC");
+        return format!(
+            "{count}, as source (built without NVRTC); NVRTC compiles them at their first launch"
+        );
     }
     format!("{count}, compiled for {}, and as PTX for newer devices", targets.join(" and "))
 }
@@ -57,14 +60,15 @@ fn nvrtc() -> String {
     found.map_or_else(|e| e, |((major, minor), path)| format!("{major}.{minor}, {}", path.display()))
 }
 
-/// The outcome of a search for a shared library.
+/// The result of a search for a shared library.
 pub enum Found {
     At(PathBuf),
+    /// Not in any of so many folders.
     NotIn(usize),
 }
 
 impl Found {
-    pub fn in_words(&self) -> String {
+    pub fn text(&self) -> String {
         match self {
             Found::At(path) => path.display().to_string(),
             Found::NotIn(folders) => {
@@ -74,7 +78,8 @@ impl Found {
     }
 }
 
-/// Looks where the dynamic loader would, and where CUDA's installers put things, for `name` with any version behind.
+/// Searches for a library, with any version suffix, where the dynamic loader looks and where CUDA installers
+/// put it.
 pub fn find(name: &str) -> Found {
     let folders = library_folders();
     match folders.iter().find_map(|folder| versioned(folder, name)) {
@@ -83,7 +88,7 @@ pub fn find(name: &str) -> Found {
     }
 }
 
-/// The shortest match in one folder: `libcuda.so` before `libcuda.so.1`.
+/// The shortest matching name in one folder: `libcuda.so` before `libcuda.so.1`.
 fn versioned(folder: &Path, name: &str) -> Option<PathBuf> {
     let fits =
         |file: &str| file.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
@@ -92,7 +97,7 @@ fn versioned(folder: &Path, name: &str) -> Option<PathBuf> {
     Some(folder.join(best))
 }
 
-/// Those that exist, in the order of the search.
+/// The folders to search that exist, in order.
 fn library_folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(paths) = std::env::var_os("LD_LIBRARY_PATH") {
@@ -125,7 +130,7 @@ fn library_folders() -> Vec<PathBuf> {
     folders
 }
 
-/// What `/etc/ld.so.conf.d` adds.
+/// Folders that `/etc/ld.so.conf.d` adds.
 fn loader_folders() -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir("/etc/ld.so.conf.d") else { return Vec::new() };
     let mut files: Vec<_> = entries.flatten().map(|e| e.path()).collect();
@@ -171,7 +176,7 @@ fn cpu_features() -> String {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let features: [(&str, bool); 0] = [];
     let names: Vec<&str> = features.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect();
-    if names.is_empty() { "none that this program looks for".into() } else { names.join(" ") }
+    if names.is_empty() { "none of those that this program uses".into() } else { names.join(" ") }
 }
 
 fn memory() -> String {
@@ -193,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_a_version_but_not_a_namesake() {
+    fn a_versioned_library_is_found_and_a_longer_name_is_not() {
         let dir = tempfile::tempdir().unwrap();
         for file in ["libcudart.so.12", "libcuda.so.580.65", "libcuda.so.1"] {
             fs::write(dir.path().join(file), b"").unwrap();
@@ -204,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_every_row() {
+    fn the_report_has_every_row() {
         let text = report();
         for row in ["version ", "cpu features ", "threads ", "memory ", "libcuda ", "libnvrtc "] {
             assert!(text.lines().any(|l| l.starts_with(row)), "{row}\n{text}");

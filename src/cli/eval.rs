@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::engine::Engine;
-use super::{DeviceArgs, pretty};
+use super::args::DeviceArgs;
+use super::commands::Commands;
+use super::output::pretty;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::spec::EvaluationData;
@@ -14,33 +15,35 @@ use crate::report;
 
 #[derive(Args)]
 pub struct EvalArgs {
-    /// Weights that carry their architecture and labels: npz, safetensors, or an ONNX file of ours
+    /// Weights with their architecture and labels: npz, safetensors, or an ONNX file that this program wrote
     weights: PathBuf,
-    /// An npz of images and targets; a year of PASCAL VOC, perhaps with the name of its list (VOCdevkit/VOC2007:test); or
-    /// MS-COCO's instances JSON
+    /// An npz of images and targets; a folder of PASCAL VOC, optionally with an image list
+    /// (VOCdevkit/VOC2007:test); or MS-COCO's instances JSON
     data: PathBuf,
-    /// The folder of MS-COCO's images
+    /// Folder of MS-COCO's images
     #[arg(long, value_name = "FOLDER")]
     images: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
-pub fn eval(args: &EvalArgs, engine: &Engine) -> Result<String> {
+pub fn eval(args: &EvalArgs, commands: &Commands) -> Result<String> {
     let data = data_at(&args.data, args.images.as_deref())?;
     let (choice, _) = args.device.device.open()?;
     let device = Device { choice, ..Device::default() };
-    let score = (engine.evaluate)(&args.weights, &data, &device)?;
+    let score = (commands.evaluate)(&args.weights, &data, &device)?;
     if args.json {
         return pretty(&json!(score));
     }
     Ok(report::score_table(&args.weights.display().to_string(), &score))
 }
 
-/// What the argument names: a JSON file is COCO's, a folder is VOC's, and anything else an npz.
+/// The kind of data at a path: a JSON file is COCO, a folder is VOC, anything else an npz.
+///
+/// Errors: COCO without `--images`, or `--images` with other data.
 fn data_at(data: &Path, images: Option<&Path>) -> Result<EvaluationData> {
     let is_json = data.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
     match (is_json, images) {
@@ -49,13 +52,13 @@ fn data_at(data: &Path, images: Option<&Path>) -> Result<EvaluationData> {
         }
         (true, None) => {
             return Err(Error::Usage(format!(
-                "{}: COCO's annotations name files only; --images says in which folder they are",
+                "{}: COCO's annotations have file names only; name their folder with --images",
                 data.display()
             )));
         }
         (false, Some(_)) => {
             return Err(Error::Usage(format!(
-                "--images goes with COCO's annotations; {} is no .json file",
+                "--images is only for COCO's annotations, and {} is not a .json file",
                 data.display()
             )));
         }
@@ -63,7 +66,7 @@ fn data_at(data: &Path, images: Option<&Path>) -> Result<EvaluationData> {
     }
     let voc = |folder: &Path, split: &str| EvaluationData::Voc { folder: folder.into(), split: split.into() };
     if data.is_dir() {
-        // What the field's tables are computed on.
+        // Published results are on the test list.
         return Ok(voc(data, "test"));
     }
     let named = data.to_str().and_then(|text| text.rsplit_once(':'));
@@ -80,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_argument_says_what_kind_of_data_it_is() {
+    fn the_kind_of_data_follows_from_the_path() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path();
         let voc = |split: &str| EvaluationData::Voc { folder: folder.into(), split: split.into() };
@@ -92,9 +95,10 @@ mod tests {
         let json = Path::new("instances.JSON");
         let coco = EvaluationData::Coco { images: folder.into(), annotations: json.into() };
         assert_eq!(data_at(json, Some(folder)).unwrap(), coco);
-        for (data, images, expected) in
-            [(json, None, "--images says in which"), (npz, Some(folder), "goes with COCO's annotations")]
-        {
+        for (data, images, expected) in [
+            (json, None, "name their folder with --images"),
+            (npz, Some(folder), "only for COCO's annotations"),
+        ] {
             let e = data_at(data, images).unwrap_err();
             assert!(e.exit_code() == 2 && e.to_string().contains(expected), "{e}");
         }

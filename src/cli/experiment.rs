@@ -1,14 +1,18 @@
-//! `experiment NAME`: the runs of one of the paper's tables over seeds, and our figures beside the published ones.
+//! `experiment NAME`: the runs of one of the paper's tables over several seeds, and the results beside the
+//! published ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::engine::Engine;
-use super::folder::{Existing, Folder};
-use super::progress::Audience;
-use super::{DeviceArgs, execute, page};
+use super::args::DeviceArgs;
+use super::check::check_against_teachers;
+use super::commands::Commands;
+use super::folder::{Existing, OutputFolder};
+use super::progress::ProgressMode;
+use super::record::weight_files;
+use super::run::run_in_folder;
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
@@ -17,7 +21,7 @@ use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
 use crate::report;
-use crate::report::experiment::{Figures, Outcome, Table};
+use crate::report::experiment::{ExperimentRow, ExperimentTable, Figures};
 use crate::report::origin::Origin;
 use crate::summary::Summary;
 
@@ -25,72 +29,72 @@ use crate::summary::Summary;
 pub struct ExperimentArgs {
     /// table3, table4, table5, fig3 (configs/experiments), or a TOML file
     name: String,
-    /// What the file has under [scales]: `paper`, or `demo` for the committed teachers and a CPU
+    /// One of the file's [scales]: `paper`, or `demo` for the committed teachers on a CPU
     #[arg(long, default_value = "paper")]
     scale: String,
-    /// Replace the experiment's seeds: 0,1,2
+    /// Replace the experiment's seeds, for example 0,1,2
     #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
     seeds: Option<Vec<u32>>,
-    /// Replace or add one value in the config of every run
+    /// Set one value in the config of every run
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Runs and tables go below this folder; a run that is there already is not repeated
+    /// Folder for runs and tables; runs that have finished there are not repeated
     #[arg(long, value_name = "DIR", default_value = "runs/experiments")]
     out: PathBuf,
-    /// No progress, only the result
+    /// Print only the result, no progress
     #[arg(long)]
     quiet: bool,
 }
 
-/// Does what is not done yet, writes NAME.{md,json,html} and returns the table as text.
-pub(super) fn experiment(args: &ExperimentArgs, engine: &Engine) -> Result<String> {
+/// Executes the runs that have not finished yet, writes NAME.{md,json,html} and returns the table as text.
+pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<String> {
     let file = find(&args.name)?;
     let mut experiment = load_experiment(&file, &args.scale)?;
     if let Some(seeds) = &args.seeds {
         if let Some((_, twice)) = seeds.iter().enumerate().find(|(i, s)| seeds[..*i].contains(s)) {
-            return Err(Error::Usage(format!("--seeds: seed {twice} stands twice")));
+            return Err(Error::Usage(format!("--seeds: seed {twice} is listed more than once")));
         }
         experiment.seeds = seeds.iter().map(|s| u64::from(*s)).collect();
     }
     let sets: Vec<Override> = args.sets.iter().map(|s| Override::set(s)).collect::<Result<_>>()?;
     let (choice, _) = args.device.device.open()?;
-    let audience = if args.quiet { Audience::Nobody } else { Audience::of_stderr() };
+    let mode = if args.quiet { ProgressMode::Silent } else { ProgressMode::of_stderr() };
     let out = args.out.join(&args.scale);
-    let work = Work { experiment: &experiment, sets, out, choice, audience, engine };
-    work.plan()?;
-    fs::create_dir_all(&work.out).map_err(|e| Error::io("make the output folder", &work.out, e))?;
+    let runner = Runner { experiment: &experiment, sets, out, choice, mode, commands };
+    runner.check_rows()?;
+    fs::create_dir_all(&runner.out).map_err(|e| Error::io("make the output folder", &runner.out, e))?;
 
-    let outcomes = experiment.rows.iter().map(|row| {
+    let rows = experiment.rows.iter().map(|row| {
         let figures = match &row.what {
             RowKind::Student { run, overrides } => {
-                let of_seed = |seed| Ok(Figures::of_student(seed, &work.run(run, overrides, seed)?));
+                let of_seed = |seed| Ok(Figures::of_student(seed, &runner.run(run, overrides, seed)?));
                 experiment.seeds.iter().map(|seed| of_seed(*seed)).collect::<Result<Vec<_>>>()?
             }
             RowKind::TeachersOf(run) => {
-                vec![Figures::of_teachers(&work.run(run, work.overrides_of(run), experiment.seeds[0])?)]
+                vec![Figures::of_teachers(&runner.run(run, runner.overrides_of(run), experiment.seeds[0])?)]
             }
-            RowKind::Teacher(index) => vec![work.teacher(*index)?],
+            RowKind::Teacher(index) => vec![runner.teacher(*index)?],
         };
-        Ok(Outcome { name: row.name.clone(), figures, published: row.published.clone() })
+        Ok(ExperimentRow { name: row.name.clone(), figures, published: row.published.clone() })
     });
-    let table = Table {
+    let table = ExperimentTable {
         title: experiment.title.clone(),
         source: experiment.source.clone(),
         command: args.line(),
         by_block: experiment.by_block,
-        outcomes: outcomes.collect::<Result<_>>()?,
+        rows: rows.collect::<Result<_>>()?,
     };
     let stem = file.file_stem().map_or("experiment".into(), |s| s.to_string_lossy().into_owned());
-    report::experiment::write(&work.out, &stem, &table)?;
-    Ok(table.text() + &format!("\n{} and .json, .html\n", work.out.join(format!("{stem}.md")).display()))
+    report::experiment::write(&runner.out, &stem, &table)?;
+    Ok(table.text() + &format!("\n{} and .json, .html\n", runner.out.join(format!("{stem}.md")).display()))
 }
 
 impl ExperimentArgs {
-    /// What gives the same figures, as a person would type it.
+    /// The command line that gives the same figures.
     fn line(&self) -> String {
-        let mut line = format!("dfka-engine experiment {} --scale {}", self.name, self.scale);
+        let mut line = format!("dfka-commands experiment {} --scale {}", self.name, self.scale);
         if let Some(seeds) = &self.seeds {
             let seeds: Vec<String> = seeds.iter().map(u32::to_string).collect();
             line += &format!(" --seeds {}", seeds.join(","));
@@ -102,16 +106,18 @@ impl ExperimentArgs {
     }
 }
 
-/// A finished run counts for the weights that it was made from, and for no others of the same names.
+/// Checks that a finished run read the same weights as the current files.
+///
+/// Errors: a file that has changed since.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     let Some(origin) = Origin::read(folder)? else { return Ok(()) };
-    let now = page::files(spec);
+    let now = weight_files(spec);
     let differs =
         now.iter().find(|f| !origin.weights.iter().any(|o| o.file == f.file && o.sha256 == f.sha256));
     match differs {
         None => Ok(()),
         Some(f) => Err(Error::Usage(format!(
-            "{}: made from another {} than {} is now; --out names another folder, or remove this one",
+            "{}: this run read a different {}: {} has changed since; choose another folder with --out, or remove this one",
             folder.display(),
             f.name,
             f.file.display()
@@ -119,7 +125,9 @@ fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     }
 }
 
-/// A committed experiment by its name, or a file.
+/// The file of an experiment: a name in `configs/experiments`, or a path.
+///
+/// Errors: an unknown name; the message lists the known ones.
 fn find(name: &str) -> Result<PathBuf> {
     let file = PathBuf::from(name);
     if file.extension().is_some() {
@@ -139,41 +147,40 @@ fn find(name: &str) -> Result<PathBuf> {
     found.sort();
     let found = if found.is_empty() { "none".into() } else { found.join(", ") };
     Err(Error::Usage(format!(
-        "no experiment {name:?}: {} has {found}; a path to a TOML file works too",
+        "no experiment {name:?}: {} has {found}; or give the path of a TOML file",
         folder.display()
     )))
 }
 
-/// What the rows of one experiment share.
-struct Work<'a> {
+/// The settings that all rows of one experiment share.
+struct Runner<'a> {
     experiment: &'a Experiment,
-    /// Of the command line: they have the last word.
+    /// Overrides of the command line, which win over all others.
     sets: Vec<Override>,
     out: PathBuf,
     choice: Choice,
-    audience: Audience,
-    engine: &'a Engine,
+    mode: ProgressMode,
+    commands: &'a Commands,
 }
 
-impl Work<'_> {
-    /// Opens everything that any row needs, so that a fault shows before the first of many hours.
-    fn plan(&self) -> Result<()> {
+impl Runner<'_> {
+    /// Checks every row's config and files, so that an error shows before hours of training.
+    fn check_rows(&self) -> Result<()> {
         for row in &self.experiment.rows {
             match &row.what {
                 RowKind::Student { overrides, .. } => {
                     let loaded = self.load(overrides, self.experiment.seeds[0])?;
                     if loaded.spec.evaluation.is_none() {
-                        let message =
-                            "an experiment compares scores: expected [evaluation] in the run's config";
+                        let message = "an experiment compares scores, so the run's config needs [evaluation]";
                         return Err(loaded.source.fail("name", message));
                     }
-                    super::check_against_teachers(&loaded.spec, &loaded.source, self.engine, Absent::Fails)?;
+                    check_against_teachers(&loaded.spec, &loaded.source, self.commands, Absent::Fails)?;
                 }
                 RowKind::Teacher(index) => {
                     let spec = self.load(&[], self.experiment.seeds[0])?.spec;
                     if *index >= spec.teachers.len() {
                         return Err(Error::Usage(format!(
-                            "row {:?}: teacher {}, the config has {}",
+                            "row {:?}: expected a teacher from 1 to {2}, found {1}",
                             row.name,
                             index + 1,
                             spec.teachers.len()
@@ -199,25 +206,29 @@ impl Work<'_> {
         }
     }
 
-    /// The run of that name and seed: read, gone on with, or done.
+    /// The summary of the run with that name and seed, which is read, resumed or executed as needed.
     fn run(&self, name: &str, overrides: &[Override], seed: u64) -> Result<Summary> {
         let mut loaded = self.load(overrides, seed)?;
         loaded.spec.device = Device { choice: self.choice, ..Device::default() };
         let path = self.out.join(format!("{name}-seed{seed}"));
-        let is_begun = path.join(report::CONFIG).exists();
-        let existing = if is_begun { Existing::Resume } else { Existing::Refuse };
-        let mut folder = Folder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
-            Error::Usage(message) => {
-                let message = message.trim_start_matches("--resume: ");
-                Error::Usage(format!("{message}; --out names another folder, or remove {}", path.display()))
-            }
-            other => other,
-        })?;
+        let is_started = path.join(report::CONFIG).exists();
+        let existing = if is_started { Existing::Resume } else { Existing::Refuse };
+        let mut folder =
+            OutputFolder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
+                Error::Usage(message) => {
+                    let message = message.trim_start_matches("--resume: ");
+                    Error::Usage(format!(
+                        "{message}; choose another folder with --out, or remove {}",
+                        path.display()
+                    ))
+                }
+                other => other,
+            })?;
         if let Some(summary) = report::read_summary(&path)? {
             expect_same_files(&path, &loaded.spec)?;
             return Ok(summary);
         }
-        execute(&loaded, &mut folder, is_begun, None, self.audience, self.engine).map_err(|e| match e {
+        run_in_folder(&loaded, &mut folder, is_started, None, self.mode, self.commands).map_err(|e| match e {
             Error::Stopped { exit_code, message } => Error::Stopped {
                 exit_code,
                 message: message.replace("the same command with --resume", "the same command"),
@@ -229,6 +240,6 @@ impl Work<'_> {
     fn teacher(&self, index: usize) -> Result<Figures> {
         let mut spec = self.load(&[], self.experiment.seeds[0])?.spec;
         spec.device = Device { choice: self.choice, ..Device::default() };
-        Ok(Figures::of_score(&(self.engine.score_teacher)(&spec, index)?))
+        Ok(Figures::of_score(&(self.commands.score_teacher)(&spec, index)?))
     }
 }

@@ -5,20 +5,21 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::error::Result;
-use crate::pipeline::export;
+use crate::pipeline;
 use crate::weights;
 
 #[derive(Args)]
 pub struct ExportArgs {
-    /// Weights in any of the formats, or the folder of a run, for its student
+    /// Weights in any of the formats, or the folder of a run for its student
     from: PathBuf,
-    /// The file to write: its name ends in .npz, .safetensors or .onnx
+    /// File to write; its extension (.npz, .safetensors or .onnx) sets the format
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
 }
 
-pub fn answer(args: &ExportArgs) -> Result<String> {
-    let facts = export::export(&args.from, &args.to)?;
+/// Converts the file; returns a line that describes the result.
+pub fn export(args: &ExportArgs) -> Result<String> {
+    let facts = pipeline::export::export(&args.from, &args.to)?;
     let [h, w, c] = facts.image;
     Ok(format!(
         "{}: images of {h} x {w} pixels and {c} channels, {} labels ({}), sha256 {}\n",

@@ -1,4 +1,4 @@
-//! The output folder: made, refused, resumed or replaced.
+//! The output folder of a run or a training: whether it may be used, its lock, and its old results.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -9,7 +9,7 @@ use crate::pipeline::{checkpoint, export, sample};
 use crate::report;
 use crate::weights::{self, write_atomic};
 
-/// What to do with a folder that holds files already.
+/// What to do with a folder that is not empty.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Existing {
     Refuse,
@@ -17,26 +17,29 @@ pub enum Existing {
     Replace,
 }
 
-/// A folder that a run may write to.
+/// A folder that a run or a training may write to.
 #[derive(Debug)]
-pub struct Folder {
+pub struct OutputFolder {
     path: PathBuf,
     existing: Existing,
-    /// The folder itself, locked for as long as this lives; the system frees it when the process ends, however it does.
+    /// The opened folder, locked until this value is dropped. The system frees the lock when the process ends
+    /// in any way.
     lock: Option<File>,
 }
 
-impl Folder {
-    /// Decides without touching anything, so that a refusal leaves no trace.
+impl OutputFolder {
+    /// Decides whether the folder may be used, without changing anything on the disk.
+    ///
+    /// Errors: a folder that is not empty, with `Refuse`; one that was started with another config, with `Resume`.
     pub fn choose(path: PathBuf, existing: Existing, resolved: &str) -> Result<Self> {
         let shown = path.display();
         let is_empty = match fs::read_dir(&path) {
-            // What a kill left of a file that was being written holds nothing.
+            // Half-written temporary files of a killed run do not count.
             Ok(entries) => names(entries).all(|name| weights::is_temporary(&name)),
             Err(e) if e.kind() == ErrorKind::NotFound => true,
             Err(e) if e.kind() == ErrorKind::NotADirectory => {
                 return Err(Error::Usage(format!(
-                    "output folder {shown}: a file of that name is in the way"
+                    "output folder {shown}: a file exists at this path or above it"
                 )));
             }
             Err(e) => return Err(Error::io("read", &path, e)),
@@ -44,18 +47,20 @@ impl Folder {
         match existing {
             Existing::Refuse if !is_empty => {
                 return Err(Error::Usage(format!(
-                    "output folder {shown} is not empty; --resume goes on with it, --force replaces what an earlier \
-                     run left, --out names another"
+                    "output folder {shown} is not empty; use --resume to continue it, --force to replace the results of \
+                     an earlier run, or --out to choose another"
                 )));
             }
             Existing::Resume => check_same(&path, resolved)?,
             Existing::Refuse | Existing::Replace => {}
         }
-        Ok(Folder { path, existing, lock: None })
+        Ok(OutputFolder { path, existing, lock: None })
     }
 
-    /// Refuses a folder whose old results are `inputs` of what is to replace them.
-    pub fn spare(&self, inputs: &[&Path]) -> Result<()> {
+    /// Protects the files that this command reads from `--force`.
+    ///
+    /// Errors: one of `inputs` is an old result in this folder, which would be removed.
+    pub fn protect(&self, inputs: &[&Path]) -> Result<()> {
         let Ok(folder) = fs::canonicalize(&self.path) else { return Ok(()) };
         let goes = |input: &Path| {
             let whole = fs::canonicalize(input).ok()?;
@@ -66,17 +71,17 @@ impl Folder {
         match inputs.iter().find(|input| goes(input).is_some()) {
             None => Ok(()),
             Some(input) => Err(Error::Usage(format!(
-                "--force: {} is read by this command, and lies in its output folder under the name of a result that would go; \
-                 --out names another folder",
+                "--force would remove {}, which this command reads: the file lies in the output folder under the name of a \
+                 result; choose another folder with --out",
                 input.display()
             ))),
         }
     }
 
-    /// Makes the folder and puts the config in it. An earlier run's results go first: beside a config that did not
-    /// make them they would be a lie. So do files that a kill left half-written.
+    /// Creates the folder, removes the results of an earlier run and half-written files, and writes the
+    /// config. Results must not stay beside a config that did not produce them.
     ///
-    /// Errors: another process that writes to the folder; whatever the system does not let be done.
+    /// Errors: another process is writing to the folder; an operation on a file fails.
     pub fn prepare(&mut self, resolved: &str) -> Result<()> {
         fs::create_dir_all(&self.path).map_err(|e| Error::io("make the output folder", &self.path, e))?;
         self.lock()?;
@@ -98,18 +103,18 @@ impl Folder {
         write_atomic(self.path.join(report::CONFIG), |w| w.write_all(resolved.as_bytes()))
     }
 
-    /// Two runs that write one folder would leave a mixture of both.
+    /// Locks the folder, because two runs in one folder would mix their files.
     fn lock(&mut self) -> Result<()> {
         let folder = File::open(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
         match folder.try_lock() {
             Ok(()) => self.lock = Some(folder),
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::Usage(format!(
-                    "output folder {}: another dfka-engine is writing to it; --out names another",
+                    "output folder {}: another dfka-engine is writing to it; choose another with --out",
                     self.path.display()
                 )));
             }
-            // A file system without locks keeps nobody out, and is no reason not to run.
+            // Some file systems have no locks; run without one there.
             Err(TryLockError::Error(_)) => {}
         }
         Ok(())
@@ -121,11 +126,11 @@ impl Folder {
 }
 
 fn names(entries: fs::ReadDir) -> impl Iterator<Item = String> {
-    // A name that is no text is none of ours, but it is there.
+    // A name that is not UTF-8 is not one of ours, but it makes the folder non-empty.
     entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned())
 }
 
-/// Whether a run, or a teacher's training, leaves files of this name.
+/// Whether a run or a teacher's training writes files of this name.
 fn is_result(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         report::SUMMARY,
@@ -150,22 +155,26 @@ fn is_result(name: &str) -> bool {
     NAMES.contains(&name) || is_student || weights::is_temporary(name)
 }
 
-/// A resumed run continues what was begun: half of one config and half of another is neither.
+/// Checks that a resumed run has the config it began with, except for [`FREE_KEYS`].
+///
+/// Errors: nothing to resume, or the first line that differs.
 fn check_same(folder: &Path, resolved: &str) -> Result<()> {
     let path = folder.join(report::CONFIG);
-    let begun = match fs::read_to_string(&path) {
+    let original = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let message = format!("--resume: nothing to go on with, {} does not exist", path.display());
+            let message = format!("--resume: nothing to continue, {} does not exist", path.display());
             return Err(Error::Usage(message));
         }
         Err(e) => return Err(Error::io("read", &path, e)),
     };
     let binding = |text: &str| -> Vec<(usize, String)> {
         let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.to_owned()));
-        lines.filter(|(_, line)| !FREE.iter().any(|key| line.starts_with(&format!("{key} = ")))).collect()
+        lines
+            .filter(|(_, line)| !FREE_KEYS.iter().any(|key| line.starts_with(&format!("{key} = "))))
+            .collect()
     };
-    let (there, here) = (binding(&begun), binding(resolved));
+    let (there, here) = (binding(&original), binding(resolved));
     for i in 0..there.len().max(here.len()) {
         let (a, b) = (there.get(i), here.get(i));
         if a.map(|a| &a.1) != b.map(|b| &b.1) {
@@ -174,7 +183,7 @@ fn check_same(folder: &Path, resolved: &str) -> Result<()> {
                 at.map_or("nothing".to_owned(), |(_, text)| format!("`{text}`"))
             };
             return Err(Error::Usage(format!(
-                "--resume: the config differs from what was begun, {}:{line} has {}, the config now gives {}",
+                "--resume: the config has changed since the run started: {}:{line} has {}, the config now gives {}",
                 path.display(),
                 shown(a),
                 shown(b)
@@ -184,54 +193,54 @@ fn check_same(folder: &Path, resolved: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keys that change no bit of a student: a resumed run may have others.
-const FREE: [&str; 3] = ["checkpoint_seconds", "least_diversity", "least_entropy"];
+/// Keys that do not affect the student's bits, so that a resumed run may change them.
+const FREE_KEYS: [&str; 3] = ["checkpoint_seconds", "least_diversity", "least_entropy"];
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn new_and_empty_folders_are_taken_others_refused() {
+    fn new_and_empty_folders_are_accepted_and_others_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        let mut folder = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
-        assert!(!path.exists(), "choosing touches nothing");
+        let mut folder = OutputFolder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        assert!(!path.exists(), "choosing a folder must not create it");
         folder.prepare("x = 1\n").unwrap();
         assert_eq!(fs::read_to_string(path.join(report::CONFIG)).unwrap(), "x = 1\n");
 
-        let e = Folder::choose(path.clone(), Existing::Refuse, "").unwrap_err();
+        let e = OutputFolder::choose(path.clone(), Existing::Refuse, "").unwrap_err();
         assert_eq!(e.exit_code(), 2);
-        // A kill before the config was there.
+        // Killed before the config was written.
         let killed = dir.path().join("killed");
         fs::create_dir(&killed).unwrap();
         fs::write(killed.join(".resolved.toml.31.0.tmp"), "x =").unwrap();
-        let mut folder = Folder::choose(killed.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut folder = OutputFolder::choose(killed.clone(), Existing::Refuse, "x = 1\n").unwrap();
         folder.prepare("x = 1\n").unwrap();
         assert_eq!(fs::read_dir(&killed).unwrap().count(), 1);
-        let e = Folder::choose(path.join(report::CONFIG), Existing::Refuse, "").unwrap_err();
-        assert!(e.to_string().contains("in the way"), "{e}");
-        let e = Folder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
-        assert!(e.exit_code() == 2 && e.to_string().contains("nothing to go on with"), "{e}");
+        let e = OutputFolder::choose(path.join(report::CONFIG), Existing::Refuse, "").unwrap_err();
+        assert!(e.to_string().contains("a file exists at this path or above it"), "{e}");
+        let e = OutputFolder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("nothing to continue"), "{e}");
     }
 
     #[test]
-    fn a_folder_is_one_processs_at_a_time() {
+    fn a_folder_belongs_to_one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_path_buf();
-        let mut first = Folder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
-        let mut second = Folder::choose(path.clone(), Existing::Refuse, "x = 2\n").unwrap();
+        let mut first = OutputFolder::choose(path.clone(), Existing::Refuse, "x = 1\n").unwrap();
+        let mut second = OutputFolder::choose(path.clone(), Existing::Refuse, "x = 2\n").unwrap();
         first.prepare("x = 1\n").unwrap();
         let e = second.prepare("x = 2\n").unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("another dfka-engine is writing to it"), "{e}");
         assert_eq!(fs::read_to_string(path.join(report::CONFIG)).unwrap(), "x = 1\n");
         drop(first);
-        let mut resumed = Folder::choose(path, Existing::Resume, "x = 1\n").unwrap();
+        let mut resumed = OutputFolder::choose(path, Existing::Resume, "x = 1\n").unwrap();
         resumed.prepare("x = 1\n").unwrap();
     }
 
     #[test]
-    fn resume_wants_the_same_config_and_force_drops_old_results() {
+    fn resume_needs_the_same_config_and_force_removes_old_results() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_path_buf();
         let keep = path.join("notes.txt");
@@ -243,15 +252,16 @@ mod tests {
         let others = ["students.npz", "student-blockX.npz", "my.student.npz", "student-best.npz"];
         others.iter().for_each(|name| fs::write(path.join(name), "mine").unwrap());
 
-        Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 2\n").unwrap();
-        let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\nb = 3\n").unwrap_err().to_string();
+        OutputFolder::choose(path.clone(), Existing::Resume, "a = 1\nb = 2\n").unwrap();
+        let e =
+            OutputFolder::choose(path.clone(), Existing::Resume, "a = 1\nb = 3\n").unwrap_err().to_string();
         assert!(e.contains(":2 has `b = 2`, the config now gives `b = 3`"), "{e}");
         let free = "a = 1\nleast_diversity = 0\nb = 2\ncheckpoint_seconds = 3\n";
-        Folder::choose(path.clone(), Existing::Resume, free).unwrap();
-        let e = Folder::choose(path.clone(), Existing::Resume, "a = 1\n").unwrap_err().to_string();
+        OutputFolder::choose(path.clone(), Existing::Resume, free).unwrap();
+        let e = OutputFolder::choose(path.clone(), Existing::Resume, "a = 1\n").unwrap_err().to_string();
         assert!(e.contains("gives nothing"), "{e}");
 
-        Folder::choose(path.clone(), Existing::Replace, "new").unwrap().prepare("new").unwrap();
+        OutputFolder::choose(path.clone(), Existing::Replace, "new").unwrap().prepare("new").unwrap();
         assert!(keep.exists() && !path.join(report::SUMMARY).exists());
         assert!(results.iter().all(|name| !path.join(name).exists()));
         assert!(others.iter().all(|name| path.join(name).exists()));

@@ -1,14 +1,14 @@
-//! A forecast as text.
+//! The text of a forecast.
 
-use super::lines;
+use super::output::lines;
 use crate::report;
 use serde_json::Value;
 
-/// Rows of a step's table that take less than this share of its time are added up in one.
+/// Rows of a step's table with less than this share of its time are summed in one row.
 const LEAST_SHARE: f64 = 0.01;
 
-/// The forecast's stages as a table, then its other figures, then what each stage's step costs on the card. What is not a
-/// forecast prints as plain lines.
+/// A table of the stages, then time, memory and parameters, then the cost of each stage's step on the card.
+/// JSON without stages prints as plain lines.
 pub fn text(forecast: &Value) -> String {
     let Some(stages) = forecast["stages"].as_array() else { return lines(forecast) };
     let mut text = format!(
@@ -28,13 +28,12 @@ pub fn text(forecast: &Value) -> String {
             megabytes(&s["gpu"]["bytes_moved"]),
         );
     }
-    text +=
-        "(of one step; the last two columns are those of a GPU's step: kernel launches and bytes moved)\n";
+    text += "(per step; the last two columns are kernel launches and bytes moved on a GPU)\n";
     let (p, card) = (&forecast["parameters"], word(&forecast["card"]["name"]).to_uppercase());
     let source = if forecast["is_measured"] == true {
-        "timed here just now, a few steps of each stage".into()
+        "from a few steps of each stage, timed on this machine".into()
     } else {
-        format!("the least that an {card} takes for these launches; nothing was timed")
+        format!("the least that an {card} needs for these launches; nothing was timed")
     };
     let held = |part: &str| number(&forecast["gpu_peak"][part]) / 1e9;
     let (gpu, whole) = (number(&forecast["gpu_peak_bytes"]), number(&forecast["card"]["memory_bytes"]));
@@ -57,15 +56,15 @@ pub fn text(forecast: &Value) -> String {
         megabytes(&p["student"]),
     );
     text += &format!(
-        "\none step on an {card}: what its launches move against what a schedule fused layer by layer must move, and the\n\
-         least ms that the card's data sheet allows for either\n{:<40} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9}\n",
+        "\none step on an {card}: bytes that its launches move, and bytes that a schedule fused layer by layer must move,\n\
+         each with the least ms that the card's data sheet allows\n{:<40} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9}\n",
         "", "launches", "GFLOP", "MB moved", "MB least", "ratio", "ms moved", "ms least"
     );
     stages.iter().for_each(|s| text += &step(s));
     text
 }
 
-/// A stage's total, its parts, and their ops, the slowest first.
+/// Rows of one stage: its total, its parts, and their ops, slowest first.
 fn step(stage: &Value) -> String {
     let gpu = &stage["gpu"];
     let list = |v: &Value| v.as_array().cloned().unwrap_or_default();

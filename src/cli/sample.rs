@@ -1,32 +1,33 @@
-//! `sample`: images from a run's generator.
+//! `sample`: draws images from a run's generator.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::DeviceArgs;
+use super::args::DeviceArgs;
 use crate::error::Result;
 use crate::pipeline::Device;
 use crate::pipeline::sample::{Sampler, save_grid};
 
 #[derive(Args)]
 pub struct SampleArgs {
-    /// A run's folder, its generator.npz, or a student beside that
+    /// A run's folder, its generator.npz, or a student file in the same folder
     from: PathBuf,
-    /// Images to draw
+    /// Number of images
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     count: u32,
-    /// Seed of the draw [default: the run's, which gives the images of its report]
+    /// Seed of the noise and labels [default: the run's, which gives the images of its report]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The PNG to write
+    /// PNG file to write
     #[arg(long, default_value = "grid.png", value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-pub fn answer(args: &SampleArgs) -> Result<String> {
+/// Draws the images and writes them as one PNG; returns a line that says so.
+pub fn sample(args: &SampleArgs) -> Result<String> {
     let (choice, _) = args.device.device.open()?;
     let mut sampler = Sampler::open(&args.from, &Device { choice, ..Device::default() })?;
     let images = sampler.images(args.count as usize, args.seed)?;

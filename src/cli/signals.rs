@@ -1,5 +1,5 @@
-//! Signals that ask a run to stop: it does so with a checkpoint. A second one ends the process at once, as a kill would;
-//! files are whole even then.
+//! Signals that stop a run. The first lets the run write a checkpoint; a second ends the process at once,
+//! like a kill, which leaves no half-written results either.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,17 +10,20 @@ use signal_hook::flag;
 use crate::error::{Error, Result};
 use crate::pipeline::observer::Stop;
 
-/// A lost terminal (SIGHUP) is a request like the others.
-const REQUESTS: [(i32, &str); 3] = [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM"), (SIGHUP, "SIGHUP")];
+/// The signals that stop a run. SIGHUP comes from a lost terminal.
+const STOPPING: [(i32, &str); 3] = [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM"), (SIGHUP, "SIGHUP")];
 
-/// What has been asked of this process since it began to listen.
+/// The last stopping signal that this process received.
 #[derive(Clone, Debug, Default)]
 pub struct Signals {
     last: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    /// Listens from the first call on, for as long as the process lives.
+    /// Installs the handlers at the first call, for the rest of the process; later calls return the same
+    /// value.
+    ///
+    /// Errors: a handler cannot be installed.
     pub fn listen() -> Result<Signals> {
         static LISTENING: Mutex<Option<Signals>> = Mutex::new(None);
         let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,27 +36,29 @@ impl Signals {
     }
 
     fn register(&self) -> std::io::Result<()> {
-        let (ignored, asked) = (ignored(), Arc::new(AtomicBool::new(false)));
-        for (signal, _) in REQUESTS.into_iter().filter(|(signal, _)| ignored >> (signal - 1) & 1 == 0) {
-            // In this order: the first one is not yet asked of when it comes.
-            flag::register_conditional_shutdown(signal, 128 + signal, asked.clone())?;
-            flag::register(signal, asked.clone())?;
+        let (ignored, is_stopping) = (ignored(), Arc::new(AtomicBool::new(false)));
+        for (signal, _) in STOPPING.into_iter().filter(|(signal, _)| ignored >> (signal - 1) & 1 == 0) {
+            // The order matters: the first signal must reach the conditional shutdown before the flag is set.
+            flag::register_conditional_shutdown(signal, 128 + signal, is_stopping.clone())?;
+            flag::register(signal, is_stopping.clone())?;
             flag::register_usize(signal, self.last.clone(), signal as usize)?;
         }
-        // A file that outgrows `ulimit -f` is then a failed write that names it, not a death.
+        // Without this handler, a file beyond `ulimit -f` would kill the process. With it the write fails
+        // with an error.
         flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         Ok(())
     }
 
+    /// The request to stop, if a signal has arrived.
     pub fn stop(&self) -> Option<Stop> {
         let last = self.last.load(Ordering::SeqCst);
-        let (signal, why) = REQUESTS.into_iter().find(|(signal, _)| *signal as usize == last)?;
+        let (signal, why) = STOPPING.into_iter().find(|(signal, _)| *signal as usize == last)?;
         Some(Stop { why, exit_code: 128 + signal as u8 })
     }
 }
 
-/// Signals that whoever started the process had it ignore, a bit each: `nohup` does so with SIGHUP, a shell script with
-/// SIGINT of what it puts in the background. They stay ignored. Only Linux tells.
+/// Signals that were ignored when the process started, as a bit mask; they stay ignored. `nohup` ignores
+/// SIGHUP, and a shell script ignores SIGINT for its background commands. Only Linux reports them.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));

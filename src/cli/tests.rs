@@ -1,13 +1,18 @@
-//! The commands with a pipeline that only pretends.
+//! The commands with a fake pipeline.
 
+use super::commands::TeacherFacts;
 use super::*;
+use crate::error::Error;
 use crate::pipeline::observer::Observer;
+use crate::pipeline::teachers::Absent;
+use crate::report;
 use crate::summary::{Score, Summary};
+use serde_json::{Value, json};
 
 const CONFIG: &str = "name = 'n'\nteachers = [{ name = 'a', weights = 'a.npz' }]\n\
                       student.labels = ['bus']\ndual.steps = [1, 1]\n";
 
-const FAKE: Engine = Engine {
+const FAKE: Commands = Commands {
     open_teachers: |_, absent| {
         let labels = vec!["bus".into(), "car".into()];
         Ok(vec![TeacherFacts { labels, channels: vec![8, 16], is_drawn: absent == Absent::IsDrawn }])
@@ -30,11 +35,11 @@ const FAKE: Engine = Engine {
 
 fn call(args: &[&str]) -> Result<String> {
     let cli = Cli::try_parse_from(["dfka-engine"].iter().chain(args)).unwrap();
-    answer(&cli.command, &FAKE)
+    dispatch(&cli.command, &FAKE)
 }
 
 #[test]
-fn a_run_leaves_its_folder_and_is_resumed_refused_and_replaced() {
+fn a_run_writes_its_folder_and_is_resumed_refused_and_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("c.toml");
     std::fs::write(&config, CONFIG).unwrap();
@@ -58,7 +63,7 @@ fn a_run_leaves_its_folder_and_is_resumed_refused_and_replaced() {
 }
 
 #[test]
-fn what_the_teachers_lack_is_a_config_error_before_any_folder_is_made() {
+fn a_label_that_no_teacher_has_is_a_config_error_and_creates_no_folder() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("c.toml");
     std::fs::write(&config, CONFIG).unwrap();
@@ -78,7 +83,7 @@ fn what_the_teachers_lack_is_a_config_error_before_any_folder_is_made() {
             "teacher a: 2 labels, channels [8, 16]
 "
         ) && text.ends_with(
-            "a.npz: not there; forecast with random weights
+            "a.npz: not found; forecast with random weights
 memory.bytes  12
 "
         ),
@@ -102,7 +107,7 @@ fn teach_and_eval_print_their_result() {
 }
 
 #[test]
-fn an_experiment_runs_each_row_once_and_says_how() {
+fn an_experiment_runs_each_row_once_and_shows_its_command() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);
     std::fs::write(file("c.toml"), format!("{CONFIG}evaluation.data = 'e.npz'\n")).unwrap();
@@ -119,26 +124,26 @@ fn an_experiment_runs_each_row_once_and_says_how() {
     let page = std::fs::read_to_string(out.join("demo/e.md")).unwrap();
     assert!(page.contains("--scale demo --set 'dual.batch=2'`") && page.contains("seeds 0, 1"), "{page}");
     let config = std::fs::read_to_string(out.join("demo/r-seed1").join(report::CONFIG)).unwrap();
-    assert!(config.contains("batch = 2\n"), "the command line has the last word:\n{config}");
+    assert!(config.contains("batch = 2\n"), "the command line wins:\n{config}");
 
     let metrics = out.join("demo/r-seed0").join(report::METRICS);
     std::fs::remove_file(&metrics).unwrap();
     go(&[]).unwrap();
     assert!(!metrics.exists(), "a finished run is read, not repeated");
     for (more, expected) in [
-        (&["--seeds", "1,1"][..], "seed 1 stands twice"),
-        (&["--set", "dual.batch=3"], "--out names another folder"),
+        (&["--seeds", "1,1"][..], "seed 1 is listed more than once"),
+        (&["--set", "dual.batch=3"], "choose another folder with --out"),
     ] {
         let e = go(more).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains(expected), "{e}");
     }
     std::fs::write(file("a.npz"), "another teacher").unwrap();
     let e = go(&[]).unwrap_err();
-    assert!(e.exit_code() == 2 && e.to_string().contains("made from another teacher a"), "{e}");
+    assert!(e.exit_code() == 2 && e.to_string().contains("this run read a different teacher a"), "{e}");
 }
 
 #[test]
-fn force_deletes_no_input_and_nothing_before_the_data_is_opened() {
+fn force_removes_no_input_and_nothing_before_the_data_is_opened() {
     let dir = tempfile::tempdir().unwrap();
     let (config, out) = (dir.path().join("c.toml"), dir.path().join("out"));
     std::fs::create_dir(&out).unwrap();
@@ -146,17 +151,11 @@ fn force_deletes_no_input_and_nothing_before_the_data_is_opened() {
     let (c, o) = (config.to_str().unwrap(), out.to_str().unwrap());
     std::fs::write(&config, CONFIG.replace("a.npz", "out/weights.npz")).unwrap();
     let e = call(&["run", c, "--quiet", "--force", "--out", o]).unwrap_err();
-    assert!(e.exit_code() == 2 && e.to_string().contains("weights.npz is read by this command"), "{e}");
+    assert!(e.exit_code() == 2 && e.to_string().contains("weights.npz, which this command reads"), "{e}");
 
     let text = "name = 'bad'\ndata.train = 'none.npz'\nnetwork = { block = 'basic', widths = [8], depths = [1], \
                 stem = { width = 8, kernel = 3, stride = 1, max_pool = false } }\n";
     std::fs::write(&config, text).unwrap();
     assert_eq!(call(&["teach", c, "--quiet", "--force", "--out", o]).unwrap_err().exit_code(), 4);
     assert_eq!(std::fs::read_to_string(out.join("weights.npz")).unwrap(), "a teacher");
-}
-
-#[test]
-fn results_print_as_lines() {
-    let text = lines(&json!({ "a": { "bytes": 12 }, "note": "x", "list": [1, 2] }));
-    assert_eq!(text, "a.bytes  12\nlist     [1,2]\nnote     x\n");
 }

@@ -1,19 +1,20 @@
-//! Tables whose rows are bars: average precision by label, and what generated images show.
+//! Tables with a bar chart in each row: average precision by label, and the labels that generated images
+//! show.
 
-use super::gather::Gathered;
 use super::html::{escape, prose};
+use super::overview::{not_measured, owner, owners_ap};
+use super::run_folder::RunFolder;
 use super::table::percent;
-use super::verdict::{not_measured, owner, owners_ap};
 use crate::summary::{LabelShare, LabelStatistics, Summary};
 
 struct Row {
     name: String,
-    /// CSS class and length in percent of the longest.
+    /// CSS class, and length in percent of the longest bar.
     bars: Vec<(&'static str, f64)>,
     figures: Vec<String>,
 }
 
-/// `groups`: a heading (none where there is but one) and its rows.
+/// Renders groups of rows as one table. A single group is shown without its heading.
 fn bar_table(header: &[&str], groups: &[(String, Vec<Row>)]) -> String {
     let head: String = header.iter().map(|h| format!("<th scope=\"col\">{h}</th>")).collect();
     let mut body = String::new();
@@ -38,13 +39,13 @@ fn bar_table(header: &[&str], groups: &[(String, Vec<Row>)]) -> String {
     )
 }
 
-/// Average precision of the student beside the teacher that each label comes from.
-pub(super) fn precision(g: &Gathered) -> String {
-    let s = &g.summary;
+/// The section that compares the student's average precision on each label with that of the label's teacher.
+pub(super) fn precision(run: &RunFolder) -> String {
+    let s = &run.summary;
     let Some(student) = &s.student else {
         return format!(
             "<h2>Average precision by label</h2><p class=\"soft\">{}</p>\n",
-            prose(&not_measured(g))
+            prose(&not_measured(run))
         );
     };
     let row = |label: &String| {
@@ -60,16 +61,16 @@ pub(super) fn precision(g: &Gathered) -> String {
     let mut out = String::from(
         "<h2>Average precision by label</h2>\
          <p class=\"legend\"><span class=\"key a\">student</span><span class=\"key ref\">the label's teacher</span>, all-point \
-         average precision in %; the last column is the student's share of its teacher's</p>\n",
+         average precision in %; last column: student in % of the teacher</p>\n",
     );
     out += &bar_table(&["label", "", "student", "teacher", "kept"], &groups);
     out
 }
 
-/// What the generator was asked to show, and what the teachers see.
-pub(super) fn labels_shown(g: &Gathered) -> String {
-    let Some(stats) = g.summary.label_statistics.as_ref().filter(|s| s.images > 0) else {
-        return missing_statistics(&g.summary, g.asked.images.as_deref());
+/// The section that compares the labels the generator was asked to show with those the teachers predict.
+pub(super) fn labels_shown(run: &RunFolder) -> String {
+    let Some(stats) = run.summary.label_statistics.as_ref().filter(|s| s.images > 0) else {
+        return missing_statistics(&run.summary, run.config.images.as_deref());
     };
     let share = |count: usize| 100.0 * count as f64 / stats.images as f64;
     let is_drawn = stats.labels.iter().any(|l| l.drawn.is_some());
@@ -88,33 +89,37 @@ pub(super) fn labels_shown(g: &Gathered) -> String {
     let groups = by_teacher(stats.labels.iter().map(|l| (l.teacher.as_str(), row(l))));
     let mut out = String::from("<h3>What the images show</h3>");
     out += &format!("<p>{}</p>", prose(&in_words(stats, is_drawn)));
-    out += "<p class=\"legend\"><span class=\"key b\">its teacher sees it</span>";
+    out += "<p class=\"legend\"><span class=\"key b\">predicted by its teacher</span>";
     if is_drawn {
-        out += "<span class=\"key ref\">the generator was asked for it</span>";
+        out += "<span class=\"key ref\">requested from the generator</span>";
     }
     out += ", % of the images";
     if is_drawn {
-        out += "; the last column: of the images asked to show it, those that do";
+        out += "; last column: share of the images requested with the label in which its teacher predicts it";
     }
     out += "</p>\n";
-    let header: &[&str] =
-        if is_drawn { &["label", "", "seen", "asked", "shown"] } else { &["label", "", "seen"] };
+    let header: &[&str] = if is_drawn {
+        &["label", "", "predicted", "requested", "shown"]
+    } else {
+        &["label", "", "predicted"]
+    };
     out + &bar_table(header, &groups)
 }
 
 fn in_words(stats: &LabelStatistics, is_drawn: bool) -> String {
     let mean = |count: usize| count as f64 / stats.images.max(1) as f64;
     let predicted: usize = stats.labels.iter().map(|l| l.predicted).sum();
-    let mut text = format!("Over {} images of the trained generator, teachers see ", stats.images);
+    let mut text = format!("In {} images of the trained generator, the teachers predict ", stats.images);
     if !is_drawn {
-        return text + &format!("{:.2} labels in an image.", mean(predicted));
+        return text + &format!("{:.2} labels per image.", mean(predicted));
     }
     let drawn: usize = stats.labels.iter().filter_map(|l| l.drawn).sum();
     let shown: usize = stats.labels.iter().map(|l| l.shown).sum();
-    text += &format!("{:.2} labels in an image; it was asked for {:.2}.", mean(predicted), mean(drawn));
+    text +=
+        &format!("{:.2} labels per image; the generator was asked for {:.2}.", mean(predicted), mean(drawn));
     if drawn > 0 {
         text += &format!(
-            " A label that it was asked for is there in {:.1} %.",
+            " A requested label appears in {:.1} % of its images.",
             100.0 * shown as f64 / drawn as f64
         );
     }
@@ -124,12 +129,16 @@ fn in_words(stats: &LabelStatistics, is_drawn: bool) -> String {
         .filter(|l| l.drawn.is_some_and(|d| d > 0 && 2 * l.shown < d))
         .map(|l| l.label.as_str())
         .collect();
-    // A list that takes in most labels tells nothing.
+    // A list of most labels says nothing; the count is enough.
     if rare.len() > 5 {
         let (n, all) = (rare.len(), stats.labels.len());
-        text += &format!(" It shows {n} of the {all} labels less than every second time.");
+        text +=
+            &format!(" {n} of the {all} labels appear in fewer than half of the images requested with them.");
     } else if !rare.is_empty() {
-        text += &format!(" It shows these less than every second time: {}.", rare.join(", "));
+        text += &format!(
+            " These appear in fewer than half of the images requested with them: {}.",
+            rare.join(", ")
+        );
     }
     text
 }
@@ -137,7 +146,7 @@ fn in_words(stats: &LabelStatistics, is_drawn: bool) -> String {
 fn missing_statistics(s: &Summary, images: Option<&str>) -> String {
     let why = match images {
         Some("generator") | None if s.diversity > 0.0 => {
-            "an earlier version made this folder and did not count them"
+            "an earlier version of the program wrote this folder and did not count them"
         }
         Some("generator") => "they are counted at the end of stage one",
         _ => return String::new(),
@@ -145,7 +154,7 @@ fn missing_statistics(s: &Summary, images: Option<&str>) -> String {
     format!("<h3>What the images show</h3><p class=\"soft\">No label statistics: {why}.</p>\n")
 }
 
-/// Rows grouped by teacher, in the order in which teachers first come.
+/// Groups rows by teacher, in the order in which the teachers first occur.
 fn by_teacher<'a>(rows: impl Iterator<Item = (&'a str, Row)>) -> Vec<(String, Vec<Row>)> {
     let mut groups: Vec<(String, Vec<Row>)> = Vec::new();
     for (teacher, row) in rows {

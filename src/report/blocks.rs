@@ -1,24 +1,25 @@
-//! After which block the student leaves the shared trunk: losses, the precisions of every choice, and the choice.
+//! The page's section about the branch point: dual losses and average precision by block, and the chosen
+//! block.
 
 use super::chart::{Frame, Mark, Markers, Series, framed_chart};
-use super::gather::Gathered;
 use super::html::{marked_table, prose};
 use super::metrics::converged;
+use super::run_folder::RunFolder;
 use super::table::{Table, percent, teachers_map};
 use crate::summary::{Score, Summary};
 
-/// Classes of a chart's lines; a task keeps its own in every chart.
+/// CSS classes of the tasks' lines. A task has the same one, and so the same colour, in every chart.
 const CLASSES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
 struct Task {
     name: String,
     labels: Vec<String>,
-    /// Converged, NaN for a block that is not trained yet.
+    /// Converged dual loss by block; NaN for a block that is not trained yet.
     losses: Vec<f64>,
 }
 
-fn tasks(g: &Gathered) -> Vec<Task> {
-    let s = &g.summary;
+fn tasks(run: &RunFolder) -> Vec<Task> {
+    let s = &run.summary;
     if !s.branch.is_empty() {
         let task = |t: &crate::summary::TaskBranch| Task {
             name: t.teacher.clone(),
@@ -27,10 +28,10 @@ fn tasks(g: &Gathered) -> Vec<Task> {
         };
         return s.branch.iter().map(task).collect();
     }
-    // Unfinished: what the blocks' curves ended at.
-    let of = |b: usize| g.stages.iter().find(|s| s.name == format!("block{b}"));
+    // An unfinished run has no branch points yet; use the converged end of each finished block's curve.
+    let of = |b: usize| run.stages.iter().find(|s| s.name == format!("block{b}"));
     let is_done =
-        |b: usize, steps: usize| g.asked.stage(&format!("block{b}")).is_none_or(|p| steps >= p.steps);
+        |b: usize, steps: usize| run.config.stage(&format!("block{b}")).is_none_or(|p| steps >= p.steps);
     let blocks = (1..=64).take_while(|b| of(*b).is_some()).count();
     let names: Vec<String> = of(1)
         .iter()
@@ -48,7 +49,7 @@ fn tasks(g: &Gathered) -> Vec<Task> {
     names.into_iter().map(task).filter(|t| t.losses.iter().any(|l| l.is_finite())).collect()
 }
 
-/// Mean of a task's labels.
+/// Mean average precision over a task's labels; NaN if none of them has a score.
 fn task_ap(score: &Score, task: &Task) -> f64 {
     let ap: Vec<f64> = task.labels.iter().filter_map(|l| score.ap.get(l).copied()).collect();
     if ap.is_empty() { f64::NAN } else { ap.iter().sum::<f64>() / ap.len() as f64 }
@@ -59,8 +60,8 @@ fn line<'a>(name: &'a str, class: &'a str, values: Vec<f64>) -> Series<'a> {
     Series { name, class, points, markers: Markers::Dots }
 }
 
-pub(super) fn branching(g: &Gathered) -> String {
-    let (s, tasks) = (&g.summary, tasks(g));
+pub(super) fn branching(run: &RunFolder) -> String {
+    let (s, tasks) = (&run.summary, tasks(run));
     let blocks = tasks.iter().map(|t| t.losses.len()).max().unwrap_or(0);
     if blocks == 0 {
         return String::new();
@@ -68,11 +69,11 @@ pub(super) fn branching(g: &Gathered) -> String {
     let chosen = s.branch.iter().map(|t| t.block).max();
     let mark = chosen.map(|b| Mark { x: b as f64, text: "chosen" });
     let class = |i: usize| CLASSES[i % CLASSES.len()];
-    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(g, chosen)));
+    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(run, chosen)));
 
     let losses: Vec<Series> =
         tasks.iter().enumerate().map(|(i, t)| line(&t.name, class(i), t.losses.clone())).collect();
-    let mut charts = framed_chart("dual loss by block", &losses, Frame { mark, holds: None });
+    let mut charts = framed_chart("dual loss by block", &losses, Frame { mark, include_y: None });
     if let Some(student) = s.student.as_ref().filter(|x| !x.by_block.is_empty()) {
         let of_task = |t: &Task| student.by_block.iter().map(|score| task_ap(score, t)).collect();
         let by_task: Vec<Series> =
@@ -81,7 +82,7 @@ pub(super) fn branching(g: &Gathered) -> String {
             charts += &framed_chart(
                 "the student's AP by block, mean over a task's labels, %",
                 &by_task,
-                Frame { mark, holds: None },
+                Frame { mark, include_y: None },
             );
         }
         charts += &all_students(s, mark);
@@ -90,7 +91,7 @@ pub(super) fn branching(g: &Gathered) -> String {
     out + &marked_table(&table(s, &tasks, blocks), chosen.map(|b| b - 1))
 }
 
-/// mAP by block: student, KA and noise against the teachers' own.
+/// Chart of the mAP by block of the student, KA and noise, with the teachers' mAP as reference.
 fn all_students(s: &Summary, mark: Option<Mark>) -> String {
     let maps = |scores: &[Score]| scores.iter().map(|x| x.map).collect::<Vec<_>>();
     let mut series: Vec<Series> =
@@ -104,32 +105,32 @@ fn all_students(s: &Summary, mark: Option<Mark>) -> String {
         let points = vec![(1.0, map), (blocks as f64, map)];
         series.push(Series { name: "teachers", class: "ref", points, markers: Markers::None });
     }
-    framed_chart("mAP by block, %", &series, Frame { mark, holds: None })
+    framed_chart("mAP by block, %", &series, Frame { mark, include_y: None })
 }
 
-fn in_words(g: &Gathered, chosen: Option<usize>) -> String {
-    let s = &g.summary;
+fn in_words(run: &RunFolder, chosen: Option<usize>) -> String {
+    let s = &run.summary;
     let Some(chosen) = chosen else {
-        return "The student will share the blocks up to the one where the teachers' dual losses add up to the least. \
+        return "The student will share the blocks up to the one where the sum of the teachers' dual losses is lowest. \
                 No block is chosen yet; these are the blocks trained so far."
             .into();
     };
     let total = |b: usize| s.branch.iter().filter_map(|t| t.loss_by_block.get(b)).sum::<f64>();
     let blocks = s.branch.iter().map(|t| t.loss_by_block.len()).min().unwrap_or(0);
     let lowest = (0..blocks).min_by(|a, b| total(*a).total_cmp(&total(*b))).map(|b| b + 1);
-    let mut text = format!("The tasks leave the shared trunk after block {chosen}");
+    let mut text = format!("The tasks branch from the shared trunk after block {chosen}");
     text += &match lowest {
         Some(block) if block != chosen => {
             format!(
-                "; those of block {block} add up to less, but the config does not allow it. The choice looks at no label."
+                "; the sum is lower after block {block}, but the config does not allow that block. No label is used for the choice."
             )
         }
-        _ => ", where their dual losses add up to the least. The choice looks at no label.".to_owned(),
+        _ => ", where the sum of their dual losses is lowest. No label is used for the choice.".to_owned(),
     };
     let maps = s.student.iter().flat_map(|x| x.by_block.iter().map(|score| score.map)).enumerate();
     if let Some((best, map)) = maps.max_by(|a, b| a.1.total_cmp(&b.1)) {
         let here = s.student.as_ref().and_then(|x| x.by_block.get(chosen - 1)).map_or(f64::NAN, |x| x.map);
-        // A tie, to the digit that is shown, is no better block.
+        // A difference that the shown digit hides (0.05) does not count as better.
         text += &if best + 1 == chosen || map < here + 0.05 {
             " Measured afterwards, it is also the best of all blocks.".to_owned()
         } else {
@@ -142,9 +143,9 @@ fn in_words(g: &Gathered, chosen: Option<usize>) -> String {
     text
 }
 
-/// A row for each block.
+/// One row per block: dual loss and average precision of every task, and mAP of every student.
 fn table(s: &Summary, tasks: &[Task], blocks: usize) -> Table {
-    let mut header = vec!["tasks leave after".to_owned()];
+    let mut header = vec!["branch after".to_owned()];
     header.extend(tasks.iter().map(|t| format!("dual loss {}", t.name)));
     let students: Vec<(&str, &Vec<Score>)> = [("student", &s.student), ("KA", &s.ka), ("noise", &s.noise)]
         .into_iter()

@@ -7,9 +7,9 @@ use super::html::escape;
 /// One line of a chart.
 pub(super) struct Series<'a> {
     pub name: &'a str,
-    /// CSS class, which gives the colour.
+    /// CSS class, which sets the colour.
     pub class: &'a str,
-    /// x ascending; a y that is not finite breaks the line.
+    /// (x, y) with x ascending. A y that is not finite leaves a gap in the line.
     pub points: Vec<(f64, f64)>,
     pub markers: Markers,
 }
@@ -20,20 +20,24 @@ pub(super) enum Markers {
     Dots,
 }
 
-/// A vertical line at an x, with a word above it.
+/// A vertical line at `x` with a label above it.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     pub x: f64,
     pub text: &'static str,
 }
 
-/// What a chart shows beside its lines.
+/// What a chart shows besides its lines.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Frame {
     pub mark: Option<Mark>,
-    /// Drawn into the range of y, where its lines alone would leave it out.
-    pub holds: Option<f64>,
+    /// A value that the y axis must include, such as 0.
+    pub include_y: Option<f64>,
 }
+
+/// Points to draw of a long curve, one for each unit of the chart's width: more would only make the file
+/// larger.
+pub(super) const MOST_POINTS: usize = 360;
 
 const W: f64 = 360.0;
 const H: f64 = 200.0;
@@ -42,32 +46,32 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 24.0;
 
-/// A figure with a caption, the last value in it when there is one line, a legend when there are more.
+/// A chart with a caption: the last value if there is one line, a legend if there are more.
 pub(super) fn line_chart(title: &str, series: &[Series]) -> String {
     framed_chart(title, series, Frame::default())
 }
 
 pub(super) fn framed_chart(title: &str, series: &[Series], frame: Frame) -> String {
-    // What the range could not hold as a number is a gap too.
+    // Values near the limits of f64 would overflow the axis range, so they become gaps.
     let drawable = |p: &(f64, f64)| (p.0, if p.1.abs() < 1e100 { p.1 } else { f64::NAN });
     let series: Vec<Series> =
         series.iter().map(|s| Series { points: s.points.iter().map(drawable).collect(), ..*s }).collect();
     let finite = || series.iter().flat_map(|s| &s.points).filter(|p| p.1.is_finite());
-    let ys = finite().map(|p| p.1).chain(frame.holds.filter(|y| y.is_finite()));
+    let ys = finite().map(|p| p.1).chain(frame.include_y.filter(|y| y.is_finite()));
     let mut out = String::from("<figure>");
     let (Some(xs), Some(ys)) = (extent(finite().map(|p| p.0)), extent(ys)) else {
-        return format!("<figure><figcaption>{}: nothing finite</figcaption></figure>", escape(title));
+        return format!("<figure><figcaption>{}: no finite value</figcaption></figure>", escape(title));
     };
     out += &caption(title, &series);
     let y_ticks = ticks(ys.0, ys.1, 4);
     let ys = (ys.0.min(first(&y_ticks, ys.0)), ys.1.max(last(&y_ticks, ys.1)));
     let span = |(low, high): (f64, f64)| if high > low { high - low } else { 1.0 };
-    // A lone x stands in the middle.
+    // A single x is drawn in the middle.
     let from = if xs.1 > xs.0 { xs.0 } else { xs.0 - 0.5 };
     let x = |v: f64| LEFT + (v - from) / span(xs) * (W - LEFT - RIGHT);
     let y = |v: f64| H - BOTTOM - (v - ys.0) / span(ys) * (H - TOP - BOTTOM);
 
-    // Writing to a String cannot fail, so the results below carry nothing.
+    // Writing to a String cannot fail, so the results below are ignored.
     let _ = write!(out, "<svg viewBox=\"0 0 {W} {H}\" role=\"img\" aria-label=\"{}\">", escape(title));
     for tick in y_ticks {
         let (at, right) = (y(tick), W - RIGHT);
@@ -136,7 +140,7 @@ fn path(points: &[(f64, f64)], x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) -
         let _ = write!(d, "{pen}{:.1} {:.1}", x(p.0), y(p.1));
         pen = 'L';
     }
-    // A lone point is a line of no length, which a round cap makes visible.
+    // A single point becomes a line of length 0, which its round cap makes visible.
     if points.len() == 1 && !d.is_empty() {
         d += "h0";
     }
@@ -149,10 +153,10 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// Round numbers that cover `low..=high`, about `wanted` of them.
-fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
-    let raw = (high - low) / wanted as f64;
-    // Nothing between (or so little that a step would be 0), or more than numbers can count.
+/// Round numbers that cover `low..=high`, about `count` of them.
+fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
+    let raw = (high - low) / count as f64;
+    // The range is empty, so small that a step would be 0, or infinite.
     if raw < f64::MIN_POSITIVE || !raw.is_finite() {
         return vec![low];
     }
@@ -170,7 +174,7 @@ fn last(ticks: &[f64], otherwise: f64) -> f64 {
     ticks.last().copied().unwrap_or(otherwise)
 }
 
-/// Three significant digits or so.
+/// `v` with about three significant digits.
 pub(super) fn short(v: f64) -> String {
     if !v.is_finite() {
         return "not finite".into();
@@ -190,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_and_cover() {
+    fn ticks_are_round_and_cover_the_range() {
         assert_eq!(ticks(0.0, 100.0, 4), [0.0, 50.0, 100.0]);
         assert_eq!(ticks(3.0, 3.0, 4), [3.0]);
         assert_eq!(ticks(-5e-324, 0.0, 4), [-5e-324]);
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_break_the_line() {
+    fn a_value_that_is_not_finite_breaks_the_line() {
         assert_eq!(
             path(&[(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0), (3.0, 4.0)], |x| x, |y| y),
             "M0.0 1.0M2.0 3.0L3.0 4.0"
@@ -222,21 +226,21 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_marks_an_x_and_holds_a_y() {
+    fn a_frame_marks_an_x_and_includes_a_y() {
         let series =
             [Series { name: "n", class: "a", points: vec![(1.0, 5.0), (3.0, 6.0)], markers: Markers::None }];
         let chart = |frame| framed_chart("t", &series, frame);
         let mark = Some(Mark { x: 2.0, text: "chosen" });
-        assert!(chart(Frame { mark, holds: None }).contains(">chosen</text>"));
+        assert!(chart(Frame { mark, include_y: None }).contains(">chosen</text>"));
         assert!(
-            !chart(Frame { mark: Some(Mark { x: 9.0, text: "chosen" }), holds: None }).contains("chosen")
+            !chart(Frame { mark: Some(Mark { x: 9.0, text: "chosen" }), include_y: None }).contains("chosen")
         );
-        assert!(chart(Frame { mark: None, holds: Some(0.0) }).contains("class=\"y\">0</text>"));
+        assert!(chart(Frame { mark: None, include_y: Some(0.0) }).contains("class=\"y\">0</text>"));
         assert!(!chart(Frame::default()).contains("class=\"y\">0</text>"));
     }
 
     #[test]
-    fn odd_data_draws_something() {
+    fn every_input_draws_a_complete_figure() {
         for points in [
             vec![],
             vec![(0.0, f64::NAN)],

@@ -1,15 +1,15 @@
-//! What a student costs: the time of its training and its parameters.
+//! The page's sections about cost: training time by stage, and parameter counts.
 
-use super::gather::Gathered;
 use super::html::html_table;
+use super::run_folder::RunFolder;
 use super::table::{Table, duration, percent};
 
-/// Stages in the order of the run, with steps and images a second.
-pub(super) fn timings(g: &Gathered) -> String {
-    let s = &g.summary;
+/// Table of the stages in the order of the run, with steps, time and images per second.
+pub(super) fn timings(run: &RunFolder) -> String {
+    let s = &run.summary;
     let mut names: Vec<&String> =
-        g.asked.stages.iter().map(|p| &p.name).filter(|n| s.seconds.contains_key(*n)).collect();
-    let others = s.seconds.keys().filter(|n| *n != "total" && g.asked.stage(n).is_none());
+        run.config.stages.iter().map(|p| &p.name).filter(|n| s.seconds.contains_key(*n)).collect();
+    let others = s.seconds.keys().filter(|n| *n != "total" && run.config.stage(n).is_none());
     names.extend(others);
     let sum: f64 = names.iter().map(|n| s.seconds[*n]).sum();
     if names.is_empty() || sum <= 0.0 {
@@ -19,10 +19,10 @@ pub(super) fn timings(g: &Gathered) -> String {
         .iter()
         .map(|name| {
             let seconds = s.seconds[*name];
-            let planned = g.asked.stage(name);
-            // Of an unfinished stage, the steps so far.
+            let planned = run.config.stage(name);
+            // An unfinished stage shows the steps done so far.
             let steps =
-                g.stages.iter().find(|t| t.name == **name).map(|t| t.steps).or(planned.map(|p| p.steps));
+                run.stages.iter().find(|t| t.name == **name).map(|t| t.steps).or(planned.map(|p| p.steps));
             let images = steps.zip(planned).map(|(steps, p)| steps as f64 * p.batch as f64);
             let rate = images.filter(|_| seconds > 0.0).map_or("-".into(), |i| format!("{:.0}", i / seconds));
             let shown = |n: Option<usize>| n.map_or("-".into(), |n| n.to_string());
@@ -39,7 +39,7 @@ pub(super) fn timings(g: &Gathered) -> String {
         .collect();
     rows.push(["all stages", "", "", &duration(sum), "100.0", ""].map(String::from).to_vec());
     let mut totals = 1;
-    let calls = g.origin.as_ref().map_or(1, |o| o.calls.len());
+    let calls = run.origin.as_ref().map_or(1, |o| o.calls.len());
     if let Some(total) = s.seconds.get("total").filter(|_| calls == 1) {
         rows.push(
             ["whole run, with loading and scoring", "", "", &duration(*total), "", ""]
@@ -52,27 +52,27 @@ pub(super) fn timings(g: &Gathered) -> String {
     let mut out = html_table(&Table { title: "Time".into(), header, rows, totals });
     if calls > 1 {
         let times = if calls == 2 { "1 time".into() } else { format!("{} times", calls - 1) };
-        let text = format!("The run was resumed {times}; times of stages add up over all calls.");
+        let text = format!("The run was resumed {times}; the times are sums over all calls of the program.");
         out += &format!("<p class=\"soft\">{text}</p>\n");
     }
     out
 }
 
-pub(super) fn parameters(g: &Gathered) -> String {
-    let p = &g.summary.parameters;
+pub(super) fn parameters(run: &RunFolder) -> String {
+    let p = &run.summary.parameters;
     if p.student == 0 || p.teachers == 0 {
         return String::new();
     }
     let row = |name: String, count: usize| {
         vec![name, grouped(count), percent(Some(100.0 * count as f64 / p.teachers as f64))]
     };
-    let teachers = g.asked.teachers.len();
+    let teachers = run.config.teachers.len();
     let of =
         if teachers > 0 { format!("teachers ({teachers} together)") } else { "teachers together".into() };
     let mut rows = vec![row(of, p.teachers), row("student".into(), p.student)];
-    let branch = g.summary.branch.iter().map(|t| t.block).max().unwrap_or(0);
+    let branch = run.summary.branch.iter().map(|t| t.block).max().unwrap_or(0);
     if p.trunk > 0 {
-        let tasks = g.summary.branch.len();
+        let tasks = run.summary.branch.len();
         rows.push(row(format!("its shared trunk, blocks 1 to {branch}"), p.trunk));
         rows.push(row(
             format!("its {tasks} branches with their heads"),
@@ -84,13 +84,13 @@ pub(super) fn parameters(g: &Gathered) -> String {
     html_table(&Table { title: "Parameters".into(), header, rows, totals: 0 })
 }
 
-/// `1 234 567`.
+/// Digits in groups of three: `1 234 567`.
 fn grouped(count: usize) -> String {
     let digits = count.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push('\u{2009}'); // a thin space
+            out.push('\u{2009}'); // thin space
         }
         out.push(digit);
     }

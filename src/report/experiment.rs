@@ -1,4 +1,5 @@
-//! An experiment's table: our figures over seeds beside the published ones, as text, Markdown, JSON and a page.
+//! An experiment's table: our figures over seeds beside the published ones, as text, Markdown, JSON and a
+//! page.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,21 +12,21 @@ use crate::error::{Error, Result};
 use crate::summary::{Score, StudentScore, Summary};
 use crate::weights::write_atomic;
 
-/// The columns that are no label.
+/// Columns that are not labels.
 const PARAMETERS: &str = "M parameters";
 const MAP: &str = "mAP";
 const MAP_ALL_POINTS: &str = "mAP, all points";
 
-/// One model's figures at one seed. APs are VOC 2007's 11-point ones, the paper's measure.
+/// One model's figures at one seed. The table shows VOC 2007's 11-point AP, which the paper uses.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Figures {
     pub seed: Option<u64>,
-    /// Millions.
+    /// In millions.
     pub parameters: Option<f64>,
     #[serde(flatten)]
     pub score: Score,
     pub by_block: Vec<Score>,
-    /// Of the teachers' on the same labels, where the run tells.
+    /// 11-point mAP divided by the teachers' on the same labels, if the run has their score.
     pub share_of_teachers: Option<f64>,
 }
 
@@ -51,27 +52,29 @@ impl Figures {
     }
 }
 
-/// A row.
+/// One row of an experiment's table: a model, its figures at every seed, and the published ones.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Outcome {
+pub struct ExperimentRow {
     pub name: String,
-    /// By seed.
+    /// One for each seed.
     pub figures: Vec<Figures>,
-    /// By column.
+    /// Published figures by column, in percent.
     pub published: BTreeMap<String, f64>,
 }
 
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Table {
+pub struct ExperimentTable {
     pub title: String,
     pub source: String,
     pub command: String,
     pub by_block: bool,
-    pub outcomes: Vec<Outcome>,
+    /// The JSON calls them `outcomes`, as in the committed results.
+    #[serde(rename = "outcomes")]
+    pub rows: Vec<ExperimentRow>,
 }
 
 /// Writes `stem.md`, `stem.json` and `stem.html` into `folder`.
-pub fn write(folder: &Path, stem: &str, table: &Table) -> Result<()> {
+pub fn write(folder: &Path, stem: &str, table: &ExperimentTable) -> Result<()> {
     let json = serde_json::to_string_pretty(table)
         .map_err(|e| Error::Run(format!("cannot write the experiment as JSON: {e}")))?;
     for (extension, text) in [("md", table.markdown()), ("json", json + "\n"), ("html", table.html())] {
@@ -80,8 +83,8 @@ pub fn write(folder: &Path, stem: &str, table: &Table) -> Result<()> {
     Ok(())
 }
 
-impl Table {
-    /// For a terminal.
+impl ExperimentTable {
+    /// The table for a terminal.
     pub fn text(&self) -> String {
         let tables =
             self.tables().iter().map(|t| format!("\n{}\n{}", t.title, table::plain(t))).collect::<String>();
@@ -132,7 +135,7 @@ impl Table {
         }
     }
 
-    /// A row a model, a column a label.
+    /// One row per model, one column per label.
     fn row_table(&self) -> table::Table {
         let labels = self.labels();
         let value = |f: &Figures, column: &str| match column {
@@ -145,9 +148,9 @@ impl Table {
         let mut columns = vec![PARAMETERS];
         columns.extend(labels.iter().map(String::as_str));
         columns.extend([MAP, OF_TEACHERS, MAP_ALL_POINTS]);
-        columns.retain(|c| self.outcomes.iter().any(|o| o.figures.iter().any(|f| value(f, c).is_some())));
+        columns.retain(|c| self.rows.iter().any(|o| o.figures.iter().any(|f| value(f, c).is_some())));
         let mut rows = Vec::new();
-        for o in &self.outcomes {
+        for o in &self.rows {
             let ours = columns.iter().map(|c| {
                 let digits = if *c == PARAMETERS { 2 } else { 1 };
                 spread(o.figures.iter().filter_map(|f| value(f, c)), digits)
@@ -163,10 +166,10 @@ impl Table {
         table::Table { title: "11-point AP, %".into(), header, rows, totals: 0 }
     }
 
-    /// A row a model, a column a block.
+    /// One row per model, one column per block.
     fn block_table(&self, column: &str) -> table::Table {
         let blocks = self.blocks();
-        let row = |o: &Outcome| {
+        let row = |o: &ExperimentRow| {
             let cells = (0..blocks).map(|b| spread(self.at_block(o, column, b), 1));
             [o.name.clone()].into_iter().chain(cells).collect()
         };
@@ -174,23 +177,23 @@ impl Table {
             ["branched after block".into()].into_iter().chain((1..=blocks).map(|b| b.to_string())).collect();
         let title =
             if column == MAP { "mAP, 11 points, %".into() } else { format!("{column}: 11-point AP, %") };
-        table::Table { title, header, rows: self.outcomes.iter().map(row).collect(), totals: 0 }
+        table::Table { title, header, rows: self.rows.iter().map(row).collect(), totals: 0 }
     }
 
     fn charts(&self) -> String {
         let labels = self.labels();
         let columns = labels.iter().map(String::as_str).chain([MAP]);
         let chart = |column: &str| {
-            let line = |(i, o): (usize, &'_ Outcome)| {
+            let line = |(i, o): (usize, &'_ ExperimentRow)| {
                 let mean = |b: usize| Stats::of(self.at_block(o, column, b)).map_or(f64::NAN, |s| s.mean);
                 let points = (0..self.blocks()).map(|b| ((b + 1) as f64, mean(b))).collect();
                 (i, points)
             };
-            let points: Vec<(usize, Vec<(f64, f64)>)> = self.outcomes.iter().enumerate().map(line).collect();
+            let points: Vec<(usize, Vec<(f64, f64)>)> = self.rows.iter().enumerate().map(line).collect();
             let series: Vec<Series> = points
                 .into_iter()
                 .map(|(i, points)| Series {
-                    name: &self.outcomes[i].name,
+                    name: &self.rows[i].name,
                     class: ["a", "b", "c", "d"][i % 4],
                     points,
                     markers: Markers::Dots,
@@ -201,7 +204,12 @@ impl Table {
         columns.map(chart).collect()
     }
 
-    fn at_block<'a>(&self, o: &'a Outcome, column: &'a str, b: usize) -> impl Iterator<Item = f64> + 'a {
+    fn at_block<'a>(
+        &self,
+        o: &'a ExperimentRow,
+        column: &'a str,
+        b: usize,
+    ) -> impl Iterator<Item = f64> + 'a {
         let value = move |s: &Score| {
             if column == MAP { Some(s.map_11_point) } else { s.ap_11_point.get(column).copied() }
         };
@@ -209,13 +217,13 @@ impl Table {
     }
 
     fn blocks(&self) -> usize {
-        self.outcomes.iter().flat_map(|o| &o.figures).map(|f| f.by_block.len()).max().unwrap_or(0)
+        self.rows.iter().flat_map(|o| &o.figures).map(|f| f.by_block.len()).max().unwrap_or(0)
     }
 
-    /// Labels of all rows, in the order in which rows first have them.
+    /// Labels of all rows, in the order of their first occurrence.
     fn labels(&self) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
-        for label in self.outcomes.iter().flat_map(|o| &o.figures).flat_map(|f| f.score.ap_11_point.keys()) {
+        for label in self.rows.iter().flat_map(|o| &o.figures).flat_map(|f| f.score.ap_11_point.keys()) {
             if !all.contains(label) {
                 all.push(label.clone());
             }
@@ -228,7 +236,7 @@ const OF_TEACHERS: &str = "% of teachers";
 
 struct Stats {
     mean: f64,
-    /// Of the sample (n - 1); none of a single figure.
+    /// Sample standard deviation (n - 1); `None` for a single figure.
     deviation: Option<f64>,
 }
 
@@ -242,7 +250,7 @@ impl Stats {
     }
 }
 
-/// Mean and sample standard deviation.
+/// `mean ± deviation`, or the mean alone.
 fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
     match Stats::of(values) {
         None => "-".into(),
@@ -251,8 +259,8 @@ fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
     }
 }
 
-fn seeds(table: &Table) -> String {
-    let mut seeds: Vec<u64> = table.outcomes.iter().flat_map(|o| &o.figures).filter_map(|f| f.seed).collect();
+fn seeds(table: &ExperimentTable) -> String {
+    let mut seeds: Vec<u64> = table.rows.iter().flat_map(|o| &o.figures).filter_map(|f| f.seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
     match &seeds[..] {
@@ -275,7 +283,7 @@ mod tests {
         Score { map: map + 1.0, map_11_point: map, ap: BTreeMap::new(), ap_11_point: ap }
     }
 
-    fn sample(by_block: bool) -> Table {
+    fn sample(by_block: bool) -> ExperimentTable {
         let run = |seed: u64, d: f64| {
             let mut s = Summary { seed, ..Summary::default() };
             s.teachers.insert("mean".into(), score(80.0, 60.0));
@@ -285,21 +293,21 @@ mod tests {
             s
         };
         let runs = [run(0, 0.0), run(1, 2.0)];
-        let outcome = |name: &str, figures: Vec<Figures>, published: &[(&str, f64)]| Outcome {
+        let row = |name: &str, figures: Vec<Figures>, published: &[(&str, f64)]| ExperimentRow {
             name: name.into(),
             figures,
             published: published.iter().map(|(k, v)| (k.to_string(), *v)).collect(),
         };
         let students = runs.iter().map(|s| Figures::of_student(s.seed, s)).collect();
-        let outcomes = vec![
-            outcome("teachers", vec![Figures::of_teachers(&runs[0])], &[("mAP", 74.8), ("bus", 76.3)]),
-            outcome("ours <b>", students, &[]),
+        let rows = vec![
+            row("teachers", vec![Figures::of_teachers(&runs[0])], &[("mAP", 74.8), ("bus", 76.3)]),
+            row("ours <b>", students, &[]),
         ];
-        Table { title: "T".into(), source: "S".into(), command: "c".into(), by_block, outcomes }
+        ExperimentTable { title: "T".into(), source: "S".into(), command: "c".into(), by_block, rows }
     }
 
     #[test]
-    fn rows_hold_mean_and_deviation_beside_what_was_published() {
+    fn rows_show_mean_and_deviation_and_the_published_figures() {
         let text = sample(false).markdown();
         for line in [
             "Published: S. Ours: `c`, mean ± sample standard deviation over seeds 0, 1.",
@@ -325,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_written_and_hold_every_seed() {
+    fn files_are_written_with_every_seed() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "t", &sample(true)).unwrap();
         let json: serde_json::Value =

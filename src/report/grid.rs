@@ -2,19 +2,22 @@
 
 use crate::error::{Error, Result};
 
-/// Image pixels are shown as squares of this side: 32x32 images are small on today's screens.
+/// Side of the square that shows one image pixel: 32x32 images are small on today's screens.
 const SCALE: usize = 2;
-/// Between neighbours, in pixels of the result.
+/// Gap between neighbouring images, in pixels of the result.
 const GAP: usize = 1;
 const GAP_LEVEL: u8 = 96;
 
-/// Images in a picture of how the generator learns.
+/// Number of images in a snapshot of the generator's progress.
 pub const STRIP_IMAGES: usize = 16;
 
-/// Longest side of an image in a report: 64 of 224 x 224 pixels would be 9 MB.
+/// Longest side of an image in a report: 64 images of 224 x 224 pixels would take 9 MB.
 const REPORT_SIDE: usize = 80;
 
-/// [`grid_png`] for a report: large images are shrunk to 80 pixels or fewer, each pixel the mean of a square.
+/// [`grid_png`] for a report: images with a side over 80 pixels are shrunk, each new pixel the mean of a
+/// square.
+///
+/// Errors: as [`grid_png`].
 pub fn small_grid_png(images: &[f32], [n, h, w, c]: [usize; 4]) -> Result<Vec<u8>> {
     let k = h.max(w).div_ceil(REPORT_SIDE);
     if k <= 1 || images.len() != n * h * w * c {
@@ -32,8 +35,10 @@ pub fn small_grid_png(images: &[f32], [n, h, w, c]: [usize; 4]) -> Result<Vec<u8
     grid_png(&small, n, to_h, to_w, c)
 }
 
-/// PNG of a near-square grid of `images`, `[n, h, w, c]` in [-1, 1], one channel (gray) or three (RGB); sixteen
-/// images make two rows. Values outside are clipped, NaN is black.
+/// PNG of a near-square grid of `images`, which are `[n, h, w, c]` in [-1, 1] with one channel (gray) or
+/// three (RGB). Sixteen images make two rows. Values outside the range are clipped, and NaN is black.
+///
+/// Errors: another number of channels, an empty batch, or a length that does not match the shape.
 pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Result<Vec<u8>> {
     let wrong = |message: String| Err(Error::shape("grid_png", message));
     let color = match c {
@@ -42,7 +47,7 @@ pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Resul
         _ => return wrong(format!("expected 1 or 3 channels, found {c}")),
     };
     if n == 0 || h == 0 || w == 0 || images.len() != n * h * w * c {
-        return wrong(format!("{} values for {n}x{h}x{w}x{c}, which must not be empty", images.len()));
+        return wrong(format!("expected {n}x{h}x{w}x{c} values, at least one, found {}", images.len()));
     }
     let square = n.isqrt() + usize::from(n.isqrt().pow(2) < n);
     let columns = if n == STRIP_IMAGES { n / 2 } else { square };
@@ -58,7 +63,7 @@ pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Resul
                 let from = ((y / SCALE) * w + x / SCALE) * c;
                 let to = ((top + y) * width + left + x) * c;
                 for (byte, v) in canvas[to..to + c].iter_mut().zip(&image[from..from + c]) {
-                    *byte = ((v + 1.0) * 127.5).round() as u8; // `as` clips, and takes NaN to 0
+                    *byte = ((v + 1.0) * 127.5).round() as u8; // `as` saturates, and maps NaN to 0
                 }
             }
         }
@@ -67,7 +72,8 @@ pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Resul
 }
 
 fn encode(bytes: &[u8], width: usize, height: usize, color: png::ColorType) -> Result<Vec<u8>, String> {
-    let side = |v: usize| u32::try_from(v).map_err(|_| format!("{width}x{height} pixels are too many"));
+    let side =
+        |v: usize| u32::try_from(v).map_err(|_| format!("{width}x{height} pixels are too many for a PNG"));
     let mut out = Vec::new();
     let mut encoder = png::Encoder::new(&mut out, side(width)?, side(height)?);
     encoder.set_color(color);
@@ -90,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn gray_pixels_land_where_they_belong() {
+    fn gray_pixels_are_scaled_and_placed_in_the_grid() {
         // Three 1x2 images in a 2x2 grid.
         let (info, pixels) = decode(&grid_png(&[-1.0, 1.0, 0.0, 9.0, f32::NAN, -9.0], 3, 1, 2, 1).unwrap());
         assert_eq!((info.width, info.height, info.color_type), (9, 5, png::ColorType::Grayscale));
@@ -115,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn rgb_decodes_and_bad_shapes_are_errors() {
+    fn rgb_decodes_and_wrong_shapes_are_errors() {
         let (info, pixels) = decode(&grid_png(&[-1.0, 0.0, 1.0], 1, 1, 1, 3).unwrap());
         assert_eq!((info.width, info.height, info.color_type), (2, 2, png::ColorType::Rgb));
         assert_eq!(pixels[..3], [0, 128, 255]);

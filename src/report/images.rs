@@ -1,20 +1,18 @@
-//! The generator's images as it learns, what they show, and how far from collapse it stayed.
+//! The page's section of generated images: snapshots during training, the labels they show, diversity and
+//! entropy.
 
 use super::bars::labels_shown;
-use super::chart::{Frame, Markers, Series, framed_chart};
-use super::gather::Gathered;
+use super::chart::{Frame, MOST_POINTS, Markers, Series, framed_chart};
 use super::html::{image, prose};
 use super::metrics::thin;
+use super::run_folder::RunFolder;
 
-/// More points than a chart has pixels would only make the file large.
-pub(super) const POINTS: usize = 360;
-
-pub(super) fn generated(g: &Gathered) -> String {
-    let s = &g.summary;
-    let has_pictures = !g.snapshots.is_empty() || g.grid_png.is_some();
-    let curves = health(g);
+pub(super) fn generated(run: &RunFolder) -> String {
+    let s = &run.summary;
+    let has_pictures = !run.snapshots.is_empty() || run.grid_png.is_some();
+    let curves = collapse_charts(run);
     if !has_pictures && curves.is_empty() {
-        let why = match g.asked.images.as_deref() {
+        let why = match run.config.images.as_deref() {
             Some("noise") => "none: the student learned from random noise in place of images",
             Some(real) if real.starts_with("real:") => {
                 "none: the student learned from real images without labels"
@@ -24,11 +22,11 @@ pub(super) fn generated(g: &Gathered) -> String {
         return format!("<h2>Generated images</h2><p class=\"soft\">{why}.</p>\n");
     }
     let mut out = String::from("<h2>Generated images</h2>");
-    if !g.snapshots.is_empty() {
-        out += "<p>The same noise, and the same wanted labels, put into the generator at several steps of stage one.</p>\n";
+    if !run.snapshots.is_empty() {
+        out += "<p>Images of the generator from the same noise and the same requested labels, at several steps of stage one.</p>\n";
         out += "<div class=\"charts large\">";
-        let steps = g.asked.stage("generator").map(|p| p.steps).filter(|steps| *steps > 0);
-        for (done, png) in &g.snapshots {
+        let steps = run.config.stage("generator").map(|p| p.steps).filter(|steps| *steps > 0);
+        for (done, png) in &run.snapshots {
             let share =
                 steps.map_or(String::new(), |n| format!(" ({:.0} %)", 100.0 * *done as f64 / n as f64));
             let title = format!("after {done} steps{share}");
@@ -36,25 +34,25 @@ pub(super) fn generated(g: &Gathered) -> String {
         }
         out += "</div>\n";
     }
-    if let Some(png) = &g.grid_png {
+    if let Some(png) = &run.grid_png {
         let grid = image("grid of generated images", png);
         out += &format!(
             "<figure class=\"grid\"><figcaption>images of the trained generator</figcaption>{grid}</figure>\n"
         );
     }
-    out += &labels_shown(g);
+    out += &labels_shown(run);
     if !curves.is_empty() {
-        out += "<h3>Has it collapsed?</h3>";
+        out += "<h3>Has the generator collapsed?</h3>";
         if s.diversity > 0.0 {
             let alarm = |least: Option<f64>| least.map_or(String::new(), |l| format!(" (alarm below {l})"));
             let text = format!(
                 "Over the last tenth of stage one, the diversity of the images' features is {:.3}{} and the label entropy \
-                 {:.3} bits{}. Diversity is 0 where all images are alike and 2 where every two are as different as can be; \
-                 entropy is 1 where every label is there as often as not.",
+                 {:.3} bits{}. Diversity is 0 if all images are alike and 2 if any two are as different as possible; \
+                 entropy is 1 if every label is predicted for half of the images.",
                 s.diversity,
-                alarm(g.asked.least_diversity),
+                alarm(run.config.least_diversity),
                 s.label_entropy,
-                alarm(g.asked.least_entropy)
+                alarm(run.config.least_entropy)
             );
             out += &format!("<p>{}</p>\n", prose(&text));
         }
@@ -63,17 +61,17 @@ pub(super) fn generated(g: &Gathered) -> String {
     out
 }
 
-/// Diversity and label entropy by step, each with its alarm.
-fn health(g: &Gathered) -> String {
-    let Some(stage) = g.stages.iter().find(|s| s.name == "generator") else { return String::new() };
+/// Charts of diversity and label entropy by step, each with the threshold of its alarm.
+fn collapse_charts(run: &RunFolder) -> String {
+    let Some(stage) = run.stages.iter().find(|s| s.name == "generator") else { return String::new() };
     let per_bit = -1.0 / std::f64::consts::LN_2;
     [
-        ("diversity", "diversity by step", 1.0, g.asked.least_diversity),
-        ("entropy", "label entropy by step, bits", per_bit, g.asked.least_entropy),
+        ("diversity", "diversity by step", 1.0, run.config.least_diversity),
+        ("entropy", "label entropy by step, bits", per_bit, run.config.least_entropy),
     ]
     .into_iter()
     .filter_map(|(metric, title, factor, least)| {
-        let points = thin(stage.curves.get(metric)?, POINTS);
+        let points = thin(stage.curves.get(metric)?, MOST_POINTS);
         let points: Vec<(f64, f64)> = points.into_iter().map(|(x, y)| (x, factor * y)).collect();
         let ends = points.first().zip(points.last()).map(|(a, b)| (a.0, b.0))?;
         let mut series = vec![Series { name: metric, class: "a", points, markers: Markers::None }];
@@ -81,7 +79,7 @@ fn health(g: &Gathered) -> String {
             let points = vec![(ends.0, least), (ends.1, least)];
             series.push(Series { name: "alarm", class: "ref", points, markers: Markers::None });
         }
-        Some(framed_chart(title, &series, Frame { mark: None, holds: Some(0.0) }))
+        Some(framed_chart(title, &series, Frame { mark: None, include_y: Some(0.0) }))
     })
     .collect()
 }

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one [`Record`] a line, written as the run goes and read for the curves.
+//! `metrics.jsonl`: one [`Record`] per line, written during the run and read for the curves.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Record {
     pub stage: String,
-    /// From 0.
+    /// Counted from 0.
     pub step: usize,
-    /// Since the stage began, or was resumed.
+    /// Seconds since the stage began or was resumed.
     pub seconds: f64,
-    /// By name; what is not finite is `null`, as JSON has no word for it.
+    /// Values by name; `None` (`null`) if not finite, which JSON cannot express.
     pub metrics: BTreeMap<String, Option<f32>>,
 }
 
@@ -20,14 +20,14 @@ pub struct Stage {
     pub name: String,
     /// Steps done.
     pub steps: usize,
-    /// That they took, over all calls of the program.
+    /// Time of these steps, summed over all calls of the program.
     pub seconds: f64,
-    /// By metric: step and value, NaN where the run had nothing finite.
+    /// (step, value) points by metric; NaN if the value was not finite.
     pub curves: BTreeMap<String, Vec<(f64, f64)>>,
 }
 
-/// Reads what a run wrote. A line that is no record (the last, when the run was killed) is passed over. A step that
-/// comes twice (a resumed run goes back to its checkpoint) counts as the later one.
+/// Parses the text of `metrics.jsonl`. Lines that are not records are skipped: a killed run may leave half a
+/// line. If a step occurs twice (a resumed run repeats the steps after its checkpoint), the later one counts.
 pub fn parse(text: &str) -> Vec<Stage> {
     let mut order: Vec<String> = Vec::new();
     let mut by_stage: BTreeMap<String, BTreeMap<usize, Record>> = BTreeMap::new();
@@ -43,7 +43,7 @@ pub fn parse(text: &str) -> Vec<Stage> {
             let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
             let (mut steps, mut earlier, mut clock) = (0, 0.0, 0.0);
             for (step, record) in by_stage.remove(&name).unwrap_or_default() {
-                // A resumed run's clock begins again.
+                // The clock starts again at 0 when a run is resumed.
                 earlier += if record.seconds < clock { clock } else { 0.0 };
                 (steps, clock) = (step.saturating_add(1), record.seconds);
                 for (metric, value) in record.metrics {
@@ -56,14 +56,14 @@ pub fn parse(text: &str) -> Vec<Stage> {
         .collect()
 }
 
-/// A metric's mean over the last tenth of its steps, as the run takes it.
+/// Mean of a metric over the last tenth of its steps, as the run itself computes it; `None` without steps.
 pub fn converged(points: &[(f64, f64)]) -> Option<f64> {
     let tail = &points[points.len() - points.len().div_ceil(10)..];
     (!tail.is_empty()).then(|| tail.iter().map(|p| p.1).sum::<f64>() / tail.len() as f64)
 }
 
-/// At most about `most` points that look the same when drawn: the smallest and largest of each stretch, so that no
-/// spike is lost, and a gap wherever one was.
+/// Reduces a curve to about `most` points that look the same when drawn: the smallest and largest of each
+/// stretch, so that every spike stays, and one gap per stretch that had any.
 pub fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let most = most.max(3);
     if points.len() <= most {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stages_keep_their_order_and_repeated_steps_their_last_value() {
+    fn stages_keep_their_order_and_a_repeated_step_its_last_value() {
         let text = "{\"stage\":\"z\",\"step\":0,\"seconds\":0.5,\"metrics\":{\"a\":1,\"b\":null}}\n\
                     {\"stage\":\"z\",\"step\":2,\"seconds\":0.5,\"metrics\":{\"a\":3}}\n\
                     {\"stage\":\"a\",\"step\":0,\"seconds\":0.5,\"metrics\":{\"a\":9}}\n\
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_add_up_over_calls() {
+    fn seconds_are_summed_over_calls() {
         let line = |step, seconds| Record { stage: "z".into(), step, seconds, metrics: BTreeMap::new() };
         let text = [line(0, 1.0), line(1, 2.0), line(2, 0.5), line(3, 1.5), line(4, 0.25)]
             .map(|r| serde_json::to_string(&r).unwrap())
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_tenth_counts() {
+    fn the_converged_value_is_the_mean_of_the_last_tenth() {
         let points: Vec<_> = (0..21).map(|i| (i as f64, i as f64)).collect();
         assert_eq!(
             (converged(&points), converged(&points[..1]), converged(&[])),

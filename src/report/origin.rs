@@ -1,40 +1,40 @@
-//! `run.json`: what a result came from, and why there is none where a run failed.
+//! `run.json`: the calls of the program and the weights that made a result, and the failure that ended a run
+//! without one.
 
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{ORIGIN, optional};
+use super::files::{ORIGIN, read_if_present};
+use super::time::unix_seconds;
 use crate::error::{Error, Result};
 use crate::weights::{sha256, write_atomic};
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Origin {
-    /// The run's beginning, then every time that it was resumed.
+    /// The call that began the run, then one for every time it was resumed.
     pub calls: Vec<Call>,
     /// The files that the student's bits depend on.
     pub weights: Vec<WeightsFile>,
-    /// Why the last call ended without a result; absent while it runs and where it finished.
+    /// Why the last call ended without a result; `None` while it runs and after it finished.
     #[serde(default)]
     pub failure: Option<Failure>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
-    /// As it was told.
+    /// The error message as it was printed.
     pub message: String,
-    /// The process's (see [`Error::exit_code`]).
+    /// Exit code of the process (see [`Error::exit_code`]).
     pub exit_code: u8,
 }
 
 impl Failure {
-    /// Somebody asked the run to stop.
-    pub(super) fn is_a_stop(&self) -> bool {
+    /// A signal stopped the run: exit codes from 128 on.
+    pub(super) fn is_stop(&self) -> bool {
         self.exit_code >= 128
     }
 
-    /// The training itself: a resumed run comes to the same end.
-    pub(super) fn comes_again(&self) -> bool {
+    /// The training itself diverged or collapsed, so that a resumed run fails in the same way.
+    pub(super) fn is_repeatable(&self) -> bool {
         self.exit_code == Error::Diverged(String::new()).exit_code()
     }
 }
@@ -54,15 +54,15 @@ pub struct Call {
     pub started: u64,
     pub version: String,
     pub device: String,
-    /// Threads that steps on the CPU run on.
+    /// Number of threads for steps on the CPU.
     pub threads: usize,
-    /// Operating system and processor architecture.
+    /// Operating system and processor architecture, such as `linux x86_64`.
     pub system: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct WeightsFile {
-    /// What it is for.
+    /// The file's role, such as `teacher A`.
     pub name: String,
     pub file: PathBuf,
     pub bytes: u64,
@@ -70,7 +70,7 @@ pub struct WeightsFile {
 }
 
 impl Call {
-    /// This program, as it was called, on `device`.
+    /// The current process, running on `device`.
     pub fn now(device: &str) -> Call {
         Call {
             command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
@@ -82,7 +82,7 @@ impl Call {
         }
     }
 
-    /// The command as a shell takes it.
+    /// The command line, quoted for a shell.
     pub(super) fn line(&self) -> String {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
         let quoted = |a: &String| {
@@ -105,9 +105,11 @@ impl WeightsFile {
 }
 
 impl Origin {
-    /// What a folder's `run.json` says; nothing where there is none or it says nothing sensible.
+    /// Reads a folder's `run.json`; `None` if there is none or it does not parse.
+    ///
+    /// Errors: a file that exists and cannot be read.
     pub fn read(folder: &Path) -> Result<Option<Origin>> {
-        let bytes = optional(&folder.join(ORIGIN))?;
+        let bytes = read_if_present(&folder.join(ORIGIN))?;
         Ok(bytes.and_then(|b| serde_json::from_slice(&b).ok()))
     }
 
@@ -119,53 +121,19 @@ impl Origin {
     }
 }
 
-/// Since 1970; 0 on a machine whose clock stands before it.
-pub(super) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-/// `2026-11-21 18:07 UTC`, by Howard Hinnant's `civil_from_days`.
-pub(super) fn utc(seconds: u64) -> String {
-    let (days, minute) = (seconds / 86_400 + 719_468, seconds / 60 % 1440);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153; // from March
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let mut text = String::new();
-    let _ = write!(text, "{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", minute / 60, minute % 60);
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_the_calendars() {
-        for (seconds, expected) in [
-            (0, "1970-01-01 00:00 UTC"),
-            (951_782_400, "2000-02-29 00:00 UTC"),
-            (1_709_251_199, "2024-02-29 23:59 UTC"),
-            (1_795_284_477, "2026-11-21 18:07 UTC"),
-            (4_102_444_800, "2100-01-01 00:00 UTC"),
-        ] {
-            assert_eq!(utc(seconds), expected);
-        }
-        assert!(!utc(u64::MAX).is_empty());
-    }
-
-    #[test]
-    fn a_command_can_be_pasted() {
+    fn a_command_line_is_quoted_for_a_shell() {
         let command = ["dfka-engine", "run", "a b.toml", "--set", "student.labels=['x']"].map(String::from);
         let call = Call { command: command.to_vec(), ..Call::default() };
         assert_eq!(call.line(), "dfka-engine run 'a b.toml' --set 'student.labels=['\\''x'\\'']'");
     }
 
     #[test]
-    fn comes_back_as_written_and_survives_rubbish() {
+    fn an_origin_is_read_back_and_a_damaged_file_counts_as_absent() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Origin::read(dir.path()).unwrap(), None);
         let file = dir.path().join("a.npz");

@@ -1,14 +1,14 @@
-//! The figures of a run as tables, for the terminal and for the page.
+//! The figures of a run as tables of text, for the terminal and for the page.
 
 use crate::summary::{Score, Summary};
 
-/// A table of text: a name to the left, figures to the right of it.
+/// A table of text: each row is a name followed by figures.
 pub(super) struct Table {
     pub title: String,
-    /// The first is the head of the names.
+    /// One heading per column; the first is that of the names.
     pub header: Vec<String>,
     pub rows: Vec<Vec<String>>,
-    /// So many of the last rows sum up the others.
+    /// Number of rows at the end that summarise the others.
     pub totals: usize,
 }
 
@@ -32,7 +32,7 @@ pub fn final_table(summary: &Summary) -> String {
     text
 }
 
-/// One model's figures, as `eval` prints them.
+/// The scores of one model as text, as `eval` prints them.
 pub fn score_table(name: &str, score: &Score) -> String {
     let row = |name: &str, all_points: f64, eleven: f64| {
         vec![name.into(), percent(Some(all_points)), percent(Some(eleven))]
@@ -49,7 +49,7 @@ pub fn score_table(name: &str, score: &Score) -> String {
     format!("{}\naverage precision, %\n{}", clipped(name, WIDTH), plain(&table))
 }
 
-/// One line: what ran, without its name.
+/// Seed, labels, time and version in one line.
 pub(super) fn headline(s: &Summary) -> String {
     let mut line = format!("seed {}, {} labels", s.seed, s.labels.len());
     if let Some(total) = s.seconds.get("total") {
@@ -61,7 +61,7 @@ pub(super) fn headline(s: &Summary) -> String {
     line
 }
 
-/// The models with a score, named as people are to read them.
+/// All models that have a score, with the names to show.
 pub(super) fn models(s: &Summary) -> Vec<(String, &Score)> {
     let teachers = s.teachers.iter().filter(|(name, _)| *name != MEAN).map(|(n, score)| (n.clone(), score));
     let mean = s.teachers.get(MEAN).map(|score| ("teachers".into(), score));
@@ -70,7 +70,7 @@ pub(super) fn models(s: &Summary) -> Vec<(String, &Score)> {
     teachers.chain(mean).chain(students).collect()
 }
 
-/// mAP of the teachers together, if evaluated.
+/// mAP of all teachers on the student's labels, if evaluated.
 pub(super) fn teachers_map(s: &Summary) -> Option<f64> {
     s.teachers.get(MEAN).map(|m| m.map)
 }
@@ -79,7 +79,7 @@ pub(super) fn tables(s: &Summary) -> Vec<Table> {
     [precision(s), by_block(s), branches(s)].into_iter().flatten().collect()
 }
 
-/// Parameter counts, images and seconds: a name, and facts each short.
+/// Parameter counts, measures of the generated images and seconds: a name each, with short facts.
 pub(super) fn facts(s: &Summary) -> Vec<(&'static str, Vec<String>)> {
     let p = &s.parameters;
     let mut parameters =
@@ -150,7 +150,7 @@ fn branches(s: &Summary) -> Option<Table> {
     })
 }
 
-/// Aligned columns; what does not fit beside the names continues below them.
+/// Aligned columns. Columns beyond the width of the terminal continue in a second block below.
 pub(super) fn plain(table: &Table) -> String {
     let columns = table.header.len();
     let width = |i: usize, most: usize| {
@@ -225,7 +225,7 @@ pub(super) fn millions(count: usize) -> String {
     if count < 100_000 { count.to_string() } else { format!("{:.2} M", count as f64 / 1e6) }
 }
 
-/// `1 h 2 min 3 s`.
+/// A duration for people, such as `1 h 2 min 3 s`.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "?".into();
@@ -241,7 +241,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A made-up run that has everything, for the tests of this folder.
+/// A made-up summary with every figure, for the tests of this module.
 #[cfg(test)]
 pub(super) fn example(teachers: usize) -> Summary {
     use std::collections::BTreeMap;
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_every_figure_in_aligned_columns() {
+    fn the_final_table_shows_every_figure_in_aligned_columns() {
         let text = final_table(&example(2));
         for expected in [
             "two labels: seed 7, 2 labels, 1 h 2 min 5 s, dfka-engine 0.1.0",
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn fits_a_hundred_columns_whatever_it_holds() {
+    fn the_final_table_fits_a_hundred_columns() {
         let mut s = example(23);
         s.name = "x".repeat(200);
         s.labels.push("ß".repeat(90));
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn one_models_figures() {
+    fn a_score_table_shows_both_kinds_of_average_precision() {
         let text = score_table("a.npz", &example(1).teachers["mean"]);
         assert!(
             text.contains("dining table  75.8              -\n")
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn says_little_without_evaluation_data() {
+    fn without_evaluation_data_there_is_no_precision_table() {
         let s = Summary { name: "n".into(), ..Summary::default() };
         let text = final_table(&s);
         assert!(!text.contains("precision") && text.starts_with("n: seed 0"), "{text}");

@@ -1,7 +1,8 @@
-//! TensorBoard's event files: the metrics of every step, the pictures and the config, under `tensorboard/` in a run's folder.
+//! TensorBoard's event files, in `tensorboard/` of a run's folder: the metrics of every step, the pictures
+//! and the config.
 //!
-//! A resumed run writes a file of its own. It goes back to its checkpoint and computes the same steps again; what
-//! earlier files hold is not written twice.
+//! A resumed run writes a new file. It computes the steps after its checkpoint again, but does not write
+//! those that an earlier file holds already.
 
 mod event;
 mod record;
@@ -12,26 +13,29 @@ use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use event::{Event, Image, Metadata, PluginData, Summary, Tensor, TensorShape, Value, Values, What};
+use event::{
+    Event, EventContent, ImageProto, PluginData, SummaryMetadata, SummaryProto, SummaryValue, TensorProto,
+    TensorShapeProto, ValueContent,
+};
 use prost::Message;
 use record::{Records, write_record};
 
-/// The folder's name in a run's.
+/// Name of the folder of event files in a run's folder.
 pub const TENSORBOARD: &str = "tensorboard";
 
-/// What event files hold, by tag; steps in the order of the files.
+/// The contents of event files by tag, each as (step, value) in the order of the files.
 #[derive(Debug, Default, PartialEq)]
 pub struct Logged {
     pub scalars: BTreeMap<String, Vec<(i64, f32)>>,
-    /// PNGs.
+    /// Encoded as PNG.
     pub images: BTreeMap<String, Vec<(i64, Vec<u8>)>>,
     pub texts: BTreeMap<String, String>,
 }
 
-/// Reads the event files of `folder`, in the order of their names. A record that is cut off or does not match its
-/// checksum ends its file, as it does for TensorBoard.
+/// Reads the event files of `folder` in the order of their names. A record that is cut off or does not match
+/// its checksum ends its file, as it does for TensorBoard. A missing folder reads as empty.
 ///
-/// Errors: a folder or a file that cannot be read; no folder is none.
+/// Errors: a folder or a file that cannot be read.
 pub fn read(folder: &Path) -> io::Result<Logged> {
     let mut logged = Logged::default();
     for path in event_files(folder)? {
@@ -46,14 +50,16 @@ pub fn read(folder: &Path) -> io::Result<Logged> {
 
 impl Logged {
     fn take(&mut self, event: Event) {
-        let Some(What::Summary(summary)) = event.what else { return };
-        for Value { tag, value, .. } in summary.value {
+        let Some(EventContent::Summary(summary)) = event.content else { return };
+        for SummaryValue { tag, value, .. } in summary.value {
             match value {
-                Some(Values::SimpleValue(v)) => self.scalars.entry(tag).or_default().push((event.step, v)),
-                Some(Values::Image(image)) => {
+                Some(ValueContent::SimpleValue(v)) => {
+                    self.scalars.entry(tag).or_default().push((event.step, v))
+                }
+                Some(ValueContent::Image(image)) => {
                     self.images.entry(tag).or_default().push((event.step, image.encoded_image_string));
                 }
-                Some(Values::Tensor(tensor)) => {
+                Some(ValueContent::Tensor(tensor)) => {
                     let text = tensor.string_val.concat();
                     self.texts.insert(tag, String::from_utf8_lossy(&text).into_owned());
                 }
@@ -62,7 +68,7 @@ impl Logged {
         }
     }
 
-    /// The last step of every tag.
+    /// The last step of every tag; 0 for a text.
     fn last_steps(&self) -> BTreeMap<String, i64> {
         let scalars = self.scalars.iter().map(|(tag, all)| (tag, all.iter().map(|s| s.0).max()));
         let images = self.images.iter().map(|(tag, all)| (tag, all.iter().map(|s| s.0).max()));
@@ -83,79 +89,86 @@ fn event_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// One call's event file.
+/// The event file that one call of the program writes.
 pub struct EventFile {
     file: BufWriter<File>,
-    /// The last step of every tag that is in a file already.
+    /// The last step of every tag that earlier files hold.
     last: BTreeMap<String, i64>,
 }
 
 impl EventFile {
-    /// A new file in `folder`, behind those that are there.
+    /// Creates a new file in `folder`, whose name sorts after those of the existing ones.
     pub fn create(folder: &Path) -> io::Result<EventFile> {
         fs::create_dir_all(folder)?;
         let last = read(folder)?.last_steps();
-        // TensorBoard reads the files of a folder in the order of their names and does not go back.
-        let begun = |p: &PathBuf| p.file_name()?.to_str()?.split('.').nth(3)?.parse::<u64>().ok();
+        // TensorBoard reads the files of a folder in the order of their names and never returns to an earlier
+        // one.
+        let started = |p: &PathBuf| p.file_name()?.to_str()?.split('.').nth(3)?.parse::<u64>().ok();
         let earlier = event_files(folder)?;
-        let now = earlier.iter().filter_map(begun).max().unwrap_or(0).max(super::origin::unix_seconds());
+        let now = earlier.iter().filter_map(started).max().unwrap_or(0).max(super::time::unix_seconds());
         let name = format!("events.out.tfevents.{now:010}.{:04}.dfka-engine", earlier.len());
         let file = OpenOptions::new().write(true).create_new(true).open(folder.join(name))?;
         let mut file = EventFile { file: BufWriter::new(file), last };
-        file.put(0, What::FileVersion("brain.Event:2".into()))?;
+        file.put(0, EventContent::FileVersion("brain.Event:2".into()))?;
         Ok(file)
     }
 
-    /// Metrics of one step, tagged `stage/metric`.
+    /// Writes the metrics of one step, tagged `stage/metric`.
     pub fn scalars(&mut self, stage: &str, step: usize, metrics: &[(String, f32)]) -> io::Result<()> {
         let tagged = metrics.iter().map(|(name, v)| (format!("{stage}/{name}"), *v));
-        let value = |(tag, v)| self.value(tag, step, Values::SimpleValue(v), None);
-        let value: Vec<Value> = tagged.filter_map(value).collect();
+        let value = |(tag, v)| self.value(tag, step, ValueContent::SimpleValue(v), None);
+        let value: Vec<SummaryValue> = tagged.filter_map(value).collect();
         if value.is_empty() {
             return Ok(());
         }
-        self.put(step as i64, What::Summary(Summary { value }))
+        self.put(step as i64, EventContent::Summary(SummaryProto { value }))
     }
 
-    /// A gray or RGB PNG.
+    /// Writes a gray or RGB image, encoded as PNG.
     pub fn image(&mut self, tag: &str, step: usize, png: &[u8]) -> io::Result<()> {
-        // The header chunk stands first: width, height, bits and colour type.
+        // The header chunk comes first: width at byte 16, height at 20, bits at 24, colour type at 25.
         let side = |at: usize| {
             let bytes: Option<[u8; 4]> = png.get(at..at + 4).and_then(|b| b.try_into().ok());
             bytes.map_or(0, |b| u32::from_be_bytes(b) as i32)
         };
         let colorspace = if png.get(25) == Some(&0) { 1 } else { 3 };
         let image =
-            Image { height: side(20), width: side(16), colorspace, encoded_image_string: png.to_vec() };
-        match self.value(tag.into(), step, Values::Image(image), None) {
-            Some(value) => self.put(step as i64, What::Summary(Summary { value: vec![value] })),
+            ImageProto { height: side(20), width: side(16), colorspace, encoded_image_string: png.to_vec() };
+        match self.value(tag.into(), step, ValueContent::Image(image), None) {
+            Some(value) => self.put(step as i64, EventContent::Summary(SummaryProto { value: vec![value] })),
             None => Ok(()),
         }
     }
 
-    /// Text in Markdown.
+    /// Writes a text in Markdown.
     pub fn text(&mut self, tag: &str, text: &str) -> io::Result<()> {
-        let tensor = Tensor {
+        let tensor = TensorProto {
             dtype: event::DT_STRING,
-            tensor_shape: Some(TensorShape {}),
+            tensor_shape: Some(TensorShapeProto {}),
             string_val: vec![text.as_bytes().to_vec()],
         };
-        let metadata = Metadata { plugin_data: Some(PluginData { plugin_name: "text".into() }) };
-        match self.value(tag.into(), 0, Values::Tensor(tensor), Some(metadata)) {
-            Some(value) => self.put(0, What::Summary(Summary { value: vec![value] })),
+        let metadata = SummaryMetadata { plugin_data: Some(PluginData { plugin_name: "text".into() }) };
+        match self.value(tag.into(), 0, ValueContent::Tensor(tensor), Some(metadata)) {
+            Some(value) => self.put(0, EventContent::Summary(SummaryProto { value: vec![value] })),
             None => Ok(()),
         }
     }
 
-    /// Nothing where a file holds this step already.
-    fn value(&self, tag: String, step: usize, value: Values, metadata: Option<Metadata>) -> Option<Value> {
+    /// The value to write; `None` if an earlier file holds this step.
+    fn value(
+        &self,
+        tag: String,
+        step: usize,
+        value: ValueContent,
+        metadata: Option<SummaryMetadata>,
+    ) -> Option<SummaryValue> {
         let is_there = self.last.get(&tag).is_some_and(|last| step as i64 <= *last);
-        (!is_there).then_some(Value { tag, metadata, value: Some(value) })
+        (!is_there).then_some(SummaryValue { tag, metadata, value: Some(value) })
     }
 
-    fn put(&mut self, step: i64, what: What) -> io::Result<()> {
+    fn put(&mut self, step: i64, content: EventContent) -> io::Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let event = Event { wall_time: now, step, what: Some(what) };
+        let event = Event { wall_time: now, step, content: Some(content) };
         write_record(&mut self.file, &event.encode_to_vec())
     }
 
@@ -164,7 +177,7 @@ impl EventFile {
     }
 }
 
-/// Whether an event file of that name is this program's.
+/// Whether this program wrote an event file of that name.
 pub fn is_event_file(name: &str) -> bool {
     name.starts_with("events.out.tfevents.") && name.ends_with(".dfka-engine")
 }
@@ -178,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_and_a_resumed_file_repeats_nothing() {
+    fn files_are_read_back_and_a_resumed_run_repeats_no_step() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("tb");
         let png = crate::report::grid_png(&[0.5; 12], 1, 3, 4, 1).unwrap();
@@ -187,7 +200,7 @@ mod tests {
         (0..7).for_each(|step| first.scalars("generator", step, &metrics(step)).unwrap());
         first.image("generator/images", 3, &png).unwrap();
         drop(first);
-        // Killed while it wrote step 7.
+        // As if killed while writing step 7.
         let path = event_files(&folder).unwrap().remove(0);
         let whole = fs::read(&path).unwrap();
         fs::write(&path, [&whole[..], &whole[..20]].concat()).unwrap();
@@ -213,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_reads_as_nothing() {
+    fn files_without_valid_records_read_as_empty() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(&dir.path().join("none")).unwrap(), Logged::default());
         fs::create_dir(dir.path().join("events.out.tfevents.4.0")).unwrap();
@@ -222,7 +235,7 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert_eq!(read(dir.path()).unwrap(), Logged::default());
         }
-        // Framed well, but no event.
+        // A valid record that is not an event.
         let mut bytes = Vec::new();
         write_record(&mut bytes, &[0xff; 9]).unwrap();
         fs::write(&path, bytes).unwrap();

@@ -1,7 +1,7 @@
 //! What a run leaves beside its weights, as `report` makes a page of it.
 
 use super::{Outcome, refused, scratch};
-use dfka_engine::report::{CONFIG, Gathered, LABEL_STATISTICS, METRICS, ORIGIN, SUMMARY, html};
+use dfka_engine::report::{CONFIG, LABEL_STATISTICS, METRICS, ORIGIN, RunFolder, SUMMARY, page_html};
 
 /// Texts with a zero byte between them: the summary, the metrics, the resolved config, the label statistics, the record of
 /// calls. One that is empty or left out is a file that is not there.
@@ -13,9 +13,9 @@ pub fn run_folder(bytes: &[u8]) -> Outcome {
     for (name, text) in names.iter().zip(bytes.split(|b| *b == 0)).filter(|(_, text)| !text.is_empty()) {
         std::fs::write(folder.join(name), text).expect("the scratch folder takes a file");
     }
-    match Gathered::read(&folder) {
-        Ok(gathered) => {
-            let page = html(&gathered);
+    match RunFolder::read(&folder) {
+        Ok(found) => {
+            let page = page_html(&found);
             assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
             Outcome::Accepted
         }

@@ -1,4 +1,4 @@
-//! The part of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that is written here, under their field numbers.
+//! The fields of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that this program writes.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Event {
@@ -7,51 +7,51 @@ pub struct Event {
     pub wall_time: f64,
     #[prost(int64, tag = "2")]
     pub step: i64,
-    #[prost(oneof = "What", tags = "3, 5")]
-    pub what: Option<What>,
+    #[prost(oneof = "EventContent", tags = "3, 5")]
+    pub content: Option<EventContent>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub enum What {
+pub enum EventContent {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
-    Summary(Summary),
+    Summary(SummaryProto),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Summary {
+pub struct SummaryProto {
     #[prost(message, repeated, tag = "1")]
-    pub value: Vec<Value>,
+    pub value: Vec<SummaryValue>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Value {
+pub struct SummaryValue {
     #[prost(string, tag = "1")]
     pub tag: String,
     #[prost(message, optional, tag = "9")]
-    pub metadata: Option<Metadata>,
-    #[prost(oneof = "Values", tags = "2, 4, 8")]
-    pub value: Option<Values>,
+    pub metadata: Option<SummaryMetadata>,
+    #[prost(oneof = "ValueContent", tags = "2, 4, 8")]
+    pub value: Option<ValueContent>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub enum Values {
+pub enum ValueContent {
     #[prost(float, tag = "2")]
     SimpleValue(f32),
     #[prost(message, tag = "4")]
-    Image(Image),
+    Image(ImageProto),
     #[prost(message, tag = "8")]
-    Tensor(Tensor),
+    Tensor(TensorProto),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Image {
+pub struct ImageProto {
     #[prost(int32, tag = "1")]
     pub height: i32,
     #[prost(int32, tag = "2")]
     pub width: i32,
-    /// 1 gray, 3 RGB.
+    /// 1 for gray, 3 for RGB.
     #[prost(int32, tag = "3")]
     pub colorspace: i32,
     #[prost(bytes = "vec", tag = "4")]
@@ -59,7 +59,7 @@ pub struct Image {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Metadata {
+pub struct SummaryMetadata {
     #[prost(message, optional, tag = "1")]
     pub plugin_data: Option<PluginData>,
 }
@@ -70,19 +70,19 @@ pub struct PluginData {
     pub plugin_name: String,
 }
 
-/// `DataType`'s number for strings.
+/// Number of strings in TensorFlow's enum `DataType`.
 pub const DT_STRING: i32 = 7;
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Tensor {
+pub struct TensorProto {
     #[prost(int32, tag = "1")]
     pub dtype: i32,
     #[prost(message, optional, tag = "2")]
-    pub tensor_shape: Option<TensorShape>,
+    pub tensor_shape: Option<TensorShapeProto>,
     #[prost(bytes = "vec", repeated, tag = "8")]
     pub string_val: Vec<Vec<u8>>,
 }
 
-/// Without dimensions: a scalar's.
+/// The shape of a scalar: no dimensions.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct TensorShape {}
+pub struct TensorShapeProto {}

@@ -1,11 +1,12 @@
-//! TFRecord framing: `u64` length, masked CRC-32C of the length, the bytes, masked CRC-32C of the bytes; little endian.
+//! TFRecord framing: length as `u64`, masked CRC-32C of the length, the bytes, masked CRC-32C of the bytes;
+//! all little endian.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Records longer than this are rubbish: a run's longest is a picture of less than 1 MB.
+/// Longest record to accept. The longest that a run writes is a picture of less than 1 MB.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// TFRecord's masking: a CRC of bytes that hold CRCs is weak.
+/// TFRecord's masked CRC-32C: a CRC over bytes that themselves contain CRCs would be weak.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -18,7 +19,7 @@ pub fn write_record(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     to.write_all(&masked_crc(bytes).to_le_bytes())
 }
 
-/// Reads records up to the first that is cut off or does not match a checksum.
+/// Reads records until one is cut off or does not match a checksum.
 pub struct Records<R> {
     from: R,
 }
@@ -37,9 +38,9 @@ impl<R: Read> Records<R> {
         self.checked(length)
     }
 
-    /// The next bytes, if they are there and their checksum behind them agrees.
+    /// The next `length` bytes; `None` if they or their checksum are cut off, or if the two do not match.
     fn checked(&mut self, length: u64) -> io::Result<Option<Vec<u8>>> {
-        // Grows as bytes come: a length alone allocates nothing.
+        // The buffer grows with the bytes read, so that a wrong length allocates nothing.
         let mut bytes = Vec::new();
         (&mut self.from).take(length).read_to_end(&mut bytes)?;
         let mut crc = [0; 4];
@@ -57,19 +58,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_known_record() {
-        // The first record that TensorFlow writes to an event file (file_version "brain.Event:2" at wall time 0).
+    fn a_record_has_tensorflows_bytes() {
+        // The first record that TensorFlow writes to an event file (file_version "brain.Event:2" at wall time
+        // 0).
         let event = b"\x09\0\0\0\0\0\0\0\0\x1a\x0dbrain.Event:2";
         let mut bytes = Vec::new();
         write_record(&mut bytes, event).unwrap();
         assert_eq!(bytes[..8], [24, 0, 0, 0, 0, 0, 0, 0]);
-        // So does every event file begin: the masked checksum of the length 24.
+        // Every event file begins with this masked checksum of the length 24.
         assert_eq!(bytes[8..12], [0xa3, 0x7f, 0x4b, 0x22]);
         assert_eq!(bytes.len(), 8 + 4 + 24 + 4);
     }
 
     #[test]
-    fn damage_anywhere_ends_the_file() {
+    fn a_damaged_record_ends_the_file() {
         let mut bytes = Vec::new();
         write_record(&mut bytes, b"first").unwrap();
         let one = bytes.len();

@@ -1,4 +1,4 @@
-//! The pipeline's entry points, as the commands call them: one table, so that tests can put their own in its place.
+//! The functions of the pipeline that the commands call, in one table that tests can replace.
 
 use std::path::Path;
 
@@ -12,35 +12,36 @@ use crate::pipeline::teachers::{Absent, Known};
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
 
-/// What a config is checked against.
+/// The properties of a teacher that a config is checked against.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TeacherFacts {
     pub labels: Vec<String>,
-    /// After each block, first block first.
+    /// Channels after each block, first block first.
     pub channels: Vec<usize>,
-    /// Its file is not there: the config alone speaks, and a forecast draws its weights.
+    /// The teacher's file is missing: the config describes the network, and a forecast uses random weights.
     pub is_drawn: bool,
 }
 
-pub struct Engine {
-    /// Reads the heads of a run's teachers.
+pub struct Commands {
+    /// Reads the labels and shapes of a run's teachers, not their weights.
     pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<TeacherFacts>>,
-    /// Opens everything a run reads.
+    /// Opens every file that a run reads.
     pub check: fn(&RunSpec, Absent) -> Result<()>,
-    /// `resume`: go on from the checkpoint in the folder.
+    /// Trains the student into a folder; `true` continues from the checkpoint there.
     pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
-    /// Opens everything a training reads.
+    /// Opens every file that a teacher's training reads.
     pub check_teach: fn(&TeachSpec) -> Result<()>,
-    /// The result as JSON, for it is only printed.
+    /// Trains a teacher; arguments as for `run`. The result is JSON, because it is only printed.
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
-    /// One teacher (from 0) on the run's evaluation data, all of its labels.
+    /// Scores one teacher (counted from 0) on the run's evaluation data, on all of the teacher's labels.
     pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
     pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Score>,
-    /// On a card that is named; the result as JSON, for it is only printed.
+    /// Forecasts for the named card, or times steps on this machine. The result is JSON, because it is only
+    /// printed.
     pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
 }
 
-pub const PIPELINE: Engine = Engine {
+pub const PIPELINE: Commands = Commands {
     open_teachers: |spec, absent| {
         let facts = |t: &TeacherSpec| {
             let (Known { network, labels }, is_drawn) = absent.facts(t)?;

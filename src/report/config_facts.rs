@@ -1,39 +1,39 @@
-//! What `resolved.toml` says that a page tells of. A folder of an older version, or of a run that a person edited, may
-//! lack anything, so that nothing here is required.
+//! The parts of `resolved.toml` that the page shows. Every one is optional: the folder may come from an older
+//! version, or the file may have been edited.
 
 use toml::{Table, Value};
 
 use crate::summary::MOST;
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Asked {
+pub struct ConfigFacts {
     pub name: Option<String>,
     pub seed: Option<u64>,
-    /// Their names.
+    /// Names of the teachers.
     pub teachers: Vec<String>,
     /// Where stage two's images come from: `generator`, `noise` or `real:FILE`.
     pub images: Option<String>,
-    /// In the order that they are trained.
-    pub stages: Vec<Planned>,
-    /// The collapse alarm's.
+    /// In the order of training.
+    pub stages: Vec<PlannedStage>,
+    /// Thresholds of the collapse alarm.
     pub least_diversity: Option<f64>,
     pub least_entropy: Option<f64>,
     pub has_evaluation: bool,
-    /// It is not a run's, but of a teacher's training.
-    pub is_teachers: bool,
+    /// The config is that of a teacher's training (`teach`), not of a run.
+    pub is_teacher_training: bool,
 }
 
-/// A stage of training.
+/// A stage of training, as the config plans it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Planned {
+pub struct PlannedStage {
     pub name: String,
     pub steps: usize,
-    /// Images of a step.
+    /// Images per step.
     pub batch: usize,
 }
 
-impl Asked {
-    pub fn read(text: &str) -> Asked {
+impl ConfigFacts {
+    pub fn read(text: &str) -> ConfigFacts {
         let root: Table = text.parse().unwrap_or_default();
         let at = |path: &str| {
             let (table, key) = path.split_once('.')?;
@@ -49,19 +49,19 @@ impl Asked {
         if let (true, Some(steps), Some(batch)) =
             (is_generated, at("generator.steps").and_then(count), at("generator.batch").and_then(count))
         {
-            stages.push(Planned { name: "generator".into(), steps, batch });
+            stages.push(PlannedStage { name: "generator".into(), steps, batch });
         }
         let blocks = at("dual.steps").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let noise = at("baselines.noise").and_then(Value::as_bool).unwrap_or(false);
         let students = [("", true), ("noise.", noise), ("ka.", at("baselines.ka").is_some())];
-        for (prefix, _) in students.into_iter().filter(|(_, is_asked)| *is_asked) {
+        for (prefix, _) in students.into_iter().filter(|(_, is_planned)| *is_planned) {
             for (b, steps) in blocks.iter().enumerate() {
                 if let (Some(steps), Some(batch)) = (count(steps), at("dual.batch").and_then(count)) {
-                    stages.push(Planned { name: format!("{prefix}block{}", b + 1), steps, batch });
+                    stages.push(PlannedStage { name: format!("{prefix}block{}", b + 1), steps, batch });
                 }
             }
         }
-        Asked {
+        ConfigFacts {
             name: root.get("name").and_then(string),
             seed: root.get("seed").and_then(Value::as_integer).and_then(|s| u64::try_from(s).ok()),
             teachers: teachers.iter().filter_map(|t| t.get("name").and_then(string)).collect(),
@@ -70,16 +70,16 @@ impl Asked {
             least_diversity: at("loss.least_diversity").and_then(number),
             least_entropy: at("loss.least_entropy").and_then(number),
             has_evaluation: root.contains_key("evaluation"),
-            is_teachers: root.contains_key("training") && !root.contains_key("teachers"),
+            is_teacher_training: root.contains_key("training") && !root.contains_key("teachers"),
         }
     }
 
-    pub fn stage(&self, name: &str) -> Option<&Planned> {
+    pub fn stage(&self, name: &str) -> Option<&PlannedStage> {
         self.stages.iter().find(|s| s.name == name)
     }
 }
 
-/// TOML tells 1 from 1.0.
+/// A float or an integer: TOML distinguishes 1 from 1.0.
 fn number(v: &Value) -> Option<f64> {
     v.as_float().or_else(|| v.as_integer().map(|i| i as f64))
 }
@@ -89,13 +89,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_a_run_resolves_to_and_takes_anything_else() {
-        let asked = Asked::read(
+    fn a_resolved_config_is_read_and_any_other_text_is_accepted() {
+        let facts = ConfigFacts::read(
             "name = 'n'\nseed = 3\nteachers = [{ name = 'A', weights = 'a' }, { name = 'B', weights = 'b' }]\n\
              [generator]\nsteps = 10\nbatch = 4\n[dual]\nimages = 'generator'\nsteps = [5, 6]\nbatch = 8\n\
              [loss]\nleast_diversity = 0\nleast_entropy = 0.25\n[baselines]\nka = 'x'\n[evaluation]\ndata = 'e'\n",
         );
-        let stages: Vec<_> = asked.stages.iter().map(|s| (s.name.as_str(), s.steps, s.batch)).collect();
+        let stages: Vec<_> = facts.stages.iter().map(|s| (s.name.as_str(), s.steps, s.batch)).collect();
         let expected = [
             ("generator", 10, 4),
             ("block1", 5, 8),
@@ -104,8 +104,8 @@ mod tests {
             ("ka.block2", 6, 8),
         ];
         assert_eq!(stages, expected);
-        assert_eq!((asked.least_diversity, asked.least_entropy), (Some(0.0), Some(0.25)));
-        assert!(asked.has_evaluation && asked.teachers == ["A", "B"] && asked.seed == Some(3));
+        assert_eq!((facts.least_diversity, facts.least_entropy), (Some(0.0), Some(0.25)));
+        assert!(facts.has_evaluation && facts.teachers == ["A", "B"] && facts.seed == Some(3));
         for text in [
             "",
             "x",
@@ -113,8 +113,8 @@ mod tests {
             "seed = -1\ndual.steps = ['a', -4, 9223372036854775807]\ndual.batch = 1\n",
             "[generator]\nsteps = 1\n",
         ] {
-            let asked = Asked::read(text);
-            assert!(asked.stages.is_empty() && asked.seed.is_none(), "{text}");
+            let facts = ConfigFacts::read(text);
+            assert!(facts.stages.is_empty() && facts.seed.is_none(), "{text}");
         }
     }
 }

@@ -1,13 +1,13 @@
-//! What came out of a run, first in a few sentences and numbers that a reader can take away.
+//! The top of the page: the result of a run in a few sentences and figures.
 
-use super::gather::Gathered;
 use super::origin::Failure;
+use super::run_folder::RunFolder;
 use super::table::{duration, millions, teachers_map};
 use crate::summary::{Score, Summary};
 
-/// A number that stands out.
+/// A figure in large type, with a caption and a note.
 pub(super) struct Tile {
-    pub what: String,
+    pub caption: String,
     pub value: String,
     pub note: String,
 }
@@ -16,17 +16,17 @@ pub(super) struct Tile {
 pub(super) enum Status {
     Finished,
     Failed,
-    /// Somebody asked it to stop.
+    /// A signal stopped it.
     Stopped,
-    /// It still goes on, or was killed: a folder cannot tell.
+    /// It is still running, or was killed: the folder does not show which.
     Unfinished,
 }
 
 impl Status {
-    pub fn of(g: &Gathered) -> Status {
-        match failure(g) {
-            _ if g.is_finished => Status::Finished,
-            Some(f) if f.is_a_stop() => Status::Stopped,
+    pub fn of(run: &RunFolder) -> Status {
+        match failure(run) {
+            _ if run.is_finished => Status::Finished,
+            Some(f) if f.is_stop() => Status::Stopped,
             Some(_) => Status::Failed,
             None => Status::Unfinished,
         }
@@ -43,31 +43,31 @@ impl Status {
 }
 
 /// Why the last call ended without a result.
-fn failure(g: &Gathered) -> Option<&Failure> {
-    g.origin.as_ref()?.failure.as_ref()
+fn failure(run: &RunFolder) -> Option<&Failure> {
+    run.origin.as_ref()?.failure.as_ref()
 }
 
-/// Whose training a stage belongs to: not a baseline's.
-pub(super) fn is_students(stage: &str) -> bool {
+/// Whether a stage belongs to the student's training, rather than to a baseline's.
+pub(super) fn is_student_stage(stage: &str) -> bool {
     !stage.starts_with("noise.") && !stage.starts_with("ka.") && stage != "total"
 }
 
-/// Seconds that training the student took, over all calls of the program.
+/// Seconds of the student's training, summed over all calls of the program.
 pub(super) fn training_seconds(s: &Summary) -> f64 {
-    s.seconds.iter().filter(|(stage, _)| is_students(stage)).map(|(_, seconds)| seconds).sum()
+    s.seconds.iter().filter(|(stage, _)| is_student_stage(stage)).map(|(_, seconds)| seconds).sum()
 }
 
-/// The teacher that a label of the student's comes from.
+/// The teacher from which the student learns a label.
 pub(super) fn owner<'a>(s: &'a Summary, label: &str) -> Option<&'a str> {
     s.branch.iter().find(|t| t.labels.iter().any(|l| l == label)).map(|t| t.teacher.as_str())
 }
 
-/// The owner's average precision on a label.
+/// Average precision, on a label, of the teacher that owns it.
 pub(super) fn owners_ap(s: &Summary, label: &str) -> Option<f64> {
     s.teachers.get(owner(s, label)?)?.ap.get(label).copied()
 }
 
-/// The student's score beside the teachers' mean on the same labels, where both are known.
+/// The student's score, and the teachers' mAP on the same labels, if both are known.
 fn scores(s: &Summary) -> Option<(&Score, f64)> {
     let teachers = teachers_map(s).filter(|m| m.is_finite() && *m > 0.0)?;
     Some((&s.student.as_ref()?.score, teachers))
@@ -77,13 +77,14 @@ fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-pub(super) fn sentences(g: &Gathered) -> Vec<String> {
-    let s = &g.summary;
-    if !g.is_finished {
-        return unfinished(g);
+/// The result in sentences; for an unfinished run, how far it came and why it ended.
+pub(super) fn sentences(run: &RunFolder) -> Vec<String> {
+    let s = &run.summary;
+    if !run.is_finished {
+        return unfinished(run);
     }
     let labels = count(s.labels.len(), "label");
-    let teachers = count(g.asked.teachers.len().max(s.branch.len()), "teacher");
+    let teachers = count(run.config.teachers.len().max(s.branch.len()), "teacher");
     let mut out = Vec::new();
     match scores(s) {
         Some((student, of_teachers)) => out.push(format!(
@@ -92,7 +93,7 @@ pub(super) fn sentences(g: &Gathered) -> Vec<String> {
             student.map,
             100.0 * student.map / of_teachers
         )),
-        None => out.push(format!("The student is trained and stored; it recognises {labels} of {teachers}.")),
+        None => out.push(format!("The student is trained and saved; it recognises {labels} of {teachers}.")),
     }
     let p = &s.parameters;
     if p.teachers > 0 && p.student > 0 {
@@ -102,7 +103,7 @@ pub(super) fn sentences(g: &Gathered) -> Vec<String> {
             100.0 * p.student as f64 / p.teachers as f64,
             millions(p.teachers),
             duration(training_seconds(s)),
-            match g.asked.images.as_deref() {
+            match run.config.images.as_deref() {
                 Some("generator") => " and used no real image: it learned from images that a generator made",
                 Some("noise") => " on random noise in place of images",
                 Some(_) => " on real images without labels",
@@ -121,17 +122,17 @@ pub(super) fn sentences(g: &Gathered) -> Vec<String> {
     }
     out.extend(weakest(s));
     if scores(s).is_none() {
-        out.push(not_measured(g));
+        out.push(not_measured(run));
     }
     out
 }
 
-/// Why there is no average precision.
-pub(super) fn not_measured(g: &Gathered) -> String {
+/// A sentence that says why there is no average precision.
+pub(super) fn not_measured(run: &RunFolder) -> String {
     let eval = "`dfka-engine eval student.npz DATA` scores it on labelled images of your own";
-    match (g.is_finished, g.asked.has_evaluation) {
+    match (run.is_finished, run.config.has_evaluation) {
         (true, false) => format!(
-            "How well it recognises them was not measured: the config names no labelled images (evaluation.data). {eval}."
+            "Its accuracy was not measured: the config names no labelled images (evaluation.data). {eval}."
         ),
         (true, true) => format!("Its score is missing from the summary. {eval}."),
         (false, true) => "Not measured yet: models are scored after the last stage.".into(),
@@ -139,7 +140,7 @@ pub(super) fn not_measured(g: &Gathered) -> String {
     }
 }
 
-/// The labels on which the student loses most, if it loses 5 points or more.
+/// A sentence that names up to three labels on which the student loses most, if it loses 5 points or more.
 fn weakest(s: &Summary) -> Option<String> {
     let student = &s.student.as_ref()?.score;
     let mut lost: Vec<(f64, &String, f64, f64)> = student
@@ -155,10 +156,10 @@ fn weakest(s: &Summary) -> Option<String> {
     (!each.is_empty()).then(|| format!("It loses most on {}.", each.join(", ")))
 }
 
-fn unfinished(g: &Gathered) -> Vec<String> {
-    let failure = failure(g);
-    let reached = match g.stages.last() {
-        Some(stage) => match g.asked.stage(&stage.name) {
+fn unfinished(run: &RunFolder) -> Vec<String> {
+    let failure = failure(run);
+    let reached = match run.stages.last() {
+        Some(stage) => match run.config.stage(&stage.name) {
             Some(planned) => format!("step {} of {} of {}", stage.steps, planned.steps, stage.name),
             None => format!("step {} of {}", stage.steps, stage.name),
         },
@@ -166,38 +167,39 @@ fn unfinished(g: &Gathered) -> Vec<String> {
     };
     let mut out = vec![match failure {
         Some(f) => {
-            let how = if f.is_a_stop() { "was stopped" } else { "failed" };
+            let how = if f.is_stop() { "was stopped" } else { "failed" };
             format!("This run {how}: {}. It reached {reached}.", f.message)
         }
         None => {
-            format!("This run has not finished: its folder tells of {reached}. It may still be going on.")
+            format!("This run has not finished: its folder shows {reached}. It may still be running.")
         }
     }];
-    let total: usize = g.asked.stages.iter().map(|s| s.steps).sum();
-    let of = |name: &str| g.stages.iter().find(|s| s.name == name).map_or(0, |s| s.steps);
-    let done: usize = g.asked.stages.iter().map(|s| of(&s.name).min(s.steps)).sum();
+    let total: usize = run.config.stages.iter().map(|s| s.steps).sum();
+    let of = |name: &str| run.stages.iter().find(|s| s.name == name).map_or(0, |s| s.steps);
+    let done: usize = run.config.stages.iter().map(|s| of(&s.name).min(s.steps)).sum();
     if total > 0 {
         let next = match failure {
-            // What the message advises, such as an alarm turned off, comes with it.
-            Some(f) if f.comes_again() => "alone would come to the same end",
-            Some(_) | None => "goes on from the last checkpoint",
+            // Such a message says which setting to change, for instance the alarm's threshold.
+            Some(f) if f.is_repeatable() => "alone would fail in the same way",
+            Some(_) | None => "continues from the last checkpoint",
         };
         out.push(format!("{done} of {total} training steps are done. `--resume` {next}."));
     }
     out
 }
 
-pub(super) fn tiles(g: &Gathered) -> Vec<Tile> {
-    let s = &g.summary;
+/// The figures in large type; only those that the run has.
+pub(super) fn tiles(run: &RunFolder) -> Vec<Tile> {
+    let s = &run.summary;
     let mut out = Vec::new();
     if let Some((student, of_teachers)) = scores(s) {
         out.push(Tile {
-            what: "student, mAP".into(),
+            caption: "student, mAP".into(),
             value: format!("{:.1} %", student.map),
             note: format!("teachers {of_teachers:.1} %"),
         });
         out.push(Tile {
-            what: "of the teachers' mAP".into(),
+            caption: "of the teachers' mAP".into(),
             value: format!("{:.1} %", 100.0 * student.map / of_teachers),
             note: format!("11-point mAP {:.1} %", student.map_11_point),
         });
@@ -206,16 +208,16 @@ pub(super) fn tiles(g: &Gathered) -> Vec<Tile> {
     if p.student > 0 {
         let share = 100.0 * p.student as f64 / p.teachers.max(1) as f64;
         out.push(Tile {
-            what: "parameters".into(),
+            caption: "parameters".into(),
             value: millions(p.student),
             note: format!("{share:.1} % of the teachers' {}", millions(p.teachers)),
         });
     }
     let seconds = training_seconds(s);
     if seconds > 0.0 {
-        let call = g.origin.as_ref().and_then(|o| o.calls.last());
+        let call = run.origin.as_ref().and_then(|o| o.calls.last());
         let device = call.map_or(String::new(), |c| format!("on {}", c.device));
-        out.push(Tile { what: "training time".into(), value: duration(seconds), note: device });
+        out.push(Tile { caption: "training time".into(), value: duration(seconds), note: device });
     }
     out
 }

@@ -1,0 +1,73 @@
+//! The arguments that several commands share.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::device::{self, DeviceChoice};
+use super::folder::{Existing, OutputFolder};
+use super::progress::ProgressMode;
+use crate::config::Override;
+use crate::error::Result;
+
+#[derive(Args)]
+pub struct ConfigArgs {
+    /// Config file (TOML); paths in it are relative to its folder
+    pub config: PathBuf,
+    /// Set one value of the config: a dotted path and a TOML value, such as generator.steps=200 or
+    /// teachers.0.name=left
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Replace the config's seed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub seed: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct DeviceArgs {
+    /// Device to run on: auto, cpu, cuda, cuda:N or emu
+    #[arg(long, default_value = "auto", value_parser = device::parse)]
+    pub device: DeviceChoice,
+}
+
+#[derive(Args)]
+pub struct OutputArgs {
+    /// Output folder [default: runs/NAME-seedN]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Use an output folder that is not empty, and replace the results of an earlier run in it
+    #[arg(long)]
+    pub force: bool,
+    /// Print only the result, no progress
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl ConfigArgs {
+    /// The values of `--set`, then that of `--seed`.
+    ///
+    /// Errors: a `--set` that is not `KEY=VALUE` with a TOML value.
+    pub fn overrides(&self) -> Result<Vec<Override>> {
+        let sets: Result<Vec<_>> = self.sets.iter().map(|s| Override::set(s)).collect();
+        Ok(sets?.into_iter().chain(self.seed.map(Override::seed)).collect())
+    }
+}
+
+impl OutputArgs {
+    /// The folder to write to, by default `runs/NAME-seedN`. Nothing is created yet.
+    ///
+    /// Errors: as [`OutputFolder::choose`].
+    pub fn folder(&self, name: &str, seed: u64, resume: bool, resolved: &str) -> Result<OutputFolder> {
+        let path = self.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-seed{seed}")));
+        let existing = match (resume, self.force) {
+            (true, _) => Existing::Resume,
+            (false, true) => Existing::Replace,
+            (false, false) => Existing::Refuse,
+        };
+        OutputFolder::choose(path, existing, resolved)
+    }
+
+    pub fn progress_mode(&self) -> ProgressMode {
+        if self.quiet { ProgressMode::Silent } else { ProgressMode::of_stderr() }
+    }
+}

@@ -1,0 +1,70 @@
+//! `check`: opens everything that a run reads and forecasts its cost, without running it.
+
+use clap::Args;
+use serde_json::json;
+
+use super::args::{ConfigArgs, DeviceArgs};
+use super::commands::{Commands, TeacherFacts};
+use super::output::pretty;
+use super::{device, forecast};
+use crate::config::{self, Loaded};
+use crate::device::gpu::card::Card;
+use crate::error::Result;
+use crate::pipeline::spec::RunSpec;
+use crate::pipeline::teachers::Absent;
+
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Forecast for this card (h200, h100, a100 or a100-40gb) from its data sheet, without timing steps on
+    /// this machine
+    #[arg(long, value_name = "NAME", value_parser = device::parse_card)]
+    card: Option<&'static Card>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
+    let Loaded { mut spec, source, resolved: _ } =
+        config::load_run(&args.config.config, &args.config.overrides()?)?;
+    let (choice, device) = args.device.device.open()?;
+    spec.device.choice = choice;
+    let teachers = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
+    let cost = (commands.forecast)(&spec, args.card)?;
+    if args.json {
+        return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
+    }
+    let mut text = format!("{}: matches its teachers\n{device}\n", args.config.config.display());
+    for (spec, facts) in spec.teachers.iter().zip(&teachers) {
+        text +=
+            &format!("teacher {}: {} labels, channels {:?}\n", spec.name, facts.labels.len(), facts.channels);
+        if facts.is_drawn {
+            text += &format!("{}: not found; forecast with random weights\n", spec.weights.display());
+        }
+    }
+    Ok(text + &forecast::text(&cost))
+}
+
+/// Checks that the teachers have the labels and the network that the config expects, and that every file it
+/// names is usable. Returns what the teachers' files say.
+///
+/// Errors: the first mismatch, with its place in the config; a file that cannot be used.
+pub fn check_against_teachers(
+    spec: &RunSpec,
+    source: &config::Source,
+    commands: &Commands,
+    absent: Absent,
+) -> Result<Vec<TeacherFacts>> {
+    let teachers = (commands.open_teachers)(spec, absent)?;
+    let labels: Vec<_> = teachers.iter().map(|t| t.labels.clone()).collect();
+    config::check_labels(spec, &labels, source)?;
+    for teacher in &teachers {
+        config::check_network(spec, &teacher.channels, source)?;
+    }
+    (commands.check)(spec, absent)?;
+    Ok(teachers)
+}

@@ -1,0 +1,97 @@
+//! `run`: trains the student that a config describes.
+
+use std::ops::Range;
+
+use clap::Args;
+
+use super::args::{ConfigArgs, DeviceArgs, OutputArgs};
+use super::check::check_against_teachers;
+use super::commands::Commands;
+use super::device;
+use super::folder::OutputFolder;
+use super::progress::{Progress, ProgressMode};
+use super::record::Record;
+use super::signals::Signals;
+use crate::config::{self, Loaded};
+use crate::device::Choice;
+use crate::error::{Error, Result};
+use crate::pipeline::Device;
+use crate::pipeline::spec::RunSpec;
+use crate::pipeline::teachers::Absent;
+use crate::report;
+use crate::summary::Summary;
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    out: OutputArgs,
+    /// Continue from the last checkpoint in the output folder
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+    /// Mark these steps of every stage for a profiler (CUDA only; see docs/profiling.md)
+    #[arg(long, value_name = "FROM..TO", value_parser = device::parse_steps)]
+    profile: Option<Range<u64>>,
+}
+
+/// Trains the student; returns the final table.
+pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
+    let Loaded { mut spec, resolved, source } =
+        config::load_run(&args.config.config, &args.config.overrides()?)?;
+    let (choice, device) = args.device.device.open()?;
+    spec.device = device_of(choice, &args.profile)?;
+    let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
+    let loaded = Loaded { spec, resolved, source };
+    let greeting = format!("{device}; output in {}", folder.path().display());
+    let summary = run_in_folder(
+        &loaded,
+        &mut folder,
+        args.resume,
+        Some(&greeting),
+        args.out.progress_mode(),
+        commands,
+    )?;
+    Ok(report::final_table(&summary))
+}
+
+/// Trains the student of a loaded config into a folder and writes the report there. The greeting is printed
+/// only once the teachers are checked, so that a refused config prints nothing but its error.
+pub fn run_in_folder(
+    loaded: &Loaded<RunSpec>,
+    folder: &mut OutputFolder,
+    is_resumed: bool,
+    greeting: Option<&str>,
+    mode: ProgressMode,
+    commands: &Commands,
+) -> Result<Summary> {
+    check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
+    folder.protect(&loaded.spec.inputs())?;
+    folder.prepare(&loaded.resolved)?;
+    let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
+    let signals = Signals::listen()?;
+    let mut progress = Progress::start(folder.path(), is_resumed, mode)?.stopping_on(signals);
+    if let Some(line) = greeting {
+        progress.print(line);
+    }
+    if let Some(note) = &record.note {
+        progress.print(note);
+    }
+    let summary = (commands.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
+    let logged = progress.finish();
+    let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;
+    report::write(folder.path(), &summary)?;
+    Ok(summary)
+}
+
+/// The device, with the steps that a profiler records.
+///
+/// Errors: `--profile` without a CUDA device.
+fn device_of(choice: Choice, profile: &Option<Range<u64>>) -> Result<Device> {
+    if profile.is_some() && !matches!(choice, Choice::Cuda(_)) {
+        return Err(Error::Usage("--profile is for CUDA kernels; add --device cuda".into()));
+    }
+    Ok(Device { choice, profile: profile.clone().unwrap_or_default() })
+}
