@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Source, or};
+use super::keys::or;
+use super::source::Source;
 use crate::error::Result;
 use crate::pipeline::spec::EvaluationData;
 

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::keys::{folder_name, seed};
+use super::source::{Override, Source};
+use super::suggest::nearest;
 use super::teacher::MOST_TEACHERS;
-use super::{Override, Source, folder_name, nearest, seed};
 use crate::error::Result;
 
 /// A table or figure of the paper, at one scale.
@@ -266,7 +268,7 @@ teacher = 1
                 for row in &e.rows {
                     if let RowKind::Student { overrides, .. } = &row.what {
                         let all = [e.overrides.clone(), overrides.clone(), vec![Override::seed(e.seeds[0])]];
-                        let spec = super::super::load_run(&e.config, &all.concat()).unwrap().spec;
+                        let spec = crate::config::load_run(&e.config, &all.concat()).unwrap().spec;
                         // The mean of one teacher is the teacher: such a student compares nothing.
                         let is_mean = matches!(spec.student.init, StudentInit::Mean);
                         assert!(!is_mean || spec.teachers.len() > 1, "{}, {scale}: {}", e.title, row.name);

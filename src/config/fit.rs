@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Source, nearest};
+use super::source::Source;
+use super::suggest::nearest;
 use crate::error::Result;
 use crate::pipeline::spec::{Branch, RunSpec};
 

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use super::source::Source;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 /// `"all"` or a list of names.
@@ -66,7 +67,7 @@ impl<'de> Deserialize<'de> for Block {
 
 impl Labels {
     /// The names, none for `"all"`: each once, none of them empty.
-    pub fn names(&self, source: &super::Source, path: &str) -> crate::error::Result<Vec<String>> {
+    pub fn names(&self, source: &Source, path: &str) -> crate::error::Result<Vec<String>> {
         let list = match self {
             Labels::Word(word) if word == "all" => return Ok(Vec::new()),
             Labels::Word(word) => {

@@ -6,9 +6,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::evaluation::RawEvaluation;
+use super::fixed;
+use super::keys::{folder_name, only_with, or, seed};
 use super::labels::{Block, Labels};
+use super::loaded::{Loaded, print};
+use super::source::{Override, Source};
+use super::suggest::suggest;
 use super::teacher::{RawTeacher, teachers};
-use super::{Loaded, Override, Source, fixed, folder_name, nearest, only_with, or, print, seed};
 use crate::error::Result;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
@@ -372,11 +376,4 @@ fn numbers(
         source.number(&format!("{path}.0"), values[0], range.clone())?,
         source.number(&format!("{path}.1"), values[1], range)?,
     ])
-}
-
-pub(super) fn suggest(word: &str, known: &[&str]) -> String {
-    match nearest(word, known.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("expected one of: {}", known.join(", ")),
-    }
 }

@@ -33,6 +33,13 @@ fn edits(a: &[char], b: &[char]) -> usize {
     last[b.len()]
 }
 
+pub(super) fn suggest(word: &str, known: &[&str]) -> String {
+    match nearest(word, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("expected one of: {}", known.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

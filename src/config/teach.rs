@@ -8,9 +8,13 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::evaluation::{RawEvaluation, voc};
+use super::fixed;
+use super::keys::{folder_name, or, seed};
 use super::labels::Labels;
+use super::loaded::{Loaded, print};
+use super::source::{Override, Source};
+use super::suggest::nearest;
 use super::training::{self, RawTraining};
-use super::{Loaded, Override, Source, fixed, folder_name, nearest, or, print, seed};
 use crate::error::Result;
 use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::pipeline::Device;

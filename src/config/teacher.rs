@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fixed;
 use super::labels::Labels;
-use super::run::suggest;
-use super::{Source, fixed};
+use super::source::Source;
+use super::suggest::suggest;
 use crate::error::Result;
 use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::pipeline::spec::{Stated, TeacherSpec};

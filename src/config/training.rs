@@ -4,7 +4,8 @@ use std::ops::Bound::{Excluded, Included};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Source, only_with, or};
+use super::keys::{only_with, or};
+use super::source::Source;
 use crate::error::Result;
 use crate::pipeline::schedule::Schedule;
 use crate::pipeline::spec::{OptimiserSpec, TeacherNorm, TrainingSpec};
