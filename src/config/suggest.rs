@@ -1,38 +1,21 @@
 //! "Did you mean": the nearest of the names that exist.
 
-/// The candidate nearest to `word`, when one is near enough to be what was meant.
+/// The candidate nearest to `word` by insertions, deletions, substitutions and swaps of neighbours, if it is near enough to
+/// be what was meant: at most a third of the letters differ (one letter always may), and never all of them.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word: Vec<char> = word.to_lowercase().chars().collect();
+    let word = word.to_lowercase();
     let (distance, candidate, length) = candidates
         .into_iter()
         .map(|c| {
-            let letters: Vec<char> = c.to_lowercase().chars().collect();
-            (edits(&word, &letters), c, letters.len())
+            let lower = c.to_lowercase();
+            (strsim::osa_distance(&word, &lower), c, lower.chars().count())
         })
         .min_by_key(|&(distance, ..)| distance)?;
-    // A third of the letters may be wrong, one always, but never all of them.
-    let longest = word.len().max(length);
+    let longest = word.chars().count().max(length);
     (distance <= (longest / 3).max(1) && distance < longest).then_some(candidate)
 }
 
-/// Insertions, deletions, substitutions and swaps of neighbours between `a` and `b` (optimal string alignment).
-fn edits(a: &[char], b: &[char]) -> usize {
-    let mut before = vec![0; b.len() + 1];
-    let mut last: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut row = vec![i; b.len() + 1];
-        for j in 1..=b.len() {
-            let replace = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            row[j] = replace.min(last[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                row[j] = row[j].min(before[j - 2] + 1);
-            }
-        }
-        before = std::mem::replace(&mut last, row);
-    }
-    last[b.len()]
-}
-
+/// The end of a message about a word that is none of `known`: the nearest one, or all of them.
 pub(super) fn suggest(word: &str, known: &[&str]) -> String {
     match nearest(word, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
