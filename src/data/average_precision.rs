@@ -1,14 +1,15 @@
 //! The average precision of a ranking, computed in the two ways that PASCAL VOC has used.
 //!
-//! The entries of one label are ranked by score, highest first. Equal scores keep the order of their indices, so that the
-//! result depends on the input alone. Entries marked difficult are removed first: they count neither as right nor as wrong.
-//! With precision `P(k)` and recall `R(k)` after the first `k` entries:
+//! The entries of one label are ranked by score, highest first. Equal scores keep the order of their
+//! indices, so that the result depends on the input alone. Entries marked difficult are removed first: they
+//! count neither as right nor as wrong. With precision `P(k)` and recall `R(k)` after the first `k` entries:
 //!
 //! - *eleven point* (VOC 2007): the mean over `t` in `0, 0.1, .., 1` of `max { P(k) : R(k) >= t }`;
-//! - *all point* (VOC 2010 and later): the area under the precision envelope `p(r) = max { P(k) : R(k) >= r }`, which is
-//!   the mean of the envelope at the recall of each positive.
+//! - *all point* (VOC 2010 and later): the area under the precision envelope
+//!   `p(r) = max { P(k) : R(k) >= r }`, which is the mean of the envelope at the recall of each positive.
 //!
-//! Recall is compared in integers (`10 hits >= t positives`), so that a rounding error cannot miss a threshold.
+//! Recall is compared in integers (`10 hits >= t positives`), so that a rounding error cannot miss a
+//! threshold.
 
 use crate::error::{Error, Result};
 
@@ -31,8 +32,8 @@ pub struct LabelPrecisions {
     pub mean: Option<AveragePrecision>,
 }
 
-/// The average precision of one label, from `scores[i]` and `targets[i]` (0 absent, 1 present, 2 difficult). `None` if there
-/// are no positives.
+/// The average precision of one label, from `scores[i]` and `targets[i]` (0 absent, 1 present, 2 difficult).
+/// `None` if there are no positives.
 ///
 /// Errors: those of [`label_precisions`].
 pub fn average_precision(scores: &[f32], targets: &[u8]) -> Result<Option<AveragePrecision>> {
@@ -79,7 +80,8 @@ pub fn label_precisions(scores: &[f32], targets: &[u8], labels: usize) -> Result
 }
 
 fn of_ranking(ranked: impl Iterator<Item = bool>) -> Option<AveragePrecision> {
-    // Recall changes, and precision has its peaks, only at positives: the k-th positive at rank r has precision k / r.
+    // Recall changes, and precision has its peaks, only at positives: the k-th positive at rank r has
+    // precision k / r.
     let mut envelope: Vec<f64> = vec![];
     for (before, positive) in ranked.enumerate() {
         if positive {
@@ -121,7 +123,8 @@ mod tests {
     /// R        1/3  1/3  2/3  2/3  2/3   1
     ///
     /// Envelope at the positives: 1, 2/3, 1/2, hence all point (1 + 2/3 + 1/2) / 3 = 13/18.
-    /// Eleven point: t = 0..0.3 (4 values) give 1, 0.4..0.6 (3) give 2/3, 0.7..1 (4) give 1/2: (4 + 2 + 2) / 11 = 8/11.
+    /// Eleven point: t = 0..0.3 (4 values) give 1, 0.4..0.6 (3) give 2/3, 0.7..1 (4) give 1/2, hence
+    /// (4 + 2 + 2) / 11 = 8/11.
     #[test]
     fn a_case_worked_by_hand() {
         near(ap(&[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], &[1, 0, 1, 0, 0, 1]), (8.0 / 11.0, 13.0 / 18.0));
@@ -144,8 +147,9 @@ mod tests {
 
     #[test]
     fn a_threshold_that_recall_meets_exactly_counts() {
-        // With ten positives recall takes the values t / 10 exactly; in floating point 0.1 * 3 > 0.3 would miss one. The
-        // positives have the odd ranks, so that P of the k-th is k / (2k - 1), which falls, and the envelope is P itself.
+        // With ten positives recall takes the values t / 10 exactly; in floating point 0.1 * 3 > 0.3 would
+        // miss one. The positives have the odd ranks, so that P of the k-th is k / (2k - 1), which falls,
+        // and the envelope is P itself.
         let targets: Vec<u8> = (0..20).map(|i| (i % 2 == 0) as u8).collect();
         let scores: Vec<f32> = (0..20).map(|i| -(i as f32)).collect();
         let p: Vec<f64> = (1..=10).map(|k| k as f64 / (2 * k - 1) as f64).collect();
@@ -196,8 +200,8 @@ mod tests {
 
     #[test]
     fn a_label_without_positives_stays_out_of_the_mean() {
-        // Three labels and two samples. The first label is ranked perfectly, the second has no positives, the third is ranked
-        // worst.
+        // Three labels and two samples. The first label is ranked perfectly, the second has no positives,
+        // the third is ranked worst.
         let r = label_precisions(&[0.9, 0.3, 0.9, 0.1, 0.4, 0.1], &[1, 0, 0, 0, 0, 1], 3).unwrap();
         let ap = |v| AveragePrecision { eleven_point: v, all_point: v };
         assert_eq!(r.per_label, [Some(ap(1.0)), None, Some(ap(0.5))]);

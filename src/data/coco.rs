@@ -1,8 +1,8 @@
 //! Reads MS-COCO's `instances` annotations as multi-label targets (Lin et al., "Microsoft COCO", 2014).
 //!
-//! The labels are the categories in the order of their ids (COCO has 80, with ids from 1 to 90). A label is present in an
-//! image if any annotation of the image has it, including one of a crowd (`iscrowd`). In an image without annotations all
-//! labels are absent.
+//! The labels are the categories in the order of their ids (COCO has 80, with ids from 1 to 90). A label is
+//! present in an image if any annotation of the image has it, including one of a crowd (`iscrowd`). In an
+//! image without annotations all labels are absent.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -80,8 +80,8 @@ pub fn open(images: &Path, annotations: &Path) -> Result<Listed> {
 
 /// Parses the JSON text of an `instances` file. `path` is for error messages.
 ///
-/// Errors: JSON of another structure, no image or category, a duplicate id or name, a file name that contains a folder, an
-/// annotation of an unknown image or category.
+/// Errors: JSON of another structure, no image or category, a duplicate id or name, a file name that
+/// contains a folder, an annotation of an unknown image or category.
 pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
     let fault = |m: String| Error::data(path, m);
     let RawInstances { mut images, annotations, mut categories } =

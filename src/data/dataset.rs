@@ -1,6 +1,7 @@
 //! One interface to labelled images of any kind: in an npz, in PASCAL VOC's folders, or in MS-COCO's.
 //!
-//! Opening a VOC or COCO set reads names and targets but no pixels. The amalgamation must not import this file.
+//! Opening a VOC or COCO set reads names and targets but no pixels. The amalgamation must not import this
+//! file.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -48,17 +49,17 @@ impl Opened<'_> {
         }
     }
 
-    /// The pixels of at least the first `rows` rows. The buffer `room` is reused for them.
+    /// The pixels of at least the first `rows` rows. `buffer` is reused for them.
     ///
     /// Errors: a file that is damaged.
-    pub fn pixels(self, rows: usize, mut room: Vec<u8>) -> Result<Pixels> {
+    pub fn pixels(self, rows: usize, mut buffer: Vec<u8>) -> Result<Pixels> {
         match self {
             Opened::Decoded(set, i) => {
-                room.clear();
-                room.extend_from_slice(set.image(i));
-                Ok(Pixels { h: set.h, w: set.w, c: set.c, data: room })
+                buffer.clear();
+                buffer.extend_from_slice(set.image(i));
+                Ok(Pixels { h: set.h, w: set.w, c: set.c, data: buffer })
             }
-            Opened::Encoded(image) => image.decode(rows, room),
+            Opened::Encoded(image) => image.decode(rows, buffer),
         }
     }
 }

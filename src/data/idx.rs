@@ -1,7 +1,7 @@
 //! Reads the IDX format of MNIST and similar data sets, plain or gzipped.
 //!
-//! A file has two zero bytes, a type code, the number of dimensions, each dimension as a big-endian u32, then the elements.
-//! Only elements of type unsigned byte are read; images and class numbers have that type.
+//! A file has two zero bytes, a type code, the number of dimensions, each dimension as a big-endian u32,
+//! then the elements. Only elements of type unsigned byte are read; images and class numbers have that type.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -18,8 +18,8 @@ pub struct Idx {
     pub data: Vec<u8>,
 }
 
-/// The most elements that are read: twenty times the largest MNIST-like file. A header that claims more is refused before
-/// anything is allocated.
+/// The most elements that are read: twenty times the largest MNIST-like file. A header that claims more is
+/// refused before anything is allocated.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// Reads the file `path`. A gzip stream is recognised by its first bytes, not by the name.
@@ -52,8 +52,8 @@ fn parse(r: &mut dyn Read) -> std::result::Result<Idx, String> {
         return Err(format!("expected elements of type uint8 (0x08), found {name} ({kind:#04x})"));
     }
     let mut shape = vec![];
-    // Dimensions of 0 are left out of the product, so that a shape without elements cannot overflow either, in whatever
-    // order a caller multiplies it.
+    // Dimensions of 0 are left out of the product, so that a shape without elements cannot overflow either,
+    // in whatever order a caller multiplies it.
     let (mut bytes, mut is_empty) = (1u64, false);
     for _ in 0..dims {
         let mut d = [0u8; 4];

@@ -1,10 +1,10 @@
 //! Decodes JPEG and PNG files.
 //!
-//! Both are decoded to RGBX, which is RGB with a fourth byte that is ignored: resizing pixels of one 32-bit word takes three
-//! quarters of the time that pixels of three bytes take, and mirroring an eighth. Grey is repeated, CMYK and YCCK are
-//! converted without a colour profile, transparency is dropped, and 16 bits are truncated to 8. As in PIL and torchvision,
-//! the EXIF orientation is not applied by default, and a file that ends early is an error: half an image with the label of
-//! the whole would be a wrong example.
+//! Both are decoded to RGBX, which is RGB with a fourth byte that is ignored: resizing pixels of one 32-bit
+//! word takes three quarters of the time that pixels of three bytes take, and mirroring an eighth. Grey is
+//! repeated, CMYK and YCCK are converted without a colour profile, transparency is dropped, and 16 bits are
+//! truncated to 8. The EXIF orientation is not applied, which is also the default of PIL and torchvision. A
+//! file that ends early is an error, as in PIL: half an image with its label would be a wrong example.
 //!
 //! A JPEG's pixels are bit for bit those of libjpeg-turbo, the decoder that PIL and torchvision use.
 
@@ -16,14 +16,16 @@ use super::files::read;
 use super::jpeg;
 use crate::error::{Error, Result};
 
-/// The most pixels of an image (256 MB of RGBX). The limit refuses small files that claim to be large images.
+/// The most pixels of an image (256 MB of RGBX). The limit refuses small files that claim to be large
+/// images.
 pub const MAX_PIXELS: usize = 64 << 20;
 
-/// The most bytes of a file: four per pixel, more than a real JPEG or PNG has. The limit ends the reading of an endless file.
+/// The most bytes of a file: four per pixel, more than a real JPEG or PNG has. The limit ends the reading of
+/// an endless file.
 const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
 
-/// The most scans of a progressive JPEG. About ten are usual; each takes time in proportion to the pixels, however few bytes
-/// it has.
+/// The most scans of a progressive JPEG. About ten are usual; each takes time in proportion to the pixels,
+/// however few bytes it has.
 const MAX_SCANS: usize = 500;
 
 /// `h` x `w` pixels of `c` bytes, in that memory order; `c` is 1 (grey), 3 (RGB) or 4 (RGBX).
@@ -56,8 +58,8 @@ enum Kind {
 impl<'a> Encoded<'a> {
     /// Reads the header of a file. `path` is for error messages.
     ///
-    /// Errors: another format, a damaged header, no pixels or more than [`MAX_PIXELS`], a JPEG of an unsupported coding or
-    /// sampling.
+    /// Errors: another format, a damaged header, no pixels or more than [`MAX_PIXELS`], a JPEG of an
+    /// unsupported coding or sampling.
     pub fn new(bytes: Vec<u8>, path: &'a Path) -> Result<Encoded<'a>> {
         let read = match *bytes {
             [0xff, 0xd8, ..] => guarded(|| Ok((Kind::Jpeg, jpeg_decoder(&bytes)?.1))),
@@ -74,24 +76,25 @@ impl<'a> Encoded<'a> {
         Encoded::new(read(path, MAX_BYTES)?, path)
     }
 
-    /// Decodes at least the first `rows` rows to RGBX. Only a JPEG that [`jpeg::shorten`] can shorten is decoded in part. The
-    /// buffer `room` is reused for the pixels.
+    /// Decodes at least the first `rows` rows to RGBX. Only a JPEG that [`jpeg::shorten`] can shorten is
+    /// decoded in part. `buffer` is reused for the pixels.
     ///
     /// Errors: a file that is damaged or ends early.
-    pub fn decode(mut self, rows: usize, mut room: Vec<u8>) -> Result<Pixels> {
+    pub fn decode(mut self, rows: usize, mut buffer: Vec<u8>) -> Result<Pixels> {
         let (kind, w) = (self.kind, self.w);
         let h = match kind {
             Kind::Jpeg if rows < self.h => jpeg::shorten(&mut self.bytes, rows).unwrap_or(self.h),
             _ => self.h,
         };
-        // The old contents are not cleared, because the decoders overwrite all of the buffer. The fuzz targets check that.
-        room.resize(h * w * 4, 0);
+        // The old contents are not cleared, because the decoders overwrite all of the buffer. The fuzz
+        // targets check that.
+        buffer.resize(h * w * 4, 0);
         let decoded = guarded(|| match kind {
-            Kind::Jpeg => decode_jpeg(&self.bytes, &mut room),
-            Kind::Png => decode_png(&self.bytes, &mut room),
+            Kind::Jpeg => decode_jpeg(&self.bytes, &mut buffer),
+            Kind::Png => decode_png(&self.bytes, &mut buffer),
         });
         decoded.map_err(|message| Error::data(self.path, message))?;
-        Ok(Pixels { h, w, c: 4, data: room })
+        Ok(Pixels { h, w, c: 4, data: buffer })
     }
 }
 
@@ -102,7 +105,8 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<Pixels> {
     Encoded::new(bytes.to_vec(), path)?.decode(usize::MAX, Vec::new())
 }
 
-/// Runs a decoder and turns a panic of it into an error, so that a bug in a decoder library does not end the process.
+/// Runs a decoder and turns a panic of it into an error, so that a bug in a decoder library does not end the
+/// process.
 fn guarded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let decode = std::panic::AssertUnwindSafe(decode);
     std::panic::catch_unwind(decode).unwrap_or_else(|_| Err("the decoder panicked on this file".into()))
@@ -141,8 +145,9 @@ fn jpeg_decoder(bytes: &[u8]) -> Started<Decoder<'_>> {
     Ok((decoder, [h, w]))
 }
 
-/// Accepts the codings that cameras and the web use: baseline and progressive, 8 bits, Huffman code. Arithmetic code is
-/// refused also because its decoder turns any bytes into an image, so that it would not detect a file that ends early.
+/// Accepts the codings that cameras and the web use: baseline and progressive, 8 bits, Huffman code.
+/// Arithmetic code is refused also because its decoder turns any bytes into an image, so that it would not
+/// detect a file that ends early.
 fn check_coding(decoder: &Decoder) -> Result<(), String> {
     let frame = decoder.header();
     let found = match (decoder.is_arithmetic(), frame.is_lossless, frame.precision) {
@@ -154,8 +159,9 @@ fn check_coding(decoder: &Decoder) -> Result<(), String> {
     Err(format!("expected a baseline or progressive JPEG of 8 bits in Huffman code, found {found}"))
 }
 
-/// Refuses files of four components whose sampling factors are those of neither CMYK (all the same) nor YCCK (the two middle
-/// ones the same and coarser). libjpeg-turbo-rs 0.9.0 does not check this; it panics on such files or decodes noise.
+/// Refuses files of four components whose sampling factors are those of neither CMYK (all the same) nor YCCK
+/// (the two middle ones the same and coarser). libjpeg-turbo-rs 0.9.0 does not check this; it panics on such
+/// files or decodes noise.
 fn check_sampling(components: &[ComponentInfo]) -> Result<(), String> {
     let rates: Vec<[u8; 2]> =
         components.iter().map(|c| [c.horizontal_sampling, c.vertical_sampling]).collect();
@@ -197,7 +203,8 @@ fn png_fault(e: png::DecodingError) -> String {
 /// Decodes to `rgbx`, which has four bytes for each of the file's pixels.
 fn decode_png(bytes: &[u8], rgbx: &mut [u8]) -> Result<(), String> {
     let mut reader = png_decoder(bytes)?.0.read_info().map_err(png_fault)?;
-    // png 0.18.1 expands palettes without checking them, and panics on one that is not a list of at most 256 colours.
+    // png 0.18.1 expands palettes without checking them, and panics on one that is not a list of at most 256
+    // colours.
     let bytes = |part: &Option<std::borrow::Cow<[u8]>>| part.as_ref().map_or(0, |p| p.len());
     let (palette, alpha) = (bytes(&reader.info().palette), bytes(&reader.info().trns));
     let is_sound = palette.is_multiple_of(3) && palette <= 3 * 256 && alpha <= palette / 3;

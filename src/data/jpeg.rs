@@ -1,26 +1,26 @@
 //! Shortens a JPEG file, so that a decoder does not decode rows that are not needed.
 
-/// Markers: start of image, end of image, start of scan, and start of a baseline or an extended sequential frame in Huffman
-/// code.
+/// Markers: start of image, end of image, start of scan, and start of a baseline or an extended sequential
+/// frame in Huffman code.
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
 const SOF: [u8; 2] = [0xc0, 0xc1];
-/// Markers that start other frames: progressive, lossless, arithmetic. The markers DHT (c4), JPG (c8) and DAC (cc), which lie
-/// between them, do not start a frame.
+/// Markers that start other frames: progressive, lossless, arithmetic. The markers DHT (c4), JPG (c8) and
+/// DAC (cc), which lie between them, do not start a frame.
 const OTHER_SOF: [u8; 11] = [0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf];
 
-/// Lowers the height in a JPEG's header to at least `rows`, so that a decoder stops after that many rows. Returns the new
-/// height.
+/// Lowers the height in a JPEG's header to at least `rows`, so that a decoder stops after that many rows.
+/// Returns the new height.
 ///
-/// The remaining rows decode to the same bits, because a scan holds the rows of blocks one after the other, each with all
-/// components. Where chroma is interpolated between rows, the last rows of a block depend on the next block, which is then
-/// kept. This saves time because training crops images at random: the lower edge of a crop lies on average at four fifths of
-/// the height.
+/// The remaining rows decode to the same bits, because a scan holds the rows of blocks one after the other,
+/// each with all components. Where chroma is interpolated between rows, the last rows of a block depend on
+/// the next block, which is then kept. This saves time because training crops images at random: the lower
+/// edge of a crop lies on average at four fifths of the height.
 ///
-/// Returns `None` and changes nothing for files whose scans do not hold all components of a row (progressive files, and those
-/// with one component per scan), and for files without the end marker of a JPEG: a file that was cut short must be decoded
-/// to its end, so that it is refused.
+/// Returns `None` and changes nothing for files whose scans do not hold all components of a row (progressive
+/// files, and those with one component per scan), and for files without the end marker of a JPEG: a file
+/// that was cut short must be decoded to its end, so that it is refused.
 pub fn shorten(bytes: &mut [u8], rows: usize) -> Option<usize> {
     if !bytes.starts_with(&[0xff, SOI]) || !bytes.ends_with(&[0xff, EOI]) {
         return None;
@@ -31,8 +31,8 @@ pub fn shorten(bytes: &mut [u8], rows: usize) -> Option<usize> {
         let &[0xff, marker, a, b] = bytes.get(at..at + 4)?.first_chunk()? else { return None };
         let segment = bytes.get(at + 4..at + 2 + usize::from(u16::from_be_bytes([a, b])))?;
         match marker {
-            // Precision, height, width, number of components; then for each component its id, its sampling factors
-            // (horizontal and vertical, four bits each) and its quantisation table.
+            // Precision, height, width, number of components; then for each component its id, its sampling
+            // factors (horizontal and vertical, four bits each) and its quantisation table.
             _ if SOF.contains(&marker) && frame.is_none() => {
                 let [8, h0, h1, _, _, n, components @ ..] = segment else { return None };
                 let tallest = components.chunks_exact(3).map(|c| usize::from(c[1] & 15)).max()?;

@@ -1,4 +1,5 @@
-//! Images with targets, for training teachers and for evaluation. The amalgamation must not import this file.
+//! Images with targets, for training teachers and for evaluation. The amalgamation must not import this
+//! file.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,7 +22,8 @@ pub struct LabelledSet {
     pub labels: Vec<String>,
 }
 
-/// A target in the form that the loss on labelled data takes: 1 present, 0 absent, -1 difficult, which the loss ignores.
+/// A target in the form that the loss on labelled data takes: 1 present, 0 absent, -1 difficult, which the
+/// loss ignores.
 pub fn loss_target(target: u8) -> f32 {
     match target {
         DIFFICULT => -1.0,

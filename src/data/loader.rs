@@ -1,13 +1,13 @@
 //! Loads batches of transformed images ahead of time, in threads of its own.
 //!
-//! A batch is a function of the set, the transform, the batch size, the seed and the step. Its images and all random choices
-//! depend on nothing else, so that any number of threads, and a run that resumes at a later step, give the same bits. An
-//! epoch has every image once, in an order that depends on the seed and the epoch. A batch at the end of an epoch is
-//! completed with images of the next one.
+//! A batch is a function of the set, the transform, the batch size, the seed and the step. Its images and
+//! all random choices depend on nothing else, so that any number of threads, and a run that resumes at a
+//! later step, give the same bits. An epoch has every image once, in an order that depends on the seed and
+//! the epoch. A batch at the end of an epoch is completed with images of the next one.
 //!
-//! Each thread prepares one image at a time, not one batch: with one thread per core the first batch is ready soonest. Up to
-//! two batches of 8-bit images wait in memory (19 MB for batches of 64 images of 224 x 224). They are converted to f32 when a
-//! batch is taken, directly into the caller's buffer.
+//! Each thread prepares one image at a time, not one batch: with one thread per core the first batch is
+//! ready soonest. Up to two batches of 8-bit images wait in memory (19 MB for batches of 64 images of 224 x
+//! 224). They are converted to f32 when a batch is taken, directly into the caller's buffer.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -67,7 +67,8 @@ struct State {
     /// The position of the first slot, counted in images from the beginning of the first epoch.
     first: u64,
     slots: VecDeque<Slot>,
-    /// The number of slots, from the first one on, that the reader waits for, and how many of them are not filled yet.
+    /// The number of slots, from the first one on, that the reader waits for, and how many of them are not
+    /// filled yet.
     awaited: usize,
     missing: usize,
     /// Changes when the reader jumps to another step; images that were begun before that are discarded.
@@ -99,8 +100,8 @@ impl Loader {
         Loader::start(set, transform, batch, seed, first_step, Order::Shuffled, cores())
     }
 
-    /// Batches of every image once, in the set's order: step `s` has the images from `s * batch` on, and the last step those
-    /// that are left.
+    /// Batches of every image once, in the set's order: step `s` has the images from `s * batch` on, and the
+    /// last step those that are left.
     pub fn in_order(set: Arc<Dataset>, transform: Transform, batch: usize) -> Result<Loader> {
         Loader::start(set, transform, batch, 0, 0, Order::Once, cores())
     }
@@ -166,9 +167,10 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Waits for the batch of `step` and writes it to `images` (`[n, h, w, c]`, in [-1, 1]) and `targets` (`[n, labels]`, see
-    /// [`loss_target`]). Batches of consecutive steps are prepared ahead; after any other step loading starts anew. If fewer
-    /// images are left than a batch holds (see [`Loader::in_order`]), the rest of both slices keeps its values.
+    /// Waits for the batch of `step` and writes it to `images` (`[n, h, w, c]`, in [-1, 1]) and `targets`
+    /// (`[n, labels]`, see [`loss_target`]). Batches of consecutive steps are prepared ahead; after any
+    /// other step loading starts anew. If fewer images are left than a batch holds (see
+    /// [`Loader::in_order`]), the rest of both slices keeps its values.
     ///
     /// Errors: slices of another size; an image that cannot be read, by its name.
     pub fn fill(&mut self, step: u64, images: &mut [f32], targets: &mut [f32]) -> Result<()> {
@@ -195,7 +197,8 @@ impl Loader {
         let len = self.shared.transform.len();
         let left = self.shared.left(step.saturating_mul(self.batch as u64)).min(self.batch as u64) as usize;
         if images.len() < left * len {
-            let message = format!("expected room for {left} x {len} pixels, found {}", images.len());
+            let message =
+                format!("expected an output of at least {left} x {len} pixels, found {}", images.len());
             return Err(Error::shape("loader", message));
         }
         self.next(step, images).map(|_| ())
@@ -229,7 +232,8 @@ impl Loader {
         let mut state = self.shared.lock();
         let done = state.slots.iter().take(count).filter(|s| !matches!(s, Slot::InProgress)).count();
         (state.awaited, state.missing) = (count, count - done);
-        // The reader is woken once per batch. If it woke for every image, it would take the core from a loading thread.
+        // The reader is woken once per batch. If it woke for every image, it would take the core from a
+        // loading thread.
         while state.missing > 0 {
             state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -261,14 +265,16 @@ impl Drop for Loader {
         self.shared.lock().should_stop = true;
         self.shared.taken.notify_all();
         for thread in self.threads.drain(..) {
-            // `work` has turned panics of the image readers into errors, so that there is nothing to report here.
+            // `work` has turned panics of the image readers into errors, so that there is nothing to report
+            // here.
             let _ = thread.join();
         }
     }
 }
 
 impl Shared {
-    /// Ignores poisoning: no thread panics while it holds the lock, and the state would be consistent even so.
+    /// Ignores poisoning: no thread panics while it holds the lock, and the state would be consistent even
+    /// so.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -285,7 +291,7 @@ impl Shared {
     fn work(&self) {
         let mut transformer = Transformer::default();
         let mut epoch = Epoch::default();
-        let mut room = Vec::new();
+        let mut buffer = Vec::new();
         while let Some((position, generation, mut pixels)) = self.claim() {
             let image = match self.order {
                 Order::Shuffled => epoch.image(self.seed, self.set.len(), position),
@@ -296,10 +302,10 @@ impl Shared {
             let made = catch_unwind(AssertUnwindSafe(|| {
                 let opened = self.set.open(image)?;
                 let [h, w] = opened.size();
-                let cut = self.transform.draw(h, w, &mut rng);
-                let decoded = opened.pixels(cut.rows(), std::mem::take(&mut room))?;
-                transformer.apply(self.transform.image, cut, &decoded, &mut pixels)?;
-                room = decoded.data;
+                let crop = self.transform.draw(h, w, &mut rng);
+                let decoded = opened.pixels(crop.rows(), std::mem::take(&mut buffer))?;
+                transformer.apply(self.transform.image, crop, &decoded, &mut pixels)?;
+                buffer = decoded.data;
                 Ok(())
             }));
             let slot = match made {
@@ -324,7 +330,8 @@ impl Shared {
         }
     }
 
-    /// Waits for the next image to prepare; returns its position, the generation and a buffer. `None` means stop.
+    /// Waits for the next image to prepare; returns its position, the generation and a buffer. `None` means
+    /// stop.
     fn claim(&self) -> Option<(u64, u64, Vec<u8>)> {
         let mut state = self.lock();
         loop {

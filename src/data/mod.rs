@@ -1,12 +1,12 @@
 //! Images with and without labels.
 //!
-//! [`unlabelled`] and [`folder`] hold images without labels, for the amalgamation. [`labelled`] and [`dataset`] hold images
-//! with labels, for training teachers and for evaluation only. They are separate files so that the imports show, to a
-//! reader and to a test, which code has access to labels.
+//! [`unlabelled`] and [`folder`] hold images without labels, for the amalgamation. [`labelled`] and
+//! [`dataset`] hold images with labels, for training teachers and for evaluation only. They are separate
+//! files so that the imports show, to a reader and to a test, which code has access to labels.
 //!
-//! [`scenes`] makes both kinds from public archives, which [`idx`] and [`digits`] read. [`voc`] and [`coco`] read the layouts
-//! of those data sets. [`image`] decodes a file, [`transform`] converts the pixels to a network's input, and [`loader`] does
-//! both in threads, ahead of time.
+//! [`scenes`] makes both kinds from public archives, which [`idx`] and [`digits`] read. [`voc`] and [`coco`]
+//! read the layouts of those data sets. [`image`] decodes a file, [`transform`] converts the pixels to a
+//! network's input, and [`loader`] does both in threads, ahead of time.
 
 pub mod average_precision;
 pub mod coco;

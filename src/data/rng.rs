@@ -1,7 +1,7 @@
 //! The random numbers that data sets are made of: SplitMix64 (see [`splitmix`]).
 //!
-//! Each image draws from a stream of its own, so that a set does not depend on the order in which its images are made, or
-//! on the number of threads.
+//! Each image draws from a stream of its own, so that a set does not depend on the order in which its images
+//! are made, or on the number of threads.
 
 use crate::splitmix;
 
@@ -22,12 +22,14 @@ impl Rng {
         splitmix::mix(self.0)
     }
 
-    /// Uniform in `0..n`, without bias (Lemire, "Fast random integer generation in an interval", 2019). `n` is positive.
+    /// Uniform in `0..n`, without bias (Lemire, "Fast random integer generation in an interval", 2019). `n`
+    /// is positive.
     pub fn below(&mut self, n: usize) -> usize {
         let n = n as u64;
         loop {
             let wide = self.next() as u128 * n as u128;
-            // Rejecting the 2^64 mod n smallest low halves leaves each result equally many of the 2^64 inputs.
+            // Rejecting the 2^64 mod n smallest low halves leaves each result equally many of the 2^64
+            // inputs.
             if wide as u64 >= n.wrapping_neg() % n {
                 return (wide >> 64) as usize;
             }

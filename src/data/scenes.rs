@@ -1,12 +1,15 @@
-//! Small multi-label scenes composed of Fashion-MNIST articles and MNIST digits: the demo's data, made in a second.
+//! Small multi-label scenes composed of Fashion-MNIST articles and MNIST digits: the demo's data, made in a
+//! second.
 //!
-//! A scene is a black canvas of 32 x 32 grey pixels with one to three objects. Their labels are distinct and drawn uniformly
-//! from twenty. Each object is a random 28 x 28 source image of its label, resized bilinearly (half-pixel centres, no
-//! antialiasing) to a side drawn uniformly from 14 to 20, and placed uniformly inside the canvas. Where objects overlap, the
-//! brighter pixel wins. [`Spec`] varies the number of objects and their sides, and can reduce overlap.
+//! A scene is a black canvas of 32 x 32 grey pixels with one to three objects. Their labels are distinct and
+//! drawn uniformly from twenty. Each object is a random 28 x 28 source image of its label, resized
+//! bilinearly (half-pixel centres, no antialiasing) to a side drawn uniformly from 14 to 20, and placed
+//! uniformly inside the canvas. Where objects overlap, the brighter pixel wins. [`Spec`] varies the number
+//! of objects and their sides, and can reduce overlap.
 //!
-//! All arithmetic is in integers, and every scene draws from a random stream of its own. A set is therefore a pure function
-//! of the sources, the seed, the split and the [`Spec`], on any machine, and a longer set begins with the shorter one.
+//! All arithmetic is in integers, and every scene draws from a random stream of its own. A set is therefore
+//! a pure function of the sources, the seed, the split and the [`Spec`], on any machine, and a longer set
+//! begins with the shorter one.
 
 mod compose;
 mod sources;
@@ -73,8 +76,8 @@ mod tests {
     use super::*;
     use sha2::{Digest, Sha256};
 
-    /// The grey level of all pixels of a label's source images. It differs by label, so that label, side and place of an
-    /// object can be read off the canvas.
+    /// The grey level of all pixels of a label's source images. It differs by label, so that label, side and
+    /// place of an object can be read off the canvas.
     fn flat(label: usize) -> u8 {
         40 + 10 * label as u8
     }
@@ -117,8 +120,8 @@ mod tests {
         assert!(labels.iter().all(|c| c.abs_diff(1400) < 182), "{labels:?}");
         assert!(sides[14..=20].iter().all(|c| c.abs_diff(4000) < 293), "{sides:?}");
         assert_eq!(sides.iter().sum::<u32>(), sides[14..=20].iter().sum::<u32>());
-        // An object touches a given edge with the probability 1 / (33 - side). The mean over sides 14 to 20 is 0.0635, which
-        // is 1778 times.
+        // An object touches a given edge with the probability 1 / (33 - side). The mean over sides 14 to 20
+        // is 0.0635, which is 1778 times.
         assert!(corners.iter().all(|c| c.abs_diff(1778) < 204), "{corners:?}");
     }
 
@@ -173,8 +176,8 @@ mod tests {
             assert_ne!(other.targets, set.targets);
             assert_ne!(other.images.images, set.images.images);
         }
-        // Published sets and teachers depend on these bytes. The hashes come from tests/fixtures/scenes_golden.py, an
-        // independent implementation in Python's exact fractions.
+        // Published sets and teachers depend on these bytes. The hashes come from
+        // tests/fixtures/scenes_golden.py, an independent implementation in Python's exact fractions.
         let digest = |set: &LabelledSet| {
             let bytes = Sha256::new().chain_update(&set.images.images).chain_update(&set.targets).finalize();
             bytes.iter().map(|b| format!("{b:02x}")).collect::<String>()

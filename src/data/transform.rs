@@ -1,7 +1,7 @@
 //! Crops, resizes and mirrors an image of any size to the size of a network's input.
 //!
-//! Resizing matches torchvision's `antialias=True`: a triangle filter whose width is the scale (Pillow's `BILINEAR`), in
-//! 8 bits.
+//! Resizing matches torchvision's `antialias=True`: a triangle filter whose width is the scale (Pillow's
+//! `BILINEAR`), in 8 bits.
 
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -39,7 +39,8 @@ pub enum View {
 }
 
 impl Transform {
-    /// torchvision's training defaults: 8 to 100 % of the area, aspect ratios from 3:4 to 4:3, half of the images mirrored.
+    /// torchvision's training defaults: 8 to 100 % of the area, aspect ratios from 3:4 to 4:3, half of the
+    /// images mirrored.
     pub fn train(image: [usize; 3]) -> Self {
         Transform {
             image,
@@ -63,8 +64,8 @@ impl Transform {
 
     /// Checks the values.
     ///
-    /// Errors: an input without pixels or with more than 8192 in height or width, channels other than 1 or 3, an invalid
-    /// range.
+    /// Errors: an input without pixels or with more than 8192 in height or width, channels other than 1 or
+    /// 3, an invalid range.
     pub fn check(&self) -> Result<()> {
         let [h, w, c] = self.image;
         let fail = |m: String| Err(Error::shape("transform", m));
@@ -96,23 +97,24 @@ impl Transform {
     }
 
     /// Chooses the part of an image of `h` x `w` pixels, and whether it is mirrored.
-    pub fn draw(&self, h: usize, w: usize, rng: &mut Rng) -> Cut {
+    pub fn draw(&self, h: usize, w: usize, rng: &mut Rng) -> Crop {
         match self.view {
             View::RandomCrop { scale, ratio, flip } => {
                 let part = random_part(h, w, scale, ratio, rng);
-                Cut { part, is_mirrored: rng.unit() < f64::from(flip) }
+                Crop { part, is_mirrored: rng.unit() < f64::from(flip) }
             }
-            View::CentreCrop { resize } => Cut { part: self.centre(h, w, resize), is_mirrored: false },
-            View::Squash => Cut { part: Part::Pixels { top: 0, left: 0, h, w }, is_mirrored: false },
+            View::CentreCrop { resize } => Crop { part: self.centre(h, w, resize), is_mirrored: false },
+            View::Squash => Crop { part: Part::Pixels { top: 0, left: 0, h, w }, is_mirrored: false },
         }
     }
 
-    /// The centre crop in the coordinates of the image before resizing, so that only the pixels of the crop are computed.
+    /// The centre crop in the coordinates of the image before resizing, so that only the pixels of the crop
+    /// are computed.
     fn centre(&self, h: usize, w: usize, resize: f32) -> Part {
         let (height, width) = (self.image[0] as f64, self.image[1] as f64);
         let side = |n: f64| (n * f64::from(resize)).round();
-        // As torchvision: the side that is shorter relative to the network's gets the length `side`; the other side keeps the
-        // aspect ratio and is rounded down.
+        // As torchvision: the side that is shorter relative to the network's gets the length `side`; the
+        // other side keeps the aspect ratio and is rounded down.
         let (from_h, from_w) = (h as f64, w as f64);
         let tall = side(height) / from_h > side(width) / from_w;
         let (to, from) = if tall { (side(height), from_h) } else { (side(width), from_w) };
@@ -127,12 +129,12 @@ impl Transform {
 
 /// The part of one image that is used, and whether it is mirrored.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cut {
+pub struct Crop {
     part: Part,
     is_mirrored: bool,
 }
 
-impl Cut {
+impl Crop {
     /// The number of rows, from the first one on, that must be decoded.
     pub fn rows(&self) -> usize {
         match self.part {
@@ -151,25 +153,26 @@ enum Part {
     Resized { top: f64, left: f64, h: f64, w: f64 },
 }
 
-/// torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest centre crop of an allowed aspect ratio.
+/// torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest centre crop of an allowed
+/// aspect ratio.
 fn random_part(h: usize, w: usize, scale: [f32; 2], ratio: [f32; 2], rng: &mut Rng) -> Part {
     let (scale, ratio) = (scale.map(f64::from), ratio.map(f64::from));
     for _ in 0..10 {
         let area = (h * w) as f64 * rng.uniform(scale[0], scale[1]);
         let shape = rng.uniform(ratio[0].ln(), ratio[1].ln()).exp();
-        let (cut_w, cut_h) = ((area * shape).sqrt().round(), (area / shape).sqrt().round());
-        if (1.0..=w as f64).contains(&cut_w) && (1.0..=h as f64).contains(&cut_h) {
-            let (cut_h, cut_w) = (cut_h as usize, cut_w as usize);
-            let top = rng.below(h - cut_h + 1);
-            let left = rng.below(w - cut_w + 1);
-            return Part::Pixels { top, left, h: cut_h, w: cut_w };
+        let (crop_w, crop_h) = ((area * shape).sqrt().round(), (area / shape).sqrt().round());
+        if (1.0..=w as f64).contains(&crop_w) && (1.0..=h as f64).contains(&crop_h) {
+            let (crop_h, crop_w) = (crop_h as usize, crop_w as usize);
+            let top = rng.below(h - crop_h + 1);
+            let left = rng.below(w - crop_w + 1);
+            return Part::Pixels { top, left, h: crop_h, w: crop_w };
         }
     }
     let (height, width) = (h as f64, w as f64);
     let shape = (width / height).clamp(ratio[0], ratio[1]);
-    let cut_w = (height * shape).round().clamp(1.0, width) as usize;
-    let cut_h = (width / shape).round().clamp(1.0, height) as usize;
-    Part::Pixels { top: (h - cut_h) / 2, left: (w - cut_w) / 2, h: cut_h, w: cut_w }
+    let crop_w = (height * shape).round().clamp(1.0, width) as usize;
+    let crop_h = (width / shape).round().clamp(1.0, height) as usize;
+    Part::Pixels { top: (h - crop_h) / 2, left: (w - crop_w) / 2, h: crop_h, w: crop_w }
 }
 
 /// Applies transforms and keeps its buffers from image to image. Each thread has its own.
@@ -177,51 +180,52 @@ fn random_part(h: usize, w: usize, scale: [f32; 2], ratio: [f32; 2], rng: &mut R
 pub struct Transformer {
     resizer: Resizer,
     /// The resized crop before its channels are converted.
-    room: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl Transformer {
-    /// Crops, resizes and mirrors `pixels`, converts them to the height, width and channels of `image`, and writes the result
-    /// to `out`, which must have as many bytes. `pixels` may lack rows that the cut does not use (see [`Cut::rows`]).
+    /// Crops, resizes and mirrors `pixels`, converts them to the height, width and channels of `image`, and
+    /// writes the result to `out`, which must have as many bytes. `pixels` may lack rows that the crop does
+    /// not use (see [`Crop::rows`]).
     ///
     /// Errors: channels that cannot be converted.
-    pub fn apply(&mut self, image: [usize; 3], cut: Cut, pixels: &Pixels, out: &mut [u8]) -> Result<()> {
+    pub fn apply(&mut self, image: [usize; 3], crop: Crop, pixels: &Pixels, out: &mut [u8]) -> Result<()> {
         let [h, w, c] = image;
         if pixels.c == c {
-            return self.cut(cut, pixels, [h, w], out);
+            return self.crop_and_resize(crop, pixels, [h, w], out);
         }
-        let mut room = std::mem::take(&mut self.room);
-        room.resize(h * w * pixels.c, 0);
-        self.cut(cut, pixels, [h, w], &mut room)?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(h * w * pixels.c, 0);
+        self.crop_and_resize(crop, pixels, [h, w], &mut buffer)?;
         match (pixels.c, c) {
             (4, 3) => {
-                for (to, p) in out.as_chunks_mut::<3>().0.iter_mut().zip(room.as_chunks::<4>().0) {
+                for (to, p) in out.as_chunks_mut::<3>().0.iter_mut().zip(buffer.as_chunks::<4>().0) {
                     *to = [p[0], p[1], p[2]];
                 }
             }
             (3 | 4, 1) => {
-                for (to, p) in out.iter_mut().zip(room.chunks_exact(pixels.c)) {
+                for (to, p) in out.iter_mut().zip(buffer.chunks_exact(pixels.c)) {
                     *to = luminance([p[0], p[1], p[2]]);
                 }
             }
-            (1, 3) => out.as_chunks_mut::<3>().0.iter_mut().zip(&room).for_each(|(to, g)| *to = [*g; 3]),
+            (1, 3) => out.as_chunks_mut::<3>().0.iter_mut().zip(&buffer).for_each(|(to, g)| *to = [*g; 3]),
             (from, to) => {
                 return Err(Error::shape("transform", format!("cannot convert {from} channels to {to}")));
             }
         }
-        self.room = room;
+        self.buffer = buffer;
         Ok(())
     }
 
     /// Crops, resizes and mirrors without converting channels.
-    fn cut(&mut self, cut: Cut, pixels: &Pixels, to: [usize; 2], out: &mut [u8]) -> Result<()> {
+    fn crop_and_resize(&mut self, crop: Crop, pixels: &Pixels, to: [usize; 2], out: &mut [u8]) -> Result<()> {
         let [h, w] = to;
-        if to == [pixels.h, pixels.w] && cut.part == (Part::Pixels { top: 0, left: 0, h, w }) {
+        if to == [pixels.h, pixels.w] && crop.part == (Part::Pixels { top: 0, left: 0, h, w }) {
             out.copy_from_slice(&pixels.data);
         } else {
-            self.resize(pixels, cut.part, to, out)?;
+            self.resize(pixels, crop.part, to, out)?;
         }
-        if cut.is_mirrored {
+        if crop.is_mirrored {
             mirror(out, w, pixels.c);
         }
         Ok(())
@@ -247,8 +251,8 @@ impl Transformer {
         let resized = match part {
             Part::Pixels { top, left, h, w } => {
                 let [left, top, w, h] = [left, top, w, h].map(|n| n as u32);
-                let cut = CroppedImage::new(&from, left, top, w, h).map_err(|e| fault(&e))?;
-                self.resizer.resize(&cut, &mut target, &options)
+                let crop = CroppedImage::new(&from, left, top, w, h).map_err(|e| fault(&e))?;
+                self.resizer.resize(&crop, &mut target, &options)
             }
             Part::Resized { top, left, h, w } => {
                 self.resizer.resize(&from, &mut target, &options.crop(left, top, w, h))
@@ -267,7 +271,8 @@ fn mirror(image: &mut [u8], w: usize, c: usize) {
     for row in image.chunks_exact_mut(w * c) {
         match c {
             1 => row.reverse(),
-            // Reversing whole pixels takes half the time of single bytes for three channels, and a fifteenth for four.
+            // Reversing whole pixels takes half the time of single bytes for three channels, and a fifteenth
+            // for four.
             3 => row.as_chunks_mut::<3>().0.reverse(),
             4 => row.as_chunks_mut::<4>().0.reverse(),
             _ => {
@@ -295,22 +300,25 @@ mod tests {
         let mut shares = Vec::new();
         for i in 0..4000 {
             let r = random_part(h, w, [0.08, 1.0], [0.75, 4.0 / 3.0], &mut Rng::stream(1, 2, i));
-            let Part::Pixels { top, left, h: cut_h, w: cut_w } = r else { panic!("{r:?}") };
-            assert!(top + cut_h <= h && left + cut_w <= w && cut_h >= 1 && cut_w >= 1, "{r:?}");
-            // Sides of about a hundred pixels or more are rounded to whole pixels, which changes the ratio a little.
-            assert!((0.74..1.35).contains(&(cut_w as f64 / cut_h as f64)), "{r:?}");
-            shares.push((cut_h * cut_w) as f64 / (h * w) as f64);
+            let Part::Pixels { top, left, h: crop_h, w: crop_w } = r else { panic!("{r:?}") };
+            assert!(top + crop_h <= h && left + crop_w <= w && crop_h >= 1 && crop_w >= 1, "{r:?}");
+            // Sides of about a hundred pixels or more are rounded to whole pixels, which changes the ratio a
+            // little.
+            assert!((0.74..1.35).contains(&(crop_w as f64 / crop_h as f64)), "{r:?}");
+            shares.push((crop_h * crop_w) as f64 / (h * w) as f64);
         }
         let mean = shares.iter().sum::<f64>() / 4000.0;
         assert!(shares.iter().all(|s| (0.079..=1.0).contains(s)));
-        // torchvision 0.29 draws 0.434 on average (8,000 tries, standard error 0.002; here it is 0.0034). That is below the
-        // mean of the uniform range, 0.54, because the largest areas fit in few aspect ratios and are then drawn again.
+        // torchvision 0.29 draws 0.434 on average (8,000 tries, standard error 0.002; here it is 0.0034).
+        // That is below the mean of the uniform range, 0.54, because the largest areas fit in few aspect
+        // ratios and are then drawn again.
         assert!((mean - 0.434).abs() < 0.015, "{mean}");
     }
 
     #[test]
     fn if_no_try_fits_the_crop_is_the_largest_centre() {
-        // As in torchvision: the image is too wide for 4:3, so the crop has all of its height and the middle of its width.
+        // As in torchvision: the image is too wide for 4:3, so the crop has all of its height and the middle
+        // of its width.
         let r = random_part(30, 3000, [1.0, 1.0], [0.75, 4.0 / 3.0], &mut Rng::stream(1, 2, 3));
         assert_eq!(r, Part::Pixels { top: 0, left: 1480, h: 30, w: 40 });
         let r = random_part(3000, 30, [1.0, 1.0], [0.75, 4.0 / 3.0], &mut Rng::stream(1, 2, 3));
@@ -323,8 +331,8 @@ mod tests {
         let pixels = Pixels { h: 8, w: 8, c: 1, data };
         let of = |part| {
             let mut out = vec![7; 4];
-            let cut = Cut { part, is_mirrored: false };
-            Transformer::default().apply([2, 2, 1], cut, &pixels, &mut out).map(|()| out).unwrap()
+            let crop = Crop { part, is_mirrored: false };
+            Transformer::default().apply([2, 2, 1], crop, &pixels, &mut out).map(|()| out).unwrap()
         };
         assert_eq!(of(Part::Pixels { top: 0, left: 0, h: 8, w: 4 }), [0; 4]);
         let seen = of(Part::Resized { top: 0.0, left: 0.0, h: 8.0, w: 4.0 });
@@ -338,8 +346,8 @@ mod tests {
         let mut of = |image, view, pixels: &Pixels| {
             let transform = Transform { image, view };
             let mut out = vec![0; transform.len()];
-            let cut = transform.draw(pixels.h, pixels.w, &mut Rng::stream(0, 0, 0));
-            t.apply(image, cut, pixels, &mut out).map(|()| out)
+            let crop = transform.draw(pixels.h, pixels.w, &mut Rng::stream(0, 0, 0));
+            t.apply(image, crop, pixels, &mut out).map(|()| out)
         };
         let whole = View::RandomCrop { scale: [1.0, 1.0], ratio: [3.0, 3.0], flip: 1.0 };
         assert_eq!(of([1, 3, 3], whole, &pixels).unwrap(), [0, 0, 255, 0, 255, 0, 255, 0, 0]);
@@ -369,10 +377,10 @@ mod tests {
                 ([7, 9, 1], View::CentreCrop { resize: 1.2 }),
                 ([7, 9, 3], View::RandomCrop { scale: [0.3, 0.5], ratio: [1.0, 1.0], flip: 1.0 }),
             ] {
-                let cut = Transform { image, view }.draw(20, 30, &mut Rng::stream(1, 2, 3));
+                let crop = Transform { image, view }.draw(20, 30, &mut Rng::stream(1, 2, 3));
                 let of = |pixels| {
                     let mut out = vec![0; image.iter().product()];
-                    Transformer::default().apply(image, cut, pixels, &mut out).map(|()| out)
+                    Transformer::default().apply(image, crop, pixels, &mut out).map(|()| out)
                 };
                 assert_eq!(of(&rgbx).unwrap(), of(&rgb).unwrap(), "{image:?} {view:?}");
             }

@@ -34,7 +34,8 @@ impl ImageSet {
         Ok(set)
     }
 
-    /// Reads a file of images. A file that also has targets is refused, so that labels cannot be loaded by accident.
+    /// Reads a file of images. A file that also has targets is refused, so that labels cannot be loaded by
+    /// accident.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let mut archive = Archive::open(&path)?;
         archive.expect_names(&["images"])?;

@@ -1,5 +1,5 @@
-//! Reads PASCAL VOC 2007 to 2012 in the layout of its devkit, which has one folder per year (Everingham et al., "The PASCAL
-//! Visual Object Classes Challenge", 2010):
+//! Reads PASCAL VOC 2007 to 2012 in the layout of its devkit, which has one folder per year (Everingham et
+//! al., "The PASCAL Visual Object Classes Challenge", 2010):
 //!
 //! ```text
 //! VOC2007/ImageSets/Main/<split>.txt           one image per line
@@ -8,8 +8,9 @@
 //!         Annotations/<image>.xml              the objects, some with <difficult>1</difficult>
 //! ```
 //!
-//! Targets come from the class lists (`<label>_<split>.txt`). If there are none, they come from the annotations, by the
-//! devkit's rule: a label is present if any object of it is not difficult, and difficult if all are.
+//! Targets come from the class lists (`<label>_<split>.txt`). If there are none, they come from the
+//! annotations, by the devkit's rule: a label is present if any object of it is not difficult, and difficult
+//! if all are.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -62,8 +63,8 @@ pub struct Listed {
 
 /// Reads the lists of `split` in `folder` (such as `VOCdevkit/VOC2007`). No image is opened.
 ///
-/// Errors: a list that is missing, empty or malformed, an image that a list repeats or lacks, a JPEG file that is missing,
-/// an object of an unknown label.
+/// Errors: a list that is missing, empty or malformed, an image that a list repeats or lacks, a JPEG file
+/// that is missing, an object of an unknown label.
 pub fn open(folder: &Path, split: &str) -> Result<Listed> {
     let sets = folder.join("ImageSets/Main");
     let list = sets.join(format!("{split}.txt"));
@@ -149,7 +150,8 @@ pub fn parse_split(text: &str, path: &Path) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Parses a class list: the image, the line (1-based) and the target of every entry. `path` is for error messages.
+/// Parses a class list: the image, the line (1-based) and the target of every entry. `path` is for error
+/// messages.
 ///
 /// Errors: an empty list, a line without exactly two columns, a number other than 1, -1 and 0.
 pub fn parse_class_list(text: &str, path: &Path) -> Result<Vec<(String, usize, u8)>> {
@@ -177,8 +179,8 @@ pub fn parse_class_list(text: &str, path: &Path) -> Result<Vec<(String, usize, u
 
 /// Parses an annotation in XML: one target for each of [`LABELS`]. `path` is for error messages.
 ///
-/// Errors: malformed XML, a document type (entities are never expanded), a root element other than `annotation`, an object
-/// without a name or with an unknown one, a `difficult` other than 0 and 1.
+/// Errors: malformed XML, a document type (entities are never expanded), a root element other than
+/// `annotation`, an object without a name or with an unknown one, a `difficult` other than 0 and 1.
 pub fn parse_annotation(xml: &str, path: &Path) -> Result<[u8; 20]> {
     let fault = |m: String| Error::data(path, m);
     let options =

@@ -67,8 +67,8 @@ pub fn below(word: u32, n: usize) -> usize {
     ((u64::from(word) * n as u64) >> 32) as usize
 }
 
-/// The seed of one part of a run, mixed from the run's `seed` and the number of the part, so that the parts of runs with
-/// neighbouring seeds draw unrelated numbers.
+/// The seed of one part of a run, mixed from the run's `seed` and the number of the part, so that the parts
+/// of runs with neighbouring seeds draw unrelated numbers.
 pub fn derive_seed(seed: u64, part: u64) -> u64 {
     splitmix::mix(seed ^ part.wrapping_mul(splitmix::GAMMA))
 }

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Writes `path` so that a reader, or a crash at any moment, finds either the old file or the new one, each complete.
+/// Writes `path` so that a reader, or a crash at any moment, finds either the old file or the new one, each
+/// complete.
 ///
-/// `fill` writes to a temporary file in the same folder, because a rename across file systems would be a copy. That file is
-/// flushed to the disk and renamed over `path`, and the folder is flushed so that the rename is on the disk too. If `fill`
-/// fails or panics, the temporary file is removed and `path` stays as it was.
+/// `fill` writes to a temporary file in the same folder, because a rename across file systems would be a
+/// copy. That file is flushed to the disk and renamed over `path`, and the folder is flushed so that the
+/// rename is on the disk too. If `fill` fails or panics, the temporary file is removed and `path` stays as
+/// it was.
 pub fn write_atomic(
     path: impl AsRef<Path>,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -20,8 +22,8 @@ pub fn write_atomic(
     replace(path, None, fill).map_err(|e| Error::io("write", path, e))
 }
 
-/// As [`write_atomic`], but keeps the old file as `previous`, which must be in the same folder. A crash at any moment leaves
-/// at least one of the two files, complete.
+/// As [`write_atomic`], but keeps the old file as `previous`, which must be in the same folder. A crash at
+/// any moment leaves at least one of the two files, complete.
 pub fn write_keeping(
     path: impl AsRef<Path>,
     previous: &Path,
@@ -48,7 +50,8 @@ fn replace(
         Some(p) if p != Path::new("") => p,
         Some(_) | None => Path::new("."),
     };
-    // The process id and the counter give two writers of the same path, in one process or in several, different files.
+    // The process id and the counter give two writers of the same path, in one process or in several,
+    // different files.
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let serial = COUNTER.fetch_add(1, Ordering::Relaxed);
     let mut hidden = std::ffi::OsString::from(".");

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// The most bytes that all arrays of one file may take uncompressed. It is about ten times the largest model of the paper
-/// (89 M parameters), and it stops a small file that would inflate without end.
+/// The most bytes that all arrays of one file may take uncompressed. It is about ten times the largest model
+/// of the paper (89 M parameters), and it stops a small file that would inflate without end.
 pub const MAX_BYTES: u64 = 4 << 30;
 
 /// Elements that a reader or writer converts at a time.

@@ -9,8 +9,8 @@ use super::tensors::Tensors;
 use super::{npz, onnx, safetensors};
 use crate::error::{Error, Result};
 
-/// Reads a weights file whose first bytes say that it is an npz, a safetensors file or an ONNX file of the engine.
-/// PyTorch's batch counters are left out.
+/// Reads a weights file whose first bytes say that it is an npz, a safetensors file or an ONNX file of the
+/// engine. PyTorch's batch counters are left out.
 ///
 /// Errors: a file that cannot be read, of another format, damaged, or with numbers that are not finite.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
@@ -21,7 +21,8 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     match &start[..] {
         // Two bytes are not enough: `PK` may also be the length of a safetensors header.
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => npz::load(path),
-        // A safetensors file begins with the length of its header in 8 bytes, then the header, which is JSON.
+        // A safetensors file begins with the length of its header in 8 bytes, then the header, which is
+        // JSON.
         [.., b'{'] if start.len() == 9 => safetensors::load(path),
         start if onnx::is_likely(start) => onnx::load(path),
         // A pickle of protocol version 2 or later, which is what PyTorch before 1.6 wrote.

@@ -16,7 +16,8 @@ pub const META: &str = "__meta__";
 /// The most bytes that a file's metadata may take as JSON text.
 pub const MAX_META_BYTES: usize = 1 << 20;
 
-/// The entry `key` of `meta` as a `T`, for example the label names as `Vec<String>`. `file` is for error messages.
+/// The entry `key` of `meta` as a `T`, for example the label names as `Vec<String>`. `file` is for error
+/// messages.
 ///
 /// Errors: no such entry, or one of another type.
 pub fn meta_as<T: DeserializeOwned>(file: &Path, meta: &Meta, key: &str) -> Result<T> {

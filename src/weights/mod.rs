@@ -1,10 +1,11 @@
 //! Named float tensors and the files that hold them.
 //!
-//! A weights file is an npz (a zip of npy arrays, one per tensor, that `numpy.load` opens), a safetensors file, or an
-//! ONNX file that the engine exported. [`load`] recognises the format by the first bytes, [`save`] chooses it by the
-//! name. Beside the tensors a file holds its metadata ([`Meta`]), a JSON object.
+//! A weights file is an npz (a zip of npy arrays, one per tensor, that `numpy.load` opens), a safetensors
+//! file, or an ONNX file that the engine exported. [`load`] recognises the format by the first bytes,
+//! [`save`] chooses it by the name. Beside the tensors a file holds its metadata ([`Meta`]), a JSON object.
 //!
-//! `common` and `meta` are what all formats share; `file` dispatches to the formats, and no format imports it.
+//! `common` and `meta` are what all formats share; `file` dispatches to the formats, and no format imports
+//! it.
 
 mod atomic;
 mod common;

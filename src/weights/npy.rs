@@ -51,8 +51,9 @@ impl Header {
     }
 }
 
-/// Refuses what makes npyz's header parser panic, overflow or recurse without end: anything but ASCII, escapes in strings,
-/// deep nesting, numbers that are not plain decimals, and dimensions whose product overflows.
+/// Refuses what makes npyz's header parser panic, overflow or recurse without end: anything but ASCII,
+/// escapes in strings, deep nesting, numbers that are not plain decimals, and dimensions whose product
+/// overflows.
 fn check_header_text(text: &[u8]) -> Result<(), String> {
     let bad = |what: &str| Err(format!("malformed npy header: {what}"));
     let (mut quote, mut depth, mut number, mut product) = (None, 0u32, None::<u64>, 1u64);
@@ -127,8 +128,9 @@ impl Body<'_> {
         }
     }
 
-    /// Reads exactly as many elements as the header says, in C order, and requires the entry to end there, which makes
-    /// the zip reader check the entry's checksum. The vector grows only as bytes arrive, so a false size costs no memory.
+    /// Reads exactly as many elements as the header says, in C order, and requires the entry to end there,
+    /// which makes the zip reader check the entry's checksum. The vector grows only as bytes arrive, so a
+    /// false size costs no memory.
     fn read<T: Copy>(&mut self, header: &Header, decode: impl Fn(&[u8]) -> T) -> Result<Vec<T>, String> {
         let size = header.dtype.num_bytes().unwrap_or(1);
         let count = element_count(&header.shape).ok_or("the element count overflows")?;

@@ -1,11 +1,12 @@
 //! ONNX files: the engine writes them for other programs to run, and reads back only those it wrote itself.
 //!
-//! Our models store their weights as initializers, under the names and shapes that an npz of the same model has, and the
-//! npz's `__meta__` as JSON under the metadata key `dfka`. Constants that belong only to the graph have names that begin
-//! with [`CONSTANT`]. Reading takes the weights and the metadata and ignores the nodes.
+//! Our models store their weights as initializers, under the names and shapes that an npz of the same model
+//! has, and the npz's `__meta__` as JSON under the metadata key `dfka`. Constants that belong only to the
+//! graph have names that begin with [`CONSTANT`]. Reading takes the weights and the metadata and ignores the
+//! nodes.
 //!
-//! The file's size bounds the memory that reading takes: a file has at most [`MAX_BYTES`], every length is checked against
-//! the bytes that are there, and tensors are decoded one at a time.
+//! The file's size bounds the memory that reading takes: a file has at most [`MAX_BYTES`], every length is
+//! checked against the bytes that are there, and tensors are decoded one at a time.
 
 pub mod proto;
 
@@ -35,8 +36,8 @@ pub const CONSTANT: &str = "graph.";
 /// The largest message that protobuf allows.
 pub const MAX_BYTES: u64 = i32::MAX as u64;
 
-/// The most bytes of an initializer beside its elements: name, type and shape. Ours stay far below it; the limit is
-/// there because a dimension takes one byte in the file and eight in memory.
+/// The most bytes of an initializer beside its elements: name, type and shape. Ours stay far below it; the
+/// limit is there because a dimension takes one byte in the file and eight in memory.
 const MAX_HEADER_BYTES: usize = 1 << 12;
 
 /// The field numbers that reading needs, of ModelProto, GraphProto, StringStringEntryProto and TensorProto.
@@ -50,7 +51,8 @@ mod field {
     pub const RAW_DATA: u32 = 9;
 }
 
-/// Whether a file that begins with `head` may be an ONNX file. The first field of one is its IR version, a number.
+/// Whether a file that begins with `head` may be an ONNX file. The first field of one is its IR version, a
+/// number.
 pub fn is_likely(head: &[u8]) -> bool {
     head.first() == Some(&0x08)
 }
@@ -198,8 +200,8 @@ fn floats(t: &proto::TensorProto) -> Result<(Vec<usize>, Vec<f32>), String> {
     Ok((shape, data))
 }
 
-/// Iterates over the fields of a protobuf message. An item is the field's number and, for a length-delimited field, its
-/// bytes.
+/// Iterates over the fields of a protobuf message. An item is the field's number and, for a length-delimited
+/// field, its bytes.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -1,11 +1,13 @@
 //! The safetensors format: a JSON header of names, types, shapes and offsets, then the bytes.
 //!
-//! Reading accepts F32, F16, BF16 and F64, and converts them to float32. The safetensors crate parses the header and checks
-//! that the offsets are contiguous and match shapes and types. The tensors are then read one at a time, so that a file is
-//! never in memory twice and no buffer is larger than the bytes that arrived.
+//! Reading accepts F32, F16, BF16 and F64, and converts them to float32. The safetensors crate parses the
+//! header and checks that the offsets are contiguous and match shapes and types. The tensors are then read
+//! one at a time, so that a file is never in memory twice and no buffer is larger than the bytes that
+//! arrived.
 //!
-//! The format's `__metadata__` maps names to strings. All metadata of [`Tensors`] is stored as JSON text under [`OURS`],
-//! and the entries in [`PLAIN`], which other programs may look for, are repeated under their own names.
+//! The format's `__metadata__` maps names to strings. All metadata of [`Tensors`] is stored as JSON text
+//! under [`OURS`], and the entries in [`PLAIN`], which other programs may look for, are repeated under their
+//! own names.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,8 +27,8 @@ use crate::error::{Error, Result};
 /// The entry of `__metadata__` that holds all of our metadata as JSON text.
 pub const OURS: &str = "dfka";
 
-/// Entries of our metadata that are repeated beside [`OURS`], each as JSON text. From a file without [`OURS`], which is
-/// another program's, these are read.
+/// Entries of our metadata that are repeated beside [`OURS`], each as JSON text. From a file without
+/// [`OURS`], which is another program's, these are read.
 pub const PLAIN: [&str; 4] = ["labels", "mean", "std", "thresholds"];
 
 const METADATA: &str = "__metadata__";
@@ -85,8 +87,8 @@ fn meta(file: &Path, header: &Metadata) -> Result<Meta> {
         let wrong = |e| Error::data(file, format!("{METADATA}: {OURS}: expected a JSON object: {e}"));
         return serde_json::from_str(text).map_err(wrong);
     }
-    // In another program's file an entry that is not JSON may mean anything, so it is ignored. A config can state labels,
-    // mean and deviation instead.
+    // In another program's file an entry that is not JSON may mean anything, so it is ignored. A config can
+    // state labels, mean and deviation instead.
     let parsed = |name: &str| Some((name.to_owned(), serde_json::from_str::<Value>(all.get(name)?).ok()?));
     Ok(PLAIN.into_iter().filter_map(parsed).collect())
 }
@@ -138,7 +140,8 @@ fn values<T>(
     Ok(out)
 }
 
-/// Writes `tensors` as float32, and their metadata, to `path`, atomically. The same tensors give the same bytes.
+/// Writes `tensors` as float32, and their metadata, to `path`, atomically. The same tensors give the same
+/// bytes.
 ///
 /// Errors: what [`load`] would not read back, a failed write.
 pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
@@ -158,8 +161,8 @@ pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
 
 /// The header as JSON text, padded to a multiple of eight bytes.
 ///
-/// The safetensors crate has a writer, but it keeps `__metadata__` in a hash map, so that the order of its entries, and
-/// with it the file's bytes, would differ from run to run.
+/// The safetensors crate has a writer, but it keeps `__metadata__` in a hash map, so that the order of its
+/// entries, and with it the file's bytes, would differ from run to run.
 fn header(path: &Path, tensors: &Tensors) -> Result<String> {
     let json = |v: serde_json::Result<Value>| v.map_err(|e| Error::data(path, format!("header: {e}")));
     let mut header = serde_json::Map::new();

@@ -1,8 +1,10 @@
-//! A seal: a checksum at the end of a file, for checkpoints, whose damage must be detected before they are used.
+//! A seal: a checksum at the end of a file, for checkpoints, whose damage must be detected before they are
+//! used.
 //!
-//! The seal is the last 20 bytes of a file: `DFKASEAL`, the number of bytes before the seal (8 bytes, little-endian), and the
-//! CRC-32C of everything before the checksum itself (4 bytes, little-endian). A sealed npz is still a valid npz, because zip
-//! readers search for the directory from the end and skip what follows it.
+//! The seal is the last 20 bytes of a file: `DFKASEAL`, the number of bytes before the seal (8 bytes,
+//! little-endian), and the CRC-32C of everything before the checksum itself (4 bytes, little-endian). A
+//! sealed npz is still a valid npz, because zip readers search for the directory from the end and skip what
+//! follows it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -11,8 +13,8 @@ use std::path::Path;
 const MAGIC: &[u8; 8] = b"DFKASEAL";
 const BYTES: usize = 20;
 
-/// Appends a seal to what was written so far. The file is read back for that: a zip writer seeks back to fill in sizes, so
-/// a checksum computed while writing would be of other bytes.
+/// Appends a seal to what was written so far. The file is read back for that: a zip writer seeks back to
+/// fill in sizes, so a checksum computed while writing would be of other bytes.
 pub fn append(w: &mut BufWriter<File>) -> io::Result<()> {
     w.flush()?;
     let mut file = w.get_ref();

@@ -17,8 +17,8 @@ pub struct HostTensor {
     pub data: Vec<f32>,
 }
 
-/// Tensors by name, with the metadata of their file. They are kept in name order, so that the same tensors always make
-/// the same file, byte for byte.
+/// Tensors by name, with the metadata of their file. They are kept in name order, so that the same tensors
+/// always make the same file, byte for byte.
 #[derive(Clone, Debug)]
 pub struct Tensors {
     /// The file they came from, for error messages.
@@ -72,7 +72,8 @@ impl Tensors {
 
     /// Adds a tensor.
     ///
-    /// Errors: a name that is taken or reserved (`__meta__`), a shape that does not hold exactly the elements of `data`.
+    /// Errors: a name that is taken or reserved (`__meta__`), a shape that does not hold exactly the
+    /// elements of `data`.
     pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], data: Vec<f32>) -> Result<()> {
         self.insert_tensor(name.into(), HostTensor { shape: shape.to_vec(), data })
     }
@@ -134,8 +135,8 @@ impl Tensors {
         Ok(self)
     }
 
-    /// Ends a load: every tensor must have been taken, because a tensor that the model does not use means that the file
-    /// is of another model.
+    /// Ends a load: every tensor must have been taken, because a tensor that the model does not use means
+    /// that the file is of another model.
     ///
     /// Errors: tensors that are left, up to five of them by name.
     pub fn finish(self) -> Result<()> {

@@ -16,8 +16,8 @@ pub struct Spec {
     pub objects: RangeInclusive<usize>,
     /// Height and width that an object is resized to, in pixels.
     pub side: RangeInclusive<usize>,
-    /// The most places that are drawn for an object. The first place that overlaps no earlier object's box is taken, or
-    /// else the place that overlaps them in the fewest pixels. With 1, placement is uniform.
+    /// The most places that are drawn for an object. The first place that overlaps no earlier object's box
+    /// is taken, or else the place that overlaps them in the fewest pixels. With 1, placement is uniform.
     pub tries: usize,
 }
 
@@ -48,8 +48,8 @@ impl Spec {
     }
 }
 
-/// Draws a scene on `canvas`, which is black, and sets the entries of `targets` whose labels it shows. `sources` holds the
-/// source images of every label, one after the other.
+/// Draws a scene on `canvas`, which is black, and sets the entries of `targets` whose labels it shows.
+/// `sources` holds the source images of every label, one after the other.
 pub(super) fn compose_scene(
     sources: &[Vec<u8>],
     rng: &mut Rng,
@@ -101,8 +101,8 @@ fn place(covered: &mut [bool; CANVAS * CANVAS], side: usize, tries: usize, rng: 
 }
 
 /// Resizes a source image bilinearly with half-pixel centres: pixel `d` of the result samples the source at
-/// `(d + 1/2) 28 / side - 1/2`, clamped at the border. In units of `1 / (2 side)` this position, and so each weight, is an
-/// integer. The result is rounded once, with halves rounded up.
+/// `(d + 1/2) 28 / side - 1/2`, clamped at the border. In units of `1 / (2 side)` this position, and so each
+/// weight, is an integer. The result is rounded once, with halves rounded up.
 fn resize(source: &[u8], side: usize) -> Vec<u8> {
     let unit = 2 * side;
     let taps: Vec<(usize, usize, usize)> = (0..side)
@@ -130,9 +130,14 @@ fn resize(source: &[u8], side: usize) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// Computed with PyTorch 2.15.0 in float64:
-    /// `y, x = np.mgrid[0:28, 0:28]; im = torch.tensor(((37 * y + 91 * x + y * x) % 256).astype(float))[None, None]`
-    /// `F.interpolate(im, size=(s, s), mode='bilinear', align_corners=False)[0, 0][row]`
+    /// The expected values come from PyTorch 2.15.0 in float64:
+    ///
+    /// ```text
+    /// y, x = np.mgrid[0:28, 0:28]
+    /// im = torch.tensor(((37 * y + 91 * x + y * x) % 256).astype(float))[None, None]
+    /// F.interpolate(im, size=(s, s), mode='bilinear', align_corners=False)[0, 0][row]
+    /// ```
+    ///
     /// The tolerance is half a grey level for our rounding and 1e-3 for the digits that the literals leave out.
     #[test]
     fn resizing_agrees_with_pytorch() {

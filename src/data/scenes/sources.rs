@@ -90,7 +90,8 @@ mod tests {
     use super::*;
     use crate::data::idx::tests::{encode, gzip};
 
-    /// Writes a small copy of the archives: `per_class` articles of each class and `digits` images of each digit.
+    /// Writes a small copy of the archives: `per_class` articles of each class and `digits` images of each
+    /// digit.
     fn raw_folder(per_class: usize, digits: usize) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let fashion = dir.path().join("usr/share/datasets/fashion-mnist");

@@ -13,8 +13,8 @@ use crate::weights::meta::{MAX_META_BYTES, META, Meta};
 use crate::weights::npy::{Body, Header};
 use crate::weights::tensors::{HostTensor, Tensors};
 
-/// Reads every array of `path` as a float tensor, and the metadata, if there is any. PyTorch's batch counters are left
-/// out.
+/// Reads every array of `path` as a float tensor, and the metadata, if there is any. PyTorch's batch
+/// counters are left out.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     Archive::open(path)?.tensors()
 }
@@ -35,8 +35,8 @@ impl Archive {
         Archive::open_up_to(path, MAX_BYTES)
     }
 
-    /// As [`Archive::open`], with another limit on the bytes of all arrays: for a caller that expects more, and checks
-    /// each shape before it reads the array.
+    /// As [`Archive::open`], with another limit on the bytes of all arrays: for a caller that expects more,
+    /// and checks each shape before it reads the array.
     pub fn open_up_to(path: impl AsRef<Path>, max_bytes: u64) -> Result<Archive> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
@@ -102,7 +102,8 @@ impl<R: Read + Seek> Archive<R> {
 
     /// Reads the array `name` as float32.
     ///
-    /// Errors: no such array, a type that is not a float, a wrong length, damage, an element that is not finite.
+    /// Errors: no such array, a type that is not a float, a wrong length, damage, an element that is not
+    /// finite.
     pub fn floats(&mut self, name: &str) -> Result<HostTensor> {
         self.array(name, u64::MAX, |header, body| {
             let data = body.floats(header)?;
@@ -156,8 +157,8 @@ impl<R: Read + Seek> Archive<R> {
         self.array(name, max_bytes, |header, body| Ok((header.shape.clone(), body.bytes(header)?)))
     }
 
-    /// Opens the entry of the array `name`, reads the array's header, and passes both to `read`. An entry of more than
-    /// `max_bytes` is an error.
+    /// Opens the entry of the array `name`, reads the array's header, and passes both to `read`. An entry of
+    /// more than `max_bytes` is an error.
     fn array<T>(
         &mut self,
         name: &str,
@@ -193,8 +194,8 @@ fn first_duplicate<R: Read + Seek>(zip: ZipArchive<R>) -> Option<String> {
     r.seek(SeekFrom::Start(start)).ok()?;
     let mut seen = BTreeSet::new();
     loop {
-        // A directory entry is 46 bytes that begin with a signature and hold the lengths of the three fields that follow:
-        // name, extra field and comment.
+        // A directory entry is 46 bytes that begin with a signature and hold the lengths of the three fields
+        // that follow: name, extra field and comment.
         let mut fixed = [0u8; 46];
         r.read_exact(&mut fixed).ok()?;
         if &fixed[..4] != b"PK\x01\x02" {

@@ -310,8 +310,8 @@ fn a_zip_bomb_is_refused_by_its_declared_size_and_stopped_if_that_size_is_false(
     let e = Archive::from_reader(Cursor::new(&bytes), Path::new("w.npz"), 1 << 16).err().unwrap();
     assert_has(&e.to_string(), &["at most 65536 bytes", "found 1048"]);
 
-    // First the zip's directory and the array's header both declare 16 elements, and a megabyte follows. Then both declare
-    // 4 GB, and 64 bytes follow.
+    // First the zip's directory and the array's header both declare 16 elements, and a megabyte follows.
+    // Then both declare 4 GB, and 64 bytes follow.
     let declare = |shape: &str, body: usize, declared: usize| {
         let npy = npy(&header("'<f4'", "False", shape), &vec![0; body]);
         let mut bytes = zip_of(&[("x.npy", &npy)], CompressionMethod::Deflated);

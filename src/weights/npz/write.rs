@@ -36,10 +36,11 @@ pub enum Elems<'a> {
     U8(&'a [u8]),
 }
 
-/// Writes the metadata, then `arrays` in the order given, to `path`, atomically. The same arrays give the same bytes.
+/// Writes the metadata, then `arrays` in the order given, to `path`, atomically. The same arrays give the
+/// same bytes.
 ///
-/// Errors: arrays that [`super::Archive`] would not read back (a shape that does not hold the elements, numbers that are
-/// not finite, more than [`MAX_BYTES`] together), a failed write.
+/// Errors: arrays that [`super::Archive`] would not read back (a shape that does not hold the elements,
+/// numbers that are not finite, more than [`MAX_BYTES`] together), a failed write.
 pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta, method: CompressionMethod) -> Result<()> {
     let path = path.as_ref();
     check(path, arrays)?;
@@ -53,8 +54,8 @@ pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta, method: Comp
     write_atomic(path, |w| fill(w, arrays, meta, method))
 }
 
-/// As [`write()`], without the limit on bytes, uncompressed, and with a [`seal`] at the end. The file that was at `path`
-/// is kept as `previous`.
+/// As [`write()`], without the limit on bytes, uncompressed, and with a [`seal`] at the end. The file that
+/// was at `path` is kept as `previous`.
 pub fn write_sealed(path: &Path, previous: &Path, arrays: &[Array], meta: &Meta) -> Result<()> {
     check(path, arrays)?;
     write_keeping(path, previous, |w| {
@@ -107,8 +108,9 @@ fn fill(w: &mut BufWriter<File>, arrays: &[Array], meta: &Meta, method: Compress
 
 /// A writer that fails only once: after the first error every call succeeds and does nothing.
 ///
-/// A [`ZipWriter`] that is dropped before it is finished tries to finish, and prints an error of that attempt on standard
-/// error. The first error has been returned to the caller by then, so a second message would only confuse.
+/// A [`ZipWriter`] that is dropped before it is finished tries to finish, and prints an error of that
+/// attempt on standard error. The first error has been returned to the caller by then, so a second message
+/// would only confuse.
 struct FailOnce<W> {
     inner: W,
     has_failed: bool,
@@ -161,8 +163,8 @@ fn write_array<W: Write + Seek>(
     method: CompressionMethod,
     array: &Array,
 ) -> io::Result<()> {
-    // A fixed time stamp makes the file a function of its contents. An entry above 4 GiB must be declared beforehand; the
-    // margin is for the header of the array.
+    // A fixed time stamp makes the file a function of its contents. An entry above 4 GiB must be declared
+    // beforehand; the margin is for the header of the array.
     let options = SimpleFileOptions::default()
         .compression_method(method)
         .last_modified_time(zip::DateTime::DEFAULT)

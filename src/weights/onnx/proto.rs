@@ -1,8 +1,8 @@
-//! The messages of onnx.proto that our models need, under the names that ONNX gives them (onnx 1.12, IR version 8). Only
-//! the fields that we use are here.
+//! The messages of onnx.proto that our models need, under the names that ONNX gives them (onnx 1.12, IR
+//! version 8). Only the fields that we use are here.
 //!
-//! onnx.proto is written in proto2, which distinguishes a field that is absent from one that holds its default. That is why
-//! all fields are optional.
+//! onnx.proto is written in proto2, which distinguishes a field that is absent from one that holds its
+//! default. That is why all fields are optional.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ModelProto {
