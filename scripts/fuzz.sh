@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Fuzzes the readers of people's files and prints a table; fails where one crashed.
+# Fuzzes the readers of user-supplied files and prints a table. Fails if a target crashed.
 #
-#     scripts/fuzz.sh [SECONDS [TARGET...]]      20 seconds for each target of fuzz/targets unless told otherwise
+#     scripts/fuzz.sh [SECONDS [TARGET...]]      the default is 20 seconds for each target of fuzz/targets
 #
-# Any toolchain will do: the flags below are those of cargo-fuzz without a sanitizer. What a run finds worth keeping goes to
-# $DFKA_FUZZ_CORPUS/TARGET (a new temporary folder unless set, so that two runs with one DFKA_FUZZ_SEED begin alike), inputs
-# that crash to fuzz/artifacts, logs to fuzz/logs. DFKA_FUZZ_JOBS=2 runs two targets at a time; DFKA_FUZZ_LEVEL=2 optimises
-# the engine (twice the build for 1.2 to 2.1 times the executions); DFKA_FUZZ_SANITIZER=address needs a nightly toolchain.
+# Any toolchain works: the flags below are those of cargo-fuzz without a sanitizer. The corpus goes to
+# $DFKA_FUZZ_CORPUS/TARGET, by default a new temporary folder, so that two runs with the same DFKA_FUZZ_SEED begin alike.
+# Inputs that crash go to fuzz/artifacts, logs to fuzz/logs. DFKA_FUZZ_JOBS=2 runs two targets at a time. DFKA_FUZZ_LEVEL=2
+# optimises the engine (twice the build time, 1.2 to 2.1 times the executions). DFKA_FUZZ_SANITIZER=address needs a nightly
+# toolchain.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
@@ -29,7 +30,7 @@ if [ -n "${DFKA_FUZZ_LEVEL:-}" ]; then
   level=(--config "profile.release.opt-level=3"
     --config "profile.release.package.dfka-engine.opt-level=$DFKA_FUZZ_LEVEL")
 fi
-# No emulator and no CUDA: no reader needs them.
+# The readers need neither the emulator nor CUDA.
 DFKA_EMU=off DFKA_CUDA_TARGETS="" RUSTFLAGS="${RUSTFLAGS:-} $flags" CARGO_TARGET_DIR=$built \
   cargo build "${level[@]}" --release --quiet --target "$host" "${targets[@]/#/--bin=}"
 echo "built in $SECONDS s"
@@ -38,7 +39,7 @@ scratch=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/t
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p artifacts logs
 
-fuzz() { # TARGET: a line of the table, and a file in $scratch where it crashed
+fuzz() { # TARGET: prints a line of the table, and creates $scratch/crashed if the target crashed
   local t=$1 log=logs/$1.log known=() dictionary=() status=0 last spent TIMEFORMAT='%U %S'
   local corpus=${DFKA_FUZZ_CORPUS:-$scratch/corpus}/$t
   for folder in "seeds/$t" "regressions/$t"; do [ ! -d "$folder" ] || known+=("$folder"); done

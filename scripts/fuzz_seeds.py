@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes fuzz/seeds: for every target of fuzz/targets a few small inputs, most of which its reader accepts.
+"""Writes fuzz/seeds: a few small inputs for every target of fuzz/targets, most of which its reader accepts.
 
     python3 scripts/fuzz_seeds.py
 
-Needs nothing beyond the standard library and gives the same bytes each time. What fuzzing found stands in
-fuzz/regressions instead, one file per fault, and is not made by a script.
+Needs only the standard library, and writes the same bytes each time. Inputs that fuzzing found are in fuzz/regressions,
+one file per fault; no script makes them.
 """
 
 import gzip
@@ -46,7 +46,7 @@ def text_array(value):
     return npy("|u1", f"({len(text)},)", text)
 
 
-# The records of fuzz/src/readers/archives.rs.
+# The record format that `recorded` of fuzz/src/readers/archives.rs reads.
 
 
 def record(name, kind, rest):
@@ -286,7 +286,7 @@ def generators():
 
 
 def folded_student():
-    """Convolutions with their batch norms inside, a filter and a head for each task."""
+    """The tensors of a student: convolutions with folded batch norms, and a filter and a head for each task."""
 
     def folded(name, k, c, r):
         return record_floats(name + ".weight", k, c, r, r) + record_floats(name + ".bias", k)

@@ -1,11 +1,11 @@
-"""A student of dfka-engine in PyTorch.
+"""Loads a student of dfka-engine in PyTorch.
 
     from load_student import load_student
     model = load_student("student.safetensors")     # or student.npz
     logits = model(images)                          # [N, channels, height, width] in [0, 1] to [N, labels]
-    names = model.predict(images)                   # the labels above their thresholds, a list for each image
+    names = model.predict(images)                   # for each image the list of labels above their thresholds
 
-Needs torch, numpy, and for .safetensors files the package safetensors. The parameters' names are the file's.
+Needs torch and numpy, and for .safetensors files the package safetensors. The parameters have the names of the file's tensors.
 """
 
 import json
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class Unit(nn.Module):
-    """A residual unit, its batch norms folded into the convolutions."""
+    """A residual unit whose batch norms are folded into its convolutions."""
 
     def __init__(self, network, channels, width, stride):
         super().__init__()
@@ -25,7 +25,7 @@ class Unit(nn.Module):
             sizes = [(channels, width, 3, stride), (width, width, 3, 1)]
         else:
             mid = width // 4
-            first = network.get("stride") == "1x1"  # where the unit strides: at its first convolution, or the 3x3 one
+            first = network.get("stride") == "1x1"  # the first convolution has the stride, not the 3x3 one
             sizes = [
                 (channels, mid, 1, stride if first else 1),
                 (mid, mid, 3, 1 if first else stride),
@@ -45,7 +45,7 @@ class Unit(nn.Module):
 
 
 class Filter(nn.Module):
-    """Channel gains from the channels' means (the paper's supplement 1.2), at most 2."""
+    """Multiplies each channel by a gain from 0 to 2 that is computed from the channels' means (the paper's supplement 1.2)."""
 
     def __init__(self, channels, reduction):
         super().__init__()
@@ -58,7 +58,7 @@ class Filter(nn.Module):
 
 
 def add_blocks(module, network, first, last):
-    """Gives `module` the blocks first..last (1-based) as layer1, layer2, ..."""
+    """Adds the blocks `first` to `last` (1-based, inclusive) to `module`, block b as layer{b}."""
     for b in range(first, last + 1):
         width = network["widths"][b - 1]
         channels = network["widths"][b - 2] if b > 1 else network["stem"]["width"]
@@ -70,7 +70,7 @@ def add_blocks(module, network, first, last):
 
 
 class Student(nn.Module):
-    """The TargetNet: a shared trunk; for each task a filter, the remaining blocks and a head."""
+    """The TargetNet: a shared trunk, and for each task a filter, the remaining blocks and a head."""
 
     def __init__(self, meta):
         super().__init__()
@@ -79,7 +79,7 @@ class Student(nn.Module):
         self.tasks, self.labels = spec["tasks"], spec["labels"]
         self.thresholds = meta.get("thresholds", [0.5] * len(self.labels))
         channels, stem, blocks = network["image"][2], network["stem"], len(network["widths"])
-        # The engine's own range is [-1, 1]: mean and deviation one half.
+        # Without a normalisation the network takes images in [-1, 1].
         normalisation = network.get("normalisation") or {"mean": [0.5] * channels, "std": [0.5] * channels}
         for name in ("mean", "std"):
             value = torch.tensor(normalisation[name], dtype=torch.float32).reshape(1, -1, 1, 1)
@@ -99,7 +99,7 @@ class Student(nn.Module):
         self.order = [columns.index(label) for label in self.labels]
 
     def forward(self, images):
-        """Logits [N, labels] of images [N, channels, height, width] in [0, 1]."""
+        """Returns the logits [N, labels] of images [N, channels, height, width] in [0, 1]."""
         x = F.relu(self.trunk.conv1((images - self.mean) / self.std))
         if self.network["stem"]["max_pool"]:
             x = F.max_pool2d(x, 3, 2, 1)
@@ -119,13 +119,13 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def predict(self, images):
-        """The labels whose probabilities are above their thresholds, for each image."""
+        """Returns, for each image, the labels whose probabilities are above their thresholds."""
         above = torch.sigmoid(self(images)) > torch.tensor(self.thresholds, device=images.device)
         return [[label for label, is_there in zip(self.labels, row) if is_there] for row in above.tolist()]
 
 
 def read(path):
-    """Tensors and metadata of a student file."""
+    """Returns the tensors and the metadata of a student file."""
     if str(path).endswith(".safetensors"):
         from safetensors import safe_open
 
@@ -137,7 +137,7 @@ def read(path):
 
 
 def load_student(path):
-    """The student in a .npz or .safetensors file, in evaluation mode on the CPU."""
+    """Returns the student in a .npz or .safetensors file, in evaluation mode on the CPU."""
     tensors, meta = read(path)
     model = Student(meta)
     model.load_state_dict(tensors)

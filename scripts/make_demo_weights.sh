@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything under weights/demo from the public archives: scenes, backbone, teachers.
+# Makes everything in weights/demo from the public archives: scenes, backbone and teachers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

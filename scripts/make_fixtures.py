@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes tests/fixtures/{voc,coco,folder}: a few tiny images in the layouts of PASCAL VOC, MS-COCO and a folder.
+"""Makes tests/fixtures/{voc,coco,folder}: a few tiny images in the layouts of PASCAL VOC, of MS-COCO and of a plain folder.
 
-    python3 scripts/make_fixtures.py            # numpy 2.4, pillow 13: other versions may encode other bytes
+    python3 scripts/make_fixtures.py            # with numpy 2.4 and pillow 13; other versions may encode other bytes
 
-Pixels and labels are drawn from fixed seeds. The images of one label share a tint, so that a network can learn it.
-tests/data.rs says what is in the files; it makes the broken ones from copies.
+Pixels come from fixed seeds. The images of one label share a tint, so that a network can learn the label. tests/data.rs
+checks the contents of the files, and makes broken files from copies of them.
 """
 import json
 import shutil
@@ -18,8 +18,8 @@ VOC = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]  # fmt: skip
-# Objects of each image: (label, difficult). Three trainval images without a difficult object, one with nothing but one,
-# one with a label that is difficult once and once not.
+# Objects of each image: (label, difficult). Three trainval images have no difficult object, one has only a difficult one,
+# and one has two objects of one label of which one is difficult.
 TRAINVAL = {
     "000005": [("bus", 0), ("person", 0)],
     "000007": [("diningtable", 0)],
@@ -32,7 +32,7 @@ TEST = {"000001": [("dog", 0), ("bus", 0)], "000002": [("train", 0)], "000003": 
 
 
 def picture(seed, w, h, tint):
-    """Smooth noise around a tint: compresses to a kilobyte."""
+    """Smooth noise around a tint, which compresses to a kilobyte."""
     r = np.random.default_rng(seed)
     coarse = r.integers(-40, 40, (5, 6, 3)).astype(np.float32) + np.asarray(tint, np.float32)
     image = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
@@ -78,7 +78,7 @@ def voc():
 
 
 def coco():
-    """Three categories with gaps between their ids and out of order, as COCO's 80 have; one image shows nothing."""
+    """Three categories with ids that are out of order and have gaps, as in COCO; one image has no annotation."""
     folder = ROOT / "coco"
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
@@ -91,7 +91,7 @@ def coco():
         colour = tint([{6: "bus", 1: "person", 67: "diningtable"}[c] for c in ids])
         image = picture(number, w, h, colour)
         if number == 776:
-            image = image.convert("L")  # COCO has some in grey
+            image = image.convert("L")  # COCO has some grey images
         image.save(folder / "images" / name, quality=90)
         images.append({"license": 1, "file_name": name, "height": h, "width": w, "id": number})
         for c in ids:
@@ -119,7 +119,7 @@ def coco():
 
 
 def unlabelled():
-    """Every kind of file that the decoder takes: baseline, progressive, grey, CMYK, restart markers; PNGs; a subfolder."""
+    """Every kind of image that the decoder accepts (baseline, progressive, grey and CMYK JPEGs, restart markers, PNGs); a subfolder."""
     folder = ROOT / "folder"
     (folder / "more").mkdir(parents=True)
     of = lambda seed, w=40, h=30: picture(seed, w, h, (120, 120, 120))  # noqa: E731
@@ -132,7 +132,7 @@ def unlabelled():
     of(7).convert("LA").save(folder / "more" / "g.png")
     of(8, 41, 35).save(folder / "more" / "h.jpg", quality=90, subsampling=1, restart_marker_rows=1)
     (folder / "note.txt").write_text("Not an image: it is left alone.\n")
-    # What Pillow makes of them, for the test of the decoder.
+    # The pixels that Pillow decodes, which the decoder's test compares with.
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in [".jpg", ".jpeg", ".png"])
     decoded = {p.relative_to(folder).as_posix(): np.asarray(Image.open(p).convert("RGB")) for p in files}
     decoded["centre"] = np.stack([centre(Image.open(p).convert("RGB"), 24) for p in files])
@@ -140,7 +140,7 @@ def unlabelled():
 
 
 def centre(image, side):
-    """torchvision's Resize(round(side * 256 / 224)), then CenterCrop(side), on a PIL image."""
+    """Applies torchvision's Resize(round(side * 256 / 224)), then CenterCrop(side), to a PIL image."""
     (w, h), short = image.size, round(side * 256 / 224)
     size = (short, int(short * h / w)) if w <= h else (int(short * w / h), short)
     left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything Nsight Compute knows of some kernels: scripts/ncu.sh KERNEL CONFIG [OPTIONS OF `dfka-engine run`]
-# KERNEL is a regular expression for names without template arguments, such as '^conv2d_'. STEPS=20..21 says which steps,
-# COUNT=10 how many launches in all, REPORT=runs/ncu where to, DFKA_ENGINE which program. See docs/profiling.md.
+# Profiles kernels with all metrics of Nsight Compute: scripts/ncu.sh KERNEL CONFIG [OPTIONS OF `dfka-engine run`]
+# KERNEL is a regular expression for names without template arguments, such as '^conv2d_'. Environment variables and their
+# defaults: STEPS=20..21, COUNT=10 (launches in all), REPORT=runs/ncu, DFKA_ENGINE (the program). See docs/profiling.md.
 set -euo pipefail
 [[ $# -ge 2 ]] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
-command -v ncu >/dev/null || { echo "ncu.sh: no ncu in PATH; it comes with CUDA, or as NVIDIA Nsight Compute" >&2; exit 2; }
+command -v ncu >/dev/null || { echo "ncu.sh: no ncu in PATH; install CUDA or NVIDIA Nsight Compute" >&2; exit 2; }
 kernel=$1 report=${REPORT:-runs/ncu}
 shift
 mkdir -p "$(dirname "$report")"

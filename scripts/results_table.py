@@ -1,4 +1,4 @@
-"""Prints the summaries below a folder as one Markdown table: student mAP after each block, teachers, ratio."""
+"""Prints the summaries of all runs in a folder as one Markdown table: mAP of the teachers and of the student after each block."""
 
 import json
 import pathlib

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Turns a PyTorch checkpoint of a ResNet into a file that dfka-engine reads, which executes no pickle.
+"""Converts a PyTorch checkpoint of a ResNet to a file that dfka-engine reads. The engine itself never unpickles a file.
 
     python3 scripts/torch_to_npz.py teacher.pth teacher.safetensors --labels bus,car,person
 
 IN is a state dict, a dictionary that holds one (under state_dict, model_state_dict, model, net or ema), or, with --unsafe,
-a whole module. OUT is .safetensors (needs the package of that name) or .npz. Needs torch; neither torchvision nor timm.
+a whole module. OUT ends in .safetensors (which needs the package safetensors) or .npz. The script needs torch and numpy,
+but neither torchvision nor timm.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import torch
 
 NESTED = ["state_dict", "model_state_dict", "model", "net", "ema"]
 WRAPPERS = ("module.", "model.", "backbone.", "encoder.", "_orig_mod.")
-# Block kind and residual units of torchvision's networks.
+# Convolutions per residual unit, and residual units per block, of torchvision's networks.
 ARCHITECTURES = {
     "resnet18": (2, [2, 2, 2, 2]),
     "resnet34": (2, [3, 4, 6, 3]),
@@ -37,14 +38,14 @@ def arguments():
     p.add_argument("input", metavar="IN", type=Path)
     p.add_argument("output", metavar="OUT", type=Path)
     labels = p.add_mutually_exclusive_group()
-    labels.add_argument("--labels", help="names of the head's rows in order, separated by commas")
-    labels.add_argument("--labels-file", type=Path, help="the same, one a line")
-    p.add_argument("--mean", help="of pixels from 0 to 1: three numbers separated by commas [default: ImageNet's]")
-    p.add_argument("--std", help="with --mean")
-    p.add_argument("--image-size", type=int, help="pixels a side [default: 224]")
-    p.add_argument("--stride", choices=["3x3", "1x1"], help="which convolution of a bottleneck strides [default: 3x3]")
-    p.add_argument("--arch", choices=sorted(ARCHITECTURES), help="fail unless the checkpoint is of this network")
-    p.add_argument("--unsafe", action="store_true", help="execute the pickle: for whole modules of people you trust")
+    labels.add_argument("--labels", help="names of the head's rows, in order, separated by commas")
+    labels.add_argument("--labels-file", type=Path, help="a file with the same names, one per line")
+    p.add_argument("--mean", help="mean of pixels from 0 to 1: three numbers separated by commas [default: ImageNet's]")
+    p.add_argument("--std", help="standard deviation, in the same form; required with --mean")
+    p.add_argument("--image-size", type=int, help="height and width in pixels [default: 224]")
+    p.add_argument("--stride", choices=["3x3", "1x1"], help="the convolution of a bottleneck that has the stride [default: 3x3]")
+    p.add_argument("--arch", choices=sorted(ARCHITECTURES), help="fail if the checkpoint is of another network")
+    p.add_argument("--unsafe", action="store_true", help="run the code in the pickle; only for files that you trust")
     return p.parse_args()
 
 
@@ -61,8 +62,8 @@ def numbers(text, option):
 def state_dict(path, unsafe):
     try:
         found = torch.load(path, map_location="cpu", weights_only=not unsafe)
-    except Exception as e:  # pickle and zip raise what they like
-        hint = "" if unsafe else "; a file with more than tensors in it needs --unsafe, which executes it"
+    except Exception as e:  # unpickling can raise any exception
+        hint = "" if unsafe else "; a file that holds more than tensors needs --unsafe, which runs the code in it"
         fail(f"{path}: cannot load: {str(e).splitlines()[0]}{hint}")
     while True:
         if isinstance(found, torch.nn.Module):
@@ -101,7 +102,7 @@ def main():
     if args.output.suffix not in (".npz", ".safetensors"):
         fail(f"{args.output}: expected a name that ends in .npz or .safetensors")
     if (args.mean is None) != (args.std is None):
-        fail("--mean and --std come together or not at all")
+        fail("--mean and --std must be given together")
     tensors = strip_wrappers(state_dict(args.input, args.unsafe))
     if args.arch:
         check_architecture(tensors, args.arch, args.input)
@@ -137,7 +138,7 @@ def main():
             from safetensors.numpy import save_file
         except ImportError:
             fail("writing .safetensors needs the package: pip install safetensors (or write .npz)")
-        # What the engine reads, and the same again for whoever looks for a list of labels.
+        # The engine reads the entry `dfka`. The other entries repeat parts of it for other programs.
         plain = {k: json.dumps(v) for k, v in meta.items() if k in ("labels", "mean", "std")}
         save_file(arrays, args.output, metadata={"dfka": json.dumps(meta), **plain} if meta else None)
     print(f"{args.output}: {len(tensors)} tensors, {rows} labels")

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! and has understood everything above it: an arrow means "may use", and a test holds every import to it. `weights`,
-//! `data` and `report` are leaves; `tensor` and `error` are vocabulary.
+//! `data` and `report` are leaves; `tensor`, `splitmix` and `error` are vocabulary.
 
 pub mod autograd;
 pub mod cli;
@@ -20,6 +20,7 @@ pub mod models;
 pub mod ops;
 pub mod pipeline;
 pub mod report;
+pub mod splitmix;
 pub mod summary;
 pub mod tensor;
 pub mod weights;

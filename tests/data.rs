@@ -193,7 +193,7 @@ fn broken_coco_files_are_named() {
         ("\"id\": 139", "\"id\": -1", &["invalid value: integer `-1`", "line "]),
         ("\"image_id\": 139", "\"image_id\": 140", &["image_id 140 is not listed", "annotations["]),
         ("\"category_id\": 67", "\"category_id\": 68", &["annotations[0]: category_id 68 is not listed"]),
-        ("\"id\": 139", "\"id\": 285", &["images: id 285 stands twice"]),
+        ("\"id\": 139", "\"id\": 285", &["images: id 285 occurs twice"]),
         ("000000000139.jpg", "000000000285.jpg", &["images: expected each file once", "000000000285.jpg"]),
         (
             "000000000139.jpg",
@@ -202,7 +202,7 @@ fn broken_coco_files_are_named() {
         ),
         ("000000000139.jpg", "000000000140.jpg", &["expected 000000000140.jpg in ", "found no such file"]),
         ("\"name\": \"bus\"", "\"name\": \"person\"", &["categories: expected distinct names", "\"person\""]),
-        ("\"id\": 67,", "\"id\": 6,", &["categories: id 6 stands twice"]),
+        ("\"id\": 67,", "\"id\": 6,", &["categories: id 6 occurs twice"]),
         ("{", "[", &["instances.json: expected COCO's instances: "]),
     ] {
         says(mutilated(from, to), parts);
@@ -425,6 +425,6 @@ fn a_damaged_image_stops_the_loader_by_its_name() {
     let mut loader = Loader::new(set.clone(), transform, 6, 1, 0).unwrap();
     loader.fill(0, &mut images, &mut targets).unwrap();
     let e = loader.fill(1, &mut images[1..], &mut targets).unwrap_err();
-    assert!(e.to_string().contains("expected room for 6 x 1728 pixels and 20 targets"), "{e}");
+    assert!(e.to_string().contains("expected an output of 6 x 1728 pixels and 20 targets"), "{e}");
     assert!(Loader::new(set, transform, 0, 1, 0).is_err());
 }

@@ -136,7 +136,7 @@ fn assert_same(a: &Tensors, b: &Tensors, what: &str) {
         "{what}"
     );
     for ((name, a), (_, b)) in a.iter().zip(b.iter()) {
-        let bits = |t: &weights::Tensor| t.data.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let bits = |t: &weights::HostTensor| t.data.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert!(a.shape == b.shape && bits(a) == bits(b), "{what}: {name} differs");
     }
 }
@@ -271,7 +271,7 @@ fn graphs_are_in_order() {
     let (_dir, cases) = laid_out();
     for (name, folder, _) in &cases {
         let bytes = std::fs::read(folder.join("student.onnx")).unwrap();
-        let model = <proto::Model as prost::Message>::decode(&bytes[..]).unwrap();
+        let model = <proto::ModelProto as prost::Message>::decode(&bytes[..]).unwrap();
         let graph = model.graph.unwrap();
         let given = graph.initializer.iter().flat_map(|t| t.name.clone());
         let mut known: BTreeSet<String> =

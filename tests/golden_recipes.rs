@@ -22,7 +22,7 @@ use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::spec::RunSpec;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::tensor::Real;
-use dfka_engine::weights::{Tensor, Tensors, npz};
+use dfka_engine::weights::{HostTensor, Tensors, npz};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -48,7 +48,7 @@ impl Fixture {
         Fixture { tensors, bound, step }
     }
 
-    fn get(&self, name: &str) -> &Tensor {
+    fn get(&self, name: &str) -> &HostTensor {
         self.tensors.get(name).unwrap_or_else(|| panic!("the fixture has no {name}"))
     }
 

@@ -1,9 +1,11 @@
-//! What every target of `fuzz/targets` shares: the readers, and an allocator that makes an unbounded allocation a crash.
+//! What all targets in `fuzz/targets` share: the readers, and an allocator that turns an unbounded
+//! allocation into a crash.
 
 pub mod readers;
 
-/// Bytes that one input may hold at a time, whether or not it touches them: libFuzzer's own limit sees only pages in use.
-/// An input has at most 64 KiB, deflate inflates it at most a thousandfold, and decoding holds a few copies.
+/// The most bytes that may be allocated at a time, whether or not they are used; libFuzzer's own limit
+/// counts only pages in use. An input has at most 64 KiB, deflate inflates it at most a thousandfold, and
+/// decoding keeps a few copies.
 const MOST_BYTES: usize = 768 << 20;
 
 #[global_allocator]

@@ -1,42 +1,48 @@
-//! Average precision of a ranking, the two ways PASCAL VOC has computed it.
+//! The average precision of a ranking, computed in the two ways that PASCAL VOC has used.
 //!
-//! The entries of one label are ranked by score, highest first; equal scores keep the order of their indices, so the
-//! result is a function of the input alone. Entries marked difficult are taken out beforehand: they are neither right nor
-//! wrong. With precision `P(k)` and recall `R(k)` after the first `k` entries:
+//! The entries of one label are ranked by score, highest first. Equal scores keep the order of their
+//! indices, so that the result depends on the input alone. Entries marked difficult are removed first: they
+//! count neither as right nor as wrong. With precision `P(k)` and recall `R(k)` after the first `k` entries:
 //!
 //! - *eleven point* (VOC 2007): the mean over `t` in `0, 0.1, .., 1` of `max { P(k) : R(k) >= t }`;
-//! - *all point* (VOC 2010 and later): the area under the precision envelope `p(r) = max { P(k) : R(k) >= r }`, which is
-//!   the mean over the positives of the envelope at each one's recall.
+//! - *all point* (VOC 2010 and later): the area under the precision envelope
+//!   `p(r) = max { P(k) : R(k) >= r }`, which is the mean of the envelope at the recall of each positive.
 //!
-//! Recall is compared in integers (`10 hits >= t positives`), so no threshold is missed by a rounding error.
+//! Recall is compared in integers (`10 hits >= t positives`), so that a rounding error cannot miss a
+//! threshold.
 
 use crate::error::{Error, Result};
 
-/// Target of an entry that does not count: VOC's `difficult`.
+/// The target of an entry that does not count, VOC's `difficult`.
 pub const DIFFICULT: u8 = 2;
 
-/// Both figures of one ranking, in `0..=1`.
+/// Both average precisions of one ranking, in `0..=1`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AveragePrecision {
     pub eleven_point: f64,
     pub all_point: f64,
 }
 
-/// A labelled set's figures, label by label.
+/// The average precisions of a labelled set, by label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelPrecisions {
-    /// `None` for a label without a single positive: no ranking of it is better than another.
+    /// `None` for a label without positives, for which all rankings are equally good.
     pub per_label: Vec<Option<AveragePrecision>>,
-    /// Over the labels that have a figure; `None` when none has.
+    /// The mean over the labels that have a value; `None` if none has.
     pub mean: Option<AveragePrecision>,
 }
 
-/// One label: `scores[i]` against `targets[i]` (0 absent, 1 present, 2 difficult).
+/// The average precision of one label, from `scores[i]` and `targets[i]` (0 absent, 1 present, 2 difficult).
+/// `None` if there are no positives.
+///
+/// Errors: those of [`label_precisions`].
 pub fn average_precision(scores: &[f32], targets: &[u8]) -> Result<Option<AveragePrecision>> {
     Ok(label_precisions(scores, targets, 1)?.per_label[0])
 }
 
-/// All labels: `scores` and `targets` are `[n, labels]`, row by row.
+/// The average precision of each label. `scores` and `targets` are `[n, labels]`, row by row.
+///
+/// Errors: sizes that do not match, a score that is NaN, a target other than 0, 1 and 2.
 pub fn label_precisions(scores: &[f32], targets: &[u8], labels: usize) -> Result<LabelPrecisions> {
     let fail = |m: String| Err(Error::shape("average_precision", m));
     if labels == 0 || scores.len() != targets.len() || !scores.len().is_multiple_of(labels) {
@@ -59,7 +65,7 @@ pub fn label_precisions(scores: &[f32], targets: &[u8], labels: usize) -> Result
             let column = (c..scores.len()).step_by(labels);
             let mut ranked: Vec<(f32, bool)> =
                 column.filter(|&i| targets[i] != DIFFICULT).map(|i| (scores[i], targets[i] == 1)).collect();
-            // Stable; plus zero makes -0.0 and 0.0 the tie they are.
+            // The sort is stable. Adding zero turns -0.0 into 0.0, so that the two tie.
             ranked.sort_by(|a, b| (b.0 + 0.0).total_cmp(&(a.0 + 0.0)));
             of_ranking(ranked.iter().map(|r| r.1))
         })
@@ -74,7 +80,8 @@ pub fn label_precisions(scores: &[f32], targets: &[u8], labels: usize) -> Result
 }
 
 fn of_ranking(ranked: impl Iterator<Item = bool>) -> Option<AveragePrecision> {
-    // Precision only peaks, and recall only moves, at a positive: the k-th positive at rank r gives k / r.
+    // Recall changes, and precision has its peaks, only at positives: the k-th positive at rank r has
+    // precision k / r.
     let mut envelope: Vec<f64> = vec![];
     for (before, positive) in ranked.enumerate() {
         if positive {
@@ -88,7 +95,7 @@ fn of_ranking(ranked: impl Iterator<Item = bool>) -> Option<AveragePrecision> {
     if positives == 0 {
         return None;
     }
-    // The first positive whose recall hits / positives reaches t / 10; at t = 0 that is the first one.
+    // The envelope at the first positive whose recall reaches t / 10; for t = 0 that is the first positive.
     let at = |t: usize| envelope[(t * positives).div_ceil(10).max(1) - 1];
     Some(AveragePrecision {
         eleven_point: (0..=10).map(at).sum::<f64>() / 11.0,
@@ -116,7 +123,8 @@ mod tests {
     /// R        1/3  1/3  2/3  2/3  2/3   1
     ///
     /// Envelope at the positives: 1, 2/3, 1/2, hence all point (1 + 2/3 + 1/2) / 3 = 13/18.
-    /// Eleven point: t = 0..0.3 (4 values) give 1, 0.4..0.6 (3) give 2/3, 0.7..1 (4) give 1/2: (4 + 2 + 2) / 11 = 8/11.
+    /// Eleven point: t = 0..0.3 (4 values) give 1, 0.4..0.6 (3) give 2/3, 0.7..1 (4) give 1/2, hence
+    /// (4 + 2 + 2) / 11 = 8/11.
     #[test]
     fn a_case_worked_by_hand() {
         near(ap(&[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], &[1, 0, 1, 0, 0, 1]), (8.0 / 11.0, 13.0 / 18.0));
@@ -139,8 +147,9 @@ mod tests {
 
     #[test]
     fn a_threshold_that_recall_meets_exactly_counts() {
-        // Ten positives, then recall is t/10 exactly; 0.1 * 3 > 0.3 in floating point would lose one. The positives take
-        // the odd ranks: P of the k-th is k / (2k - 1), falling, so the envelope is P itself.
+        // With ten positives recall takes the values t / 10 exactly; in floating point 0.1 * 3 > 0.3 would
+        // miss one. The positives have the odd ranks, so that P of the k-th is k / (2k - 1), which falls,
+        // and the envelope is P itself.
         let targets: Vec<u8> = (0..20).map(|i| (i % 2 == 0) as u8).collect();
         let scores: Vec<f32> = (0..20).map(|i| -(i as f32)).collect();
         let p: Vec<f64> = (1..=10).map(|k| k as f64 / (2 * k - 1) as f64).collect();
@@ -148,7 +157,7 @@ mod tests {
         near(ap(&scores, &targets), ((1.0 + sum) / 11.0, sum / 10.0));
     }
 
-    /// The definitions at the top of the file, word for word and quadratic.
+    /// The definitions at the top of the file, implemented literally in quadratic time.
     fn by_definition(scores: &[f32], targets: &[u8]) -> (f64, f64) {
         let mut order: Vec<usize> = (0..scores.len()).filter(|i| targets[*i] != DIFFICULT).collect();
         order.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).unwrap().then(a.cmp(&b)));
@@ -167,7 +176,7 @@ mod tests {
         let mut rng = crate::data::rng::Rng::stream(11, 0, 0);
         for _ in 0..500 {
             let n = 1 + rng.below(40);
-            // Few distinct scores, so that ties abound.
+            // Only 12 distinct scores, so that ties are frequent.
             let scores: Vec<f32> = (0..n).map(|_| rng.below(12) as f32 - 6.0).collect();
             let mut targets: Vec<u8> = (0..n).map(|_| rng.below(3) as u8).collect();
             targets[rng.below(n)] = 1;
@@ -191,7 +200,8 @@ mod tests {
 
     #[test]
     fn a_label_without_positives_stays_out_of_the_mean() {
-        // Three labels, two samples: perfect, without positives, worst.
+        // Three labels and two samples. The first label is ranked perfectly, the second has no positives,
+        // the third is ranked worst.
         let r = label_precisions(&[0.9, 0.3, 0.9, 0.1, 0.4, 0.1], &[1, 0, 0, 0, 0, 1], 3).unwrap();
         let ap = |v| AveragePrecision { eleven_point: v, all_point: v };
         assert_eq!(r.per_label, [Some(ap(1.0)), None, Some(ap(0.5))]);

@@ -1,7 +1,8 @@
-//! MS-COCO's `instances` annotations as multi-label targets (Lin et al., "Microsoft COCO", 2014).
+//! Reads MS-COCO's `instances` annotations as multi-label targets (Lin et al., "Microsoft COCO", 2014).
 //!
-//! The labels are the categories in the order of their ids (80, numbered 1 to 90 with gaps). A label is present in an
-//! image that has any annotation of it, a crowd (`iscrowd`) too; images without annotations show none of the labels.
+//! The labels are the categories in the order of their ids (COCO has 80, with ids from 1 to 90). A label is
+//! present in an image if any annotation of the image has it, including one of a crowd (`iscrowd`). In an
+//! image without annotations all labels are absent.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,9 +12,9 @@ use serde::Deserialize;
 use super::files::{Listing, is_plain_name, read};
 use crate::error::{Error, Result};
 
-/// `instances_train2017.json` has 448 MB.
+/// The largest JSON file that is read; `instances_train2017.json` has 448 MB.
 const MAX_JSON_BYTES: u64 = 2 << 30;
-/// A gigabyte of targets: COCO has 80 labels and a hundred thousand images.
+/// The most targets, one gigabyte; COCO has 80 labels and a hundred thousand images.
 const MAX_TARGETS: usize = 1 << 30;
 
 #[derive(Deserialize)]
@@ -41,18 +42,18 @@ struct RawCategory {
     name: String,
 }
 
-/// What an `instances` file says.
+/// The content of an `instances` file.
 #[derive(Debug, PartialEq)]
 pub struct Instances {
     /// File names, in the order of the images' ids.
     pub files: Vec<String>,
     /// `[n, labels]`: 0 absent, 1 present.
     pub targets: Vec<u8>,
-    /// By category id.
+    /// In the order of the category ids.
     pub labels: Vec<String>,
 }
 
-/// The same with its images found.
+/// The content of an `instances` file, with the paths of its images.
 #[derive(Debug, PartialEq)]
 pub struct Listed {
     pub images: Vec<PathBuf>,
@@ -60,7 +61,7 @@ pub struct Listed {
     pub labels: Vec<String>,
 }
 
-/// Reads the annotations and looks for their images in the folder `images`, without opening one.
+/// Reads the annotations and looks up their images in the folder `images`. No image is opened.
 ///
 /// Errors: those of [`parse_instances`]; an image that is not in the folder.
 pub fn open(images: &Path, annotations: &Path) -> Result<Listed> {
@@ -77,8 +78,10 @@ pub fn open(images: &Path, annotations: &Path) -> Result<Listed> {
     Ok(Listed { images, targets, labels })
 }
 
-/// Errors: JSON of another shape, no image or category, an id or name twice, a file name with a folder in it, an
-/// annotation of an unknown image or category.
+/// Parses the JSON text of an `instances` file. `path` is for error messages.
+///
+/// Errors: JSON of another structure, no image or category, a duplicate id or name, a file name that
+/// contains a folder, an annotation of an unknown image or category.
 pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
     let fault = |m: String| Error::data(path, m);
     let RawInstances { mut images, annotations, mut categories } =
@@ -120,9 +123,9 @@ pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
         }
     }
     let rows =
-        places(images.iter().map(|i| i.id)).map_err(|id| fault(format!("images: id {id} stands twice")))?;
+        places(images.iter().map(|i| i.id)).map_err(|id| fault(format!("images: id {id} occurs twice")))?;
     let columns = places(categories.iter().map(|c| c.id))
-        .map_err(|id| fault(format!("categories: id {id} stands twice")))?;
+        .map_err(|id| fault(format!("categories: id {id} occurs twice")))?;
     let mut targets = vec![0; images.len() * categories.len()];
     for (i, a) in annotations.iter().enumerate() {
         let unknown = |what: &str, id: u64| fault(format!("annotations[{i}]: {what} {id} is not listed"));
@@ -137,7 +140,9 @@ pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
     })
 }
 
-/// Where each id stands; the id that stands twice.
+/// The position of each id.
+///
+/// Errors: the first id that occurs twice.
 fn places(ids: impl Iterator<Item = u64>) -> std::result::Result<HashMap<u64, usize>, u64> {
     let mut places = HashMap::new();
     for (i, id) in ids.enumerate() {

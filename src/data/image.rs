@@ -1,12 +1,12 @@
-//! A JPEG or PNG file's bytes to pixels.
+//! Decodes JPEG and PNG files.
 //!
-//! Both become RGBX, which is RGB with a fourth byte that says nothing: a pixel in one word is resized in three quarters of
-//! the time that three bytes take, and mirrored in an eighth. Grey is repeated, CMYK and YCCK are converted without a
-//! colour profile, transparency is dropped, 16 bits are cut to 8. An EXIF orientation is not applied, which is what PIL
-//! and torchvision do unless told otherwise. An image that ends early is an error, as it is for PIL: half an image with
-//! its label is a wrong example.
+//! Both are decoded to RGBX, which is RGB with a fourth byte that is ignored: resizing pixels of one 32-bit
+//! word takes three quarters of the time that pixels of three bytes take, and mirroring an eighth. Grey is
+//! repeated, CMYK and YCCK are converted without a colour profile, transparency is dropped, and 16 bits are
+//! truncated to 8. The EXIF orientation is not applied, which is also the default of PIL and torchvision. A
+//! file that ends early is an error, as in PIL: half an image with its label would be a wrong example.
 //!
-//! A JPEG's pixels are libjpeg-turbo's, bit for bit: what PIL and torchvision show a network that PyTorch trains.
+//! A JPEG's pixels are bit for bit those of libjpeg-turbo, the decoder that PIL and torchvision use.
 
 use std::path::Path;
 
@@ -16,13 +16,16 @@ use super::files::read;
 use super::jpeg;
 use crate::error::{Error, Result};
 
-/// The most pixels that an image may have: 256 MB of RGBX, and an end to a small file that claims to be a large one.
+/// The most pixels of an image (256 MB of RGBX). The limit refuses small files that claim to be large
+/// images.
 pub const MAX_PIXELS: usize = 64 << 20;
 
-/// Four bytes for each of them: more than any JPEG or PNG takes, and an end to a file without end.
+/// The most bytes of a file: four per pixel, more than a real JPEG or PNG has. The limit ends the reading of
+/// an endless file.
 const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
 
-/// The most passes over its pixels that a JPEG may make: ten are usual, and each costs a small file as much as a large one.
+/// The most scans of a progressive JPEG. About ten are usual; each takes time in proportion to the pixels,
+/// however few bytes it has.
 const MAX_SCANS: usize = 500;
 
 /// `h` x `w` pixels of `c` bytes, in that memory order; `c` is 1 (grey), 3 (RGB) or 4 (RGBX).
@@ -35,12 +38,12 @@ pub struct Pixels {
     pub data: Vec<u8>,
 }
 
-/// A JPEG or PNG file whose size is known and whose pixels are not yet decoded.
+/// A JPEG or PNG file whose header has been read and whose pixels have not been decoded yet.
 #[derive(Clone, Debug)]
 pub struct Encoded<'a> {
     bytes: Vec<u8>,
     kind: Kind,
-    /// For messages only.
+    /// For error messages.
     path: &'a Path,
     pub h: usize,
     pub w: usize,
@@ -53,7 +56,10 @@ enum Kind {
 }
 
 impl<'a> Encoded<'a> {
-    /// Errors: neither format, no header, no pixels, more than [`MAX_PIXELS`]; a JPEG whose coding or sampling is not taken.
+    /// Reads the header of a file. `path` is for error messages.
+    ///
+    /// Errors: another format, a damaged header, no pixels or more than [`MAX_PIXELS`], a JPEG of an
+    /// unsupported coding or sampling.
     pub fn new(bytes: Vec<u8>, path: &'a Path) -> Result<Encoded<'a>> {
         let read = match *bytes {
             [0xff, 0xd8, ..] => guarded(|| Ok((Kind::Jpeg, jpeg_decoder(&bytes)?.1))),
@@ -65,46 +71,48 @@ impl<'a> Encoded<'a> {
         Ok(Encoded { bytes, kind, path, h, w })
     }
 
-    /// Reads a file.
+    /// As [`Encoded::new`], from the file `path`.
     pub fn open(path: &'a Path) -> Result<Encoded<'a>> {
         Encoded::new(read(path, MAX_BYTES)?, path)
     }
 
-    /// RGBX of at least the first `rows` rows: all of them, unless the file is a JPEG that can be cut short
-    /// ([`jpeg::shorten`]). `room` becomes the pixels.
+    /// Decodes at least the first `rows` rows to RGBX. Only a JPEG that [`jpeg::shorten`] can shorten is
+    /// decoded in part. `buffer` is reused for the pixels.
     ///
     /// Errors: a file that is damaged or ends early.
-    pub fn decode(mut self, rows: usize, mut room: Vec<u8>) -> Result<Pixels> {
+    pub fn decode(mut self, rows: usize, mut buffer: Vec<u8>) -> Result<Pixels> {
         let (kind, w) = (self.kind, self.w);
         let h = match kind {
             Kind::Jpeg if rows < self.h => jpeg::shorten(&mut self.bytes, rows).unwrap_or(self.h),
             _ => self.h,
         };
-        // What is in it stays: that decoders write all of it is a property that the fuzzer asks for.
-        room.resize(h * w * 4, 0);
+        // The old contents are not cleared, because the decoders overwrite all of the buffer. The fuzz
+        // targets check that.
+        buffer.resize(h * w * 4, 0);
         let decoded = guarded(|| match kind {
-            Kind::Jpeg => decode_jpeg(&self.bytes, &mut room),
-            Kind::Png => decode_png(&self.bytes, &mut room),
+            Kind::Jpeg => decode_jpeg(&self.bytes, &mut buffer),
+            Kind::Png => decode_png(&self.bytes, &mut buffer),
         });
         decoded.map_err(|message| Error::data(self.path, message))?;
-        Ok(Pixels { h, w, c: 4, data: room })
+        Ok(Pixels { h, w, c: 4, data: buffer })
     }
 }
 
-/// Decodes all of a JPEG or PNG file to RGBX; `path` is for messages only.
+/// Decodes all of a JPEG or PNG file to RGBX. `path` is for error messages.
 ///
-/// Errors: neither format, damaged, cut short, no pixels, more than [`MAX_PIXELS`].
+/// Errors: those of [`Encoded::new`] and [`Encoded::decode`].
 pub fn decode(bytes: &[u8], path: &Path) -> Result<Pixels> {
     Encoded::new(bytes.to_vec(), path)?.decode(usize::MAX, Vec::new())
 }
 
-/// What a decoder makes of a file; should it panic, a fault of that file like another.
+/// Runs a decoder and turns a panic of it into an error, so that a bug in a decoder library does not end the
+/// process.
 fn guarded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let decode = std::panic::AssertUnwindSafe(decode);
-    std::panic::catch_unwind(decode).unwrap_or_else(|_| Err("its decoder panicked on it".into()))
+    std::panic::catch_unwind(decode).unwrap_or_else(|_| Err("the decoder panicked on this file".into()))
 }
 
-/// Reads and decodes a file.
+/// Reads and decodes the file `path`.
 pub fn load(path: &Path) -> Result<Pixels> {
     Encoded::open(path)?.decode(usize::MAX, Vec::new())
 }
@@ -117,10 +125,10 @@ fn check_size(w: usize, h: usize) -> Result<(), String> {
     }
 }
 
-/// A decoder that has read the headers, and the image's height and width.
-type Begun<D> = Result<(D, [usize; 2]), String>;
+/// A decoder that has read the header, and the image's height and width.
+type Started<D> = Result<(D, [usize; 2]), String>;
 
-fn jpeg_decoder(bytes: &[u8]) -> Begun<Decoder<'_>> {
+fn jpeg_decoder(bytes: &[u8]) -> Started<Decoder<'_>> {
     let limits = DecodeLimits {
         max_width: usize::from(u16::MAX),
         max_height: usize::from(u16::MAX),
@@ -137,8 +145,9 @@ fn jpeg_decoder(bytes: &[u8]) -> Begun<Decoder<'_>> {
     Ok((decoder, [h, w]))
 }
 
-/// What cameras and the web write, and nothing else. An arithmetic decoder could not be let near people's files anyway: it
-/// makes an image of any bytes, so it never sees that a file ends early.
+/// Accepts the codings that cameras and the web use: baseline and progressive, 8 bits, Huffman code.
+/// Arithmetic code is refused also because its decoder turns any bytes into an image, so that it would not
+/// detect a file that ends early.
 fn check_coding(decoder: &Decoder) -> Result<(), String> {
     let frame = decoder.header();
     let found = match (decoder.is_arithmetic(), frame.is_lossless, frame.precision) {
@@ -150,8 +159,9 @@ fn check_coding(decoder: &Decoder) -> Result<(), String> {
     Err(format!("expected a baseline or progressive JPEG of 8 bits in Huffman code, found {found}"))
 }
 
-/// Of four components libjpeg-turbo-rs 0.9.0 takes it on trust that the first is sampled as the last, and the two between
-/// alike and no finer: CMYK with one rate, YCCK with chroma halved. It panics on others, or shows noise.
+/// Refuses files of four components whose sampling factors are those of neither CMYK (all the same) nor YCCK
+/// (the two middle ones the same and coarser). libjpeg-turbo-rs 0.9.0 does not check this; it panics on such
+/// files or decodes noise.
 fn check_sampling(components: &[ComponentInfo]) -> Result<(), String> {
     let rates: Vec<[u8; 2]> =
         components.iter().map(|c| [c.horizontal_sampling, c.vertical_sampling]).collect();
@@ -167,7 +177,7 @@ fn jpeg_fault(e: JpegError) -> String {
     format!("not a whole JPEG: {e}")
 }
 
-/// `rgbx` holds as many bytes as the file's pixels take.
+/// Decodes to `rgbx`, which has four bytes for each of the file's pixels.
 fn decode_jpeg(bytes: &[u8], rgbx: &mut [u8]) -> Result<(), String> {
     let written = jpeg_decoder(bytes)?.0.decode_image_into(rgbx).map_err(jpeg_fault)?.bytes_written;
     if written != rgbx.len() {
@@ -176,7 +186,7 @@ fn decode_jpeg(bytes: &[u8], rgbx: &mut [u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn png_decoder(bytes: &[u8]) -> Begun<png::Decoder<std::io::Cursor<&[u8]>>> {
+fn png_decoder(bytes: &[u8]) -> Started<png::Decoder<std::io::Cursor<&[u8]>>> {
     let limits = png::Limits { bytes: 8 * MAX_PIXELS };
     let mut decoder = png::Decoder::new_with_limits(std::io::Cursor::new(bytes), limits);
     decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
@@ -190,10 +200,11 @@ fn png_fault(e: png::DecodingError) -> String {
     format!("not a whole PNG: {e}")
 }
 
-/// `rgbx` holds as many bytes as the file's pixels take.
+/// Decodes to `rgbx`, which has four bytes for each of the file's pixels.
 fn decode_png(bytes: &[u8], rgbx: &mut [u8]) -> Result<(), String> {
     let mut reader = png_decoder(bytes)?.0.read_info().map_err(png_fault)?;
-    // Expanded on faith: png 0.18.1 panics where a palette is no list of at most 256 colours.
+    // png 0.18.1 expands palettes without checking them, and panics on one that is not a list of at most 256
+    // colours.
     let bytes = |part: &Option<std::borrow::Cow<[u8]>>| part.as_ref().map_or(0, |p| p.len());
     let (palette, alpha) = (bytes(&reader.info().palette), bytes(&reader.info().trns));
     let is_sound = palette.is_multiple_of(3) && palette <= 3 * 256 && alpha <= palette / 3;
@@ -214,7 +225,7 @@ fn decode_png(bytes: &[u8], rgbx: &mut [u8]) -> Result<(), String> {
     for (to, sample) in rgbx.as_chunks_mut::<4>().0.iter_mut().zip(samples) {
         let [r, g, b] = match *sample {
             [r, g, b] | [r, g, b, _] => [r, g, b],
-            // Grey, with or without alpha; the decoder expands palettes.
+            // Grey, with or without alpha. The decoder has expanded palettes to RGB.
             [grey, ..] => [grey; 3],
             [] => continue,
         };
@@ -260,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jpeg_of_another_coding_is_refused() {
+    fn a_jpeg_of_an_unsupported_coding_is_refused() {
         for (frame, bits, found) in [
             (0xc9, 8, "arithmetic code"),
             (0xcb, 8, "arithmetic code"),
@@ -276,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn four_components_have_the_rates_of_cmyk_or_ycck() {
+    fn four_components_must_be_sampled_as_cmyk_or_ycck() {
         let of = |rates: &[[u8; 2]]| {
             let component = |&[horizontal_sampling, vertical_sampling]: &[u8; 2]| ComponentInfo {
                 id: 1,
@@ -303,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_palette_of_other_than_three_bytes_a_colour_is_refused() {
+    fn a_palette_without_three_bytes_per_colour_is_refused() {
         for (palette, alpha, fits) in [(6, 2, true), (7, 0, false), (3 * 257, 0, false), (3, 2, false)] {
             let mut bytes = Vec::new();
             let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
@@ -324,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_refused_by_name() {
+    fn a_file_that_is_not_an_image_is_refused_by_name() {
         let whole = png_bytes(png::ColorType::Rgb, png::BitDepth::Eight, &[9; 3 * 400], 20, 20);
         let mut huge = Vec::new();
         png::Encoder::new(&mut huge, 16384, 8192).write_header().unwrap();

@@ -1,21 +1,26 @@
-//! What of a JPEG file need not be decoded.
+//! Shortens a JPEG file, so that a decoder does not decode rows that are not needed.
 
-/// Start of image, end of image, start of scan; start of a baseline or an extended sequential frame in Huffman code.
+/// Markers: start of image, end of image, start of scan, and start of a baseline or an extended sequential
+/// frame in Huffman code.
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
 const SOF: [u8; 2] = [0xc0, 0xc1];
-/// Frames of other kinds: progressive, lossless, arithmetic. Not DHT (c4), JPG (c8) and DAC (cc), which lie between them.
+/// Markers that start other frames: progressive, lossless, arithmetic. The markers DHT (c4), JPG (c8) and
+/// DAC (cc), which lie between them, do not start a frame.
 const OTHER_SOF: [u8; 11] = [0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf];
 
-/// Makes a JPEG claim fewer rows than it has, at least `rows`, so that a decoder stops below them; returns how many.
+/// Lowers the height in a JPEG's header to at least `rows`, so that a decoder stops after that many rows.
+/// Returns the new height.
 ///
-/// The rows that are left decode to the same bits: a scan holds all components of one row of blocks after the other. Where
-/// chroma is interpolated between rows, a block's last ones look into the next block, which is then kept. Training looks at
-/// a random part of an image, whose lower edge lies on average at four fifths of the height.
+/// The remaining rows decode to the same bits, because a scan holds the rows of blocks one after the other,
+/// each with all components. Where chroma is interpolated between rows, the last rows of a block depend on
+/// the next block, which is then kept. This saves time because training crops images at random: the lower
+/// edge of a crop lies on average at four fifths of the height.
 ///
-/// `None`, and nothing changed: files whose scans hold less than everything of their rows (progressive ones, one component
-/// a scan), and what does not end as a JPEG does: a file that was cut short must be decoded to its end to be refused.
+/// Returns `None` and changes nothing for files whose scans do not hold all components of a row (progressive
+/// files, and those with one component per scan), and for files without the end marker of a JPEG: a file
+/// that was cut short must be decoded to its end, so that it is refused.
 pub fn shorten(bytes: &mut [u8], rows: usize) -> Option<usize> {
     if !bytes.starts_with(&[0xff, SOI]) || !bytes.ends_with(&[0xff, EOI]) {
         return None;
@@ -26,7 +31,8 @@ pub fn shorten(bytes: &mut [u8], rows: usize) -> Option<usize> {
         let &[0xff, marker, a, b] = bytes.get(at..at + 4)?.first_chunk()? else { return None };
         let segment = bytes.get(at + 4..at + 2 + usize::from(u16::from_be_bytes([a, b])))?;
         match marker {
-            // Precision, height, width, components; of each its name, sampling (horizontal, vertical) and table.
+            // Precision, height, width, number of components; then for each component its id, its sampling
+            // factors (horizontal and vertical, four bits each) and its quantisation table.
             _ if SOF.contains(&marker) && frame.is_none() => {
                 let [8, h0, h1, _, _, n, components @ ..] = segment else { return None };
                 let tallest = components.chunks_exact(3).map(|c| usize::from(c[1] & 15)).max()?;
@@ -52,7 +58,7 @@ pub fn shorten(bytes: &mut [u8], rows: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// A header and no data: what is before the scan is all that is read.
+    /// A JPEG without image data; `shorten` reads only what precedes it.
     fn header(frame: u8, h: u16, sampling: &[u8], in_scan: u8) -> Vec<u8> {
         let n = sampling.len() as u8;
         let mut out = vec![0xff, SOI, 0xff, 0xe0, 0, 4, 1, 2, 0xff, frame, 0, 8 + 3 * n, 8];
@@ -64,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_blocks_are_left_and_the_next_one_where_it_is_looked_into() {
+    fn whole_blocks_are_kept_and_the_next_block_if_chroma_is_interpolated() {
         for (sampling, rows, kept) in [
             (&[0x11][..], 7, 8),
             (&[0x11], 9, 16),
@@ -86,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_cut_is_left_alone() {
+    fn a_file_that_cannot_be_shortened_is_not_changed() {
         let whole = header(0xc0, 100, &[0x22, 0x11, 0x11], 3);
         let cut_short = whole[..whole.len() - 1].to_vec();
         let headless = whole[..20].iter().chain(&[0xff, EOI]).copied().collect();

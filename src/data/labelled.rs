@@ -1,5 +1,5 @@
-//! Images with targets: what teachers learn from and what every network is judged by. The amalgamation itself must not
-//! import this file.
+//! Images with targets, for training teachers and for evaluation. The amalgamation must not import this
+//! file.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,7 +22,8 @@ pub struct LabelledSet {
     pub labels: Vec<String>,
 }
 
-/// A target as the loss of labelled data takes it: 1 present, 0 absent; -1 difficult, which does not count there either.
+/// A target in the form that the loss on labelled data takes: 1 present, 0 absent, -1 difficult, which the
+/// loss ignores.
 pub fn loss_target(target: u8) -> f32 {
     match target {
         DIFFICULT => -1.0,
@@ -57,7 +58,7 @@ impl LabelledSet {
         Ok(set)
     }
 
-    /// The labels a file has, and the shape of its images, without reading images or targets.
+    /// The labels of a file and the shape `[n, h, w, c]` of its images. Neither images nor targets are read.
     pub fn describe(path: impl AsRef<Path>) -> Result<(Vec<String>, [usize; 4])> {
         let file = path.as_ref();
         let mut archive = Archive::open(file)?;
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn survives_the_disk_and_is_refused_as_an_unlabelled_set() {
+    fn a_saved_set_is_loaded_unchanged_and_refused_as_an_unlabelled_set() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("l.npz");
         sample().save(&path).unwrap();

@@ -1,12 +1,13 @@
-//! Batches of transformed images, made ahead of time by threads of their own.
+//! Loads batches of transformed images ahead of time, in threads of its own.
 //!
-//! A batch is a function of (set, transform, batch size, seed, step): which images it holds and every random choice come
-//! from the step alone, so any number of threads, and a run that begins at a later step, see the same bits. An epoch
-//! shows every image once in an order drawn by (seed, epoch); batches go over its end into the next one.
+//! A batch is a function of the set, the transform, the batch size, the seed and the step. Its images and
+//! all random choices depend on nothing else, so that any number of threads, and a run that resumes at a
+//! later step, give the same bits. An epoch has every image once, in an order that depends on the seed and
+//! the epoch. A batch at the end of an epoch is completed with images of the next one.
 //!
-//! Threads take single images, not batches: with as many of them as cores the first batch is ready soonest, and what
-//! waits is two batches of 8-bit images (19 MB for 64 of 224 x 224). They become f32 when a batch is taken, straight into
-//! its place.
+//! Each thread prepares one image at a time, not one batch: with one thread per core the first batch is
+//! ready soonest. Up to two batches of 8-bit images wait in memory (19 MB for batches of 64 images of 224 x
+//! 224). They are converted to f32 when a batch is taken, directly into the caller's buffer.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,30 +22,30 @@ use super::rng::Rng;
 use super::transform::{Transform, Transformer, to_inputs};
 use crate::error::{Error, Result};
 
-/// Kinds of random streams under a loader's seed.
+/// The kinds of a loader's random streams (see [`Rng::stream`]).
 mod stream {
     pub const ORDER: u64 = 0x6f72_6465;
     pub const IMAGE: u64 = 0x696d_6167;
 }
 
-/// Images made ahead of a batch that is being taken, in batches.
+/// The number of batches that are prepared ahead.
 const AHEAD: usize = 2;
 
-/// Prefetches batches; dropping it stops its threads.
+/// Prefetches batches. Dropping the loader stops its threads.
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     batch: usize,
-    /// The step whose batch comes next.
+    /// The step of the next batch.
     step: u64,
 }
 
-/// In which order images come.
+/// The order of the images.
 #[derive(Clone, Copy)]
 enum Order {
-    /// Without an end, shuffled anew for every epoch.
+    /// Endless, shuffled differently in every epoch.
     Shuffled,
-    /// Once, as the set has them.
+    /// Every image once, in the order of the set.
     Once,
 }
 
@@ -53,31 +54,34 @@ struct Shared {
     transform: Transform,
     order: Order,
     seed: u64,
-    /// Most slots at once.
+    /// The most slots at a time.
     window: usize,
     state: Mutex<State>,
-    /// All that the reader waits for is there.
+    /// Signals that all slots that the reader waits for are filled.
     filled: Condvar,
-    /// Slots were taken away.
+    /// Signals that slots were taken, so that there is work for the threads.
     taken: Condvar,
 }
 
 struct State {
-    /// Position, counted from the first image of the first epoch, of the first slot.
+    /// The position of the first slot, counted in images from the beginning of the first epoch.
     first: u64,
     slots: VecDeque<Slot>,
-    /// How many slots, from the first one on, the reader waits for, and how many of them are still to be filled.
+    /// The number of slots, from the first one on, that the reader waits for, and how many of them are not
+    /// filled yet.
     awaited: usize,
     missing: usize,
-    /// Changes when the reader jumps: what was begun before it is of no use.
+    /// Changes when the reader jumps to another step; images that were begun before that are discarded.
     generation: u64,
-    stops: bool,
-    /// Buffers to use again.
+    /// Tells the threads to end.
+    should_stop: bool,
+    /// Buffers for reuse.
     spare: Vec<Vec<u8>>,
 }
 
+/// The state of one image.
 enum Slot {
-    InWork,
+    InProgress,
     Done { image: usize, pixels: Vec<u8> },
     Failed(Error),
 }
@@ -85,7 +89,7 @@ enum Slot {
 impl Loader {
     /// Batches of `batch` images in training order, from `first_step` on.
     ///
-    /// Errors: a transform that is none; threads that cannot be started.
+    /// Errors: an invalid transform, an empty set or batch, threads that cannot be started.
     pub fn new(
         set: Arc<Dataset>,
         transform: Transform,
@@ -96,12 +100,13 @@ impl Loader {
         Loader::start(set, transform, batch, seed, first_step, Order::Shuffled, cores())
     }
 
-    /// Every image once, in the set's order: step `s` has images `s * batch` and on, the last step what is left.
+    /// Batches of every image once, in the set's order: step `s` has the images from `s * batch` on, and the
+    /// last step those that are left.
     pub fn in_order(set: Arc<Dataset>, transform: Transform, batch: usize) -> Result<Loader> {
         Loader::start(set, transform, batch, 0, 0, Order::Once, cores())
     }
 
-    /// As [`Loader::new`], with a number of threads.
+    /// As [`Loader::new`] from step 0, with a given number of threads.
     pub fn with_threads(
         set: Arc<Dataset>,
         transform: Transform,
@@ -126,7 +131,9 @@ impl Loader {
         if n == 0 || n > u32::MAX as usize || batch == 0 {
             return Err(Error::shape(
                 "loader",
-                format!("expected images and a batch of some, found {n} and {batch}"),
+                format!(
+                    "expected at least one image and a batch of at least one, found {n} images and a batch of {batch}"
+                ),
             ));
         }
         let state = State {
@@ -135,7 +142,7 @@ impl Loader {
             awaited: 0,
             missing: 0,
             generation: 0,
-            stops: false,
+            should_stop: false,
             spare: Vec::new(),
         };
         let window = AHEAD * batch + threads;
@@ -160,16 +167,17 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Waits for the batch of `step` and writes it: images `[n, h, w, c]` in [-1, 1], targets `[n, labels]`, 1 for
-    /// present, 0 for absent and -1 for difficult ([`loss_target`]). Steps that follow one another are ready ahead; any
-    /// other one is a jump. Where the images end (see [`Loader::in_order`]), the rest of both stays as it was.
+    /// Waits for the batch of `step` and writes it to `images` (`[n, h, w, c]`, in [-1, 1]) and `targets`
+    /// (`[n, labels]`, see [`loss_target`]). Batches of consecutive steps are prepared ahead; after any
+    /// other step loading starts anew. If fewer images are left than a batch holds (see
+    /// [`Loader::in_order`]), the rest of both slices keeps its values.
     ///
-    /// Errors: room of the wrong size; an image that cannot be read, by its name.
+    /// Errors: slices of another size; an image that cannot be read, by its name.
     pub fn fill(&mut self, step: u64, images: &mut [f32], targets: &mut [f32]) -> Result<()> {
         let (len, labels) = (self.shared.transform.len(), self.shared.set.labels.len());
         if images.len() != self.batch * len || targets.len() != self.batch * labels {
             let message = format!(
-                "expected room for {} x {len} pixels and {labels} targets, found {} and {} in all",
+                "expected an output of {} x {len} pixels and {labels} targets each, found {} pixels and {} targets",
                 self.batch,
                 images.len(),
                 targets.len()
@@ -184,18 +192,19 @@ impl Loader {
         Ok(())
     }
 
-    /// As [`Loader::fill`] without targets; there need be room for no more images than are left.
+    /// As [`Loader::fill`], without targets. `images` needs room only for the images that are left.
     pub fn read(&mut self, step: u64, images: &mut [f32]) -> Result<()> {
         let len = self.shared.transform.len();
         let left = self.shared.left(step.saturating_mul(self.batch as u64)).min(self.batch as u64) as usize;
         if images.len() < left * len {
-            let message = format!("expected room for {left} x {len} pixels, found {}", images.len());
+            let message =
+                format!("expected an output of at least {left} x {len} pixels, found {}", images.len());
             return Err(Error::shape("loader", message));
         }
         self.next(step, images).map(|_| ())
     }
 
-    /// Writes the images of `step` and says which they are.
+    /// Writes the images of `step` and returns their indices in the set.
     fn next(&mut self, step: u64, images: &mut [f32]) -> Result<Vec<usize>> {
         let len = self.shared.transform.len();
         if step != self.step {
@@ -204,7 +213,7 @@ impl Loader {
         let taken = match self.take() {
             Ok(taken) => taken,
             Err(e) => {
-                // Asked again, it tries again.
+                // A second call for the same step tries again.
                 self.jump(step);
                 return Err(e);
             }
@@ -216,14 +225,15 @@ impl Loader {
         Ok(shown)
     }
 
-    /// The next batch's images, by index and 8-bit pixels.
+    /// Waits for the next batch; returns its images as indices and 8-bit pixels.
     fn take(&mut self) -> Result<Vec<(usize, Vec<u8>)>> {
         let first = self.step.saturating_mul(self.batch as u64);
         let count = self.shared.left(first).min(self.batch as u64) as usize;
         let mut state = self.shared.lock();
-        let done = state.slots.iter().take(count).filter(|s| !matches!(s, Slot::InWork)).count();
+        let done = state.slots.iter().take(count).filter(|s| !matches!(s, Slot::InProgress)).count();
         (state.awaited, state.missing) = (count, count - done);
-        // Woken once: a reader that looks up at each image takes the core from who makes the next one.
+        // The reader is woken once per batch. If it woke for every image, it would take the core from a
+        // loading thread.
         while state.missing > 0 {
             state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -233,7 +243,7 @@ impl Loader {
         let taken = slots.filter_map(|slot| match slot {
             Slot::Done { image, pixels } => Some(Ok((image, pixels))),
             Slot::Failed(e) => Some(Err(e)),
-            Slot::InWork => None,
+            Slot::InProgress => None,
         });
         let taken = taken.collect();
         self.shared.taken.notify_all();
@@ -252,22 +262,24 @@ impl Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        self.shared.lock().stops = true;
+        self.shared.lock().should_stop = true;
         self.shared.taken.notify_all();
         for thread in self.threads.drain(..) {
-            // A thread answers for its panics where it works.
+            // `work` has turned panics of the image readers into errors, so that there is nothing to report
+            // here.
             let _ = thread.join();
         }
     }
 }
 
 impl Shared {
-    /// No thread panics while it holds the lock, and if one did, the state would still be whole.
+    /// Ignores poisoning: no thread panics while it holds the lock, and the state would be consistent even
+    /// so.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Images from `position` on.
+    /// The number of images from `position` on.
     fn left(&self, position: u64) -> u64 {
         match self.order {
             Order::Shuffled => u64::MAX,
@@ -275,11 +287,11 @@ impl Shared {
         }
     }
 
-    /// A thread's life.
+    /// The loop of a thread: claims an image, prepares it, and stores it in its slot.
     fn work(&self) {
         let mut transformer = Transformer::default();
         let mut epoch = Epoch::default();
-        let mut room = Vec::new();
+        let mut buffer = Vec::new();
         while let Some((position, generation, mut pixels)) = self.claim() {
             let image = match self.order {
                 Order::Shuffled => epoch.image(self.seed, self.set.len(), position),
@@ -290,10 +302,10 @@ impl Shared {
             let made = catch_unwind(AssertUnwindSafe(|| {
                 let opened = self.set.open(image)?;
                 let [h, w] = opened.size();
-                let cut = self.transform.draw(h, w, &mut rng);
-                let decoded = opened.pixels(cut.rows(), std::mem::take(&mut room))?;
-                transformer.apply(self.transform.image, cut, &decoded, &mut pixels)?;
-                room = decoded.data;
+                let crop = self.transform.draw(h, w, &mut rng);
+                let decoded = opened.pixels(crop.rows(), std::mem::take(&mut buffer))?;
+                transformer.apply(self.transform.image, crop, &decoded, &mut pixels)?;
+                buffer = decoded.data;
                 Ok(())
             }));
             let slot = match made {
@@ -318,16 +330,17 @@ impl Shared {
         }
     }
 
-    /// The next image to make: its position, the reader's generation, and a buffer. `None`: stop.
+    /// Waits for the next image to prepare; returns its position, the generation and a buffer. `None` means
+    /// stop.
     fn claim(&self) -> Option<(u64, u64, Vec<u8>)> {
         let mut state = self.lock();
         loop {
-            if state.stops {
+            if state.should_stop {
                 return None;
             }
             let position = state.first + state.slots.len() as u64;
             if state.slots.len() < self.window && self.left(position) > 0 {
-                state.slots.push_back(Slot::InWork);
+                state.slots.push_back(Slot::InProgress);
                 let buffer = state.spare.pop().unwrap_or_default();
                 return Some((position, state.generation, buffer));
             }
@@ -336,14 +349,15 @@ impl Shared {
     }
 }
 
-/// The order of one epoch.
+/// The order of one epoch, kept until another epoch is needed.
 #[derive(Default)]
 struct Epoch {
+    /// The number of the epoch, and its order.
     drawn: (Option<u64>, Vec<u32>),
 }
 
 impl Epoch {
-    /// The image at `position` of a set of `n`.
+    /// The index of the image at `position`, for a set of `n` images.
     fn image(&mut self, seed: u64, n: usize, position: u64) -> usize {
         let (epoch, at) = (position / n as u64, (position % n as u64) as usize);
         if self.drawn.0 != Some(epoch) {

@@ -1,10 +1,12 @@
-//! Images: [`unlabelled`] and [`folder`] for everything that learns without data, [`labelled`] and [`dataset`] for
-//! teachers and evaluation alone.
+//! Images with and without labels.
 //!
-//! The two live in separate files so that a reader, and a test, can see from the imports which code can know a label.
-//! [`scenes`] makes both kinds from public archives, which [`idx`] and [`digits`] read; [`voc`] and [`coco`] read the
-//! public sets' own layouts. [`image`] decodes a file, [`transform`] makes it what a network takes, and [`loader`] does
-//! so ahead of time.
+//! [`unlabelled`] and [`folder`] hold images without labels, for the amalgamation. [`labelled`] and
+//! [`dataset`] hold images with labels, for training teachers and for evaluation only. They are separate
+//! files so that the imports show, to a reader and to a test, which code has access to labels.
+//!
+//! [`scenes`] makes both kinds from public archives, which [`idx`] and [`digits`] read. [`voc`] and [`coco`]
+//! read the layouts of those data sets. [`image`] decodes a file, [`transform`] converts the pixels to a
+//! network's input, and [`loader`] does both in threads, ahead of time.
 
 pub mod average_precision;
 pub mod coco;

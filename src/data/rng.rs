@@ -1,12 +1,14 @@
-//! SplitMix64: the random numbers that data sets are made of.
+//! The random numbers that data sets are made of: SplitMix64 (see [`splitmix`]).
 //!
-//! Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. Each image draws from its own
-//! stream, so a set does not depend on the order, or the number of threads, in which its images are made.
+//! Each image draws from a stream of its own, so that a set does not depend on the order in which its images
+//! are made, or on the number of threads.
+
+use crate::splitmix;
 
 pub struct Rng(u64);
 
 impl Rng {
-    /// The stream of item `index` of kind `kind` under `seed`.
+    /// The stream of the item `index` of the kind `kind` under `seed`.
     pub fn stream(seed: u64, kind: u64, index: u64) -> Self {
         let mut state = Rng(seed).next();
         for key in [kind, index] {
@@ -16,26 +18,25 @@ impl Rng {
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0 = self.0.wrapping_add(splitmix::GAMMA);
+        splitmix::mix(self.0)
     }
 
-    /// Uniform in `0..n`, without bias: Lemire, "Fast random integer generation in an interval", 2019. `n` is positive.
+    /// Uniform in `0..n`, without bias (Lemire, "Fast random integer generation in an interval", 2019). `n`
+    /// is positive.
     pub fn below(&mut self, n: usize) -> usize {
         let n = n as u64;
         loop {
             let wide = self.next() as u128 * n as u128;
-            // The low half must not fall among the 2^64 mod n values that would favour some results.
+            // Rejecting the 2^64 mod n smallest low halves leaves each result equally many of the 2^64
+            // inputs.
             if wide as u64 >= n.wrapping_neg() % n {
                 return (wide >> 64) as usize;
             }
         }
     }
 
-    /// Uniform in [0, 1): 53 bits.
+    /// Uniform in [0, 1), with 53 random bits.
     pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
@@ -45,7 +46,7 @@ impl Rng {
         low + (high - low) * self.unit()
     }
 
-    /// A random order of `0..n`: Fisher and Yates.
+    /// A random permutation of `0..n` (Fisher-Yates).
     pub fn order(&mut self, n: u32) -> Vec<u32> {
         let mut order: Vec<u32> = (0..n).collect();
         for i in (1..order.len()).rev() {
@@ -54,7 +55,7 @@ impl Rng {
         order
     }
 
-    /// Uniform over the range, ends included.
+    /// Uniform over the range, both ends included.
     pub fn within(&mut self, range: &std::ops::RangeInclusive<usize>) -> usize {
         range.start() + self.below(range.end() - range.start() + 1)
     }
@@ -65,8 +66,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_published_sequence() {
-        // The first outputs for seed 1234567, as the algorithm's common test vector gives them.
+    fn the_sequence_is_the_published_one() {
+        // The first outputs for seed 1234567, a widely published test vector.
         let mut r = Rng(1234567);
         let expected =
             [6457827717110365317u64, 3203168211198807973, 9817491932198370423, 4593380528125082431];
@@ -80,7 +81,7 @@ mod tests {
         for _ in 0..70_000 {
             counts[r.below(7)] += 1;
         }
-        // Standard deviation 93; five of them.
+        // The bound is five standard deviations of 93.
         assert!(counts.iter().all(|c| c.abs_diff(10_000) < 465), "{counts:?}");
         assert_eq!(r.below(1), 0);
         assert!((0..1000).all(|_| (14..=20).contains(&r.within(&(14..=20)))));

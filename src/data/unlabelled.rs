@@ -1,4 +1,4 @@
-//! Images without a word about what they show.
+//! Images without labels.
 
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::weights::Meta;
 use crate::weights::npz::{self, Archive, Array, Elems};
 
-/// `n` images of `h` x `w` pixels with `c` channels, in that memory order.
+/// `n` images of `h` x `w` pixels with `c` channels: `images` is `[n, h, w, c]`.
 ///
 /// On disk: an npz with the array `images` (uint8, `[n, h, w, c]`) and metadata `{"provenance": text}`.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub struct ImageSet {
     pub provenance: String,
 }
 
-/// A pixel as the networks see it: 0 becomes -1, 255 becomes 1.
+/// A pixel as network input: 0 becomes -1 and 255 becomes 1.
 pub fn to_input(pixel: u8) -> f32 {
     pixel as f32 / 127.5 - 1.0
 }
@@ -34,7 +34,8 @@ impl ImageSet {
         Ok(set)
     }
 
-    /// Reads a file that holds images only: one with targets is refused, so that no label comes near by accident.
+    /// Reads a file of images. A file that also has targets is refused, so that labels cannot be loaded by
+    /// accident.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let mut archive = Archive::open(&path)?;
         archive.expect_names(&["images"])?;
@@ -42,7 +43,7 @@ impl ImageSet {
         ImageSet::from_archive(&mut archive, &meta, path.as_ref())
     }
 
-    /// The shape that a file of images says it has, without reading them.
+    /// The shape `[n, h, w, c]` in the header of a file of images. The images are not read.
     pub fn shape_of(path: impl AsRef<Path>) -> Result<[usize; 4]> {
         let mut archive = Archive::open(&path)?;
         archive.expect_names(&["images"])?;
@@ -60,7 +61,7 @@ impl ImageSet {
         [self.n, self.h, self.w, self.c]
     }
 
-    /// Bytes of one image.
+    /// The size of one image in bytes.
     pub fn image_len(&self) -> usize {
         self.h * self.w * self.c
     }
@@ -70,14 +71,16 @@ impl ImageSet {
         &self.images[i * self.image_len()..][..self.image_len()]
     }
 
-    /// Writes the images at `indices`, one after the other, as network input (see [`to_input`]).
+    /// Writes the images at `indices` to `out`, one after the other, as network input (see [`to_input`]).
+    ///
+    /// Errors: an `out` of another size, an index that is not below `n`.
     pub fn gather(&self, indices: &[usize], out: &mut [f32]) -> Result<()> {
         let len = self.image_len();
         if out.len() != indices.len() * len {
             let (found, n) = (out.len(), indices.len());
             return Err(Error::shape(
                 "gather",
-                format!("expected room for {n} x {len} pixels, found {found}"),
+                format!("expected an output of {n} x {len} pixels, found {found}"),
             ));
         }
         if let Some(i) = indices.iter().find(|i| **i >= self.n) {
@@ -148,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn survives_the_disk() {
+    fn a_saved_set_is_loaded_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("u.npz");
         sample().save(&path).unwrap();

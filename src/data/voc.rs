@@ -1,15 +1,16 @@
-//! PASCAL VOC 2007 to 2012, as its devkit lays a year out (Everingham et al., "The PASCAL Visual Object Classes
-//! Challenge", 2010):
+//! Reads PASCAL VOC 2007 to 2012 in the layout of its devkit, which has one folder per year (Everingham et
+//! al., "The PASCAL Visual Object Classes Challenge", 2010):
 //!
 //! ```text
-//! VOC2007/ImageSets/Main/<split>.txt           an image a line
-//!         ImageSets/Main/<label>_<split>.txt   an image a line, then 1 (present), -1 (absent) or 0 (difficult)
+//! VOC2007/ImageSets/Main/<split>.txt           one image per line
+//!         ImageSets/Main/<label>_<split>.txt   one image per line, then 1 (present), -1 (absent) or 0 (difficult)
 //!         JPEGImages/<image>.jpg
-//!         Annotations/<image>.xml              the objects, each perhaps <difficult>1</difficult>
+//!         Annotations/<image>.xml              the objects, some with <difficult>1</difficult>
 //! ```
 //!
-//! Targets are the class lists'. Where there is none of them they come from the annotations by the devkit's rule: present
-//! if any object of the label is not difficult, difficult if all are.
+//! Targets come from the class lists (`<label>_<split>.txt`). If there are none, they come from the
+//! annotations, by the devkit's rule: a label is present if any object of it is not difficult, and difficult
+//! if all are.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,14 +45,14 @@ pub const LABELS: [&str; 20] = [
     "tvmonitor",
 ];
 
-/// A list of a hundred times VOC 2012's images.
+/// The largest list that is read, of a hundred times as many images as VOC 2012 has.
 const MAX_LIST_BYTES: u64 = 32 << 20;
-/// The largest annotation of VOC 2012 has 30 kB.
+/// The largest annotation that is read; the largest of VOC 2012 has 30 kB.
 const MAX_XML_BYTES: u64 = 4 << 20;
-/// Elements of an annotation: 4 MB of the shortest ones would be a million.
+/// The most XML nodes of an annotation; 4 MB could hold a million.
 const MAX_NODES: u32 = 200_000;
 
-/// What the lists say.
+/// The images of a split and their targets.
 #[derive(Debug, PartialEq)]
 pub struct Listed {
     /// Paths of the JPEG files, in the split's order.
@@ -60,10 +61,10 @@ pub struct Listed {
     pub targets: Vec<u8>,
 }
 
-/// Reads the lists of `split` in `folder` (`VOCdevkit/VOC2007`), and no image.
+/// Reads the lists of `split` in `folder` (such as `VOCdevkit/VOC2007`). No image is opened.
 ///
-/// Errors: a list that is missing, empty or malformed, an image listed twice or in one list only, a JPEG that is not
-/// there, an object of an unknown label.
+/// Errors: a list that is missing, empty or malformed, an image that a list repeats or lacks, a JPEG file
+/// that is missing, an object of an unknown label.
 pub fn open(folder: &Path, split: &str) -> Result<Listed> {
     let sets = folder.join("ImageSets/Main");
     let list = sets.join(format!("{split}.txt"));
@@ -124,9 +125,9 @@ fn from_annotations(ids: &[String], folder: &Path) -> Result<Vec<u8>> {
     Ok(rows.into_iter().flatten().collect())
 }
 
-/// The images of a split list.
+/// Parses a split list: the names of its images. `path` is for error messages.
 ///
-/// Errors: nothing in it, a line with more or other than a file's name, an image twice.
+/// Errors: an empty list, a line that is not a single file name, an image that is listed twice.
 pub fn parse_split(text: &str, path: &Path) -> Result<Vec<String>> {
     let mut seen = HashMap::new();
     let mut ids = Vec::new();
@@ -149,9 +150,10 @@ pub fn parse_split(text: &str, path: &Path) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Image, line (1-based) and target of every entry of a class list.
+/// Parses a class list: the image, the line (1-based) and the target of every entry. `path` is for error
+/// messages.
 ///
-/// Errors: nothing in it, a line of other than two columns, a number other than 1, -1 and 0.
+/// Errors: an empty list, a line without exactly two columns, a number other than 1, -1 and 0.
 pub fn parse_class_list(text: &str, path: &Path) -> Result<Vec<(String, usize, u8)>> {
     let mut out = Vec::new();
     for (line, words) in lines(text) {
@@ -175,10 +177,10 @@ pub fn parse_class_list(text: &str, path: &Path) -> Result<Vec<(String, usize, u
     Ok(out)
 }
 
-/// One target for each of [`LABELS`] from an annotation's XML.
+/// Parses an annotation in XML: one target for each of [`LABELS`]. `path` is for error messages.
 ///
-/// Errors: no XML, a document type (entities are never expanded), another root than `annotation`, an object without a
-/// name or of an unknown one, `difficult` other than 0 and 1.
+/// Errors: malformed XML, a document type (entities are never expanded), a root element other than
+/// `annotation`, an object without a name or with an unknown one, a `difficult` other than 0 and 1.
 pub fn parse_annotation(xml: &str, path: &Path) -> Result<[u8; 20]> {
     let fault = |m: String| Error::data(path, m);
     let options =
@@ -203,14 +205,15 @@ pub fn parse_annotation(xml: &str, path: &Path) -> Result<[u8; 20]> {
         match text("difficult") {
             None | Some("0") => targets[label] = 1,
             Some("1") if targets[label] == 0 => targets[label] = DIFFICULT,
-            Some("1") => {} // another object of the label counts, or is as difficult
+            // An earlier object of the label is present or difficult, and this one changes neither.
+            Some("1") => {}
             Some(other) => return Err(at(format!("expected <difficult> of 0 or 1, found {other:?}"))),
         }
     }
     Ok(targets)
 }
 
-/// The lines that hold something, 1-based, as words.
+/// The words of every line that is not empty, with the 1-based number of the line.
 fn lines(text: &str) -> impl Iterator<Item = (usize, Vec<&str>)> {
     let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     words.enumerate().map(|(i, words)| (i + 1, words)).filter(|(_, words)| !words.is_empty())

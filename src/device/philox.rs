@@ -1,6 +1,8 @@
 //! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random number is a pure
 //! function of (seed, stream, step, element), so every device, thread count and resumed run draws the same bits.
 
+use crate::splitmix;
+
 const MUL: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
@@ -65,12 +67,10 @@ pub fn below(word: u32, n: usize) -> usize {
     ((u64::from(word) * n as u64) >> 32) as usize
 }
 
-/// A key for a part of a run: mixes `seed` and `part` so that neighbouring seeds share nothing (SplitMix64 finaliser).
+/// The seed of one part of a run, mixed from the run's `seed` and the number of the part, so that the parts
+/// of runs with neighbouring seeds draw unrelated numbers.
 pub fn derive_seed(seed: u64, part: u64) -> u64 {
-    let mut z = seed ^ part.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+    splitmix::mix(seed ^ part.wrapping_mul(splitmix::GAMMA))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Files that are either whole or absent.
+//! Atomic writes: a file is replaced as a whole or not at all.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Writes `path` so that a reader, or a crash at any moment, meets the old file or the new one and nothing between.
+/// Writes `path` so that a reader, or a crash at any moment, finds either the old file or the new one, each
+/// complete.
 ///
-/// `fill` writes to a temporary file in the same folder (a rename across file systems is a copy), which is flushed to
-/// the disk, renamed over `path`, and the folder flushed so that the rename itself survives. When `fill` fails or
-/// panics, the temporary file goes and `path` stays as it was.
+/// `fill` writes to a temporary file in the same folder, because a rename across file systems would be a
+/// copy. That file is flushed to the disk and renamed over `path`, and the folder is flushed so that the
+/// rename is on the disk too. If `fill` fails or panics, the temporary file is removed and `path` stays as
+/// it was.
 pub fn write_atomic(
     path: impl AsRef<Path>,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -20,8 +22,8 @@ pub fn write_atomic(
     replace(path, None, fill).map_err(|e| Error::io("write", path, e))
 }
 
-/// The same, and what stood at `path` stays as `previous`, in the same folder. A crash at any moment leaves at least one
-/// of the two whole.
+/// As [`write_atomic`], but keeps the old file as `previous`, which must be in the same folder. A crash at
+/// any moment leaves at least one of the two files, complete.
 pub fn write_keeping(
     path: impl AsRef<Path>,
     previous: &Path,
@@ -31,7 +33,7 @@ pub fn write_keeping(
     replace(path, Some(previous), fill).map_err(|e| Error::io("write", path, e))
 }
 
-/// Whether `name` is that of a temporary file, which only a killed process leaves behind.
+/// Whether `name` is the name of one of our temporary files, which only a killed process leaves behind.
 pub fn is_temporary(name: &str) -> bool {
     let parts = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).map(|n| n.rsplitn(3, '.'));
     let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
@@ -48,7 +50,8 @@ fn replace(
         Some(p) if p != Path::new("") => p,
         Some(_) | None => Path::new("."),
     };
-    // Process id and counter keep two writers of the same path, in one process or several, out of each other's way.
+    // The process id and the counter give two writers of the same path, in one process or in several,
+    // different files.
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let serial = COUNTER.fetch_add(1, Ordering::Relaxed);
     let mut hidden = std::ffi::OsString::from(".");
@@ -56,7 +59,7 @@ fn replace(
     hidden.push(format!(".{}.{serial}.tmp", std::process::id()));
     let temporary = Temporary(folder.join(hidden));
 
-    // Readable, for whoever wants to look at what it wrote.
+    // The file is also opened for reading, because `seal::append` reads back what was written.
     let open = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary.0)?;
     let mut w = BufWriter::new(open);
     fill(&mut w)?;
@@ -78,12 +81,12 @@ fn replace(
     Ok(())
 }
 
-/// Removes the temporary file on every way out but success.
+/// Removes the temporary file when it is dropped, which happens unless the write succeeded.
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // The failure that brought us here is the one to report; this one adds nothing.
+        // The caller gets the error of the write. A further error of this removal would not help.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stood_there_can_be_kept() {
+    fn the_old_file_can_be_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (path, previous) = (dir.path().join("new"), dir.path().join("old"));
         for text in ["1", "2", "3"] {
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn temporary_files_are_known_by_their_names() {
+    fn temporary_files_are_recognised_by_their_names() {
         for name in [".student.npz.77.0.tmp", ".a.1.2.tmp"] {
             assert!(is_temporary(name), "{name}");
         }

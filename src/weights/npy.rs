@@ -1,18 +1,16 @@
-//! One array: the npy format inside every entry of an npz.
+//! The npy format: one array, as in every entry of an npz.
 
 use std::io::Read;
 
+use half::f16;
 use npyz::{DType, NpyHeader, Order, TypeChar};
 
-use super::elems;
+use super::common::{CHUNK, element_count};
 
-/// An npy header is one line of text; numpy pads it to a multiple of 64 bytes and refuses more than 10,000 by default.
+/// The most bytes of an npy header, which is one line of text. numpy refuses more than 10,000 by default.
 const MAX_HEADER_BYTES: usize = 1 << 16;
 
-/// Elements converted at a time.
-pub const CHUNK: usize = 1 << 14;
-
-/// What an npy header says, with every size checked.
+/// An npy header whose shape is known to fit in memory addresses.
 #[derive(Debug)]
 pub struct Header {
     dtype: DType,
@@ -21,7 +19,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header and returns it with the number of bytes it took.
+    /// Reads a header; returns it and its size in bytes.
     pub fn read(r: &mut dyn Read) -> Result<(Header, u64), String> {
         let short = |_| "expected an npy header, found the end of the entry".to_string();
         let mut bytes = vec![0u8; 8];
@@ -45,7 +43,7 @@ impl Header {
         let start = bytes.len();
         bytes.resize(start + length, 0);
         r.read_exact(&mut bytes[start..]).map_err(short)?;
-        plain_header(&bytes[start..])?;
+        check_header_text(&bytes[start..])?;
         let h = NpyHeader::from_reader(&bytes[..]).map_err(|e| format!("malformed npy header: {e}"))?;
         let shape: Option<Vec<usize>> = h.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
         let shape = shape.ok_or("the shape does not fit this machine's addresses")?;
@@ -53,9 +51,10 @@ impl Header {
     }
 }
 
-/// Keeps from the header parser what makes it panic, overflow or recurse without end: anything but ASCII, escapes in
-/// strings, deep nesting, numbers other than plain decimals, and dimensions whose product overflows.
-fn plain_header(text: &[u8]) -> Result<(), String> {
+/// Refuses what makes npyz's header parser panic, overflow or recurse without end: anything but ASCII,
+/// escapes in strings, deep nesting, numbers that are not plain decimals, and dimensions whose product
+/// overflows.
+fn check_header_text(text: &[u8]) -> Result<(), String> {
     let bad = |what: &str| Err(format!("malformed npy header: {what}"));
     let (mut quote, mut depth, mut number, mut product) = (None, 0u32, None::<u64>, 1u64);
     for &b in text {
@@ -98,16 +97,16 @@ fn plain_header(text: &[u8]) -> Result<(), String> {
 /// The bytes of an entry after its header.
 pub struct Body<'a> {
     pub reader: &'a mut dyn Read,
-    /// How many bytes the zip declares; more or fewer may really come.
+    /// The number of bytes that the zip declares, which may be wrong.
     pub bytes: u64,
 }
 
 impl Body<'_> {
-    /// The elements as float32; they may be of any float type and byte order.
+    /// Reads elements of any float type and byte order, and converts them to float32.
     pub fn floats(&mut self, header: &Header) -> Result<Vec<f32>, String> {
         match float_kind(&header.dtype)? {
-            (2, true) => self.read(header, |b| half([b[1], b[0]])),
-            (2, false) => self.read(header, |b| half([b[0], b[1]])),
+            (2, true) => self.read(header, |b| f16::from_be_bytes([b[0], b[1]]).to_f32()),
+            (2, false) => self.read(header, |b| f16::from_le_bytes([b[0], b[1]]).to_f32()),
             (4, true) => self.read(header, |b| f32::from_be_bytes([b[0], b[1], b[2], b[3]])),
             (4, false) => self.read(header, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
             (_, true) => self.read(header, |b| {
@@ -119,7 +118,7 @@ impl Body<'_> {
         }
     }
 
-    /// The elements, which must be uint8.
+    /// Reads elements that must be uint8.
     pub fn bytes(&mut self, header: &Header) -> Result<Vec<u8>, String> {
         match &header.dtype {
             DType::Plain(t) if t.type_char() == TypeChar::Uint && t.size_field() == 1 => {
@@ -129,11 +128,12 @@ impl Body<'_> {
         }
     }
 
-    /// Reads exactly the elements the header promises, in C order, and requires the entry (and its checksum) to end
-    /// there. The vector grows with the bytes that arrive, so a false promise costs no memory.
+    /// Reads exactly as many elements as the header says, in C order, and requires the entry to end there,
+    /// which makes the zip reader check the entry's checksum. The vector grows only as bytes arrive, so a
+    /// false size costs no memory.
     fn read<T: Copy>(&mut self, header: &Header, decode: impl Fn(&[u8]) -> T) -> Result<Vec<T>, String> {
         let size = header.dtype.num_bytes().unwrap_or(1);
-        let count = elems(&header.shape).ok_or("the element count overflows")?;
+        let count = element_count(&header.shape).ok_or("the element count overflows")?;
         let expected = (count as u64).checked_mul(size as u64);
         if expected != Some(self.bytes) {
             return Err(format!(
@@ -162,12 +162,14 @@ impl Body<'_> {
     }
 }
 
-/// Element size and whether it is big-endian.
+/// The size of a float type in bytes, and whether it is big-endian.
 fn float_kind(dtype: &DType) -> Result<(u64, bool), String> {
     if dtype.uses_pickled_array() {
-        return Err("expected dtype float32, found Python objects (|O): a pickle, which would have to be executed to be \
-                    read; save the array with a numeric dtype"
-            .into());
+        return Err(
+            "expected dtype float32, found Python objects (|O): a pickle, which runs code when it is read; \
+                    save the array with a numeric dtype"
+                .into(),
+        );
     }
     match dtype {
         DType::Plain(t) if t.type_char() == TypeChar::Float && matches!(t.size_field(), 2 | 4 | 8) => {
@@ -177,7 +179,7 @@ fn float_kind(dtype: &DType) -> Result<(u64, bool), String> {
     }
 }
 
-/// A dtype as numpy names it, with its code.
+/// A dtype as numpy names it, with its type code.
 fn dtype_name(dtype: &DType) -> String {
     let DType::Plain(t) = dtype else { return "a structured dtype".into() };
     let bits = t.size_field().saturating_mul(8);
@@ -188,25 +190,12 @@ fn dtype_name(dtype: &DType) -> String {
         TypeChar::Float => format!("float{bits} ({t})"),
         TypeChar::Complex => format!("complex{bits} ({t})"),
         TypeChar::Object => format!("Python objects ({t})"),
-        // Dates, strings and raw bytes: the code says it all, and the enum may grow.
+        // Dates, strings and raw bytes are described by their code. The enum may grow.
         _ => format!("{t}"),
     }
 }
 
-/// IEEE 754 binary16, least significant byte first.
-fn half(le: [u8; 2]) -> f32 {
-    let bits = u16::from_le_bytes(le);
-    let (exponent, fraction) = ((bits >> 10) & 31, (bits & 1023) as f32);
-    let magnitude = match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        e => (1024.0 + fraction) * 2f32.powi(e as i32 - 25),
-    };
-    if bits >> 15 == 1 { -magnitude } else { magnitude }
-}
-
-/// From first index fastest to last index fastest.
+/// Reorders elements from Fortran order (first index fastest) to C order (last index fastest).
 fn to_c_order<T: Copy>(fortran: &[T], shape: &[usize]) -> Vec<T> {
     let mut strides = Vec::with_capacity(shape.len());
     let mut step = 1;
@@ -236,13 +225,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_precision_values() {
-        for (bits, value) in
-            [(0x3c00u16, 1.0), (0xc000, -2.0), (0x7bff, 65504.0), (0x0400, 2f32.powi(-14)), (0x8000, -0.0)]
-        {
-            assert_eq!(half(bits.to_le_bytes()).to_bits(), f32::to_bits(value), "{bits:#x}");
+    fn float16_of_either_byte_order_is_read_exactly() {
+        for (bits, value) in [
+            (0x3c00u16, 1.0),
+            (0xc000, -2.0),
+            (0x7bff, 65504.0),
+            (0x0400, 2f32.powi(-14)),
+            (0x0001, 2f32.powi(-24)),
+            (0x8000, -0.0),
+            (0x7c00, f32::INFINITY),
+        ] {
+            for (descr, bytes) in [("<f2", bits.to_le_bytes()), (">f2", bits.to_be_bytes())] {
+                let dtype = DType::new_scalar(descr.parse().unwrap());
+                let header = Header { dtype, shape: vec![1], fortran: false };
+                let mut reader = &bytes[..];
+                let mut body = Body { reader: &mut reader, bytes: 2 };
+                let found = body.floats(&header).unwrap();
+                assert_eq!(found[0].to_bits(), f32::to_bits(value), "{bits:#x} as {descr}");
+            }
         }
-        assert_eq!(half([0, 0x7c]), f32::INFINITY);
-        assert!(half([1, 0x7c]).is_nan());
     }
 }

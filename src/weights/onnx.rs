@@ -1,9 +1,12 @@
-//! ONNX files: written for others to run, and read back where we wrote them.
+//! ONNX files: the engine writes them for other programs to run, and reads back only those it wrote itself.
 //!
-//! A model of ours keeps its weights as initializers under the names and shapes of its npz, and what the npz says in
-//! `__meta__` as JSON under the metadata key `dfka`; constants of the graph alone have names that begin with
-//! [`CONSTANT`]. Reading takes these and never looks at the graph. Memory is bounded by the file: it is at most
-//! [`MAX_BYTES`], every length is checked against the bytes that are there, and one tensor is decoded at a time.
+//! Our models store their weights as initializers, under the names and shapes that an npz of the same model
+//! has, and the npz's `__meta__` as JSON under the metadata key `dfka`. Constants that belong only to the
+//! graph have names that begin with [`CONSTANT`]. Reading takes the weights and the metadata and ignores the
+//! nodes.
+//!
+//! The file's size bounds the memory that reading takes: a file has at most [`MAX_BYTES`], every length is
+//! checked against the bytes that are there, and tensors are decoded one at a time.
 
 pub mod proto;
 
@@ -14,29 +17,30 @@ use std::path::Path;
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-use super::npz::check_finite;
-use super::{Meta, Tensors, elems};
+use super::atomic::write_atomic;
+use super::common::{array_error, check_finite, element_count};
+use super::meta::{MAX_META_BYTES, Meta};
+use super::tensors::Tensors;
 use crate::error::{Error, Result};
-use proto::{Model, data_type};
+use proto::{ModelProto, data_type};
 
-/// Who writes the files that can be read back.
+/// The `producer_name` of the files that can be read back.
 pub const PRODUCER: &str = "dfka-engine";
 
-/// The key of the metadata's JSON text.
+/// The key in `metadata_props` of our metadata as JSON text.
 pub const META: &str = "dfka";
 
-/// How the names of a graph's own constants begin; they are no weights.
+/// The prefix of the names of constants that belong to the graph and are not weights.
 pub const CONSTANT: &str = "graph.";
 
-/// protobuf's own limit for a message.
+/// The largest message that protobuf allows.
 pub const MAX_BYTES: u64 = i32::MAX as u64;
 
-const MAX_META_BYTES: usize = 1 << 20;
-
-/// An initializer's name, type and shape; what is beyond it and the elements is not ours.
+/// The most bytes of an initializer beside its elements: name, type and shape. Ours stay far below it; the
+/// limit is there because a dimension takes one byte in the file and eight in memory.
 const MAX_HEADER_BYTES: usize = 1 << 12;
 
-/// Field numbers of ModelProto, GraphProto, StringStringEntryProto and TensorProto that reading follows.
+/// The field numbers that reading needs, of ModelProto, GraphProto, StringStringEntryProto and TensorProto.
 mod field {
     pub const PRODUCER_NAME: u32 = 2;
     pub const GRAPH: u32 = 7;
@@ -47,26 +51,27 @@ mod field {
     pub const RAW_DATA: u32 = 9;
 }
 
-/// Whether a file that begins like this may be an ONNX file: its first field is the IR version, a number.
+/// Whether a file that begins with `head` may be an ONNX file. The first field of one is its IR version, a
+/// number.
 pub fn is_likely(head: &[u8]) -> bool {
     head.first() == Some(&0x08)
 }
 
-/// Writes a model, atomically; the same model gives the same bytes.
+/// Writes a model, atomically. The same model gives the same bytes.
 ///
-/// Errors: a model larger than [`MAX_BYTES`].
-pub fn save(path: impl AsRef<Path>, model: &Model) -> Result<()> {
+/// Errors: a model larger than [`MAX_BYTES`], a failed write.
+pub fn save(path: impl AsRef<Path>, model: &ModelProto) -> Result<()> {
     let (path, bytes) = (path.as_ref(), model.encoded_len() as u64);
     if bytes > MAX_BYTES {
         let message = format!("an ONNX file holds at most {MAX_BYTES} bytes, this model needs {bytes}");
         return Err(Error::data(path, message));
     }
-    super::write_atomic(path, |w| w.write_all(&model.encode_to_vec()))
+    write_atomic(path, |w| w.write_all(&model.encode_to_vec()))
 }
 
 /// Reads the weights and the metadata of a model that [`save`] wrote.
 ///
-/// Errors: a file of another producer, of another kind, damaged, or with numbers that are not finite.
+/// Errors: a file of another producer or format, a damaged one, or one with numbers that are not finite.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     let path = path.as_ref();
     parse(&read(path)?, path)
@@ -86,10 +91,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same from a file's bytes; errors name `path`.
+/// As [`load`], from the bytes of a file. `path` is for error messages.
 pub fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
-    let fault = |m: String| Error::data(path, m);
-    let damaged = |m: String| fault(format!("expected an ONNX file, found damage: {m}"));
+    let error = |m: String| Error::data(path, m);
+    let damaged = |m: String| error(format!("expected an ONNX file, found damage: {m}"));
     let (mut producer, mut graph, mut meta) = (None, None, None);
     for part in Fields(bytes) {
         let (number, value) = part.map_err(damaged)?;
@@ -104,18 +109,18 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
             _ => false,
         };
         if twice {
-            return Err(damaged(format!("field {number} stands twice")));
+            return Err(damaged(format!("field {number} occurs twice")));
         }
     }
     let producer = String::from_utf8_lossy(producer.unwrap_or_default());
     let (Some(graph), Some(meta), true) = (graph, meta, producer == PRODUCER) else {
-        return Err(fault(format!(
-            "only ONNX files that dfka-engine exported can be read back; this one is of {}",
-            if producer.is_empty() { "an unnamed producer".into() } else { format!("{producer:?}") }
+        return Err(error(format!(
+            "only ONNX files that dfka-engine exported can be read back; the producer of this one is {}",
+            if producer.is_empty() { "not named".into() } else { format!("{producer:?}") }
         )));
     };
 
-    let mut out = Tensors { file: path.into(), meta: parse_meta(meta).map_err(fault)?, ..Tensors::new() };
+    let mut out = Tensors::of_file(path, parse_meta(meta).map_err(error)?);
     for part in Fields(graph) {
         let (number, value) = part.map_err(damaged)?;
         let (field::INITIALIZER, Some(value)) = (number, value) else { continue };
@@ -124,7 +129,7 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Tensors> {
         if name.starts_with(CONSTANT) {
             continue;
         }
-        let (shape, data) = floats(&tensor).map_err(|m| super::fault(path, &name, m))?;
+        let (shape, data) = floats(&tensor).map_err(|m| array_error(path, &name, m))?;
         out.insert(name, &shape, data)?;
     }
     Ok(out)
@@ -140,7 +145,7 @@ fn parse_meta(text: &[u8]) -> Result<Meta, String> {
     serde_json::from_slice(text).map_err(|e| format!("metadata {META:?}: expected a JSON object: {e}"))
 }
 
-/// Key and value of a StringStringEntryProto.
+/// The key and the value of a StringStringEntryProto.
 fn property(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
     let (mut key, mut text) = (&bytes[..0], &bytes[..0]);
     for part in Fields(bytes) {
@@ -153,8 +158,8 @@ fn property(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
     Ok((key, text))
 }
 
-/// Decodes one TensorProto. Beside its elements it must be small: a dimension takes a byte here and eight in memory.
-fn initializer(bytes: &[u8]) -> Result<proto::Tensor, String> {
+/// Decodes a TensorProto that has at most [`MAX_HEADER_BYTES`] beside its elements.
+fn initializer(bytes: &[u8]) -> Result<proto::TensorProto, String> {
     let mut elements = 0;
     for part in Fields(bytes) {
         if let (field::RAW_DATA, Some(value)) = part? {
@@ -163,19 +168,23 @@ fn initializer(bytes: &[u8]) -> Result<proto::Tensor, String> {
     }
     let rest = bytes.len() - elements;
     if rest > MAX_HEADER_BYTES {
-        return Err(format!("an initializer with {rest} bytes beside its raw data"));
+        return Err(format!(
+            "an initializer has {rest} bytes beside its raw data, at most {MAX_HEADER_BYTES} are read"
+        ));
     }
-    proto::Tensor::decode(bytes).map_err(|e| e.to_string())
+    proto::TensorProto::decode(bytes).map_err(|e| e.to_string())
 }
 
-/// Shape and elements of a float initializer, every element finite.
-fn floats(t: &proto::Tensor) -> Result<(Vec<usize>, Vec<f32>), String> {
+/// The shape and the elements of a float initializer.
+///
+/// Errors: another type, a shape that does not fit the elements, an element that is not finite.
+fn floats(t: &proto::TensorProto) -> Result<(Vec<usize>, Vec<f32>), String> {
     if t.data_type != Some(data_type::FLOAT) {
         let found = t.data_type.unwrap_or_default();
         return Err(format!("expected float elements (ONNX data type 1), found data type {found}"));
     }
     let shape: Option<Vec<usize>> = t.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
-    let count = shape.as_deref().and_then(elems);
+    let count = shape.as_deref().and_then(element_count);
     let raw = t.raw_data.as_deref().unwrap_or_default();
     let (Some(shape), Some(count)) = (shape, count) else {
         return Err(format!("expected a shape, found {:?}", t.dims));
@@ -191,7 +200,8 @@ fn floats(t: &proto::Tensor) -> Result<(Vec<usize>, Vec<f32>), String> {
     Ok((shape, data))
 }
 
-/// The fields of a protobuf message, one after the other: number, and the bytes of those that have a length.
+/// Iterates over the fields of a protobuf message. An item is the field's number and, for a length-delimited
+/// field, its bytes.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -1,11 +1,13 @@
 //! The safetensors format: a JSON header of names, types, shapes and offsets, then the bytes.
 //!
-//! Reading accepts F32, F16, BF16 and F64 (converted to float32). The crate parses the header and checks that its
-//! offsets follow each other and hold what shapes and types say; what follows is read one tensor at a time, so that a file
-//! is never in memory twice, and no buffer is larger than the bytes that came.
+//! Reading accepts F32, F16, BF16 and F64, and converts them to float32. The safetensors crate parses the
+//! header and checks that the offsets are contiguous and match shapes and types. The tensors are then read
+//! one at a time, so that a file is never in memory twice and no buffer is larger than the bytes that
+//! arrived.
 //!
-//! `__metadata__` holds strings only: the metadata of [`Tensors`] stands as JSON text under [`OURS`], and what other
-//! programs may look for ([`PLAIN`]) once more under names of its own.
+//! The format's `__metadata__` maps names to strings. All metadata of [`Tensors`] is stored as JSON text
+//! under [`OURS`], and the entries in [`PLAIN`], which other programs may look for, are repeated under their
+//! own names.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,25 +18,30 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
-use super::npz::{self, MAX_BYTES, check_finite};
-use super::{Meta, Tensor, Tensors, fault, is_counter, npy::CHUNK};
+use super::atomic::write_atomic;
+use super::common::{CHUNK, MAX_BYTES, array_error, check_finite, is_batch_counter};
+use super::meta::{META, Meta};
+use super::tensors::{HostTensor, Tensors};
 use crate::error::{Error, Result};
 
-/// The entry of `__metadata__` that holds all of ours.
+/// The entry of `__metadata__` that holds all of our metadata as JSON text.
 pub const OURS: &str = "dfka";
 
-/// Entries of our metadata that are repeated beside [`OURS`], each as JSON text; read where that is absent.
+/// Entries of our metadata that are repeated beside [`OURS`], each as JSON text. From a file without
+/// [`OURS`], which is another program's, these are read.
 pub const PLAIN: [&str; 4] = ["labels", "mean", "std", "thresholds"];
 
 const METADATA: &str = "__metadata__";
 
-/// ResNet-152's 932 tensors take 0.1 MB of header.
+/// The header of ResNet-152 (932 tensors) takes 0.1 MB.
 const MAX_HEADER_BYTES: u64 = 8 << 20;
 
-/// numpy's limit.
+/// The most dimensions of a tensor; numpy has the same limit.
 const MAX_RANK: usize = 64;
 
-/// Reads every tensor of `path` and the metadata, if there is any. Batch counters are left out.
+/// Reads every tensor of `path` and the metadata, if there is any. PyTorch's batch counters are left out.
+///
+/// Errors: damage, another type than a float, numbers that are not finite, more than 4 GiB.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     let path = path.as_ref();
     let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
@@ -42,7 +49,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
     read(&mut BufReader::new(file), bytes, path)
 }
 
-/// The same from a stream of `bytes` bytes; errors name `file`.
+/// As [`load`], from a stream of `bytes` bytes. `file` is for error messages.
 pub fn read(r: &mut impl Read, bytes: u64, file: &Path) -> Result<Tensors> {
     let wrong = |message: String| Error::data(file, message);
     if bytes > MAX_BYTES + MAX_HEADER_BYTES {
@@ -64,11 +71,11 @@ pub fn read(r: &mut impl Read, bytes: u64, file: &Path) -> Result<Tensors> {
     if expected != found {
         return Err(wrong(format!("expected {expected} bytes of tensors, found {found}")));
     }
-    let mut out = Tensors { file: file.into(), meta: meta(file, &header)?, ..Tensors::new() };
+    let mut out = Tensors::of_file(file, meta(file, &header)?);
     for name in header.offset_keys() {
-        let info = header.info(&name).ok_or_else(|| fault(file, &name, "expected it in the header"))?;
-        if let Some(tensor) = tensor(r, &name, info).map_err(|m| fault(file, &name, m))? {
-            out.map.insert(name, tensor);
+        let info = header.info(&name).ok_or_else(|| array_error(file, &name, "expected it in the header"))?;
+        if let Some(tensor) = tensor(r, &name, info).map_err(|m| array_error(file, &name, m))? {
+            out.insert_tensor(name, tensor)?;
         }
     }
     Ok(out)
@@ -80,21 +87,22 @@ fn meta(file: &Path, header: &Metadata) -> Result<Meta> {
         let wrong = |e| Error::data(file, format!("{METADATA}: {OURS}: expected a JSON object: {e}"));
         return serde_json::from_str(text).map_err(wrong);
     }
-    // Another program's: what is not JSON there means something else, and a config can say it.
+    // In another program's file an entry that is not JSON may mean anything, so it is ignored. A config can
+    // state labels, mean and deviation instead.
     let parsed = |name: &str| Some((name.to_owned(), serde_json::from_str::<Value>(all.get(name)?).ok()?));
     Ok(PLAIN.into_iter().filter_map(parsed).collect())
 }
 
-/// The next tensor's bytes; `None` for a batch counter.
-fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Option<Tensor>, String> {
+/// Reads the next tensor of the stream; `None` for a batch counter.
+fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Option<HostTensor>, String> {
     let bytes = info.data_offsets.1 - info.data_offsets.0;
     if info.shape.len() > MAX_RANK {
         return Err(format!("expected at most {MAX_RANK} dimensions, found {}", info.shape.len()));
     }
-    if name == npz::META {
+    if name == META {
         return Err("the name is reserved for labels and other text".into());
     }
-    if is_counter(name) {
+    if is_batch_counter(name) {
         values(r, bytes, 1, |_| ())?;
         return Ok(None);
     }
@@ -108,10 +116,10 @@ fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Option<Ten
         other => Err(format!("expected dtype F32 (or F64, F16, BF16), found {other}")),
     }?;
     check_finite(&data, &info.shape)?;
-    Ok(Some(Tensor { shape: info.shape.clone(), data }))
+    Ok(Some(HostTensor { shape: info.shape.clone(), data }))
 }
 
-/// Elements of `size` bytes each; `bytes` is a multiple of it.
+/// Reads and decodes elements of `size` bytes each. `bytes`, their size together, is a multiple of `size`.
 fn values<T>(
     r: &mut impl Read,
     bytes: usize,
@@ -132,11 +140,14 @@ fn values<T>(
     Ok(out)
 }
 
-/// Writes `tensors` as float32, and their metadata, to `path`, atomically; the same tensors give the same bytes.
+/// Writes `tensors` as float32, and their metadata, to `path`, atomically. The same tensors give the same
+/// bytes.
+///
+/// Errors: what [`load`] would not read back, a failed write.
 pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
     let path = path.as_ref();
     let header = header(path, tensors)?;
-    super::write_atomic(path, |w| {
+    write_atomic(path, |w| {
         w.write_all(&(header.len() as u64).to_le_bytes())?;
         w.write_all(header.as_bytes())?;
         for (_, t) in tensors.iter() {
@@ -148,7 +159,10 @@ pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
     })
 }
 
-/// The crate's own writer keeps `__metadata__` in a hash map, in another order every time.
+/// The header as JSON text, padded to a multiple of eight bytes.
+///
+/// The safetensors crate has a writer, but it keeps `__metadata__` in a hash map, so that the order of its
+/// entries, and with it the file's bytes, would differ from run to run.
 fn header(path: &Path, tensors: &Tensors) -> Result<String> {
     let json = |v: serde_json::Result<Value>| v.map_err(|e| Error::data(path, format!("header: {e}")));
     let mut header = serde_json::Map::new();
@@ -161,16 +175,16 @@ fn header(path: &Path, tensors: &Tensors) -> Result<String> {
     let mut end = 0;
     for (name, t) in tensors.iter() {
         if name == METADATA || t.shape.len() > MAX_RANK {
-            return Err(fault(path, name, "safetensors has no place for this name or so many dimensions"));
+            return Err(array_error(path, name, "safetensors cannot store this name or so many dimensions"));
         }
-        check_finite(&t.data, &t.shape).map_err(|m| fault(path, name, m))?;
+        check_finite(&t.data, &t.shape).map_err(|m| array_error(path, name, m))?;
         let start = end;
         end += 4 * t.data.len();
         let info = TensorInfo { dtype: Dtype::F32, shape: t.shape.clone(), data_offsets: (start, end) };
         header.insert(name.into(), json(serde_json::to_value(info))?);
     }
     let mut text = Value::from(header).to_string();
-    // Tensors begin at a multiple of eight bytes.
+    // The format asks that tensors begin at a multiple of eight bytes.
     text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
     if end as u64 > MAX_BYTES || text.len() as u64 > MAX_HEADER_BYTES {
         let (most, header) = (MAX_BYTES, text.len());

@@ -1,8 +1,10 @@
-//! A checksum behind a file's contents, for files whose damage must be noticed before they are used.
+//! A seal: a checksum at the end of a file, for checkpoints, whose damage must be detected before they are
+//! used.
 //!
-//! The seal is the last 20 bytes: `DFKASEAL`, the number of bytes before it (8, little-endian), and the CRC-32C (4,
-//! little-endian) of all that comes before the checksum itself. An npz stays one: zip readers look for the directory
-//! from the end and pass over what follows it.
+//! The seal is the last 20 bytes of a file: `DFKASEAL`, the number of bytes before the seal (8 bytes,
+//! little-endian), and the CRC-32C of everything before the checksum itself (4 bytes, little-endian). A
+//! sealed npz is still a valid npz, because zip readers search for the directory from the end and skip what
+//! follows it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -11,8 +13,8 @@ use std::path::Path;
 const MAGIC: &[u8; 8] = b"DFKASEAL";
 const BYTES: usize = 20;
 
-/// Seals what was written so far. Reads it back for that: a zip writer goes back to fill in sizes, so a checksum taken on
-/// the way would be of other bytes.
+/// Appends a seal to what was written so far. The file is read back for that: a zip writer seeks back to
+/// fill in sizes, so a checksum computed while writing would be of other bytes.
 pub fn append(w: &mut BufWriter<File>) -> io::Result<()> {
     w.flush()?;
     let mut file = w.get_ref();
@@ -28,7 +30,7 @@ pub fn append(w: &mut BufWriter<File>) -> io::Result<()> {
 
 /// Reads all of `path` and compares it with its seal.
 ///
-/// Errors: what is wrong with it, in words.
+/// Errors: a description of what is wrong, for example that the file is cut short.
 pub fn check(path: &Path) -> Result<(), String> {
     let cannot = |e: io::Error| format!("cannot read it: {e}");
     let mut file = File::open(path).map_err(cannot)?;
@@ -48,7 +50,7 @@ pub fn check(path: &Path) -> Result<(), String> {
     let found = crc32c::crc32c_append(crc, &seal[..BYTES - 4]);
     let expected = u32::from_le_bytes(seal[BYTES - 4..].try_into().unwrap_or([0; 4]));
     if found != expected {
-        return Err(format!("its checksum is {found:08x}, {expected:08x} when it was written"));
+        return Err(format!("its checksum is {found:08x}, but was {expected:08x} when it was written"));
     }
     Ok(())
 }
@@ -76,7 +78,7 @@ mod tests {
     use crate::weights::write_atomic;
 
     #[test]
-    fn every_damaged_byte_and_every_cut_is_noticed() {
+    fn every_damaged_byte_and_every_cut_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sealed");
         write_atomic(&path, |w| {
@@ -100,9 +102,9 @@ mod tests {
         assert!(check(dir.path()).is_err() && check(&dir.path().join("none")).is_err());
     }
 
-    /// RFC 3720, B.4: 32 bytes of zeros.
+    /// The example of 32 zero bytes in RFC 3720, appendix B.4.
     #[test]
-    fn the_polynomial_is_castagnolis() {
+    fn the_polynomial_is_that_of_crc_32c() {
         assert_eq!(checksum(&mut &[0u8; 32][..], 32).unwrap(), 0x8a91_36aa);
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const CHAIN: [&str; 8] = ["main", "cli", "config", "pipeline", "models", "autograd", "ops", "device"];
 /// What a leaf may use beside the vocabulary; anybody above `autograd` may use a leaf.
 const LEAVES: [(&str, &[&str]); 3] = [("weights", &[]), ("data", &["weights"]), ("report", &["weights"])];
-const VOCABULARY: [&str; 3] = ["error", "tensor", "summary"];
+const VOCABULARY: [&str; 4] = ["error", "tensor", "splitmix", "summary"];
 
 /// The only files outside `data` that may name what holds labels: `run.rs` hands the file on after training, `teach.rs`
 /// trains teachers, `cli.rs` makes the demonstration's scenes.

@@ -1,4 +1,5 @@
-//! The npz format itself, and a way to write zips that a mutation does not break at once.
+//! The npz and safetensors formats, and a record format from which a valid zip is written, whatever the
+//! mutation.
 
 use super::{Outcome, refused, scratch, written};
 use dfka_engine::error::Result;
@@ -8,24 +9,25 @@ use std::path::Path;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// The bytes of a whole file.
+/// The input is an npz file.
 pub fn npz(bytes: &[u8]) -> Outcome {
     tensors(&written("w.npz", bytes), "copy.npz", |p| npz::load(p), |p, t| npz::save(p, t))
 }
 
-/// The bytes of one array, in a zip whose checksum is right: a checksum that is wrong hides everything behind it.
+/// The input is one npy array, which is put in a zip with a correct checksum. A wrong checksum would stop
+/// the reader before it parses the array.
 pub fn npy(bytes: &[u8]) -> Outcome {
     npz(&zip([("x".into(), bytes.to_vec())]))
 }
 
-/// The bytes of a whole file.
+/// The input is a safetensors file.
 pub fn safetensors(bytes: &[u8]) -> Outcome {
     let (load, save) =
         (|p: &Path| safetensors_file::load(p), |p: &Path, t: &Tensors| safetensors_file::save(p, t));
     tensors(&written("w.safetensors", bytes), "copy.safetensors", load, save)
 }
 
-/// Loads float tensors; accepted ones are the same after saving and loading.
+/// Loads float tensors. If they are accepted, they must be the same after saving and loading.
 fn tensors(
     path: &Path,
     copy: &str,
@@ -37,8 +39,8 @@ fn tensors(
         Err(e) => return refused(&e, 4, path),
     };
     let copy = scratch(copy);
-    save(&copy, &tensors).expect("what was read can be written");
-    let again = load(&copy).expect("what was written can be read");
+    save(&copy, &tensors).expect("content that was read can be written");
+    let again = load(&copy).expect("a file that was written can be read");
     assert_eq!(tensors.meta, again.meta);
     assert_eq!(tensors.len(), again.len());
     for ((name, t), (other, u)) in tensors.iter().zip(again.iter()) {
@@ -49,23 +51,26 @@ fn tensors(
     Outcome::Accepted
 }
 
-/// An npz of `(array, npy bytes)`; of arrays with one name the first.
+/// An npz of `(array name, npy bytes)`. Of several arrays with the same name only the first is written.
 pub fn zip(entries: impl IntoIterator<Item = (String, Vec<u8>)>) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     for (name, bytes) in entries {
         if zip.start_file(format!("{name}.npy"), stored).is_ok() {
-            zip.write_all(&bytes).expect("memory takes bytes");
+            zip.write_all(&bytes).expect("writing to memory");
         }
     }
-    zip.finish().expect("memory takes a zip").into_inner()
+    zip.finish().expect("writing to memory").into_inner()
 }
 
-/// An npz described in few bytes, so that a mutation changes a shape or a name rather than a checksum.
+/// Builds an npz from short records, so that a mutation changes a shape or a name rather than a checksum.
 ///
-/// A record is a name (its length in a byte, then its bytes), a letter and what belongs to it: `j` a JSON text (length in
-/// two bytes, least first) as uint8; `n` an npy file as it is (length likewise); `f` or `u` an array of float32 or uint8
-/// (count of dimensions, then a byte each) whose elements repeat a small pattern. A claim beyond 2^16 elements gets only 64.
+/// A record is a name (its length in one byte, then its bytes), a letter for its kind, and the content:
+///
+/// - `j`: a JSON text (its length in two bytes, little-endian, then its bytes), stored as uint8;
+/// - `f` or `u`: an array of float32 or uint8 (the number of dimensions, then one byte for each), whose
+///   elements repeat a small pattern. If the shape has more than 2^16 elements, only 64 are written;
+/// - any other letter, such as `n`: an npy file (its length in two bytes, little-endian, then its bytes).
 pub fn recorded(mut bytes: &[u8]) -> Vec<u8> {
     let mut entries = Vec::new();
     let r = &mut bytes;
@@ -94,7 +99,7 @@ fn array<const N: usize>(r: &mut &[u8], dtype: &str, element: impl Fn(usize) -> 
     out
 }
 
-/// The head of an npy file, version 1.
+/// The header of an npy file of version 1.
 fn header(dtype: &str, shape: &[usize]) -> Vec<u8> {
     let dims: String = shape.iter().map(|d| format!("{d}, ")).collect();
     let text = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({dims}), }}\n");

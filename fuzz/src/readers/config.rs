@@ -1,5 +1,6 @@
-//! Config files: of a run and a training with `--set` (a text, then assignments, with a zero byte before each), of an
-//! experiment with its scale (a text, a zero byte, a name).
+//! Config files. The input of a run or a training is the config's text, then the assignments of `--set`,
+//! each after a zero byte. The input of an experiment is the config's text, a zero byte, and the name of a
+//! scale.
 
 use super::{Outcome, scratch, written};
 use dfka_engine::config::experiment::{RowKind, load_experiment};
@@ -17,7 +18,7 @@ pub fn teach(bytes: &[u8]) -> Outcome {
     loaded(bytes, load_teach)
 }
 
-/// An accepted one has rows, and seeds, each once; its rows refer to runs that it has.
+/// An accepted experiment must have rows and seeds, no seed twice, and refer only to runs that it has.
 pub fn experiment(bytes: &[u8]) -> Outcome {
     let mut parts = bytes.split(|b| *b == 0);
     let path = written("e.toml", parts.next().unwrap_or_default());
@@ -39,7 +40,8 @@ pub fn experiment(bytes: &[u8]) -> Outcome {
     Outcome::Accepted
 }
 
-/// Loads the text; what an accepted one resolves to gives the same spec, and the same text, again.
+/// Loads a config. If it is accepted, loading the resolved text must give the same spec and the same
+/// resolved text.
 fn loaded<S: Serialize>(bytes: &[u8], load: fn(&Path, &[Override]) -> Result<Loaded<S>>) -> Outcome {
     let mut parts = bytes.split(|b| *b == 0);
     let path = written("c.toml", parts.next().unwrap_or_default());
@@ -54,11 +56,11 @@ fn loaded<S: Serialize>(bytes: &[u8], load: fn(&Path, &[Override]) -> Result<Loa
         Ok(first) => first,
         Err(e) => return refused(&e, &path),
     };
-    std::fs::write(scratch("resolved.toml"), &first.resolved).expect("the scratch folder takes a file");
+    std::fs::write(scratch("resolved.toml"), &first.resolved).expect("a file in the scratch folder");
     let again = load(&scratch("resolved.toml"), &[])
         .unwrap_or_else(|e| panic!("the resolved config is refused: {e}\n{}", first.resolved));
     assert_eq!(first.resolved, again.resolved);
-    let value = |spec: &S| serde_json::to_value(spec).expect("a spec prints as JSON");
+    let value = |spec: &S| serde_json::to_value(spec).expect("a spec serialises to JSON");
     let (mut a, mut b) = (value(&first.spec), value(&again.spec));
     absolute(&mut a);
     absolute(&mut b);
@@ -66,18 +68,19 @@ fn loaded<S: Serialize>(bytes: &[u8], load: fn(&Path, &[Override]) -> Result<Loa
     Outcome::Accepted
 }
 
-/// A config's error names its file and a line that it has, or the `--set` that is wrong.
+/// Checks that a config's error names the file and one of its lines, or the `--set` that is wrong.
 fn refused(e: &Error, path: &Path) -> Outcome {
     assert_eq!(e.exit_code(), 3, "{e}");
     let Error::Config { file, line, message } = e else { panic!("of another kind: {e}") };
-    let text = std::fs::read(path).expect("just written");
+    let text = std::fs::read(path).expect("the file was just written");
     let lines = 1 + text.iter().filter(|b| **b == b'\n').count();
     assert!(!message.is_empty() && *line <= lines, "line {line} of {lines}: {message}");
     assert!(file == path || (file.to_string_lossy().starts_with("--set ") && *line == 0), "{e}");
     Outcome::Refused
 }
 
-/// A path is kept as written, relative to the config's folder; the resolved one has no `.` in it.
+/// Makes all absolute paths of a spec comparable: removes `.` components, which the spec of the original
+/// text keeps and that of the resolved text does not have.
 fn absolute(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::String(text) if text.starts_with('/') => {

@@ -1,4 +1,4 @@
-//! Images, with and without labels, and the archives that the demonstration's scenes are composed from.
+//! Image sets with and without labels, and the archives of which the demo's scenes are composed.
 
 use super::archives::recorded;
 use super::{Outcome, refused, scratch, written};
@@ -18,10 +18,13 @@ pub fn labelled(bytes: &[u8]) -> Outcome {
             return refused(&e, 4, &path);
         }
     };
-    assert_eq!(described.expect("what loads can be described"), (set.labels.clone(), set.images.shape()));
+    assert_eq!(
+        described.expect("a set that loads can be described"),
+        (set.labels.clone(), set.images.shape())
+    );
     let copy = scratch("copy.npz");
-    set.save(&copy).expect("what was read can be written");
-    assert_eq!(LabelledSet::load(&copy).expect("what was written can be read"), set);
+    set.save(&copy).expect("content that was read can be written");
+    assert_eq!(LabelledSet::load(&copy).expect("a file that was written can be read"), set);
     assert!(set.targets.iter().all(|t| *t <= 2));
     Outcome::Accepted
 }
@@ -38,12 +41,12 @@ pub fn unlabelled(bytes: &[u8]) -> Outcome {
             return refused(&e, 4, &path);
         }
     };
-    assert_eq!(shape.expect("what loads has a shape"), set.shape());
+    assert_eq!(shape.expect("a set that loads has a shape"), set.shape());
     let copy = scratch("copy.npz");
-    set.save(&copy).expect("what was read can be written");
-    assert_eq!(ImageSet::load(&copy).expect("what was written can be read"), set);
+    set.save(&copy).expect("content that was read can be written");
+    assert_eq!(ImageSet::load(&copy).expect("a file that was written can be read"), set);
     let mut pixels = vec![f32::NAN; set.image_len()];
-    set.gather(&[set.n - 1], &mut pixels).expect("its last image");
+    set.gather(&[set.n - 1], &mut pixels).expect("the last image");
     assert!(pixels.iter().all(|p| (-1.0..=1.0).contains(p)));
     Outcome::Accepted
 }

@@ -1,9 +1,9 @@
-//! Every reader of a file that a person brings, as a function of bytes. The fuzz targets and `tests/fuzz_corpus.rs` call
-//! the same functions.
+//! Every reader of a user-supplied file, as a function of bytes. The fuzz targets and `tests/fuzz_corpus.rs`
+//! call the same functions.
 //!
-//! None of them is content with "no panic". What a reader refuses, it refuses with the exit code of its kind and a message
-//! that begins with the file; what it accepts, it accepts again after a way through the writer, or it is consistent in
-//! itself where there is no writer.
+//! Each function checks more than "no panic". If a reader refuses an input, the error must have the right
+//! exit code and a message that begins with the file's name. If it accepts the input, the content must be
+//! the same after writing and reading it again or, where the engine has no writer, it must be consistent.
 
 mod archives;
 mod config;
@@ -15,7 +15,7 @@ mod run_folder;
 use dfka_engine::error::Error;
 use std::path::{Path, PathBuf};
 
-/// What a reader made of an input.
+/// Whether a reader accepted an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Accepted,
@@ -23,7 +23,7 @@ pub enum Outcome {
 }
 
 pub struct Reader {
-    /// Of the target, and of its folder of seeds.
+    /// The name of the fuzz target and of its folder of seeds.
     pub name: &'static str,
     pub read: fn(&[u8]) -> Outcome,
 }
@@ -52,26 +52,32 @@ pub const ALL: &[Reader] = &[
     Reader { name: "run_folder", read: run_folder::run_folder },
 ];
 
-/// Feeds `bytes` to the reader `name`.
+/// Passes `bytes` to the reader `name`.
 ///
 /// # Panics
-/// Where there is no such reader, and where the reader does: that is what a fuzzer looks for.
+/// If there is no such reader, and if the reader panics or one of its checks fails, which is what fuzzing
+/// looks for.
 pub fn read(name: &str, bytes: &[u8]) -> Outcome {
     let reader = ALL.iter().find(|r| r.name == name).unwrap_or_else(|| panic!("no reader is named {name}"));
     (reader.read)(bytes)
 }
 
-/// Holds an error to what every reader owes a person.
+/// Checks the exit code and the message of an error about `file`.
 fn refused(e: &Error, exit_code: u8, file: &Path) -> Outcome {
     let text = e.to_string();
     assert_eq!(e.exit_code(), exit_code, "{text}");
-    // A decoder's panic is caught and becomes a message; a fault of ours it is all the same.
+    // The engine turns a panic of a decoder into this message. For fuzzing it is a fault nevertheless.
     assert!(!text.contains("panicked"), "{text}");
-    assert!(text.starts_with(&*file.to_string_lossy()), "names another file than {}: {text}", file.display());
+    assert!(
+        text.starts_with(&*file.to_string_lossy()),
+        "does not begin with the file {}: {text}",
+        file.display()
+    );
     Outcome::Refused
 }
 
-/// A folder for the files of one thread; `TMPDIR` says where, best in memory.
+/// The path of the file `name` in a temporary folder of the current thread. `TMPDIR` says where; a folder in
+/// memory is fastest.
 fn scratch(name: &str) -> PathBuf {
     thread_local! {
         static FOLDER: tempfile::TempDir = tempfile::tempdir().expect("a writable TMPDIR");
@@ -79,9 +85,9 @@ fn scratch(name: &str) -> PathBuf {
     FOLDER.with(|f| f.path().join(name))
 }
 
-/// Puts `bytes` into a file of the scratch folder.
+/// Writes `bytes` to the file `name` in the scratch folder.
 fn written(name: &str, bytes: &[u8]) -> PathBuf {
     let path = scratch(name);
-    std::fs::write(&path, bytes).expect("the scratch folder takes a file");
+    std::fs::write(&path, bytes).expect("a file in the scratch folder");
     path
 }

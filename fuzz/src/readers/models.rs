@@ -1,4 +1,4 @@
-//! Weights files as models, and checkpoints: what stands behind the npz format.
+//! Models in weights files, and checkpoints. The inputs are the records of [`recorded`], except for ONNX.
 
 use super::archives::recorded;
 use super::{Outcome, refused, scratch, written};
@@ -13,7 +13,7 @@ use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// As a run opens its teacher: metadata, then every tensor into its place.
+/// Opens a teacher as a run does: first the metadata, then every tensor.
 pub fn teacher(bytes: &[u8]) -> Outcome {
     let path = written("t.npz", &recorded(bytes));
     let mut store = Store::<f32>::default();
@@ -27,7 +27,7 @@ pub fn teacher(bytes: &[u8]) -> Outcome {
     }
 }
 
-/// As `eval` opens what it is given: a teacher's file or a student's.
+/// Opens a teacher's or a student's file as `eval` does.
 pub fn student(bytes: &[u8]) -> Outcome {
     let path = written("s.npz", &recorded(bytes));
     match Predictor::open(&path, &Device::default()) {
@@ -39,15 +39,15 @@ pub fn student(bytes: &[u8]) -> Outcome {
     }
 }
 
-/// As `sample` opens what a run leaves of its generator.
+/// Opens a generator's file as `sample` does.
 pub fn generator(bytes: &[u8]) -> Outcome {
     let path = written("g.npz", &recorded(bytes));
     match Sampler::open(&path, &Device::default()) {
         Ok(mut sampler) => {
             let [h, w, c] = sampler.image();
-            // What a step may take is for `check` to say; a mutation may ask for 4096 pixels a side.
+            // A mutation may ask for images of 4096 x 4096, which are valid but would take too long here.
             if h.max(w) <= 64 {
-                let images = sampler.images(1, None).expect("a whole generator draws");
+                let images = sampler.images(1, None).expect("an accepted generator draws images");
                 assert_eq!(images.len(), h * w * c);
             }
             Outcome::Accepted
@@ -56,13 +56,13 @@ pub fn generator(bytes: &[u8]) -> Outcome {
     }
 }
 
-/// As `--resume` opens a folder whose checkpoint has the checksum that its contents ask for; accepted progress is the same
-/// after saving.
+/// Opens a folder with a checkpoint as `--resume` does; the checkpoint's checksum is correct. If the
+/// checkpoint is accepted, its progress must be the same after saving and loading.
 pub fn checkpoint(bytes: &[u8]) -> Outcome {
     let folder = scratch("out");
-    std::fs::create_dir_all(&folder).expect("the scratch folder takes a folder");
+    std::fs::create_dir_all(&folder).expect("a folder in the scratch folder");
     let path = folder.join(format::FILE);
-    sealed(&path, &recorded(bytes)).expect("the scratch folder takes a file");
+    sealed(&path, &recorded(bytes)).expect("a file in the scratch folder");
     let progress = match format::find(&folder) {
         Ok(found) => found.expect("the file is there").progress,
         Err(e) => return refused(&e, 4, &path),
@@ -73,10 +73,11 @@ pub fn checkpoint(bytes: &[u8]) -> Outcome {
         Ok(()) => {}
         Err(e) => return refused(&e, 4, &path),
     }
-    format::save(&folder, &progress, &store).expect("what was read can be written");
-    let found = format::find(&folder).expect("what was written can be read").expect("the file is there");
+    format::save(&folder, &progress, &store).expect("content that was read can be written");
+    let found =
+        format::find(&folder).expect("a file that was written can be read").expect("the file is there");
     assert_eq!((found.progress, found.fell_back), (progress, None));
-    std::fs::remove_file(folder.join(format::PREVIOUS)).expect("the one before is kept");
+    std::fs::remove_file(folder.join(format::PREVIOUS)).expect("the previous checkpoint is kept");
     Outcome::Accepted
 }
 
@@ -88,7 +89,8 @@ fn sealed(path: &Path, contents: &[u8]) -> std::io::Result<()> {
     w.flush()
 }
 
-/// The bytes of a file. An exporter needs a network, so that what is accepted is looked at, not written again.
+/// The input is an ONNX file. An accepted file is checked but not written again, because the exporter needs
+/// a network.
 pub fn onnx(bytes: &[u8]) -> Outcome {
     let path = Path::new("s.onnx");
     match onnx_file::parse(bytes, path) {

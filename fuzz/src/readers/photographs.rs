@@ -1,18 +1,21 @@
-//! Photographs and what is said about them: VOC's lists and annotations, COCO's instances, JPEG and PNG.
+//! Photographs and their annotations: VOC's lists and XML files, COCO's instances, JPEG and PNG files.
 
 use super::{Outcome, refused};
 use dfka_engine::data::{coco, image, voc};
 use serde_json::json;
 use std::path::Path;
 
-/// A split's list, or after a first byte `c` a label's.
+/// The input is a split list or, after a first byte `c`, a class list.
 pub fn voc_list(bytes: &[u8]) -> Outcome {
     let path = Path::new("list.txt");
     let text = String::from_utf8_lossy(bytes);
     let Some(text) = text.strip_prefix('c') else {
         return match voc::parse_split(&text, path) {
             Ok(ids) => {
-                assert_eq!(voc::parse_split(&ids.join("\n"), path).expect("its own words"), ids);
+                assert_eq!(
+                    voc::parse_split(&ids.join("\n"), path).expect("the rewritten text is accepted"),
+                    ids
+                );
                 Outcome::Accepted
             }
             Err(e) => refused(&e, 4, path),
@@ -25,7 +28,7 @@ pub fn voc_list(bytes: &[u8]) -> Outcome {
     let line =
         |(id, _, target): &(String, usize, u8)| format!("{id}  {}\n", ["-1", "1", "0"][*target as usize]);
     let again: String = entries.iter().map(line).collect();
-    let again = voc::parse_class_list(&again, path).expect("its own words");
+    let again = voc::parse_class_list(&again, path).expect("the rewritten text is accepted");
     assert!(
         entries.iter().zip(&again).all(|(a, b)| (&a.0, a.2) == (&b.0, b.2)) && entries.len() == again.len()
     );
@@ -45,7 +48,7 @@ pub fn voc_xml(bytes: &[u8]) -> Outcome {
     };
     let objects: String = voc::LABELS.iter().zip(&row).filter_map(object).collect();
     let again = format!("<annotation>{objects}</annotation>");
-    assert_eq!(voc::parse_annotation(&again, path).expect("its own words"), row);
+    assert_eq!(voc::parse_annotation(&again, path).expect("the rewritten text is accepted"), row);
     Outcome::Accepted
 }
 
@@ -63,16 +66,19 @@ pub fn coco_json(bytes: &[u8]) -> Outcome {
         "categories": instances.labels.iter().enumerate().map(|(i, l)| json!({"id": i, "name": l})).collect::<Vec<_>>(),
         "annotations": present.map(|i| json!({"image_id": i / count, "category_id": i % count})).collect::<Vec<_>>(),
     });
-    assert_eq!(coco::parse_instances(again.to_string().as_bytes(), path).expect("its own words"), instances);
+    assert_eq!(
+        coco::parse_instances(again.to_string().as_bytes(), path).expect("the rewritten text is accepted"),
+        instances
+    );
     Outcome::Accepted
 }
 
-/// The bytes of a file, whatever it is.
+/// The input is a JPEG file, or any other file.
 pub fn jpeg(bytes: &[u8]) -> Outcome {
     pixels(bytes, Path::new("a.jpg"))
 }
 
-/// The bytes of a file whose chunks have the checksums that their bytes ask for.
+/// The input is a PNG file, in which the checksums of all chunks are corrected first.
 pub fn png(bytes: &[u8]) -> Outcome {
     let mut bytes = bytes.to_vec();
     let mut at = 8;
@@ -93,12 +99,12 @@ fn pixels(bytes: &[u8], path: &Path) -> Outcome {
         Ok(image) => {
             assert_eq!(image.data.len(), image.h * image.w * image.c);
             assert!((1..=image::MAX_PIXELS).contains(&(image.h * image.w)) && image.c == 4);
-            // Of a sound file the first rows are the same without the rest, and whatever was in their room before.
+            // Decoding only the first rows must give the same pixels, whatever the buffer held before.
             let rows = bytes.len() % image.h;
-            let room = vec![!image.data[0]; image.data.len()];
-            let first = image::Encoded::new(bytes.to_vec(), path).and_then(|i| i.decode(rows, room));
+            let buffer = vec![!image.data[0]; image.data.len()];
+            let first = image::Encoded::new(bytes.to_vec(), path).and_then(|i| i.decode(rows, buffer));
             let seen = rows * image.w * 4;
-            assert!(first.expect("the first rows of a sound file").data[..seen] == image.data[..seen]);
+            assert!(first.expect("the first rows of a file that decodes").data[..seen] == image.data[..seen]);
             Outcome::Accepted
         }
         Err(e) => refused(&e, 4, path),

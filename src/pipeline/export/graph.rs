@@ -14,7 +14,10 @@ use crate::ops::Op;
 use crate::ops::layers::activation::Act;
 use crate::ops::layers::batch_norm::Stats;
 use crate::weights::Tensors;
-use crate::weights::onnx::proto::{Graph, Model, Node, OperatorSet, Property, Tensor, ValueInfo};
+use crate::weights::onnx::proto::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    ValueInfoProto,
+};
 use crate::weights::onnx::{CONSTANT, META, PRODUCER};
 use std::collections::HashMap;
 
@@ -27,12 +30,12 @@ const LOGITS: &str = "logits";
 const PROBABILITIES: &str = "probabilities";
 
 /// The model in a file's tensors, whose metadata says all that `facts` says.
-pub fn model(tensors: &Tensors, contents: &Contents, facts: &Facts) -> Result<Model> {
+pub fn model(tensors: &Tensors, contents: &Contents, facts: &Facts) -> Result<ModelProto> {
     // Names and shapes are all that the graph takes from the store: it needs no memory of its own.
     let (mut store, mut tape) = (Store::<f32>::planned(None), Tape::default());
     let (image, logits) = record(&mut store, &mut tape, tensors, contents)?;
     let mut e =
-        Emitter { tape: &tape, store: &store, tensors, graph: Graph::default(), names: HashMap::new() };
+        Emitter { tape: &tape, store: &store, tensors, graph: GraphProto::default(), names: HashMap::new() };
     e.image(image, facts);
     for (op, inputs, outputs) in tape.ops() {
         let [y] = outputs else { return Err(unknown(op)) };
@@ -47,21 +50,25 @@ pub fn model(tensors: &Tensors, contents: &Contents, facts: &Facts) -> Result<Mo
             *name = LOGITS.into();
         }
     }
-    graph.node.push(Node::new("Sigmoid", vec![LOGITS.into()], PROBABILITIES));
+    graph.node.push(NodeProto::new("Sigmoid", vec![LOGITS.into()], PROBABILITIES));
     let [h, w, c] = facts.image;
-    graph.input = vec![ValueInfo::batch(IMAGE, &[c, h, w])];
-    graph.output = [LOGITS, PROBABILITIES].map(|o| ValueInfo::batch(o, &[facts.labels.len()])).into();
+    graph.input = vec![ValueInfoProto::batch(IMAGE, &[c, h, w])];
+    graph.output = [LOGITS, PROBABILITIES].map(|o| ValueInfoProto::batch(o, &[facts.labels.len()])).into();
     graph.name = Some("network".into());
 
-    let mut metadata_props: Vec<Property> =
-        facts.json()?.iter().map(|(key, value)| Property::new(key, value.to_string())).collect();
-    metadata_props.push(Property::new(META, serde_json::Value::from(tensors.meta.clone()).to_string()));
-    Ok(Model {
+    let mut metadata_props: Vec<StringStringEntryProto> = facts
+        .json()?
+        .iter()
+        .map(|(key, value)| StringStringEntryProto::new(key, value.to_string()))
+        .collect();
+    metadata_props
+        .push(StringStringEntryProto::new(META, serde_json::Value::from(tensors.meta.clone()).to_string()));
+    Ok(ModelProto {
         ir_version: Some(IR_VERSION),
         producer_name: Some(PRODUCER.into()),
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
         graph: Some(graph),
-        opset_import: vec![OperatorSet { domain: Some(String::new()), version: Some(OPSET) }],
+        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
         metadata_props,
     })
 }
@@ -110,7 +117,7 @@ struct Emitter<'a> {
     store: &'a Store<f32>,
     /// The file's.
     tensors: &'a Tensors,
-    graph: Graph,
+    graph: GraphProto,
     names: HashMap<Value, String>,
 }
 
@@ -119,7 +126,7 @@ impl Emitter<'_> {
     fn image(&mut self, image: Value, facts: &Facts) {
         let c = facts.image[2];
         let [mean, std] = [("mean", &facts.mean), ("std", &facts.std)]
-            .map(|(name, v)| self.constant(name, |name| Tensor::floats(name, &[1, c, 1, 1], v)));
+            .map(|(name, v)| self.constant(name, |name| TensorProto::floats(name, &[1, c, 1, 1], v)));
         let centred = self.node("Sub", vec![IMAGE.into(), mean], "image.centred");
         let normalised = self.node("Div", vec![centred, std], "image.normalised");
         self.names.insert(image, normalised);
@@ -141,8 +148,8 @@ impl Emitter<'_> {
                 }
                 let residual = if conv.residual { inputs.last() } else { None };
                 let node = match shape[..] {
-                    [_, _] => Node::new("Gemm", operands, &base).int("transB", 1),
-                    [_, _, r, s] => Node::new("Conv", operands, &base)
+                    [_, _] => NodeProto::new("Gemm", operands, &base).int("transB", 1),
+                    [_, _, r, s] => NodeProto::new("Conv", operands, &base)
                         .ints("kernel_shape", &[r, s])
                         .ints("pads", &[conv.pad; 4])
                         .ints("strides", &[conv.stride; 2]),
@@ -154,8 +161,8 @@ impl Emitter<'_> {
             Op::BatchNorm(norm) if norm.stats == Stats::Running => {
                 let operands = inputs.iter().map(|v| self.name(*v)).collect::<Result<Vec<_>>>()?;
                 let base = base(&operands[1]).to_string();
-                let y =
-                    self.push(Node::new("BatchNormalization", operands, &base).float("epsilon", norm.eps));
+                let y = self
+                    .push(NodeProto::new("BatchNormalization", operands, &base).float("epsilon", norm.eps));
                 self.finish(y, None, norm.act)
             }
             Op::Activation(act) => {
@@ -165,7 +172,7 @@ impl Emitter<'_> {
             Op::MaxPool(pool) => {
                 let x = self.name(inputs[0])?;
                 let name = format!("{x}.pool");
-                let node = Node::new("MaxPool", vec![x], &name)
+                let node = NodeProto::new("MaxPool", vec![x], &name)
                     .ints("kernel_shape", &[pool.window; 2])
                     .ints("pads", &[pool.pad; 4])
                     .ints("strides", &[pool.stride; 2]);
@@ -180,12 +187,12 @@ impl Emitter<'_> {
                 let names = inputs.iter().map(|v| self.name(*v)).collect::<Result<Vec<_>>>()?;
                 let [x, w1, b1, w2, b2] = &names[..] else { return Err(unknown(op)) };
                 let base = base(base(w1)).to_string();
-                let gain = self.constant("filter_gain", |name| Tensor::floats(name, &[], &[filter.top]));
-                let axes = self.constant("spatial_axes", |name| Tensor::int64s(name, &[2, 3]));
+                let gain = self.constant("filter_gain", |name| TensorProto::floats(name, &[], &[filter.top]));
+                let axes = self.constant("spatial_axes", |name| TensorProto::int64s(name, &[2, 3]));
                 let part = |what: &str| format!("{base}.{what}");
                 let mean = self.mean(x.clone(), &part("squeeze"));
                 let fc = |x, w: &String, b: &String| {
-                    Node::new("Gemm", vec![x, w.clone(), b.clone()], self::base(w)).int("transB", 1)
+                    NodeProto::new("Gemm", vec![x, w.clone(), b.clone()], self::base(w)).int("transB", 1)
                 };
                 let hidden = self.push(fc(mean, w1, b1));
                 let hidden = self.node("Relu", vec![hidden], &part("hidden"));
@@ -197,7 +204,7 @@ impl Emitter<'_> {
             }
             Op::ConcatColumns(_) => {
                 let parts = inputs.iter().map(|v| self.name(*v)).collect::<Result<Vec<_>>>()?;
-                Ok(self.push(Node::new("Concat", parts, "tasks").int("axis", 1)))
+                Ok(self.push(NodeProto::new("Concat", parts, "tasks").int("axis", 1)))
             }
             Op::Columns(columns) => {
                 let index: Vec<i64> = columns.index.iter().map(|i| i64::from(*i)).collect();
@@ -205,8 +212,8 @@ impl Emitter<'_> {
                 if index.iter().enumerate().all(|(i, from)| *from == i as i64) {
                     return Ok(x); // all of them: the index is as long as the labels
                 }
-                let order = self.constant("label_order", |name| Tensor::int64s(name, &index));
-                Ok(self.push(Node::new("Gather", vec![x, order], "ordered").int("axis", 1)))
+                let order = self.constant("label_order", |name| TensorProto::int64s(name, &index));
+                Ok(self.push(NodeProto::new("Gather", vec![x, order], "ordered").int("axis", 1)))
             }
             _ => Err(unknown(op)),
         }
@@ -223,7 +230,7 @@ impl Emitter<'_> {
             Act::Relu => ("Relu", "relu"),
             Act::LeakyRelu(slope) => {
                 let name = format!("{y}.leaky_relu");
-                return Ok(self.push(Node::new("LeakyRelu", vec![y], &name).float("alpha", slope)));
+                return Ok(self.push(NodeProto::new("LeakyRelu", vec![y], &name).float("alpha", slope)));
             }
             Act::Tanh => ("Tanh", "tanh"),
             Act::Sigmoid => ("Sigmoid", "sigmoid"),
@@ -235,14 +242,14 @@ impl Emitter<'_> {
     /// The mean of every channel, one row an image.
     fn mean(&mut self, x: String, name: &str) -> String {
         let maps = self.node("GlobalAveragePool", vec![x], &format!("{name}_maps"));
-        self.push(Node::new("Flatten", vec![maps], name).int("axis", 1))
+        self.push(NodeProto::new("Flatten", vec![maps], name).int("axis", 1))
     }
 
     fn node(&mut self, op: &str, inputs: Vec<String>, name: &str) -> String {
-        self.push(Node::new(op, inputs, name))
+        self.push(NodeProto::new(op, inputs, name))
     }
 
-    fn push(&mut self, node: Node) -> String {
+    fn push(&mut self, node: NodeProto) -> String {
         let name = node.output[0].clone();
         self.graph.node.push(node);
         name
@@ -258,13 +265,13 @@ impl Emitter<'_> {
         let name = self.store.name(id);
         let name = name.strip_prefix(PREFIX).and_then(|n| n.strip_prefix('.')).ok_or_else(missing)?;
         let t = self.tensors.get(name).ok_or_else(missing)?;
-        self.graph.initializer.push(Tensor::floats(name, &t.shape, &t.data));
+        self.graph.initializer.push(TensorProto::floats(name, &t.shape, &t.data));
         self.names.insert(v, name.into());
         Ok(name.into())
     }
 
     /// A constant of the graph's own, made once.
-    fn constant(&mut self, name: &str, tensor: impl FnOnce(&str) -> Tensor) -> String {
+    fn constant(&mut self, name: &str, tensor: impl FnOnce(&str) -> TensorProto) -> String {
         let name = format!("{CONSTANT}{name}");
         if !self.graph.initializer.iter().any(|t| t.name.as_deref() == Some(&name)) {
             self.graph.initializer.push(tensor(&name));

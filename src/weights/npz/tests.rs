@@ -1,6 +1,13 @@
-use std::io::Cursor;
+use std::io::{Cursor, Write};
+use std::path::Path;
+
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
 
 use super::*;
+use crate::error::Result;
+use crate::weights::common::{CHUNK, MAX_BYTES, element_count};
+use crate::weights::{Tensors, sha256};
 
 /// An npy file, version 1, with this header text and body.
 fn npy(header: &str, body: &[u8]) -> Vec<u8> {
@@ -51,9 +58,9 @@ fn assert_has(text: &str, parts: &[&str]) {
     }
 }
 
-/// `num_batches_tracked` as numpy writes it, int64 of no dimension.
+/// `num_batches_tracked` as numpy writes it: an int64 array without dimensions.
 #[test]
-fn counters_are_left_out() {
+fn batch_counters_are_left_out() {
     let counter = npy(&header("'<i8'", "False", "()"), &7i64.to_le_bytes());
     let weight = npy(&header("'<f4'", "False", "(2,)"), &le(&[1.0, 2.0]));
     let entries = [("bn1.num_batches_tracked.npy", &counter[..]), ("bn1.weight.npy", &weight)];
@@ -76,7 +83,7 @@ fn sample() -> Tensors {
 }
 
 #[test]
-fn what_is_saved_is_loaded_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
+fn saved_tensors_load_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a.npz"), dir.path().join("b.npz"));
     let t = sample();
@@ -91,7 +98,7 @@ fn what_is_saved_is_loaded_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
         assert_eq!(bits(&t0.data), bits(&t1.data), "{n0}");
     }
     save(&b, &back).unwrap();
-    assert_eq!(super::super::sha256(&a).unwrap(), super::super::sha256(&b).unwrap());
+    assert_eq!(sha256(&a).unwrap(), sha256(&b).unwrap());
 }
 
 /// tests/fixtures/numpy.npz, made with numpy 2.4.6:
@@ -99,7 +106,7 @@ fn what_is_saved_is_loaded_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
 ///   f8=np.asfortranarray(np.arange(6, dtype='>f8').reshape(2, 3)), f2=np.array([1.5, -65504, 6e-8], dtype='<f2'),
 ///   scalar=np.float32(7), empty=np.zeros((0, 3), 'f4'), u1=np.arange(4, dtype='u1'))`
 #[test]
-fn reads_what_numpy_wrote() {
+fn reads_an_npz_that_numpy_wrote() {
     let bytes = include_bytes!("../../../tests/fixtures/numpy.npz");
     let mut a = Archive::from_reader(Cursor::new(bytes), Path::new("w.npz"), MAX_BYTES).unwrap();
     assert_eq!(a.names().collect::<Vec<_>>(), ["empty", "f2", "f4", "f8", "scalar", "u1"]);
@@ -118,7 +125,7 @@ fn reads_what_numpy_wrote() {
 }
 
 #[test]
-fn npy_versions_byte_orders_and_three_dimensional_fortran_order() {
+fn reads_every_npy_version_and_byte_order_and_fortran_order_in_three_dimensions() {
     let body = le(&[1.0]);
     for version in [2u8, 3] {
         let text = header("'<f4'", "False", "(1,)");
@@ -171,7 +178,7 @@ fn wrong_dtypes_are_named() {
 }
 
 #[test]
-fn non_finite_numbers_are_found_with_their_index() {
+fn non_finite_numbers_are_refused_with_their_index() {
     let text =
         refusal(&npy(&header("'<f4'", "False", "(2, 3)"), &le(&[0., 1., 2., 3., f32::NAN, f32::INFINITY])));
     assert_has(&text, &["array \"x\"", "expected finite numbers", "NaN at index [1, 1] (element 4 of 6)"]);
@@ -186,7 +193,7 @@ fn non_finite_numbers_are_found_with_their_index() {
 }
 
 #[test]
-fn a_header_that_claims_more_or_less_than_the_entry_holds_is_refused_at_once() {
+fn a_header_that_claims_more_or_less_than_its_entry_holds_is_refused() {
     for shape in ["(1000000, 1000000)", "(3,)", "(5,)", "()", "(0,)", "(4611686018427387904,)"] {
         let text = refusal(&npy(&header("'<f4'", "False", shape), &le(&[0.; 4])));
         assert_has(&text, &["array \"x\"", "expected ", "bytes for shape", "of float32 (<f4), found 16"]);
@@ -237,7 +244,7 @@ fn malformed_headers_are_refused() {
 }
 
 #[test]
-fn files_that_are_no_npz_are_refused() {
+fn files_that_are_not_npz_are_refused() {
     for bytes in
         [&b""[..], b"PK", b"\x89PNG\r\n\x1a\n and so on", &npy(&header("'<f4'", "False", "()"), &[0; 4])]
     {
@@ -256,7 +263,7 @@ fn files_that_are_no_npz_are_refused() {
 }
 
 #[test]
-fn a_name_that_stands_twice_is_named() {
+fn the_error_for_a_duplicate_name_gives_the_name() {
     let one = npy(&header("'<f4'", "False", "(1,)"), &le(&[1.0]));
     let mut bytes =
         zip_of(&[("aa.npy", &one), ("b1.npy", &one), ("b2.npy", &one)], CompressionMethod::Stored);
@@ -296,14 +303,15 @@ fn metadata_must_be_a_json_object() {
 }
 
 #[test]
-fn bombs_are_refused_by_their_declared_size_and_stopped_when_they_lie_about_it() {
+fn a_zip_bomb_is_refused_by_its_declared_size_and_stopped_if_that_size_is_false() {
     let big = npy(&header("'<f4'", "False", "(262144,)"), &vec![0; 1 << 20]);
     let bytes = zip_of(&[("x.npy", &big)], CompressionMethod::Deflated);
     assert!(bytes.len() < 4096);
     let e = Archive::from_reader(Cursor::new(&bytes), Path::new("w.npz"), 1 << 16).err().unwrap();
     assert_has(&e.to_string(), &["at most 65536 bytes", "found 1048"]);
 
-    // The size in the zip's directory says 16 elements, and so does the header, but a megabyte follows; then the reverse.
+    // First the zip's directory and the array's header both declare 16 elements, and a megabyte follows.
+    // Then both declare 4 GB, and 64 bytes follow.
     let declare = |shape: &str, body: usize, declared: usize| {
         let npy = npy(&header("'<f4'", "False", shape), &vec![0; body]);
         let mut bytes = zip_of(&[("x.npy", &npy)], CompressionMethod::Deflated);
@@ -338,7 +346,7 @@ fn truncation_at_every_seventh_byte_and_flipped_bits_never_panic() {
     let (mut ok, mut refusals) = (0, 0);
     let mut attempt = |bytes: &[u8]| match read(bytes) {
         Ok(t) => {
-            assert!(t.iter().all(|(_, t)| elems(&t.shape) == Some(t.data.len())));
+            assert!(t.iter().all(|(_, t)| element_count(&t.shape) == Some(t.data.len())));
             ok += 1;
         }
         Err(e) => {
@@ -361,7 +369,7 @@ fn truncation_at_every_seventh_byte_and_flipped_bits_never_panic() {
             attempt(&bytes);
         }
     }
-    // Headers alone, past the checksum that stops most damage above.
+    // Damage in the array before it is zipped, because the zip's checksum catches most of the damage above.
     let mut seed = 7u64;
     for _ in 0..4000 {
         let mut bytes = plain.clone();
@@ -372,5 +380,5 @@ fn truncation_at_every_seventh_byte_and_flipped_bits_never_panic() {
         }
         attempt(&zip_of(&[("x.npy", &bytes)], CompressionMethod::Stored));
     }
-    assert!(ok > 100 && refusals > 8000, "{ok} read, {refusals} refused: the test has lost its teeth");
+    assert!(ok > 100 && refusals > 8000, "{ok} read, {refusals} refused: the test no longer tests enough");
 }

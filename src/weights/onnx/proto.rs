@@ -1,8 +1,11 @@
-//! The part of onnx.proto that a model of ours needs, by its field numbers (onnx 1.12, IR version 8). onnx.proto is
-//! proto2: a field that stands there is told from its default, hence the options.
+//! The messages of onnx.proto that our models need, under the names that ONNX gives them (onnx 1.12, IR
+//! version 8). Only the fields that we use are here.
+//!
+//! onnx.proto is written in proto2, which distinguishes a field that is absent from one that holds its
+//! default. That is why all fields are optional.
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Model {
+pub struct ModelProto {
     #[prost(int64, optional, tag = "1")]
     pub ir_version: Option<i64>,
     #[prost(string, optional, tag = "2")]
@@ -10,16 +13,16 @@ pub struct Model {
     #[prost(string, optional, tag = "3")]
     pub producer_version: Option<String>,
     #[prost(message, optional, tag = "7")]
-    pub graph: Option<Graph>,
+    pub graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "8")]
-    pub opset_import: Vec<OperatorSet>,
+    pub opset_import: Vec<OperatorSetIdProto>,
     #[prost(message, repeated, tag = "14")]
-    pub metadata_props: Vec<Property>,
+    pub metadata_props: Vec<StringStringEntryProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct OperatorSet {
-    /// Empty: ONNX's own operators.
+pub struct OperatorSetIdProto {
+    /// Empty for ONNX's own operators.
     #[prost(string, optional, tag = "1")]
     pub domain: Option<String>,
     #[prost(int64, optional, tag = "2")]
@@ -27,7 +30,7 @@ pub struct OperatorSet {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Property {
+pub struct StringStringEntryProto {
     #[prost(string, optional, tag = "1")]
     pub key: Option<String>,
     #[prost(string, optional, tag = "2")]
@@ -35,22 +38,22 @@ pub struct Property {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Graph {
-    /// In an order in which they can be computed.
+pub struct GraphProto {
+    /// In topological order.
     #[prost(message, repeated, tag = "1")]
-    pub node: Vec<Node>,
+    pub node: Vec<NodeProto>,
     #[prost(string, optional, tag = "2")]
     pub name: Option<String>,
     #[prost(message, repeated, tag = "5")]
-    pub initializer: Vec<Tensor>,
+    pub initializer: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
-    pub input: Vec<ValueInfo>,
+    pub input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
-    pub output: Vec<ValueInfo>,
+    pub output: Vec<ValueInfoProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Node {
+pub struct NodeProto {
     #[prost(string, repeated, tag = "1")]
     pub input: Vec<String>,
     #[prost(string, repeated, tag = "2")]
@@ -60,11 +63,11 @@ pub struct Node {
     #[prost(string, optional, tag = "4")]
     pub op_type: Option<String>,
     #[prost(message, repeated, tag = "5")]
-    pub attribute: Vec<Attribute>,
+    pub attribute: Vec<AttributeProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Attribute {
+pub struct AttributeProto {
     #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
     #[prost(float, optional, tag = "2")]
@@ -73,12 +76,12 @@ pub struct Attribute {
     pub i: Option<i64>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
-    /// [`attribute_type`]
+    /// One of [`attribute_type`]; ONNX calls the field `type`.
     #[prost(int32, optional, tag = "20")]
     pub kind: Option<i32>,
 }
 
-/// AttributeProto.AttributeType
+/// ONNX's AttributeProto.AttributeType.
 pub mod attribute_type {
     pub const FLOAT: i32 = 1;
     pub const INT: i32 = 2;
@@ -86,79 +89,80 @@ pub mod attribute_type {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Tensor {
+pub struct TensorProto {
     #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
-    /// [`data_type`]
+    /// One of [`data_type`].
     #[prost(int32, optional, tag = "2")]
     pub data_type: Option<i32>,
     #[prost(string, optional, tag = "8")]
     pub name: Option<String>,
-    /// Elements in C order, least significant byte first.
+    /// Elements in C order, little-endian.
     #[prost(bytes = "vec", optional, tag = "9")]
     pub raw_data: Option<Vec<u8>>,
 }
 
-/// TensorProto.DataType
+/// ONNX's TensorProto.DataType.
 pub mod data_type {
     pub const FLOAT: i32 = 1;
     pub const INT64: i32 = 7;
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct ValueInfo {
+pub struct ValueInfoProto {
     #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
     #[prost(message, optional, tag = "2")]
-    pub kind: Option<Type>,
+    pub kind: Option<TypeProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Type {
+pub struct TypeProto {
     #[prost(message, optional, tag = "1")]
-    pub tensor: Option<TensorType>,
+    pub tensor: Option<TypeProtoTensor>,
 }
 
+/// ONNX's TypeProto.Tensor.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct TensorType {
-    /// [`data_type`]
+pub struct TypeProtoTensor {
+    /// One of [`data_type`].
     #[prost(int32, optional, tag = "1")]
     pub elem_type: Option<i32>,
     #[prost(message, optional, tag = "2")]
-    pub shape: Option<Shape>,
+    pub shape: Option<TensorShapeProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Shape {
+pub struct TensorShapeProto {
     #[prost(message, repeated, tag = "1")]
-    pub dim: Vec<Dim>,
+    pub dim: Vec<Dimension>,
 }
 
-/// One of the two.
+/// A dimension: either `value` or `param` is set. ONNX's TensorShapeProto.Dimension.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Dim {
+pub struct Dimension {
     #[prost(int64, optional, tag = "1")]
     pub value: Option<i64>,
-    /// A name, for a size that may be any.
+    /// The name of a dimension of any size.
     #[prost(string, optional, tag = "2")]
     pub param: Option<String>,
 }
 
-impl Tensor {
-    /// Elements in C order.
-    pub fn floats(name: &str, shape: &[usize], data: &[f32]) -> Tensor {
+impl TensorProto {
+    /// A float tensor; `data` is in C order.
+    pub fn floats(name: &str, shape: &[usize], data: &[f32]) -> TensorProto {
         let bytes = data.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Tensor::raw(name, shape, data_type::FLOAT, bytes)
+        TensorProto::raw(name, shape, data_type::FLOAT, bytes)
     }
 
-    /// A vector.
-    pub fn int64s(name: &str, data: &[i64]) -> Tensor {
+    /// A vector of int64.
+    pub fn int64s(name: &str, data: &[i64]) -> TensorProto {
         let bytes = data.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Tensor::raw(name, &[data.len()], data_type::INT64, bytes)
+        TensorProto::raw(name, &[data.len()], data_type::INT64, bytes)
     }
 
-    fn raw(name: &str, shape: &[usize], kind: i32, bytes: Vec<u8>) -> Tensor {
-        Tensor {
+    fn raw(name: &str, shape: &[usize], kind: i32, bytes: Vec<u8>) -> TensorProto {
+        TensorProto {
             dims: shape.iter().map(|d| *d as i64).collect(),
             data_type: Some(kind),
             name: Some(name.into()),
@@ -167,51 +171,55 @@ impl Tensor {
     }
 }
 
-impl Node {
-    /// A node of one output, named after it.
-    pub fn new(op: &str, inputs: Vec<String>, output: &str) -> Node {
+impl NodeProto {
+    /// A node with one output; the node has the output's name.
+    pub fn new(op: &str, inputs: Vec<String>, output: &str) -> NodeProto {
         let output = output.to_string();
-        Node {
+        NodeProto {
             input: inputs,
             name: Some(output.clone()),
             output: vec![output],
             op_type: Some(op.into()),
-            ..Node::default()
+            ..NodeProto::default()
         }
     }
 
-    pub fn int(mut self, name: &str, value: i64) -> Node {
+    /// Adds the integer attribute `name`.
+    pub fn int(mut self, name: &str, value: i64) -> NodeProto {
         let (name, kind) = (Some(name.into()), Some(attribute_type::INT));
-        self.attribute.push(Attribute { name, kind, i: Some(value), ..Attribute::default() });
+        self.attribute.push(AttributeProto { name, kind, i: Some(value), ..AttributeProto::default() });
         self
     }
 
-    pub fn ints(mut self, name: &str, values: &[usize]) -> Node {
+    /// Adds the attribute `name`, a list of integers.
+    pub fn ints(mut self, name: &str, values: &[usize]) -> NodeProto {
         let (name, kind) = (Some(name.into()), Some(attribute_type::INTS));
         let ints = values.iter().map(|v| *v as i64).collect();
-        self.attribute.push(Attribute { name, kind, ints, ..Attribute::default() });
+        self.attribute.push(AttributeProto { name, kind, ints, ..AttributeProto::default() });
         self
     }
 
-    pub fn float(mut self, name: &str, value: f32) -> Node {
+    /// Adds the float attribute `name`.
+    pub fn float(mut self, name: &str, value: f32) -> NodeProto {
         let (name, kind) = (Some(name.into()), Some(attribute_type::FLOAT));
-        self.attribute.push(Attribute { name, kind, f: Some(value), ..Attribute::default() });
+        self.attribute.push(AttributeProto { name, kind, f: Some(value), ..AttributeProto::default() });
         self
     }
 }
 
-impl ValueInfo {
-    /// A float tensor of any number of samples, each of the shape `sample`.
-    pub fn batch(name: &str, sample: &[usize]) -> ValueInfo {
-        let fixed = sample.iter().map(|d| Dim { value: Some(*d as i64), param: None });
-        let dim = [Dim { value: None, param: Some("N".into()) }].into_iter().chain(fixed).collect();
-        let tensor = TensorType { elem_type: Some(data_type::FLOAT), shape: Some(Shape { dim }) };
-        ValueInfo { name: Some(name.into()), kind: Some(Type { tensor: Some(tensor) }) }
+impl ValueInfoProto {
+    /// A float tensor of any number of samples, each of the shape `sample`: `[N, sample..]`.
+    pub fn batch(name: &str, sample: &[usize]) -> ValueInfoProto {
+        let fixed = sample.iter().map(|d| Dimension { value: Some(*d as i64), param: None });
+        let dim = [Dimension { value: None, param: Some("N".into()) }].into_iter().chain(fixed).collect();
+        let tensor =
+            TypeProtoTensor { elem_type: Some(data_type::FLOAT), shape: Some(TensorShapeProto { dim }) };
+        ValueInfoProto { name: Some(name.into()), kind: Some(TypeProto { tensor: Some(tensor) }) }
     }
 }
 
-impl Property {
-    pub fn new(key: &str, value: String) -> Property {
-        Property { key: Some(key.into()), value: Some(value) }
+impl StringStringEntryProto {
+    pub fn new(key: &str, value: String) -> StringStringEntryProto {
+        StringStringEntryProto { key: Some(key.into()), value: Some(value) }
     }
 }

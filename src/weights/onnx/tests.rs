@@ -1,31 +1,31 @@
-//! Files that are ours, and files that only look like it.
+//! ONNX files that the engine wrote, files of other programs, and damaged ones.
 
-use super::proto::{Graph, Property, Tensor};
+use super::proto::{GraphProto, StringStringEntryProto, TensorProto};
 use super::*;
 
-fn model() -> Model {
+fn model() -> ModelProto {
     let initializer = vec![
-        Tensor::floats("a", &[2, 2], &[1.0, -2.0, 3.5, 4.0]),
-        Tensor::int64s("graph.order", &[1, 0]),
-        Tensor::floats("b", &[], &[7.0]),
+        TensorProto::floats("a", &[2, 2], &[1.0, -2.0, 3.5, 4.0]),
+        TensorProto::int64s("graph.order", &[1, 0]),
+        TensorProto::floats("b", &[], &[7.0]),
     ];
-    Model {
+    ModelProto {
         ir_version: Some(8),
         producer_name: Some(PRODUCER.into()),
-        graph: Some(Graph { initializer, ..Graph::default() }),
+        graph: Some(GraphProto { initializer, ..GraphProto::default() }),
         metadata_props: vec![
-            Property::new("labels", "[\"bus\"]".into()),
-            Property::new(META, "{\"labels\":[\"bus\"]}".into()),
+            StringStringEntryProto::new("labels", "[\"bus\"]".into()),
+            StringStringEntryProto::new(META, "{\"labels\":[\"bus\"]}".into()),
         ],
-        ..Model::default()
+        ..ModelProto::default()
     }
 }
 
-fn parsed(m: &Model) -> Result<Tensors> {
+fn parsed(m: &ModelProto) -> Result<Tensors> {
     parse(&m.encode_to_vec(), Path::new("m.onnx"))
 }
 
-fn refused(m: &Model) -> String {
+fn refused(m: &ModelProto) -> String {
     let e = parsed(m).unwrap_err();
     assert_eq!(e.exit_code(), 4, "{e}");
     assert!(e.to_string().starts_with("m.onnx: "), "{e}");
@@ -33,14 +33,14 @@ fn refused(m: &Model) -> String {
 }
 
 /// A model whose first initializer is changed.
-fn with(change: impl FnOnce(&mut Tensor)) -> Model {
+fn with(change: impl FnOnce(&mut TensorProto)) -> ModelProto {
     let mut m = model();
     change(&mut m.graph.as_mut().unwrap().initializer[0]);
     m
 }
 
 #[test]
-fn weights_and_metadata_come_back_and_constants_do_not() {
+fn weights_and_metadata_are_read_back_and_constants_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.onnx");
     save(&path, &model()).unwrap();
@@ -56,19 +56,19 @@ fn weights_and_metadata_come_back_and_constants_do_not() {
 }
 
 #[test]
-fn files_of_others_are_refused_by_their_producer() {
-    let other = Model { producer_name: Some("pytorch".into()), ..model() };
+fn files_of_other_producers_are_refused() {
+    let other = ModelProto { producer_name: Some("pytorch".into()), ..model() };
     assert!(
         refused(&other).contains("only ONNX files that dfka-engine exported")
             && refused(&other).contains("pytorch")
     );
-    assert!(refused(&Model { producer_name: None, ..model() }).contains("unnamed producer"));
-    assert!(refused(&Model { metadata_props: vec![], ..model() }).contains("dfka-engine exported"));
-    assert!(refused(&Model { graph: None, ..model() }).contains("dfka-engine exported"));
+    assert!(refused(&ModelProto { producer_name: None, ..model() }).contains("not named"));
+    assert!(refused(&ModelProto { metadata_props: vec![], ..model() }).contains("dfka-engine exported"));
+    assert!(refused(&ModelProto { graph: None, ..model() }).contains("dfka-engine exported"));
 }
 
 #[test]
-fn lengths_are_checked_against_what_is_there() {
+fn lengths_are_checked_against_the_bytes_that_are_there() {
     assert!(refused(&with(|t| t.dims = vec![2, 3])).contains("array \"a\": expected 6 elements"));
     assert!(refused(&with(|t| t.dims = vec![-1])).contains("expected a shape"));
     assert!(refused(&with(|t| t.dims = vec![i64::MAX, i64::MAX])).contains("expected a shape"));
@@ -79,15 +79,18 @@ fn lengths_are_checked_against_what_is_there() {
     assert!(refused(&with(|t| t.name = Some("b".into()))).contains("already taken"));
     let nan = with(|t| t.raw_data.as_mut().unwrap()[4..8].copy_from_slice(&f32::NAN.to_le_bytes()));
     assert!(refused(&nan).contains("found NaN at index [0, 1] (element 1 of 4)"));
-    let text = |text: String| Model { metadata_props: vec![Property::new(META, text)], ..model() };
+    let text = |text: String| ModelProto {
+        metadata_props: vec![StringStringEntryProto::new(META, text)],
+        ..model()
+    };
     assert!(refused(&text("[1".into())).contains("expected a JSON object"));
     assert!(refused(&text("[1]".into())).contains("expected a JSON object"));
     assert!(refused(&text(" ".repeat(MAX_META_BYTES + 1))).contains("at most 1048576 bytes"));
 }
 
-/// Cut anywhere or with any byte changed: an error or a model, never a panic.
+/// A file that is cut anywhere, or has any byte changed, gives an error or a model but never a panic.
 #[test]
-fn damage_is_an_error() {
+fn damage_never_panics() {
     let whole = model().encode_to_vec();
     let path = Path::new("m.onnx");
     for n in 0..whole.len() {
@@ -103,7 +106,7 @@ fn damage_is_an_error() {
         }
     }
     let twice = [&whole[..], &whole].concat();
-    assert!(parse(&twice, path).unwrap_err().to_string().contains("stands twice"));
+    assert!(parse(&twice, path).unwrap_err().to_string().contains("occurs twice"));
     for rubbish in [&b""[..], b"PK\x03\x04", b"{}", &[0xff; 64], &[0x0b, 0x0b]] {
         assert_eq!(parse(rubbish, path).unwrap_err().exit_code(), 4, "{rubbish:?}");
     }

@@ -42,7 +42,7 @@ fn sample() -> Tensors {
 }
 
 #[test]
-fn what_is_saved_is_loaded_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
+fn saved_tensors_load_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"));
     let t = sample();
@@ -58,7 +58,7 @@ fn what_is_saved_is_loaded_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
         save(&b, &back).unwrap();
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
     }
-    // The crate's own reader, and what another program finds in the metadata.
+    // The safetensors crate reads the file, and finds our plain metadata entries.
     let bytes = std::fs::read(&a).unwrap();
     let theirs = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(theirs.tensor("a.bias").unwrap().shape(), [2]);
@@ -74,7 +74,7 @@ fn what_is_saved_is_loaded_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
 }
 
 #[test]
-fn every_float_type_is_converted_and_counters_are_left_out() {
+fn every_float_type_is_converted_and_batch_counters_are_left_out() {
     let values = [1.0f32, -2.5, 0.0, 1024.0];
     let bytes = |f: &dyn Fn(f32) -> Vec<u8>| values.iter().flat_map(|v| f(*v)).collect::<Vec<u8>>();
     let data = [
@@ -91,11 +91,11 @@ fn every_float_type_is_converted_and_counters_are_left_out() {
     assert_eq!(t.iter().map(|(n, _)| n).collect::<Vec<_>>(), ["bf16", "f16", "f32", "f64"]);
     assert!(t.iter().all(|(_, t)| t.data == values && t.shape == [2, 2]));
     assert_eq!(t.meta_as::<Vec<String>>("labels").unwrap(), ["a"]);
-    assert_eq!(t.meta.len(), 1, "format is another program's word");
+    assert_eq!(t.meta.len(), 1, "`format` belongs to the other program");
 }
 
 #[test]
-fn other_types_and_values_are_refused_by_name() {
+fn other_types_and_non_finite_values_are_refused_by_name() {
     for dtype in ["I64", "U8", "BOOL", "I32"] {
         let size = match dtype {
             "I64" => 8,
@@ -117,7 +117,7 @@ fn other_types_and_values_are_refused_by_name() {
 }
 
 #[test]
-fn a_header_that_lies_is_refused_before_anything_is_allocated() {
+fn a_false_header_is_refused_before_anything_is_allocated() {
     let huge = refusal(&u64::MAX.to_le_bytes());
     assert!(huge.contains("expected a safetensors header of at most 0 bytes"), "{huge}");
     let mut long = vec![b' '; 64];
@@ -145,7 +145,7 @@ fn a_header_that_lies_is_refused_before_anything_is_allocated() {
 }
 
 #[test]
-fn no_truncation_or_flipped_bit_panics() {
+fn truncation_and_flipped_bits_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w.safetensors");
     let mut t = Tensors::new();
@@ -165,11 +165,11 @@ fn no_truncation_or_flipped_bit_panics() {
             Err(e) => assert_eq!(e.exit_code(), 4),
         }
     }
-    assert!(read > 0, "most flips of a value are other values");
+    assert!(read > 0, "most flipped bits of a value give another finite value");
 }
 
 #[test]
-fn what_cannot_be_read_back_is_not_written() {
+fn tensors_that_could_not_be_read_back_are_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w.safetensors");
     for (name, value) in [("x", f32::INFINITY), ("__metadata__", 0.0)] {
