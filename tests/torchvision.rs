@@ -220,7 +220,7 @@ fn a_student_of_normalised_teachers_is_normalised() {
     });
     let [plain, student] = students;
     assert_eq!(plain.len(), student.len(), "no tensor of its own");
-    let spec: dfka_engine::models::targetnet::StudentSpec = student.meta_as("student").unwrap();
+    let spec: dfka_engine::models::targetnet::TargetNetSpec = student.meta_as("student").unwrap();
     assert_eq!(spec.network.normalisation, normalisation);
     let file = lab.path("normalised/student.npz");
     let logits = |file: &Path| Predictor::open(file, &Device::default()).unwrap().logits(&images).unwrap();

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::filter::Filter;
 use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
-use crate::models::targetnet::{StudentSpec, TaskSpec};
+use crate::models::targetnet::{TargetNetSpec, TaskSpec};
 use crate::ops::adam::Adam;
 use crate::ops::augment::Augment;
 use crate::ops::batch_norm::Stats;
@@ -306,7 +306,7 @@ impl StageTwo {
         } else {
             spec.student.labels.clone()
         };
-        let student = StudentSpec {
+        let student = TargetNetSpec {
             network: teachers.network.clone(),
             filter_reduction: spec.student.filter_reduction,
             tasks: specs,

@@ -6,7 +6,7 @@ use super::spec::Stated;
 use super::teachers::{Known, TeacherFile};
 use crate::error::{Error, Result};
 use crate::models::resnet::ResNetSpec;
-use crate::models::targetnet::StudentSpec;
+use crate::models::targetnet::TargetNetSpec;
 use crate::weights::{self, Meta, Tensors, onnx};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub const THRESHOLD: f32 = 0.5;
 
 /// Whose weights a file holds.
 pub enum Contents {
-    Student(Box<StudentSpec>),
+    Student(Box<TargetNetSpec>),
     Teacher { network: ResNetSpec, labels: Vec<String> },
 }
 
@@ -30,7 +30,7 @@ impl Contents {
     fn open(path: &Path) -> Result<(Tensors, Contents)> {
         let tensors = weights::load(path)?;
         if tensors.meta.contains_key("student") {
-            let student = StudentSpec::of(&tensors)?;
+            let student = TargetNetSpec::of(&tensors)?;
             return Ok((tensors, Contents::Student(Box::new(student))));
         }
         let TeacherFile { known: Known { network, labels }, mut tensors } =
@@ -152,7 +152,7 @@ fn complete(tensors: &mut Tensors, contents: &Contents) -> Result<Facts> {
 
 /// Leaves a run's student in its folder: every format, and the labels.
 pub fn leave_student(folder: &Path, mut student: Tensors) -> Result<()> {
-    let contents = Contents::Student(Box::new(StudentSpec::of(&student)?));
+    let contents = Contents::Student(Box::new(TargetNetSpec::of(&student)?));
     let facts = complete(&mut student, &contents)?;
     for name in STUDENTS {
         write(&folder.join(name), &student, &contents, &facts)?;

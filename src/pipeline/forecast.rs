@@ -13,7 +13,7 @@ use crate::device::gpu::card::Card;
 use crate::device::gpu::launch;
 use crate::device::gpu::room::{Held, Room};
 use crate::error::Result;
-use crate::models::targetnet::{StudentSpec, TaskSpec};
+use crate::models::targetnet::{TargetNetSpec, TaskSpec};
 use crate::summary::Parameters;
 use std::time::Instant;
 
@@ -221,7 +221,7 @@ fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Pa
         labels: t.labels.clone(),
         block,
     };
-    let student = StudentSpec {
+    let student = TargetNetSpec {
         network: teachers.network.clone(),
         filter_reduction: spec.student.filter_reduction,
         tasks: two.tasks.iter().map(task).collect(),

@@ -15,7 +15,7 @@ use super::spec::{ImageSource, RunSpec};
 use super::teachers::Teachers;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::models::targetnet::StudentSpec;
+use crate::models::targetnet::TargetNetSpec;
 use crate::summary::{Parameters, Score, StudentScore, Summary};
 use crate::weights;
 use std::path::{Path, PathBuf};
@@ -126,7 +126,7 @@ fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut
     let (chosen, tasks) = branch::decide(spec.student.branch, &teachers, &two.tasks, &outcomes);
     summary.branch = tasks;
     let student = weights::load(block_file(session.out(), prefix, chosen))?;
-    let description: StudentSpec = student.meta_as("student")?;
+    let description: TargetNetSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
     let trunk = description.network.parameters(1..=chosen);
     summary.parameters = Parameters { student: parameters, filters, trunk, ..summary.parameters };
