@@ -28,8 +28,9 @@ use crate::device::Choice;
 use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
+use crate::pipeline::inputs::{self, RunInputs};
 use crate::pipeline::spec::RunSpec;
-use crate::pipeline::teachers::Absent;
+use crate::pipeline::teachers::{Absent, OpenedTeacher};
 use crate::report;
 use crate::summary::Summary;
 use crate::weights;
@@ -226,10 +227,11 @@ fn execute(
     audience: Audience,
     engine: &Engine,
 ) -> Result<Summary> {
-    check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
+    let teachers = check_against_teachers(&loaded.spec, &loaded.source, engine, Absent::Fails)?;
     folder.spare(&loaded.spec.inputs())?;
     folder.prepare(&loaded.resolved)?;
-    let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
+    let inputs = RunInputs { teachers, hashes: inputs::hashes(&loaded.spec) };
+    let record = Record::begin(folder.path(), &loaded.spec, &inputs.hashes, is_resumed)?;
     let signals = Signals::listen()?;
     let mut progress = Progress::start(folder.path(), is_resumed, audience)?.stopping_on(signals);
     if let Some(line) = greeting {
@@ -238,7 +240,7 @@ fn execute(
     if let Some(note) = &record.note {
         progress.say(note);
     }
-    let summary = (engine.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
+    let summary = (engine.run)(&loaded.spec, &inputs, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
     let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;
     report::write(folder.path(), &summary)?;
@@ -297,8 +299,9 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
-    let teachers = check_against_teachers(&spec, &source, engine, Absent::IsDrawn)?;
-    let forecast = (engine.forecast)(&spec, args.card)?;
+    let opened = check_against_teachers(&spec, &source, engine, Absent::IsDrawn)?;
+    let forecast = (engine.forecast)(&spec, &opened, args.card)?;
+    let teachers: Vec<TeacherFacts> = opened.iter().map(TeacherFacts::of).collect();
     if args.json {
         return pretty(
             &json!({ "config": spec, "device": device, "teachers": teachers, "forecast": forecast }),
@@ -315,20 +318,20 @@ fn check(args: &CheckArgs, engine: &Engine) -> Result<String> {
     Ok(text + &forecast::text(&forecast))
 }
 
-/// What a config asks for is what its teachers have, and every file that it names can be used.
+/// Checks that a config fits its teachers and that every file it names can be used. Returns the opened teachers.
 fn check_against_teachers(
     spec: &RunSpec,
     source: &config::Source,
     engine: &Engine,
     absent: Absent,
-) -> Result<Vec<TeacherFacts>> {
+) -> Result<Vec<OpenedTeacher>> {
     let teachers = (engine.open_teachers)(spec, absent)?;
-    let labels: Vec<_> = teachers.iter().map(|t| t.labels.clone()).collect();
+    let labels: Vec<_> = teachers.iter().map(|t| t.known.labels.clone()).collect();
     config::check_labels(spec, &labels, source)?;
     for teacher in &teachers {
-        config::check_network(spec, &teacher.channels, source)?;
+        config::check_network(spec, &teacher.known.network.widths, source)?;
     }
-    (engine.check)(spec, absent)?;
+    (engine.check)(spec, &teachers)?;
     Ok(teachers)
 }
 

@@ -6,9 +6,12 @@ use serde_json::Value;
 
 use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
+use crate::labelled;
+use crate::labelled::spec::TeachSpec;
+use crate::pipeline::inputs::RunInputs;
 use crate::pipeline::observer::Observer;
-use crate::pipeline::spec::{EvaluationData, RunSpec, TeachSpec, TeacherSpec};
-use crate::pipeline::teachers::{Absent, Known};
+use crate::pipeline::spec::{EvaluationData, RunSpec};
+use crate::pipeline::teachers::{Absent, OpenedTeacher};
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
 
@@ -22,13 +25,20 @@ pub struct TeacherFacts {
     pub is_drawn: bool,
 }
 
+impl TeacherFacts {
+    pub fn of(teacher: &OpenedTeacher) -> TeacherFacts {
+        let (labels, channels) = (teacher.known.labels.clone(), teacher.known.network.widths.clone());
+        TeacherFacts { labels, channels, is_drawn: teacher.is_drawn() }
+    }
+}
+
 pub struct Engine {
-    /// Reads the heads of a run's teachers.
-    pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<TeacherFacts>>,
-    /// Opens everything a run reads.
-    pub check: fn(&RunSpec, Absent) -> Result<()>,
-    /// `resume`: go on from the checkpoint in the folder.
-    pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
+    /// Opens the files of a run's teachers.
+    pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<OpenedTeacher>>,
+    /// Checks everything that a run reads.
+    pub check: fn(&RunSpec, &[OpenedTeacher]) -> Result<()>,
+    /// With `true`, continues from the checkpoint in the folder.
+    pub run: fn(&RunSpec, &RunInputs, &Path, bool, &mut dyn Observer) -> Result<Summary>,
     /// Opens everything a training reads.
     pub check_teach: fn(&TeachSpec) -> Result<()>,
     /// The result as JSON, for it is only printed.
@@ -37,24 +47,18 @@ pub struct Engine {
     pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
     pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Score>,
     /// On a card that is named; the result as JSON, for it is only printed.
-    pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
+    pub forecast: fn(&RunSpec, &[OpenedTeacher], Option<&'static Card>) -> Result<Value>,
 }
 
 pub const PIPELINE: Engine = Engine {
-    open_teachers: |spec, absent| {
-        let facts = |t: &TeacherSpec| {
-            let (Known { network, labels }, is_drawn) = absent.facts(t)?;
-            Ok(TeacherFacts { labels, channels: network.widths, is_drawn })
-        };
-        spec.teachers.iter().map(facts).collect()
-    },
-    check: pipeline::inputs::check,
-    run: pipeline::run::run,
-    check_teach: pipeline::teach::check,
-    teach: |spec, out, resume, observer| to_json(pipeline::teach::teach(spec, out, resume, observer)?),
-    score_teacher: pipeline::run::score_teacher,
-    evaluate: pipeline::evaluate::evaluate,
-    forecast: |spec, card| to_json(pipeline::forecast::forecast(spec, card)?),
+    open_teachers: |spec, absent| OpenedTeacher::open_all(&spec.teachers, absent),
+    check: labelled::run::check,
+    run: labelled::run::run_opened,
+    check_teach: labelled::teach::check,
+    teach: |spec, out, resume, observer| to_json(labelled::teach::teach(spec, out, resume, observer)?),
+    score_teacher: labelled::evaluate::score_teacher,
+    evaluate: labelled::evaluate::evaluate,
+    forecast: |spec, teachers, card| to_json(pipeline::forecast::forecast(spec, teachers, card)?),
 };
 
 fn to_json(value: impl serde::Serialize) -> Result<Value> {

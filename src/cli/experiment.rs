@@ -8,14 +8,14 @@ use clap::Args;
 use super::engine::Engine;
 use super::folder::{Existing, Folder};
 use super::progress::Audience;
-use super::{DeviceArgs, execute, page};
+use super::{DeviceArgs, execute};
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
 use crate::error::{Error, Result};
-use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
+use crate::pipeline::{Device, inputs};
 use crate::report;
 use crate::report::experiment::{Figures, Outcome, Table};
 use crate::report::origin::Origin;
@@ -105,7 +105,7 @@ impl ExperimentArgs {
 /// A finished run counts for the weights that it was made from, and for no others of the same names.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     let Some(origin) = Origin::read(folder)? else { return Ok(()) };
-    let now = page::files(spec);
+    let now = inputs::hashes(spec);
     let differs =
         now.iter().find(|f| !origin.weights.iter().any(|o| o.file == f.file && o.sha256 == f.sha256));
     match differs {

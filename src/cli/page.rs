@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::device;
 use crate::error::Result;
-use crate::pipeline::spec::{ImageSource, RunSpec, StudentInit};
+use crate::pipeline::spec::RunSpec;
 use crate::report::origin::{Call, Origin, WeightsFile};
 use crate::report::{self, Gathered};
 
@@ -39,9 +39,9 @@ pub struct Record {
 
 impl Record {
     /// Notes this call, behind earlier ones where a run is resumed.
-    pub fn begin(folder: &Path, spec: &RunSpec, is_resumed: bool) -> Result<Record> {
+    pub fn begin(folder: &Path, spec: &RunSpec, files: &[WeightsFile], is_resumed: bool) -> Result<Record> {
         let earlier = if is_resumed { Origin::read(folder)? } else { None };
-        let mut origin = Origin { weights: files(spec), failure: None, ..earlier.unwrap_or_default() };
+        let mut origin = Origin { weights: files.to_vec(), failure: None, ..earlier.unwrap_or_default() };
         let now = Call::now(&device::name(spec.device.choice));
         let note = origin.calls.last().and_then(|earlier| differs(earlier, &now));
         origin.calls.push(now);
@@ -67,21 +67,6 @@ fn differs(earlier: &Call, now: &Call) -> Option<String> {
     Some(format!(
         "begun on {was}, resumed on {is}: the student will not have the bits of a run without a break"
     ))
-}
-
-/// Every file that the student's bits depend on. One that cannot be read fails the run, with a message of its own.
-pub(super) fn files(spec: &RunSpec) -> Vec<WeightsFile> {
-    let teachers = spec.teachers.iter().map(|t| (format!("teacher {}", t.name), &t.weights));
-    let init = match &spec.student.init {
-        StudentInit::Weights(file) => Some(("the student's start".to_owned(), file)),
-        StudentInit::Scratch | StudentInit::Mean | StudentInit::Teacher(_) => None,
-    };
-    let images = [&spec.dual.images].into_iter().chain(&spec.baselines).filter_map(|source| match source {
-        ImageSource::Real(file) => Some(("images without labels".to_owned(), file)),
-        ImageSource::Generator | ImageSource::Noise => None,
-    });
-    let all = teachers.chain(init).chain(images);
-    all.filter_map(|(name, file)| WeightsFile::of(&name, file).ok()).collect()
 }
 
 #[cfg(test)]

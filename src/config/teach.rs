@@ -12,10 +12,10 @@ use super::labels::Labels;
 use super::training::{self, RawTraining};
 use super::{Loaded, Override, Source, fixed, folder_name, nearest, or, print, seed};
 use crate::error::Result;
+use crate::labelled::spec::{CropSpec, TeachSpec, TrainingData};
 use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
-use crate::pipeline::spec::{CropSpec, TeachSpec, TrainingData};
 use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]
