@@ -61,10 +61,10 @@ struct Builder<'a, R> {
 }
 
 impl<R: Real> Builder<'_, R> {
-    fn tensor(&mut self, name: &str, shape: Shape, values: Vec<f32>, learns: bool) -> TensorId {
+    fn tensor(&mut self, name: &str, shape: Shape, values: Vec<f32>, is_learnt: bool) -> TensorId {
         let id = self.store.add_with(&format!("{}.{name}", self.prefix), shape, &values);
         self.tensors.push(id);
-        if learns {
+        if is_learnt {
             self.learning.push(id);
         }
         id
@@ -80,8 +80,8 @@ impl<R: Real> Builder<'_, R> {
             ("running_mean", 0.0, false),
             ("running_var", 1.0, false),
         ];
-        parts.map(|(part, v, learns)| {
-            self.tensor(&format!("{name}.norm.{part}"), Shape::vector(c), vec![v; c], learns)
+        parts.map(|(part, v, is_learnt)| {
+            self.tensor(&format!("{name}.norm.{part}"), Shape::vector(c), vec![v; c], is_learnt)
         })
     }
 }

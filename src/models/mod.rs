@@ -1,5 +1,7 @@
 //! Networks, each a sequence of recorded ops over the tensors of a store. There is no arithmetic here.
 
+#![warn(missing_docs)]
+
 pub mod filter;
 pub mod fold;
 pub mod generator;

@@ -3,6 +3,8 @@
 //!
 //! The order to read it in: [`run`], then [`stage_one`] and [`stage_two`], then [`session`], which trains their stages.
 
+#![warn(missing_docs)]
+
 pub mod branch;
 pub mod checkpoint;
 mod engine;

@@ -74,7 +74,7 @@ impl TeacherSpec {
 /// say. Where the file does not exist, network and labels are enough for a forecast.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Stated {
-    /// Architecture. Block kind, stem, widths and depths are compared with the file's; a forecast uses all of it.
+    /// Architecture. Block kind, channels, stem, widths and depths must be the file's; a forecast uses all of it.
     pub network: Option<ResNetSpec>,
     /// Each once; empty where the config states none.
     pub labels: Vec<String>,
@@ -275,7 +275,7 @@ pub struct AugmentSpec {
     pub shift: usize,
     /// Probability that an image is mirrored.
     pub flip: f32,
-    /// Largest share of another image that is mixed in.
+    /// Probability that an image is replaced by its elementwise maximum with another one.
     pub mix_max: f32,
     /// Probability that a rectangle of another image is pasted in.
     pub cutmix: f32,

@@ -10,7 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each may use those to its right.
-const CHAIN: [&str; 9] = ["main", "cli", "config", "labelled", "pipeline", "models", "autograd", "ops", "device"];
+const CHAIN: [&str; 9] =
+    ["main", "cli", "config", "labelled", "pipeline", "models", "autograd", "ops", "device"];
 /// What a leaf may use beside the vocabulary; anybody above `autograd` may use a leaf.
 const LEAVES: [(&str, &[&str]); 3] = [("weights", &[]), ("data", &["weights"]), ("report", &["weights"])];
 const VOCABULARY: [&str; 3] = ["error", "tensor", "summary"];

@@ -2,7 +2,7 @@
 //!
 //! One description covers the demo's small network and ResNet-18 to 152. A network is either *folded* (frozen, with batch
 //! norm inside the convolutions: the discriminators of eq. 4) or *normed* (batch norm as an op of its own, for a network
-//! that learns). Tensor names are torchvision's.
+//! that is trained). Tensor names are torchvision's.
 
 mod build;
 mod layer;
