@@ -28,11 +28,12 @@ use dfka_engine::device::gpu::target::Target;
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::{Error, Result};
 use dfka_engine::models::resnet::{BlockKind, ResNetSpec, Stem};
-use dfka_engine::pipeline::dual::{StageTwo, tasks};
-use dfka_engine::pipeline::generator::StageOne;
-use dfka_engine::pipeline::session::Stage;
 use dfka_engine::pipeline::spec::{ImageSource, RunSpec, Stated, StudentInit};
-use dfka_engine::pipeline::teachers::{Absent, Known, Teachers};
+use dfka_engine::pipeline::stage::Stage;
+use dfka_engine::pipeline::stage_one::StageOne;
+use dfka_engine::pipeline::stage_two::StageTwo;
+use dfka_engine::pipeline::tasks::tasks;
+use dfka_engine::pipeline::teachers::{Absent, OpenedTeacher, Teachers};
 use dfka_engine::pipeline::{Device, engine_on};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -172,7 +173,7 @@ fn shrink(spec: &mut RunSpec) -> Result<()> {
     let (widths, depths) = (vec![16, 32, 32, 32], vec![1; 4]);
     let network = ResNetSpec::new(BlockKind::Bottleneck, [32, 32, 3], stem, widths, depths);
     for t in &mut spec.teachers {
-        let (Known { labels, .. }, _) = Absent::IsDrawn.facts(t)?;
+        let labels = OpenedTeacher::open(t, Absent::IsDrawn)?.known.labels;
         t.stated = Stated { network: Some(network.clone()), labels, ..Stated::default() };
         t.weights = PathBuf::from("no file: drawn");
     }

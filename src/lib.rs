@@ -4,7 +4,7 @@
 //! out, and no image is ever needed. A reader can stop at any level of
 //!
 //! ```text
-//! main -> cli -> config -> pipeline -> models -> autograd -> ops -> device
+//! main -> cli -> config -> labelled -> pipeline -> models -> autograd -> ops -> device
 //! ```
 //!
 //! and has understood everything above it: an arrow means "may use", and a test holds every import to it. `weights`,
@@ -16,6 +16,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod labelled;
 pub mod models;
 pub mod ops;
 pub mod pipeline;

@@ -1,4 +1,4 @@
-//! What a run found out, as stored in `summary.json` and shown in the final table.
+//! The results of a run, as `summary.json` stores them and the final table shows them.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,12 @@ pub struct Score {
     pub map_11_point: f64,
     /// All-point AP by label.
     pub ap: BTreeMap<String, f64>,
+    /// 11-point AP by label.
     pub ap_11_point: BTreeMap<String, f64>,
 }
 
 impl Score {
-    /// Sets the means from the labels' figures.
+    /// Computes the means from the labels' values.
     pub fn take_means(&mut self) {
         let mean = |m: &BTreeMap<String, f64>| m.values().sum::<f64>() / m.len().max(1) as f64;
         self.map = mean(&self.ap);
@@ -23,49 +24,57 @@ impl Score {
     }
 }
 
-/// A student: its figure when branched after each block, and as finally assembled.
+/// The scores of a student.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StudentScore {
+    /// At the branch that was chosen.
     #[serde(flatten)]
     pub score: Score,
-    /// Score when every task branches after block 1, 2, ...
+    /// With all tasks branching after block 1, 2, ...
     pub by_block: Vec<Score>,
 }
 
+/// Numbers of parameters, as PyTorch counts them.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Parameters {
+    /// All teachers together.
     pub teachers: usize,
+    /// The whole student.
     pub student: usize,
-    /// The student's teacher-level filters, counted in `student` too.
+    /// The part of `student` in the teacher-level filters.
     pub filters: usize,
-    /// The blocks that all tasks share, counted in `student` too; what remains are branches and heads.
+    /// The part of `student` in the blocks that all tasks share. The rest is in branches and heads.
     #[serde(default)]
     pub trunk: usize,
 }
 
-/// What generated images were to show and what the teachers see in them (eq. 5: probability 0.5 or more).
+/// The labels that generated images were to show, and those that the teachers predict for them (eq. 5: probability 0.5 or
+/// more).
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LabelStatistics {
-    /// Images that were counted.
+    /// Number of images that were counted.
     pub images: usize,
     /// Every label of every teacher, in their order.
     pub labels: Vec<LabelShare>,
 }
 
-/// Numbers of images.
+/// Counts of one label.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LabelShare {
+    /// The teacher that has the label.
     pub teacher: String,
+    /// The label.
     pub label: String,
-    /// That were to show the label; absent where the generator is not told what to show.
+    /// Images that were to show the label; absent for an unconditional generator.
     pub drawn: Option<usize>,
-    /// In which its teacher sees it.
+    /// Images for which the teacher predicts the label.
     pub predicted: usize,
-    /// That were to show it and do.
+    /// Images that were to show the label and for which it is predicted.
     pub shown: usize,
 }
 
 impl LabelShare {
+    /// No image counted yet. `is_drawn` tells whether the generator is conditional.
     pub fn new(teacher: &str, label: &str, is_drawn: bool) -> LabelShare {
         LabelShare {
             teacher: teacher.into(),
@@ -75,7 +84,7 @@ impl LabelShare {
         }
     }
 
-    /// Counts one image.
+    /// Counts one image. `is_drawn` tells whether it was to show the label; `None` for an unconditional generator.
     pub fn count(&mut self, is_drawn: Option<bool>, is_predicted: bool) {
         let is_drawn = is_drawn.unwrap_or(false);
         self.drawn.iter_mut().for_each(|d| *d += usize::from(is_drawn));
@@ -84,45 +93,61 @@ impl LabelShare {
     }
 }
 
-/// Dual loss of one task after each block, and where it branched.
+/// The branch of one task.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TaskBranch {
+    /// The task's teacher.
     pub teacher: String,
+    /// The task's labels.
     pub labels: Vec<String>,
-    /// 1-based.
+    /// The block (1-based) after which the task leaves the trunk.
     pub block: usize,
+    /// Converged dual loss after each block, first block first.
     pub loss_by_block: Vec<f64>,
 }
 
+/// The results of a run.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
+    /// The run's name.
     pub name: String,
+    /// The run's seed.
     pub seed: u64,
-    /// Labels the student predicts.
+    /// The student's labels, in the order of its predictions.
     pub labels: Vec<String>,
-    /// On the student's labels: by teacher, and `mean` over all of the labels. Absent without evaluation data.
+    /// Scores on the student's labels: by teacher, and `mean` over all of the labels. Empty without evaluation data.
     pub teachers: BTreeMap<String, Score>,
+    /// The student's scores; absent without evaluation data.
     pub student: Option<StudentScore>,
+    /// Scores of the student that was trained on noise images.
     pub noise: Option<StudentScore>,
+    /// Scores of the student that was trained on real images without labels.
     pub ka: Option<StudentScore>,
+    /// Numbers of parameters.
     pub parameters: Parameters,
+    /// Where each task branches.
     pub branch: Vec<TaskBranch>,
-    /// Diversity of the generated images, 0 (all alike) upwards, and the label entropy in [0, 1].
+    /// Diversity of the generated images' features: 0 where all are alike, otherwise more.
     pub diversity: f64,
+    /// Entropy of a label's mean prediction over the generated images, in bits, averaged over labels: from 0 to 1.
     pub label_entropy: f64,
     /// Absent where no generator was trained.
     #[serde(default)]
     pub label_statistics: Option<LabelStatistics>,
     /// Wall clock by stage, and `total`.
     pub seconds: BTreeMap<String, f64>,
+    /// Version of the program.
     pub version: String,
 }
 
-/// Of parameters, images or steps: more than any run has, and few enough to be added up.
+/// Largest number of parameters, images or steps that is accepted: no run has as many, and sums of such numbers do not
+/// overflow.
 pub const MOST: usize = 1 << 40;
 
 impl Summary {
-    /// Says what no run finds out: `summary.json` may have been changed since it was written.
+    /// Checks a summary that was read from a file, which may have been edited.
+    ///
+    /// Errors: values that no run can have.
     pub fn validate(&self) -> Result<(), String> {
         let p = &self.parameters;
         if p.teachers > MOST || p.student > MOST {
@@ -139,7 +164,7 @@ impl Summary {
 }
 
 impl LabelStatistics {
-    /// Says where more images are counted than there are.
+    /// Errors: a label with more counted images than there are.
     pub fn validate(&self) -> Result<(), String> {
         if self.images > MOST {
             return Err(format!("images: more than {MOST}"));
@@ -159,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_run_finds_out_is_told() {
+    fn a_summary_that_no_run_can_have_is_refused() {
         let statistics = |images, drawn, predicted, shown| {
             let label = LabelShare { label: "bus".into(), drawn, predicted, shown, ..LabelShare::default() };
             LabelStatistics { images, labels: vec![label] }

@@ -1,8 +1,8 @@
-//! Shapes and scalars: the vocabulary every module may use.
+//! Shapes and scalar types, which every module may use.
 
 use std::fmt;
 
-/// A tensor's extent, always four numbers in memory order (last one contiguous).
+/// The shape of a tensor: four extents in memory order, the last one contiguous.
 ///
 /// Activations are `[n, h, w, c]` (NHWC), convolution filters `[k, r, s, c]`, per-channel vectors `[1, 1, 1, c]`,
 /// predictions and other per-sample vectors `[n, 1, 1, c]`, scalars `[1, 1, 1, 1]`.
@@ -10,41 +10,60 @@ use std::fmt;
 pub struct Shape(pub [usize; 4]);
 
 impl Shape {
+    /// One element.
     pub const SCALAR: Shape = Shape([1, 1, 1, 1]);
 
+    /// `[n, h, w, c]`.
     pub const fn new(n: usize, h: usize, w: usize, c: usize) -> Self {
         Shape([n, h, w, c])
     }
+
     /// A per-channel vector, `[1, 1, 1, c]`.
     pub const fn vector(c: usize) -> Self {
         Shape([1, 1, 1, c])
     }
+
     /// One row per sample, `[n, 1, 1, c]`.
     pub const fn rows(n: usize, c: usize) -> Self {
         Shape([n, 1, 1, c])
     }
+
+    /// Samples, the first extent.
     pub const fn n(self) -> usize {
         self.0[0]
     }
+
+    /// Height, the second extent.
     pub const fn h(self) -> usize {
         self.0[1]
     }
+
+    /// Width, the third extent.
     pub const fn w(self) -> usize {
         self.0[2]
     }
+
+    /// Channels, the last extent.
     pub const fn c(self) -> usize {
         self.0[3]
     }
+
+    /// Number of elements.
     pub const fn elems(self) -> usize {
         self.0[0] * self.0[1] * self.0[2] * self.0[3]
     }
-    /// Elements of one sample.
+
+    /// Number of elements of one sample.
     pub const fn per_sample(self) -> usize {
         self.0[1] * self.0[2] * self.0[3]
     }
+
+    /// The same shape with `n` samples.
     pub const fn with_n(self, n: usize) -> Self {
         Shape([n, self.0[1], self.0[2], self.0[3]])
     }
+
+    /// The same shape with `c` channels.
     pub const fn with_c(self, c: usize) -> Self {
         Shape([self.0[0], self.0[1], self.0[2], c])
     }
@@ -62,15 +81,18 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// How a GPU stores a tensor's elements; arithmetic is `f32` either way.
+/// How a GPU stores the elements of a tensor. Arithmetic is in `f32` either way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Elem {
+    /// IEEE single precision.
     F32,
+    /// bfloat16: the upper 16 bits of an `f32`.
     Bf16,
 }
 
 impl Elem {
+    /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
             Elem::F32 => 4,
@@ -79,7 +101,7 @@ impl Elem {
     }
 }
 
-/// As kernels spell it.
+/// The type's name in the kernels.
 impl fmt::Display for Elem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -89,7 +111,7 @@ impl fmt::Display for Elem {
     }
 }
 
-/// The scalar an op body computes in: `f32` is the CPU backend, `f64` the oracle that tests compare against.
+/// The scalar type that ops compute in: `f32` is the CPU backend, and tests compare it with `f64`.
 pub trait Real:
     bytemuck::Pod
     + Send
@@ -107,21 +129,35 @@ pub trait Real:
     + std::ops::MulAssign
     + std::iter::Sum
 {
+    /// 0.
     const ZERO: Self;
+    /// 1.
     const ONE: Self;
+    /// The difference between 1 and the next larger number.
     const EPSILON: f64;
+    /// The nearest value to `v`.
     fn of(v: f64) -> Self;
+    /// The value as an `f64`, exactly.
     fn f64(self) -> f64;
+    /// e to this power.
     fn exp(self) -> Self;
+    /// Natural logarithm.
     fn ln(self) -> Self;
+    /// Hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// Square root.
     fn sqrt(self) -> Self;
+    /// Absolute value.
     fn abs(self) -> Self;
+    /// `self * a + b`, rounded once.
     fn fma(self, a: Self, b: Self) -> Self;
+    /// Whether this is neither NaN nor an infinity.
     fn finite(self) -> bool;
+    /// The greater of the two; `o` where one of them is NaN.
     fn max(self, o: Self) -> Self {
         if self > o { self } else { o }
     }
+    /// The lesser of the two; `o` where one of them is NaN.
     fn min(self, o: Self) -> Self {
         if self < o { self } else { o }
     }
@@ -161,7 +197,6 @@ macro_rules! real {
             fn abs(self) -> Self {
                 self.abs()
             }
-            /// `self * a + b` with one rounding where the machine has the instruction.
             #[inline(always)]
             fn fma(self, a: Self, b: Self) -> Self {
                 self.mul_add(a, b)

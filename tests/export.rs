@@ -13,10 +13,10 @@ use dfka_engine::device::Choice;
 use dfka_engine::device::philox::Draws;
 use dfka_engine::models::filter::Filter;
 use dfka_engine::models::resnet::{Build, ResNet, ResNetSpec, Source};
-use dfka_engine::models::targetnet::{StudentSpec, TaskSpec};
+use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
-use dfka_engine::pipeline::evaluate::Predictor;
 use dfka_engine::pipeline::export::{STUDENTS, export};
+use dfka_engine::pipeline::predictor::Predictor;
 use dfka_engine::weights::npz::Archive;
 use dfka_engine::weights::onnx::{CONSTANT, proto};
 use dfka_engine::weights::{self, Tensors};
@@ -70,7 +70,7 @@ fn student(network: Value, reduction: usize, tasks: Tasks, order: &[&str]) -> Te
         specs.push(TaskSpec { teacher: format!("teacher{i}"), labels, block: *block });
     }
     let labels = order.iter().map(|l| l.to_string()).collect();
-    let spec = StudentSpec { network, filter_reduction: reduction, tasks: specs, labels };
+    let spec = TargetNetSpec { network, filter_reduction: reduction, tasks: specs, labels };
     out.meta.insert("student".into(), serde_json::to_value(spec).unwrap());
     out
 }
@@ -158,7 +158,7 @@ fn lay_out(dir: &Path, name: &'static str, tensors: &Tensors, image: [usize; 3])
 fn laid_out() -> (tempfile::TempDir, Vec<Case>) {
     let dir = tempfile::tempdir().unwrap();
     let case = |(name, t): (&'static str, Tensors)| {
-        let spec: StudentSpec = t.meta_as("student").unwrap();
+        let spec: TargetNetSpec = t.meta_as("student").unwrap();
         lay_out(dir.path(), name, &t, spec.network.image)
     };
     let cases = students().into_iter().map(case).collect();
@@ -291,7 +291,7 @@ fn graphs_are_in_order() {
 #[test]
 fn onnx_runtime_gives_our_logits() {
     let (dir, mut cases) = laid_out();
-    let spec: StudentSpec = load(&dir.path().join("strides_first/student.npz")).meta_as("student").unwrap();
+    let spec: TargetNetSpec = load(&dir.path().join("strides_first/student.npz")).meta_as("student").unwrap();
     let teacher = teacher_tensors(&spec.network, &LEFT, 21);
     cases.push(lay_out(dir.path(), "teacher", &teacher, spec.network.image));
     let Some(found) = asked("onnx", dir.path()) else { return };

@@ -6,16 +6,21 @@ use common::{LEFT, Lab, network, skipped};
 use dfka_engine::autograd::Store;
 use dfka_engine::config::{self, Override};
 use dfka_engine::device::Choice;
-use dfka_engine::pipeline::dual::{StageTwo, tasks};
 use dfka_engine::pipeline::forecast::forecast;
-use dfka_engine::pipeline::generator::StageOne;
-use dfka_engine::pipeline::session::Stage;
-use dfka_engine::pipeline::spec::{Recipe, Stated};
-use dfka_engine::pipeline::teachers::{Absent, Teachers};
+use dfka_engine::pipeline::spec::{Recipe, RunSpec, Stated};
+use dfka_engine::pipeline::stage::Stage;
+use dfka_engine::pipeline::stage_one::StageOne;
+use dfka_engine::pipeline::stage_two::StageTwo;
+use dfka_engine::pipeline::tasks::tasks;
+use dfka_engine::pipeline::teachers::{Absent, OpenedTeacher, Teachers};
 use dfka_engine::pipeline::{Device, engine_on};
 use dfka_engine::tensor::Elem;
 use serde_json::Value;
 use std::path::Path;
+
+fn opened(spec: &RunSpec) -> Vec<OpenedTeacher> {
+    OpenedTeacher::open_all(&spec.teachers, Absent::IsDrawn).unwrap()
+}
 
 fn voc() -> String {
     common::root().join("configs/voc.toml").display().to_string()
@@ -112,11 +117,10 @@ fn a_stated_teacher_agrees_with_its_file_or_is_drawn_in_its_place() {
     let labels = LEFT.map(String::from).to_vec();
     spec.teachers[0].stated =
         Stated { network: Some(network()), labels: labels.clone(), ..Stated::default() };
-    let load = |spec: &dfka_engine::pipeline::spec::RunSpec, absent| {
-        Teachers::load_or(&mut Store::<f32>::default(), &spec.teachers, absent)
-    };
+    let load =
+        |spec: &RunSpec, absent| Teachers::load_or(&mut Store::<f32>::default(), &spec.teachers, absent);
     for absent in [Absent::Fails, Absent::IsDrawn] {
-        assert!(load(&spec, absent).unwrap().all.iter().all(|t| !t.is_drawn));
+        assert!(load(&spec, absent).unwrap().all.iter().all(|t| !t.is_drawn()));
     }
     let mut other = spec.clone();
     other.teachers[0].stated.labels[1] = "cat".into();
@@ -135,13 +139,13 @@ fn a_stated_teacher_agrees_with_its_file_or_is_drawn_in_its_place() {
     let [a, b] = [(), ()].map(|()| {
         let mut store = Store::<f32>::default();
         let drawn = Teachers::load_or(&mut store, &spec.teachers, Absent::IsDrawn).unwrap();
-        assert_eq!((drawn.all[0].is_drawn, drawn.all[1].is_drawn), (true, false));
+        assert_eq!((drawn.all[0].is_drawn(), drawn.all[1].is_drawn()), (true, false));
         store.to_f32(drawn.all[0].net.head.unwrap()[0])
     });
     assert!(a == b && a.iter().any(|v| *v != 0.0), "drawn from a fixed seed");
     // Nor is the mean of drawn teachers one of files.
     spec.student.init = dfka_engine::pipeline::spec::StudentInit::Mean;
-    assert!(!forecast(&spec, None).unwrap().is_measured);
+    assert!(!forecast(&spec, &opened(&spec), None).unwrap().is_measured);
 }
 
 /// Stage after stage of the demo finds room on a machine: it holds what was forecast.
@@ -156,7 +160,7 @@ fn a_machine_holds_what_was_forecast() {
         let sets: Vec<Override> = sets.iter().map(|s| Override::set(s).unwrap()).collect();
         let file = common::root().join("configs/demo.toml");
         let spec = config::load_run(&file, &sets).unwrap().spec;
-        let expected = forecast(&spec, Some(Default::default())).unwrap();
+        let expected = forecast(&spec, &opened(&spec), Some(Default::default())).unwrap();
         let mut expected = expected.stages.iter();
         let device = Device { choice: Choice::Emu, ..Device::default() };
         let mut engine = engine_on(&device, spec.precision).unwrap();

@@ -13,9 +13,11 @@ use dfka_engine::ops::layers::conv2d::Conv2d;
 use dfka_engine::ops::losses::bce::{Bce, Targets};
 use dfka_engine::ops::optim::adam::Adam;
 use dfka_engine::pipeline::Device;
-use dfka_engine::pipeline::dual::{StageTwo, tasks};
-use dfka_engine::pipeline::generator::{StageOne, with_moments};
 use dfka_engine::pipeline::spec::*;
+use dfka_engine::pipeline::stage::with_moments;
+use dfka_engine::pipeline::stage_one::StageOne;
+use dfka_engine::pipeline::stage_two::StageTwo;
+use dfka_engine::pipeline::tasks::tasks;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::tensor::{Elem, Shape};
 use dfka_engine::weights::{Tensors, npz};
@@ -286,14 +288,14 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
         precision: Elem::Bf16,
         device: Device::default(),
         teachers,
-        student: StudentSpec {
+        student: StudentOptions {
             labels: from_value(two["labels"].clone()).unwrap(),
             init: StudentInit::Mean,
             norm: StudentNorm::Batch,
             branch: Branch::Block(2),
             filter_reduction: count(&golden.meta["filter_reduction"]),
         },
-        generator: GeneratorSpec {
+        generator: GeneratorOptions {
             groups: count(&one["groups"]),
             latent: count(&one["latent"]),
             widths: from_value(one["widths"].clone()).unwrap(),

@@ -3,9 +3,9 @@
 mod common;
 
 use common::{Lab, skipped};
+use dfka_engine::labelled::run::run;
 use dfka_engine::pipeline::checkpoint;
 use dfka_engine::pipeline::observer::{Observer, Stop};
-use dfka_engine::pipeline::run::run;
 use dfka_engine::pipeline::spec::RunSpec;
 use std::fs;
 use std::path::Path;

@@ -7,6 +7,10 @@ use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Optimiser, Plan, Store, Tape};
 use dfka_engine::config::{self, Override};
 use dfka_engine::device::{Choice, StepState};
+use dfka_engine::labelled::evaluate::evaluate;
+use dfka_engine::labelled::run::run;
+use dfka_engine::labelled::spec::{OptimiserSpec, TeachSpec, TeacherNorm, TrainingData, TrainingSpec};
+use dfka_engine::labelled::teach::teach;
 use dfka_engine::models::Recorder;
 use dfka_engine::models::resnet::{BlockKind, Build, Mode, Normalisation, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::ops::layers::activation::{Act, Activation};
@@ -17,14 +21,9 @@ use dfka_engine::ops::losses::statistics_loss::StatisticsLoss;
 use dfka_engine::ops::losses::weighted_sum::WeightedSum;
 use dfka_engine::ops::optim::adam::Adam;
 use dfka_engine::pipeline::Device;
-use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::pipeline::observer::Observer;
-use dfka_engine::pipeline::run::run;
 use dfka_engine::pipeline::schedule::Schedule;
-use dfka_engine::pipeline::spec::{
-    EvaluationData, OptimiserSpec, RunSpec, TeachSpec, TeacherNorm, TrainingData, TrainingSpec,
-};
-use dfka_engine::pipeline::teach::teach;
+use dfka_engine::pipeline::spec::{EvaluationData, RunSpec};
 use dfka_engine::tensor::{Elem, Real, Shape};
 
 /// The machine to test; none is told, and is no success.

@@ -5,10 +5,11 @@ use dfka_engine::device::StepState;
 use dfka_engine::device::cpu::par::on_a_worker;
 use dfka_engine::models::resnet::{BlockKind, Build, Normalisation, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::pipeline::Device;
-use dfka_engine::pipeline::dual::{StageTwo, tasks};
-use dfka_engine::pipeline::generator::StageOne;
-use dfka_engine::pipeline::session::Stage;
 use dfka_engine::pipeline::spec::*;
+use dfka_engine::pipeline::stage::Stage;
+use dfka_engine::pipeline::stage_one::StageOne;
+use dfka_engine::pipeline::stage_two::StageTwo;
+use dfka_engine::pipeline::tasks::tasks;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::tensor::Elem;
 use dfka_engine::weights::{Tensors, npz};
@@ -75,14 +76,14 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
         precision: Elem::Bf16,
         device: Device::default(),
         teachers,
-        student: StudentSpec {
+        student: StudentOptions {
             labels: vec![],
             init: StudentInit::Mean,
             norm: StudentNorm::Batch,
             branch: Branch::Block(2),
             filter_reduction: 4,
         },
-        generator: GeneratorSpec {
+        generator: GeneratorOptions {
             groups: 3,
             latent: 6,
             widths: vec![12, 10, 8],

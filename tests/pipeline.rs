@@ -5,11 +5,11 @@ mod common;
 
 use common::{LEFT, Lab, RIGHT, THIRD, load, mapped, network};
 use dfka_engine::device::philox::{Draws, below};
+use dfka_engine::labelled::evaluate::evaluate;
 use dfka_engine::models::filter::Filter;
 use dfka_engine::models::resnet::ResNetSpec;
-use dfka_engine::models::targetnet::{StudentSpec, TaskSpec};
+use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
-use dfka_engine::pipeline::evaluate::evaluate;
 use dfka_engine::pipeline::spec::EvaluationData;
 use dfka_engine::summary::{Score, Summary};
 use dfka_engine::weights::npz;
@@ -126,7 +126,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     lab.run("out", &[]).unwrap();
     let resume = |sets: &[&str]| {
         let spec = lab.spec(sets);
-        dfka_engine::pipeline::run::run(
+        dfka_engine::labelled::run::run(
             &spec,
             &lab.path("out"),
             true,
@@ -336,7 +336,7 @@ fn the_summary_says_what_is_in_the_files() {
 fn the_papers_parameter_counts() {
     let network = ResNetSpec::torchvision(101, 224).unwrap();
     let voc: Vec<String> = (0..20).map(|i| format!("label{i}")).collect();
-    let student = |labels: [&[String]; 2]| StudentSpec {
+    let student = |labels: [&[String]; 2]| TargetNetSpec {
         network: network.clone(),
         filter_reduction: 4,
         tasks: labels

@@ -5,10 +5,10 @@ mod common;
 
 use common::{Lab, skipped};
 use dfka_engine::autograd::Engine;
-use dfka_engine::pipeline::generator::StageOne;
 use dfka_engine::pipeline::observer::Silent;
-use dfka_engine::pipeline::session::Session;
+use dfka_engine::pipeline::session::{Extras, Session};
 use dfka_engine::pipeline::snapshots::{Snapshots, count_labels, label_statistics};
+use dfka_engine::pipeline::stage_one::StageOne;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::report::tensorboard::{Logged, TENSORBOARD, read};
 use serde_json::Value;
@@ -87,14 +87,12 @@ fn trained(lab: &Lab, out: &str, is_watched: bool) -> Vec<(String, Vec<u32>)> {
     let stage = one.stage(&mut engine, &spec, &teachers).unwrap();
     let mut observer = Silent;
     let mut session = Session::open(&out, false, String::new(), 1e6, &mut observer).unwrap();
-    if is_watched {
-        session.watch(Snapshots::new(&one, &engine, &spec).unwrap());
-    }
+    let snapshots = is_watched.then(|| Snapshots::new(&one, &engine, &spec).unwrap());
     let finish = |engine: &mut Engine<f32>, _: &_| match is_watched {
         true => count_labels(&one, engine, &spec, &teachers, &out),
         false => Ok(()),
     };
-    session.train(&mut engine, stage, finish).unwrap();
+    session.train_with(&mut engine, stage, Extras { snapshots, ..Extras::default() }, finish).unwrap();
     let bits = |id| engine.store.to_f32(id).iter().map(|v| v.to_bits()).collect();
     engine.store.ids().map(|id| (engine.store.name(id).to_owned(), bits(id))).collect()
 }

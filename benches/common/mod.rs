@@ -43,14 +43,14 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
         precision: Elem::Bf16,
         device: Device::default(),
         teachers: ["a", "b"].map(|t| TeacherSpec::new(t, teachers.join(t))).into_iter().collect(),
-        student: StudentSpec {
+        student: StudentOptions {
             labels: vec![],
             init: StudentInit::Scratch,
             norm: StudentNorm::Stored,
             branch: Branch::Block(4),
             filter_reduction: 4,
         },
-        generator: GeneratorSpec {
+        generator: GeneratorOptions {
             groups,
             latent: 108,
             widths: vec![128, 64, 32, 32, 16],

@@ -334,7 +334,7 @@ F32_BAR, BF16_BAR = 1e-5, 0.999
 
 
 def parity(args, path):
-    """The engine's loss and gradients (src/pipeline/generator.rs, record_objective) against PyTorch's.
+    """The engine's loss and gradients (src/pipeline/objective.rs) against PyTorch's.
 
     The f32 bar holds for the loss and the gradients at the levels, the bf16 bar for the latter, against PyTorch's f32 or
     its bf16 autocast, whichever is nearer. The filters' own gradients are sums that cancel, where PyTorch's f32 is 1e-5 off

@@ -11,7 +11,7 @@ use crate::config::{self, Loaded};
 use crate::device::gpu::card::Card;
 use crate::error::Result;
 use crate::pipeline::spec::RunSpec;
-use crate::pipeline::teachers::Absent;
+use crate::pipeline::teachers::{Absent, OpenedTeacher};
 
 #[derive(Args)]
 pub struct CheckArgs {
@@ -33,8 +33,9 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
         config::load_run(&args.config.config, &args.config.overrides()?)?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
-    let teachers = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
-    let cost = (commands.forecast)(&spec, args.card)?;
+    let opened = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
+    let cost = (commands.forecast)(&spec, &opened, args.card)?;
+    let teachers: Vec<TeacherFacts> = opened.iter().map(TeacherFacts::of).collect();
     if args.json {
         return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
     }
@@ -50,7 +51,7 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
 }
 
 /// Checks that the teachers have the labels and the network that the config expects, and that every file it
-/// names is usable. Returns what the teachers' files say.
+/// names is usable. Returns the opened teachers.
 ///
 /// Errors: the first mismatch, with its place in the config; a file that cannot be used.
 pub fn check_against_teachers(
@@ -58,13 +59,13 @@ pub fn check_against_teachers(
     source: &config::Source,
     commands: &Commands,
     absent: Absent,
-) -> Result<Vec<TeacherFacts>> {
+) -> Result<Vec<OpenedTeacher>> {
     let teachers = (commands.open_teachers)(spec, absent)?;
-    let labels: Vec<_> = teachers.iter().map(|t| t.labels.clone()).collect();
+    let labels: Vec<_> = teachers.iter().map(|t| t.known.labels.clone()).collect();
     config::check_labels(spec, &labels, source)?;
     for teacher in &teachers {
-        config::check_network(spec, &teacher.channels, source)?;
+        config::check_network(spec, &teacher.known.network.widths, source)?;
     }
-    (commands.check)(spec, absent)?;
+    (commands.check)(spec, &teachers)?;
     Ok(teachers)
 }

@@ -6,9 +6,12 @@ use serde_json::Value;
 
 use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
+use crate::labelled;
+use crate::labelled::spec::TeachSpec;
+use crate::pipeline::inputs::RunInputs;
 use crate::pipeline::observer::Observer;
-use crate::pipeline::spec::{EvaluationData, RunSpec, TeachSpec, TeacherSpec};
-use crate::pipeline::teachers::{Absent, Known};
+use crate::pipeline::spec::{EvaluationData, RunSpec};
+use crate::pipeline::teachers::{Absent, OpenedTeacher};
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
 
@@ -22,13 +25,20 @@ pub struct TeacherFacts {
     pub is_drawn: bool,
 }
 
+impl TeacherFacts {
+    pub fn of(teacher: &OpenedTeacher) -> TeacherFacts {
+        let (labels, channels) = (teacher.known.labels.clone(), teacher.known.network.widths.clone());
+        TeacherFacts { labels, channels, is_drawn: teacher.is_drawn() }
+    }
+}
+
 pub struct Commands {
-    /// Reads the labels and shapes of a run's teachers, not their weights.
-    pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<TeacherFacts>>,
-    /// Opens every file that a run reads.
-    pub check: fn(&RunSpec, Absent) -> Result<()>,
+    /// Opens the files of a run's teachers, each once.
+    pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<OpenedTeacher>>,
+    /// Checks every other file that a run reads.
+    pub check: fn(&RunSpec, &[OpenedTeacher]) -> Result<()>,
     /// Trains the student into a folder; `true` continues from the checkpoint there.
-    pub run: fn(&RunSpec, &Path, bool, &mut dyn Observer) -> Result<Summary>,
+    pub run: fn(&RunSpec, &RunInputs, &Path, bool, &mut dyn Observer) -> Result<Summary>,
     /// Opens every file that a teacher's training reads.
     pub check_teach: fn(&TeachSpec) -> Result<()>,
     /// Trains a teacher; arguments as for `run`. The result is JSON, because it is only printed.
@@ -36,26 +46,19 @@ pub struct Commands {
     /// Scores one teacher (counted from 0) on the run's evaluation data, on all of the teacher's labels.
     pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
     pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Score>,
-    /// Forecasts for the named card, or times steps on this machine. The result is JSON, because it is only
-    /// printed.
-    pub forecast: fn(&RunSpec, Option<&'static Card>) -> Result<Value>,
+    /// Forecasts for the named card, or times steps on this machine. The result is JSON, because it is only printed.
+    pub forecast: fn(&RunSpec, &[OpenedTeacher], Option<&'static Card>) -> Result<Value>,
 }
 
 pub const PIPELINE: Commands = Commands {
-    open_teachers: |spec, absent| {
-        let facts = |t: &TeacherSpec| {
-            let (Known { network, labels }, is_drawn) = absent.facts(t)?;
-            Ok(TeacherFacts { labels, channels: network.widths, is_drawn })
-        };
-        spec.teachers.iter().map(facts).collect()
-    },
-    check: pipeline::inputs::check,
-    run: pipeline::run::run,
-    check_teach: pipeline::teach::check,
-    teach: |spec, out, resume, observer| to_json(pipeline::teach::teach(spec, out, resume, observer)?),
-    score_teacher: pipeline::run::score_teacher,
-    evaluate: pipeline::evaluate::evaluate,
-    forecast: |spec, card| to_json(pipeline::forecast::forecast(spec, card)?),
+    open_teachers: |spec, absent| OpenedTeacher::open_all(&spec.teachers, absent),
+    check: labelled::run::check,
+    run: labelled::run::run_opened,
+    check_teach: labelled::teach::check,
+    teach: |spec, out, resume, observer| to_json(labelled::teach::teach(spec, out, resume, observer)?),
+    score_teacher: labelled::evaluate::score_teacher,
+    evaluate: labelled::evaluate::evaluate,
+    forecast: |spec, teachers, card| to_json(pipeline::forecast::forecast(spec, teachers, card)?),
 };
 
 fn to_json(value: impl serde::Serialize) -> Result<Value> {

@@ -11,15 +11,14 @@ use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::folder::{Existing, OutputFolder};
 use super::progress::ProgressMode;
-use super::record::weight_files;
 use super::run::run_in_folder;
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
 use crate::error::{Error, Result};
-use crate::pipeline::Device;
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
+use crate::pipeline::{Device, inputs};
 use crate::report;
 use crate::report::experiment::{ExperimentRow, ExperimentTable, Figures};
 use crate::report::origin::Origin;
@@ -94,7 +93,7 @@ pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<S
 impl ExperimentArgs {
     /// The command line that gives the same figures.
     fn line(&self) -> String {
-        let mut line = format!("dfka-commands experiment {} --scale {}", self.name, self.scale);
+        let mut line = format!("dfka-engine experiment {} --scale {}", self.name, self.scale);
         if let Some(seeds) = &self.seeds {
             let seeds: Vec<String> = seeds.iter().map(u32::to_string).collect();
             line += &format!(" --seeds {}", seeds.join(","));
@@ -111,7 +110,7 @@ impl ExperimentArgs {
 /// Errors: a file that has changed since.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     let Some(origin) = Origin::read(folder)? else { return Ok(()) };
-    let now = weight_files(spec);
+    let now = inputs::hashes(spec);
     let differs =
         now.iter().find(|f| !origin.weights.iter().any(|o| o.file == f.file && o.sha256 == f.sha256));
     match differs {

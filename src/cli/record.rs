@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::device;
 use crate::error::Result;
-use crate::pipeline::spec::{ImageSource, RunSpec, StudentInit};
+use crate::pipeline::spec::RunSpec;
 use crate::report;
 use crate::report::origin::{Call, Origin, WeightsFile};
 
@@ -20,9 +20,9 @@ impl Record {
     /// Records this call of the program, after the earlier ones if the run is resumed.
     ///
     /// Errors: a `run.json` that cannot be read or written.
-    pub fn begin(folder: &Path, spec: &RunSpec, is_resumed: bool) -> Result<Record> {
+    pub fn begin(folder: &Path, spec: &RunSpec, files: &[WeightsFile], is_resumed: bool) -> Result<Record> {
         let earlier = if is_resumed { Origin::read(folder)? } else { None };
-        let mut origin = Origin { weights: weight_files(spec), failure: None, ..earlier.unwrap_or_default() };
+        let mut origin = Origin { weights: files.to_vec(), failure: None, ..earlier.unwrap_or_default() };
         let now = Call::now(&device::name(spec.device.choice));
         let note = origin.calls.last().and_then(|earlier| difference(earlier, &now));
         origin.calls.push(now);
@@ -50,22 +50,6 @@ fn difference(earlier: &Call, now: &Call) -> Option<String> {
     Some(format!(
         "started on {was}, resumed on {is}: the student will differ in its bits from that of an uninterrupted run"
     ))
-}
-
-/// Every file that the student's bits depend on. Files that cannot be read are left out, because the run
-/// fails on them with a message of its own.
-pub fn weight_files(spec: &RunSpec) -> Vec<WeightsFile> {
-    let teachers = spec.teachers.iter().map(|t| (format!("teacher {}", t.name), &t.weights));
-    let init = match &spec.student.init {
-        StudentInit::Weights(file) => Some(("the student's start".to_owned(), file)),
-        StudentInit::Scratch | StudentInit::Mean | StudentInit::Teacher(_) => None,
-    };
-    let images = [&spec.dual.images].into_iter().chain(&spec.baselines).filter_map(|source| match source {
-        ImageSource::Real(file) => Some(("images without labels".to_owned(), file)),
-        ImageSource::Generator | ImageSource::Noise => None,
-    });
-    let all = teachers.chain(init).chain(images);
-    all.filter_map(|(name, file)| WeightsFile::of(&name, file).ok()).collect()
 }
 
 #[cfg(test)]

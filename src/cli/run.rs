@@ -16,6 +16,7 @@ use crate::config::{self, Loaded};
 use crate::device::Choice;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
+use crate::pipeline::inputs::{self, RunInputs};
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
 use crate::report;
@@ -67,10 +68,11 @@ pub fn run_in_folder(
     mode: ProgressMode,
     commands: &Commands,
 ) -> Result<Summary> {
-    check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
+    let teachers = check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
     folder.protect(&loaded.spec.inputs())?;
     folder.prepare(&loaded.resolved)?;
-    let record = Record::begin(folder.path(), &loaded.spec, is_resumed)?;
+    let inputs = RunInputs { teachers, hashes: inputs::hashes(&loaded.spec) };
+    let record = Record::begin(folder.path(), &loaded.spec, &inputs.hashes, is_resumed)?;
     let signals = Signals::listen()?;
     let mut progress = Progress::start(folder.path(), is_resumed, mode)?.stopping_on(signals);
     if let Some(line) = greeting {
@@ -79,7 +81,7 @@ pub fn run_in_folder(
     if let Some(note) = &record.note {
         progress.print(note);
     }
-    let summary = (commands.run)(&loaded.spec, folder.path(), is_resumed, &mut progress);
+    let summary = (commands.run)(&loaded.spec, &inputs, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();
     let summary = record.end(summary.and_then(|s| logged.map(|()| s)))?;
     report::write(folder.path(), &summary)?;

@@ -1,24 +1,30 @@
 //! The commands with a fake pipeline.
 
-use super::commands::TeacherFacts;
 use super::*;
 use crate::error::Error;
+use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::pipeline::observer::Observer;
-use crate::pipeline::teachers::Absent;
+use crate::pipeline::teacher_file::Known;
+use crate::pipeline::teachers::{Absent, OpenedTeacher};
 use crate::report;
 use crate::summary::{Score, Summary};
+use crate::weights::Tensors;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const CONFIG: &str = "name = 'n'\nteachers = [{ name = 'a', weights = 'a.npz' }]\n\
                       student.labels = ['bus']\ndual.steps = [1, 1]\n";
 
 const FAKE: Commands = Commands {
     open_teachers: |_, absent| {
-        let labels = vec!["bus".into(), "car".into()];
-        Ok(vec![TeacherFacts { labels, channels: vec![8, 16], is_drawn: absent == Absent::IsDrawn }])
+        let stem = Stem { width: 8, kernel: 3, stride: 1, max_pool: false };
+        let network = ResNetSpec::new(BlockKind::Basic, [32, 32, 3], stem, vec![8, 16], vec![1, 1]);
+        let known = Known { network, labels: vec!["bus".into(), "car".into()] };
+        let tensors = (absent == Absent::Fails).then(|| Arc::new(Tensors::new()));
+        Ok(vec![OpenedTeacher { name: "a".into(), file: "a.npz".into(), known, tensors }])
     },
     check: |_, _| Ok(()),
-    run: |spec, out, is_resumed, observer: &mut dyn Observer| {
+    run: |spec, _, out, is_resumed, observer: &mut dyn Observer| {
         assert!(out.join(report::CONFIG).exists());
         observer.stage(if is_resumed { "again" } else { "first" }, 2);
         for step in 0..2 {
@@ -30,7 +36,7 @@ const FAKE: Commands = Commands {
     teach: |spec, _, _, _| Ok(json!({ "name": spec.name, "map": 90.5 })),
     score_teacher: |_, _| Ok(Score { map: 60.0, ..Score::default() }),
     evaluate: |_, _, _| Ok(Score { map: 50.0, ..Score::default() }),
-    forecast: |_, _| Ok(json!({ "memory": { "bytes": 12 } })),
+    forecast: |_, _, _| Ok(json!({ "memory": { "bytes": 12 } })),
 };
 
 fn call(args: &[&str]) -> Result<String> {

@@ -1,5 +1,5 @@
 //! Text to a validated spec: `RawRun` and `RawTeach` mirror the TOML, [`RunSpec`](crate::pipeline::spec::RunSpec) and
-//! [`TeachSpec`](crate::pipeline::spec::TeachSpec) cannot hold a value that is invalid on its own.
+//! [`TeachSpec`](crate::labelled::spec::TeachSpec) cannot hold a value that is invalid on its own.
 //!
 //! Adding a key takes three lines: the field of the spec (`pipeline/spec.rs`); the field of the raw table that mirrors
 //! the file, an `Option` where there is a default; and one line in `build`, which gives the default and the range:

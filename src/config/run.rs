@@ -17,8 +17,8 @@ use crate::error::Result;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::pipeline::spec::{
-    AugmentSpec, Branch, DualSpec, GeneratorSpec, ImageSource, LossSpec, Recipe, RunSpec, StudentInit,
-    StudentNorm, StudentSpec, TeacherSpec,
+    AugmentSpec, Branch, DualSpec, GeneratorOptions, ImageSource, LossSpec, Recipe, RunSpec, StudentInit,
+    StudentNorm, StudentOptions, TeacherSpec,
 };
 use crate::tensor::Elem;
 
@@ -153,9 +153,9 @@ fn build(source: &Source, raw: &mut RawRun) -> Result<RunSpec> {
     })
 }
 
-fn student(source: &Source, raw: &mut RawStudent, teachers: &[TeacherSpec]) -> Result<StudentSpec> {
+fn student(source: &Source, raw: &mut RawStudent, teachers: &[TeacherSpec]) -> Result<StudentOptions> {
     let labels = or(&mut raw.labels, Labels::Word("all".into()));
-    Ok(StudentSpec {
+    Ok(StudentOptions {
         labels: labels.names(source, "student.labels")?,
         init: student_init(source, raw.init.get_or_insert("scratch".into()), teachers)?,
         norm: or(&mut raw.norm, StudentNorm::Stored),
@@ -208,8 +208,8 @@ fn branch(source: &Source, raw: &mut RawStudent) -> Result<Branch> {
     }
 }
 
-fn generator(source: &Source, raw: &mut RawGenerator) -> Result<GeneratorSpec> {
-    Ok(GeneratorSpec {
+fn generator(source: &Source, raw: &mut RawGenerator) -> Result<GeneratorOptions> {
+    Ok(GeneratorOptions {
         // The paper's best on VOC 2007 (docs/method.md 5).
         groups: source.count("generator.groups", or(&mut raw.groups, 2), 1..=64)?,
         latent: source.count("generator.latent", or(&mut raw.latent, 128), 1..=65_536)?,

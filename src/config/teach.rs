@@ -16,10 +16,10 @@ use super::source::{Override, Source};
 use super::suggest::nearest;
 use super::training::{self, RawTraining};
 use crate::error::Result;
+use crate::labelled::spec::{CropSpec, TeachSpec, TrainingData};
 use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
-use crate::pipeline::spec::{CropSpec, TeachSpec, TrainingData};
 use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]

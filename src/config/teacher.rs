@@ -9,7 +9,7 @@ use super::suggest::suggest;
 use crate::error::Result;
 use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::pipeline::spec::{Stated, TeacherSpec};
-use crate::pipeline::teachers::IMAGE_SIZE;
+use crate::pipeline::teacher_file::IMAGE_SIZE;
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

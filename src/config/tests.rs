@@ -1,5 +1,6 @@
 use super::*;
 use crate::error::Result;
+use crate::labelled::spec::*;
 use crate::pipeline::spec::*;
 
 const SMALL: &str = r#"name = "small"

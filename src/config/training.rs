@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::keys::{only_with, or};
 use super::source::Source;
 use crate::error::Result;
+use crate::labelled::spec::{OptimiserSpec, TeacherNorm, TrainingSpec};
 use crate::pipeline::schedule::Schedule;
-use crate::pipeline::spec::{OptimiserSpec, TeacherNorm, TrainingSpec};
 
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

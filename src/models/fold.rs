@@ -1,20 +1,26 @@
-//! Batch norm of evaluation-mode networks, folded into the convolution before it.
+//! Folding a batch norm in evaluation mode into the convolution before it; and the layouts of filters.
 
 use crate::tensor::Shape;
 
-/// A batch norm as stored: four vectors of one value per channel.
+/// A batch norm as a file stores it: four vectors of one value per channel.
 pub struct StoredNorm<'a> {
+    /// Scale.
     pub gamma: &'a [f32],
+    /// Shift.
     pub beta: &'a [f32],
+    /// Running mean.
     pub mean: &'a [f32],
+    /// Running variance.
     pub var: &'a [f32],
 }
 
-/// PyTorch's default, which torchvision's models use.
+/// Epsilon of every batch norm: PyTorch's default, which torchvision's models use.
 pub const BN_EPS: f64 = 1e-5;
 
-/// `gamma (conv(x, w) - mean) / sqrt(var + eps) + beta = conv(x, w * g) + (beta - mean * g)`, `g = gamma / sqrt(var + eps)`,
-/// in f64, so that it is exact in the engine's scalar. `w` is `[k, ...]`; returns weights and bias.
+/// Weights and bias of the one convolution that equals a convolution with filter `w` (`[k, ...]`, of shape `shape`) and the
+/// batch norm after it:
+/// `gamma (conv(x, w) - mean) / sqrt(var + eps) + beta = conv(x, w * g) + (beta - mean * g)`, `g = gamma / sqrt(var + eps)`.
+/// Computed in f64, so that rounding happens once, to the engine's scalar.
 pub fn fold(shape: Shape, w: &[f32], norm: &StoredNorm) -> (Vec<f64>, Vec<f64>) {
     let gains: Vec<f64> = norm
         .gamma
@@ -33,7 +39,7 @@ pub fn fold(shape: Shape, w: &[f32], norm: &StoredNorm) -> (Vec<f64>, Vec<f64>) 
     (weights.collect(), bias.collect())
 }
 
-/// A filter from PyTorch's `[k, c, r, s]` to the engine's `[k, r, s, c]`.
+/// A filter from PyTorch's `[k, c, r, s]` to the engine's `[k, r, s, c]`. `shape` is the engine's.
 pub fn from_oihw(shape: Shape, w: &[f32]) -> Vec<f32> {
     let [k, r, s, c] = shape.0;
     let mut out = Vec::with_capacity(w.len());
@@ -45,7 +51,7 @@ pub fn from_oihw(shape: Shape, w: &[f32]) -> Vec<f32> {
     out
 }
 
-/// And back.
+/// A filter from the engine's `[k, r, s, c]` to PyTorch's `[k, c, r, s]`. `shape` is the engine's.
 pub fn to_oihw(shape: Shape, w: &[f32]) -> Vec<f32> {
     let [k, r, s, c] = shape.0;
     let mut out = Vec::with_capacity(w.len());
@@ -62,16 +68,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_are_inverse() {
+    fn the_two_layout_changes_are_inverse() {
         let shape = Shape::new(2, 3, 1, 4);
         let w: Vec<f32> = (0..24).map(|v| v as f32).collect();
-        // [k=0][c=1][r=2] of PyTorch is element 1 * 3 + 2 = 5; here it stands at (r * 1) * 4 + c = 9.
+        // [k=0][c=1][r=2] of PyTorch is element 1 * 3 + 2 = 5; in the engine's layout it is (r * 1) * 4 + c = 9.
         assert_eq!(from_oihw(shape, &w)[9], 5.0);
         assert_eq!(to_oihw(shape, &from_oihw(shape, &w)), w);
     }
 
     #[test]
-    fn folding_is_the_batch_norm() {
+    fn a_folded_convolution_equals_convolution_and_batch_norm() {
         // One channel, 1x1 filter 2, x = 3: conv 6; (6 - 1) / sqrt(4 + 1e-5) * 3 + 0.5 = 8 - tiny.
         let norm = StoredNorm { gamma: &[3.0], beta: &[0.5], mean: &[1.0], var: &[4.0] };
         let (w, b) = fold(Shape::new(1, 1, 1, 1), &[2.0], &norm);

@@ -1,4 +1,4 @@
-//! The group-stack generator: noise to features to an image, each level in the shape of a teacher's block output.
+//! The group-stack generator, from noise over features to an image. Each level has the shape of a teacher's block output.
 
 use super::fold::BN_EPS;
 use super::resnet::ResNetSpec;
@@ -12,11 +12,11 @@ use crate::ops::layers::conv2d::Conv2d;
 use crate::ops::layers::upsample::{Mode, Upsample};
 use crate::tensor::{Real, Shape};
 
-/// `F_g^j` of the groups (docs/method.md 2): `K - 1` feature levels of the teachers, deepest first, then the image
-/// (level 0).
+/// The levels that `groups` = K groups end at (docs/method.md 2): `K - 1` feature levels of the teachers, deepest first,
+/// then the image (level 0).
 ///
-/// Level `l` has the shape of the teachers' `F^l`. The levels are spread evenly over the blocks: with B = 4, K = 2
-/// keeps level 2, K = 4 keeps 3, 2, 1; K = 1 is a plain generator. *[ours: the supplement leaves the choice open]*
+/// Level `l` has the shape of the teachers' `F^l`. The levels are spread evenly over the `blocks` = B blocks: with B = 4,
+/// K = 2 keeps level 2 and K = 4 keeps 3, 2, 1; K = 1 is a plain generator. *[ours: the supplement leaves the choice open]*
 pub fn levels(blocks: usize, groups: usize) -> Vec<usize> {
     let round = |j: usize| (2 * blocks * (groups - j) + groups) / (2 * groups);
     (1..groups).map(round).chain([0]).collect()
@@ -25,21 +25,22 @@ pub fn levels(blocks: usize, groups: usize) -> Vec<usize> {
 /// LeakyReLU slope of DCGAN-style generators.
 const LEAK: Act = Act::LeakyRelu(0.2);
 
-/// A convolution with what follows it.
+/// A 3x3 convolution, with the upsampling before it and the normalisation and activation after it.
 struct Step {
-    /// Upsample by two first.
+    /// Upsampling by two before the convolution.
     upsample: Option<Mode>,
     filter: TensorId,
-    /// Batch norm's gamma, beta, running mean and variance; the last layer has a bias instead.
+    /// Gamma, beta, running mean and variance of the batch norm; the last layer has a bias instead.
     norm: Option<[TensorId; 4]>,
     bias: Option<TensorId>,
     act: Act,
-    /// This step ends a group: its output is the level's `F_g`.
+    /// Set where the step ends a group: its output is `F_g` of this level.
     ends_level: Option<usize>,
 }
 
-/// The generator's tensors in a store, in the order they run.
+/// A generator in a store.
 pub struct Generator {
+    /// The levels that its groups end at (see [`levels`]).
     pub levels: Vec<usize>,
     project: TensorId,
     project_norm: [TensorId; 4],
@@ -60,10 +61,10 @@ struct Builder<'a, R> {
 }
 
 impl<R: Real> Builder<'_, R> {
-    fn tensor(&mut self, name: &str, shape: Shape, values: Vec<f32>, learns: bool) -> TensorId {
+    fn tensor(&mut self, name: &str, shape: Shape, values: Vec<f32>, is_learnt: bool) -> TensorId {
         let id = self.store.add_with(&format!("{}.{name}", self.prefix), shape, &values);
         self.tensors.push(id);
-        if learns {
+        if is_learnt {
             self.learning.push(id);
         }
         id
@@ -79,16 +80,16 @@ impl<R: Real> Builder<'_, R> {
             ("running_mean", 0.0, false),
             ("running_var", 1.0, false),
         ];
-        parts.map(|(part, v, learns)| {
-            self.tensor(&format!("{name}.norm.{part}"), Shape::vector(c), vec![v; c], learns)
+        parts.map(|(part, v, is_learnt)| {
+            self.tensor(&format!("{name}.norm.{part}"), Shape::vector(c), vec![v; c], is_learnt)
         })
     }
 }
 
 impl Generator {
-    /// Builds a generator of `groups` groups for teachers of shape `spec`. `z_len`: length of its input. `widths`: channels
-    /// of the projected noise, then of the convolutions at each resolution from the deepest level's up to the image's
-    /// (the last is repeated as needed).
+    /// Builds a generator of `groups` groups for teachers of architecture `spec`, under the names `prefix.*` in the store.
+    /// `z_len` is the length of its input. `widths` are the channels of the projected noise, then of the convolutions at
+    /// each resolution from the deepest level's to the image's; the last one is repeated as needed.
     pub fn new<R: Real>(
         store: &mut Store<R>,
         prefix: &str,
@@ -109,7 +110,8 @@ impl Generator {
         let mut channels = width(0);
         let mut size = [deepest.h(), deepest.w()];
         let image = spec.feature(0, 1);
-        // In the deep groups, feature maps are upsampled by repetition; towards the image, bilinearly (no checkerboards).
+        // Feature maps of the deep groups are upsampled by repetition; after the last feature level upsampling is
+        // bilinear, which leaves no checkerboard in the image.
         let shallowest = levels[levels.len().saturating_sub(2)].min(spec.blocks() - 1);
         let image_only = levels.len() == 1;
         for i in 0.. {
@@ -150,8 +152,8 @@ impl Generator {
         Generator { levels, project, project_norm, start, steps, learning, tensors }
     }
 
-    /// Records the generator on `z` `[n, 1, 1, z_len]`; returns `F_g` by level, in `self.levels`' order. Batch norm uses
-    /// the batch's statistics, also when the generator is frozen: that is the distribution it was trained to produce.
+    /// Records the generator on `z` `[n, 1, 1, z_len]`; returns `F_g` of each level, in the order of `self.levels`. Batch
+    /// norm uses the batch's statistics even when the generator is frozen: it was trained to produce that distribution.
     pub fn record<R: Real>(&self, r: &mut Recorder<R>, z: Value, learn: Learn) -> Result<Vec<Value>> {
         let n = r.tape.shape(z).n();
         let w = r.leaf(self.project, learn);
@@ -192,15 +194,18 @@ impl Generator {
     ) -> Result<Value> {
         let [gamma, beta] = [norm[0], norm[1]].map(|t| r.leaf(t, learn));
         let [mean, var] = [norm[2], norm[3]].map(|t| r.leaf(t, Learn::Frozen));
-        // Who only looks at a generator leaves its estimates as they are.
+        // A frozen generator keeps its running estimates as they are.
         let momentum = if learn == Learn::Frozen { 0.0 } else { 0.1 };
         let bn = BatchNorm { stats: Stats::Batch, act, momentum, eps: BN_EPS as f32 };
         r.apply(bn, &[x, gamma, beta, mean, var])
     }
 
+    /// The tensors that an optimiser may change.
     pub fn learning(&self) -> &[TensorId] {
         &self.learning
     }
+
+    /// All tensors, running estimates included, in the order in which they are used.
     pub fn tensors(&self) -> &[TensorId] {
         &self.tensors
     }

@@ -1,5 +1,5 @@
 //! The TargetNet: a shared trunk, and per task a filter, one teacher's remaining blocks and its head cut down to the
-//! wanted labels (docs/method.md 4). Frozen and folded: it is what a run hands over.
+//! wanted labels (docs/method.md 4). It is frozen and folded: the result of a run.
 
 use super::Recorder;
 use super::filter::Filter;
@@ -13,36 +13,41 @@ use crate::tensor::{Real, Shape};
 use crate::weights::Tensors;
 use serde::{Deserialize, Serialize};
 
-/// One task: what is predicted through one teacher's last blocks.
+/// One task: the labels that are predicted through one teacher's last blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
+    /// The teacher's name.
     pub teacher: String,
+    /// The task's labels, in the order of its predictions.
     pub labels: Vec<String>,
     /// The task leaves the trunk after this block (1-based).
     pub block: usize,
 }
 
-/// What a student file's metadata holds under `student`.
+/// The architecture and labels of a TargetNet, as a student file's metadata holds them under `student`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StudentSpec {
+pub struct TargetNetSpec {
+    /// The teachers' architecture, which the trunk and the branches share.
     pub network: ResNetSpec,
+    /// Channel reduction `r` of the filters.
     pub filter_reduction: usize,
+    /// One task for each teacher of which the student has labels.
     pub tasks: Vec<TaskSpec>,
-    /// Order of the predictions.
+    /// All labels, in the order of the predictions.
     pub labels: Vec<String>,
 }
 
-impl StudentSpec {
-    /// What a student's file says it is.
+impl TargetNetSpec {
+    /// Reads the metadata of a student's file.
     ///
-    /// Errors: no student's metadata, or metadata that no student can have.
-    pub fn of(t: &Tensors) -> Result<StudentSpec> {
-        let spec: StudentSpec = t.meta_as("student")?;
+    /// Errors: no such metadata, or a description that no student can have.
+    pub fn of(t: &Tensors) -> Result<TargetNetSpec> {
+        let spec: TargetNetSpec = t.meta_as("student")?;
         spec.validate().map_err(|e| Error::data(t.file(), format!("__meta__: student: {e}")))?;
         Ok(spec)
     }
 
-    /// The teacher that a label was learnt from.
+    /// The teacher whose predictions the label is learnt from.
     pub fn teacher_of(&self, label: &String) -> Option<&String> {
         self.tasks.iter().find(|t| t.labels.contains(label)).map(|t| &t.teacher)
     }
@@ -71,7 +76,7 @@ impl StudentSpec {
         Ok(())
     }
 
-    /// Parameters, and how many of them are filters.
+    /// Number of parameters as PyTorch counts them, and how many of them belong to filters.
     pub fn parameters(&self) -> (usize, usize) {
         let (net, last) = (&self.network, self.network.blocks());
         let trunk = self.tasks.iter().map(|t| t.block).max().unwrap_or(0);
@@ -86,6 +91,7 @@ impl StudentSpec {
 }
 
 struct Task {
+    /// The task leaves the trunk after this block (1-based).
     block: usize,
     filter: Filter,
     branch: ResNet,
@@ -93,7 +99,8 @@ struct Task {
 
 /// A student in a store.
 pub struct TargetNet {
-    pub spec: StudentSpec,
+    /// Architecture and labels.
+    pub spec: TargetNetSpec,
     trunk: ResNet,
     tasks: Vec<Task>,
     /// Column of the concatenated task predictions for each of the student's labels.
@@ -101,9 +108,11 @@ pub struct TargetNet {
 }
 
 impl TargetNet {
-    /// Takes a student's tensors, as `pipeline::dual` exports them.
+    /// Builds a student from the tensors of its file, under the names `prefix.*` in the store.
+    ///
+    /// Errors: no student's metadata, a tensor that is missing, has another shape, or is left over.
     pub fn load<R: Real>(store: &mut Store<R>, prefix: &str, mut t: Tensors) -> Result<TargetNet> {
-        let spec = StudentSpec::of(&t)?;
+        let spec = TargetNetSpec::of(&t)?;
         let (net, last) = (&spec.network, spec.network.blocks());
         let deepest = spec.tasks.iter().map(|t| t.block).max().unwrap_or(1);
         let mut part = strip(&mut t, "trunk.")?;
@@ -160,7 +169,7 @@ impl TargetNet {
     }
 }
 
-/// A vector or matrix as PyTorch would store the same parameter.
+/// The shape in which PyTorch stores the same parameter.
 pub fn torch_shape(shape: Shape) -> Vec<usize> {
     match shape.0 {
         [1, 1, 1, c] => vec![c],

@@ -1,14 +1,17 @@
-//! ResNet state dicts as torchvision and timm save them: no word about the network, only names and shapes.
+//! ResNet state dicts as torchvision and timm save them. They do not describe the network: it is inferred from the
+//! tensors' names and shapes.
 
 use super::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::error::{Error, Result};
 use crate::weights::Tensors;
 use std::collections::BTreeSet;
 
-/// What wrappers (DataParallel, Lightning, `torch.compile`, detectors) put before every name.
+/// The prefixes that wrappers (DataParallel, Lightning, `torch.compile`, detectors) put before every name.
 const WRAPPERS: [&str; 5] = ["module.", "model.", "backbone.", "encoder.", "_orig_mod."];
 
-/// Takes away the prefixes of [`WRAPPERS`], nested ones too, that all tensors have.
+/// Removes the wrappers' prefixes, nested ones too, that the names of all tensors have.
+///
+/// Errors: a name of which nothing is left.
 pub fn strip_wrappers(t: Tensors) -> Result<Tensors> {
     let mut length = 0;
     if let Some((first, _)) = t.iter().next() {
@@ -26,10 +29,11 @@ pub fn strip_wrappers(t: Tensors) -> Result<Tensors> {
 
 /// The network whose tensors these are, for images of `size` pixels a side.
 ///
-/// Widths and depths follow from names and shapes. What no shape shows is torchvision's: a 7x7 stem strides by 2 and has a
-/// max pool behind it, bottlenecks stride in their 3x3. A 3x3 stem is taken for the one of small images: stride 1, no pool.
+/// Widths and depths follow from names and shapes. What no shape shows is assumed to be torchvision's: a 7x7 stem has
+/// stride 2 and a max pool after it, bottlenecks have their stride in the 3x3. A 3x3 stem is assumed to be that of networks
+/// for small images: stride 1, no pool.
 ///
-/// Errors: tensors that are no such network's.
+/// Errors: tensors that belong to no such network.
 pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
     let wrong = |message: String| Error::data(t.file(), message);
     let no_stem = || {
@@ -44,12 +48,12 @@ pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
         Some(&[k, c, r, s]) if r == s && (r == 7 || r == 3) => (k, c, r),
         Some(_) | None => return Err(no_stem()),
     };
-    // From all names, so that one that is missing shows up as missing and not as a smaller network.
+    // All names are read, so that a missing one is reported as missing and does not pass for a smaller network.
     let mut depths: Vec<usize> = Vec::new();
     let mut block = BlockKind::Basic;
     for (name, _) in t.iter() {
         let Some((b, u, part)) = unit(name) else { continue };
-        // More of them than there are tensors would be a name's invention.
+        // A network cannot have more blocks or units than tensors: such a number would only be a large allocation.
         if b == 0 || b > t.len() || u >= t.len() {
             return Err(wrong(format!("array {name:?}: no ResNet of {} tensors has it", t.len())));
         }
@@ -82,15 +86,16 @@ pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
     Ok(network)
 }
 
-/// Block, unit and rest of `layerB.U.REST`.
+/// Block, unit and rest of a name `layerB.U.REST`.
 fn unit(name: &str) -> Option<(usize, usize, &str)> {
     let (block, rest) = name.strip_prefix("layer")?.split_once('.')?;
     let (unit, part) = rest.split_once('.')?;
     Some((block.parse().ok()?, unit.parse().ok()?, part))
 }
 
-/// Fails unless the names in `t` are those of `network`'s blocks and, where it is wanted, of a fully connected
-/// layer: says at once what is missing and what is too much.
+/// Compares the names in `t` with those of `network`'s blocks and, with [`Head::Wanted`], of a fully connected layer.
+///
+/// Errors: names that are missing or unexpected; the message lists both.
 pub fn check_names(t: &Tensors, network: &ResNetSpec, head: Head) -> Result<()> {
     let mut expected: BTreeSet<String> = BTreeSet::new();
     let units: usize = network.depths.iter().sum();
@@ -121,12 +126,14 @@ pub fn check_names(t: &Tensors, network: &ResNetSpec, head: Head) -> Result<()> 
     Err(Error::data(t.file(), message))
 }
 
-/// Names of a kind that an error shows.
+/// Most names of one kind that an error shows.
 const SHOWN: usize = 5;
 
-/// Whether a network's fully connected layer matters.
+/// Whether a file must hold the network's fully connected layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
+    /// It must.
     Wanted,
+    /// It may, and the layer is not looked at.
     Ignored,
 }

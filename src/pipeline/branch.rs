@@ -1,13 +1,13 @@
-//! Where the TargetNet leaves the trunk: the block whose dual loss is lowest (docs/method.md 4), no labels involved.
+//! Where the TargetNet leaves the trunk: after the block whose dual loss is lowest (docs/method.md 4).
 
-use super::checkpoint::Outcome;
-use super::dual::TaskLabels;
+use super::checkpoint::StageResult;
 use super::spec::Branch;
+use super::tasks::TaskLabels;
 use super::teachers::Teachers;
 use crate::summary::TaskBranch;
 
-/// The block (1-based) after which all tasks leave the trunk. `losses` are by task, then by block. Blocks up to the
-/// branch are trained together, so there is one branch: where the tasks' losses add up to the least.
+/// The block (1-based) after which all tasks leave the trunk. `losses` are by task, then by block. There is one branch for
+/// all tasks, because the blocks before it are trained together: the block with the lowest sum of the tasks' losses.
 pub fn choose(branch: Branch, losses: &[Vec<f64>]) -> usize {
     let blocks = losses.iter().map(Vec::len).min().unwrap_or(0);
     let total = |b: usize| losses.iter().map(|task| task[b - 1]).sum::<f64>();
@@ -20,12 +20,13 @@ pub fn choose(branch: Branch, losses: &[Vec<f64>]) -> usize {
     }
 }
 
-/// Each task's converged losses, from the blocks' outcomes; and the choice.
+/// Chooses the branch from the results of the blocks' stages, first block first. Returns it with each task's converged
+/// losses.
 pub fn decide(
     branch: Branch,
     teachers: &Teachers,
     tasks: &[TaskLabels],
-    blocks: &[Outcome],
+    blocks: &[StageResult],
 ) -> (usize, Vec<TaskBranch>) {
     let losses: Vec<Vec<f64>> = tasks
         .iter()
@@ -56,7 +57,7 @@ mod tests {
         assert_eq!(choose(Branch::Auto { least: 2 }, &losses), 3);
         assert_eq!(choose(Branch::Auto { least: 4 }, &losses), 4);
         assert_eq!(choose(Branch::Block(2), &losses), 2);
-        // A tie goes to the earlier block, which shares less but was trained first.
+        // A tie goes to the earlier block.
         assert_eq!(choose(Branch::Auto { least: 1 }, &[vec![1.0, 1.0]]), 1);
     }
 }

@@ -1,10 +1,10 @@
-//! Progress that survives a kill: which stages are done, and the tensors of the one under way.
+//! Progress that survives a kill: which stages are finished, and the tensors of the current one.
 //!
-//! Random draws and learning rates are functions of the step, and optimiser moments are tensors, so these tensors and
-//! the step number are all of a run's state: a resumed run computes the same bits.
+//! Random draws and learning rates are functions of the step, and optimiser moments are tensors, so the tensors and the
+//! step number are all of a run's state: a resumed run computes the same bits.
 //!
-//! The last two checkpoints are kept, each sealed by a checksum: where a disk damaged the newest, the one before it
-//! serves, and some steps are repeated.
+//! The last two checkpoints are kept, each sealed by a checksum. If the newest one is damaged, the run resumes from the one
+//! before it and repeats some steps.
 
 use crate::autograd::Store;
 use crate::error::{Error, Result};
@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a finished stage leaves for the rest of the run to know.
+/// What the rest of a run needs of a finished stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct StageResult {
+    /// Wall clock.
     pub seconds: f64,
     /// Each metric's mean over the last tenth of the stage.
     pub converged: BTreeMap<String, f64>,
@@ -25,22 +26,28 @@ pub struct Outcome {
 /// Sums of the metrics over the steps that count towards `converged`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tail {
+    /// By metric.
     pub sums: Vec<f64>,
+    /// Steps that were added.
     pub count: u64,
 }
 
+/// How far a run has come; a checkpoint's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Hash of everything the result depends on; a checkpoint of another configuration is refused.
+    /// Hash of everything that the result depends on; a checkpoint of another configuration is refused.
     pub fingerprint: String,
-    pub done: BTreeMap<String, Outcome>,
-    /// Whose tensors these are: the student's file prefix.
+    /// The finished stages, by name.
+    pub done: BTreeMap<String, StageResult>,
+    /// File prefix of the student that the checkpoint's tensors belong to.
     pub student: String,
-    /// Stage under way and its next step.
+    /// The current stage; empty between stages.
     pub stage: String,
+    /// The current stage's next step.
     pub step: u64,
+    /// The current stage's metrics so far.
     pub tail: Tail,
-    /// Seconds already spent in the stage under way.
+    /// Seconds already spent in the current stage.
     pub seconds: f64,
 }
 
@@ -51,11 +58,12 @@ impl Progress {
     }
 }
 
-/// Names in the output folder: the newest, and the one before it.
+/// Name of the newest checkpoint in the output folder.
 pub const FILE: &str = "checkpoint.npz";
+/// Name of the one before it.
 pub const PREVIOUS: &str = "checkpoint-previous.npz";
 
-/// Whether a tensor is state: not a teacher's (reloaded from its file) and not data.
+/// Whether a tensor is part of the run's state. Teachers' tensors are not: they never change. Nor is data.
 fn is_state(name: &str) -> bool {
     !name.starts_with("teacher.") && !name.starts_with("data.")
 }
@@ -66,7 +74,9 @@ pub fn not_finite(store: &Store<f32>) -> Option<&str> {
     state.find(|id| store.get(*id).iter().any(|v| !v.is_finite())).map(|id| store.name(id))
 }
 
-/// Writes the checkpoint, whole or not at all; the one that was the newest stays as the previous one.
+/// Writes a checkpoint, whole or not at all. What was the newest one becomes the previous one.
+///
+/// Errors: a file that cannot be written.
 pub fn save(out: &Path, progress: &Progress, store: &Store<f32>) -> Result<()> {
     let ids: Vec<_> = store.ids().filter(|id| is_state(store.name(*id))).collect();
     let shapes: Vec<[usize; 4]> = ids.iter().map(|id| store.shape(*id).0).collect();
@@ -80,17 +90,19 @@ pub fn save(out: &Path, progress: &Progress, store: &Store<f32>) -> Result<()> {
     npz::write_sealed(&out.join(FILE), &out.join(PREVIOUS), &arrays, &meta)
 }
 
-/// A checkpoint whose contents are what was written.
+/// A checkpoint whose checksum is right.
 pub struct Found {
+    /// Its path.
     pub file: PathBuf,
+    /// Its metadata.
     pub progress: Progress,
-    /// What is wrong with the newest one, if this is the one before it.
+    /// What is wrong with the newest checkpoint, if this is the one before it.
     pub fell_back: Option<String>,
 }
 
-/// The newest checkpoint in `out` that is whole; `None` when there is none at all.
+/// The newest checkpoint in `out` that is not damaged; `None` where there is no checkpoint.
 ///
-/// Errors: every one that is there is damaged.
+/// Errors: every checkpoint that exists is damaged.
 pub fn find(out: &Path) -> Result<Option<Found>> {
     let mut damaged: Vec<String> = Vec::new();
     let files = [FILE, PREVIOUS].map(|name| out.join(name)).into_iter().filter(|file| file.exists());
@@ -111,13 +123,15 @@ pub fn find(out: &Path) -> Result<Option<Found>> {
     Err(Error::data(out, format!("no checkpoint to resume from: {}", damaged.join("; "))))
 }
 
-/// Any size: what is read of it is as large as a tensor of the store.
+/// Opens a checkpoint without a limit on its size: no more is read of it than tensors of the store hold.
 fn open(file: &Path) -> Result<npz::Archive> {
     npz::Archive::open_up_to(file, u64::MAX)
 }
 
-/// Puts the tensors of the checkpoint `file` back. Every one of them must have its place; tensors that are not in the
-/// checkpoint keep their initial values (the stage that owns them had not begun).
+/// Restores the tensors of the checkpoint `file`. Tensors of the store that it does not hold keep their initial values: the
+/// stage that they belong to had not begun.
+///
+/// Errors: a tensor that the store does not have, or has in another shape.
 pub fn restore(file: &Path, store: &mut Store<f32>) -> Result<()> {
     let mut archive = open(file)?;
     let names: Vec<String> = archive.names().map(str::to_owned).collect();
@@ -160,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_whole_one_serves() {
+    fn the_newest_undamaged_checkpoint_is_found() {
         let dir = tempfile::tempdir().unwrap();
         assert!(find(dir.path()).unwrap().is_none());
         let mut store = saved(dir.path(), 1..4);
@@ -191,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_that_do_not_fit_are_named() {
+    fn an_error_names_the_tensor_that_does_not_fit() {
         let dir = tempfile::tempdir().unwrap();
         saved(dir.path(), 1..2);
         let file = dir.path().join(FILE);

@@ -1,11 +1,13 @@
 //! What a run will cost, before it starts: memory, work and time, stage by stage.
 
-use super::dual::{self, StageTwo};
 use super::engine_on;
-use super::generator::StageOne;
-use super::session::Stage;
-use super::spec::{ImageSource, RunSpec};
-use super::teachers::{Absent, Teachers};
+use super::run::baseline_prefix;
+use super::spec::{Branch, ImageSource, RunSpec};
+use super::stage::Stage;
+use super::stage_one::StageOne;
+use super::stage_two::StageTwo;
+use super::tasks::{TaskLabels, tasks};
+use super::teachers::{OpenedTeacher, Teachers};
 use crate::autograd::Engine;
 use crate::autograd::plan::{Cost, Sum, Traffic};
 use crate::device::StepState;
@@ -14,88 +16,105 @@ use crate::device::gpu::launch;
 use crate::device::gpu::room::{Held, Room};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
-use crate::models::targetnet::{StudentSpec, TaskSpec};
+use crate::models::targetnet::{TargetNetSpec, TaskSpec};
 use crate::summary::Parameters;
 use std::time::Instant;
 
-/// One stage's share.
+/// The cost of one stage.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct StageForecast {
+    /// The stage's name.
     pub name: String,
+    /// Its number of steps.
     pub steps: usize,
-    /// Of one step.
+    /// Cost of one step.
     #[serde(flatten)]
     pub cost: Cost,
-    /// What the same step costs on a GPU, whether or not there is one.
+    /// Cost of the same step on a GPU, whether or not this machine has one.
     pub gpu: GpuForecast,
-    /// Measured here, on the stage's own step and the run's device; where nothing is run, the GPU's `planned_ms`.
+    /// Time of a step: measured here on the run's device, or, where nothing is run, the GPU's `planned_ms`.
     pub step_ms: f64,
+    /// Time of the stage.
     pub seconds: f64,
 }
 
-/// A stage's step on a card.
+/// The cost of a stage's step on a GPU.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct GpuForecast {
+    /// Cost of one step.
     #[serde(flatten)]
     pub cost: Cost,
+    /// Bytes that a schedule fused layer by layer would move.
     pub minimal_bytes: u64,
+    /// Bytes moved over `minimal_bytes`.
     pub ratio: Option<f64>,
+    /// Least time that the card's data sheet allows for `minimal_bytes` and the step's arithmetic.
     pub roofline_ms: f64,
+    /// Least time that the data sheet allows for the bytes that the launches do move.
     pub planned_ms: f64,
-    /// What the machine holds while the stage runs.
+    /// Memory of the GPU while the stage runs.
     pub memory: Held,
-    /// The teachers, the generator, the student and the rest, where the step has them.
+    /// Cost of the teachers, the generator, the student and the rest, where the step has them.
     pub parts: Vec<PartForecast>,
 }
 
-/// A part of a step.
+/// The cost of a part of a step.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct PartForecast {
+    /// Name of the part.
     pub part: &'static str,
+    /// Cost of all its ops.
     #[serde(flatten)]
     pub sum: Sum,
+    /// Cost by op and phase.
     pub ops: Vec<Traffic>,
 }
 
+/// The cost of a run.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Forecast {
-    /// The card of the GPU's figures.
+    /// The card that the GPU's figures are for.
     pub card: Card,
     /// Whether `step_ms` was measured.
     pub is_measured: bool,
+    /// In the order of the run.
     pub stages: Vec<StageForecast>,
-    /// All tensors that outlive a step, largest student.
+    /// Bytes of all tensors that outlive a step, for the largest student.
     pub store_bytes: usize,
-    /// The largest step's working memory.
+    /// Working memory of the largest step.
     pub arena_bytes: usize,
-    /// The process at its peak.
+    /// Memory of the process at its peak.
     pub peak_bytes: usize,
-    /// What a GPU holds in the stage that needs most of it.
+    /// Memory of a GPU in the stage that needs most of it.
     pub gpu_peak: Held,
+    /// Its total.
     pub gpu_peak_bytes: usize,
+    /// Time of all stages.
     pub seconds: f64,
-    /// With every task branching after the last allowed block that `student.branch` names, or the last block.
+    /// Of a student that branches after the block that `student.branch` names, or after the last one where it is automatic.
     pub parameters: Parameters,
 }
 
-/// Code, libraries, thread stacks and what reading files takes: resident before the first tensor, and while the
-/// evaluation set is open. Measured on Linux: 7 MB at start, 5 MB of transient buffers.
+/// Memory of the process beside tensors: code, libraries, thread stacks and file buffers. Measured on Linux: 7 MB at the
+/// start, 5 MB of transient buffers while files are read.
 const PROCESS_BYTES: usize = 12 << 20;
 
-/// Replays that a stage's time is taken from, after one that warms up.
+/// Timed replays of a stage's step, after one that is not timed.
 const TIMED: usize = 3;
 
-/// Builds every stage as the run would, and times a few steps of each on values that are thrown away. Where a card is
-/// named, or a teacher's file is not there, nothing is timed: plans alone speak, which need no tensor's values.
-pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast> {
-    let measures = card.is_none() && !spec.teachers.iter().any(|t| Absent::IsDrawn.draws(t));
+/// Builds every stage as the run would, and times a few steps of each on values that are thrown away. With a `card`, or
+/// where a teacher's file does not exist, nothing is timed: the figures come from the plans, which need no tensor's values.
+///
+/// Errors: teachers that do not fit each other or the spec, no such device, too little memory.
+pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'static Card>) -> Result<Forecast> {
+    let measures = card.is_none() && !teachers.iter().any(OpenedTeacher::is_drawn);
     card.into_iter().for_each(launch::plan_for);
     let (mut card, mut gpu_peak) = (card, Held::default());
     let mut stages = Vec::new();
     let mut peak = (0, 0);
     let mut parameters = Parameters::default();
     let students = std::iter::once((String::new(), &spec.dual.images))
-        .chain(spec.baselines.iter().map(|source| (super::run::baseline_prefix(source), source)));
+        .chain(spec.baselines.iter().map(|source| (baseline_prefix(source), source)));
     for (prefix, images) in students {
         let mut spec = spec.clone();
         spec.dual.images = images.clone();
@@ -105,10 +124,10 @@ pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast>
             let device = engine.machine().map(|m| m.gpu.name()).unwrap_or_default();
             Card::of_device(&device).unwrap_or_default()
         });
-        // The same stages for a GPU: compiled, never run.
+        // The same stages are compiled for a GPU, and not run.
         let (mut gpu, mut room) = (Vec::new(), Room::default());
         let mut planning = Engine::planning(Target::of_card(card, spec.precision));
-        every_stage(&spec, &prefix, &mut planning, |engine, stage| {
+        every_stage(&spec, teachers, &prefix, &mut planning, |engine, stage| {
             gpu.push(on_card(engine, &stage, card, &mut room));
             Ok(())
         })?;
@@ -117,7 +136,7 @@ pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast>
             gpu_peak = held;
         }
         let (mut gpu, mut arena) = (gpu.into_iter(), 0);
-        let found = every_stage(&spec, &prefix, &mut engine, |engine, mut stage| {
+        let found = every_stage(&spec, teachers, &prefix, &mut engine, |engine, mut stage| {
             let gpu = gpu.next().unwrap_or_default();
             let cost = stage.plan.cost().clone();
             let seconds = if measures { measure(engine, &mut stage)? } else { gpu.planned_ms / 1e3 };
@@ -149,15 +168,16 @@ pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast>
     })
 }
 
-/// Compiles the stages of one student in the run's order.
+/// Compiles the stages of one student in the run's order, and passes each to `visit`.
 fn every_stage(
     spec: &RunSpec,
+    opened: &[OpenedTeacher],
     prefix: &str,
     engine: &mut Engine<f32>,
     mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
 ) -> Result<Parameters> {
-    let teachers = Teachers::load_or(&mut engine.store, &spec.teachers, Absent::IsDrawn)?;
-    let tasks = dual::tasks(&teachers, &spec.student.labels)?;
+    let teachers = Teachers::build(&mut engine.store, opened)?;
+    let tasks = tasks(&teachers, &spec.student.labels)?;
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
             let one = StageOne::new(&mut engine.store, spec, &teachers);
@@ -176,7 +196,7 @@ fn every_stage(
     Ok(student_parameters(spec, &teachers, &two))
 }
 
-/// What a stage that was planned for a GPU costs on `card`, after those that `room` was taken for before.
+/// The cost on `card` of a stage that was planned for a GPU. `room` is the memory that the stages before it have reserved.
 fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) -> GpuForecast {
     let mut parts: Vec<PartForecast> = Vec::new();
     let mut all = Sum::default();
@@ -196,10 +216,10 @@ fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) ->
     GpuForecast { cost, minimal_bytes, ratio, roofline_ms, planned_ms, memory, parts }
 }
 
-/// What no part of a step claims: losses, optimisers, the drawing of images, and what plans add themselves.
+/// Name of the ops in no part of a step: losses, optimisers, random draws, and the ops that plans add.
 const REST: &str = "rest";
 
-/// Seconds of the fastest of a few steps.
+/// The fastest of a few steps, in seconds.
 fn measure(engine: &mut Engine<f32>, stage: &mut Stage) -> Result<f64> {
     stage.reserve(engine)?;
     let mut times = Vec::new();
@@ -215,15 +235,15 @@ fn measure(engine: &mut Engine<f32>, stage: &mut Stage) -> Result<f64> {
 
 fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Parameters {
     let block = match spec.student.branch {
-        super::spec::Branch::Block(b) => b,
-        super::spec::Branch::Auto { .. } => teachers.network.blocks(),
+        Branch::Block(b) => b,
+        Branch::Auto { .. } => teachers.network.blocks(),
     };
-    let task = |t: &dual::TaskLabels| TaskSpec {
+    let task = |t: &TaskLabels| TaskSpec {
         teacher: teachers.all[t.teacher].name.clone(),
         labels: t.labels.clone(),
         block,
     };
-    let student = StudentSpec {
+    let student = TargetNetSpec {
         network: teachers.network.clone(),
         filter_reduction: spec.student.filter_reduction,
         tasks: two.tasks.iter().map(task).collect(),

@@ -1,43 +1,34 @@
-//! A run, as a few readable lines: teachers, generator, dual blocks, branch, evaluation.
+//! A run from teachers to student: generator, dual blocks, branch. Nothing here sees a label of an image: scoring, and the
+//! training of teachers, are in [`labelled`](crate::labelled).
+//!
+//! The order to read it in: [`run`], then [`stage_one`] and [`stage_two`], then [`session`], which trains their stages.
+
+#![warn(missing_docs)]
 
 pub mod branch;
 pub mod checkpoint;
-pub mod dual;
-pub mod evaluate;
+mod engine;
 pub mod export;
 pub mod fingerprint;
 pub mod forecast;
-pub mod generator;
+pub mod images;
 pub mod inputs;
+mod objective;
 pub mod observer;
+pub mod predictor;
 pub mod run;
 pub mod sample;
 pub mod schedule;
+pub mod seed;
 pub mod session;
 pub mod snapshots;
 pub mod spec;
-pub mod teach;
+pub mod stage;
+pub mod stage_one;
+pub mod stage_two;
+mod student_start;
+pub mod tasks;
+pub mod teacher_file;
 pub mod teachers;
 
-use crate::autograd::Engine;
-use crate::device::Choice;
-use crate::error::Result;
-use crate::tensor::Elem;
-use std::ops::Range;
-
-/// Where a command's steps run, and how.
-#[derive(Clone, Debug, Default)]
-pub struct Device {
-    pub choice: Choice,
-    /// Steps of every stage for a profiler to record; none of the CPU's.
-    pub profile: Range<u64>,
-}
-
-/// An engine whose steps run on `device`, feature maps stored as `precision` says where that is a GPU.
-///
-/// Errors: no such device.
-pub fn engine_on(device: &Device, precision: Elem) -> Result<Engine<f32>> {
-    let Some(mut machine) = device.choice.machine(precision)? else { return Ok(Engine::default()) };
-    machine.profile(device.profile.clone());
-    Ok(Engine::on(machine))
-}
+pub use engine::{Device, engine_on};

@@ -1,4 +1,4 @@
-//! How a run tells the outside what it is doing, without knowing whether anybody watches.
+//! How a run reports its progress, whatever the caller does with it.
 
 use crate::error::Result;
 
@@ -6,41 +6,43 @@ use crate::error::Result;
 pub trait Observer: Send {
     /// A stage of `steps` steps begins.
     fn stage(&mut self, name: &str, steps: usize);
-    /// Step `step` (from 0) of the current stage is done; losses by name.
+    /// Step `step` (from 0) of the current stage is done; `metrics` gives its losses by name.
     fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>);
-    /// A picture of what the current stage makes, after so many steps: an RGB or gray PNG.
+    /// A picture of the generator's images after `step` steps of the current stage: an RGB or gray PNG.
     fn picture(&mut self, _step: usize, _png: &[u8]) {}
-    /// A line worth reading.
+    /// A line for the user.
     fn note(&mut self, line: &str);
-    /// The run resumes. Of the steps told before, those for which `is_kept(stage, step)` stand; the others come again.
+    /// The run resumes from a checkpoint. Of the steps that were reported before, those for which `is_kept(stage, step)`
+    /// holds are not repeated; the others will be reported again.
     ///
-    /// Errors: what was written of them cannot be mended.
+    /// Errors: the record of the repeated steps cannot be removed.
     fn resumed(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
         let _ = is_kept;
         Ok(())
     }
-    /// A checkpoint is about to be written: a resumed run will not tell again what was told so far, so it must be stored.
+    /// A checkpoint is about to be written. A run that resumes from it will not repeat the reports made so far, so the
+    /// observer must store them now.
     ///
-    /// Errors: what was told could not be stored.
+    /// Errors: the reports cannot be stored.
     fn store(&mut self) -> Result<()> {
         Ok(())
     }
-    /// Whether the run is to stop, with a checkpoint, after the step at hand.
+    /// Whether the run is to write a checkpoint and stop after the current step.
     fn should_stop(&self) -> Option<Stop> {
         None
     }
 }
 
-/// Why a run is asked to stop.
+/// A request to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stop {
-    /// Such as `SIGTERM`.
+    /// The reason, such as `SIGTERM`.
     pub why: &'static str,
-    /// Of the process that then ends.
+    /// Exit code of the process.
     pub exit_code: u8,
 }
 
-/// Watches nothing.
+/// Ignores all reports.
 pub struct Silent;
 
 impl Observer for Silent {

@@ -1,76 +1,84 @@
 //! A run from teachers to student.
 
 use super::branch;
-use super::dual::{self, StageTwo};
+use super::checkpoint::StageResult;
 use super::engine_on;
-use super::evaluate::{self, Predictor};
 use super::export;
 use super::fingerprint;
-use super::generator::StageOne;
+use super::inputs::RunInputs;
 use super::observer::Observer;
 use super::sample;
-use super::session::Session;
+use super::session::{Extras, Session};
 use super::snapshots::{self, Snapshots};
 use super::spec::{ImageSource, RunSpec};
+use super::stage_one::StageOne;
+use super::stage_two::StageTwo;
+use super::tasks::{TaskLabels, tasks};
 use super::teachers::Teachers;
-use crate::data::dataset::Dataset;
+use crate::autograd::Engine;
 use crate::error::{Error, Result};
-use crate::models::targetnet::StudentSpec;
-use crate::summary::{Parameters, Score, StudentScore, Summary};
-use crate::weights;
+use crate::models::targetnet::TargetNetSpec;
+use crate::summary::{Parameters, Summary};
+use crate::weights::{self, Tensors};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-/// Runs everything that `spec` asks for; files go to `out`.
-pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer) -> Result<Summary> {
+/// A run whose students are trained and stored, but not yet scored. [`Amalgamated::finish`] ends the run.
+pub struct Amalgamated<'o> {
+    /// Everything that the run found out so far.
+    pub summary: Summary,
+    /// The run's session, which a stop during the evaluation can be asked of.
+    pub session: Session<'o>,
+    /// Number of blocks of a student.
+    pub blocks: usize,
+    /// The block (1-based) after which the student branches.
+    pub branch: usize,
+    began: Instant,
+}
+
+impl Amalgamated<'_> {
+    /// Ends the run: no checkpoint holds tensors any more. Returns the summary, with the time of each stage.
+    pub fn finish(mut self) -> Result<Summary> {
+        for (stage, result) in self.session.results() {
+            self.summary.seconds.insert(stage.clone(), result.seconds);
+        }
+        self.session.finish()?;
+        self.summary.seconds.insert("total".into(), self.began.elapsed().as_secs_f64());
+        Ok(self.summary)
+    }
+}
+
+/// Trains everything that `spec` asks for: the student, and one more for each baseline. Files go to the folder `out`.
+///
+/// Errors: see [`Session::open`] and [`Session::train`]; a collapsed generator.
+pub fn run<'o>(
+    spec: &RunSpec,
+    inputs: &RunInputs,
+    out: &Path,
+    resume: bool,
+    observer: &'o mut dyn Observer,
+) -> Result<Amalgamated<'o>> {
     let began = Instant::now();
-    let mut session =
-        Session::open(out, resume, fingerprint::of_run(spec)?, spec.checkpoint_seconds, observer)?;
+    let fingerprint = fingerprint::of_run(spec, &inputs.hashes)?;
+    let mut session = Session::open(out, resume, fingerprint, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
         name: spec.name.clone(),
         seed: spec.seed,
         version: env!("CARGO_PKG_VERSION").into(),
         ..Default::default()
     };
-
-    let student = amalgamate(spec, &mut session, "", &mut summary)?;
+    let blocks = inputs.teachers[0].known.network.blocks();
+    let branch = amalgamate(spec, inputs, &mut session, "", &mut summary)?;
     for source in &spec.baselines {
         let mut other = spec.clone();
         other.dual.images = source.clone();
-        amalgamate(&other, &mut session, &baseline_prefix(source), &mut Summary::default())?;
+        amalgamate(&other, inputs, &mut session, &baseline_prefix(source), &mut Summary::default())?;
     }
-
-    // Everything is trained and stored; only now does anybody look at labels.
-    if let Some(data) = &spec.evaluation {
-        session.stop_if_asked("before the evaluation")?;
-        let data = evaluate::open(data)?;
-        score_teachers(spec, &data, &mut summary)?;
-        summary.student = Some(score_student(spec, &session, "", &student, &data)?);
-        for source in &spec.baselines {
-            let score = score_student(spec, &session, &baseline_prefix(source), &student, &data)?;
-            match source {
-                ImageSource::Noise => summary.noise = Some(score),
-                ImageSource::Real(_) => summary.ka = Some(score),
-                ImageSource::Generator => {}
-            }
-        }
-    }
-    for (stage, outcome) in session.outcomes() {
-        summary.seconds.insert(stage.clone(), outcome.seconds);
-    }
-    session.finish()?;
-    summary.seconds.insert("total".into(), began.elapsed().as_secs_f64());
-    Ok(summary)
+    Ok(Amalgamated { summary, session, blocks, branch, began })
 }
 
-/// What the rest of the run needs to know about a trained student.
-struct Trained {
-    blocks: usize,
-    chosen: usize,
-}
-
-pub(super) fn baseline_prefix(source: &ImageSource) -> String {
+/// What the names of a baseline's stages and files begin with; empty for the student of the method itself.
+pub fn baseline_prefix(source: &ImageSource) -> String {
     match source {
         ImageSource::Generator => String::new(),
         ImageSource::Noise => "noise.".into(),
@@ -78,69 +86,125 @@ pub(super) fn baseline_prefix(source: &ImageSource) -> String {
     }
 }
 
-/// File of the student that branches after block `b`.
+/// The file of the student that branches after block `b` (1-based).
 pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
     out.join(format!("{prefix}student-block{b}.npz"))
 }
 
-/// Trains one student: stage one (if its images are generated), stage two, branch.
-fn amalgamate(spec: &RunSpec, session: &mut Session, prefix: &str, summary: &mut Summary) -> Result<Trained> {
-    session.turn_to(prefix);
+/// Trains one student: stage one where its images are generated, stage two, branch. Returns the block of the branch.
+fn amalgamate(
+    spec: &RunSpec,
+    inputs: &RunInputs,
+    session: &mut Session,
+    prefix: &str,
+    summary: &mut Summary,
+) -> Result<usize> {
+    session.begin_student(prefix);
     let mut engine = engine_on(&spec.device, spec.precision)?;
-    let teachers = Teachers::load(&mut engine.store, &spec.teachers)?;
-    let tasks = dual::tasks(&teachers, &spec.student.labels)?;
+    let teachers = Teachers::build(&mut engine.store, &inputs.teachers)?;
+    let tasks = tasks(&teachers, &spec.student.labels)?;
     summary.parameters.teachers = teachers.parameters();
-
     let stage_one = match spec.dual.images {
-        ImageSource::Generator => {
-            StageOne::expect_room(spec, &teachers.network)?;
-            let one = StageOne::new(&mut engine.store, spec, &teachers);
-            let stage = one.stage(&mut engine, spec, &teachers)?;
-            let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
-            session.watch(Snapshots::new(&one, &engine, spec)?);
-            let outcome = session.train(&mut engine, stage, |engine, _| {
-                sample::save(&file, &one, &engine.store, spec, &teachers.network)?;
-                snapshots::count_labels(&one, engine, spec, &teachers, &out)
-            })?;
-            summary.label_statistics = snapshots::label_statistics(&out)?;
-            summary.diversity = outcome.converged.get("diversity").copied().unwrap_or(0.0);
-            summary.label_entropy =
-                -outcome.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
-            alarm(spec, summary)?;
-            Some(one)
-        }
+        ImageSource::Generator => Some(train_generator(spec, &teachers, &mut engine, session, summary)?),
         ImageSource::Noise | ImageSource::Real(_) => None,
     };
+    let trained = train_blocks(spec, &teachers, tasks, stage_one.as_ref(), &mut engine, session, prefix)?;
+    let TrainedBlocks { tasks, results, best } = trained;
 
-    let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, stage_one.as_ref())?;
-    let mut outcomes = Vec::new();
-    for b in 1..=teachers.network.blocks() {
-        let name = format!("{prefix}block{b}");
-        let stage = two.stage(&mut engine, &name, spec, &teachers, stage_one.as_ref(), b)?;
-        let file = block_file(session.out(), prefix, b);
-        outcomes.push(session.train(&mut engine, stage, |engine, _| {
-            dual::save(&file, &two.export(&engine.store, spec, &teachers, b)?)
-        })?);
-    }
-
-    let (chosen, tasks) = branch::decide(spec.student.branch, &teachers, &two.tasks, &outcomes);
+    let (chosen, tasks) = branch::decide(spec.student.branch, &teachers, &tasks, &results);
     summary.branch = tasks;
-    let student = weights::load(block_file(session.out(), prefix, chosen))?;
-    let description: StudentSpec = student.meta_as("student")?;
+    let student = match best {
+        Some((b, student)) if b == chosen => student,
+        // The block was trained before the run was resumed.
+        Some(_) | None => weights::load(block_file(session.out(), prefix, chosen))?,
+    };
+    let description: TargetNetSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
     let trunk = description.network.parameters(1..=chosen);
     summary.parameters = Parameters { student: parameters, filters, trunk, ..summary.parameters };
     summary.labels = description.labels;
-    // A baseline's student is there to be compared, not to be taken away.
+    // A baseline's student is for comparison only, so it is not exported in every format.
     match prefix {
         "" => export::leave_student(session.out(), student)?,
         _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
     }
-    Ok(Trained { blocks: teachers.network.blocks(), chosen })
+    Ok(chosen)
 }
 
-/// Stops a run whose generator has collapsed: a student taught on its images would look converged and be useless.
-fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
+/// Stage one: trains the generator and stores it, its pictures and its label statistics.
+fn train_generator(
+    spec: &RunSpec,
+    teachers: &Teachers,
+    engine: &mut Engine<f32>,
+    session: &mut Session,
+    summary: &mut Summary,
+) -> Result<StageOne> {
+    StageOne::expect_room(spec, &teachers.network)?;
+    let one = StageOne::new(&mut engine.store, spec, teachers);
+    let stage = one.stage(engine, spec, teachers)?;
+    let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
+    let extras = Extras { snapshots: Some(Snapshots::new(&one, engine, spec)?), ..Extras::default() };
+    let result = session.train_with(engine, stage, extras, |engine, _| {
+        sample::save(&file, &one, &engine.store, spec, &teachers.network)?;
+        snapshots::count_labels(&one, engine, spec, teachers, &out)
+    })?;
+    summary.label_statistics = snapshots::label_statistics(&out)?;
+    summary.diversity = result.converged.get("diversity").copied().unwrap_or(0.0);
+    summary.label_entropy = -result.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
+    expect_no_collapse(spec, summary)?;
+    Ok(one)
+}
+
+/// Stage two's products.
+struct TrainedBlocks {
+    tasks: Vec<TaskLabels>,
+    /// By block.
+    results: Vec<StageResult>,
+    /// The student of the best branch, and its block; `None` where that block was trained before a resume.
+    best: Option<(usize, Tensors)>,
+}
+
+/// Stage two: trains block after block, and stores the student that branches after each of them.
+fn train_blocks(
+    spec: &RunSpec,
+    teachers: &Teachers,
+    tasks: Vec<TaskLabels>,
+    stage_one: Option<&StageOne>,
+    engine: &mut Engine<f32>,
+    session: &mut Session,
+    prefix: &str,
+) -> Result<TrainedBlocks> {
+    let two = StageTwo::new(&mut engine.store, spec, teachers, tasks, stage_one)?;
+    let (mut results, mut best) = (Vec::new(), None);
+    for b in 1..=teachers.network.blocks() {
+        let name = format!("{prefix}block{b}");
+        let stage = two.stage(engine, &name, spec, teachers, stage_one, b)?;
+        let file = block_file(session.out(), prefix, b);
+        let mut exported = None;
+        results.push(session.train(engine, stage, |engine, _| {
+            let mut student = two.export(&engine.store, spec, teachers, b)?;
+            weights::save(&file, &student)?;
+            student.meta = reread(&student.meta)?;
+            exported = Some((b, student));
+            Ok(())
+        })?);
+        // Only one student is kept in memory: the choice among the blocks so far moves to this one or stays.
+        if branch::decide(spec.student.branch, teachers, &two.tasks, &results).0 == b {
+            best = exported;
+        }
+    }
+    Ok(TrainedBlocks { tasks: two.tasks, results, best })
+}
+
+/// Metadata as a file gives it back: its numbers have gone through text, so that the student has the same bytes whether or
+/// not the run was resumed after the block.
+fn reread(meta: &weights::Meta) -> Result<weights::Meta> {
+    let text = serde_json::to_string(meta).and_then(|text| serde_json::from_str(&text));
+    text.map_err(|e| Error::Run(format!("student metadata: {e}")))
+}
+
+/// Errors: a collapsed generator. A student that was trained on its images would seem to converge and be useless.
+fn expect_no_collapse(spec: &RunSpec, summary: &Summary) -> Result<()> {
     let (d, e) = (summary.diversity, summary.label_entropy);
     let (least_d, least_e) = (spec.loss.least_diversity, spec.loss.least_entropy);
     if d >= f64::from(least_d) && e >= f64::from(least_e) {
@@ -152,49 +216,4 @@ fn alarm(spec: &RunSpec, summary: &Summary) -> Result<()> {
          {least_e} expected); try loss.recipe = \"conditional\" or a lower loss.gamma, or go on all the same with --resume \
          --set loss.{key}=0"
     )))
-}
-
-/// The teacher of this index, on the run's evaluation data and all of its own labels.
-///
-/// Errors: no evaluation data, or no such teacher.
-pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
-    let (Some(data), Some(teacher)) = (&spec.evaluation, spec.teachers.get(index)) else {
-        let n = spec.teachers.len();
-        return Err(Error::Usage(format!(
-            "teacher {} of {n}: expected one of them, and [evaluation]",
-            index + 1
-        )));
-    };
-    Predictor::open_teacher(teacher, &spec.device)?.score(&evaluate::open(data)?, &[])
-}
-
-fn score_teachers(spec: &RunSpec, data: &Arc<Dataset>, summary: &mut Summary) -> Result<()> {
-    let mut mean = Score::default();
-    for (t, task) in
-        spec.teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
-    {
-        let score = Predictor::open_teacher(t, &spec.device)?.score(data, &task.labels)?;
-        mean.ap.extend(score.ap.clone());
-        mean.ap_11_point.extend(score.ap_11_point.clone());
-        summary.teachers.insert(t.name.clone(), score);
-    }
-    mean.take_means();
-    summary.teachers.insert("mean".into(), mean);
-    Ok(())
-}
-
-fn score_student(
-    spec: &RunSpec,
-    session: &Session,
-    prefix: &str,
-    student: &Trained,
-    data: &Arc<Dataset>,
-) -> Result<StudentScore> {
-    let mut by_block = Vec::new();
-    for b in 1..=student.blocks {
-        let file = block_file(session.out(), prefix, b);
-        session.stop_if_asked("in the evaluation")?;
-        by_block.push(Predictor::open(&file, &spec.device)?.score(data, &[])?);
-    }
-    Ok(StudentScore { score: by_block[student.chosen - 1].clone(), by_block })
 }

@@ -1,9 +1,9 @@
-//! Images from a trained generator: those of a run's report, and more from the file that the run leaves.
+//! Images from a trained generator: writing its file at the end of stage one, and drawing images from that file.
 
-use super::generator::{Draw, StageOne};
-use super::session::stage_seed;
+use super::seed::stage_seed;
 use super::snapshots::{MOST_IMAGES, images_at_once};
 use super::spec::RunSpec;
+use super::stage_one::{Draw, StageOne};
 use super::{Device, engine_on};
 use crate::autograd::tape::Learn;
 use crate::autograd::{Engine, Plan, Store, Tape};
@@ -20,30 +20,30 @@ use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The generator's file in a run's folder.
+/// Name of the generator's file in a run's folder.
 pub const GENERATOR: &str = "generator.npz";
 
 /// How the names of the generator's tensors begin in a store, before their names in its file.
 const PREFIX: &str = "generator";
 
-/// What the generator's file holds beside its tensors, under `generator`.
+/// The description of a generator, as its file's metadata holds it under `generator`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct GeneratorSpec {
-    /// The teachers', whose features and image it makes.
+struct SavedGenerator {
+    /// The teachers' architecture, whose features and image the generator produces.
     network: ResNetSpec,
     groups: usize,
     /// As in the config.
     widths: Vec<usize>,
     draw: Draw,
-    /// Images drawn at once, as for the run's report. Batch norm takes the batch's statistics, so an image depends on those
-    /// drawn with it: the same number always, whatever number is asked for.
+    /// Images that are drawn at once, as for the run's report. Batch norm uses the batch's statistics, so an image depends
+    /// on the others of its batch: the batch is therefore always of this size, whatever number of images is wanted.
     batch: usize,
-    /// The run's.
+    /// The run's seed.
     seed: u64,
 }
 
-impl GeneratorSpec {
-    /// Fails on a description that no generator can have, or of one beyond what a config may ask for.
+impl SavedGenerator {
+    /// Errors: a description that no generator can have, or that is beyond the limits of a config.
     fn validate(&self) -> Result<(), String> {
         self.network.validate()?;
         let [h, w, _] = self.network.image;
@@ -66,7 +66,7 @@ impl GeneratorSpec {
     }
 }
 
-/// Writes stage one's generator with what it takes to build it again.
+/// Writes stage one's generator, with the description that it can be built from.
 pub fn save(
     path: &Path,
     one: &StageOne,
@@ -83,22 +83,24 @@ pub fn save(
     let (groups, widths) = (spec.generator.groups, spec.generator.widths.clone());
     let (network, draw, seed) = (network.clone(), one.draw.clone(), spec.seed);
     let batch = images_at_once(spec);
-    let description = GeneratorSpec { network, groups, widths, draw, batch, seed };
+    let description = SavedGenerator { network, groups, widths, draw, batch, seed };
     let json =
         serde_json::to_value(description).map_err(|e| Error::Run(format!("generator metadata: {e}")))?;
     out.meta.insert("generator".into(), json);
     weights::save(path, &out)
 }
 
-/// A generator from its file, ready to draw.
+/// A generator from its file, ready to draw images.
 pub struct Sampler {
     engine: Engine<f32>,
     generator: Generator,
-    spec: GeneratorSpec,
+    spec: SavedGenerator,
 }
 
 impl Sampler {
-    /// Opens a generator's file, or that of a run's folder; of a student's file, the one that stands beside it.
+    /// Opens a generator's file. `path` may also be a run's folder, or the file of its student in that folder.
+    ///
+    /// Errors: no generator, or one whose description and tensors do not fit.
     pub fn open(path: &Path, device: &Device) -> Result<Sampler> {
         let mut path: PathBuf = if path.is_dir() { path.join(GENERATOR) } else { path.into() };
         let mut tensors = weights::load(&path)?;
@@ -112,9 +114,9 @@ impl Sampler {
             tensors = weights::load(&beside)?;
             path = beside;
         }
-        let spec: GeneratorSpec = tensors.meta_as("generator")?;
+        let spec: SavedGenerator = tensors.meta_as("generator")?;
         spec.validate().map_err(|e| Error::data(&path, format!("__meta__: generator: {e}")))?;
-        // Shapes first, in a store without memory: a description may claim what the file does not hold.
+        // Shapes are compared first, in a store without memory: a description may claim more than the file holds.
         let mut planned = Store::planned(None);
         let generator = spec.build(&mut planned);
         let mut values = Vec::new();
@@ -135,7 +137,8 @@ impl Sampler {
         self.spec.network.image
     }
 
-    /// `count` images `[count, h, w, c]` in [-1, 1]; without a seed the run's own, which draws the images of its report.
+    /// Draws `count` images `[count, h, w, c]` in [-1, 1]. Without a seed the run's is used, which gives the images of the
+    /// run's report.
     pub fn images(&mut self, count: usize, seed: Option<u64>) -> Result<Vec<f32>> {
         let (Sampler { engine, generator, spec }, mut tape) = (self, Tape::default());
         let mut r = Recorder { tape: &mut tape, store: &engine.store };

@@ -1,9 +1,10 @@
 //! Learning rates as functions of the step, so that a resumed run needs no state for them.
 
-/// How a learning rate moves over a stage.
+/// How a learning rate changes over a stage.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
+    /// The peak at every step.
     Constant,
     /// Half-cosine up from a 25th of the peak over the first tenth, half-cosine down to zero (Smith and Topin 2019, with
     /// PyTorch's `OneCycleLR` defaults but for the shorter warm-up).
@@ -11,17 +12,20 @@ pub enum Schedule {
     /// Linear up over `warm_up` steps, the last of them at the peak, then half-cosine down, to zero after the last step
     /// (Loshchilov and Hutter 2017, one period; PyTorch's `LinearLR` and `CosineAnnealingLR`).
     Cosine {
+        /// Steps of the linear rise.
         warm_up: usize,
     },
-    /// Times `factor` after every `every` steps (PyTorch's `StepLR`).
+    /// Multiplied by `factor` after every `every` steps (PyTorch's `StepLR`).
     Step {
+        /// Steps between two changes.
         every: usize,
+        /// Factor of a change, in [0, 1].
         factor: f32,
     },
 }
 
 impl Schedule {
-    /// The rate of step `step` of `steps` (from 0) for a peak of `peak`.
+    /// The rate at step `step` (from 0) of `steps`, for a peak of `peak`.
     pub fn at(self, peak: f32, step: u64, steps: usize) -> f32 {
         let half_cosine =
             |a: f64, b: f64, x: f64| b + (a - b) * 0.5 * (1.0 + (std::f64::consts::PI * x).cos());
@@ -45,7 +49,7 @@ impl Schedule {
                     half_cosine(1.0, 0.0, ((t - warm) / (steps as f64 - warm).max(1.0)).min(1.0))
                 }
             }
-            // A power of a factor in [0, 1]: an exponent beyond i32 has long made it 0 or left it 1.
+            // A factor in [0, 1] to a power beyond i32 is 0 or 1 long before.
             Schedule::Step { every, factor } => {
                 let drops = (step / every.max(1) as u64).min(i32::MAX as u64);
                 f64::from(factor).powi(drops as i32)

@@ -1,101 +1,53 @@
-//! One run's progress through its stages: the training loop, the alarms, and the checkpoints.
+//! One run's progress through its stages: the training loop, the checks for divergence, and the checkpoints.
 
-use super::checkpoint::{self, Found, Outcome, Progress, Tail};
+use super::checkpoint::{self, Found, Progress, StageResult, Tail};
 use super::observer::{Observer, Stop};
-use super::schedule::Schedule;
 use super::snapshots::Snapshots;
-use crate::autograd::{Engine, Plan, Store};
+use super::stage::{Feed, Stage};
+use crate::autograd::{Engine, Store};
 use crate::device::StepState;
 use crate::device::cpu::par::on_a_worker;
 use crate::device::gpu::nvtx;
-use crate::device::memory;
-use crate::device::philox::derive_seed;
 use crate::error::{Error, Result};
-use crate::tensor::Elem;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Seconds between checkpoints unless asked otherwise: writing one costs about a tenth of a second at demo scale.
+/// Default of the seconds between checkpoints. Writing one takes about a tenth of a second at the demo's scale.
 pub const CHECKPOINT_SECONDS: f32 = 20.0;
 
-/// A checkpoint's share of the time, at most: at 224 px it is gigabytes and takes many seconds (ours).
+/// Largest share of the time that is spent on checkpoints (ours). At 224 px one has gigabytes and takes many seconds.
 const CHECKPOINT_SHARE: f32 = 0.05;
 
-/// Steps that a GPU runs between two looks at their losses: a look waits for the device, and an alarm may come as much
-/// later (ours).
+/// Steps of a GPU between two reads of its losses (ours). A read waits for the device; divergence is noticed up to this many
+/// steps late.
 const READ_EVERY: usize = 16;
 
-/// A stage's step, ready to be repeated.
-pub struct Stage {
-    pub name: String,
-    pub plan: Plan<f32>,
-    pub steps: usize,
-    pub schedule: Schedule,
-    /// Peak rate of each optimiser.
-    pub learning_rates: [f32; 4],
-    /// Independent of what other stages draw.
-    pub seed: u64,
-    /// Images of a step, and the config's key for them.
-    pub batch: (usize, &'static str),
+/// What a stage is trained with beside its step.
+#[derive(Default)]
+pub struct Extras {
+    /// Writes the data of each step into the store.
+    pub feed: Option<Feed>,
+    /// Takes pictures of the generator at some steps.
+    pub snapshots: Option<Snapshots>,
 }
 
-/// Writes the data of a step into the store before it runs.
-pub type Feed = Box<dyn FnMut(u64, &mut Store<f32>) -> Result<()> + Send>;
-
-impl Stage {
-    /// Makes room for the step.
-    ///
-    /// Errors: a device without that much memory; says what is needed and the batch that would fit.
-    pub(super) fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
-        self.plan.reserve(engine).map_err(|e| {
-            let Error::OutOfMemory(message) = &e else { return e };
-            let (needed, (batch, key)) = (self.plan.cost().arena_bytes, self.batch);
-            // What stays whatever the batch: the store, and bf16 copies of at most all of it.
-            let (stays, room) = match engine.machine() {
-                Some(machine) => {
-                    let copies = if machine.target.map_dtype == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
-                    let stays = engine.store.bytes() + copies;
-                    let free = machine.gpu.memory().map_or(0, |(free, _)| free) + machine.held_bytes();
-                    (stays, free.saturating_sub(stays))
-                }
-                // A CPU's store is there already.
-                None => (engine.store.bytes(), memory::available().unwrap_or(0)),
-            };
-            // The step's memory grows with the batch.
-            let fits = (batch as f64 * room as f64 / needed.max(1) as f64 * 0.98) as usize;
-            let way_out = if fits > 0 {
-                format!("a batch of about {fits} would fit: --set {key}={fits}")
-            } else {
-                "not even a batch of 1 would fit".into()
-            };
-            let mb = |bytes: usize| bytes as f64 / 1e6;
-            Error::OutOfMemory(format!(
-                "{}: {message}; a step of {batch} images needs {:.0} MB beside {:.0} MB of weights, moments and images; \
-                 {way_out}",
-                self.name,
-                mb(needed),
-                mb(stays)
-            ))
-        })
-    }
-}
-
+/// A run in its output folder: trains one stage after the other, and resumes from checkpoints.
 pub struct Session<'o> {
     out: PathBuf,
     observer: &'o mut dyn Observer,
     progress: Progress,
     /// Least time between two checkpoints.
     checkpoint_seconds: f32,
-    /// Whose stages are being trained.
+    /// File prefix of the student whose stages are being trained.
     student: String,
-    /// Resuming: this checkpoint's tensors go back into the first stage that is not done, if they are its student's.
+    /// After a resume: the checkpoint whose tensors the first unfinished stage gets, if they are of its student.
     pending_restore: Option<PathBuf>,
-    /// What is to be looked at during the next stage.
-    snapshots: Option<Snapshots>,
 }
 
 impl<'o> Session<'o> {
-    /// Starts afresh, or where the checkpoint in `out` left off.
+    /// Starts a run in the folder `out`, or with `resume` continues it from the checkpoint there, if there is one.
+    ///
+    /// Errors: with `resume`, damaged checkpoints, or one of another `fingerprint`.
     pub fn open(
         out: &Path,
         resume: bool,
@@ -110,7 +62,6 @@ impl<'o> Session<'o> {
             checkpoint_seconds,
             student: String::new(),
             pending_restore: None,
-            snapshots: None,
         };
         if !resume {
             return Ok(session);
@@ -127,7 +78,7 @@ impl<'o> Session<'o> {
             if let Some(why) = fell_back {
                 session.note(&format!("{why}; going on from {}", file.display()));
             }
-            // The next checkpoint is to push aside this one, not a damaged one.
+            // The next checkpoint renames the newest one to the previous one: that must be this one, not a damaged one.
             if file != newest {
                 std::fs::rename(&file, &newest).map_err(|e| Error::io("rename", &file, e))?;
             }
@@ -138,60 +89,63 @@ impl<'o> Session<'o> {
         Ok(session)
     }
 
-    /// Turns to another student, whose tensors are its own: a checkpoint holds those of one.
-    pub fn turn_to(&mut self, student: &str) {
+    /// Begins the stages of the student with this file prefix. A checkpoint holds the tensors of one student.
+    pub fn begin_student(&mut self, student: &str) {
         self.student = student.into();
     }
 
-    /// Takes pictures while the next stage trains.
-    pub fn watch(&mut self, snapshots: Snapshots) {
-        self.snapshots = Some(snapshots);
-    }
-
+    /// The output folder.
     pub fn out(&self) -> &Path {
         &self.out
     }
+
+    /// Passes a line on to the observer.
     pub fn note(&mut self, line: &str) {
         self.observer.note(line);
     }
-    pub fn done(&self, stage: &str) -> Option<&Outcome> {
+
+    /// The result of a finished stage.
+    pub fn done(&self, stage: &str) -> Option<&StageResult> {
         self.progress.done.get(stage)
     }
-    pub fn outcomes(&self) -> impl Iterator<Item = (&String, &Outcome)> {
+
+    /// Name and result of every finished stage.
+    pub fn results(&self) -> impl Iterator<Item = (&String, &StageResult)> {
         self.progress.done.iter()
     }
 
-    /// The step that a stage begins with: where the checkpoint left it.
+    /// The step that a stage begins with: after a resume, the next one of the checkpoint.
     pub fn first_step(&self, stage: &str) -> u64 {
         if self.progress.stage == stage { self.progress.step } else { 0 }
     }
 
-    /// Trains a stage to its end, unless the checkpoint says that it is done. `finish` then stores what the stage
-    /// produced, before the stage counts as done.
+    /// Trains a stage to its end, unless it is finished already. Then `finish` stores what the stage produced; only after it
+    /// does the stage count as finished.
+    ///
+    /// Errors: too little memory, divergence, a stop, a checkpoint that does not fit or cannot be written; those of `finish`.
     pub fn train(
         &mut self,
         engine: &mut Engine<f32>,
         stage: Stage,
-        finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
-    ) -> Result<Outcome> {
-        self.train_on(engine, stage, None, finish)
+        finish: impl FnOnce(&mut Engine<f32>, &StageResult) -> Result<()>,
+    ) -> Result<StageResult> {
+        self.train_with(engine, stage, Extras::default(), finish)
     }
 
-    /// The same, each step on what `feed` writes for it.
-    pub fn train_on(
+    /// [`Session::train`], with data for each step or with pictures.
+    pub fn train_with(
         &mut self,
         engine: &mut Engine<f32>,
         mut stage: Stage,
-        mut feed: Option<Feed>,
-        finish: impl FnOnce(&mut Engine<f32>, &Outcome) -> Result<()>,
-    ) -> Result<Outcome> {
-        let mut snapshots = self.snapshots.take();
+        mut extras: Extras,
+        finish: impl FnOnce(&mut Engine<f32>, &StageResult) -> Result<()>,
+    ) -> Result<StageResult> {
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
         }
         self.stop_if_asked(&format!("before {}", stage.name))?;
         stage.reserve(engine)?;
-        snapshots.iter().try_for_each(|s| s.reserve(engine))?;
+        extras.snapshots.iter().try_for_each(|s| s.reserve(engine))?;
         if let Some(file) = self.pending_restore.take()
             && self.progress.student == self.student
         {
@@ -207,34 +161,29 @@ impl<'o> Session<'o> {
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
-        // All of it on a worker, so that replays allocate nothing.
-        on_a_worker(|| self.repeat(engine, &mut stage, feed.as_mut(), &mut snapshots))?;
-        // The last update has no loss after it that would tell.
+        // The whole loop runs on one worker thread, so that replays allocate nothing.
+        on_a_worker(|| self.repeat(engine, &mut stage, &mut extras))?;
+        // No loss is computed after the last update, so the tensors themselves are checked.
         expect_finite(&engine.store, &stage.name, "the last step")?;
         let tail = &self.progress.tail;
         let converged =
             names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
-        let outcome = Outcome { seconds: spent + began.elapsed().as_secs_f64(), converged };
-        finish(engine, &outcome)?;
-        engine.pull()?; // it may have run a step of its own
-        self.progress.done.insert(stage.name.clone(), outcome.clone());
+        let result = StageResult { seconds: spent + began.elapsed().as_secs_f64(), converged };
+        finish(engine, &result)?;
+        engine.pull()?; // `finish` may have run steps of its own
+        self.progress.done.insert(stage.name.clone(), result.clone());
         self.progress.stage.clear();
         self.progress.step = 0;
         self.progress.seconds = 0.0;
         self.progress.tail = Tail::default();
         self.save(&engine.store)?;
-        Ok(outcome)
+        Ok(result)
     }
 
-    /// Replays a stage's step from where the progress stands to the end.
-    fn repeat(
-        &mut self,
-        engine: &mut Engine<f32>,
-        stage: &mut Stage,
-        mut feed: Option<&mut Feed>,
-        snapshots: &mut Option<Snapshots>,
-    ) -> Result<()> {
-        // Ranges nest on one thread: the steps' are this worker's.
+    /// Replays a stage's step, from the step that the progress has reached to the last one.
+    fn repeat(&mut self, engine: &mut Engine<f32>, stage: &mut Stage, extras: &mut Extras) -> Result<()> {
+        let Extras { feed, snapshots } = extras;
+        // NVTX ranges nest per thread, and this thread opens those of the steps.
         let _range = nvtx::range(&stage.name);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         let (mut saved, mut cost) = (began, 0.0);
@@ -245,7 +194,7 @@ impl<'o> Session<'o> {
         }
         for step in self.progress.step..last {
             let lr = stage.learning_rates.map(|peak| stage.schedule.at(peak, step, stage.steps));
-            if let Some(feed) = &mut feed {
+            if let Some(feed) = feed {
                 feed(step, &mut engine.store)?;
             }
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr })?;
@@ -270,7 +219,7 @@ impl<'o> Session<'o> {
                 self.observer
                     .step(step as usize, &mut names.iter().map(String::as_str).zip(row.iter().copied()));
             }
-            // Before the checkpoint that a resumed run would begin from.
+            // Before the checkpoint: a run that resumes from it does not take this picture again.
             if let Some(s) = snapshots
                 && s.is_due(self.progress.step..step + 1)
             {
@@ -298,12 +247,14 @@ impl<'o> Session<'o> {
 }
 
 impl Session<'_> {
-    /// Stops where somebody asked for it: between stages, and between whatever is not worth a checkpoint.
+    /// Stops the run if the observer asks for it. Called between stages and in other places without a checkpoint of their own.
+    ///
+    /// Errors: [`Error::Stopped`], which names `place`.
     pub fn stop_if_asked(&self, place: &str) -> Result<()> {
         self.observer.should_stop().map_or(Ok(()), |stop| Err(stopped(stop, place)))
     }
 
-    /// The run is over: what remains of the checkpoints says that every stage is done, without their tensors.
+    /// Ends the run: both checkpoints are replaced by ones that list every stage as finished and hold no tensors.
     pub fn finish(&mut self) -> Result<()> {
         // Once for each of the two that are kept.
         (0..2).try_for_each(|_| self.save(&Store::default()))
@@ -330,9 +281,4 @@ fn expect_finite(store: &Store<f32>, stage: &str, after: &str) -> Result<()> {
             "{stage}: {name} is not finite after {after}: training diverged; lower the learning rate of this stage"
         ))),
     }
-}
-
-/// The key of a stage's random draws.
-pub fn stage_seed(seed: u64, stage: &str) -> u64 {
-    stage.bytes().fold(derive_seed(seed, 1), |s, b| derive_seed(s, u64::from(b)))
 }

@@ -1,11 +1,11 @@
-//! Looking at the generator: the images of one z while it learns, and what the teachers see in its images at the end.
-//! Nothing here changes a tensor of the run.
+//! Pictures of the generator: its images of one z during training, and the labels that the teachers predict for its images
+//! at the end. Nothing here changes a tensor of the run.
 
-use super::generator::{StageOne, concat, predictions};
 use super::observer::Observer;
-use super::session::stage_seed;
+use super::seed::stage_seed;
 use super::spec::RunSpec;
-use super::teachers::Teachers;
+use super::stage_one::StageOne;
+use super::teachers::{Teachers, concat, predictions};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Tape};
 use crate::device::StepState;
@@ -18,29 +18,31 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
-/// Where in stage one pictures are taken, in percent of its steps: it moves most at first.
+/// When pictures are taken, in percent of stage one's steps. The images change most at first.
 const PERCENT: [usize; 5] = [0, 10, 30, 60, 100];
 
-/// Images of the last picture.
+/// Images in the last picture.
 pub(super) const MOST_IMAGES: usize = 64;
 
-/// The images of one z, made again and again as the generator learns.
+/// Takes pictures of the generator during stage one, always from the same z.
 pub struct Snapshots {
     plan: Plan<f32>,
     image: Value,
     /// `[n, h, w, c]`.
     shape: [usize; 4],
     seed: u64,
-    /// Steps done when a picture is taken, ascending.
+    /// Numbers of steps after which a picture is taken, ascending.
     due: Vec<u64>,
 }
 
-/// Not many more than a step makes: their memory must not be what a card lacks.
+/// Images that are generated at once. Not many more than in a training step, so that a picture never needs more memory than
+/// training has.
 pub(super) fn images_at_once(spec: &RunSpec) -> usize {
     spec.generator.batch.clamp(STRIP_IMAGES, MOST_IMAGES)
 }
 
 impl Snapshots {
+    /// Records and compiles the forward pass of the generator.
     pub fn new(one: &StageOne, engine: &Engine<f32>, spec: &RunSpec) -> Result<Snapshots> {
         let mut tape = Tape::default();
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
@@ -54,17 +56,21 @@ impl Snapshots {
         Ok(Snapshots { plan, image, shape, seed, due })
     }
 
-    /// Makes room; before training, so that nothing moves during it.
+    /// Reserves memory. Called before training, so that no buffer moves during it.
+    ///
+    /// Errors: a device without that much memory.
     pub fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
         self.plan.reserve(engine)
     }
 
-    /// Whether a picture is due once `steps` are done. A GPU stops at every 16th step only.
+    /// Whether a picture is due after the steps `steps`. On a GPU this is asked after every 16th step only.
     pub fn is_due(&self, steps: Range<u64>) -> bool {
         self.due.iter().any(|d| steps.start < *d && *d <= steps.end)
     }
 
-    /// Stores what the generator makes after `done` steps; with the last picture, all of its images.
+    /// Writes a picture of the generator after `done` steps; the last picture comes with a second one of all images.
+    ///
+    /// Errors: a file that cannot be written.
     pub fn take(
         &mut self,
         engine: &mut Engine<f32>,
@@ -86,13 +92,15 @@ impl Snapshots {
     }
 }
 
-/// Images that label statistics count at most: a share of 5 % is then known to within 1 %.
+/// Most images that label statistics count: with 512, the standard error of a share of 5 % is 1 %.
 const COUNTED_IMAGES: usize = 512;
 
-/// Counts, over images of their own, the labels that the generator was asked for and those that its teachers find (eq. 5:
-/// probability 0.5 or more), and stores them in the run's folder.
+/// Counts the labels that the generator was to show and those that the teachers predict (eq. 5: probability 0.5 or more),
+/// over newly generated images, and stores the counts in the run's folder.
 ///
-/// Costs the forward pass of a hundredth of stage one's images: 0.3 % of its time.
+/// Cost: the forward pass of a hundredth of stage one's images, 0.3 % of its time.
+///
+/// Errors: a file that cannot be written.
 pub fn count_labels(
     one: &StageOne,
     engine: &mut Engine<f32>,
@@ -138,7 +146,9 @@ pub fn count_labels(
     write_atomic(out.join(LABEL_STATISTICS), |file| file.write_all(&json))
 }
 
-/// What [`count_labels`] stored; nothing where an earlier version made the folder.
+/// Reads what [`count_labels`] stored; `None` where the run was made by a version without label statistics.
+///
+/// Errors: a file that is damaged.
 pub fn label_statistics(out: &Path) -> Result<Option<LabelStatistics>> {
     let path = out.join(LABEL_STATISTICS);
     match std::fs::read(&path) {

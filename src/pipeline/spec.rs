@@ -1,38 +1,43 @@
-//! What a run is asked to do, already validated: no value here can be invalid on its own.
+//! The options of a run, already validated: no value here is invalid on its own.
 
 use super::Device;
-use super::schedule::Schedule;
-use crate::models::resnet::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
+use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::tensor::Elem;
 use std::path::{Path, PathBuf};
 
 /// A whole run.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct RunSpec {
+    /// Name of the run; also of its default output folder.
     pub name: String,
+    /// Seed of every random draw.
     pub seed: u64,
     /// At least one.
     pub teachers: Vec<TeacherSpec>,
-    pub student: StudentSpec,
-    pub generator: GeneratorSpec,
+    /// The student.
+    pub student: StudentOptions,
+    /// The generator, and how stage one trains it.
+    pub generator: GeneratorOptions,
+    /// The loss of stage one.
     pub loss: LossSpec,
+    /// Stage two.
     pub dual: DualSpec,
-    /// Labelled images for the final table. Training never sees them; absent, the table is left out.
+    /// Where labelled images for the final table lie; `None` means no table. Training never opens them.
     pub evaluation: Option<EvaluationData>,
-    /// Extra students trained on other images with the same initialisation and budget, for comparison.
+    /// More students, trained on other images from the same initial values with the same budget, for comparison.
     pub baselines: Vec<ImageSource>,
-    /// Least time between two checkpoints; 0: one after every step, on a GPU after every look at the losses. No part of
-    /// the result.
+    /// Least seconds between two checkpoints. With 0 there is one after every step, on a GPU after every read of the losses.
+    /// The result does not depend on it.
     pub checkpoint_seconds: f32,
     /// How a GPU stores feature maps; the CPU computes in f32.
     pub precision: Elem,
-    /// Where steps run. No part of what is asked for.
+    /// Where steps run. Set by the caller, not by the config.
     #[serde(skip)]
     pub device: Device,
 }
 
 impl RunSpec {
-    /// Files that the run reads.
+    /// All files that the run reads.
     pub fn inputs(&self) -> Vec<&Path> {
         let init = match &self.student.init {
             StudentInit::Weights(file) => Some(file),
@@ -47,67 +52,78 @@ impl RunSpec {
     }
 }
 
+/// A teacher of a run.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TeacherSpec {
+    /// Unique within the run.
     pub name: String,
-    /// An npz or safetensors file.
+    /// The weights file: npz, safetensors or an ONNX file of ours.
     pub weights: PathBuf,
+    /// What the config says of the file's contents.
     pub stated: Stated,
 }
 
 impl TeacherSpec {
-    /// A teacher of which only its file speaks.
+    /// A teacher whose config says nothing of the file's contents.
     pub fn new(name: &str, weights: impl Into<PathBuf>) -> TeacherSpec {
         TeacherSpec { name: name.into(), weights: weights.into(), stated: Stated::default() }
     }
 }
 
-/// What a config says of a teacher's file. What the file says, too, must agree; what it does not say is taken from here;
-/// where it is not there, network and labels serve a forecast.
+/// What a config says of the contents of a teacher's file. It must agree with the file, and completes what the file does not
+/// say. Where the file does not exist, network and labels are enough for a forecast.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Stated {
-    /// Block, stem, widths and depths, and the rest as a forecast needs it.
+    /// Architecture. Block kind, channels, stem, widths and depths must be the file's; a forecast uses all of it.
     pub network: Option<ResNetSpec>,
-    /// Each once; none: not stated.
+    /// Each once; empty where the config states none.
     pub labels: Vec<String>,
-    /// Pixels a side.
+    /// Side of the images, in pixels.
     pub image_size: Option<usize>,
+    /// Normalisation of the images.
     pub normalisation: Option<Normalisation>,
+    /// Which convolution of a block's first bottleneck has stride 2.
     pub stride: Option<StridePlace>,
 }
 
+/// The options of the student.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct StudentSpec {
-    /// Wanted labels, in order; empty: all labels of all teachers.
+pub struct StudentOptions {
+    /// Wanted labels, in the order of the predictions; empty means all labels of all teachers.
     pub labels: Vec<String>,
+    /// The values that its blocks start from.
     pub init: StudentInit,
+    /// What its batch norms do during training.
     pub norm: StudentNorm,
+    /// Where its tasks leave the trunk.
     pub branch: Branch,
     /// Channel reduction `r` of the teacher-level filters (supplement 1.2: 4).
     pub filter_reduction: usize,
 }
 
+/// The values that the student's blocks start from.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StudentInit {
+    /// Random values.
     Scratch,
-    /// The mean of all teachers' blocks: data-free, and the best start when they share a backbone (ours).
+    /// The mean of all teachers' blocks (ours): data-free, and the best start where the teachers share a backbone.
     Mean,
-    /// Copies the blocks of the teacher of this index.
+    /// The blocks of the teacher of this index.
     Teacher(usize),
-    /// Copies the blocks of a backbone file.
+    /// The blocks of a backbone file.
     Weights(PathBuf),
 }
 
-/// What the student's batch norms normalise by while it learns.
+/// What the student's batch norms normalise by during training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StudentNorm {
-    /// Folded into the convolutions from the start; nothing to normalise (ours, the fastest).
+    /// Nothing: they are folded into the convolutions from the start (ours, the fastest).
     Folded,
-    /// The statistics that came with the initial weights.
+    /// The running statistics of the initial weights.
     Stored,
-    /// The batch's own.
+    /// The statistics of the batch.
     Batch,
 }
 
@@ -115,31 +131,40 @@ pub enum StudentNorm {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Branch {
-    /// By the data-free rule, per task, no earlier than `least` (1-based block).
-    Auto { least: usize },
-    /// The same block for every task.
+    /// After the block with the lowest dual loss, which needs no data.
+    Auto {
+        /// The earliest block (1-based) that is allowed.
+        least: usize,
+    },
+    /// After this block (1-based).
     Block(usize),
 }
 
+/// The options of the generator and of stage one.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct GeneratorSpec {
-    /// Groups K: the image and K-1 feature levels (docs/method.md 2).
+pub struct GeneratorOptions {
+    /// Number of groups K: the image and K-1 feature levels (docs/method.md 2).
     pub groups: usize,
     /// Length of the noise vector z.
     pub latent: usize,
     /// Channels of the projected noise, then of the convolutions at each resolution, deepest first.
     pub widths: Vec<usize>,
+    /// Steps of stage one.
     pub steps: usize,
+    /// Images per step.
     pub batch: usize,
+    /// Learning rate, constant over the stage.
     pub learning_rate: f32,
+    /// Adam's betas.
     pub betas: [f32; 2],
-    /// Pixels by which the images are shifted at random before the teachers see them.
+    /// Most pixels by which the images are shifted at random before the teachers see them.
     pub shift: usize,
 }
 
 /// The adversarial loss of stage one.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LossSpec {
+    /// The variant of the loss.
     pub recipe: Recipe,
     /// Weight of L_a.
     pub alpha: f32,
@@ -149,47 +174,61 @@ pub struct LossSpec {
     pub gamma: f32,
     /// Weight of the batch-statistics loss (ours; 0 in the published recipe).
     pub statistics: f32,
-    /// The run stops as collapsed below this diversity of the generated images' features (see `ops::diversity`) ...
+    /// The run stops, as collapsed, if the diversity of the generated images' features (see
+    /// [`Diversity`](crate::ops::losses::diversity::Diversity)) is below this ...
     pub least_diversity: f32,
-    /// ... or this mean label entropy, in bits.
+    /// ... or their mean label entropy, in bits, is below this.
     pub least_entropy: f32,
 }
 
+/// How the targets of L_oh are chosen.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recipe {
     /// Equations 5-8 as printed.
     Published,
-    /// A wanted label set is part of z, and L_oh is taken against it (ours).
-    Conditional { max_labels: usize },
-    /// The top `share` of each label in the batch counts as positive (ours).
-    Balanced { share: f32 },
+    /// A set of labels to show is drawn as part of z, and is the target of L_oh (ours).
+    Conditional {
+        /// Most labels in the set.
+        max_labels: usize,
+    },
+    /// For each label, the images of the batch with the highest predictions count as positive (ours).
+    Balanced {
+        /// Their share of the batch.
+        share: f32,
+    },
 }
 
+/// The options of stage two.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct DualSpec {
-    /// Where stage two's images come from; `Generator` is the method itself.
+    /// Where the images come from; `Generator` is the method itself.
     pub images: ImageSource,
     /// Steps for each block, first block first.
     pub steps: Vec<usize>,
+    /// Images per step.
     pub batch: usize,
+    /// Peak learning rate.
     pub learning_rate: f32,
-    /// Weight of the relative feature error beside eq. 13 (ours; 0: exactly eq. 13).
+    /// Weight of the relative feature error beside eq. 13 (ours; 0 gives exactly eq. 13).
     pub feature: f32,
-    /// Weight of the relative feature errors at the teacher's later blocks and before its head, their mean (ours).
+    /// Weight of the mean relative feature error at the teacher's later blocks and before its head (ours).
     pub late_features: f32,
-    /// Train only block b in stage b, as published; otherwise all blocks up to b (ours).
+    /// Whether stage b trains only block b, as published, or all blocks up to b (ours).
     pub freeze_earlier: bool,
     /// Weights of the two inputs of eq. 16.
     pub lambda_in: [f32; 2],
+    /// Augmentation of the images.
     pub augment: AugmentSpec,
-    /// Images kept in the bank that stage two draws from.
+    /// Most images in the bank that stage two draws from.
     pub bank: usize,
 }
 
+/// Where the images of stage two come from.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageSource {
+    /// Stage one's generator.
     Generator,
     /// Gaussian noise images.
     Noise,
@@ -197,21 +236,31 @@ pub enum ImageSource {
     Real(PathBuf),
 }
 
-/// Labelled images to judge by, and where they lie.
+/// Where labelled images for an evaluation lie. Only [`labelled`](crate::labelled) opens them.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EvaluationData {
     /// An npz of images and targets.
     Npz(PathBuf),
-    /// One year of PASCAL VOC, such as `VOCdevkit/VOC2007`, and the name of a list in its `ImageSets/Main`.
-    Voc { folder: PathBuf, split: String },
-    /// MS-COCO: the images' folder and the `instances` JSON.
-    Coco { images: PathBuf, annotations: PathBuf },
+    /// One year of PASCAL VOC.
+    Voc {
+        /// Its folder, such as `VOCdevkit/VOC2007`.
+        folder: PathBuf,
+        /// The name of a list in its `ImageSets/Main`.
+        split: String,
+    },
+    /// MS-COCO.
+    Coco {
+        /// The folder of the images.
+        images: PathBuf,
+        /// The `instances` JSON.
+        annotations: PathBuf,
+    },
 }
 
 impl EvaluationData {
-    /// The file it is, if it is one.
-    fn file(&self) -> Option<&Path> {
+    /// The data's one file, unless it is a folder.
+    pub(crate) fn file(&self) -> Option<&Path> {
         match self {
             EvaluationData::Npz(file) | EvaluationData::Coco { annotations: file, .. } => Some(file),
             EvaluationData::Voc { .. } => None,
@@ -219,123 +268,15 @@ impl EvaluationData {
     }
 }
 
+/// Augmentation of stage two's images.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AugmentSpec {
-    /// Pixels.
+    /// Most pixels of a random shift.
     pub shift: usize,
-    /// Probabilities.
+    /// Probability that an image is mirrored.
     pub flip: f32,
+    /// Probability that an image is replaced by its elementwise maximum with another one.
     pub mix_max: f32,
+    /// Probability that a rectangle of another image is pasted in.
     pub cutmix: f32,
-}
-
-/// A teacher to train from labelled data.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct TeachSpec {
-    pub name: String,
-    pub seed: u64,
-    pub data: TrainingData,
-    /// Labels to learn, in order; empty: all that the data has.
-    pub labels: Vec<String>,
-    pub block: BlockKind,
-    pub stem: Stem,
-    /// Output channels of each block.
-    pub widths: Vec<usize>,
-    /// Residual units of each block.
-    pub depths: Vec<usize>,
-    /// Side of the images that the network takes; `None`: of those that the data has.
-    pub image_size: Option<usize>,
-    /// Weights to start from; a head for other labels starts afresh.
-    pub init: Option<PathBuf>,
-    pub training: TrainingSpec,
-    /// Labelled images to score the result on.
-    pub evaluation: Option<EvaluationData>,
-    /// As in [`RunSpec`].
-    pub checkpoint_seconds: f32,
-    /// As in [`RunSpec`].
-    pub precision: Elem,
-    #[serde(skip)]
-    pub device: Device,
-}
-
-impl TeachSpec {
-    /// Files that the training reads.
-    pub fn inputs(&self) -> Vec<&Path> {
-        let data = match &self.data {
-            TrainingData::Labelled(file) | TrainingData::Coco { annotations: file, .. } => Some(file),
-            TrainingData::Scenes { .. } | TrainingData::Voc { .. } => None,
-        };
-        let all = self.init.iter().chain(data).map(PathBuf::as_path);
-        all.chain(self.evaluation.as_ref().and_then(EvaluationData::file)).collect()
-    }
-}
-
-/// How a teacher learns.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct TrainingSpec {
-    pub steps: usize,
-    pub batch: usize,
-    pub optimiser: OptimiserSpec,
-    pub schedule: Schedule,
-    /// Peak rate of the head.
-    pub learning_rate: f32,
-    /// Peak rate of the last block ...
-    pub backbone_learning_rate: f32,
-    /// ... the factor to the rate of the block before it, and from there to the one that all earlier blocks share.
-    pub layer_decay: f32,
-    pub norm: TeacherNorm,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimiserSpec {
-    /// Adam with beta 0.9 and 0.999, and decoupled weight decay.
-    Adam { weight_decay: f32 },
-    /// Stochastic gradient descent with (heavy-ball) momentum, weight decay in the gradient.
-    Sgd { momentum: f32, weight_decay: f32 },
-}
-
-/// What a teacher's batch norms normalise by while it learns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TeacherNorm {
-    /// The batch's statistics, whose running means are then the network's.
-    Batch,
-    /// The statistics that came with the initial weights, which stay: for batches too small to have any.
-    Stored,
-}
-
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TrainingData {
-    /// An npz of images and targets.
-    Labelled(PathBuf),
-    /// One year of PASCAL VOC, such as `VOCdevkit/VOC2007`, and a split of it.
-    Voc { folder: PathBuf, split: String, crop: CropSpec },
-    /// MS-COCO: its images' folder and the JSON of their instances.
-    Coco { images: PathBuf, annotations: PathBuf, crop: CropSpec },
-    /// Scenes composed from archives of single objects.
-    Scenes {
-        /// The folder of the archives.
-        archives: PathBuf,
-        count: usize,
-        seed: u64,
-        /// Objects in a scene, from and to.
-        objects: [usize; 2],
-        /// Side of an object in pixels, from and to.
-        side: [usize; 2],
-        /// Places tried for an object before it may overlap another.
-        tries: usize,
-    },
-}
-
-/// What is seen of a training image (torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`).
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct CropSpec {
-    /// Share of the image's area, from and to.
-    pub scale: [f32; 2],
-    /// Width over height, from and to.
-    pub ratio: [f32; 2],
-    /// Probability that it is mirrored.
-    pub flip: f32,
 }

@@ -1,260 +1,143 @@
 //! The teachers: frozen, folded, all of one architecture, in one store.
 
-use super::session::stage_seed;
-use super::spec::{Stated, TeacherSpec};
+use super::seed::stage_seed;
+use super::spec::TeacherSpec;
+use super::stage::part;
+use super::teacher_file::{Known, TeacherFile};
 use crate::autograd::Store;
+use crate::autograd::tape::Value;
 use crate::error::{Error, Result};
-use crate::models::resnet::{Build, Normalisation, ResNet, ResNetSpec, Source, StridePlace};
-use crate::models::torchvision::{self, Head};
+use crate::models::Recorder;
+use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
+use crate::ops::movement::concat_columns::ConcatColumns;
 use crate::tensor::Real;
-use crate::weights::{self, Tensors};
-use std::collections::HashSet;
-use std::fmt::Debug;
-use std::path::Path;
+use crate::weights::Tensors;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-pub struct Teacher {
-    pub name: String,
-    pub labels: Vec<String>,
-    pub net: ResNet,
-    /// Its file is not there: its weights are drawn.
-    pub is_drawn: bool,
-}
-
-pub struct Teachers {
-    pub network: ResNetSpec,
-    pub all: Vec<Teacher>,
-}
-
-/// What a run must know of a teacher beside its tensors.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Known {
-    pub network: ResNetSpec,
-    /// At least one, each once.
-    pub labels: Vec<String>,
-}
-
-/// What to do where a teacher's file is not there but its config says what it holds.
+/// What to do where a teacher's file does not exist but its config states network and labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
+    /// Report an error.
     Fails,
-    /// Weights from a fixed seed: for what a step costs, and for nothing else.
+    /// Draw weights from a fixed seed, which is enough to forecast the cost of a step.
     IsDrawn,
 }
 
 impl Absent {
-    /// What stands in for the file, if anything may.
-    fn stand_in(&self, spec: &TeacherSpec) -> Option<Known> {
+    /// The stated network and labels, where weights may be drawn in place of the file's.
+    fn stand_in(self, spec: &TeacherSpec) -> Option<Known> {
         let network = spec.stated.network.clone()?;
         let labels = spec.stated.labels.clone();
-        let may = *self == Absent::IsDrawn && !labels.is_empty() && !spec.weights.exists();
+        let may = self == Absent::IsDrawn && !labels.is_empty() && !spec.weights.exists();
         may.then_some(Known { network, labels })
     }
-
-    /// Whether a teacher's weights are drawn.
-    pub fn draws(self, spec: &TeacherSpec) -> bool {
-        self.stand_in(spec).is_some()
-    }
-
-    /// Network and labels of a teacher, and whether they are its config's alone.
-    ///
-    /// Errors: a file that does not open, or says otherwise than the config.
-    pub fn facts(self, spec: &TeacherSpec) -> Result<(Known, bool)> {
-        match self.stand_in(spec) {
-            Some(known) => Ok((known, true)),
-            None => Ok((TeacherFile::open(spec)?.known, false)),
-        }
-    }
 }
 
-/// A teacher's file, and what it and its config say of it.
-pub struct TeacherFile {
+/// A teacher whose file has been read. A run opens each file once and keeps its tensors for all that need them: the
+/// check of the config, the stores of all students, their initial values, and the evaluation.
+#[derive(Clone)]
+pub struct OpenedTeacher {
+    /// As in the config.
+    pub name: String,
+    /// The weights file.
+    pub file: PathBuf,
+    /// Network and labels.
     pub known: Known,
-    /// torchvision's names, no wrapper's prefix.
-    pub tensors: Tensors,
+    /// The file's tensors; `None` where the file does not exist and weights are drawn.
+    pub tensors: Option<Arc<Tensors>>,
 }
 
-/// torchvision's crop.
-pub const IMAGE_SIZE: usize = 224;
-
-impl TeacherFile {
-    pub fn open(spec: &TeacherSpec) -> Result<TeacherFile> {
-        TeacherFile::read(weights::load(&spec.weights)?, &spec.stated)
-    }
-
-    /// Our metadata says what a network is; without, names and shapes do, and what those leave open is as torchvision's
-    /// unless the config says otherwise.
+impl OpenedTeacher {
+    /// Opens one teacher's file.
     ///
-    /// Errors: tensors that are no ResNet's, no labels, a config that the file contradicts.
-    pub fn read(tensors: Tensors, stated: &Stated) -> Result<TeacherFile> {
-        let tensors = torchvision::strip_wrappers(tensors)?;
-        let file = tensors.file().to_path_buf();
-        let mut network = network(&tensors, stated.image_size)?;
-        let agree = Agreement(&file);
-        if let Some(stated) = &stated.network {
-            let same = stated.architecture() == network.architecture();
-            agree.on("network is", &stated.in_words(), &network.in_words(), same)?;
-        }
-        if let Some(size) = stated.image_size {
-            let [h, w, _] = network.image;
-            agree.on("image_size is", &size, &[h, w], h == size && w == size)?;
-        }
-        if let Some(stride) = stated.stride {
-            let said = |key: &str| tensors.meta.contains_key(key);
-            let is_open = !said("stride") && !said("network");
-            let (config, found) = (stride.in_words(), network.stride.in_words());
-            agree.on("stride is", &config, &found, is_open || config == found)?;
-            network.stride = stride;
-        }
-        network.normalisation = normalisation(&tensors, &network, stated.normalisation.as_ref())?;
-        network.validate().map_err(|e| Error::data(&file, format!("network: {e}")))?;
-        torchvision::check_names(&tensors, &network, Head::Wanted)?;
-        let labels = labels(&tensors, stated)?;
-        Ok(TeacherFile { known: Known { network, labels }, tensors })
+    /// Errors: a file that does not open, or that its config contradicts.
+    pub fn open(spec: &TeacherSpec, absent: Absent) -> Result<OpenedTeacher> {
+        let (known, tensors) = match absent.stand_in(spec) {
+            Some(known) => (known, None),
+            None => {
+                let TeacherFile { known, tensors } = TeacherFile::open(spec)?;
+                (known, Some(Arc::new(tensors)))
+            }
+        };
+        Ok(OpenedTeacher { name: spec.name.clone(), file: spec.weights.clone(), known, tensors })
+    }
+
+    /// Opens the files of all teachers.
+    pub fn open_all(specs: &[TeacherSpec], absent: Absent) -> Result<Vec<OpenedTeacher>> {
+        specs.iter().map(|spec| OpenedTeacher::open(spec, absent)).collect()
+    }
+
+    /// Whether the file does not exist and weights are drawn.
+    pub fn is_drawn(&self) -> bool {
+        self.tensors.is_none()
     }
 }
 
-/// Compares a config with the file it names.
-struct Agreement<'a>(&'a Path);
+/// A teacher in a store.
+pub struct Teacher {
+    /// As in the config.
+    pub name: String,
+    /// In the order of its predictions.
+    pub labels: Vec<String>,
+    /// All blocks and the head, folded.
+    pub net: ResNet,
+    /// The file's tensors; `None` where the file does not exist and weights are drawn.
+    pub tensors: Option<Arc<Tensors>>,
+}
 
-impl Agreement<'_> {
-    fn on(&self, what: &str, config: &dyn Debug, found: &dyn Debug, agree: bool) -> Result<()> {
-        if agree {
-            return Ok(());
-        }
-        Err(Error::data(self.0, format!("the config's {what} {config:?}, the file's {found:?}")))
+impl Teacher {
+    /// Whether the file does not exist and weights are drawn.
+    pub fn is_drawn(&self) -> bool {
+        self.tensors.is_none()
     }
 }
 
-/// What the metadata says of the network, or else its tensors.
-fn network(tensors: &Tensors, image_size: Option<usize>) -> Result<ResNetSpec> {
-    if tensors.meta.contains_key("student") {
-        return Err(Error::data(tensors.file(), "expected a teacher or a backbone, found a student"));
-    }
-    if !tensors.meta.contains_key("network") {
-        let said = |key: &str| tensors.meta.contains_key(key);
-        let size = if said("image_size") { Some(tensors.meta_as("image_size")?) } else { image_size };
-        let mut network = torchvision::infer(tensors, size.unwrap_or(IMAGE_SIZE))?;
-        if said("stride") {
-            network.stride = tensors.meta_as("stride")?;
-        }
-        return Ok(network);
-    }
-    let network: ResNetSpec = tensors.meta_as("network")?;
-    network.validate().map_err(|e| Error::data(tensors.file(), format!("__meta__: network: {e}")))?;
-    Ok(network)
-}
-
-/// What the file says of its images, with its network or as `mean` and `std` of its own; or else the config; or else, for
-/// three channels and a network that our metadata does not describe, torchvision's. `None`: [-1, 1].
-fn normalisation(
-    tensors: &Tensors,
-    network: &ResNetSpec,
-    stated: Option<&Normalisation>,
-) -> Result<Option<Normalisation>> {
-    let has = |key: &str| tensors.meta.contains_key(key);
-    let found = match &network.normalisation {
-        None if has("mean") || has("std") => {
-            Some(Normalisation { mean: tensors.meta_as("mean")?, std: tensors.meta_as("std")? })
-        }
-        // A network of ours that names none takes [-1, 1]; numbers for other channels have an error of their own.
-        None if has("network") && stated.is_none_or(|n| n.mean.len() == network.image[2]) => {
-            let half = || vec![0.5; network.image[2]];
-            Some(Normalisation { mean: half(), std: half() })
-        }
-        found => found.clone(),
-    };
-    if let (Some(stated), Some(found)) = (stated, &found) {
-        Agreement(tensors.file()).on("mean and std are", stated, found, stated == found)?;
-    }
-    let is_torchvisions = network.image[2] == 3;
-    let n = found.or(stated.cloned()).or_else(|| is_torchvisions.then(Normalisation::imagenet));
-    Ok(n.filter(|n| !n.is_identity()))
-}
-
-/// The file's labels, or else the config's: one for each row of the head.
-fn labels(tensors: &Tensors, stated: &Stated) -> Result<Vec<String>> {
-    let file = tensors.file();
-    let rows = tensors.get("fc.weight").and_then(|w| w.shape.first()).copied().unwrap_or(0);
-    let labels: Vec<String> = match tensors.meta.contains_key("labels") {
-        true => tensors.meta_as("labels")?,
-        false => stated.labels.clone(),
-    };
-    let whose = if tensors.meta.contains_key("labels") { "__meta__: labels" } else { "the config's labels" };
-    if labels.is_empty() {
-        let message = format!(
-            "labels: expected {rows}, one for each row of fc.weight, found none in the file or the config"
-        );
-        return Err(Error::data(file, message));
-    }
-    let mut seen = HashSet::new();
-    if let Some(twice) = labels.iter().find(|l| !seen.insert(*l)) {
-        return Err(Error::data(file, format!("{whose}: {twice:?} stands twice")));
-    }
-    if labels.len() != rows {
-        let found = labels.len();
-        let message = format!("{whose}: expected {rows}, one for each row of fc.weight, found {found}");
-        return Err(Error::data(file, message));
-    }
-    let agree = stated.labels.is_empty() || stated.labels == labels;
-    Agreement(file).on("labels are", &stated.labels, &labels, agree)?;
-    Ok(labels)
-}
-
-/// Blocks to start from: of a teacher's file, or of a backbone that knows no labels.
-pub struct Backbone {
-    pub stride: StridePlace,
-    pub normalisation: Option<Normalisation>,
-    tensors: Tensors,
-}
-
-impl Backbone {
-    pub fn open(path: impl AsRef<Path>) -> Result<Backbone> {
-        let tensors = torchvision::strip_wrappers(weights::load(path)?)?;
-        let network = network(&tensors, None)?;
-        let normalisation = normalisation(&tensors, &network, None)?;
-        Ok(Backbone { stride: network.stride, normalisation, tensors })
-    }
-
-    /// Its tensors, which must be all that the blocks of `network` need and, save for a head, nothing else.
-    pub fn fitting(self, network: &ResNetSpec) -> Result<Tensors> {
-        torchvision::check_names(&self.tensors, network, Head::Ignored)?;
-        Ok(self.tensors)
-    }
+/// All teachers of a run, in one store.
+pub struct Teachers {
+    /// The architecture that all of them have.
+    pub network: ResNetSpec,
+    /// In the order of the config.
+    pub all: Vec<Teacher>,
 }
 
 impl Teachers {
-    /// Reads every file and checks that they fit together before anything is built.
+    /// Opens every file, then builds the teachers.
+    ///
+    /// Errors: those of [`OpenedTeacher::open`] and [`Teachers::build`].
     pub fn load<R: Real>(store: &mut Store<R>, specs: &[TeacherSpec]) -> Result<Teachers> {
         Self::load_or(store, specs, Absent::Fails)
     }
 
-    /// The same, with `absent` for what is not there.
+    /// The same, with a choice of what to do where a file does not exist.
     pub fn load_or<R: Real>(store: &mut Store<R>, specs: &[TeacherSpec], absent: Absent) -> Result<Teachers> {
-        let open = |spec| match absent.stand_in(spec) {
-            Some(known) => Ok((known, None)),
-            None => TeacherFile::open(spec).map(|f| (f.known, Some(f.tensors))),
-        };
-        let files = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
-        let network = files[0].0.network.clone();
+        Self::build(store, &OpenedTeacher::open_all(specs, absent)?)
+    }
+
+    /// Builds the teachers, of which there must be at least one, under the names `teacher.NAME.*` in the store.
+    ///
+    /// Errors: teachers of different architectures; tensors that do not fit.
+    pub fn build<R: Real>(store: &mut Store<R>, opened: &[OpenedTeacher]) -> Result<Teachers> {
+        let network = opened[0].known.network.clone();
         let mut all = Vec::new();
-        for (spec, (Known { network: found, labels }, mut tensors)) in specs.iter().zip(files) {
-            if found != network {
+        for OpenedTeacher { name, file, known: Known { network: found, labels }, tensors } in opened {
+            if *found != network {
                 return Err(Error::data(
-                    &spec.weights,
+                    file,
                     format!("teachers must share one architecture: expected {network:?}, found {found:?}"),
                 ));
             }
-            let name = spec.name.clone();
-            let source = match &mut tensors {
+            // Building a network removes the tensors that it takes, so it gets a copy.
+            let mut copy = tensors.as_deref().cloned();
+            let source = match &mut copy {
                 Some(tensors) => Source::Tensors(tensors),
-                None => Source::Random(stage_seed(0, &name)),
+                None => Source::Random(stage_seed(0, name)),
             };
             let (prefix, blocks, count) =
                 (format!("teacher.{name}"), 1..=network.blocks(), Some(labels.len()));
             let net = ResNet::new(store, &prefix, &network, blocks, count, Build::Folded, source)?;
-            let is_drawn = tensors.is_none();
-            tensors.map_or(Ok(()), Tensors::finish)?;
-            all.push(Teacher { name, labels, net, is_drawn });
+            copy.map_or(Ok(()), Tensors::finish)?;
+            all.push(Teacher { name: name.clone(), labels: labels.clone(), net, tensors: tensors.clone() });
         }
         Ok(Teachers { network, all })
     }
@@ -269,4 +152,31 @@ impl Teachers {
         let net = &self.network;
         self.all.iter().map(|t| net.parameters(1..=net.blocks()) + net.head_parameters(t.labels.len())).sum()
     }
+}
+
+/// Records every teacher's blocks from `first` (1-based) on and its head, on the input that `input` records for the teacher
+/// of that index (10). Returns the logits by teacher.
+pub fn predictions<R: Real>(
+    r: &mut Recorder<R>,
+    teachers: &Teachers,
+    first: usize,
+    mut input: impl FnMut(&mut Recorder<R>, usize) -> Result<Value>,
+) -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for (m, t) in teachers.all.iter().enumerate() {
+        let mut x = input(r, m)?;
+        let (_, logits) = r.within(part::TEACHERS, |r| {
+            for b in first..=teachers.network.blocks() {
+                x = t.net.block(r, b, x, Mode::FROZEN, None)?;
+            }
+            t.net.head(r, x, Mode::FROZEN)
+        })?;
+        all.push(logits);
+    }
+    Ok(all)
+}
+
+/// Records the predictions or features of several teachers side by side: `[n, 1, 1, c_i]` become one `[n, 1, 1, sum c_i]`.
+pub fn concat<R: Real>(r: &mut Recorder<R>, parts: &[Value]) -> Result<Value> {
+    if parts.len() == 1 { Ok(parts[0]) } else { r.apply(ConcatColumns, parts) }
 }

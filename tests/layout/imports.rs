@@ -82,7 +82,7 @@ fn read_path(tokens: &[Token], mut at: usize, mut prefix: Vec<String>, out: &mut
 }
 
 /// All paths of two segments or more in `code`.
-fn paths(code: &str) -> Vec<Vec<String>> {
+pub fn paths(code: &str) -> Vec<Vec<String>> {
     let tokens = tokens(code);
     let (mut out, mut at) = (Vec::new(), 0);
     while at < tokens.len() {
@@ -109,7 +109,7 @@ fn is_facade(code: &str) -> bool {
 }
 
 /// Every file, the files it imports, and through which path.
-fn edges(all: &[Source]) -> BTreeMap<String, BTreeMap<String, String>> {
+pub fn edges(all: &[Source]) -> BTreeMap<String, BTreeMap<String, String>> {
     let modules: BTreeMap<Vec<String>, &Source> = all.iter().map(|s| (module_of(&s.name), s)).collect();
     let mut graph = BTreeMap::new();
     for s in all {

@@ -3,7 +3,7 @@
 use super::archives::recorded;
 use super::{Outcome, refused, scratch, written};
 use dfka_engine::autograd::Store;
-use dfka_engine::pipeline::evaluate::Predictor;
+use dfka_engine::pipeline::predictor::Predictor;
 use dfka_engine::pipeline::sample::Sampler;
 use dfka_engine::pipeline::spec::TeacherSpec;
 use dfka_engine::pipeline::teachers::Teachers;

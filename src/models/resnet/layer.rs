@@ -1,7 +1,7 @@
-//! One convolution with the batch norm behind it: its values, its place in the store, its recording.
+//! One convolution with the batch norm after it: its values, its tensors in the store, its recording.
 
-use super::spec::Layer;
-use super::{Build, Mode, Source};
+use super::build::{Build, Mode, Source};
+use super::spec::{Layer, NORM_PARTS};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Store, TensorId};
 use crate::error::{Error, Result};
@@ -24,23 +24,24 @@ pub(super) struct Conv {
     pub(super) norm: Norm,
 }
 
+/// A convolution's batch norm.
 #[derive(Clone, Debug)]
 pub(super) enum Norm {
-    /// Inside the convolution. `targets`: mean and standard deviation that the layer's output had on the training
-    /// data (beta and |gamma|), for the statistics loss.
+    /// Folded into the convolution. `targets`: the mean and standard deviation that the layer's output had on the
+    /// training data (beta and |gamma|), for the statistics loss.
     Folded { bias: TensorId, targets: Option<[TensorId; 2]> },
     /// gamma, beta, running mean, running variance.
     Stored([TensorId; 4]),
 }
 
-/// PyTorch's default.
+/// Momentum of the running statistics: PyTorch's default.
 const MOMENTUM: f32 = 0.1;
 
 /// Keeps the slope of the standard deviation finite where a channel does not vary over the batch.
 const STATISTICS_EPS: f32 = 1e-5;
 
 impl Conv {
-    /// Records `act(norm(conv(x)) + residual)`. `watch` collects the batch-statistics losses of folded layers.
+    /// Records `act(norm(conv(x)) + residual)`. A folded layer adds its batch-statistics loss to `watch`.
     pub(super) fn record<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -86,12 +87,15 @@ impl Conv {
         }
     }
 
+    /// The tensors that an optimiser may change.
     pub(super) fn learning(&self) -> Vec<TensorId> {
         match &self.norm {
             Norm::Folded { bias, .. } => vec![self.weight, *bias],
             Norm::Stored(n) => vec![self.weight, n[0], n[1]],
         }
     }
+
+    /// All tensors, running statistics included.
     pub(super) fn tensors(&self) -> Vec<TensorId> {
         match &self.norm {
             Norm::Folded { bias, .. } => vec![self.weight, *bias],
@@ -100,20 +104,23 @@ impl Conv {
     }
 }
 
-pub(super) const NORM_PARTS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
-
-/// Values of one convolution, in the engine's layout.
+/// The values of one convolution, in the engine's layout `[k, r, s, c]`.
 pub(super) struct LayerValues {
     w: Vec<f32>,
     norm: LayerNorm,
 }
 
 enum LayerNorm {
+    /// Gamma, beta, running mean, running variance.
     Stored([Vec<f32>; 4]),
+    /// The bias that a folded batch norm left.
     Folded(Vec<f32>),
 }
 
 impl LayerValues {
+    /// Takes a layer's values from `source`.
+    ///
+    /// Errors: a tensor that is missing or has another shape; a negative variance.
     pub(super) fn read<R: Real>(store: &Store<R>, layer: &Layer, source: &mut Source) -> Result<LayerValues> {
         let [k, r, s, c] = layer.shape.0;
         match source {
@@ -151,6 +158,7 @@ impl LayerValues {
         }
     }
 
+    /// Adds the values to the store under the names `prefix.*`.
     pub(super) fn place<R: Real>(
         self,
         store: &mut Store<R>,

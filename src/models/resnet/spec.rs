@@ -1,20 +1,24 @@
-//! What a ResNet is, without its weights: block kind, stem, widths, depths, and what follows from them.
+//! The architecture of a ResNet, without its weights: block kind, stem, widths, depths, and what follows from them.
 
-use super::layer::NORM_PARTS;
 use crate::error::Result;
 use crate::tensor::Shape;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 
+/// Torchvision's names of a batch norm's tensors: gamma, beta, running mean, running variance.
+pub(super) const NORM_PARTS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
+
+/// The kind of a network's residual units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlockKind {
     /// Two 3x3 convolutions.
     Basic,
-    /// 1x1 to a quarter of the width, 3x3, 1x1 back.
+    /// A 1x1 convolution to a quarter of the width, a 3x3, and a 1x1 back to the full width.
     Bottleneck,
 }
 
-/// Which convolution of a bottleneck strides where a block begins.
+/// Which convolution of a block's first bottleneck has stride 2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StridePlace {
     /// The 3x3: torchvision and timm, known as v1.5.
@@ -27,7 +31,7 @@ pub enum StridePlace {
 }
 
 impl StridePlace {
-    /// As files and configs say it.
+    /// Its spelling in files and configs.
     pub fn in_words(self) -> &'static str {
         match self {
             StridePlace::Middle => "3x3",
@@ -36,20 +40,22 @@ impl StridePlace {
     }
 }
 
-/// What a network takes off its images and divides them by, for pixels from 0 to 1; one number a channel.
+/// How a network normalises its images: `(p - mean) / std` for pixels p in [0, 1], one number per channel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalisation {
+    /// Mean of each channel.
     pub mean: Vec<f32>,
+    /// Standard deviation of each channel.
     pub std: Vec<f32>,
 }
 
 impl Normalisation {
-    /// ImageNet's, which torchvision's and most of timm's weights expect.
+    /// ImageNet's mean and deviation, which torchvision's and most of timm's weights expect.
     pub fn imagenet() -> Normalisation {
         Normalisation { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
     }
 
-    /// Whether it leaves images in [-1, 1] as they are.
+    /// Whether it gives the engine's own range, [-1, 1]: mean and deviation of one half.
     pub fn is_identity(&self) -> bool {
         self.mean.iter().chain(&self.std).all(|v| *v == 0.5)
     }
@@ -68,35 +74,43 @@ impl Normalisation {
         }
     }
 
-    pub const MEANS: std::ops::RangeInclusive<f64> = 0.0..=1.0;
-    /// 1/255 is the least in use: networks of pixels from 0 to 255.
-    pub const STDS: std::ops::RangeInclusive<f64> = 0.001..=10.0;
+    /// The means that are accepted.
+    pub const MEANS: RangeInclusive<f64> = 0.0..=1.0;
+    /// The deviations that are accepted. The least in use is 1/255, of networks that take pixels from 0 to 255.
+    pub const STDS: RangeInclusive<f64> = 0.001..=10.0;
 }
 
+/// The layers before the first residual unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stem {
+    /// Output channels of the convolution.
     pub width: usize,
+    /// Side of the square filter, odd.
     pub kernel: usize,
+    /// Stride of the convolution.
     pub stride: usize,
-    /// A 3x3 max pool of stride 2 behind it.
+    /// Whether a 3x3 max pool of stride 2 follows.
     pub max_pool: bool,
 }
 
-/// An architecture; what a weights file's metadata holds under `network`.
+/// An architecture, as a weights file's metadata holds it under `network`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResNetSpec {
+    /// The kind of the residual units.
     pub block: BlockKind,
     /// Height, width and channels of an image.
     pub image: [usize; 3],
+    /// The layers before the first block.
     pub stem: Stem,
     /// Output channels of each block ("layer" in torchvision).
     pub widths: Vec<usize>,
     /// Residual units in each block.
     pub depths: Vec<usize>,
+    /// Which convolution of a block's first bottleneck has stride 2.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stride: StridePlace,
-    /// Of images in [-1, 1], as everything here holds them: `(x - (2 mean - 1)) / (2 std)` per channel before the stem.
-    /// `None`: the images as they are.
+    /// Normalisation before the stem. The engine's images x are in [-1, 1], so per channel it is
+    /// `(x - (2 mean - 1)) / (2 std)`. `None`: the network takes x as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalisation: Option<Normalisation>,
 }
@@ -105,10 +119,11 @@ fn is_default<T: Default + PartialEq>(v: &T) -> bool {
     *v == T::default()
 }
 
-/// One convolution with the batch norm behind it, by its names.
+/// One convolution with the batch norm after it, by torchvision's names.
 pub(super) struct Layer {
     pub(super) conv: String,
     pub(super) norm: String,
+    /// Of the filter: `[k, r, s, c]`.
     pub(super) shape: Shape,
     pub(super) stride: usize,
 }
@@ -120,7 +135,7 @@ pub(super) struct UnitLayers {
 }
 
 impl ResNetSpec {
-    /// A network of images in [-1, 1] that strides where torchvision's do.
+    /// A network of images in [-1, 1], with torchvision's place for the strides.
     pub fn new(
         block: BlockKind,
         image: [usize; 3],
@@ -132,7 +147,8 @@ impl ResNetSpec {
         ResNetSpec { block, image, stem, widths, depths, stride, normalisation: None }
     }
 
-    /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers.
+    /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers, for RGB images of `size` pixels a side; `None` for another
+    /// depth.
     pub fn torchvision(depth: usize, size: usize) -> Option<ResNetSpec> {
         let (block, depths) = match depth {
             18 => (BlockKind::Basic, [2, 2, 2, 2]),
@@ -168,7 +184,7 @@ impl ResNetSpec {
         Shape::new(n, size(h), size(w), self.widths[b - 1])
     }
 
-    /// Fails on a description that no network can have.
+    /// Errors: an architecture that no network can have.
     pub fn validate(&self) -> Result<(), String> {
         if self.widths.is_empty() || self.widths.len() != self.depths.len() {
             return Err(format!("{} widths for {} depths", self.widths.len(), self.depths.len()));
@@ -189,7 +205,7 @@ impl ResNetSpec {
         self.normalisation.as_ref().map_or(Ok(()), |n| n.validate(self.image[2]))
     }
 
-    /// `ResNet-50`, or stem, widths and depths where it has no such name.
+    /// Its name, such as `ResNet-50`, or its stem, widths and depths where it has no name.
     pub fn in_words(&self) -> String {
         let is_depth = |d: &usize| {
             let known = ResNetSpec::torchvision(*d, self.image[0]);
@@ -208,12 +224,13 @@ impl ResNetSpec {
         }
     }
 
-    /// What its tensors' shapes follow from, and the stem.
+    /// The part of the description that fixes the shapes of the tensors, and the stem.
     pub fn architecture(&self) -> (BlockKind, usize, Stem, &[usize], &[usize]) {
         (self.block, self.image[2], self.stem, &self.widths, &self.depths)
     }
 
-    /// Names of the tensors of all blocks; `is_folded` says of a convolution whether a bias stands for its batch norm.
+    /// Names of the tensors of all blocks. `is_folded` tells whether the convolution of that name has a bias in place of a
+    /// batch norm.
     pub fn tensor_names(&self, is_folded: impl Fn(&str) -> bool) -> Vec<String> {
         let mut names = Vec::new();
         for layer in self.layers_of(1..=self.blocks()) {
@@ -277,7 +294,7 @@ impl ResNetSpec {
         units
     }
 
-    fn layers_of(&self, blocks: std::ops::RangeInclusive<usize>) -> Vec<Layer> {
+    fn layers_of(&self, blocks: RangeInclusive<usize>) -> Vec<Layer> {
         let mut all = Vec::new();
         for b in blocks {
             all.extend((b == 1).then(|| self.stem_layer()));
@@ -289,12 +306,12 @@ impl ResNetSpec {
         all
     }
 
-    /// Parameters of some blocks as PyTorch counts them: filters, and gamma and beta of their batch norms.
-    pub fn parameters(&self, blocks: std::ops::RangeInclusive<usize>) -> usize {
+    /// Number of parameters of some blocks as PyTorch counts them: filters, and gamma and beta of the batch norms.
+    pub fn parameters(&self, blocks: RangeInclusive<usize>) -> usize {
         self.layers_of(blocks).iter().map(|l| l.shape.elems() + 2 * l.shape.n()).sum()
     }
 
-    /// Parameters of a head for `labels` labels.
+    /// Number of parameters of a head for `labels` labels.
     pub fn head_parameters(&self, labels: usize) -> usize {
         (self.widths[self.blocks() - 1] + 1) * labels
     }

@@ -1,21 +1,21 @@
 //! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks (docs/method.md 3).
 
-use super::generator::{StageOne, part, with_moments};
+use super::images::load_images;
 use super::schedule::Schedule;
-use super::session::{Stage, stage_seed};
-use super::spec::{ImageSource, RunSpec, StudentInit, StudentNorm};
-use super::teachers::{Backbone, Teachers};
+use super::seed::{stage_seed, stream};
+use super::spec::{ImageSource, RunSpec, StudentNorm};
+use super::stage::{Stage, part, with_moments};
+use super::stage_one::StageOne;
+use super::student_start::initial_tensors;
+use super::tasks::TaskLabels;
+use super::teachers::Teachers;
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
-use crate::data::folder;
-use crate::data::transform::Transform;
-use crate::data::unlabelled::{ImageSet, to_input};
-use crate::device::memory;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::filter::Filter;
-use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
-use crate::models::targetnet::{StudentSpec, TaskSpec};
+use crate::models::resnet::{Build, Mode, ResNet, Source};
+use crate::models::targetnet::{TargetNetSpec, TaskSpec};
 use crate::ops::layers::batch_norm::Stats;
 use crate::ops::losses::bce::{Bce, Targets};
 use crate::ops::losses::feature_loss::FeatureLoss;
@@ -26,48 +26,9 @@ use crate::ops::optim::adam::Adam;
 use crate::ops::random::augment::Augment;
 use crate::ops::random::noise::{Noise, NoiseKind};
 use crate::tensor::Real;
-use crate::weights::{self, Tensors};
+use crate::weights::Tensors;
 
-mod stream {
-    pub const GATHER: u32 = 11;
-    pub const NOISE: u32 = 12;
-    pub const AUGMENT: u32 = 13;
-}
-
-/// What the student predicts through one teacher: the task-level filter `g_m`.
-#[derive(Clone, Debug)]
-pub struct TaskLabels {
-    /// Index of the teacher.
-    pub teacher: usize,
-    /// The wanted ones of its labels, and their columns in its predictions.
-    pub labels: Vec<String>,
-    pub columns: Vec<u32>,
-}
-
-/// Splits the wanted labels into tasks: each label goes to the first teacher that has it.
-pub fn tasks(teachers: &Teachers, wanted: &[String]) -> Result<Vec<TaskLabels>> {
-    let all: Vec<String> =
-        if wanted.is_empty() { teachers.labels().cloned().collect() } else { wanted.to_vec() };
-    let mut tasks: Vec<TaskLabels> = (0..teachers.all.len())
-        .map(|teacher| TaskLabels { teacher, labels: vec![], columns: vec![] })
-        .collect();
-    for label in all {
-        let owner = teachers
-            .all
-            .iter()
-            .enumerate()
-            .find_map(|(m, t)| Some((m, t.labels.iter().position(|l| *l == label)?)));
-        let (m, column) = owner.ok_or_else(|| Error::Usage(format!("label {label:?} is in no teacher")))?;
-        if !tasks[m].labels.contains(&label) {
-            tasks[m].columns.push(column as u32);
-            tasks[m].labels.push(label);
-        }
-    }
-    tasks.retain(|t| !t.labels.is_empty());
-    Ok(tasks)
-}
-
-/// A task's dual loss (13), and the feature errors that train along with it, each with its weight.
+/// A task's dual loss (13), and the feature errors that are trained beside it, each with its weight.
 struct TaskLosses {
     dual: Value,
     features: Vec<(f32, Value)>,
@@ -75,9 +36,11 @@ struct TaskLosses {
 
 /// The dual generator `T` and its filters.
 pub struct StageTwo {
+    /// The blocks `T^1..T^B`.
     pub trunk: ResNet,
     /// Teacher-level filters `f_m^b`, by block (0-based) and task.
     filters: Vec<Vec<Filter>>,
+    /// The labels that the student predicts through each teacher.
     pub tasks: Vec<TaskLabels>,
     images: Images,
     stats: Stats,
@@ -87,10 +50,14 @@ pub struct StageTwo {
 enum Images {
     /// A bank in the store.
     Bank(TensorId),
+    /// Gaussian noise, drawn in the step.
     Noise,
 }
 
 impl StageTwo {
+    /// Adds the trunk, the filters and, for the KA baseline, the real images to the store.
+    ///
+    /// Errors: initial weights that do not fit, images that do not fit; generated images without `stage_one`.
     pub fn new<R: Real>(
         store: &mut Store<R>,
         spec: &RunSpec,
@@ -126,7 +93,7 @@ impl StageTwo {
         Ok(StageTwo { trunk, filters, tasks, images, stats })
     }
 
-    /// Records and compiles a step of block `b` (1-based): `L_u^b` (16) and the update of what learns.
+    /// Records and compiles a step of block `b` (1-based): `L_u^b` (16) and the update of the trained tensors.
     pub fn stage(
         &self,
         engine: &mut Engine<f32>,
@@ -155,7 +122,7 @@ impl StageTwo {
         })
     }
 
-    /// Records `L_u^b`. Metrics: the loss, and each task's dual loss `L_d^{b,m}` (13).
+    /// Records `L_u^b` (16). Metrics: the loss, and each task's dual loss `L_d^{b,m}` (13).
     pub fn record_loss<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -173,7 +140,7 @@ impl StageTwo {
             }
             Images::Noise => {
                 let kind = NoiseKind::Normal;
-                r.apply(Noise { shape: image_shape, stream: stream::NOISE, kind }, &[])?
+                r.apply(Noise { shape: image_shape, stream: stream::NOISE_IMAGES, kind }, &[])?
             }
         };
         let a = &d.augment;
@@ -194,7 +161,7 @@ impl StageTwo {
             terms.push((d.lambda_in[0], *dual));
             terms.extend(features.iter().map(|(w, f)| (d.lambda_in[0] * w, *f)));
         }
-        // F_in^2 (15): the generator's own features at the level that block b reads, if it has a group there.
+        // F_in^2 (15): the generator's own features at the level that block b reads, where it has a group for it.
         if let (Some(one), true) = (stage_one, b > 1 && d.lambda_in[1] > 0.0)
             && let Some(j) = one.generator.levels.iter().position(|l| *l == b - 1)
         {
@@ -211,7 +178,8 @@ impl StageTwo {
         Ok(loss)
     }
 
-    /// One input of (16): `x` enters the trunk at block `from`; the teachers' own view of `image` is the target.
+    /// Records one input of (16): `x` enters the trunk at block `from`; the teachers' predictions for `image` are the
+    /// targets. Returns each task's losses.
     #[allow(clippy::too_many_arguments)]
     fn record_input<R: Real>(
         &self,
@@ -306,7 +274,7 @@ impl StageTwo {
         } else {
             spec.student.labels.clone()
         };
-        let student = StudentSpec {
+        let student = TargetNetSpec {
             network: teachers.network.clone(),
             filter_reduction: spec.student.filter_reduction,
             tasks: specs,
@@ -317,72 +285,4 @@ impl StageTwo {
         out.meta.insert("student".into(), student);
         Ok(out)
     }
-}
-
-/// The trunk's starting point; `None`: random, also where it would be a teacher's that is itself drawn.
-fn initial_tensors(spec: &RunSpec, teachers: &Teachers) -> Result<Option<Tensors>> {
-    let open = |path: &std::path::Path| Backbone::open(path)?.fitting(&teachers.network);
-    match &spec.student.init {
-        StudentInit::Scratch => Ok(None),
-        StudentInit::Teacher(m) if teachers.all[*m].is_drawn => Ok(None),
-        StudentInit::Mean if teachers.all.iter().any(|t| t.is_drawn) => Ok(None),
-        StudentInit::Teacher(m) => open(&spec.teachers[*m].weights).map(Some),
-        StudentInit::Weights(path) => open(path).map(Some),
-        StudentInit::Mean => {
-            let all = spec.teachers.iter().map(|t| open(&t.weights)).collect::<Result<Vec<_>>>()?;
-            let mut mean = all[0].empty_like();
-            for (name, first) in all[0].iter().filter(|(n, _)| !n.starts_with("fc.")) {
-                let mut sum = vec![0.0f64; first.data.len()];
-                for t in &all {
-                    let part = t.get(name).filter(|p| p.shape == first.shape);
-                    let part =
-                        part.ok_or_else(|| Error::data(t.file(), format!("{name}: teachers differ in it")))?;
-                    sum.iter_mut().zip(&part.data).for_each(|(s, v)| *s += f64::from(*v));
-                }
-                mean.insert(name, &first.shape, sum.iter().map(|s| (s / all.len() as f64) as f32).collect())?;
-            }
-            Ok(Some(mean))
-        }
-    }
-}
-
-/// Real images without labels, for KA: the only data that training can reach.
-fn load_images<R: Real>(
-    store: &mut Store<R>,
-    path: &std::path::Path,
-    teachers: &Teachers,
-) -> Result<TensorId> {
-    let n = check_images(path, &teachers.network)?;
-    let id = store.add("data.images", teachers.network.feature(0, n));
-    if !store.holds_values() {
-        return Ok(id);
-    }
-    // Bytes as read, and what the store holds of them, both for a moment.
-    let bytes = teachers.network.feature(0, n).elems().saturating_mul(1 + size_of::<R>());
-    memory::expect_room(&format!("images of {}", path.display()), bytes)?;
-    let set = if path.is_dir() { folder::load(path, teachers.network.image)? } else { ImageSet::load(path)? };
-    let to = store.get_mut(id);
-    to.iter_mut().zip(&set.images).for_each(|(t, p)| *t = R::of(to_input(*p).into()));
-    Ok(id)
-}
-
-/// How many images `path` holds: an npz of images, and nothing else, of the teachers' size, or a folder of JPEG and PNG
-/// files of any.
-///
-/// Errors: another size, none at all, teachers whose images are neither grey nor RGB.
-pub fn check_images(path: &std::path::Path, network: &ResNetSpec) -> Result<usize> {
-    if path.is_dir() {
-        Transform::eval(network.image).check()?;
-        return Ok(folder::list(path)?.len());
-    }
-    let [n, h, w, c] = ImageSet::shape_of(path)?;
-    if [h, w, c] == network.image {
-        return Ok(n);
-    }
-    Err(Error::data(path, format!("images: the teachers expect {:?}, found {:?}", network.image, [h, w, c])))
-}
-
-/// Writes a student file.
-pub fn save(path: &std::path::Path, t: &Tensors) -> Result<()> {
-    weights::save(path, t)
 }

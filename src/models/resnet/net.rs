@@ -1,17 +1,13 @@
-//! The ResNet family (He et al. 2016): basic and bottleneck blocks, any stem, widths and depths, taps at block ends.
-//!
-//! One description serves the demo's small net and ResNet-18 to 152. A network is either *folded* (frozen: batch norm
-//! inside the convolutions, eq. 4's discriminators) or *normed* (batch norm as ops of its own: what learns).
-//! Tensor names are torchvision's.
+//! A ResNet in a store: building, recording and exporting its blocks.
 
-mod layer;
-mod spec;
-
-use super::fold::{self, StoredNorm};
-use super::{Recorder, init};
+use super::build::{Build, Mode, Source};
+use super::layer::{Conv, LayerValues, Norm};
+use super::spec::{Layer, NORM_PARTS, Normalisation, ResNetSpec};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Store, TensorId};
 use crate::error::{Error, Result};
+use crate::models::fold::{self, StoredNorm};
+use crate::models::{Recorder, init};
 use crate::ops::layers::activation::Act;
 use crate::ops::layers::batch_norm::{BatchNorm, Stats};
 use crate::ops::layers::conv2d::Conv2d;
@@ -19,65 +15,39 @@ use crate::ops::layers::global_avg_pool::GlobalAvgPool;
 use crate::ops::layers::max_pool::MaxPool;
 use crate::tensor::{Real, Shape};
 use crate::weights::Tensors;
-use layer::{Conv, LayerValues, NORM_PARTS, Norm};
-use spec::Layer;
-pub use spec::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
+use std::ops::RangeInclusive;
 
+/// One residual unit.
 #[derive(Clone, Debug)]
 struct Unit {
     body: Vec<Conv>,
     shortcut: Option<Conv>,
 }
 
-/// Blocks `first..=last` of a ResNet, in a store.
+/// Some consecutive blocks of a ResNet, and perhaps its head, in a store.
 #[derive(Clone, Debug)]
 pub struct ResNet {
+    /// The whole network's architecture.
     pub spec: ResNetSpec,
-    /// Of block 1, where images are normalised: gamma, beta, mean and variance of [`ResNetSpec::normalisation`].
+    /// Gamma, beta, mean and variance that normalise the images ([`ResNetSpec::normalisation`]); block 1 alone has them.
     normalise: Option<[TensorId; 4]>,
     stem: Option<Conv>,
-    /// By block; empty for blocks that this network does not have.
+    /// The units of each block (0-based); empty for a block that was not built.
     blocks: Vec<Vec<Unit>>,
-    /// Weight and bias of the fully connected layer.
+    /// Weight `[labels, 1, 1, c]` and bias of the fully connected layer.
     pub head: Option<[TensorId; 2]>,
 }
 
-/// How a network takes part in a recording.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Mode {
-    pub learn: Learn,
-    /// What batch norms normalise by; folded networks have none.
-    pub stats: Stats,
-}
-
-impl Mode {
-    pub const FROZEN: Mode = Mode { learn: Learn::Frozen, stats: Stats::Running };
-}
-
-/// Where a network's values come from.
-pub enum Source<'a> {
-    /// A weights file's tensors, torchvision names; taken from the set.
-    Tensors(&'a mut Tensors),
-    /// Random, from a seed (He et al. 2015); batch norms at gamma 1, beta 0.
-    Random(u64),
-}
-
-/// Whether batch norms are folded into the convolutions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Build {
-    /// Frozen, with the targets of the statistics loss beside each layer.
-    Folded,
-    /// Batch norms as ops of their own.
-    Normed,
-}
-
 impl ResNet {
-    /// Builds blocks `blocks` (and the head, for `labels` labels) under `prefix` in the store.
+    /// Builds the blocks `blocks` (1-based) under the names `prefix.*` in the store, and a head where `labels` says for how
+    /// many labels. The stem belongs to block 1.
+    ///
+    /// Errors: a tensor that `source` does not have, or has in another shape; a negative variance.
     pub fn new<R: Real>(
         store: &mut Store<R>,
         prefix: &str,
         spec: &ResNetSpec,
-        blocks: std::ops::RangeInclusive<usize>,
+        blocks: RangeInclusive<usize>,
         labels: Option<usize>,
         build: Build,
         mut source: Source,
@@ -117,7 +87,8 @@ impl ResNet {
         Ok(ResNet { spec: spec.clone(), normalise, stem, blocks: all, head })
     }
 
-    /// Records block `b` (1-based; block 1 begins with the images' normalisation and the stem).
+    /// Records block `b` (1-based) on `x` `[n, h, w, c]`. Block 1 begins with the images' normalisation and the stem.
+    /// Where `watch` is given, every folded layer adds its batch-statistics loss to it.
     pub fn block<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -127,7 +98,7 @@ impl ResNet {
         mut watch: Option<&mut Vec<Value>>,
     ) -> Result<Value> {
         if let (1, Some(constants)) = (b, self.normalise) {
-            // An op of its own: inside the stem's filters it would also move the zeros of the padding.
+            // Not folded into the stem's filters: that would also shift the zeros of the padding.
             let [gamma, beta, mean, var] = constants.map(|t| r.leaf(t, Learn::Frozen));
             let op = BatchNorm { stats: Stats::Running, act: Act::None, momentum: 0.0, eps: 0.0 };
             x = r.apply(op, &[x, gamma, beta, mean, var])?;
@@ -152,6 +123,8 @@ impl ResNet {
     }
 
     /// Records the head: the pooled features `[n, 1, 1, c]` and the logits `[n, 1, 1, labels]`.
+    ///
+    /// Errors: a network that was built without a head.
     pub fn head<R: Real>(&self, r: &mut Recorder<R>, x: Value, mode: Mode) -> Result<(Value, Value)> {
         let [w, b] = self.head.ok_or_else(|| Error::Run("this network was built without a head".into()))?;
         let pooled = r.apply(GlobalAvgPool, &[x])?;
@@ -160,27 +133,31 @@ impl ResNet {
         Ok((pooled, logits))
     }
 
-    fn convs(&self, blocks: std::ops::RangeInclusive<usize>) -> impl Iterator<Item = &Conv> {
+    fn convs(&self, blocks: RangeInclusive<usize>) -> impl Iterator<Item = &Conv> {
         let stem = (*blocks.start() == 1).then_some(self.stem.as_ref()).flatten();
         let units = self.blocks[blocks.start() - 1..*blocks.end()].iter().flatten();
         stem.into_iter().chain(units.flat_map(|u| u.body.iter().chain(&u.shortcut)))
     }
 
-    /// What an optimiser may change in some blocks: filters, gammas and betas (or biases). The head is not among them.
-    pub fn learning(&self, blocks: std::ops::RangeInclusive<usize>) -> Vec<TensorId> {
+    /// The tensors of some blocks that an optimiser may change: filters, gammas and betas (or biases). The head is not
+    /// among them.
+    pub fn learning(&self, blocks: RangeInclusive<usize>) -> Vec<TensorId> {
         self.convs(blocks).flat_map(Conv::learning).collect()
     }
 
-    /// Everything that belongs to the blocks, running estimates included.
-    pub fn tensors(&self, blocks: std::ops::RangeInclusive<usize>) -> Vec<TensorId> {
+    /// All tensors of some blocks, running estimates included.
+    pub fn tensors(&self, blocks: RangeInclusive<usize>) -> Vec<TensorId> {
         self.convs(blocks).flat_map(Conv::tensors).collect()
     }
 
-    /// Adds some blocks to `out` under torchvision's names and layouts, as they are or with batch norms folded.
+    /// Adds some blocks to `out`, in torchvision's layouts and under its names after `prefix`. With [`Build::Folded`], batch
+    /// norms are folded into the convolutions.
+    ///
+    /// Errors: a name that `out` already has.
     pub fn export<R: Real>(
         &self,
         store: &Store<R>,
-        blocks: std::ops::RangeInclusive<usize>,
+        blocks: RangeInclusive<usize>,
         prefix: &str,
         build: Build,
         out: &mut Tensors,
@@ -217,7 +194,8 @@ impl ResNet {
     }
 }
 
-/// `(x - mean') / sqrt(var')` with mean' = 2 mean - 1 and var' = (2 std)^2: pixels from 0 to 1 are (x + 1) / 2.
+/// Stores the constants of `(x - mean') / sqrt(var')`, with mean' = 2 mean - 1 and var' = (2 std)^2: `n` is stated for
+/// pixels p in [0, 1], and the engine's images are x = 2 p - 1.
 fn place_normalisation<R: Real>(store: &mut Store<R>, prefix: &str, n: &Normalisation) -> [TensorId; 4] {
     let channel = |f: fn(f64) -> f64, v: &[f32]| v.iter().map(|v| f(f64::from(*v))).collect::<Vec<f64>>();
     let values = [

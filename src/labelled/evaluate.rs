@@ -1,0 +1,142 @@
+//! The evaluation of weights files and of whole runs on labelled images.
+
+use super::scores::score;
+use crate::data::dataset::Dataset;
+use crate::data::labelled::LabelledSet;
+use crate::data::transform::Transform;
+use crate::error::{Error, Result};
+use crate::pipeline::Device;
+use crate::pipeline::predictor::Predictor;
+use crate::pipeline::run::{Amalgamated, baseline_prefix, block_file};
+use crate::pipeline::spec::{EvaluationData, ImageSource, RunSpec};
+use crate::pipeline::teachers::OpenedTeacher;
+use crate::summary::{Score, StudentScore, Summary};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Average precision of the model in the file `weights` on `data`.
+///
+/// Errors: a file that is no model; those of [`check`] and [`score`].
+pub fn evaluate(weights: &Path, data: &EvaluationData, device: &Device) -> Result<Score> {
+    let mut model = Predictor::open(weights, device)?;
+    check(data, model.image(), &model.labels)?;
+    score(&mut model, &open(data)?, &[])
+}
+
+/// Average precision of the teacher of this index (from 0) on the run's evaluation data, over all of its own labels.
+///
+/// Errors: a run without evaluation data, or without such a teacher.
+pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
+    let (Some(data), Some(teacher)) = (&spec.evaluation, spec.teachers.get(index)) else {
+        let n = spec.teachers.len();
+        return Err(Error::Usage(format!(
+            "teacher {} of {n}: expected one of them, and [evaluation]",
+            index + 1
+        )));
+    };
+    score(&mut Predictor::open_teacher(teacher, &spec.device)?, &open(data)?, &[])
+}
+
+/// Scores the teachers, the student and the baselines of a trained run, and adds the scores to its summary.
+///
+/// Errors: data that does not open, a stop that the observer asks for.
+pub(super) fn score_run(
+    spec: &RunSpec,
+    data: &EvaluationData,
+    teachers: &[OpenedTeacher],
+    run: &mut Amalgamated,
+) -> Result<()> {
+    run.session.stop_if_asked("before the evaluation")?;
+    let data = open(data)?;
+    score_teachers(spec, &data, teachers, &mut run.summary)?;
+    run.summary.student = Some(score_student(spec, run, "", &data)?);
+    for source in &spec.baselines {
+        let score = score_student(spec, run, &baseline_prefix(source), &data)?;
+        match source {
+            ImageSource::Noise => run.summary.noise = Some(score),
+            ImageSource::Real(_) => run.summary.ka = Some(score),
+            ImageSource::Generator => {}
+        }
+    }
+    Ok(())
+}
+
+/// Each teacher on the labels that the student predicts through it, and the mean over all of these labels.
+fn score_teachers(
+    spec: &RunSpec,
+    data: &Arc<Dataset>,
+    teachers: &[OpenedTeacher],
+    summary: &mut Summary,
+) -> Result<()> {
+    let mut mean = Score::default();
+    for (t, task) in
+        teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
+    {
+        let score = score(&mut Predictor::of_opened(t, &spec.device)?, data, &task.labels)?;
+        mean.ap.extend(score.ap.clone());
+        mean.ap_11_point.extend(score.ap_11_point.clone());
+        summary.teachers.insert(t.name.clone(), score);
+    }
+    mean.take_means();
+    summary.teachers.insert("mean".into(), mean);
+    Ok(())
+}
+
+/// The student with this file prefix, branched after each block in turn. Baselines are reported at the student's branch.
+fn score_student(
+    spec: &RunSpec,
+    run: &Amalgamated,
+    prefix: &str,
+    data: &Arc<Dataset>,
+) -> Result<StudentScore> {
+    let mut by_block = Vec::new();
+    for b in 1..=run.blocks {
+        let file = block_file(run.session.out(), prefix, b);
+        run.session.stop_if_asked("in the evaluation")?;
+        by_block.push(score(&mut Predictor::open(&file, &spec.device)?, data, &[])?);
+    }
+    Ok(StudentScore { score: by_block[run.branch - 1].clone(), by_block })
+}
+
+/// Opens labelled images. Names and targets are read, and of an npz the pixels too.
+///
+/// Errors: see [`Dataset::npz`], [`Dataset::voc`] and [`Dataset::coco`].
+pub fn open(data: &EvaluationData) -> Result<Arc<Dataset>> {
+    let set = match data {
+        EvaluationData::Npz(file) => Dataset::npz(file)?,
+        EvaluationData::Voc { folder, split } => Dataset::voc(folder, split)?,
+        EvaluationData::Coco { images, annotations } => Dataset::coco(images, annotations)?,
+    };
+    Ok(Arc::new(set))
+}
+
+/// Checks that `data` has the labels `wanted` and images of the size `image`, or files of any size. Nothing of the data is
+/// kept, so this may run before the training, which must not see labels.
+///
+/// Errors: data that does not open, images of another size, a missing label.
+pub fn check(data: &EvaluationData, image: [usize; 3], wanted: &[String]) -> Result<()> {
+    let (file, labels) = match data {
+        EvaluationData::Npz(file) => {
+            let (labels, [_, h, w, c]) = LabelledSet::describe(file)?;
+            if [h, w, c] != image {
+                return Err(Error::data(
+                    file,
+                    format!("images: the networks expect {image:?}, found {:?}", [h, w, c]),
+                ));
+            }
+            (file.clone(), labels)
+        }
+        EvaluationData::Voc { .. } | EvaluationData::Coco { .. } => {
+            Transform::eval(image).check()?;
+            let set = open(data)?;
+            (set.file.clone(), set.labels.clone())
+        }
+    };
+    if let Some(missing) = wanted.iter().find(|w| !labels.contains(w)) {
+        return Err(Error::data(
+            file,
+            format!("expected a label {missing:?}, found only {}", labels.join(", ")),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! Students and teachers for use elsewhere: npz, safetensors and ONNX, each with labels, normalisation and thresholds.
+
+mod describe;
+mod emit;
+mod files;
+pub mod graph;
+
+pub use describe::{Contents, Facts, THRESHOLD};
+pub use files::{LABELS, STUDENTS, export, leave_student};

@@ -1,0 +1,156 @@
+//! Predictions of a trained model for images.
+
+use super::spec::{Stated, TeacherSpec};
+use super::teacher_file::{Known, TeacherFile};
+use super::teachers::OpenedTeacher;
+use super::{Device, engine_on};
+use crate::autograd::tape::Learn;
+use crate::autograd::{Engine, Plan, Tape};
+use crate::data::unlabelled::ImageSet;
+use crate::device::StepState;
+use crate::error::{Error, Result};
+use crate::models::Recorder;
+use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
+use crate::models::targetnet::TargetNet;
+use crate::tensor::Elem;
+use crate::weights::{self, Tensors};
+use std::ops::Range;
+use std::path::Path;
+
+/// Most images in one forward pass.
+pub const BATCH: usize = 128;
+
+/// A network of either kind.
+enum Model {
+    Teacher(Box<ResNet>),
+    Student(Box<TargetNet>),
+}
+
+/// A model from a weights file, ready to predict.
+pub struct Predictor {
+    engine: Engine<f32>,
+    model: Model,
+    network: ResNetSpec,
+    /// In the order of the predictions.
+    pub labels: Vec<String>,
+}
+
+impl Predictor {
+    /// Opens a teacher's or a student's file. Feature maps are f32 on every device, so that predictions do not depend on the
+    /// precision of a training.
+    ///
+    /// Errors: a file that is neither's; no such device.
+    pub fn open(path: &Path, device: &Device) -> Result<Predictor> {
+        let tensors = weights::load(path)?;
+        if tensors.meta.contains_key("student") {
+            let mut engine = engine_for(device)?;
+            let student = TargetNet::load(&mut engine.store, "student", tensors)?;
+            let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
+            return Ok(Predictor { engine, model: Model::Student(Box::new(student)), network, labels });
+        }
+        let TeacherFile { known, tensors } = TeacherFile::read(tensors, &Stated::default())?;
+        Predictor::of(known, tensors, device)
+    }
+
+    /// Opens the file of a run's teacher, with what the config states of it.
+    ///
+    /// Errors: see [`TeacherFile::open`]; no such device.
+    pub fn open_teacher(spec: &TeacherSpec, device: &Device) -> Result<Predictor> {
+        let TeacherFile { known, tensors } = TeacherFile::open(spec)?;
+        Predictor::of(known, tensors, device)
+    }
+
+    /// A teacher whose file has been read.
+    ///
+    /// Errors: a teacher without a file; no such device.
+    pub fn of_opened(teacher: &OpenedTeacher, device: &Device) -> Result<Predictor> {
+        let missing = || Error::data(&teacher.file, "cannot open: no such file");
+        let tensors = teacher.tensors.as_deref().ok_or_else(missing)?;
+        Predictor::of(teacher.known.clone(), tensors.clone(), device)
+    }
+
+    fn of(known: Known, mut tensors: Tensors, device: &Device) -> Result<Predictor> {
+        let Known { network, labels } = known;
+        let mut engine = engine_for(device)?;
+        let (b, n) = (network.blocks(), Some(labels.len()));
+        let net = ResNet::new(
+            &mut engine.store,
+            "teacher",
+            &network,
+            1..=b,
+            n,
+            Build::Folded,
+            Source::Tensors(&mut tensors),
+        )?;
+        tensors.finish()?;
+        Ok(Predictor { engine, model: Model::Teacher(Box::new(net)), network, labels })
+    }
+
+    /// Height, width and channels of the images that the model takes.
+    pub fn image(&self) -> [usize; 3] {
+        self.network.image
+    }
+
+    /// Logits `[n, labels]` of all images.
+    ///
+    /// Errors: images of another size.
+    pub fn logits(&mut self, images: &ImageSet) -> Result<Vec<f32>> {
+        let [n, h, w, c] = images.shape();
+        if [h, w, c] != self.network.image {
+            return Err(Error::Usage(format!(
+                "the model expects images {:?}, found {:?}",
+                self.network.image,
+                [h, w, c]
+            )));
+        }
+        let all: Vec<usize> = (0..n).collect();
+        self.predict(n, |range, to| images.gather(&all[range], to))
+    }
+
+    /// Logits `[n, labels]` of `n` images in batches of at most [`BATCH`]. `read` writes the images of a range, in [-1, 1], to
+    /// the slice.
+    ///
+    /// Errors: those of `read`; too little memory.
+    pub fn predict(
+        &mut self,
+        n: usize,
+        mut read: impl FnMut(Range<usize>, &mut [f32]) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        // A plan for fewer images needs less memory.
+        let batch = n.clamp(1, BATCH);
+        let (store, name) = (&mut self.engine.store, format!("data.input.{batch}"));
+        let input = match store.id(&name) {
+            Some(id) => id,
+            None => store.add(&name, self.network.feature(0, batch)),
+        };
+        let mut tape = Tape::default();
+        let mut r = Recorder { tape: &mut tape, store: &self.engine.store };
+        let mut x = r.leaf(input, Learn::Frozen);
+        let y = match &self.model {
+            Model::Student(s) => s.record(&mut r, x)?,
+            Model::Teacher(t) => {
+                for b in 1..=self.network.blocks() {
+                    x = t.block(&mut r, b, x, Mode::FROZEN, None)?;
+                }
+                t.head(&mut r, x, Mode::FROZEN)?.1
+            }
+        };
+        tape.output(y);
+        let mut plan = Plan::compile(&tape, &self.engine.store, None, &[])?;
+        plan.reserve(&mut self.engine)?;
+        let mut out = Vec::with_capacity(n * self.labels.len());
+        let image_len: usize = self.network.image.iter().product();
+        for first in (0..n).step_by(batch) {
+            let count = batch.min(n - first);
+            read(first..first + count, &mut self.engine.store.get_mut(input)[..count * image_len])?;
+            plan.replay(&mut self.engine, &StepState::default())?;
+            out.extend_from_slice(&plan.output(&self.engine, y)?[..count * self.labels.len()]);
+        }
+        Ok(out)
+    }
+}
+
+/// The engine of a model. A profiler records training steps only, so its steps are not passed on.
+fn engine_for(device: &Device) -> Result<Engine<f32>> {
+    engine_on(&Device { choice: device.choice, ..Device::default() }, Elem::F32)
+}

@@ -1,0 +1,94 @@
+//! A stage of a run: one compiled step, and what is needed to repeat it.
+
+use super::schedule::Schedule;
+use crate::autograd::{Engine, Optimiser, Plan, Store, TensorId};
+use crate::device::memory;
+use crate::error::{Error, Result};
+use crate::ops::Op;
+use crate::tensor::{Elem, Real};
+
+/// Names of the parts of a step, whose costs forecasts tell apart. Losses, optimisers and random draws are in none of them.
+pub(crate) mod part {
+    /// The teachers.
+    pub const TEACHERS: &str = "teachers";
+    /// The generator, and the filters that stage one trains.
+    pub const GENERATOR: &str = "generator";
+    /// The student and its filters.
+    pub const STUDENT: &str = "student";
+}
+
+/// The step of a stage, ready to be repeated.
+pub struct Stage {
+    /// Unique within a run.
+    pub name: String,
+    /// The compiled step.
+    pub plan: Plan<f32>,
+    /// How often the step is repeated.
+    pub steps: usize,
+    /// How the learning rates change over the stage.
+    pub schedule: Schedule,
+    /// Peak learning rate by optimiser slot.
+    pub learning_rates: [f32; 4],
+    /// Seed of the stage's random draws, independent of other stages.
+    pub seed: u64,
+    /// Images per step, and the config's key for that number.
+    pub batch: (usize, &'static str),
+}
+
+/// Writes the data of the step of this number into the store before the step runs.
+pub type Feed = Box<dyn FnMut(u64, &mut Store<f32>) -> Result<()> + Send>;
+
+impl Stage {
+    /// Reserves the memory of a step.
+    ///
+    /// Errors: a device without that much memory; the message says how much is needed and which batch would fit.
+    pub(crate) fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
+        self.plan.reserve(engine).map_err(|e| {
+            let Error::OutOfMemory(message) = &e else { return e };
+            let (needed, (batch, key)) = (self.plan.cost().arena_bytes, self.batch);
+            // Memory that does not depend on the batch: the store, and on a bf16 GPU copies of at most all of it.
+            let (fixed, room) = match engine.machine() {
+                Some(machine) => {
+                    let copies = if machine.target.map_dtype == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
+                    let fixed = engine.store.bytes() + copies;
+                    let free = machine.gpu.memory().map_or(0, |(free, _)| free) + machine.held_bytes();
+                    (fixed, free.saturating_sub(fixed))
+                }
+                // On the CPU the store is allocated already.
+                None => (engine.store.bytes(), memory::available().unwrap_or(0)),
+            };
+            // The step's memory is proportional to the batch; 2 % are left free.
+            let fits = (batch as f64 * room as f64 / needed.max(1) as f64 * 0.98) as usize;
+            let way_out = if fits > 0 {
+                format!("a batch of about {fits} would fit: --set {key}={fits}")
+            } else {
+                "not even a batch of 1 would fit".into()
+            };
+            let mb = |bytes: usize| bytes as f64 / 1e6;
+            Error::OutOfMemory(format!(
+                "{}: {message}; a step of {batch} images needs {:.0} MB beside {:.0} MB of weights, moments and images; \
+                 {way_out}",
+                self.name,
+                mb(needed),
+                mb(fixed)
+            ))
+        })
+    }
+}
+
+/// An optimiser with two moments per tensor, such as Adam, for `tensors`. The moments are added to the store, zero, under
+/// the names `stage.moments.*`.
+pub fn with_moments<R: Real>(
+    store: &mut Store<R>,
+    stage: &str,
+    op: impl Into<Op>,
+    tensors: &[TensorId],
+) -> Optimiser {
+    let mut owned = Vec::new();
+    for id in tensors {
+        let (name, shape) = (store.name(*id).to_string(), store.shape(*id));
+        let moments = ["first", "second"].map(|m| store.add(&format!("{stage}.moments.{m}.{name}"), shape));
+        owned.push((*id, moments.to_vec()));
+    }
+    Optimiser { op: op.into(), tensors: owned }
+}

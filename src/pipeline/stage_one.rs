@@ -1,0 +1,185 @@
+//! Stage one: a generator whose images, and whose features at every level, the teachers recognise (docs/method.md 2).
+
+use super::objective;
+use super::schedule::Schedule;
+use super::seed::{stage_seed, stream};
+use super::spec::{Recipe, RunSpec};
+use super::stage::{Stage, part, with_moments};
+use super::teachers::{Teacher, Teachers};
+use crate::autograd::tape::{Learn, Value};
+use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
+use crate::device::memory;
+use crate::error::Result;
+use crate::models::Recorder;
+use crate::models::filter::Filter;
+use crate::models::generator::Generator;
+use crate::models::resnet::ResNetSpec;
+use crate::ops::movement::concat_columns::ConcatColumns;
+use crate::ops::movement::scatter_images::ScatterImages;
+use crate::ops::optim::adam::Adam;
+use crate::ops::random::draw_labels::DrawLabels;
+use crate::ops::random::noise::{Noise, NoiseKind};
+use crate::tensor::{Real, Shape};
+
+/// The generator, and everything else that stage one trains or fills.
+pub struct StageOne {
+    /// The generator `G`.
+    pub generator: Generator,
+    /// Teacher-level filters `f_m^j`, by level (as in `generator.levels`, the image's entry empty) and teacher.
+    filters: Vec<Vec<Filter>>,
+    /// The bank of recent images `[n, h, w, c]`, which stage two draws from.
+    pub bank: TensorId,
+    /// How the generator's input is drawn.
+    pub draw: Draw,
+    recipe: Recipe,
+}
+
+/// How the generator's input is drawn; part of the generator's file.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Draw {
+    /// Length of the noise.
+    pub latent: usize,
+    /// Number of labels that condition the generator; 0 for an unconditional one.
+    pub conditions: usize,
+    /// Most labels that one image is to show.
+    pub max_labels: usize,
+}
+
+impl Draw {
+    /// Records the draw of z (noise, and for a conditional generator the labels to show) and the generator on it. Returns
+    /// the levels' values, deepest first, and the labels to show `[n, 1, 1, labels]`.
+    pub fn record<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        generator: &Generator,
+        batch: usize,
+        learn: Learn,
+    ) -> Result<(Vec<Value>, Option<Value>)> {
+        let kind = NoiseKind::Normal;
+        let z =
+            r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::LATENT, kind }, &[])?;
+        let images = |r: &mut Recorder<R>, z| r.within(part::GENERATOR, |r| generator.record(r, z, learn));
+        if self.conditions == 0 {
+            return Ok((images(r, z)?, None));
+        }
+        let (labels, max) = (self.conditions, self.max_labels);
+        let wanted = r.apply(DrawLabels { n: batch, labels, min: 1, max, stream: stream::LABELS }, &[])?;
+        let z = r.apply(ConcatColumns, &[z, wanted])?;
+        Ok((images(r, z)?, Some(wanted)))
+    }
+}
+
+/// The bank has no more rows than stage one fills after its first fifth; earlier images are not worth keeping.
+fn bank_shape(spec: &RunSpec, network: &ResNetSpec) -> Shape {
+    let g = &spec.generator;
+    network.feature(0, ((g.steps - g.steps / 5) * g.batch).clamp(1, spec.dual.bank.max(1)))
+}
+
+impl StageOne {
+    /// Errors: a bank of images (the config may ask for any number) that does not fit in this machine's memory.
+    pub fn expect_room(spec: &RunSpec, network: &ResNetSpec) -> Result<()> {
+        memory::expect_room("`dual.bank`", bank_shape(spec, network).elems().saturating_mul(size_of::<f32>()))
+    }
+
+    /// Adds the generator, its filters and the bank to the store.
+    pub fn new<R: Real>(store: &mut Store<R>, spec: &RunSpec, teachers: &Teachers) -> StageOne {
+        let (net, g) = (&teachers.network, &spec.generator);
+        let seed = stage_seed(spec.seed, "generator.init");
+        let (conditions, max_labels) = match spec.loss.recipe {
+            Recipe::Conditional { max_labels } => {
+                let labels = teachers.labels().count();
+                (labels, max_labels.min(labels))
+            }
+            Recipe::Published | Recipe::Balanced { .. } => (0, 0),
+        };
+        let generator =
+            Generator::new(store, "generator", net, g.groups, g.latent + conditions, &g.widths, seed);
+        let filters = generator
+            .levels
+            .iter()
+            .map(|level| {
+                let filter = |t: &Teacher| {
+                    let name = format!("generator.filter{level}.{}", t.name);
+                    Filter::new(store, &name, net.widths[level - 1], spec.student.filter_reduction, seed)
+                };
+                if *level == 0 { vec![] } else { teachers.all.iter().map(filter).collect() }
+            })
+            .collect();
+        let bank = store.add("generator.bank", bank_shape(spec, net));
+        let draw = Draw { latent: g.latent, conditions, max_labels };
+        StageOne { generator, filters, bank, draw, recipe: spec.loss.recipe.clone() }
+    }
+
+    /// Records `batch` images of the generator; see [`Draw::record`].
+    pub fn record_images<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        batch: usize,
+        learn: Learn,
+    ) -> Result<(Vec<Value>, Option<Value>)> {
+        self.draw.record(r, &self.generator, batch, learn)
+    }
+
+    /// Records and compiles one step: `L_joint` (11) and the update of the generator and its filters.
+    pub fn stage(&self, engine: &mut Engine<f32>, spec: &RunSpec, teachers: &Teachers) -> Result<Stage> {
+        let mut tape = Tape::default();
+        let mut r = Recorder { tape: &mut tape, store: &engine.store };
+        let (loss, image) = self.record_loss(&mut r, spec, teachers)?;
+        let bank = r.leaf(self.bank, Learn::Frozen);
+        let image = r.tape.detach(image);
+        r.tape.apply_all(ScatterImages {}.into(), &[bank, image])?;
+        let mut learning = self.generator.learning().to_vec();
+        learning.extend(self.filters.iter().flatten().flat_map(|f| f.tensors()));
+        let g = &spec.generator;
+        let adam = Adam {
+            lr_slot: 0,
+            beta1: f64::from(g.betas[0]),
+            beta2: f64::from(g.betas[1]),
+            eps: 1e-8,
+            weight_decay: 0.0,
+        };
+        let optimiser = with_moments(&mut engine.store, "generator", adam, &learning);
+        let plan = Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?;
+        Ok(Stage {
+            name: "generator".into(),
+            plan,
+            steps: g.steps,
+            schedule: Schedule::Constant,
+            learning_rates: [g.learning_rate; 4],
+            seed: stage_seed(spec.seed, "generator"),
+            batch: (g.batch, "generator.batch"),
+        })
+    }
+
+    /// Records `L_joint` (11) on a batch that the generator draws; returns the loss and the image.
+    pub fn record_loss<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+    ) -> Result<(Value, Value)> {
+        let (levels, wanted) = self.record_images(r, spec.generator.batch, Learn::Trainable)?;
+        let image = levels[levels.len() - 1];
+        Ok((self.record_objective(r, spec, teachers, &levels, wanted)?, image))
+    }
+
+    /// Records `L_joint` (11) of given levels (deepest first, the image last), where the images are to show the labels
+    /// `wanted`. Metrics: the loss, its terms, and the diversity of the images' features.
+    pub fn record_objective<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        levels: &[Value],
+        wanted: Option<Value>,
+    ) -> Result<Value> {
+        let objective = objective::Objective {
+            spec,
+            teachers,
+            recipe: &self.recipe,
+            levels: &self.generator.levels,
+            filters: &self.filters,
+        };
+        objective.record(r, levels, wanted)
+    }
+}

@@ -1,0 +1,188 @@
+//! A weights file of a teacher or a backbone: its tensors, and what it and the config say of the network.
+
+use super::spec::{Stated, TeacherSpec};
+use crate::error::{Error, Result};
+use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
+use crate::models::torchvision::{self, Head};
+use crate::weights::{self, Tensors};
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::path::Path;
+
+/// The network and labels of a teacher: all that a run needs of it beside its tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// Architecture.
+    pub network: ResNetSpec,
+    /// At least one, each once, in the order of the predictions.
+    pub labels: Vec<String>,
+}
+
+/// The contents of a teacher's file, checked against its config.
+pub struct TeacherFile {
+    /// Network and labels.
+    pub known: Known,
+    /// The tensors under torchvision's names, without a wrapper's prefix.
+    pub tensors: Tensors,
+}
+
+/// Side of the images where neither file nor config gives one: torchvision's crop.
+pub const IMAGE_SIZE: usize = 224;
+
+impl TeacherFile {
+    /// Opens the file that a config names.
+    ///
+    /// Errors: see [`TeacherFile::read`]; a file that cannot be read.
+    pub fn open(spec: &TeacherSpec) -> Result<TeacherFile> {
+        TeacherFile::read(weights::load(&spec.weights)?, &spec.stated)
+    }
+
+    /// Reads network and labels from a file's tensors and metadata. Our metadata describes the network. A file without it is
+    /// described by the names and shapes of its tensors; what these leave open is taken from the config, or else is
+    /// torchvision's.
+    ///
+    /// Errors: tensors that belong to no ResNet, no labels, a config that contradicts the file.
+    pub fn read(tensors: Tensors, stated: &Stated) -> Result<TeacherFile> {
+        let tensors = torchvision::strip_wrappers(tensors)?;
+        let file = tensors.file().to_path_buf();
+        let mut network = network(&tensors, stated.image_size)?;
+        let agree = Agreement(&file);
+        if let Some(stated) = &stated.network {
+            let same = stated.architecture() == network.architecture();
+            agree.on("network is", &stated.in_words(), &network.in_words(), same)?;
+        }
+        if let Some(size) = stated.image_size {
+            let [h, w, _] = network.image;
+            agree.on("image_size is", &size, &[h, w], h == size && w == size)?;
+        }
+        if let Some(stride) = stated.stride {
+            let said = |key: &str| tensors.meta.contains_key(key);
+            let is_unknown = !said("stride") && !said("network");
+            let (config, found) = (stride.in_words(), network.stride.in_words());
+            agree.on("stride is", &config, &found, is_unknown || config == found)?;
+            network.stride = stride;
+        }
+        network.normalisation = normalisation(&tensors, &network, stated.normalisation.as_ref())?;
+        network.validate().map_err(|e| Error::data(&file, format!("network: {e}")))?;
+        torchvision::check_names(&tensors, &network, Head::Wanted)?;
+        let labels = labels(&tensors, stated)?;
+        Ok(TeacherFile { known: Known { network, labels }, tensors })
+    }
+}
+
+/// Compares a config with the file of this path, which it names.
+struct Agreement<'a>(&'a Path);
+
+impl Agreement<'_> {
+    fn on(&self, what: &str, config: &dyn Debug, found: &dyn Debug, agree: bool) -> Result<()> {
+        if agree {
+            return Ok(());
+        }
+        Err(Error::data(self.0, format!("the config's {what} {config:?}, the file's {found:?}")))
+    }
+}
+
+/// The network by the file's metadata, or else by its tensors.
+fn network(tensors: &Tensors, image_size: Option<usize>) -> Result<ResNetSpec> {
+    if tensors.meta.contains_key("student") {
+        return Err(Error::data(tensors.file(), "expected a teacher or a backbone, found a student"));
+    }
+    if !tensors.meta.contains_key("network") {
+        let said = |key: &str| tensors.meta.contains_key(key);
+        let size = if said("image_size") { Some(tensors.meta_as("image_size")?) } else { image_size };
+        let mut network = torchvision::infer(tensors, size.unwrap_or(IMAGE_SIZE))?;
+        if said("stride") {
+            network.stride = tensors.meta_as("stride")?;
+        }
+        return Ok(network);
+    }
+    let network: ResNetSpec = tensors.meta_as("network")?;
+    network.validate().map_err(|e| Error::data(tensors.file(), format!("__meta__: network: {e}")))?;
+    Ok(network)
+}
+
+/// The normalisation of the images: the file's, in its network's description or as entries `mean` and `std`; or else the
+/// config's; or else, for three channels and a file without our metadata, ImageNet's. `None` means images in [-1, 1].
+fn normalisation(
+    tensors: &Tensors,
+    network: &ResNetSpec,
+    stated: Option<&Normalisation>,
+) -> Result<Option<Normalisation>> {
+    let has = |key: &str| tensors.meta.contains_key(key);
+    let found = match &network.normalisation {
+        None if has("mean") || has("std") => {
+            Some(Normalisation { mean: tensors.meta_as("mean")?, std: tensors.meta_as("std")? })
+        }
+        // Our metadata without a normalisation means [-1, 1]. A stated one of another number of channels is left to
+        // `ResNetSpec::validate`, which reports it.
+        None if has("network") && stated.is_none_or(|n| n.mean.len() == network.image[2]) => {
+            let half = || vec![0.5; network.image[2]];
+            Some(Normalisation { mean: half(), std: half() })
+        }
+        found => found.clone(),
+    };
+    if let (Some(stated), Some(found)) = (stated, &found) {
+        Agreement(tensors.file()).on("mean and std are", stated, found, stated == found)?;
+    }
+    let is_torchvisions = network.image[2] == 3;
+    let n = found.or(stated.cloned()).or_else(|| is_torchvisions.then(Normalisation::imagenet));
+    Ok(n.filter(|n| !n.is_identity()))
+}
+
+/// The labels of the file, or else of the config: one for each row of the head.
+fn labels(tensors: &Tensors, stated: &Stated) -> Result<Vec<String>> {
+    let file = tensors.file();
+    let rows = tensors.get("fc.weight").and_then(|w| w.shape.first()).copied().unwrap_or(0);
+    let labels: Vec<String> = match tensors.meta.contains_key("labels") {
+        true => tensors.meta_as("labels")?,
+        false => stated.labels.clone(),
+    };
+    let whose = if tensors.meta.contains_key("labels") { "__meta__: labels" } else { "the config's labels" };
+    if labels.is_empty() {
+        let message = format!(
+            "labels: expected {rows}, one for each row of fc.weight, found none in the file or the config"
+        );
+        return Err(Error::data(file, message));
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = labels.iter().find(|l| !seen.insert(*l)) {
+        return Err(Error::data(file, format!("{whose}: {twice:?} is listed more than once")));
+    }
+    if labels.len() != rows {
+        let found = labels.len();
+        let message = format!("{whose}: expected {rows}, one for each row of fc.weight, found {found}");
+        return Err(Error::data(file, message));
+    }
+    let agree = stated.labels.is_empty() || stated.labels == labels;
+    Agreement(file).on("labels are", &stated.labels, &labels, agree)?;
+    Ok(labels)
+}
+
+/// Blocks that a network can start from: those of a teacher's file, or of a backbone without labels.
+pub struct Backbone {
+    /// Which convolution of a block's first bottleneck has stride 2.
+    pub stride: StridePlace,
+    /// Normalisation of the images; `None` means images in [-1, 1].
+    pub normalisation: Option<Normalisation>,
+    tensors: Tensors,
+}
+
+impl Backbone {
+    /// Opens a file of any known format.
+    ///
+    /// Errors: tensors that belong to no ResNet; a student's file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Backbone> {
+        let tensors = torchvision::strip_wrappers(weights::load(path)?)?;
+        let network = network(&tensors, None)?;
+        let normalisation = normalisation(&tensors, &network, None)?;
+        Ok(Backbone { stride: network.stride, normalisation, tensors })
+    }
+
+    /// The tensors.
+    ///
+    /// Errors: tensors that the blocks of `network` lack, or that neither the blocks nor a head have.
+    pub fn fitting(self, network: &ResNetSpec) -> Result<Tensors> {
+        torchvision::check_names(&self.tensors, network, Head::Ignored)?;
+        Ok(self.tensors)
+    }
+}
