@@ -1,6 +1,6 @@
 //! The ladder of kernels/lab/conv2d/: one convolution, its forward product or its input gradient, by any of the rungs.
 
-use dfka_engine::device::gpu::launch::{KernelArg, Launch, MULTIPROCESSORS};
+use dfka_engine::device::gpu::launch::{KernelArg, Launch};
 use dfka_engine::device::gpu::tensor_map::{Boxes, TensorMap};
 use dfka_engine::device::{Slot, Space};
 use dfka_engine::error::Result;
@@ -258,4 +258,4 @@ impl Rung {
 pub const SLOPE: f32 = 0.2;
 
 /// Of the device the rungs are launched for.
-pub const H200: usize = MULTIPROCESSORS;
+pub const H200: usize = 132;

@@ -10,7 +10,6 @@ use crate::autograd::Engine;
 use crate::autograd::plan::{Cost, Sum, Traffic};
 use crate::device::StepState;
 use crate::device::gpu::card::Card;
-use crate::device::gpu::launch;
 use crate::device::gpu::room::{Held, Room};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
@@ -89,7 +88,6 @@ const TIMED: usize = 3;
 /// named, or a teacher's file is not there, nothing is timed: plans alone speak, which need no tensor's values.
 pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast> {
     let measures = card.is_none() && !spec.teachers.iter().any(|t| Absent::IsDrawn.draws(t));
-    card.into_iter().for_each(launch::plan_for);
     let (mut card, mut gpu_peak) = (card, Held::default());
     let mut stages = Vec::new();
     let mut peak = (0, 0);
@@ -107,7 +105,8 @@ pub fn forecast(spec: &RunSpec, card: Option<&'static Card>) -> Result<Forecast>
         });
         // The same stages for a GPU: compiled, never run.
         let (mut gpu, mut room) = (Vec::new(), Room::default());
-        let mut planning = Engine::planning(Target::of_card(card, spec.precision));
+        let target = engine.machine().map_or_else(|| Target::of_card(card, spec.precision), |m| m.target);
+        let mut planning = Engine::planning(target);
         every_stage(&spec, &prefix, &mut planning, |engine, stage| {
             gpu.push(on_card(engine, &stage, card, &mut room));
             Ok(())

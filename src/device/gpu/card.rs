@@ -10,6 +10,8 @@ pub struct Card {
     pub capability: (i32, i32),
     #[serde(skip)]
     pub shared_bytes: u32,
+    #[serde(skip)]
+    pub multiprocessors: usize,
     /// A part of what the driver calls it.
     #[serde(skip)]
     device: &'static str,
@@ -23,15 +25,15 @@ pub struct Card {
 
 /// From NVIDIA's data sheets.
 static CARDS: [Card; 4] = [
-    card("h200", (9, 0), "H200", 141e9, 4.8e12, 989e12, 67e12),
-    card("h100", (9, 0), "H100 80GB HBM3", 80e9, 3.35e12, 989e12, 67e12),
-    card("a100", (8, 0), "A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 19.5e12),
-    card("a100-40gb", (8, 0), "A100-SXM4-40GB", 40e9, 1.555e12, 312e12, 19.5e12),
+    card("h200", ((9, 0), 132), "H200", 141e9, 4.8e12, 989e12, 67e12),
+    card("h100", ((9, 0), 132), "H100 80GB HBM3", 80e9, 3.35e12, 989e12, 67e12),
+    card("a100", ((8, 0), 108), "A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 19.5e12),
+    card("a100-40gb", ((8, 0), 108), "A100-SXM4-40GB", 40e9, 1.555e12, 312e12, 19.5e12),
 ];
 
 const fn card(
     name: &'static str,
-    capability: (i32, i32),
+    (capability, multiprocessors): ((i32, i32), usize),
     device: &'static str,
     memory_bytes: f64,
     bytes_per_second: f64,
@@ -39,7 +41,17 @@ const fn card(
     f32_flops: f64,
 ) -> Card {
     let shared_bytes = if capability.0 == 9 { 227 << 10 } else { 163 << 10 };
-    Card { name, capability, shared_bytes, device, memory_bytes, bytes_per_second, bf16_flops, f32_flops }
+    Card {
+        name,
+        capability,
+        shared_bytes,
+        multiprocessors,
+        device,
+        memory_bytes,
+        bytes_per_second,
+        bf16_flops,
+        f32_flops,
+    }
 }
 
 impl Default for &'static Card {

@@ -1,12 +1,14 @@
 //! A CUDA device through its driver, which is opened at run time: the program starts on machines without one.
 
-use super::launch::{Prepared, keep_to_shared, keep_to_wgmma};
+use super::launch::Prepared;
 use super::nvrtc::{Header, Nvrtc, OPTIONS};
 use super::source::runs_on;
+use super::target::Target;
 use super::tensor_map::{Boxes, Encoded, ROW, TensorMap};
 use super::{Address, Block, HEADERS, KERNELS, Kernel, MODULES};
 use crate::device::StepState;
 use crate::error::{Error, Result};
+use crate::tensor::Elem;
 use cudarc::driver::sys::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -24,9 +26,7 @@ pub const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 
 /// One device, one stream.
 pub struct Cuda {
-    name: String,
-    /// Major and minor, `(9, 0)` for an H200.
-    capability: (i32, i32),
+    found: Found,
     /// What the driver supports, `13000` for CUDA 13.0.
     driver: i32,
     stream: CUstream,
@@ -114,12 +114,15 @@ impl Drop for Graph {
 }
 
 /// What `doctor` says of one device.
+#[derive(Clone)]
 pub struct Found {
     pub name: String,
+    /// Major and minor, `(9, 0)` for an H200.
     pub capability: (i32, i32),
     pub memory_bytes: usize,
     /// Dynamic shared memory that a block may ask for.
     pub shared_bytes: u32,
+    pub multiprocessors: usize,
 }
 
 /// Whether every launch is waited for, so that a fault is found where it happens (`DFKA_SYNC=1`).
@@ -189,9 +192,14 @@ pub fn devices() -> Result<(i32, Vec<Found>)> {
             let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
             let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
             let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-            let name = CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned();
-            let capability = (major, minor);
-            Ok(Found { name, capability, memory_bytes: bytes, shared_bytes: shared as u32 })
+            let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+            Ok(Found {
+                name: CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned(),
+                capability: (major, minor),
+                memory_bytes: bytes,
+                shared_bytes: shared as u32,
+                multiprocessors: multiprocessors as usize,
+            })
         });
         Ok((version, found.collect::<Result<_>>()?))
     }
@@ -252,16 +260,19 @@ impl Cuda {
             let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             check(cuStreamCreate(&mut stream, flags), "cuStreamCreate")?;
         }
-        keep_to_shared(device.shared_bytes);
-        keep_to_wgmma(device.capability == (9, 0) && is_compiled_for_90a());
-        let (name, capability) = (device.name.clone(), device.capability);
-        Ok(Cuda { name, capability, driver, stream, states: Pinned::new()? })
+        Ok(Cuda { found: device.clone(), driver, stream, states: Pinned::new()? })
     }
 
     pub fn name(&self) -> String {
-        let (major, minor) = self.capability;
+        let (major, minor) = self.found.capability;
         let version = format!("{}.{}", self.driver / 1000, self.driver % 1000 / 10);
-        format!("{} (compute capability {major}.{minor}, driver for CUDA {version})", self.name)
+        format!("{} (compute capability {major}.{minor}, driver for CUDA {version})", self.found.name)
+    }
+
+    /// What plans for it are made for.
+    pub fn target(&self, map_dtype: Elem) -> Target {
+        let Found { capability, multiprocessors, shared_bytes, .. } = self.found;
+        Target::new(capability, multiprocessors, shared_bytes, is_compiled_for_90a(), map_dtype)
     }
 
     /// Makes the context current on this thread: replays may come from any worker.
@@ -293,7 +304,7 @@ impl Cuda {
             let mb = |b: usize| b as f64 / 1e6;
             return Err(Error::OutOfMemory(format!(
                 "{}: {:.0} MB more are needed, {:.0} of {:.0} MB are free",
-                self.name,
+                self.found.name,
                 mb(bytes),
                 mb(free),
                 mb(total)
@@ -563,7 +574,7 @@ impl Cuda {
             | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_IMAGE
             | CUresult::CUDA_ERROR_INVALID_PTX => {
-                let (major, minor) = self.capability;
+                let (major, minor) = self.found.capability;
                 Error::NoDevice(format!(
                     "{e}: the driver knows CUDA {}.{} and the device has compute capability {major}.{minor}; the kernels were \
                      compiled by a newer NVRTC: update the driver, or build with that CUDA's NVRTC (DFKA_NVRTC_DIR)",
@@ -587,7 +598,7 @@ impl Cuda {
 
     /// Whether machine code for this target runs here.
     fn takes(&self, target: &str) -> bool {
-        let (major, minor) = self.capability;
+        let (major, minor) = self.found.capability;
         let Some(digits) = target.strip_prefix("sm_") else { return false };
         match digits.strip_suffix('a') {
             Some(digits) => digits.parse() == Ok(major * 10 + minor),
@@ -597,7 +608,7 @@ impl Cuda {
 
     /// Compiles a module on this machine, or takes what an earlier run compiled.
     fn compile(&self, module: &super::Module, kernels: &[&'static Kernel]) -> Result<(Vec<u8>, Vec<String>)> {
-        let (major, minor) = self.capability;
+        let (major, minor) = self.found.capability;
         let target = format!("sm_{major}{minor}{}", if major == 9 { "a" } else { "" });
         let none = |e: String| {
             Error::NoDevice(format!(

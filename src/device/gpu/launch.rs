@@ -1,13 +1,10 @@
 //! Launches: a kernel, its geometry and its arguments, checked against the kernel's own parameter list.
 
-use super::card::Card;
 use super::source::Parameter;
 use super::tensor_map::TensorMap;
 use super::{Address, Gpu, Kernel};
 use crate::device::Slot;
 use crate::error::{Error, Result};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// An argument while addresses are still unknown.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,48 +106,23 @@ impl KernelArg {
 /// fit a multiprocessor even at 64 registers a thread.
 pub const THREADS: u32 = 256;
 
-/// What grids are sized for: an H200's multiprocessors.
-pub const MULTIPROCESSORS: usize = 132;
+/// An H200's multiprocessors.
+pub const MULTIPROCESSORS: usize = 132; // conv2d only; goes when it takes a Target
 
-/// Blocks for `elements` at `per_block` a pass of a grid-stride loop: at most 16 a multiprocessor.
+/// [`Target::blocks_for`](super::target::Target::blocks_for) of an H200.
 pub fn blocks_for(elements: usize, per_block: usize) -> u32 {
+    // conv2d only; goes when it takes a Target
     elements.div_ceil(per_block).clamp(1, 16 * MULTIPROCESSORS) as u32
 }
 
-/// Dynamic shared memory that a block may ask for, until a device says less: compute capability 9.0's.
-static SHARED_LIMIT: AtomicU32 = AtomicU32::new(227 << 10);
-
-/// Bytes of dynamic shared memory that a block may ask for on this process's device: 227 KB on compute capability 9.0, 163
-/// on 8.0, 99 on 8.6, 8.9 and 12.0.
+/// An H200's dynamic shared memory of a block, in bytes.
 pub fn shared_limit() -> u32 {
-    SHARED_LIMIT.load(Relaxed)
+    227 << 10 // conv2d only; goes when it takes a Target
 }
 
-/// Plans compiled from here on keep to a device's shared memory; it is opened before they are.
-pub(super) fn keep_to_shared(bytes: u32) {
-    SHARED_LIMIT.store(bytes, Relaxed);
-}
-
-/// Whether kernels of an `INSTANCE_90A` line run on this process's device, until a device says that they do not.
-static WGMMA: AtomicBool = AtomicBool::new(true);
-
-/// Whether kernels of an `INSTANCE_90A` line may be planned: those that feed wgmma through TMA. True on compute capability
-/// 9.0, on the emulator, and where there is no device; `DFKA_TENSOR_CORES=mma` turns them off everywhere.
+/// Whether kernels of an `INSTANCE_90A` line run on an H200.
 pub fn has_wgmma() -> bool {
-    static MMA_ONLY: OnceLock<bool> = OnceLock::new();
-    WGMMA.load(Relaxed)
-        && !MMA_ONLY.get_or_init(|| std::env::var("DFKA_TENSOR_CORES").is_ok_and(|v| v == "mma"))
-}
-
-/// Plans compiled from here on keep to what a device has.
-pub(super) fn keep_to_wgmma(has: bool) {
-    WGMMA.store(has, Relaxed);
-}
-
-/// Plans compiled from here on are for this card, whatever device there is.
-pub fn plan_for(card: &Card) {
-    keep_to_shared(card.shared_bytes);
-    keep_to_wgmma(card.capability == (9, 0));
+    true // conv2d only; goes when it takes a Target
 }
 
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
@@ -235,15 +207,23 @@ impl Launch {
             }
         }
         let grid_fits = grid.iter().zip(MAX_GRID).all(|(g, most)| (1..=most).contains(g));
-        if !grid_fits || block == 0 || block > kernel.threads || shared > shared_limit() {
+        if !grid_fits || block == 0 || block > kernel.threads {
             return Err(wrong(format!(
-                "cannot launch {grid:?} blocks of {block} threads with {shared} bytes of shared memory (at most \
-                 {MAX_GRID:?}, {} and {})",
-                kernel.threads,
-                shared_limit()
+                "cannot launch {grid:?} blocks of {block} threads (at most {MAX_GRID:?} and {})",
+                kernel.threads
             )));
         }
         Ok(Launch { kernel, grid, block, shared, args, ways: None })
+    }
+    /// Errors: blocks, of any way to do the launch, that ask for more dynamic shared memory than a target has.
+    pub fn expect_shared_at_most(&self, bytes: u32) -> Result<()> {
+        let ways = self.ways.iter().flat_map(|w| &w.all).map(|w| (w.kernel.name, w.shared));
+        match ways.chain([(self.kernel.name, self.shared)]).find(|(_, shared)| *shared > bytes) {
+            None => Ok(()),
+            Some((name, shared)) => Err(Error::Run(format!(
+                "{name}: a block needs {shared} bytes of shared memory, the device has {bytes}"
+            ))),
+        }
     }
     /// Takes the members of `other`, a launch of the same kernel and sizes, for its own: `blockIdx.y` tells them apart.
     /// Refuses, and changes nothing, if they are too many, if anything but their addresses differs, or if two of them

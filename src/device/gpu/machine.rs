@@ -1,6 +1,6 @@
 //! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
 
-use super::launch::{KernelArg, Launch, Prepared, THREADS, blocks_for, cell};
+use super::launch::{KernelArg, Launch, Prepared, THREADS, cell};
 use super::target::Target;
 use super::{Address, Block, Gpu, cuda, nvtx};
 use crate::device::memory::Buffer;
@@ -22,7 +22,7 @@ struct Mirror {
 /// A GPU, and what all plans on it share.
 pub struct Machine {
     pub gpu: Gpu,
-    /// How feature maps are stored.
+    /// What plans for it are made for.
     pub target: Target,
     store: Vec<Mirror>,
     arena: Option<Block>,
@@ -46,8 +46,11 @@ pub struct Ready {
 }
 
 impl Machine {
+    /// A machine with an empty store, whose plans store feature maps as `map_dtype`.
+    ///
+    /// Errors: out of memory.
     pub fn new(gpu: Gpu, map_dtype: Elem) -> Result<Machine> {
-        let target = Target::h200(map_dtype);
+        let target = gpu.target(map_dtype);
         let (state, ring) = (gpu.allocate(size_of::<StepState>())?, gpu.allocate(RING_BYTES)?);
         Ok(Machine {
             gpu,
@@ -129,7 +132,7 @@ impl Machine {
         let mirror = &self.store[index];
         let Some(shadow) = &mirror.shadow else { return Ok(()) };
         let elements = mirror.block.bytes / size_of::<f32>();
-        let blocks = blocks_for(elements, 16 * THREADS as usize);
+        let blocks = self.target.blocks_for(elements, 16 * THREADS as usize);
         let args = vec![
             KernelArg::Shadow(slot_of(index)),
             KernelArg::Slot(slot_of(index)),
@@ -255,7 +258,7 @@ impl Machine {
     pub fn time(&self, ready: &Ready, step: &StepState, flush: &Block) -> Result<Vec<f32>> {
         let elements = (flush.bytes / size_of::<f32>()) as i64;
         let args = vec![KernelArg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
-        let blocks = blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
+        let blocks = self.target.blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
         let fill = Launch::new("fill", [blocks, 1, 1], THREADS, 0, args)?;
         let fill = Prepared::new(&fill, "cache flush".into(), &self.gpu, &mut |_| Ok(flush.address))?;
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;

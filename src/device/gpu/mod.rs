@@ -17,10 +17,12 @@ pub mod tensor_map;
 
 use crate::device::StepState;
 use crate::error::{Error, Result};
+use crate::tensor::Elem;
 use launch::Prepared;
 use source::Parameter;
 use std::ffi::c_void;
 use std::time::Instant;
+use target::Target;
 use tensor_map::{Encoded, TensorMap};
 
 /// One `kernels/<stem>.cu`.
@@ -120,6 +122,13 @@ impl Gpu {
         match self {
             Gpu::Cuda(d) => d.name(),
             Gpu::Emu(e) => e.name(),
+        }
+    }
+    /// What plans for it are made for, feature maps stored as `map_dtype`; the emulator takes an H200's.
+    pub fn target(&self, map_dtype: Elem) -> Target {
+        match self {
+            Gpu::Cuda(d) => d.target(map_dtype),
+            Gpu::Emu(_) => Target::h200(map_dtype),
         }
     }
     /// Memory of undefined content.

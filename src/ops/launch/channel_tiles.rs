@@ -1,6 +1,7 @@
 //! Launch geometry of kernels on feature maps: which blocks and threads have which images, channels and pixels.
 
-use crate::device::gpu::launch::{self, MULTIPROCESSORS};
+use crate::device::gpu::launch;
+use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::launch::launches::DeviceTensor;
 use crate::ops::launch::launches::Launches;
@@ -49,36 +50,36 @@ pub struct Tiles {
 
 impl Tiles {
     /// For one sum a channel over all pixels: 4 blocks a multiprocessor, for every chunk is one more part to fold.
-    pub fn sums(x: Shape, elem: Elem) -> Self {
-        Tiles::new(1, x.elems() / x.c(), x.c(), elem, 4)
+    pub fn sums(target: &Target, x: Shape, elem: Elem) -> Self {
+        Tiles::new(target, 1, x.elems() / x.c(), x.c(), elem, 4)
     }
     /// For one pass over all pixels.
-    pub fn pass(x: Shape, elem: Elem) -> Self {
-        Tiles::new(1, x.elems() / x.c(), x.c(), elem, 16)
+    pub fn pass(target: &Target, x: Shape, elem: Elem) -> Self {
+        Tiles::new(target, 1, x.elems() / x.c(), x.c(), elem, 16)
     }
     /// For one pass over all pixels, an image's apart from the next one's.
-    pub fn image_pass(x: Shape, elem: Elem) -> Self {
-        Tiles::new(x.n(), x.h() * x.w(), x.c(), elem, 16)
+    pub fn image_pass(target: &Target, x: Shape, elem: Elem) -> Self {
+        Tiles::new(target, x.n(), x.h() * x.w(), x.c(), elem, 16)
     }
     /// For one sum a channel and image: a block has all pixels of an image.
-    pub fn image_sums(x: Shape, elem: Elem) -> Self {
-        Tiles::new(x.n(), x.h() * x.w(), x.c(), elem, 0)
+    pub fn image_sums(target: &Target, x: Shape, elem: Elem) -> Self {
+        Tiles::new(target, x.n(), x.h() * x.w(), x.c(), elem, 0)
     }
 
     /// Chunks of at least four pixels a thread, which pay for loading its channels' coefficients, and no more of them
     /// than `wanted` blocks a multiprocessor take.
-    fn new(images: usize, pixels: usize, c: usize, elem: Elem, wanted: usize) -> Self {
+    fn new(target: &Target, images: usize, pixels: usize, c: usize, elem: Elem, wanted: usize) -> Self {
         let pack = pack(elem, c);
         // 32 packs of 16 bytes side by side are four full cache lines; more channels are more blocks. Without chunks, few
         // images would be few blocks (64 of them, for 132 multiprocessors): then down to 4 packs, two sectors of a line.
         let mut widest = 32;
-        while wanted == 0 && widest > 4 && images * (c / pack).div_ceil(widest) < 2 * MULTIPROCESSORS {
+        while wanted == 0 && widest > 4 && images * (c / pack).div_ceil(widest) < 2 * target.multiprocessors {
             widest /= 2;
         }
         let slabs = (c / pack).div_ceil(widest);
         let lanes = (c / pack).div_ceil(slabs);
         let rows = (THREADS / lanes).min(pixels);
-        let most = (wanted * MULTIPROCESSORS / (images * slabs)).max(1);
+        let most = (wanted * target.multiprocessors / (images * slabs)).max(1);
         let chunk = pixels.div_ceil(pixels.div_ceil(4 * rows).min(most));
         let dims = TilesDims {
             pixels: pixels as i64,
@@ -101,9 +102,9 @@ impl Tiles {
         (self.dims.lanes as usize * self.rows) as u32
     }
     /// Floats of two sums a channel and chunk, whatever the type of `x` turns out to be.
-    pub fn parts_len(x: Shape, map_dtype: Elem) -> usize {
-        [Elem::F32, map_dtype]
-            .map(|elem| 2 * x.c() * Tiles::sums(x, elem).chunks())
+    pub fn parts_len(target: &Target, x: Shape) -> usize {
+        [Elem::F32, target.map_dtype]
+            .map(|elem| 2 * x.c() * Tiles::sums(target, x, elem).chunks())
             .into_iter()
             .fold(0, usize::max)
     }
@@ -159,7 +160,7 @@ pub fn sum_moments(
         fold_moments(l, moments, parts, shift, [shape.elems() / shape.c(), shape.c()])?;
         return Ok(1);
     }
-    let tiles = Tiles::sums(shape, x.elem);
+    let tiles = Tiles::sums(l.target(), shape, x.elem);
     let args = [parts.into(), shift.into(), x.into(), tiles.into()];
     l.launch(instance(kernel, x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)?;
     Ok(tiles.chunks())
@@ -171,10 +172,12 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_pixel_and_channel_once() {
+        let target = Target::h200(Elem::Bf16);
         for x in [(1, 1, 1, 1), (3, 5, 7, 11), (64, 32, 32, 64), (2, 9, 9, 2048), (256, 8, 8, 33)] {
             let x = Shape::new(x.0, x.1, x.2, x.3);
             for elem in [Elem::F32, Elem::Bf16] {
-                for t in [Tiles::sums, Tiles::pass, Tiles::image_pass, Tiles::image_sums].map(|f| f(x, elem))
+                for t in [Tiles::sums, Tiles::pass, Tiles::image_pass, Tiles::image_sums]
+                    .map(|f| f(&target, x, elem))
                 {
                     let d = t.dims;
                     assert_eq!(t.images * d.pixels as usize * x.c(), x.elems());
@@ -186,16 +189,16 @@ mod tests {
                     assert!(d.lanes * d.slabs >= packs && d.lanes * (d.slabs - 1) < packs && d.lanes <= 32);
                     assert!(t.block() <= 256 && t.rows >= 1);
                 }
-                assert_eq!(Tiles::image_sums(x, elem).chunks(), 1);
+                assert_eq!(Tiles::image_sums(&target, x, elem).chunks(), 1);
             }
         }
     }
 
     #[test]
     fn large_maps_fill_an_h200() {
-        let x = Shape::new(128, 32, 32, 64);
-        assert!((500..=528).contains(&Tiles::sums(x, Elem::Bf16).chunks()));
-        assert!(Tiles::pass(x, Elem::Bf16).chunks() > 900);
-        assert_eq!(Tiles::image_sums(x, Elem::Bf16).grid(), [256, 1, 1]);
+        let (target, x) = (Target::h200(Elem::Bf16), Shape::new(128, 32, 32, 64));
+        assert!((500..=528).contains(&Tiles::sums(&target, x, Elem::Bf16).chunks()));
+        assert!(Tiles::pass(&target, x, Elem::Bf16).chunks() > 900);
+        assert_eq!(Tiles::image_sums(&target, x, Elem::Bf16).grid(), [256, 1, 1]);
     }
 }

@@ -78,6 +78,10 @@ impl<'a> Launches<'a> {
     pub fn target(&self) -> &Target {
         &self.target
     }
+    /// Blocks for `elements` at `per_block` a pass of a grid-stride loop: [`Target::blocks_for`].
+    pub fn blocks_for(&self, elements: usize, per_block: usize) -> u32 {
+        self.target.blocks_for(elements, per_block)
+    }
     pub fn shape(&self, input: usize) -> Shape {
         self.operands.input_shapes[input]
     }
@@ -168,9 +172,7 @@ impl<'a> Launches<'a> {
         shared_bytes: u32,
         args: [KernelArg; N],
     ) -> Result<()> {
-        let launch = Launch::new(kernel.as_ref(), grid.dims(), block, shared_bytes, args.into());
-        self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
-        Ok(())
+        self.push(Launch::new(kernel.as_ref(), grid.dims(), block, shared_bytes, args.into()))
     }
     /// Adds a launch by the fastest of several ways.
     ///
@@ -181,7 +183,11 @@ impl<'a> Launches<'a> {
         multiprocessors: usize,
         args: [KernelArg; N],
     ) -> Result<()> {
-        let launch = Launch::by_fastest(ways, multiprocessors, args.into());
+        self.push(Launch::by_fastest(ways, multiprocessors, args.into()))
+    }
+    /// Adds a launch whose blocks fit the target's shared memory, or returns the error with the op's name.
+    fn push(&mut self, launch: Result<Launch>) -> Result<()> {
+        let launch = launch.and_then(|l| l.expect_shared_at_most(self.target.shared_bytes).map(|()| l));
         self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
         Ok(())
     }

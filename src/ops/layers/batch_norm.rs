@@ -224,7 +224,7 @@ impl Operator for BatchNorm {
             l.launch("batch_norm_fwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
         }
         let running = running.map(|r| (!batch).then_some(r));
-        let tiles = Tiles::pass(shape, x.elem);
+        let tiles = Tiles::pass(l.target(), shape, x.elem);
         let args = [
             y.into(),
             coefficients.into(),
@@ -247,7 +247,7 @@ impl Operator for BatchNorm {
         let (coefficients, gamma, beta) = (l.saved(0), l.x(1), l.x(2));
         let means = (dx.is_some() && self.stats == Stats::Batch).then(|| l.scratch(1));
         if means.is_some() || dgamma.is_some() || dbeta.is_some() {
-            let (tiles, parts) = (Tiles::sums(shape, x.elem), l.scratch(0));
+            let (tiles, parts) = (Tiles::sums(l.target(), shape, x.elem), l.scratch(0));
             let name = format!("batch_norm_bwd_sums<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
             let args = [
                 parts.into(),
@@ -274,7 +274,7 @@ impl Operator for BatchNorm {
             l.launch("batch_norm_bwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
         }
         let Some((dx, write)) = dx else { return Ok(()) };
-        let tiles = Tiles::pass(shape, x.elem);
+        let tiles = Tiles::pass(l.target(), shape, x.elem);
         let args = [
             dx.into(),
             x.into(),
@@ -304,7 +304,7 @@ impl Operator for BatchNorm {
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         let x = args[0].shape;
-        let parts = Extent::Reals(Tiles::parts_len(x, target.map_dtype));
+        let parts = Extent::Reals(Tiles::parts_len(target, x));
         signature.scratch_forward = match self.stats {
             Stats::Batch => vec![parts, Extent::Reals(3 * x.c())],
             Stats::Running => vec![],

@@ -126,7 +126,7 @@ impl Operator for StatisticsLoss {
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let Some((du, write)) = l.dx(0) else { return Ok(()) };
-        let (u, tiles) = (l.x(0), Tiles::pass(l.shape(0), l.x(0).elem));
+        let (u, tiles) = (l.x(0), Tiles::pass(l.target(), l.shape(0), l.x(0).elem));
         let name = instance("statistics_loss_bwd", u.elem, tiles.pack);
         let first = l.first_term().or((write == Write::Add).then_some(du));
         let args = [du.into(), first.into(), u.into(), l.saved(0).into(), l.dy0().into(), tiles.into()];
@@ -143,7 +143,7 @@ impl Operator for StatisticsLoss {
         Fusion { adds_first_term: true, reads_channel_stats: true, ..Fusion::default() }
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
-        signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(args[0].shape, target.map_dtype));
+        signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(target, args[0].shape));
     }
 }
 

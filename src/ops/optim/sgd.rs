@@ -73,7 +73,8 @@ impl Operator for Sgd {
             Ok([p, g, m, l.shadow_of_state(i).into(), (l.shape(i).elems() as i64).into()])
         };
         let tensors = (0..l.inputs()).step_by(3).map(row).collect::<Result<_>>()?;
-        let chunks = Chunks::of((0..l.inputs()).step_by(3).map(|i| l.shape(i).elems()));
+        let elements = (0..l.inputs()).step_by(3).map(|i| l.shape(i).elems());
+        let chunks = Chunks::of(elements, l.target());
         let [momentum, weight_decay] =
             [self.momentum as f32, self.weight_decay as f32].map(launch::KernelArg::from);
         l.launch(
