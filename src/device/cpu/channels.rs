@@ -5,7 +5,7 @@
 //! root of a block's length, not of the tensor's.
 
 use super::par::{Rows, for_parts};
-use super::vectorised;
+use super::vector::{vectorised, with_width};
 use crate::tensor::Real;
 use std::ops::Range;
 
@@ -51,18 +51,6 @@ pub fn sums<R: Real>(
         add(total, part);
     }
     total
-}
-
-/// Runs `f(c)`, compiled apart for the commonest widths: a loop over 16 channels that knows its length is one vector
-/// instruction with its coefficients in registers. Write `#[inline(always)]` before the closure.
-#[inline(always)]
-pub fn with_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
-    match c {
-        16 => f(16),
-        32 => f(32),
-        64 => f(64),
-        c => f(c),
-    }
 }
 
 /// `a += b`, as far as both go.

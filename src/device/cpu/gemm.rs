@@ -8,6 +8,7 @@
 //! Tiles have 12 rows: their pointers just fit the general registers. With 24 rows of one vector each pointer was loaded
 //! again at every step (64x16x16x16 -> 16, 3x3: 1143 us against 854 in one sitting).
 
+use super::vector::dispatch;
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
 use std::any::TypeId;
@@ -71,7 +72,7 @@ pub fn panel<R: Real>(
     let lanes = lanes(columns);
     let b = &b[panel * depth * lanes..][..depth * lanes];
     let cut = (columns - panel * lanes).min(lanes);
-    super::dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink });
+    dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink });
 }
 
 /// The arguments of one panel, as a type: its body is compiled once for each instruction set.

@@ -1,7 +1,7 @@
 //! Batch normalisation, with the activation that follows it.
 
 use crate::device::cpu::par::{Rows, for_rows};
-use crate::device::cpu::{channels, vectorised_by_width};
+use crate::device::cpu::{channels, vectorised_by_width, with_width};
 use crate::device::gpu;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
@@ -142,7 +142,7 @@ impl Operator for BatchNorm {
                 |pixels, sums: &mut [R]| {
                     let range = pixels.start * c..pixels.end * c;
                     let (x, dy) = (&x[range.clone()], &dy[range]);
-                    channels::with_width(
+                    with_width(
                         c,
                         #[inline(always)]
                         |c| {
