@@ -1,7 +1,7 @@
 //! The emulator: the same kernels, compiled as C++, a fiber for every CUDA thread (`kernels/emu/`).
 
+use super::block::{Address, Block};
 use super::launch::Prepared;
-use super::{Address, Block};
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -22,7 +22,7 @@ mod ffi {
     use std::ffi::{c_char, c_int, c_uint, c_void};
     unsafe extern "C" {
         pub fn emu_launch(
-            entry: super::super::Entry,
+            entry: crate::device::gpu::kernel::Entry,
             grid: *const c_uint,
             block: *const c_uint,
             dynamic_shared: usize,

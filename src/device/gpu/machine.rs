@@ -1,10 +1,14 @@
 //! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
 
+use super::backend::Gpu;
+use super::block::{Address, Block};
+use super::cuda::Graph;
 use super::launch::{KernelArg, Launch, Prepared, THREADS, cell};
+use super::nvtx;
+use super::pointer::Pointer;
 use super::target::Target;
-use super::{Address, Block, Gpu, cuda, nvtx};
-use crate::device::memory::Buffer;
-use crate::device::{Slot, Space, StepState};
+use crate::device::memory::{Buffer, Slot, Space};
+use crate::device::step_state::StepState;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
 use std::ops::Range;
@@ -16,7 +20,7 @@ pub(super) const RING_BYTES: usize = 64 << 10;
 struct Mirror {
     block: Block,
     /// Every f32 of it as bf16, at half the offset, once somebody has asked for one.
-    shadow: Option<Block>,
+    bf16_copy: Option<Block>,
 }
 
 /// A GPU, and what all plans on it share.
@@ -40,7 +44,7 @@ pub struct Ready {
     launches: Vec<Prepared>,
     /// Holds the tables that launches point to.
     _tables: Block,
-    graph: Option<cuda::Graph>,
+    graph: Option<Graph>,
     epoch: u64,
     runs: u64,
 }
@@ -76,8 +80,8 @@ impl Machine {
 
     /// Bytes of everything that it holds for plans: the store's mirror and copies, and the arena.
     pub fn held_bytes(&self) -> usize {
-        let shadow = |m: &Mirror| m.shadow.as_ref().map_or(0, |s| s.bytes);
-        self.store.iter().map(|m| m.block.bytes + shadow(m)).sum::<usize>() + self.arena_bytes()
+        let bf16_copy = |m: &Mirror| m.bf16_copy.as_ref().map_or(0, |s| s.bytes);
+        self.store.iter().map(|m| m.block.bytes + bf16_copy(m)).sum::<usize>() + self.arena_bytes()
     }
 
     /// Makes room for all that these launches touch: the store, the copies of it that they read, and the arena.
@@ -89,7 +93,7 @@ impl Machine {
         arena_bytes: usize,
     ) -> Result<()> {
         self.push(store, changed)?;
-        self.add_shadows(launches)?;
+        self.add_bf16_copies(launches)?;
         self.reserve(arena_bytes)
     }
 
@@ -109,13 +113,13 @@ impl Machine {
         for (i, buffer) in store.iter().enumerate() {
             if i == self.store.len() {
                 let block = self.gpu.allocate(buffer.bytes())?;
-                self.store.push(Mirror { block, shadow: None });
+                self.store.push(Mirror { block, bf16_copy: None });
                 self.epoch += 1;
                 changed[i] = true;
             }
             if std::mem::take(&mut changed[i]) {
                 self.gpu.upload(&self.store[i].block, 0, buffer.get(0, buffer.bytes()))?;
-                self.refresh_shadow(i)?;
+                self.refresh_bf16_copy(i)?;
             }
         }
         Ok(())
@@ -128,39 +132,39 @@ impl Machine {
     }
 
     /// Writes the bf16 copy of a whole buffer again.
-    fn refresh_shadow(&self, index: usize) -> Result<()> {
+    fn refresh_bf16_copy(&self, index: usize) -> Result<()> {
         let mirror = &self.store[index];
-        let Some(shadow) = &mirror.shadow else { return Ok(()) };
+        let Some(bf16_copy) = &mirror.bf16_copy else { return Ok(()) };
         let elements = mirror.block.bytes / size_of::<f32>();
         let blocks = self.target.blocks_for(elements, 16 * THREADS as usize);
         let args = vec![
-            KernelArg::Shadow(slot_of(index)),
+            KernelArg::Bf16Copy(slot_of(index)),
             KernelArg::Slot(slot_of(index)),
             KernelArg::I64(elements as i64),
         ];
         let launch = Launch::new("cast_bf16", [blocks, 1, 1], THREADS, 0, args)?;
         let mut address = |a: &KernelArg| match a {
-            KernelArg::Shadow(_) => Ok(shadow.address),
+            KernelArg::Bf16Copy(_) => Ok(bf16_copy.address),
             _ => Ok(mirror.block.address),
         };
-        self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &self.gpu, &mut address)?)
+        self.gpu.launch(&self.gpu.prepare(&launch, "bf16 copy of the store".into(), &mut address)?)
     }
 
     /// Makes the bf16 copies that kernels read.
-    fn add_shadows(&mut self, launches: &[Launch]) -> Result<()> {
-        copies_read(launches).try_for_each(|slot| self.add_shadow(slot))
+    fn add_bf16_copies(&mut self, launches: &[Launch]) -> Result<()> {
+        copies_read(launches).try_for_each(|slot| self.add_bf16_copy(slot))
     }
 
-    fn add_shadow(&mut self, slot: Slot) -> Result<()> {
+    fn add_bf16_copy(&mut self, slot: Slot) -> Result<()> {
         let Space::Store(i) = slot.space else {
             return Err(Error::Run(format!("{slot:?} has no bf16 copy: it is not in the store")));
         };
         let i = i as usize;
-        if self.store[i].shadow.is_none() {
-            self.store[i].shadow = Some(self.gpu.allocate(self.store[i].block.bytes / 2)?);
+        if self.store[i].bf16_copy.is_none() {
+            self.store[i].bf16_copy = Some(self.gpu.allocate(self.store[i].block.bytes / 2)?);
             // Plans that were prepared before pass null to their optimisers where there was no copy.
             self.epoch += 1;
-            self.refresh_shadow(i)?;
+            self.refresh_bf16_copy(i)?;
         }
         Ok(())
     }
@@ -174,7 +178,7 @@ impl Machine {
 
     /// Gives launches their addresses. `label(i)` says what launch `i` is for.
     pub fn prepare(&mut self, launches: &[Launch], label: impl Fn(usize) -> String) -> Result<Ready> {
-        self.add_shadows(launches)?;
+        self.add_bf16_copies(launches)?;
         let (mut cells, mut at) = (Vec::new(), Vec::new());
         for table in launches.iter().flat_map(|l| &l.args) {
             let KernelArg::Table(args) = table else { continue };
@@ -191,7 +195,7 @@ impl Machine {
         let prepared = launches
             .iter()
             .enumerate()
-            .map(|(i, l)| Prepared::new(l, label(i), &self.gpu, &mut |a| self.resolve(a, &mut offsets)))
+            .map(|(i, l)| self.gpu.prepare(l, label(i), &mut |a| self.resolve(a, &mut offsets)))
             .collect::<Result<_>>()?;
         Ok(Ready { launches: prepared, _tables: tables, graph: None, epoch: self.epoch, runs: 0 })
     }
@@ -200,8 +204,8 @@ impl Machine {
     fn resolve(&self, arg: &KernelArg, tables: &mut dyn Iterator<Item = Address>) -> Result<Address> {
         match arg {
             KernelArg::Slot(slot) => self.address(*slot),
-            KernelArg::Shadow(slot) => Ok(match slot.space {
-                Space::Store(i) => self.store[i as usize].shadow.as_ref(),
+            KernelArg::Bf16Copy(slot) => Ok(match slot.space {
+                Space::Store(i) => self.store[i as usize].bf16_copy.as_ref(),
                 Space::Arena => None,
             }
             .map_or(0, |s| s.address + slot.offset as u64 / 2)),
@@ -260,7 +264,7 @@ impl Machine {
         let args = vec![KernelArg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
         let blocks = self.target.blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
         let fill = Launch::new("fill", [blocks, 1, 1], THREADS, 0, args)?;
-        let fill = Prepared::new(&fill, "cache flush".into(), &self.gpu, &mut |_| Ok(flush.address))?;
+        let fill = self.gpu.prepare(&fill, "cache flush".into(), &mut |_| Ok(flush.address))?;
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
         let one = |launch: &Prepared| {
             if elements > 0 {
@@ -315,15 +319,8 @@ impl Machine {
 
 /// The slots whose bf16 copies kernels read; optimisers, whose tables name theirs, refresh those that there are.
 pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
-    let cells = launches.iter().flat_map(|l| &l.args).flat_map(|arg| {
-        let members = if let KernelArg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
-        let maps = if let KernelArg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
-        members.iter().flatten().chain(maps.iter().map(|m| &m.tensor)).chain([arg])
-    });
-    cells.filter_map(|arg| match arg {
-        KernelArg::Shadow(slot) => Some(*slot),
-        _ => None,
-    })
+    let pointers = launches.iter().flat_map(|l| &l.args).flat_map(KernelArg::pointers);
+    pointers.filter_map(|p| if let Pointer::Bf16Copy(slot) = p { Some(slot) } else { None })
 }
 
 /// Rows of the ring for steps of `metrics` losses.

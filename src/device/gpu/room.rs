@@ -2,7 +2,8 @@
 
 use super::launch::{KernelArg, Launch};
 use super::machine::{RING_BYTES, copies_read};
-use crate::device::{Space, StepState};
+use crate::device::memory::Space;
+use crate::device::step_state::StepState;
 use std::collections::BTreeSet;
 
 /// A machine's memory while plan after plan finds room in it.

@@ -1,7 +1,7 @@
 //! Tensor maps: which boxes of a bf16 tensor a TMA copy brings to shared memory, with the 128-byte swizzle that wgmma reads.
 
-use super::Address;
-use super::launch::KernelArg;
+use super::block::Address;
+use super::pointer::Pointer;
 use crate::error::{Error, Result};
 
 /// A tensor map in a machine's own words: 128 bytes.
@@ -14,8 +14,8 @@ const ELEMENT_BYTES: u64 = 2;
 /// A tensor map while its tensor's address is unknown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorMap {
-    /// The bf16 tensor: `KernelArg::Slot`, or `KernelArg::Shadow` for the bf16 copy of one.
-    pub tensor: KernelArg,
+    /// The bf16 tensor, or the bf16 copy of one.
+    pub tensor: Pointer,
     pub boxes: Boxes,
 }
 
@@ -67,7 +67,7 @@ const _: () = assert!(size_of::<Emulated>() == size_of::<Encoded>());
 
 impl TensorMap {
     /// A matrix of `rows` by `columns`, row after row `row_bytes` apart, in boxes of `box_rows` by 64.
-    pub fn matrix(tensor: KernelArg, rows: u64, columns: u64, row_bytes: u64, box_rows: u32) -> TensorMap {
+    pub fn matrix(tensor: Pointer, rows: u64, columns: u64, row_bytes: u64, box_rows: u32) -> TensorMap {
         let (dims, strides_bytes, boxes) = (vec![columns, rows], vec![row_bytes], vec![ROW, box_rows]);
         TensorMap { tensor, boxes: Boxes::Tiled { dims, strides_bytes, boxes } }
     }
@@ -196,8 +196,8 @@ mod tests {
     use super::*;
     use crate::device::{Slot, Space};
 
-    fn slot() -> KernelArg {
-        KernelArg::Slot(Slot { space: Space::Arena, offset: 0, bytes: 1 << 20 })
+    fn slot() -> Pointer {
+        Pointer::Slot(Slot { space: Space::Arena, offset: 0, bytes: 1 << 20 })
     }
 
     fn windows() -> Boxes {

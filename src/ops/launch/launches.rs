@@ -1,8 +1,9 @@
 //! What an op sees while it turns its operands into kernel launches: [`Io`](super::Io), with addresses in place of slices.
 
 use crate::device::Slot;
-use crate::device::gpu::launch::{KernelArg, Launch, Way};
+use crate::device::gpu::launch::{Candidate, KernelArg, Launch};
 pub use crate::device::gpu::launch::{THREADS, blocks_for};
+use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::FusedActivation;
@@ -15,12 +16,18 @@ pub struct DeviceTensor {
     pub slot: Slot,
     pub elem: Elem,
     /// Whether it is the bf16 copy that the machine keeps of an f32 tensor of the store.
-    pub is_shadow: bool,
+    pub is_bf16_copy: bool,
+}
+
+impl From<DeviceTensor> for Pointer {
+    fn from(t: DeviceTensor) -> Pointer {
+        if t.is_bf16_copy { Pointer::Bf16Copy(t.slot) } else { Pointer::Slot(t.slot) }
+    }
 }
 
 impl From<DeviceTensor> for KernelArg {
     fn from(t: DeviceTensor) -> KernelArg {
-        if t.is_shadow { KernelArg::Shadow(t.slot) } else { KernelArg::Slot(t.slot) }
+        Pointer::from(t).into()
     }
 }
 
@@ -96,12 +103,12 @@ impl<'a> Launches<'a> {
         plain(self.operands.inputs[i], self.operands.input_elems[i])
     }
     /// The bf16 copy of input `i`, an f32 tensor of the store.
-    pub fn shadow(&self, i: usize) -> DeviceTensor {
-        DeviceTensor { slot: self.operands.inputs[i], elem: Elem::Bf16, is_shadow: true }
+    pub fn bf16_copy(&self, i: usize) -> DeviceTensor {
+        DeviceTensor { slot: self.operands.inputs[i], elem: Elem::Bf16, is_bf16_copy: true }
     }
     /// The bf16 copy that an optimiser has to refresh with tensor `i`; none where maps are f32.
-    pub fn shadow_of_state(&self, i: usize) -> Option<DeviceTensor> {
-        (self.target.map_dtype == Elem::Bf16).then(|| self.shadow(i))
+    pub fn bf16_copy_of_state(&self, i: usize) -> Option<DeviceTensor> {
+        (self.target.map_dtype == Elem::Bf16).then(|| self.bf16_copy(i))
     }
     /// Output `i`; backward may read it if the signature says `keeps_outputs`.
     pub fn y(&self, i: usize) -> DeviceTensor {
@@ -179,7 +186,7 @@ impl<'a> Launches<'a> {
     /// Errors: as [`Launches::launch`].
     pub fn launch_fastest<const N: usize>(
         &mut self,
-        ways: Vec<Way>,
+        ways: Vec<Candidate>,
         multiprocessors: usize,
         args: [KernelArg; N],
     ) -> Result<()> {
@@ -202,5 +209,5 @@ impl<'a> Launches<'a> {
 }
 
 fn plain(slot: Slot, elem: Elem) -> DeviceTensor {
-    DeviceTensor { slot, elem, is_shadow: false }
+    DeviceTensor { slot, elem, is_bf16_copy: false }
 }

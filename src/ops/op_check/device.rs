@@ -445,7 +445,7 @@ pub fn check_bf16_copies(op: impl Into<Op>, group: usize) {
         let parameters: Vec<Slot> = slots.into_iter().step_by(group).collect();
         for (seen, p) in seen.iter().zip(&parameters) {
             let (one, count) = (launch::KernelArg::from(1i64), launch::KernelArg::from(p.bytes as i64 / 4));
-            let (to, from) = (launch::KernelArg::Slot(*seen), launch::KernelArg::Shadow(*p));
+            let (to, from) = (launch::KernelArg::Slot(*seen), launch::KernelArg::Bf16Copy(*p));
             l.launch("scatter_images<bf16>", 1, 32, 0, [to, from, one.clone(), one, count, l.step()])
                 .unwrap();
         }

@@ -130,7 +130,7 @@ impl Operator for Adam {
         let row = |i: usize| -> Result<[launch::KernelArg; 6]> {
             let g = expect_f32("adam", "g", l.x(i + 1))?;
             let [p, g, m, v] = [l.x(i), g, l.x(i + 2), l.x(i + 3)].map(launch::KernelArg::from);
-            Ok([p, g, m, v, l.shadow_of_state(i).into(), (l.shape(i).elems() as i64).into()])
+            Ok([p, g, m, v, l.bf16_copy_of_state(i).into(), (l.shape(i).elems() as i64).into()])
         };
         let tensors = (0..l.inputs()).step_by(4).map(row).collect::<Result<_>>()?;
         let elements = (0..l.inputs()).step_by(4).map(|i| l.shape(i).elems());
