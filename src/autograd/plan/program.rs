@@ -26,12 +26,12 @@ pub(super) struct Program {
 }
 
 /// How a GPU stores each value; leaves are f32.
-pub(super) fn element_types(tape: &Tape, fusions: &[Fusion], maps: Elem) -> Vec<Elem> {
+pub(super) fn element_types(tape: &Tape, fusions: &[Fusion], map_dtype: Elem) -> Vec<Elem> {
     let mut elems = vec![Elem::F32; tape.values.len()];
     for (node, fusion) in tape.nodes.iter().zip(fusions) {
         let inputs: Vec<Elem> = node.inputs.iter().map(|v| elems[tape.root(*v)]).collect();
         for v in &node.outputs {
-            elems[tape.root(*v)] = fusion.output_elem(tape.shape(*v), &inputs, maps);
+            elems[tape.root(*v)] = fusion.output_elem(tape.shape(*v), &inputs, map_dtype);
         }
     }
     elems

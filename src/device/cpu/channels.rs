@@ -63,7 +63,7 @@ pub fn add<R: Real>(a: &mut [R], b: &[R]) {
 ///
 /// One pass over `x`, about `shift`: neither a mean of many standard deviations nor the split `shift + delta` costs
 /// digits, as it would in `E[x^2] - E[x]^2` or in a mean rounded to one scalar. `scratch_len(2 * c)` of scratch.
-pub fn moments<R: Real>(
+pub fn channel_stats<R: Real>(
     x: &[R],
     c: usize,
     scratch: &mut [R],
@@ -166,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn moments_match_two_passes_in_f64() {
+    fn channel_stats_match_two_passes_in_f64() {
         for (pixels, c) in [(1, 1), (2, 3), (63, 6), (65, 9), (5000, 3), (20011, 6)] {
             let x = wave(pixels * c);
             let mut scratch = vec![f32::NAN; scratch_len(2 * c)];
             let [mut shift, mut delta, mut var] = [(); 3].map(|_| vec![f32::NAN; c]);
-            moments(&x, c, &mut scratch, &mut shift, &mut delta, &mut var);
+            channel_stats(&x, c, &mut scratch, &mut shift, &mut delta, &mut var);
             for ch in 0..c {
                 let v: Vec<f64> = x.iter().skip(ch).step_by(c).map(|v| f64::from(*v)).collect();
                 let mean = v.iter().sum::<f64>() / pixels as f64;

@@ -6,7 +6,7 @@ use crate::device::gpu;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
-use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels, sum_moments};
+use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels, sum_channel_stats};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::Act;
@@ -90,7 +90,7 @@ impl Operator for BatchNorm {
         let (rstd, offset) = rest.split_at_mut(c);
         match self.stats {
             Stats::Batch => {
-                channels::moments(x, c, io.scratch(0), shift, offset, rstd);
+                channels::channel_stats(x, c, io.scratch(0), shift, offset, rstd);
                 let unbiased = R::of(pixels as f64 / (pixels as f64 - 1.0));
                 let momentum = R::of(f64::from(self.momentum));
                 let follow = |running: &mut R, batch: R| *running += momentum * (batch - *running);
@@ -209,7 +209,7 @@ impl Operator for BatchNorm {
         if batch {
             let parts = l.scratch(0);
             let shift = coefficients.unwrap_or(parts);
-            let chunks = sum_moments(l, "batch_norm_fwd_sums", parts, shift)?;
+            let chunks = sum_channel_stats(l, "batch_norm_fwd_sums", parts, shift)?;
             let args = [
                 coefficients.into(),
                 running[0].into(),

@@ -5,7 +5,7 @@ use crate::device::cpu::{channels, vectorised_by_width};
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
-use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels, sum_moments};
+use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels, sum_channel_stats};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::operands::{Io, Operands, Write, put};
@@ -59,7 +59,7 @@ impl Operator for StatisticsLoss {
         let coefficients = if io.saves() { io.save(0) } else { io.scratch(1) };
         let (shift, rest) = coefficients.split_at_mut(c);
         let (slope, offset) = rest.split_at_mut(c);
-        channels::moments(u, c, io.scratch(0), shift, offset, slope);
+        channels::channel_stats(u, c, io.scratch(0), shift, offset, slope);
         let counts = |i: &usize| std[*i].f64() >= MIN_STD;
         let counted = (0..c).filter(counts).count().max(1) as f64;
         let per_element = 2.0 / (counted * (u.len() / c) as f64);
@@ -108,7 +108,7 @@ impl Operator for StatisticsLoss {
         let shape = l.shape(0);
         let (c, parts) = (shape.c() as i32, l.scratch(0));
         let coefficients = if l.saves() { l.saved(0) } else { l.scratch(1) };
-        let chunks = sum_moments(l, "statistics_loss_fwd_sums", parts, coefficients)?;
+        let chunks = sum_channel_stats(l, "statistics_loss_fwd_sums", parts, coefficients)?;
         let args = [coefficients.into(), parts.into(), pixels(shape), c.into(), (chunks as i32).into()];
         l.launch("statistics_loss_fwd_moments", fold_blocks(shape.c()), THREADS, 0, args)?;
         let args = [
