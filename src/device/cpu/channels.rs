@@ -1,6 +1,6 @@
 //! Sums over the pixels of NHWC data, one for each channel, in an order that depends only on the sizes.
 //!
-//! Pixels are cut into at most [`PARTS`] parts, and a part into blocks. Each block is summed from zero and then added to its
+//! Pixels are cut into at most 32 parts, and a part into blocks. Each block is summed from zero and then added to its
 //! part; parts are added in order. The result therefore has the same bits on any number of threads, and its rounding error
 //! grows with the root of a block's length instead of the tensor's.
 

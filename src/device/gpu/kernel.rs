@@ -58,7 +58,10 @@ impl Kernel {
             let base = name.split('<').next().unwrap_or(name);
             let near: Vec<_> =
                 KERNELS.iter().map(|k| k.name).filter(|n| n.split('<').next() == Some(base)).collect();
-            Error::Run(format!("no kernel {name}; its instances are: {}", near.join(", ")))
+            Error::Run(match near.as_slice() {
+                [] => format!("no kernel {name}"),
+                near => format!("no kernel {name}; its instances are: {}", near.join(", ")),
+            })
         })
     }
 }
