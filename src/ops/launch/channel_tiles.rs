@@ -3,7 +3,7 @@
 use crate::device::gpu::launch;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
-use crate::ops::launch::launches::{ChannelStats, DeviceTensor, Launches};
+use crate::ops::launch::launches::DeviceTensor;
 use crate::ops::operands::Write;
 use crate::tensor::{Elem, Shape};
 
@@ -149,48 +149,6 @@ pub fn adds(gradient: Option<(DeviceTensor, Write)>) -> launch::KernelArg {
 /// `v`, or a number of blocks that no launch accepts if it does not fit.
 fn saturating(v: usize) -> u32 {
     u32::try_from(v).unwrap_or(u32::MAX)
-}
-
-/// Launches the sums of the first input's channels about a shift near their mean: writes the shift to `shift` `[c]` and the
-/// sums to `parts` `[chunks][2][c]`, and returns the number of chunks. If the input's producer stored channel statistics, they are folded into one chunk. Otherwise `kernel` makes a
-/// pass over the input.
-///
-/// Errors: as [`Launches::launch`].
-pub fn sum_channel_stats(
-    l: &mut Launches,
-    kernel: &str,
-    parts: DeviceTensor,
-    shift: DeviceTensor,
-) -> Result<usize> {
-    let (x, shape) = (l.x(0), l.shape(0));
-    if let Some(stats) = l.channel_stats() {
-        fold_channel_stats(l, stats, parts, shift, [shape.elems() / shape.c(), shape.c()])?;
-        return Ok(1);
-    }
-    let tiles = Tiles::sums(l.target(), shape, x.elem);
-    let args = [parts.into(), shift.into(), x.into(), tiles.into()];
-    l.launch(instance(kernel, x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)?;
-    Ok(tiles.chunks())
-}
-
-/// Launches the fold of a producer's channel statistics into `sums` `[2][c]` about the shift that it writes to `shift` `[c]`:
-/// the format of one chunk.
-fn fold_channel_stats(
-    l: &mut Launches,
-    stats: ChannelStats,
-    sums: DeviceTensor,
-    shift: DeviceTensor,
-    [pixels, c]: [usize; 2],
-) -> Result<()> {
-    let args = [
-        sums.into(),
-        shift.into(),
-        stats.parts.into(),
-        launch::KernelArg::from(pixels as i64),
-        launch::KernelArg::from(c as i32),
-        launch::KernelArg::from(stats.rows as i32),
-    ];
-    l.launch("conv2d_fold_moments", fold_blocks(c), 1024, 0, args)
 }
 
 #[cfg(test)]
