@@ -309,7 +309,7 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
         }
         let launches = |kernel: &str| {
             let of_kernel = plan.launches().filter(|(l, _)| l.kernel.name.starts_with(kernel));
-            of_kernel.map(|(l, _)| l.members()).collect::<Vec<_>>()
+            of_kernel.map(|(l, _)| l.group_size()).collect::<Vec<_>>()
         };
         // Block 1 runs for two networks at once, block 2 for both and both inputs.
         let convolutions = match block {

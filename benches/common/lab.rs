@@ -1,6 +1,7 @@
 //! The ladder of kernels/lab/conv2d/: one convolution, its forward product or its input gradient, by any of the rungs.
 
-use dfka_engine::device::gpu::launch::{KernelArg, Launch, MULTIPROCESSORS};
+use dfka_engine::device::gpu::launch::{KernelArg, Launch};
+use dfka_engine::device::gpu::pointer::Pointer;
 use dfka_engine::device::gpu::tensor_map::{Boxes, TensorMap};
 use dfka_engine::device::{Slot, Space};
 use dfka_engine::error::Result;
@@ -100,7 +101,7 @@ impl Problem {
         let (size, pad) =
             if self.is_gradient { (self.out(), self.taps - 1 - self.pad()) } else { (self.size, self.pad()) };
         let windows = |o: &Operands| {
-            let tensor = KernelArg::Slot(if self.is_gradient { o.y } else { o.x });
+            let tensor = Pointer::Slot(if self.is_gradient { o.y } else { o.x });
             if self.taps == 1 && self.stride == 1 {
                 let pixels = (self.images * size * size) as u64;
                 return TensorMap::matrix(tensor, pixels, inner as u64, 2 * inner as u64, rows as u32);
@@ -118,7 +119,7 @@ impl Problem {
         };
         let depth = (c * self.taps * self.taps) as u64;
         let filter =
-            |o: &Operands| TensorMap::matrix(KernelArg::Slot(o.filter), k as u64, depth, 2 * depth, 64);
+            |o: &Operands| TensorMap::matrix(Pointer::Slot(o.filter), k as u64, depth, 2 * depth, 64);
         KernelArg::TensorMaps(operands.iter().map(windows).chain(operands.iter().map(filter)).collect())
     }
 }
@@ -243,10 +244,10 @@ impl Rung {
             args.push(p.maps(operands, self.rows));
         }
         if p.is_gradient {
-            args.push(KernelArg::Members("Conv2dInputGradient", operands.iter().map(gradient).collect()));
+            args.push(KernelArg::Group("Conv2dInputGradient", operands.iter().map(gradient).collect()));
             args.extend([p.dims(), p.adds.into()]);
         } else {
-            args.push(KernelArg::Members("Conv2dForward", operands.iter().map(forward).collect()));
+            args.push(KernelArg::Group("Conv2dForward", operands.iter().map(forward).collect()));
             args.push(p.dims());
         }
         args.push(SLOPE.into());
@@ -258,4 +259,4 @@ impl Rung {
 pub const SLOPE: f32 = 0.2;
 
 /// Of the device the rungs are launched for.
-pub const H200: usize = MULTIPROCESSORS;
+pub const H200: usize = 132;

@@ -1,7 +1,7 @@
 // 2-D convolution as three matrix products whose operands are gathered while they are copied to shared memory (implicit
 // GEMM): no patch matrix ever exists. Letters as in src/ops/layers/conv2d/mod.rs.
 #include "lib/conv_wgmma.cuh"
-#include "lib/members.cuh"
+#include "lib/group.cuh"
 #include "lib/mma.cuh"
 #include "lib/moments.cuh"
 #include "lib/tile.cuh"
@@ -195,7 +195,7 @@ struct Place {
 DEV int slabs_of(int depth, int slab) { return (depth + slab - 1) / slab; }
 
 // y = act(bias + residual + x * w), rows of the product n p q, columns k, inner dimension r s c. act(v) = v > 0 ? v : v * slope.
-template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Members<Conv2dForward<T>> members, Conv2dDims d, float slope) {
+template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Group<Conv2dForward<T>> members, Conv2dDims d, float slope) {
     DYN_SHARED(T, shared);
     const Conv2dForward<T>& io = members.mine();
     const int depth = d.r * d.s * d.c;
@@ -287,7 +287,7 @@ conv2d_fold_moments(float* RESTRICT sums,          // [2][k]
 // there if `add`; then, through a gate, times 1 or `slope`: the gradient behind the activation that gave x.
 // blockIdx.z is one residue class of input pixels, all reached by the same taps: a strided gradient multiplies no zeros.
 template <class T, int BM, int BN>
-KERNEL(256) conv2d_dgrad(Members<Conv2dInputGradient<T>> members, Conv2dDims d, int add, float slope) {
+KERNEL(256) conv2d_dgrad(Group<Conv2dInputGradient<T>> members, Conv2dDims d, int add, float slope) {
     DYN_SHARED(T, shared);
     SHARED(int, pixel, BM);
     const Conv2dInputGradient<T>& io = members.mine();
@@ -327,25 +327,25 @@ KERNEL(256) conv2d_dgrad(Members<Conv2dInputGradient<T>> members, Conv2dDims d, 
 // filter. Tiles in turns, or by three warpgroups abreast.
 template <int BM, int BN>
 KERNEL(384, 1)
-conv2d_fwd_wgmma(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
+conv2d_fwd_wgmma(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
     DYN_SHARED(char, shared);
     wgmma_forward<BM, BN, true>(maps, members, d, slope, shared);
 }
 template <int BM, int BN>
 KERNEL(512, 1)
-conv2d_fwd_wgmma_abreast(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
+conv2d_fwd_wgmma_abreast(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
     DYN_SHARED(char, shared);
     wgmma_forward<BM, BN, false>(maps, members, d, slope, shared);
 }
 template <int BM, int BN>
 KERNEL(384, 1)
-conv2d_dgrad_wgmma(MAPS_PARAM maps, Members<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
+conv2d_dgrad_wgmma(MAPS_PARAM maps, Group<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
     DYN_SHARED(char, shared);
     wgmma_input_gradient<BM, BN, true>(maps, members, d, add, slope, shared);
 }
 template <int BM, int BN>
 KERNEL(512, 1)
-conv2d_dgrad_wgmma_abreast(MAPS_PARAM maps, Members<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
+conv2d_dgrad_wgmma_abreast(MAPS_PARAM maps, Group<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
     DYN_SHARED(char, shared);
     wgmma_input_gradient<BM, BN, false>(maps, members, d, add, slope, shared);
 }

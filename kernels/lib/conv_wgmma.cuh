@@ -8,7 +8,7 @@
 #pragma once
 #include "lib/conv2d_dims.cuh"
 #include "lib/hopper.cuh"
-#include "lib/members.cuh"
+#include "lib/group.cuh"
 #include "lib/packs.cuh"
 
 // The copying warpgroup comes first; a wgmma's four warps must begin at a multiple of four.
@@ -81,10 +81,10 @@ struct MemberTile {
     }
 };
 // Launches of several members name them from the first row on.
-template <class S> DEV int count_members(const Members<S>& members) {
+template <class S> DEV int count_members(const Group<S>& members) {
     int count = 0;
     UNROLL
-    for (int i = 0; i < MEMBERS; i++) count += members.of[i].w != nullptr;
+    for (int i = 0; i < MAX_GROUP; i++) count += members.of[i].w != nullptr;
     return count;
 }
 
@@ -124,7 +124,7 @@ DEV void copy_tiles(const TensorMaps& maps, const Product& g, int tiles, char* s
         prefetch(tile);
         if (lane_id() == 0) {
             const CUtensorMap* const map_a = &maps.of[tile.member];
-            const CUtensorMap* const map_b = &maps.of[MEMBERS + tile.member];
+            const CUtensorMap* const map_b = &maps.of[MAX_GROUP + tile.member];
             const int w = tile.row % g.q * g.step - g.left, h = tile.row / g.q % g.p * g.step - g.above;
             const int n = tile.row / g.q / g.p;
             for (int r = 0; r < g.r; r++) {
@@ -467,7 +467,7 @@ template <class Io> struct StoreInputGradient {
 };
 
 template <int BM, int BN, bool turns, class Io>
-DEV void wgmma_forward(const TensorMaps& maps, const Members<Io>& members, const Conv2dDims& d, float slope, char* shared) {
+DEV void wgmma_forward(const TensorMaps& maps, const Group<Io>& members, const Conv2dDims& d, float slope, char* shared) {
     const Product g = Product::forward(d);
     auto prefetch = [&](const MemberTile& tile) {
         const bf16* const residual = members.of[tile.member].residual;
@@ -478,7 +478,7 @@ DEV void wgmma_forward(const TensorMaps& maps, const Members<Io>& members, const
 }
 
 template <int BM, int BN, bool turns, class Io>
-DEV void wgmma_input_gradient(const TensorMaps& maps, const Members<Io>& members, const Conv2dDims& d, int add, float slope,
+DEV void wgmma_input_gradient(const TensorMaps& maps, const Group<Io>& members, const Conv2dDims& d, int add, float slope,
                               char* shared) {
     const Product g = Product::input_gradient(d);
     auto prefetch = [&](const MemberTile& tile) {

@@ -88,10 +88,10 @@ DEV int lane_id() { return threadIdx.x & 31; }
 DEV int warp_id() { return threadIdx.x >> 5; }
 
 // What varies from step to step, in device memory, so that a captured graph needs no new arguments.
-// Mirrors `StepState` of src/device/mod.rs.
+// Mirrors `StepState` of src/device/step_state.rs.
 struct StepState {
     u64 seed;
     u64 step;
     float lr[4];
 };
-static_assert(sizeof(StepState) == 32, "StepState must match src/device/mod.rs");
+static_assert(sizeof(StepState) == 32, "StepState must match src/device/step_state.rs");

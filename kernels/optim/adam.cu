@@ -2,13 +2,13 @@
 #include "lib/dev.cuh"
 #include "lib/optimiser.cuh"
 
-// One row of the launch's table. `shadow`, the parameter's bf16 copy, may be null.
+// One row of the launch's table. `bf16_copy`, the parameter's bf16 copy, may be null.
 struct AdamTensor {
     float* p;
     const float* g;
     float* m;
     float* v;
-    bf16* shadow;
+    bf16* bf16_copy;
     i64 count;
 };
 static_assert(sizeof(AdamTensor) == 48, "AdamTensor must match src/ops/optim/adam.rs");
@@ -61,11 +61,11 @@ KERNEL(256) adam(const AdamTensor* RESTRICT tensors,  // [tensors]
                 store_pack(t.p + at, p);
                 store_pack(t.m + at, m);
                 store_pack(t.v + at, v);
-                if (t.shadow) store_bf16(t.shadow + at, p);
+                if (t.bf16_copy) store_bf16(t.bf16_copy + at, p);
             },
             [&](i64 i) {
                 update.apply(t.p[i], t.g[i], t.m[i], t.v[i]);
-                if (t.shadow) t.shadow[i] = to_bf16(t.p[i]);
+                if (t.bf16_copy) t.bf16_copy[i] = to_bf16(t.p[i]);
             });
     }
 }

@@ -2,12 +2,12 @@
 #include "lib/dev.cuh"
 #include "lib/optimiser.cuh"
 
-// One row of the launch's table. `shadow`, the parameter's bf16 copy, may be null.
+// One row of the launch's table. `bf16_copy`, the parameter's bf16 copy, may be null.
 struct SgdTensor {
     float* p;
     const float* g;
     float* m;
-    bf16* shadow;
+    bf16* bf16_copy;
     i64 count;
 };
 static_assert(sizeof(SgdTensor) == 40, "SgdTensor must match src/ops/optim/sgd.rs");
@@ -41,11 +41,11 @@ KERNEL(256) sgd(const SgdTensor* RESTRICT tensors,  // [tensors]
                 for (int k = 0; k < 4; k++) update.apply(p.v[k], g.v[k], m.v[k]);
                 store_pack(t.p + at, p);
                 store_pack(t.m + at, m);
-                if (t.shadow) store_bf16(t.shadow + at, p);
+                if (t.bf16_copy) store_bf16(t.bf16_copy + at, p);
             },
             [&](i64 i) {
                 update.apply(t.p[i], t.g[i], t.m[i]);
-                if (t.shadow) t.shadow[i] = to_bf16(t.p[i]);
+                if (t.bf16_copy) t.bf16_copy[i] = to_bf16(t.p[i]);
             });
     }
 }

@@ -6,6 +6,8 @@
 pub mod plan;
 pub mod store;
 pub mod tape;
+#[cfg(test)]
+mod targets_test;
 
 pub use plan::{Optimiser, Plan};
 pub use store::{Engine, Store, TensorId};

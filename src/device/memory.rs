@@ -1,14 +1,14 @@
-//! Buffers and the views an op gets of them.
+//! Buffers, and the views of them that ops work on.
 //!
-//! A step touches the *store* (weights, optimiser moments, data sets: what outlives a step, in buffers that never
-//! move) and the *arena* (everything inside a step). A [`Slot`] names a range of one buffer. [`Views`] hands out typed slices of
-//! slots while one instruction runs and refuses two that overlap when either is writable, so that a planning mistake
-//! is a clean panic in a test and never undefined behaviour.
+//! A step uses the *store* and the *arena*. The store has what outlives a step (weights, optimiser moments, data sets), in
+//! buffers that never move; the arena has everything else. A [`Slot`] names a range of one buffer. [`Views`] hands out
+//! typed slices of slots while one instruction runs. It refuses two that overlap if either is writable, so that a mistake
+//! of the planner panics in a test and is never undefined behaviour.
 
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 
-/// Every slot starts on a cache line, which is also an AVX-512 register.
+/// Alignment of every slot in bytes: a cache line, which is also the width of an AVX-512 register.
 pub const ALIGN: usize = 64;
 
 #[repr(C, align(64))]
@@ -22,19 +22,23 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// A buffer of zeros with at least so many bytes.
     pub fn with_bytes(bytes: usize) -> Self {
         Buffer { lines: vec![Line([0; ALIGN]); bytes.div_ceil(ALIGN)] }
     }
+    /// Its size: a multiple of [`ALIGN`].
     pub fn bytes(&self) -> usize {
         self.lines.len() * ALIGN
     }
+    /// Sets every byte.
     pub fn fill(&mut self, byte: u8) {
         self.lines.fill(Line([byte; ALIGN]));
     }
-    /// `bytes` bytes from `offset`, as the host sees them.
+    /// `bytes` bytes from `offset` on. Panics if they lie outside the buffer or do not divide into `T`s.
     pub fn get<T: bytemuck::Pod>(&self, offset: usize, bytes: usize) -> &[T] {
         bytemuck::cast_slice(&bytemuck::cast_slice::<_, u8>(&self.lines)[offset..offset + bytes])
     }
+    /// As [`Buffer::get`], writable.
     pub fn get_mut<T: bytemuck::Pod>(&mut self, offset: usize, bytes: usize) -> &mut [T] {
         bytemuck::cast_slice_mut(
             &mut bytemuck::cast_slice_mut::<_, u8>(&mut self.lines)[offset..offset + bytes],
@@ -45,15 +49,17 @@ impl Buffer {
     }
 }
 
-/// Bytes that this machine could still give, where the system says so (Linux does, for the whole machine).
+/// Bytes of memory that are available on this machine, if the system reports them, as Linux does for the whole machine.
 pub fn available() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// Fails where `bytes` are more than [`available`]: asking for them would end the process, at once or by the system's
-/// hand once they are touched.
+/// Checks that `bytes` are [`available`]. Allocating more would end the process: at once, or when the system kills it after
+/// it has written to them.
+///
+/// Errors: out of memory, with the bytes needed and available; `what` says in the message what they are for.
 pub fn expect_room(what: &str, bytes: usize) -> Result<()> {
     match available() {
         Some(free) if bytes > free => {
@@ -66,23 +72,28 @@ pub fn expect_room(what: &str, bytes: usize) -> Result<()> {
     }
 }
 
+/// The memory that a slot lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Space {
-    /// What outlives a step: this buffer of the store.
+    /// This buffer of the store, which outlives a step.
     Store(u32),
-    /// What lives inside a step.
+    /// The memory that is used only during a step.
     Arena,
 }
 
 /// A range of bytes of one space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
+    /// The memory that it lies in.
     pub space: Space,
+    /// Where it begins, in bytes.
     pub offset: usize,
+    /// Its size.
     pub bytes: usize,
 }
 
 impl Slot {
+    /// Whether the two have a byte in common.
     pub fn overlaps(&self, o: &Slot) -> bool {
         self.space == o.space && self.offset < o.offset + o.bytes && o.offset < self.offset + self.bytes
     }
@@ -90,17 +101,20 @@ impl Slot {
 
 /// The two spaces, borrowed for the length of a replay.
 pub struct Memory<'m> {
+    /// The store's buffers.
     pub store: &'m mut [Buffer],
+    /// The arena.
     pub arena: &'m mut Buffer,
-    /// Borrows handed out during one instruction; its capacity is reserved once, so replays allocate nothing.
+    /// The views handed out during one instruction. Its capacity is reserved once, so that replays allocate nothing.
     pub borrows: &'m mut Borrows,
 }
 
+/// The slots of which one instruction has views, and whether each view is writable.
 #[derive(Default)]
 pub struct Borrows(RefCell<Vec<(Slot, bool)>>);
 
 impl Borrows {
-    /// Makes room for an instruction of `operands` slots.
+    /// Reserves capacity for an instruction with so many operands.
     pub fn reserve(&mut self, operands: usize) {
         let v = self.0.get_mut();
         v.reserve(operands.saturating_sub(v.len()));
@@ -108,7 +122,7 @@ impl Borrows {
 }
 
 impl Memory<'_> {
-    /// Views for one instruction: every slice handed out ends with the returned value.
+    /// Views for one instruction. No slice of them outlives the returned value.
     pub fn views(&mut self) -> Views<'_> {
         self.borrows.0.get_mut().clear();
         Views {
@@ -120,7 +134,7 @@ impl Memory<'_> {
     }
 }
 
-/// Typed, overlap-checked slices of slots. One instruction owns one `Views`.
+/// Typed slices of slots, which are checked not to overlap if one is writable. Each instruction has its own `Views`.
 pub struct Views<'v> {
     store: *mut Buffer,
     buffers: usize,
@@ -159,18 +173,22 @@ impl<'v> Views<'v> {
         (unsafe { base.add(slot.offset) }.cast(), slot.bytes / size_of::<T>())
     }
 
+    /// The elements of a slot. Panics if the slot lies outside its space, is misaligned, or overlaps a writable view of this
+    /// instruction.
     pub fn read<T: bytemuck::Pod>(&self, slot: Slot) -> &'v [T] {
         let (p, len) = self.claim::<T>(slot, false);
-        // SAFETY: in range and aligned (`claim`); initialised (buffers are zeroed at birth) and any bit pattern is a
-        // valid `Pod`; no writable view of this instruction overlaps it (`claim`), and `Memory` is mutably borrowed
-        // for 'v, so nobody else reaches the bytes.
+        // SAFETY: in range and aligned (`claim`); initialised, because buffers are zeroed when they are created; any bit
+        // pattern is a valid `Pod`; no writable view of this instruction overlaps it (`claim`), and nothing outside the
+        // instruction accesses the bytes, because `Memory` is mutably borrowed for 'v.
         unsafe { std::slice::from_raw_parts(p, len) }
     }
 
-    #[allow(clippy::mut_from_ref)] // exclusivity is checked at run time, see `claim`
+    /// The elements of a slot, writable. Panics if the slot lies outside its space, is misaligned, or overlaps another view
+    /// of this instruction.
+    #[allow(clippy::mut_from_ref)] // `claim` checks at run time that the reference is exclusive
     pub fn write<T: bytemuck::Pod>(&self, slot: Slot) -> &'v mut [T] {
         let (p, len) = self.claim::<T>(slot, true);
-        // SAFETY: as in `read`, and `claim` made sure that no other view of this instruction overlaps it.
+        // SAFETY: as in `read`; `claim` has checked that no other view of this instruction overlaps it.
         unsafe { std::slice::from_raw_parts_mut(p, len) }
     }
 }
@@ -184,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn views_share_reads_and_separate_writes() {
+    fn reads_may_share_a_slot_and_see_what_was_written() {
         let (mut store, mut arena, mut borrows) = ([], Buffer::with_bytes(256), Borrows::default());
         let mut m = Memory { store: &mut store, arena: &mut arena, borrows: &mut borrows };
         let v = m.views();
@@ -196,7 +214,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "views overlap")]
-    fn overlapping_write_is_refused() {
+    fn a_write_that_overlaps_a_read_is_refused() {
         let (mut store, mut arena, mut borrows) = ([], Buffer::with_bytes(256), Borrows::default());
         let mut m = Memory { store: &mut store, arena: &mut arena, borrows: &mut borrows };
         let v = m.views();

@@ -1,12 +1,12 @@
 //! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random number is a pure
-//! function of (seed, stream, step, element), so every device, thread count and resumed run draws the same bits.
+//! function of (seed, stream, step, element), so that every device, any number of threads and a resumed run draw the same bits.
 
 use crate::splitmix;
 
 const MUL: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
-/// Four random words for counter `c` under key `k`.
+/// Four random words for counter `c` and key `k`.
 #[inline]
 pub fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
@@ -28,11 +28,11 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// `step` wraps after 2^32 steps, which no run reaches.
+    /// The draws of `stream` in a step of a run. `step` wraps after 2^32 steps, which no run reaches.
     pub fn new(seed: u64, stream: u32, step: u64) -> Self {
         Draws { key: [seed as u32, (seed >> 32) as u32], stream, step: step as u32 }
     }
-    /// Four words for `index`; `lane` separates several groups of draws of one op.
+    /// Four random words for `index`. An op with several groups of draws gives each its own `lane`.
     #[inline]
     pub fn words(&self, index: u32, lane: u32) -> [u32; 4] {
         philox([index, lane, self.step, self.stream], self.key)
@@ -55,20 +55,20 @@ impl Draws {
     }
 }
 
-/// A word as a uniform in (0, 1).
+/// A random word as a uniform number in (0, 1), the centre of one of 2^24 equal bins.
 #[inline]
 pub fn unit(word: u32) -> f64 {
     (f64::from(word >> 8) + 0.5) / f64::from(1u32 << 24)
 }
 
-/// A word as an integer below `n` (multiply-shift; the bias, n / 2^32, is far below what a test could see).
+/// A random word as an integer below `n`, by multiply-shift. The bias, n / 2^32, is too small for a test to detect.
 #[inline]
 pub fn below(word: u32, n: usize) -> usize {
     ((u64::from(word) * n as u64) >> 32) as usize
 }
 
-/// The seed of one part of a run, mixed from the run's `seed` and the number of the part, so that the parts
-/// of runs with neighbouring seeds draw unrelated numbers.
+/// A key for a part of a run, from `seed` and `part` by the finaliser of SplitMix64, so that neighbouring seeds give
+/// unrelated keys.
 pub fn derive_seed(seed: u64, part: u64) -> u64 {
     splitmix::mix(seed ^ part.wrapping_mul(splitmix::GAMMA))
 }
@@ -77,7 +77,7 @@ pub fn derive_seed(seed: u64, part: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// The known answers that the authors' Random123 distribution ships for philox4x32-10.
+    /// The known answers for philox4x32-10 in the authors' Random123 distribution.
     #[test]
     fn matches_the_published_vectors() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]);

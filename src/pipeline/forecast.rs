@@ -12,7 +12,6 @@ use crate::autograd::Engine;
 use crate::autograd::plan::{Cost, Sum, Traffic};
 use crate::device::StepState;
 use crate::device::gpu::card::Card;
-use crate::device::gpu::launch;
 use crate::device::gpu::room::{Held, Room};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
@@ -108,7 +107,6 @@ const TIMED: usize = 3;
 /// Errors: teachers that do not fit each other or the spec, no such device, too little memory.
 pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'static Card>) -> Result<Forecast> {
     let measures = card.is_none() && !teachers.iter().any(OpenedTeacher::is_drawn);
-    card.into_iter().for_each(launch::plan_for);
     let (mut card, mut gpu_peak) = (card, Held::default());
     let mut stages = Vec::new();
     let mut peak = (0, 0);
@@ -126,7 +124,8 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         });
         // The same stages are compiled for a GPU, and not run.
         let (mut gpu, mut room) = (Vec::new(), Room::default());
-        let mut planning = Engine::planning(Target::of_card(card, spec.precision));
+        let target = engine.machine().map_or_else(|| Target::of_card(card, spec.precision), |m| m.target);
+        let mut planning = Engine::planning(target);
         every_stage(&spec, teachers, &prefix, &mut planning, |engine, stage| {
             gpu.push(on_card(engine, &stage, card, &mut room));
             Ok(())

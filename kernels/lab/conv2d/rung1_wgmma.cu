@@ -7,7 +7,7 @@ using Rung1 = Wgmma<128, 128, false>;
 constexpr int RUNG1_STAGES = 3, RUNG1_STAGE = Rung1::STAGE;
 
 KERNEL(256, 2)
-conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
+conv2d_rung1(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
     DYN_SHARED(char, shared);
     SHARED(u64, full, RUNG1_STAGES);
     const Product g = Product::forward(d);
@@ -24,7 +24,7 @@ conv2d_rung1(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d
         else tma_load_im2col_4d(to, &maps.of[tile.member], c, w, h, n, (u16)(tap % g.s), (u16)(tap / g.s), bar);
         for (int i = 0; i < 2; i++) {
             char* const box = to + (2 + i) * BOX;
-            tma_load_2d(box, &maps.of[MEMBERS + tile.member], slab * WGMMA_SLAB, tile.column + i * 64, bar);
+            tma_load_2d(box, &maps.of[MAX_GROUP + tile.member], slab * WGMMA_SLAB, tile.column + i * 64, bar);
         }
     };
     if (threadIdx.x == 0) {

@@ -3,7 +3,7 @@
 #include "lib/conv_wgmma.cuh"
 
 KERNEL(512, 1)
-conv2d_rung4(MAPS_PARAM maps, Members<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
+conv2d_rung4(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
     DYN_SHARED(char, shared);
     const Product g = Product::forward(d);
     auto out_of = [&](int member) { return StoreForward<Conv2dForward<bf16>>{members.of[member], slope}; };

@@ -26,12 +26,12 @@ pub(super) struct Program {
 }
 
 /// How a GPU stores each value; leaves are f32.
-pub(super) fn element_types(tape: &Tape, fusions: &[Fusion], maps: Elem) -> Vec<Elem> {
+pub(super) fn element_types(tape: &Tape, fusions: &[Fusion], map_dtype: Elem) -> Vec<Elem> {
     let mut elems = vec![Elem::F32; tape.values.len()];
     for (node, fusion) in tape.nodes.iter().zip(fusions) {
         let inputs: Vec<Elem> = node.inputs.iter().map(|v| elems[tape.root(*v)]).collect();
         for v in &node.outputs {
-            elems[tape.root(*v)] = fusion.output_elem(tape.shape(*v), &inputs, maps);
+            elems[tape.root(*v)] = fusion.output_elem(tape.shape(*v), &inputs, map_dtype);
         }
     }
     elems
@@ -154,7 +154,7 @@ mod tests {
         let null = || KernelArg::Null;
         let io = [slot(y), null(), null(), slot(100 + y), slot(200), null(), null(), null()];
         let dims = KernelArg::Structure("Conv2dDims", vec![0; 44]);
-        let args = vec![KernelArg::member("Conv2dForward", io), dims, slope.into()];
+        let args = vec![KernelArg::group_of_one("Conv2dForward", io), dims, slope.into()];
         Launch::new("conv2d_fwd<float, 64, 64>", [1, 1, 1], 256, 0, args).unwrap()
     }
 
@@ -168,6 +168,6 @@ mod tests {
             p.join_or_add(0, &launch(y, slope), "", owner);
         }
         assert_eq!(p.owners, [vec![0, 4], vec![1, 3], vec![2]]);
-        assert_eq!(p.launches.iter().map(Launch::members).collect::<Vec<_>>(), [2, 2, 1]);
+        assert_eq!(p.launches.iter().map(Launch::group_size).collect::<Vec<_>>(), [2, 2, 1]);
     }
 }

@@ -3,7 +3,7 @@
 use super::absorb::Absorbed;
 use super::needs::Needs;
 use crate::autograd::tape::Tape;
-use crate::device::gpu::launch::MEMBERS;
+use crate::device::gpu::launch::MAX_GROUP;
 use crate::ops::operator::Signature;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -41,7 +41,7 @@ pub(super) fn groups(tape: &Tape, nodes: &[usize], needs: &Needs, absorbed: &Abs
             let ready = farthest.get_mut();
             let key = ready.first().and_then(|i| keys[*i].as_ref());
             let group: Vec<usize> =
-                ready.iter().copied().filter(|i| keys[*i].as_ref() == key).take(MEMBERS).collect();
+                ready.iter().copied().filter(|i| keys[*i].as_ref() == key).take(MAX_GROUP).collect();
             ready.retain(|i| !group.contains(i));
             if ready.is_empty() {
                 farthest.remove();

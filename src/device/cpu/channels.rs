@@ -1,18 +1,18 @@
-//! Sums over the pixels of NHWC data, one per channel, in an order that the sizes alone decide.
+//! Sums over the pixels of NHWC data, one for each channel, in an order that depends only on the sizes.
 //!
-//! Pixels fall into at most [`PARTS`] parts, a part into blocks; a block is summed from zero and then joins its part,
-//! parts are added in order. So the same bits come out on any number of threads, and the rounding error grows with the
-//! root of a block's length, not of the tensor's.
+//! Pixels are cut into at most 32 parts, and a part into blocks. Each block is summed from zero and then added to its
+//! part; parts are added in order. The result therefore has the same bits on any number of threads, and its rounding error
+//! grows with the root of a block's length instead of the tensor's.
 
 use super::par::{Rows, for_parts};
-use super::vectorised;
+use super::vector::{vectorised, with_width};
 use crate::tensor::Real;
 use std::ops::Range;
 
-/// Most parts of one reduction: as many workers can share it.
+/// Most parts of one reduction, and so the most workers that can share it.
 const PARTS: usize = 32;
 
-/// Pixels a block: 64 rows of 64 channels are 16 KB of f32, and fit the first-level cache.
+/// Pixels of a block: 64 rows of 64 channels are 16 KB of f32, which fit the first-level cache.
 const BLOCK: usize = 64;
 
 /// Elements of scratch that [`sums`] needs for `width` sums.
@@ -20,8 +20,8 @@ pub const fn scratch_len(width: usize) -> usize {
     2 * PARTS * width
 }
 
-/// `width` sums over `pixels` pixels; `block(pixels, sums)` adds a run of pixels to `sums`. Returns the sums, which lie
-/// in `scratch`. The closure wants `#[inline(always)]`, as [`vectorised`] says.
+/// `width` sums over `pixels` pixels, where `block(pixels, sums)` adds a run of pixels to `sums`. Returns the sums, which lie
+/// in `scratch`. Write `#[inline(always)]` before the closure, as [`vectorised`] requires.
 pub fn sums<R: Real>(
     pixels: usize,
     width: usize,
@@ -53,29 +53,18 @@ pub fn sums<R: Real>(
     total
 }
 
-/// Runs `f(c)`, compiled apart for the commonest widths: a loop over 16 channels that knows its length is one vector
-/// instruction with its coefficients in registers. Write `#[inline(always)]` before the closure.
-#[inline(always)]
-pub fn with_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
-    match c {
-        16 => f(16),
-        32 => f(32),
-        64 => f(64),
-        c => f(c),
-    }
-}
-
-/// `a += b`, as far as both go.
+/// `a += b`, up to the shorter length.
 #[inline(always)]
 pub fn add<R: Real>(a: &mut [R], b: &[R]) {
     a.iter_mut().zip(b).for_each(|(a, b)| *a += *b);
 }
 
-/// Per channel of `x`: a value near the mean (`shift`), the mean's distance from it (`delta`), and the biased variance.
+/// For each channel of `x` `[pixels, c]`: a value near the mean (`shift`), the mean minus that value (`delta`), and the biased
+/// variance (`var`), `[c]` each. Needs `scratch_len(2 * c)` elements of scratch.
 ///
-/// One pass over `x`, about `shift`: neither a mean of many standard deviations nor the split `shift + delta` costs
-/// digits, as it would in `E[x^2] - E[x]^2` or in a mean rounded to one scalar. `scratch_len(2 * c)` of scratch.
-pub fn moments<R: Real>(
+/// One pass over `x` sums `x - shift` and its square. No digits are lost where the mean is many standard deviations, as
+/// they would be in `E[x^2] - E[x]^2`, nor by rounding the mean, because it stays the sum `shift + delta`.
+pub fn channel_stats<R: Real>(
     x: &[R],
     c: usize,
     scratch: &mut [R],
@@ -116,8 +105,8 @@ pub fn moments<R: Real>(
     }
 }
 
-/// The mean of up to [`BLOCK`] pixels spread over `x`. The odd step meets all columns of a power-of-two image, borders
-/// and interior alike.
+/// The mean of up to [`BLOCK`] pixels spread over `x`. The step is odd, so that the pixels come from all columns of an image
+/// whose width is a power of two, from its borders as well as its interior.
 fn sample_mean<R: Real>(x: &[R], c: usize, mean: &mut [R]) {
     let pixels = x.len() / c;
     let count = pixels.min(BLOCK);
@@ -130,7 +119,7 @@ fn sample_mean<R: Real>(x: &[R], c: usize, mean: &mut [R]) {
     mean.iter_mut().for_each(|m| *m *= scale);
 }
 
-/// The mean over the pixels of one image.
+/// The mean over the pixels of one image `[pixels, c]`, for each of the `c` elements of `mean`.
 pub fn image_mean<R: Real>(image: &[R], mean: &mut [R]) {
     let c = mean.len();
     mean.fill(R::ZERO);
@@ -142,7 +131,7 @@ pub fn image_mean<R: Real>(image: &[R], mean: &mut [R]) {
     mean.iter_mut().for_each(|m| *m *= scale);
 }
 
-/// `sum_i a[i] * b[i]`, sixteen interleaved sums.
+/// `sum_i a[i] * b[i]`, as sixteen interleaved sums.
 pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     vectorised(
         #[inline(always)]
@@ -178,12 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn moments_match_two_passes_in_f64() {
+    fn channel_stats_match_two_passes_in_f64() {
         for (pixels, c) in [(1, 1), (2, 3), (63, 6), (65, 9), (5000, 3), (20011, 6)] {
             let x = wave(pixels * c);
             let mut scratch = vec![f32::NAN; scratch_len(2 * c)];
             let [mut shift, mut delta, mut var] = [(); 3].map(|_| vec![f32::NAN; c]);
-            moments(&x, c, &mut scratch, &mut shift, &mut delta, &mut var);
+            channel_stats(&x, c, &mut scratch, &mut shift, &mut delta, &mut var);
             for ch in 0..c {
                 let v: Vec<f64> = x.iter().skip(ch).step_by(c).map(|v| f64::from(*v)).collect();
                 let mean = v.iter().sum::<f64>() / pixels as f64;

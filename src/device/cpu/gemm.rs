@@ -1,13 +1,15 @@
-//! The matrix micro-kernel behind convolution and linear layers on the CPU: a GEMM whose left rows are *gathered*.
+//! The matrix micro-kernel of convolution and linear layers on the CPU: a GEMM whose left rows are *gathered*.
 //!
-//! `C[m, :] = sum_i A[m, i] * B[i, :]`, where row `m` of `A` is never stored: it is a fixed number of runs of `x`,
-//! `A[m, g * len + i] = x[row(m) + runs[g] + i * step]`. With NHWC data a filter row (s, c) is one contiguous run, so
-//! forward, input gradient (runs over the output gradient) and weight gradient (runs over pixels, `step` apart) are
-//! this one loop: broadcast an element of `x`, multiply-add a vector of `B`, `P x N` accumulators in registers.
+//! `C[m, :] = sum_i A[m, i] * B[i, :]`, where row `m` of `A` is never stored. It is a fixed number of runs of `x`:
+//! `A[m, g * len + i] = x[row(m) + runs[g] + i * step]`. With NHWC data a filter row (s, c) is one contiguous run. Forward,
+//! the input gradient (runs over the output gradient) and the weight gradient (runs over pixels, `step` apart) are
+//! therefore the same loop: broadcast an element of `x`, multiply it by a vector of `B`, and add to `P x N` accumulators in
+//! registers.
 //!
-//! Tiles have 12 rows: their pointers just fit the general registers. With 24 rows of one vector each pointer was loaded
-//! again at every step (64x16x16x16 -> 16, 3x3: 1143 us against 854 in one sitting).
+//! Tiles have 12 rows, whose pointers just fit the general registers. With 24 rows of one vector, each pointer was loaded
+//! again at every step (64x16x16x16 -> 16, 3x3: 1143 us instead of 854, measured in one run).
 
+use super::vector::dispatch;
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
 use std::any::TypeId;
@@ -15,20 +17,22 @@ use std::any::TypeId;
 /// The gathered operand.
 #[derive(Clone, Copy)]
 pub struct Gather<'a, R> {
+    /// The elements that runs are taken from.
     pub x: &'a [R],
     /// Start of each run, relative to the row's own offset.
     pub runs: &'a [usize],
-    /// Elements a run, `step` apart.
+    /// Elements of a run.
     pub len: usize,
+    /// Distance of a run's elements in `x`.
     pub step: usize,
-    /// Row of `B` that meets the first element of the first run, and rows from one run's first to the next one's: a
-    /// product may leave rows of `B` out.
+    /// The row of `B` that the first element of the first run is multiplied by.
     pub b_first: usize,
+    /// Rows of `B` from one run's first to the next run's first. A product may leave out rows of `B`.
     pub b_step: usize,
 }
 
 impl<R> Gather<'_, R> {
-    /// Rows of `B` from the first that is met to the last.
+    /// Rows of `B` from the first that is used to the last.
     fn b_rows(&self) -> std::ops::Range<usize> {
         if self.runs.is_empty() || self.len == 0 {
             return 0..0;
@@ -50,13 +54,15 @@ pub fn packed_len(depth: usize, columns: usize) -> usize {
     depth * columns.next_multiple_of(lanes(columns))
 }
 
-/// One finished row of one panel: `f(m, first_column, values)`; `values` is cut to the columns that exist.
+/// What becomes of the product's rows.
 pub trait Sink<R> {
+    /// Takes row `m` of one panel, from `column` on; `values` has only the columns that exist.
     fn row(&mut self, m: usize, column: usize, values: &[R]);
 }
 
-/// Multiplies rows `0..rows` of the gathered `a` by packed panel `panel` of `b` (`depth` rows, `columns` columns in all).
-/// `row(m)` is the offset of row `m` in `a.x`. Rows reach the sink once each, in order within a panel.
+/// Multiplies rows `0..rows` of the gathered `a` by the packed panel `panel` of `b`, which has `depth` rows and `columns`
+/// columns in all panels together. `row(m)` is the offset of row `m` in `a.x`. The sink gets each row once, in order within
+/// a panel.
 #[allow(clippy::too_many_arguments)]
 pub fn panel<R: Real>(
     a: Gather<R>,
@@ -71,10 +77,10 @@ pub fn panel<R: Real>(
     let lanes = lanes(columns);
     let b = &b[panel * depth * lanes..][..depth * lanes];
     let cut = (columns - panel * lanes).min(lanes);
-    super::dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink });
+    dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink });
 }
 
-/// The arguments of one panel, as a type: its body is compiled once for each instruction set.
+/// The arguments of [`panel`] as a type, whose body is compiled once for each instruction set.
 struct Panel<'a, R, F, S> {
     a: Gather<'a, R>,
     rows: usize,
@@ -88,7 +94,7 @@ struct Panel<'a, R, F, S> {
 
 impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K> {
     type Output = ();
-    /// Tiles are as tall as the registers allow: accumulators, one row of `B` and one broadcast.
+    /// Tiles have as many rows as the registers allow: accumulators, one row of `B` and one broadcast element.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
@@ -108,7 +114,7 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
     fn sweep<const P: usize>(self, product: impl Product<R>) {
         let mut out = [R::ZERO; MAX_TILE];
         for first in (0..self.rows).step_by(P) {
-            // Rows past the end repeat the last one and are not stored.
+            // Rows after the last one repeat it and are not stored.
             let left = (self.rows - first).min(P);
             if left > 8 || P < 8 {
                 let offset: [usize; P] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
@@ -130,12 +136,13 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
 /// Largest tile: 12 rows of 32.
 const MAX_TILE: usize = 384;
 
-/// How a tile of `P` rows is multiplied: `out[p][lane] = sum_i a[offset[p], i] * b[i][lane]`.
+/// A way to multiply a tile of `P` rows.
 trait Product<R> {
+    /// `out[p][lane] = sum_i a[offset[p], i] * b[i][lane]`
     fn tile<const P: usize>(&self, a: &Gather<R>, offset: [usize; P], b: &[R], out: &mut [R]);
 }
 
-/// Offset of the last element that the tile reads, checked against both operands.
+/// Panics if the tile would read outside one of its operands.
 #[inline(always)]
 fn check_bounds<R>(a: &Gather<R>, offset: &[usize], b: &[R], lanes: usize) {
     let far =
@@ -147,7 +154,7 @@ fn check_bounds<R>(a: &Gather<R>, offset: &[usize], b: &[R], lanes: usize) {
     );
 }
 
-/// `V` vector registers a row, in f32.
+/// Products in f32, with `V` vector registers for each row.
 struct Vectors<S, const V: usize>(S);
 
 impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
@@ -156,7 +163,7 @@ impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
         let simd = self.0;
         check_bounds(a, &offset, b, V * S::F32_LANES);
         let x: &[f32] = bytemuck::cast_slice(a.x);
-        // One pointer a row and one shared index: what the addressing modes take, and with 12 rows the registers hold.
+        // One pointer for each row and one shared index, which the addressing modes allow and the registers hold.
         let row_start = offset.map(|at| x.as_ptr().wrapping_add(at));
         let rows = S::as_simd_f32s(bytemuck::cast_slice(b)).0.as_chunks::<V>().0;
         let mut acc = [[simd.splat_f32s(0.0); V]; P];
@@ -164,7 +171,7 @@ impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
             let mut at = *run;
             for row in &rows[a.b_first + i * a.b_step..][..a.len] {
                 for p in 0..P {
-                    // SAFETY: inside `x`, for `check_bounds` looked at the last element that any row reads.
+                    // SAFETY: inside `x`: `check_bounds` has checked the last element that any row reads.
                     let v = simd.splat_f32s(unsafe { *row_start[p].add(at) });
                     for j in 0..V {
                         acc[p][j] = simd.mul_add_e_f32s(v, row[j], acc[p][j]);
@@ -180,7 +187,7 @@ impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
     }
 }
 
-/// The same in plain arithmetic: f64, and f32 on machines without vector units.
+/// Products in plain arithmetic, with `N` lanes: f64, and f32 on machines without vector units.
 struct Plain<const N: usize>;
 
 impl<R: Real, const N: usize> Product<R> for Plain<N> {

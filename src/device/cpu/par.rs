@@ -1,20 +1,23 @@
-//! Fork-join over the leading dimension of several slices at once, with no allocation and no `unsafe`.
+//! Fork-join over the leading dimension of several slices at once, without allocation and without `unsafe`.
 
-/// Something that can be cut in two along its items, so that both halves can go to different workers.
+/// Data that can be cut in two along its items, so that different workers can have the halves.
 pub trait Split: Sized + Send {
-    /// Number of items left.
+    /// The number of items.
     fn items(&self) -> usize;
+    /// The first `at` items, and the rest.
     fn split(self, at: usize) -> (Self, Self);
 }
 
-/// `per` consecutive elements an item, writable. `per` may be 0 for an absent operand.
+/// A writable slice whose items are runs of equally many elements, none for an absent operand.
 pub struct Rows<'a, T> {
+    /// The elements of all items.
     pub data: &'a mut [T],
     per: usize,
     items: usize,
 }
 
 impl<'a, T> Rows<'a, T> {
+    /// A slice of so many items. Panics if its elements do not divide among them.
     pub fn new(data: &'a mut [T], items: usize) -> Self {
         let per = data.len() / items.max(1);
         assert_eq!(per * items, data.len(), "{} elements do not divide into {items} items", data.len());
@@ -32,7 +35,7 @@ impl<T: Send> Split for Rows<'_, T> {
     }
 }
 
-/// Items that carry no data of their own: only their indices matter.
+/// So many items without data: loops use their indices alone.
 pub struct Indices(pub usize);
 
 impl Split for Indices {
@@ -67,8 +70,8 @@ impl<A: Split, B: Split, C: Split> Split for (A, B, C) {
     }
 }
 
-/// Calls `f(first_item, part)` on parts of at most `grain` items, in parallel. Where the cuts fall depends on `grain`
-/// and the item count alone, so a reduction over parts is the same on any number of threads.
+/// Calls `f(first_item, part)` on parts of at most `grain` items, in parallel. The cuts depend only on `grain` and the number
+/// of items, so that a reduction over parts is the same on any number of threads.
 pub fn for_parts<S: Split>(s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
     fn go<S: Split>(first: usize, s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
         let n = s.items();
@@ -84,21 +87,22 @@ pub fn for_parts<S: Split>(s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
     }
 }
 
-/// Runs `f` on a worker. A fork from any other thread goes through the pool's queue, which wakes a worker, waits for it,
-/// and allocates now and then; a worker's own fork does none of that.
+/// Runs `f` on a worker of the pool. A fork from any other thread goes through the pool's queue: it wakes a worker, waits for
+/// it, and sometimes allocates. A fork from a worker does none of that.
 pub fn on_a_worker<O: Send>(f: impl FnOnce() -> O + Send) -> O {
     rayon::scope(|_| f())
 }
 
-/// Items per part such that each worker gets about four parts, for loops whose result does not depend on the cuts.
+/// Items of a part if each worker is to get about four parts. For loops whose result does not depend on the cuts.
 pub fn even_grain(items: usize) -> usize {
     items.div_ceil(4 * rayon::current_num_threads()).max(1)
 }
 
-/// Elements below which a memory-bound loop is not worth a fork (a join costs a few microseconds).
+/// Elements below which a memory-bound loop is not worth a fork: a join costs a few microseconds.
 pub const SERIAL_ELEMS: usize = 1 << 14;
 
-/// `f(first_item, part)` over items of `per` elements each: parts big enough to be worth a fork.
+/// Calls `f(first_item, part)` in parallel on parts that are large enough to be worth a fork. Items have `per` elements
+/// each; the result must not depend on the cuts.
 pub fn for_rows<S: Split>(s: S, per: usize, f: &(impl Fn(usize, S) + Sync)) {
     let grain = even_grain(s.items()).max(SERIAL_ELEMS.div_ceil(per.max(1)));
     for_parts(s, grain, f);

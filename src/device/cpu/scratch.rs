@@ -1,20 +1,20 @@
-//! One reusable buffer per worker thread, for data that lives inside a single leaf of a parallel loop.
+//! One reusable buffer for each worker thread, for data that is used inside a single leaf of a parallel loop.
 //!
-//! Reuse keeps it in the core's own cache. It grows during a plan's first replay, after which [`level`] gives every worker
-//! what the hungriest asked for; the allocator is never called again.
+//! Reuse keeps the buffer in the core's own cache. Buffers grow during a plan's first replay. Then [`level`] makes all of
+//! them as large as the largest, and later replays allocate nothing.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Cache lines of the largest buffer.
+/// Size of the largest buffer, in cache lines of 64 bytes.
 static MOST: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static SCRATCH: RefCell<Vec<[u64; 8]>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` on `len` elements of this worker's scratch (contents are left over from earlier uses). `f` must not fork:
-/// a stolen task on this thread would ask for the same buffer.
+/// Runs `f` on `len` elements of this worker's buffer, whose content is left over from earlier uses. `f` must not fork,
+/// because a task that this thread steals would use the same buffer.
 pub fn with<T: bytemuck::Pod, O>(len: usize, f: impl FnOnce(&mut [T]) -> O) -> O {
     SCRATCH.with(|s| {
         let mut s = s.borrow_mut();
@@ -27,7 +27,7 @@ pub fn with<T: bytemuck::Pod, O>(len: usize, f: impl FnOnce(&mut [T]) -> O) -> O
     })
 }
 
-/// Makes every worker's buffer as large as the largest, whichever leaves each of them will steal.
+/// Makes every worker's buffer as large as the largest, so that any worker can run any leaf without an allocation.
 pub fn level() {
     rayon::broadcast(|_| {
         SCRATCH.with(|s| {

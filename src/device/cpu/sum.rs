@@ -1,10 +1,10 @@
-//! Long sums in `f64`, in an order that the length alone decides.
+//! Long sums in `f64`, in an order that depends only on the length.
 
 use super::par::SERIAL_ELEMS;
 use std::ops::Range;
 
-/// Sums `K` series of `n` terms at once. `leaf` sums one range; ranges and the tree that joins them depend on `n` only,
-/// so any number of threads gives the same bits. Nothing is allocated.
+/// Sums `K` series of `n` terms at once; `leaf` sums one range. The ranges and the tree that adds them depend only on `n`, so
+/// that any number of threads gives the same bits. Nothing is allocated.
 pub fn sum<const K: usize>(n: usize, leaf: &(impl Fn(Range<usize>) -> [f64; K] + Sync)) -> [f64; K] {
     fn go<const K: usize>(r: Range<usize>, leaf: &(impl Fn(Range<usize>) -> [f64; K] + Sync)) -> [f64; K] {
         if r.len() <= SERIAL_ELEMS {
@@ -17,7 +17,7 @@ pub fn sum<const K: usize>(n: usize, leaf: &(impl Fn(Range<usize>) -> [f64; K] +
     go(0..n, leaf)
 }
 
-/// `sum` of `term(i)`, one series.
+/// The sum of `term(i)` for i from 0 to `n - 1`.
 pub fn sum_of(n: usize, term: impl Fn(usize) -> f64 + Sync) -> f64 {
     sum(n, &|range| [range.map(&term).sum()])[0]
 }

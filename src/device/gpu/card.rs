@@ -1,37 +1,43 @@
-//! What a graphics card can do at most, by its data sheet.
+//! The peak figures of graphics cards, from their data sheets.
 
-/// A card, its SXM board. Decimal units, as the sheets have them.
+/// A card as an SXM board. Units are decimal, as in the data sheets.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Card {
-    /// As `--card` takes it.
+    /// Its name as a value of `--card`.
     pub name: &'static str,
-    /// Compute capability, and the dynamic shared memory that a block may ask for there.
+    /// Compute capability, major and minor.
     #[serde(skip)]
     pub capability: (i32, i32),
+    /// Dynamic shared memory that a block may ask for, in bytes.
     #[serde(skip)]
     pub shared_bytes: u32,
-    /// A part of what the driver calls it.
+    /// Streaming multiprocessors.
+    #[serde(skip)]
+    pub multiprocessors: usize,
+    /// A part of the driver's name for it.
     #[serde(skip)]
     device: &'static str,
+    /// Device memory.
     pub memory_bytes: f64,
+    /// Peak bandwidth of device memory.
     pub bytes_per_second: f64,
-    /// Dense bf16 products with f32 sums, operations a second.
+    /// Peak operations a second of dense bf16 products with f32 sums.
     pub bf16_flops: f64,
-    /// Plain f32, operations a second.
+    /// Peak operations a second in f32, without tensor cores.
     pub f32_flops: f64,
 }
 
-/// From NVIDIA's data sheets.
+/// The cards of which forecasts can be made, from NVIDIA's data sheets.
 static CARDS: [Card; 4] = [
-    card("h200", (9, 0), "H200", 141e9, 4.8e12, 989e12, 67e12),
-    card("h100", (9, 0), "H100 80GB HBM3", 80e9, 3.35e12, 989e12, 67e12),
-    card("a100", (8, 0), "A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 19.5e12),
-    card("a100-40gb", (8, 0), "A100-SXM4-40GB", 40e9, 1.555e12, 312e12, 19.5e12),
+    card("h200", ((9, 0), 132), "H200", 141e9, 4.8e12, 989e12, 67e12),
+    card("h100", ((9, 0), 132), "H100 80GB HBM3", 80e9, 3.35e12, 989e12, 67e12),
+    card("a100", ((8, 0), 108), "A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 19.5e12),
+    card("a100-40gb", ((8, 0), 108), "A100-SXM4-40GB", 40e9, 1.555e12, 312e12, 19.5e12),
 ];
 
 const fn card(
     name: &'static str,
-    capability: (i32, i32),
+    (capability, multiprocessors): ((i32, i32), usize),
     device: &'static str,
     memory_bytes: f64,
     bytes_per_second: f64,
@@ -39,29 +45,40 @@ const fn card(
     f32_flops: f64,
 ) -> Card {
     let shared_bytes = if capability.0 == 9 { 227 << 10 } else { 163 << 10 };
-    Card { name, capability, shared_bytes, device, memory_bytes, bytes_per_second, bf16_flops, f32_flops }
+    Card {
+        name,
+        capability,
+        shared_bytes,
+        multiprocessors,
+        device,
+        memory_bytes,
+        bytes_per_second,
+        bf16_flops,
+        f32_flops,
+    }
 }
 
 impl Default for &'static Card {
-    /// The H200, which kernels are tuned for.
+    /// The H200, for which the kernels are tuned.
     fn default() -> Self {
         &CARDS[0]
     }
 }
 
 impl Card {
-    /// The card of that short name.
+    /// The card with this name as a value of `--card`.
     pub fn named(name: &str) -> Option<&'static Card> {
         CARDS.iter().find(|c| c.name == name)
     }
-    /// The card that a driver's name of a device speaks of.
+    /// The card that the driver calls by this name.
     pub fn of_device(device: &str) -> Option<&'static Card> {
         CARDS.iter().find(|c| device.contains(c.device))
     }
+    /// The values of `--card`.
     pub fn names() -> impl Iterator<Item = &'static str> {
         CARDS.iter().map(|c| c.name)
     }
-    /// The least seconds for so many bytes and operations.
+    /// The least seconds for so many bytes moved and operations: the longer of the two at peak rate.
     pub fn least_seconds(&self, bytes: u64, flops: u64, is_bf16: bool) -> f64 {
         let peak = if is_bf16 { self.bf16_flops } else { self.f32_flops };
         (bytes as f64 / self.bytes_per_second).max(flops as f64 / peak)
@@ -73,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cards_are_found_by_either_name() {
+    fn a_card_is_found_by_its_own_name_and_by_the_drivers() {
         assert_eq!(<&Card>::default().name, "h200");
         assert_eq!(Card::named("a100").unwrap().memory_bytes, 80e9);
         assert_eq!(Card::named("b200"), None);
@@ -83,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slower_of_memory_and_arithmetic_counts() {
+    fn the_slower_of_memory_and_arithmetic_is_the_least_time() {
         let card = <&Card>::default();
         assert_eq!(card.least_seconds(4_800_000_000, 0, true), 1e-3);
         assert_eq!(card.least_seconds(1, 989_000_000_000, true), 1e-3);

@@ -1,20 +1,20 @@
-//! The emulator: the same kernels, compiled as C++, a fiber for every CUDA thread (`kernels/emu/`).
+//! The emulator: the same kernels compiled as C++, with a fiber for every CUDA thread (`kernels/emu/`).
 
+use super::block::{Address, Block};
 use super::launch::Prepared;
-use super::{Address, Block};
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// The emulator's settings.
+/// The emulator and its settings.
 pub struct Emu {
-    /// In which order a block's threads run: 0 as released, 1 in reverse, from 2 on at random with that seed.
+    /// The order in which a block's threads run: 0 as they are released, 1 in reverse, from 2 on at random with that seed.
     order: i32,
     threads: i32,
-    /// What all blocks together may take: `DFKA_EMU_MEMORY_MB`, for tests of what a small device says.
+    /// Bytes that all allocations together may take: `DFKA_EMU_MEMORY_MB`, with which tests emulate a small device.
     total_bytes: usize,
 }
 
-/// Bytes of all blocks.
+/// Bytes of all live allocations, of every emulator in the process.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
 #[cfg(has_emulator)]
@@ -22,7 +22,7 @@ mod ffi {
     use std::ffi::{c_char, c_int, c_uint, c_void};
     unsafe extern "C" {
         pub fn emu_launch(
-            entry: super::super::Entry,
+            entry: crate::device::gpu::kernel::Entry,
             grid: *const c_uint,
             block: *const c_uint,
             dynamic_shared: usize,
@@ -39,15 +39,21 @@ mod ffi {
 
 #[cfg(has_emulator)]
 impl Emu {
+    /// An emulator that runs a block's threads in this order: 0 as they are released, 1 in reverse, from 2 on at random with
+    /// that seed.
+    ///
+    /// Errors: the program was built without a C++ compiler.
     pub fn open(order: i32) -> Result<Emu> {
         let limit = std::env::var("DFKA_EMU_MEMORY_MB").ok().and_then(|mb| mb.parse::<usize>().ok());
         let total_bytes = limit.map_or(usize::MAX, |mb| mb * 1_000_000);
         Ok(Emu { order, threads: rayon::current_num_threads() as i32, total_bytes })
     }
-    /// Poisoned: 0xFF.. is NaN in every float type.
+    /// Allocates memory filled with 0xFF, which is NaN in every float type.
+    ///
+    /// Errors: out of memory, with the bytes asked for and the bytes free.
     pub fn allocate(&self, bytes: usize) -> Result<Block> {
         let (available, total) = self.memory();
-        // SAFETY: plain allocation; null is checked.
+        // SAFETY: allocates memory or returns null, which is checked.
         let p =
             if bytes <= available { unsafe { ffi::emu_alloc(bytes.max(1)) } } else { std::ptr::null_mut() };
         if p.is_null() {
@@ -61,20 +67,23 @@ impl Emu {
         }
         USED.fetch_add(bytes, Relaxed);
         fn free(address: Address, bytes: usize) {
-            // SAFETY: `Block` frees once what `emu_alloc` gave.
+            // SAFETY: allocated by `emu_alloc`, freed once by `Block`.
             unsafe { ffi::emu_free(address as *mut _) };
             USED.fetch_sub(bytes, Relaxed);
         }
         Ok(Block { address: p as Address, bytes, free })
     }
+    /// Runs a kernel to its end.
+    ///
+    /// Errors: what the emulator found wrong (an access out of bounds, a deadlock), with the launch in words.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
         let entry =
             p.kernel.emulated.ok_or_else(|| Error::Run(format!("{} is not emulated", p.kernel.name)))?;
         let (mut arguments, mut message) = (p.pointers(), [0u8; 1024]);
         let block = [p.block, 1, 1];
         // SAFETY: number and kinds of the arguments were checked against the kernel's parameter list (`Launch::new`);
-        // every pointer outlives the call, which returns when all blocks are done. Kernels write only through their
-        // pointer arguments, into blocks of this machine's; that they stay inside is what the emulator is there to test.
+        // every pointer outlives the call, which returns when all blocks have finished. Kernels write only through their
+        // pointer arguments, to allocations of this machine; the emulator checks that they stay inside.
         let failed = unsafe {
             ffi::emu_launch(
                 entry,
@@ -94,11 +103,17 @@ impl Emu {
         let end = message.iter().position(|b| *b == 0).unwrap_or(message.len());
         Err(Error::Run(format!("{}: {}", p.in_words(), String::from_utf8_lossy(&message[..end]))))
     }
+    /// Copies to an address; the range must lie in a live block.
+    ///
+    /// Errors: none.
     pub fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         // SAFETY: `Gpu::upload` checked the range, which lies in a live block.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         Ok(())
     }
+    /// Copies from an address; the range must lie in a live block.
+    ///
+    /// Errors: none.
     pub fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         // SAFETY: `Gpu::download` checked the range, which lies in a live block.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
@@ -106,23 +121,28 @@ impl Emu {
     }
 }
 
-/// A program that was built without a C++ compiler: opening says so, and nothing else can be reached.
+/// In a program that was built without a C++ compiler `open` always fails, so that no other method can be called.
 #[cfg(not(has_emulator))]
 impl Emu {
+    /// Errors: always.
     pub fn open(_: i32) -> Result<Emu> {
         Err(Error::NoDevice(
             "the kernel emulator is not in this program: it was built without a C++ compiler (g++)".into(),
         ))
     }
+    /// Errors: always.
     pub fn allocate(&self, _: usize) -> Result<Block> {
         Emu::open(self.order).map(|_| unreachable!("open fails"))
     }
+    /// Errors: always.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
         Err(Error::Run(format!("{} on {} threads: no emulator", p.in_words(), self.threads)))
     }
+    /// Does nothing.
     pub fn upload(&self, _: Address, _: &[u8]) -> Result<()> {
         Ok(())
     }
+    /// Does nothing.
     pub fn download(&self, _: Address, _: &mut [u8]) -> Result<()> {
         Ok(())
     }
@@ -133,6 +153,7 @@ impl Emu {
     pub fn memory(&self) -> (usize, usize) {
         (self.total_bytes.saturating_sub(USED.load(Relaxed)), self.total_bytes)
     }
+    /// The emulator's name, with its number of threads.
     pub fn name(&self) -> String {
         format!("kernel emulator on {} CPU threads", self.threads)
     }

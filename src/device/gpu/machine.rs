@@ -1,53 +1,62 @@
-//! A GPU with its memory: the mirror of the store, the arena, and what varies from step to step.
+//! A GPU with its memory: a mirror of the store, the arena, and the step's varying values.
 
-use super::launch::{KernelArg, Launch, Prepared, THREADS, blocks_for, cell};
+use super::backend::Gpu;
+use super::block::{Address, Block};
+use super::cuda::Graph;
+use super::launch::{KernelArg, Launch, Prepared, THREADS, cell};
+use super::nvtx;
+use super::pointer::Pointer;
 use super::target::Target;
-use super::{Address, Block, Gpu, cuda, nvtx};
-use crate::device::memory::Buffer;
-use crate::device::{Slot, Space, StepState};
+use crate::device::memory::{Buffer, Slot, Space};
+use crate::device::step_state::StepState;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
 use std::ops::Range;
 
-/// Bytes of the ring that losses go to: 256 steps of 64 losses.
+/// Bytes of the ring to which steps write their losses: 256 steps of 64 losses.
 pub(super) const RING_BYTES: usize = 64 << 10;
 
 /// One buffer of the store on the device.
 struct Mirror {
     block: Block,
-    /// Every f32 of it as bf16, at half the offset, once somebody has asked for one.
-    shadow: Option<Block>,
+    /// Its elements as bf16, each at half its f32's offset. Allocated when the first kernel needs it.
+    bf16_copy: Option<Block>,
 }
 
 /// A GPU, and what all plans on it share.
 pub struct Machine {
+    /// The GPU.
     pub gpu: Gpu,
-    /// How feature maps are stored.
+    /// The limits that plans for it are made for.
     pub target: Target,
     store: Vec<Mirror>,
     arena: Option<Block>,
     state: Block,
     ring: Block,
-    /// Steps, of every stage, that a profiler is to record, and whether it does.
+    /// Steps that a profiler is to record, in every stage.
     profile: Range<u64>,
+    /// Whether the profiler records now.
     records: bool,
-    /// Counts the changes of any address; what was prepared under another number must be prepared again.
+    /// Increases whenever an address changes. A step prepared in another epoch must be prepared again.
     epoch: u64,
 }
 
-/// A step ready to run.
+/// A step with its addresses, ready to run.
 pub struct Ready {
     launches: Vec<Prepared>,
-    /// Holds the tables that launches point to.
+    /// The tables that launches point to.
     _tables: Block,
-    graph: Option<cuda::Graph>,
+    graph: Option<Graph>,
     epoch: u64,
     runs: u64,
 }
 
 impl Machine {
+    /// A machine with an empty store, whose plans store feature maps as `map_dtype`.
+    ///
+    /// Errors: out of memory.
     pub fn new(gpu: Gpu, map_dtype: Elem) -> Result<Machine> {
-        let target = Target::h200(map_dtype);
+        let target = gpu.target(map_dtype);
         let (state, ring) = (gpu.allocate(size_of::<StepState>())?, gpu.allocate(RING_BYTES)?);
         Ok(Machine {
             gpu,
@@ -62,22 +71,26 @@ impl Machine {
         })
     }
 
-    /// Has a profiler record these steps of every stage: they run launch by launch, each in a range of its op's name.
+    /// Sets the steps of every stage that a profiler records. They run launch by launch, each in a range with its op's name.
     pub fn profile(&mut self, steps: Range<u64>) {
         self.profile = steps;
     }
 
+    /// Bytes of the arena.
     pub fn arena_bytes(&self) -> usize {
         self.arena.as_ref().map_or(0, |a| a.bytes)
     }
 
-    /// Bytes of everything that it holds for plans: the store's mirror and copies, and the arena.
+    /// Bytes held for plans: the store's mirror, its bf16 copies, and the arena.
     pub fn held_bytes(&self) -> usize {
-        let shadow = |m: &Mirror| m.shadow.as_ref().map_or(0, |s| s.bytes);
-        self.store.iter().map(|m| m.block.bytes + shadow(m)).sum::<usize>() + self.arena_bytes()
+        let bf16_copy = |m: &Mirror| m.bf16_copy.as_ref().map_or(0, |s| s.bytes);
+        self.store.iter().map(|m| m.block.bytes + bf16_copy(m)).sum::<usize>() + self.arena_bytes()
     }
 
-    /// Makes room for all that these launches touch: the store, the copies of it that they read, and the arena.
+    /// Allocates everything that these launches use: the store, the bf16 copies that they read, and the arena. Copies the
+    /// `changed` buffers of the store to the device.
+    ///
+    /// Errors: out of memory.
     pub fn make_room(
         &mut self,
         store: &[Buffer],
@@ -86,14 +99,16 @@ impl Machine {
         arena_bytes: usize,
     ) -> Result<()> {
         self.push(store, changed)?;
-        self.add_shadows(launches)?;
+        self.add_bf16_copies(launches)?;
         self.reserve(arena_bytes)
     }
 
-    /// Makes room for a step.
+    /// Makes the arena large enough for a step.
+    ///
+    /// Errors: out of memory.
     pub fn reserve(&mut self, arena_bytes: usize) -> Result<()> {
         if self.arena_bytes() < arena_bytes {
-            // Nothing in the arena outlives a step: drop the old one before the new one is made.
+            // Nothing in the arena outlives a step, so the old one is freed before the new one is allocated.
             self.arena = None;
             self.epoch += 1;
             self.arena = Some(self.gpu.allocate(arena_bytes)?);
@@ -101,63 +116,67 @@ impl Machine {
         Ok(())
     }
 
-    /// Brings the store's changed buffers to the device.
+    /// Copies the store's new and `changed` buffers to the device, and clears `changed`.
+    ///
+    /// Errors: out of memory; the driver's.
     pub fn push(&mut self, store: &[Buffer], changed: &mut [bool]) -> Result<()> {
         for (i, buffer) in store.iter().enumerate() {
             if i == self.store.len() {
                 let block = self.gpu.allocate(buffer.bytes())?;
-                self.store.push(Mirror { block, shadow: None });
+                self.store.push(Mirror { block, bf16_copy: None });
                 self.epoch += 1;
                 changed[i] = true;
             }
             if std::mem::take(&mut changed[i]) {
                 self.gpu.upload(&self.store[i].block, 0, buffer.get(0, buffer.bytes()))?;
-                self.refresh_shadow(i)?;
+                self.refresh_bf16_copy(i)?;
             }
         }
         Ok(())
     }
 
-    /// Fetches a buffer of the store.
+    /// Copies a buffer of the store back to the host.
+    ///
+    /// Errors: the driver's.
     pub fn pull(&self, index: usize, buffer: &mut Buffer) -> Result<()> {
         let bytes = buffer.bytes();
         self.gpu.download(&self.store[index].block, 0, buffer.get_mut(0, bytes))
     }
 
-    /// Writes the bf16 copy of a whole buffer again.
-    fn refresh_shadow(&self, index: usize) -> Result<()> {
+    /// Computes the bf16 copy of a whole buffer again.
+    fn refresh_bf16_copy(&self, index: usize) -> Result<()> {
         let mirror = &self.store[index];
-        let Some(shadow) = &mirror.shadow else { return Ok(()) };
+        let Some(bf16_copy) = &mirror.bf16_copy else { return Ok(()) };
         let elements = mirror.block.bytes / size_of::<f32>();
-        let blocks = blocks_for(elements, 16 * THREADS as usize);
+        let blocks = self.target.blocks_for(elements, 16 * THREADS as usize);
         let args = vec![
-            KernelArg::Shadow(slot_of(index)),
+            KernelArg::Bf16Copy(slot_of(index)),
             KernelArg::Slot(slot_of(index)),
             KernelArg::I64(elements as i64),
         ];
         let launch = Launch::new("cast_bf16", [blocks, 1, 1], THREADS, 0, args)?;
         let mut address = |a: &KernelArg| match a {
-            KernelArg::Shadow(_) => Ok(shadow.address),
+            KernelArg::Bf16Copy(_) => Ok(bf16_copy.address),
             _ => Ok(mirror.block.address),
         };
-        self.gpu.launch(&Prepared::new(&launch, "bf16 copy of the store".into(), &self.gpu, &mut address)?)
+        self.gpu.launch(&self.gpu.prepare(&launch, "bf16 copy of the store".into(), &mut address)?)
     }
 
-    /// Makes the bf16 copies that kernels read.
-    fn add_shadows(&mut self, launches: &[Launch]) -> Result<()> {
-        copies_read(launches).try_for_each(|slot| self.add_shadow(slot))
+    /// Allocates and fills the bf16 copies that these launches read.
+    fn add_bf16_copies(&mut self, launches: &[Launch]) -> Result<()> {
+        copies_read(launches).try_for_each(|slot| self.add_bf16_copy(slot))
     }
 
-    fn add_shadow(&mut self, slot: Slot) -> Result<()> {
+    fn add_bf16_copy(&mut self, slot: Slot) -> Result<()> {
         let Space::Store(i) = slot.space else {
             return Err(Error::Run(format!("{slot:?} has no bf16 copy: it is not in the store")));
         };
         let i = i as usize;
-        if self.store[i].shadow.is_none() {
-            self.store[i].shadow = Some(self.gpu.allocate(self.store[i].block.bytes / 2)?);
-            // Plans that were prepared before pass null to their optimisers where there was no copy.
+        if self.store[i].bf16_copy.is_none() {
+            self.store[i].bf16_copy = Some(self.gpu.allocate(self.store[i].block.bytes / 2)?);
+            // Optimisers that were prepared earlier got a null pointer for this copy and would not update it.
             self.epoch += 1;
-            self.refresh_shadow(i)?;
+            self.refresh_bf16_copy(i)?;
         }
         Ok(())
     }
@@ -170,8 +189,10 @@ impl Machine {
     }
 
     /// Gives launches their addresses. `label(i)` says what launch `i` is for.
+    ///
+    /// Errors: out of memory; a slot outside the device's memory; a tensor map that no TMA unit takes.
     pub fn prepare(&mut self, launches: &[Launch], label: impl Fn(usize) -> String) -> Result<Ready> {
-        self.add_shadows(launches)?;
+        self.add_bf16_copies(launches)?;
         let (mut cells, mut at) = (Vec::new(), Vec::new());
         for table in launches.iter().flat_map(|l| &l.args) {
             let KernelArg::Table(args) = table else { continue };
@@ -188,17 +209,17 @@ impl Machine {
         let prepared = launches
             .iter()
             .enumerate()
-            .map(|(i, l)| Prepared::new(l, label(i), &self.gpu, &mut |a| self.resolve(a, &mut offsets)))
+            .map(|(i, l)| self.gpu.prepare(l, label(i), &mut |a| self.resolve(a, &mut offsets)))
             .collect::<Result<_>>()?;
         Ok(Ready { launches: prepared, _tables: tables, graph: None, epoch: self.epoch, runs: 0 })
     }
 
-    /// An argument's address; `tables` yields those of the tables in their order.
+    /// An argument's address. `tables` yields the addresses of the tables, in the order of the launches' arguments.
     fn resolve(&self, arg: &KernelArg, tables: &mut dyn Iterator<Item = Address>) -> Result<Address> {
         match arg {
             KernelArg::Slot(slot) => self.address(*slot),
-            KernelArg::Shadow(slot) => Ok(match slot.space {
-                Space::Store(i) => self.store[i as usize].shadow.as_ref(),
+            KernelArg::Bf16Copy(slot) => Ok(match slot.space {
+                Space::Store(i) => self.store[i as usize].bf16_copy.as_ref(),
                 Space::Arena => None,
             }
             .map_or(0, |s| s.address + slot.offset as u64 / 2)),
@@ -209,13 +230,15 @@ impl Machine {
         }
     }
 
-    /// Whether a prepared step's addresses still hold.
+    /// Whether the addresses of a prepared step are still valid.
     pub fn holds(&self, ready: &Ready) -> bool {
         ready.epoch == self.epoch
     }
 
-    /// Starts a step: launch by launch the first time (so that every module is loaded), captured the second, as one
-    /// graph from then on.
+    /// Starts a step. The first run goes launch by launch, so that every module is loaded; the second is captured as a
+    /// graph, which it and all later runs replay. Runs that a profiler records go launch by launch.
+    ///
+    /// Errors: a launch that the machine refuses; the failure of an earlier kernel.
     pub fn run(&mut self, ready: &mut Ready, step: &StepState) -> Result<()> {
         self.record(self.profile.contains(&step.step))?;
         self.gpu.send(&self.state, step)?;
@@ -238,7 +261,9 @@ impl Machine {
         }
     }
 
-    /// Starts or stops a profiler's recording. Stages end it, for their steps count from 0 again.
+    /// Starts or stops a profiler's recording. A stage stops it at its end, because the next stage counts steps from 0.
+    ///
+    /// Errors: the driver's.
     pub fn record(&mut self, records: bool) -> Result<()> {
         if let Gpu::Cuda(device) = &self.gpu
             && records != self.records
@@ -249,15 +274,18 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a step launch by launch and returns each launch's milliseconds. Before each, all of `flush` is written
-    /// (memory larger than the cache, so that a launch finds nothing there; of no bytes: it may). While the device does
-    /// that, the host brings the launch, so that no time between two launches is counted.
+    /// Runs a step launch by launch and returns each launch's milliseconds. Before each launch the device overwrites
+    /// `flush`, which should be larger than its cache, so that the launch finds none of its operands there; an empty
+    /// `flush` leaves the cache as it is. The host submits the launch while the device still writes, so that the time
+    /// between two launches is not counted.
+    ///
+    /// Errors: as [`Machine::run`].
     pub fn time(&self, ready: &Ready, step: &StepState, flush: &Block) -> Result<Vec<f32>> {
         let elements = (flush.bytes / size_of::<f32>()) as i64;
         let args = vec![KernelArg::Slot(slot_of(0)), 0.0f32.into(), elements.into()];
-        let blocks = blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
+        let blocks = self.target.blocks_for(flush.bytes / size_of::<f32>(), 4 * THREADS as usize);
         let fill = Launch::new("fill", [blocks, 1, 1], THREADS, 0, args)?;
-        let fill = Prepared::new(&fill, "cache flush".into(), &self.gpu, &mut |_| Ok(flush.address))?;
+        let fill = self.gpu.prepare(&fill, "cache flush".into(), &mut |_| Ok(flush.address))?;
         self.gpu.upload(&self.state, 0, bytemuck::bytes_of(step))?;
         let one = |launch: &Prepared| {
             if elements > 0 {
@@ -268,7 +296,9 @@ impl Machine {
         ready.launches.iter().map(one).collect()
     }
 
-    /// Reads rows of the ring: `rows` of `count` numbers.
+    /// Reads the first `rows` rows of the ring, `count` numbers each, after everything that was launched before.
+    ///
+    /// Errors: the failure of an earlier kernel.
     pub fn ring(&self, rows: usize, count: usize) -> Result<Vec<f32>> {
         let mut values = vec![0.0f32; rows * count];
         if values.is_empty() {
@@ -287,15 +317,21 @@ impl Machine {
         block.ok_or_else(|| Error::Run(format!("{space:?} is not on the device")))
     }
 
-    /// Overwrites a slot, after all that was launched before.
+    /// Overwrites a slot, after everything that was launched before.
+    ///
+    /// Errors: the slot is not on the device; the driver's.
     pub fn write(&self, slot: Slot, bytes: &[u8]) -> Result<()> {
         self.gpu.upload(self.block(slot.space)?, slot.offset, bytes)
     }
-    /// Reads a slot, after all that was launched before.
+    /// Reads a slot, after everything that was launched before.
+    ///
+    /// Errors: as [`Machine::write`].
     pub fn read_bytes(&self, slot: Slot, bytes: &mut [u8]) -> Result<()> {
         self.gpu.download(self.block(slot.space)?, slot.offset, bytes)
     }
-    /// Reads a slot as f32.
+    /// Reads a slot of elements of type `elem` as f32.
+    ///
+    /// Errors: as [`Machine::write`].
     pub fn read(&self, slot: Slot, elem: Elem) -> Result<Vec<f32>> {
         let mut bytes = vec![0u8; slot.bytes];
         self.read_bytes(slot, &mut bytes)?;
@@ -310,20 +346,14 @@ impl Machine {
     }
 }
 
-/// The slots whose bf16 copies kernels read; optimisers, whose tables name theirs, refresh those that there are.
+/// The slots whose bf16 copies these launches read. Copies that only a table names do not count: optimisers list them
+/// there and update those that exist.
 pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
-    let cells = launches.iter().flat_map(|l| &l.args).flat_map(|arg| {
-        let members = if let KernelArg::Members(_, rows) = arg { rows.as_slice() } else { &[] };
-        let maps = if let KernelArg::TensorMaps(maps) = arg { maps.as_slice() } else { &[] };
-        members.iter().flatten().chain(maps.iter().map(|m| &m.tensor)).chain([arg])
-    });
-    cells.filter_map(|arg| match arg {
-        KernelArg::Shadow(slot) => Some(*slot),
-        _ => None,
-    })
+    let pointers = launches.iter().flat_map(|l| &l.args).flat_map(KernelArg::pointers);
+    pointers.filter_map(|p| if let Pointer::Bf16Copy(slot) = p { Some(slot) } else { None })
 }
 
-/// Rows of the ring for steps of `metrics` losses.
+/// Rows of the ring for steps with so many losses.
 pub fn ring_rows(metrics: usize) -> usize {
     (RING_BYTES / (4 * metrics.max(1))).min(256)
 }
@@ -338,7 +368,7 @@ mod tests {
     use crate::device::gpu::emu::Emu;
     use crate::device::gpu::skipped;
 
-    /// A machine of the emulator's, if the build has it.
+    /// A machine on the emulator, if the build has one.
     fn machine() -> Option<Machine> {
         match Emu::open(0) {
             Ok(e) => Some(Machine::new(Gpu::Emu(e), Elem::F32).unwrap()),
@@ -356,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_strays_is_named_with_what_it_was_for() {
+    fn a_kernel_that_writes_out_of_bounds_is_named_with_its_op_and_geometry() {
         let Some(mut machine) = machine() else { return };
         machine.reserve(64).unwrap();
         let step = StepState::default();
@@ -364,17 +394,17 @@ mod tests {
         machine.run(&mut good, &step).unwrap();
         let written = machine.read(Slot { space: Space::Arena, offset: 0, bytes: 64 }, Elem::F32).unwrap();
         assert_eq!(written, [1.0; 16]);
-        // Past the arena's end and the 256 bytes that allocations are rounded up to.
-        let mut stray =
+        // Writes past the end of the arena, and past the 256 bytes to which allocations are rounded up.
+        let mut out_of_bounds =
             machine.prepare(&[fill(4096)], |_| "conv2d Forward of [[1, 2, 2, 4]]".into()).unwrap();
-        let e = machine.run(&mut stray, &step).unwrap_err().to_string();
+        let e = machine.run(&mut out_of_bounds, &step).unwrap_err().to_string();
         for part in ["conv2d Forward of [[1, 2, 2, 4]]", "fill", "[1, 1, 1] blocks of 32 threads"] {
             assert!(e.contains(part), "{e}");
         }
     }
 
     #[test]
-    fn launches_that_no_kernel_takes_are_refused() {
+    fn launches_with_a_wrong_name_arguments_or_geometry_are_refused() {
         let refused = |name: &str, grid: [u32; 3], block: u32, args: Vec<KernelArg>| {
             Launch::new(name, grid, block, 0, args).map(|_| ()).unwrap_err().to_string()
         };
@@ -389,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_moves_makes_a_prepared_step_stale() {
+    fn a_prepared_step_is_stale_once_the_arena_has_moved() {
         let Some(mut machine) = machine() else { return };
         machine.reserve(64).unwrap();
         let ready = machine.prepare(&[fill(16)], |_| String::new()).unwrap();

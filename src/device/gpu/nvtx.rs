@@ -1,5 +1,5 @@
-//! Named ranges on a profiler's timeline. Their library is looked for once, at run time; without it, and without a
-//! profiler, a range costs nothing worth measuring.
+//! Named ranges on a profiler's timeline. The NVTX library is looked for once, at run time. Without it, or without a
+//! profiler, a range costs too little to measure.
 
 use libloading::Library;
 use std::ffi::{CString, c_char, c_int};
@@ -18,8 +18,8 @@ const NAMES: [&str; 4] =
 fn nvtx() -> Option<&'static Nvtx> {
     static NVTX: OnceLock<Option<Nvtx>> = OnceLock::new();
     let open = || {
-        // SAFETY: NVTX's initialiser looks for a profiler and does nothing else; both functions have the types that
-        // nvToolsExt.h gives them, and stay valid as long as the library, which is kept.
+        // SAFETY: NVTX's initialiser only looks for a profiler. Both functions have the types that nvToolsExt.h declares, and
+        // they stay valid because the library is kept open.
         NAMES.iter().find_map(|name| unsafe {
             let library = Library::new(*name).ok()?;
             let (push, pop) =
@@ -30,11 +30,11 @@ fn nvtx() -> Option<&'static Nvtx> {
     NVTX.get_or_init(open).as_ref()
 }
 
-/// A range that ends with the value. Ranges nest, and begin and end on one thread.
+/// A range that ends when it is dropped. Ranges nest, and a range begins and ends on one thread.
 #[must_use]
 pub struct Range(Option<&'static Nvtx>);
 
-/// Begins a range.
+/// Begins a range with this name.
 pub fn range(name: &str) -> Range {
     let (Some(nvtx), Ok(name)) = (nvtx(), CString::new(name)) else { return Range(None) };
     // SAFETY: the string outlives the call, which copies it.
@@ -45,7 +45,7 @@ pub fn range(name: &str) -> Range {
 impl Drop for Range {
     fn drop(&mut self) {
         if let Some(nvtx) = self.0 {
-            // SAFETY: closes what `range` opened on this thread.
+            // SAFETY: ends the range that `range` began on this thread.
             unsafe { (nvtx.pop)() };
         }
     }

@@ -1,14 +1,16 @@
-//! What a machine will hold for plans, reckoned without one by the rules of [`Machine::make_room`](super::machine::Machine::make_room).
+//! Forecasts the memory that a machine will hold for plans, without a machine. It follows the rules of
+//! [`Machine::make_room`](super::machine::Machine::make_room).
 
 use super::launch::{KernelArg, Launch};
 use super::machine::{RING_BYTES, copies_read};
-use crate::device::{Space, StepState};
+use crate::device::memory::Space;
+use crate::device::step_state::StepState;
 use std::collections::BTreeSet;
 
-/// A machine's memory while plan after plan finds room in it.
+/// The memory of a machine on which plans run one after another.
 #[derive(Default)]
 pub struct Room {
-    /// Buffers of the store with a bf16 copy, which stays once somebody has asked for it.
+    /// Buffers of the store with a bf16 copy. A copy stays once a plan has read it.
     copied: BTreeSet<usize>,
     /// The largest arena so far.
     arena: usize,
@@ -21,19 +23,22 @@ pub struct Held {
     pub store_bytes: usize,
     /// bf16 copies of the store's buffers that convolutions read.
     pub copies_bytes: usize,
+    /// What lives inside a step.
     pub arena_bytes: usize,
     /// The step's state, the ring of metrics, and the tables that launches point to.
     pub tables_bytes: usize,
 }
 
 impl Held {
+    /// All of it.
     pub fn total(&self) -> usize {
         self.store_bytes + self.copies_bytes + self.arena_bytes + self.tables_bytes
     }
 }
 
 impl Room {
-    /// Makes room for a plan: `store` holds the bytes of each buffer that the store has by then.
+    /// Adds a plan, and returns what the machine holds while it runs. `store` lists the bytes of each buffer that the store
+    /// has by then.
     pub fn take(&mut self, store: &[usize], launches: &[Launch], arena_bytes: usize) -> Held {
         let in_store = copies_read(launches).filter_map(|slot| match slot.space {
             Space::Store(i) => Some(i as usize),

@@ -17,8 +17,8 @@ pub enum Parameter<Name = String> {
     Structure(Name),
     /// The tensor maps of a launch, by value: `MAPS_PARAM`.
     TensorMaps,
-    /// `Members<S>`: up to eight structures `S` of so many pointers each, by value.
-    Members(Name, usize),
+    /// `Group<S>` by value: up to eight structures `S`, which have so many pointers each.
+    Group(Name, usize),
 }
 
 /// One launchable kernel of a source file.
@@ -38,7 +38,7 @@ pub fn runs_on(needs_90a: bool, target: &str) -> bool {
     !needs_90a || target == "sm_90a"
 }
 
-/// The kernels that `source` declares by `INSTANCE(...)` and `INSTANCE_90A(...)`; members' structures may be in `headers`, the
+/// The kernels that `source` declares by `INSTANCE(...)` and `INSTANCE_90A(...)`; groups' structures may be in `headers`, the
 /// text of what it includes.
 ///
 /// Errors: an instance of a kernel that the file does not define, and a parameter of a type that no launch can pass.
@@ -100,10 +100,10 @@ fn parameter(text: &str, structures: &str) -> Result<Parameter, String> {
     if text.contains('*') {
         return Ok(Parameter::Pointer);
     }
-    if let Some(members) = text.trim().strip_prefix("Members<") {
-        let name: String = members.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    if let Some(group) = text.trim().strip_prefix("Group<") {
+        let name: String = group.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         let pointers = pointers(structures, &name)?;
-        return Ok(Parameter::Members(name, pointers));
+        return Ok(Parameter::Group(name, pointers));
     }
     let mut words = text.split_whitespace().filter(|w| *w != "const");
     let kind = match words.next().unwrap_or_default() {
@@ -124,7 +124,7 @@ fn parameter(text: &str, structures: &str) -> Result<Parameter, String> {
 
 /// Fields of `struct name`, all of them pointers.
 fn pointers(code: &str, name: &str) -> Result<usize, String> {
-    let wrong = |what: &str| format!("Members<{name}>: {what}");
+    let wrong = |what: &str| format!("Group<{name}>: {what}");
     let (_, rest) =
         code.split_once(&format!("struct {name} {{")).ok_or_else(|| wrong("no such structure"))?;
     let (fields, _) = rest.split_once('}').ok_or_else(|| wrong("a structure without its `}`"))?;
@@ -166,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn counts_the_pointers_of_members() {
+    fn counts_the_pointers_of_a_group() {
         let source = "template <class T> struct Io {\n  T* y; // [n]\n  const T* x;\n};\ntemplate <class T>\n\
-                      KERNEL(128) f(Members<Io<T>> members, int n) {}\nINSTANCE(f<float>)\n";
+                      KERNEL(128) f(Group<Io<T>> members, int n) {}\nINSTANCE(f<float>)\n";
         assert_eq!(
             kernels(source, "").unwrap()[0].parameters,
-            [Parameter::Members("Io".into(), 2), Parameter::I32]
+            [Parameter::Group("Io".into(), 2), Parameter::I32]
         );
         let (header, rest) = source.split_once("};").unwrap();
         assert_eq!(kernels(rest, &format!("{header}}};")), kernels(source, ""));
@@ -179,7 +179,7 @@ mod tests {
         assert!(
             kernels(&source.replace("Io {", "Oi {"), "")
                 .unwrap_err()
-                .contains("Members<Io>: no such structure")
+                .contains("Group<Io>: no such structure")
         );
     }
 

@@ -6,28 +6,43 @@ use crate::tensor::Elem;
 /// The device that a plan's launches are chosen for. Plans for several targets can be made in one process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
-    /// Compute capability: (9, 0) is Hopper.
+    /// Compute capability, major and minor: (9, 0) is Hopper.
     pub capability: (i32, i32),
+    /// Streaming multiprocessors, which grids are sized for.
     pub multiprocessors: usize,
-    /// Dynamic shared memory that a block may ask for, in bytes.
+    /// Bytes of dynamic shared memory that a block may ask for: 227 KB on compute capability 9.0, 163 KB on 8.0, 99 KB on
+    /// 8.6, 8.9 and 12.0.
     pub shared_bytes: u32,
-    /// Whether kernels that feed `wgmma` through TMA may be chosen: compute capability 9.0, and the emulator.
+    /// Whether kernels of an `INSTANCE_90A` line may be chosen, which feed `wgmma` through TMA.
     pub wgmma: bool,
     /// How feature maps are stored.
     pub map_dtype: Elem,
 }
 
 impl Target {
-    /// An H200, which kernels are tuned for.
+    /// A device with these limits. Kernels with `wgmma` are chosen on compute capability 9.0, if the program has them
+    /// (`has_90a_kernels`) and `DFKA_TENSOR_CORES=mma` does not turn them off.
+    pub fn new(
+        capability: (i32, i32),
+        multiprocessors: usize,
+        shared_bytes: u32,
+        has_90a_kernels: bool,
+        map_dtype: Elem,
+    ) -> Target {
+        let is_mma_forced = std::env::var("DFKA_TENSOR_CORES").is_ok_and(|v| v == "mma");
+        let wgmma = capability == (9, 0) && has_90a_kernels && !is_mma_forced;
+        Target { capability, multiprocessors, shared_bytes, wgmma, map_dtype }
+    }
+    /// An H200, for which the kernels are tuned.
     pub fn h200(map_dtype: Elem) -> Target {
         Target::of_card(<&Card>::default(), map_dtype)
     }
-    /// A card from the table of data sheets.
+    /// A card from the table of data sheets, with every kernel that it can run.
     pub fn of_card(card: &Card, map_dtype: Elem) -> Target {
-        let Card { capability, shared_bytes, .. } = *card;
-        Target { capability, multiprocessors: 132, shared_bytes, wgmma: capability == (9, 0), map_dtype }
+        Target::new(card.capability, card.multiprocessors, card.shared_bytes, true, map_dtype)
     }
-    /// Blocks for `elements` at `per_block` a pass of a grid-stride loop: at most 16 per multiprocessor.
+    /// Blocks of a grid-stride loop over `elements` that covers `per_block` of them with each block and pass: at most 16
+    /// for each multiprocessor.
     pub fn blocks_for(&self, elements: usize, per_block: usize) -> u32 {
         elements.div_ceil(per_block).clamp(1, 16 * self.multiprocessors) as u32
     }

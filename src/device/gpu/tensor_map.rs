@@ -1,52 +1,57 @@
-//! Tensor maps: which boxes of a bf16 tensor a TMA copy brings to shared memory, with the 128-byte swizzle that wgmma reads.
+//! Tensor maps: the boxes of a bf16 tensor that TMA copies to shared memory, in the 128-byte swizzle that `wgmma` reads.
 
-use super::Address;
-use super::launch::KernelArg;
+use super::block::Address;
+use super::pointer::Pointer;
 use crate::error::{Error, Result};
 
-/// A tensor map in a machine's own words: 128 bytes.
+/// A tensor map in a machine's own format: 128 bytes.
 pub type Encoded = [u64; 16];
 
-/// Elements of a box's rows: 128 bytes of bf16, the span of the swizzle.
+/// Elements of a row of a box: 128 bytes of bf16, the span of the swizzle.
 pub const ROW: u32 = 64;
 const ELEMENT_BYTES: u64 = 2;
 
 /// A tensor map while its tensor's address is unknown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorMap {
-    /// The bf16 tensor: `KernelArg::Slot`, or `KernelArg::Shadow` for the bf16 copy of one.
-    pub tensor: KernelArg,
+    /// The bf16 tensor, or the bf16 copy of one.
+    pub tensor: Pointer,
+    /// The boxes of it that copies bring.
     pub boxes: Boxes,
 }
 
-/// The boxes that copies bring. What lies outside the tensor comes as zeros.
+/// The boxes that copies bring. Elements outside the tensor are zeros.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Boxes {
-    /// `boxes[i]` elements of dimension i, innermost first, at any coordinate (`tma_load_2d`).
+    /// A box has `boxes[i]` elements of dimension i, innermost first, and begins at any coordinate (`tma_load_2d`).
     Tiled {
-        /// Elements, innermost first.
+        /// Elements of each dimension, innermost first.
         dims: Vec<u64>,
-        /// Bytes from one element to the next, of every dimension but the innermost.
+        /// Bytes from one element to the next, for every dimension but the innermost.
         strides_bytes: Vec<u64>,
+        /// Elements of a box in each dimension, innermost first.
         boxes: Vec<u32>,
     },
-    /// `pixels` windows of a convolution after another, `channels` of one tap of each (`tma_load_im2col_4d`). The windows'
-    /// first taps run from `lower` to the image's last pixel plus `upper`, `steps` apart, row by row, image by image: for a
-    /// filter of r rows padded by p, `lower` is -p and `upper` p - (r - 1).
+    /// A box has `pixels` successive windows of a convolution, and `channels` of one tap of each (`tma_load_im2col_4d`). The
+    /// first taps of the windows run from `lower` to the image's last pixel plus `upper`, `steps` apart, row by row and
+    /// image by image. For a filter of r rows padded by p, `lower` is -p and `upper` is p - (r - 1).
     Im2col {
-        /// n, h, w, c, without gaps.
+        /// n, h, w and c of the tensor, which has no gaps.
         dims: [u64; 4],
-        /// h, w.
+        /// Where first taps begin, h and w.
         lower: [i32; 2],
+        /// Where they end, relative to the last pixel, h and w.
         upper: [i32; 2],
         /// The convolution's stride.
         steps: [u32; 2],
+        /// Channels of a box.
         channels: u32,
+        /// Windows of a box.
         pixels: u32,
     },
 }
 
-/// What the emulator reads: `CUtensorMap` of kernels/emu/hopper.h.
+/// The emulator's format. Mirrors `CUtensorMap` of kernels/emu/hopper.h.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct Emulated {
@@ -66,13 +71,13 @@ struct Emulated {
 const _: () = assert!(size_of::<Emulated>() == size_of::<Encoded>());
 
 impl TensorMap {
-    /// A matrix of `rows` by `columns`, row after row `row_bytes` apart, in boxes of `box_rows` by 64.
-    pub fn matrix(tensor: KernelArg, rows: u64, columns: u64, row_bytes: u64, box_rows: u32) -> TensorMap {
+    /// A matrix of `rows` by `columns` whose rows lie `row_bytes` apart, in boxes of `box_rows` by 64.
+    pub fn matrix(tensor: Pointer, rows: u64, columns: u64, row_bytes: u64, box_rows: u32) -> TensorMap {
         let (dims, strides_bytes, boxes) = (vec![columns, rows], vec![row_bytes], vec![ROW, box_rows]);
         TensorMap { tensor, boxes: Boxes::Tiled { dims, strides_bytes, boxes } }
     }
 
-    /// Has boxes of so many rows of a matrix, or windows of a convolution.
+    /// Sets the rows of a matrix, or the windows of a convolution, that a box has.
     pub fn set_box_rows(&mut self, rows: u32) {
         match &mut self.boxes {
             Boxes::Tiled { boxes, .. } => boxes[1] = rows,
@@ -80,7 +85,7 @@ impl TensorMap {
         }
     }
 
-    /// The dimensions (innermost first) and the bytes between the elements of all but the innermost.
+    /// The dimensions, innermost first, and the bytes between the elements of all but the innermost.
     pub fn extents(&self) -> (Vec<u64>, Vec<u64>) {
         match &self.boxes {
             Boxes::Tiled { dims, strides_bytes, .. } => (dims.clone(), strides_bytes.clone()),
@@ -91,10 +96,11 @@ impl TensorMap {
         }
     }
 
-    /// What the driver would refuse as CUDA_ERROR_INVALID_VALUE, in words.
+    /// Checks everything for which the driver would return just CUDA_ERROR_INVALID_VALUE, so that the error can say what is
+    /// wrong.
     ///
-    /// Errors: no tensor or one not aligned to 16 bytes; a dimension, a stride, a box, a corner or a step that a tensor map
-    /// cannot hold; rows of a box that are not 64 elements (the swizzle's 128 bytes).
+    /// Errors: no tensor, or one that is not aligned to 16 bytes; a dimension, a stride, a box, a corner or a step that a
+    /// tensor map cannot hold; rows of a box that are not 64 elements (128 bytes, which the swizzle requires).
     pub fn check(&self, address: Address) -> Result<()> {
         let wrong = |message: String| Err(Error::Run(format!("a tensor map: {message}")));
         if address == 0 || !address.is_multiple_of(16) {
@@ -151,13 +157,13 @@ impl TensorMap {
         };
         if row != ROW {
             return wrong(format!(
-                "boxes with rows of {row} elements, expected {ROW}: 128 bytes, as the swizzle has it"
+                "boxes with rows of {row} elements, expected {ROW}: 128 bytes, which the swizzle requires"
             ));
         }
         Ok(())
     }
 
-    /// As the emulator takes it; `check` has passed.
+    /// Encodes a map that [`TensorMap::check`] accepts in the emulator's format.
     pub(super) fn emulated(&self, address: Address) -> Encoded {
         let (sizes, gaps) = self.extents();
         let (mut dims, mut strides) = ([1; 4], [0; 3]);
@@ -176,14 +182,14 @@ impl TensorMap {
             steps: [1; 2],
             unused: [0; 8],
         };
-        let turned = |[h, w]: [i32; 2]| [w, h];
+        let width_first = |[h, w]: [i32; 2]| [w, h];
         bytemuck::cast(match &self.boxes {
             Boxes::Tiled { boxes, .. } => Emulated { boxes: [boxes[0], boxes[1]], ..plain },
             Boxes::Im2col { lower, upper, steps: [h, w], channels, pixels, .. } => Emulated {
                 kind: 1,
                 boxes: [*channels, *pixels],
-                lower: turned(*lower),
-                upper: turned(*upper),
+                lower: width_first(*lower),
+                upper: width_first(*upper),
                 steps: [*w, *h],
                 ..plain
             },
@@ -196,8 +202,8 @@ mod tests {
     use super::*;
     use crate::device::{Slot, Space};
 
-    fn slot() -> KernelArg {
-        KernelArg::Slot(Slot { space: Space::Arena, offset: 0, bytes: 1 << 20 })
+    fn slot() -> Pointer {
+        Pointer::Slot(Slot { space: Space::Arena, offset: 0, bytes: 1 << 20 })
     }
 
     fn windows() -> Boxes {
@@ -210,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_the_driver_takes() {
+    fn a_map_that_the_driver_takes_passes_the_check() {
         TensorMap::matrix(slot(), 200, 144, 288, 256).check(256).unwrap();
         let im2col = TensorMap { tensor: slot(), boxes: windows() };
         im2col.check(16).unwrap();
@@ -218,17 +224,17 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_the_driver_refuses() {
+    fn the_check_says_what_the_driver_would_refuse() {
         let matrix =
             |columns, row_bytes, rows| TensorMap::matrix(slot(), 200, columns, row_bytes, rows).boxes;
-        let said = [
+        let refused_maps = [
             (matrix(144, 288, 128), 8, "at 0x8, expected a multiple of 16"),
             (matrix(144, 288, 128), 0, "at 0x0"),
             (matrix(144, 280, 128), 16, "expected multiples of 16 bytes below 2^40, found 280"),
             (matrix(0, 288, 128), 16, "expected 1 to 2^32 elements, found 0"),
             (matrix(144, 288, 257), 16, "expected 1 to 256 rows"),
         ];
-        for (boxes, address, piece) in said {
+        for (boxes, address, piece) in refused_maps {
             let text = refused(boxes, address);
             assert!(text.contains(piece), "no `{piece}` in {text}");
         }
@@ -289,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_emulator_reads_width_before_height() {
+    fn the_emulators_format_has_width_before_height() {
         let mut boxes = windows();
         if let Boxes::Im2col { lower, upper, steps, .. } = &mut boxes {
             (*lower, *upper, *steps) = ([-1, -2], [-3, -4], [1, 2]);

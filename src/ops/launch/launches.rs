@@ -1,8 +1,10 @@
-//! What an op sees while it turns its operands into kernel launches: [`Io`](super::Io), with addresses in place of slices.
+//! What an op sees while it turns its operands into kernel launches: [`Io`](crate::ops::operands::Io), with addresses in
+//! place of slices.
 
 use crate::device::Slot;
-use crate::device::gpu::launch::{KernelArg, Launch, Way};
+use crate::device::gpu::launch::{Candidate, KernelArg, Launch};
 pub use crate::device::gpu::launch::{THREADS, blocks_for};
+use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::FusedActivation;
@@ -12,36 +14,46 @@ use crate::tensor::{Elem, Shape};
 /// An operand on a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DeviceTensor {
+    /// Where it lies, or where the tensor lies that it is a copy of.
     pub slot: Slot,
+    /// The type of its elements.
     pub elem: Elem,
     /// Whether it is the bf16 copy that the machine keeps of an f32 tensor of the store.
-    pub is_shadow: bool,
+    pub is_bf16_copy: bool,
+}
+
+impl From<DeviceTensor> for Pointer {
+    fn from(t: DeviceTensor) -> Pointer {
+        if t.is_bf16_copy { Pointer::Bf16Copy(t.slot) } else { Pointer::Slot(t.slot) }
+    }
 }
 
 impl From<DeviceTensor> for KernelArg {
     fn from(t: DeviceTensor) -> KernelArg {
-        if t.is_shadow { KernelArg::Shadow(t.slot) } else { KernelArg::Slot(t.slot) }
+        Pointer::from(t).into()
     }
 }
 
-/// The slope of the activation in front of a value: 1 where the mask's bit is set, else `slope`.
+/// The slope of the activation that computed a value: 1 where the mask's bit is set, else `slope`.
 #[derive(Clone, Copy, Debug)]
 pub struct InputMask {
-    /// A bit an element, whole bytes a pixel.
+    /// One bit for each element, whole bytes for each pixel.
     pub mask: DeviceTensor,
+    /// The slope where the bit is not set.
     pub slope: f32,
 }
 
-/// What the producer of a map found out about its channels: `[parts][2][c]`, of each run of `rows` pixels the mean and the
-/// sum of squared distances from it.
+/// Partial statistics of a feature map's channels, written by the op that computes the map and read by the next one.
 #[derive(Clone, Copy, Debug)]
 pub struct ChannelStats {
+    /// `[parts][2][c]`: of each run of `rows` pixels the mean and the sum of squared distances from it.
     pub parts: DeviceTensor,
+    /// Pixels of a part; the last part may have fewer.
     pub rows: usize,
 }
 
-/// As kernels take it: whether to add.
 impl From<Write> for KernelArg {
+    /// 1 if the kernel adds to its output, 0 if it overwrites it.
     fn from(w: Write) -> KernelArg {
         KernelArg::from(w == Write::Add)
     }
@@ -49,6 +61,7 @@ impl From<Write> for KernelArg {
 
 /// A grid given by one number or three.
 pub trait Grid {
+    /// Blocks in x, y and z.
     fn dims(self) -> [u32; 3];
 }
 impl Grid for u32 {
@@ -62,15 +75,17 @@ impl Grid for [u32; 3] {
     }
 }
 
-/// The launches of one instruction, in order.
+/// The operands of one instruction, and its launches in order.
 pub struct Launches<'a> {
     op: &'static str,
     operands: &'a Operands,
     target: Target,
+    /// The launches so far.
     pub list: Vec<Launch>,
 }
 
 impl<'a> Launches<'a> {
+    /// No launches yet, for an instruction of `op` on these operands.
     pub fn new(op: &'static str, operands: &'a Operands, target: &Target) -> Self {
         Launches { op, operands, target: *target, list: Vec::new() }
     }
@@ -78,42 +93,51 @@ impl<'a> Launches<'a> {
     pub fn target(&self) -> &Target {
         &self.target
     }
+    /// Blocks of a grid-stride loop over `elements`, `per_block` in a pass of one block: [`Target::blocks_for`].
+    pub fn blocks_for(&self, elements: usize, per_block: usize) -> u32 {
+        self.target.blocks_for(elements, per_block)
+    }
+    /// The shape of an input.
     pub fn shape(&self, input: usize) -> Shape {
         self.operands.input_shapes[input]
     }
+    /// The shape of an output.
     pub fn out_shape(&self, output: usize) -> Shape {
         self.operands.output_shapes[output]
     }
+    /// The number of inputs.
     pub fn inputs(&self) -> usize {
         self.operands.inputs.len()
     }
-    /// Input `i`; one that the op updates in place is written through the same address.
+    /// Input `i`. An op that updates it in place writes through the same address.
     pub fn x(&self, i: usize) -> DeviceTensor {
         plain(self.operands.inputs[i], self.operands.input_elems[i])
     }
     /// The bf16 copy of input `i`, an f32 tensor of the store.
-    pub fn shadow(&self, i: usize) -> DeviceTensor {
-        DeviceTensor { slot: self.operands.inputs[i], elem: Elem::Bf16, is_shadow: true }
+    pub fn bf16_copy(&self, i: usize) -> DeviceTensor {
+        DeviceTensor { slot: self.operands.inputs[i], elem: Elem::Bf16, is_bf16_copy: true }
     }
-    /// The bf16 copy that an optimiser has to refresh with tensor `i`; none where maps are f32.
-    pub fn shadow_of_state(&self, i: usize) -> Option<DeviceTensor> {
-        (self.target.map_dtype == Elem::Bf16).then(|| self.shadow(i))
+    /// The bf16 copy that an optimiser has to update together with tensor `i`; none where feature maps are f32.
+    pub fn bf16_copy_of_state(&self, i: usize) -> Option<DeviceTensor> {
+        (self.target.map_dtype == Elem::Bf16).then(|| self.bf16_copy(i))
     }
-    /// Output `i`; backward may read it if the signature says `keeps_outputs`.
+    /// Output `i`. Backward may read it if the signature says `keeps_outputs`.
     pub fn y(&self, i: usize) -> DeviceTensor {
         plain(self.operands.outputs[i], self.operands.output_elems[i])
     }
-    /// Whether backward will run, so that forward fills the saved buffers.
+    /// Whether forward must fill the saved buffers, because backward will run.
     pub fn saves(&self) -> bool {
         !self.operands.saved.is_empty()
     }
+    /// Saved buffer `i`: filled by forward, read by backward.
     pub fn saved(&self, i: usize) -> DeviceTensor {
         plain(self.operands.saved[i], Elem::F32)
     }
+    /// Scratch buffer `i` of this direction.
     pub fn scratch(&self, i: usize) -> DeviceTensor {
         plain(self.operands.scratch[i], Elem::F32)
     }
-    /// Gradient of output `i`, of the output's type.
+    /// The gradient of output `i`, which has the output's type; none if the loss does not depend on it.
     pub fn dy(&self, i: usize) -> Option<DeviceTensor> {
         self.operands.output_grads[i].map(|s| plain(s, self.operands.output_elems[i]))
     }
@@ -121,11 +145,11 @@ impl<'a> Launches<'a> {
     pub fn dy0(&self) -> DeviceTensor {
         self.dy(0).expect("backward of an op whose output has no gradient")
     }
-    /// Where the gradient of input `i` goes, if anybody wants it; of the input's type.
+    /// Where the gradient of input `i` goes, which has the input's type; none if it is not needed.
     pub fn dx(&self, i: usize) -> Option<(DeviceTensor, Write)> {
         self.operands.input_grads[i].map(|(s, write)| (plain(s, self.operands.input_elems[i]), write))
     }
-    /// What the gradient of input `i` is to be multiplied by, once it is added up.
+    /// The activation mask by which this op must multiply the gradient of input `i`, after it is summed.
     pub fn input_mask(&self, i: usize) -> Option<InputMask> {
         self.operands
             .input_masks
@@ -134,32 +158,35 @@ impl<'a> Launches<'a> {
             .flatten()
             .map(|(s, slope)| InputMask { mask: plain(s, Elem::F32), slope })
     }
-    /// Whether the gradient of the output has been multiplied by the activation's slope already.
+    /// Whether the output's gradient is already multiplied by the slope of the op's activation.
     pub fn dy_is_masked(&self) -> bool {
         self.operands.dy_is_masked
     }
-    /// Of the producer, where the moments of its output go; of a consumer, those of its first input. Forward only.
+    /// In a producer's forward, where it stores the channel statistics of its output. In a consumer's forward, those of
+    /// its first input.
     pub fn channel_stats(&self) -> Option<ChannelStats> {
         self.operands.channel_stats.map(|(s, rows)| ChannelStats { parts: plain(s, Elem::F32), rows })
     }
-    /// An activation of the output that forward computes too.
+    /// The activation of the output that forward has to compute as well.
     pub fn fused_activation(&self) -> Option<FusedActivation> {
         self.operands.fused_activation
     }
-    /// Whether forward is left to the producer of the first input.
+    /// Whether the producer of the first input computes this op's forward.
     pub fn is_fused_into_producer(&self) -> bool {
         self.operands.is_fused_into_producer
     }
-    /// The first part of the first input's gradient, of its type, if it lies elsewhere than where the sum goes.
+    /// The first term of the first input's gradient, where it is not stored in the place of the sum.
     pub fn first_term(&self) -> Option<DeviceTensor> {
         self.operands.first_term.map(|s| plain(s, self.operands.input_elems[0]))
     }
+    /// The address of the step's state.
     pub fn step(&self) -> KernelArg {
         KernelArg::Step
     }
-    /// Adds a launch after those before it.
+    /// Adds a launch, which runs after those before it.
     ///
-    /// Errors: a kernel that does not exist, takes other arguments, or cannot be launched so.
+    /// Errors: a kernel that does not exist or takes other arguments; a geometry that no device, or more shared memory
+    /// than the target, can launch.
     pub fn launch<const N: usize>(
         &mut self,
         kernel: impl AsRef<str>,
@@ -168,24 +195,26 @@ impl<'a> Launches<'a> {
         shared_bytes: u32,
         args: [KernelArg; N],
     ) -> Result<()> {
-        let launch = Launch::new(kernel.as_ref(), grid.dims(), block, shared_bytes, args.into());
-        self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
-        Ok(())
+        self.push(Launch::new(kernel.as_ref(), grid.dims(), block, shared_bytes, args.into()))
     }
-    /// Adds a launch by the fastest of several ways.
+    /// Adds a launch of the fastest of several kernels on so many multiprocessors.
     ///
-    /// Errors: as [`Launches::launch`].
+    /// Errors: as [`Launches::launch`], for any candidate; no candidate.
     pub fn launch_fastest<const N: usize>(
         &mut self,
-        ways: Vec<Way>,
+        candidates: Vec<Candidate>,
         multiprocessors: usize,
         args: [KernelArg; N],
     ) -> Result<()> {
-        let launch = Launch::by_fastest(ways, multiprocessors, args.into());
+        self.push(Launch::by_fastest(candidates, multiprocessors, args.into()))
+    }
+    /// Adds a launch whose blocks fit the target's shared memory, or returns the error with the op's name.
+    fn push(&mut self, launch: Result<Launch>) -> Result<()> {
+        let launch = launch.and_then(|l| l.expect_shared_at_most(self.target.shared_bytes).map(|()| l));
         self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
         Ok(())
     }
-    /// Refuses operands whose types no kernel of the op takes together.
+    /// Fails if two operands have different types and the op's kernels take only equal ones. `what` names the found one.
     pub fn expect_same(&self, what: &str, expected: DeviceTensor, found: DeviceTensor) -> Result<()> {
         if expected.elem == found.elem {
             return Ok(());
@@ -196,5 +225,5 @@ impl<'a> Launches<'a> {
 }
 
 fn plain(slot: Slot, elem: Elem) -> DeviceTensor {
-    DeviceTensor { slot, elem, is_shadow: false }
+    DeviceTensor { slot, elem, is_bf16_copy: false }
 }

@@ -6,8 +6,8 @@ use crate::device::gpu;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::{ActMask, Fusion};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::launch::launches::{DeviceTensor, Launches};
-use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::operands::{Io, Operands, Write, put};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
 use crate::tensor::Shape;
@@ -216,12 +216,12 @@ impl Operator for Activation {
                 (c as i32).into(),
                 self.0.into(),
             ];
-            let blocks = blocks_for(pixels * c.div_ceil(8), THREADS as usize);
+            let blocks = l.blocks_for(pixels * c.div_ceil(8), THREADS as usize);
             return l.launch(format!("activation_step_fwd<{}>", x.elem), blocks, THREADS, 0, args);
         }
         let (elements, name) = (l.shape(0).elems(), format!("activation_fwd<{}>", x.elem));
         let args = [y.into(), x.into(), residual.into(), (elements as i64).into(), self.0.into()];
-        l.launch(name, blocks(elements, x.elem), THREADS, 0, args)
+        l.launch(name, blocks(l, elements, x.elem), THREADS, 0, args)
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
@@ -237,7 +237,7 @@ impl Operator for Activation {
             let Some((dx, write)) = l.dx(i) else { continue };
             let args =
                 [dx.into(), dy.into(), y.into(), (elements as i64).into(), self.0.into(), write.into()];
-            l.launch(format!("activation_bwd<{}>", dx.elem), blocks(elements, dx.elem), THREADS, 0, args)?;
+            l.launch(format!("activation_bwd<{}>", dx.elem), blocks(l, elements, dx.elem), THREADS, 0, args)?;
         }
         Ok(())
     }
@@ -293,7 +293,7 @@ pub(super) fn step_backward(
     let write = |to: Option<(_, Write)>| to.map_or(Write::Set, |(_, write)| write);
     l.launch(
         format!("activation_step_bwd<{}>", dy.elem),
-        blocks_for(pixels * c.div_ceil(8), THREADS as usize),
+        l.blocks_for(pixels * c.div_ceil(8), THREADS as usize),
         THREADS,
         0,
         [
@@ -311,8 +311,8 @@ pub(super) fn step_backward(
 }
 
 /// Every thread takes 16 bytes at a time.
-fn blocks(elements: usize, elem: Elem) -> u32 {
-    blocks_for(elements, THREADS as usize * 16 / elem.bytes())
+fn blocks(l: &Launches, elements: usize, elem: Elem) -> u32 {
+    l.blocks_for(elements, THREADS as usize * 16 / elem.bytes())
 }
 
 #[cfg(test)]

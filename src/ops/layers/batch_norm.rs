@@ -1,12 +1,13 @@
 //! Batch normalisation, with the activation that follows it.
 
 use crate::device::cpu::par::{Rows, for_rows};
-use crate::device::cpu::{channels, vectorised_by_width};
+use crate::device::cpu::{channels, vectorised_by_width, with_width};
 use crate::device::gpu;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
-use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels, sum_moments};
+use crate::ops::launch::channel_stats::sum_channel_stats;
+use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::Act;
@@ -90,7 +91,7 @@ impl Operator for BatchNorm {
         let (rstd, offset) = rest.split_at_mut(c);
         match self.stats {
             Stats::Batch => {
-                channels::moments(x, c, io.scratch(0), shift, offset, rstd);
+                channels::channel_stats(x, c, io.scratch(0), shift, offset, rstd);
                 let unbiased = R::of(pixels as f64 / (pixels as f64 - 1.0));
                 let momentum = R::of(f64::from(self.momentum));
                 let follow = |running: &mut R, batch: R| *running += momentum * (batch - *running);
@@ -142,7 +143,7 @@ impl Operator for BatchNorm {
                 |pixels, sums: &mut [R]| {
                     let range = pixels.start * c..pixels.end * c;
                     let (x, dy) = (&x[range.clone()], &dy[range]);
-                    channels::with_width(
+                    with_width(
                         c,
                         #[inline(always)]
                         |c| {
@@ -209,7 +210,7 @@ impl Operator for BatchNorm {
         if batch {
             let parts = l.scratch(0);
             let shift = coefficients.unwrap_or(parts);
-            let chunks = sum_moments(l, "batch_norm_fwd_sums", parts, shift)?;
+            let chunks = sum_channel_stats(l, "batch_norm_fwd_sums", parts, shift)?;
             let args = [
                 coefficients.into(),
                 running[0].into(),
@@ -224,7 +225,7 @@ impl Operator for BatchNorm {
             l.launch("batch_norm_fwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
         }
         let running = running.map(|r| (!batch).then_some(r));
-        let tiles = Tiles::pass(shape, x.elem);
+        let tiles = Tiles::pass(l.target(), shape, x.elem);
         let args = [
             y.into(),
             coefficients.into(),
@@ -247,7 +248,7 @@ impl Operator for BatchNorm {
         let (coefficients, gamma, beta) = (l.saved(0), l.x(1), l.x(2));
         let means = (dx.is_some() && self.stats == Stats::Batch).then(|| l.scratch(1));
         if means.is_some() || dgamma.is_some() || dbeta.is_some() {
-            let (tiles, parts) = (Tiles::sums(shape, x.elem), l.scratch(0));
+            let (tiles, parts) = (Tiles::sums(l.target(), shape, x.elem), l.scratch(0));
             let name = format!("batch_norm_bwd_sums<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
             let args = [
                 parts.into(),
@@ -274,7 +275,7 @@ impl Operator for BatchNorm {
             l.launch("batch_norm_bwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
         }
         let Some((dx, write)) = dx else { return Ok(()) };
-        let tiles = Tiles::pass(shape, x.elem);
+        let tiles = Tiles::pass(l.target(), shape, x.elem);
         let args = [
             dx.into(),
             x.into(),
@@ -304,7 +305,7 @@ impl Operator for BatchNorm {
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         let x = args[0].shape;
-        let parts = Extent::Reals(Tiles::parts_len(x, target.map_dtype));
+        let parts = Extent::Reals(Tiles::parts_len(target, x));
         signature.scratch_forward = match self.stats {
             Stats::Batch => vec![parts, Extent::Reals(3 * x.c())],
             Stats::Running => vec![],

@@ -56,14 +56,14 @@ impl Operator for GlobalAvgPool {
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
         let x = l.x(0);
-        let tiles = Tiles::image_sums(l.shape(0), x.elem);
+        let tiles = Tiles::image_sums(l.target(), l.shape(0), x.elem);
         let args = [l.y(0).into(), x.into(), tiles.into()];
         l.launch(instance("global_avg_pool_fwd", x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let Some((dx, write)) = l.dx(0) else { return Ok(()) };
-        let tiles = Tiles::image_pass(l.shape(0), dx.elem);
+        let tiles = Tiles::image_pass(l.target(), l.shape(0), dx.elem);
         let gate = l.input_mask(0);
         let slope = gate.map_or(0.0, |g| g.slope);
         let mask = gate.map(|g| g.mask).into();

@@ -168,7 +168,7 @@ impl Operator for SeFilter {
         let (x, y, shape, k) = (l.x(0), l.y(0), l.shape(0), l.shape(1).n() as i32);
         l.expect_same("y", x, y)?;
         let small = if l.saves() { l.saved(0) } else { l.scratch(0) };
-        let tiles = Tiles::image_sums(shape, x.elem);
+        let tiles = Tiles::image_sums(l.target(), shape, x.elem);
         let name = instance("se_filter_fwd_squeeze", x.elem, tiles.pack);
         let args = [small.into(), x.into(), k.into(), tiles.into()];
         l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
@@ -183,7 +183,7 @@ impl Operator for SeFilter {
             k.into(),
         ];
         l.launch("se_filter_fwd_excite", shape.n() as u32, THREADS, 0, args)?;
-        let tiles = Tiles::image_pass(shape, x.elem);
+        let tiles = Tiles::image_pass(l.target(), shape, x.elem);
         let args = [y.into(), x.into(), small.into(), k.into(), tiles.into()];
         l.launch(instance("se_filter_fwd", x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
     }
@@ -191,7 +191,7 @@ impl Operator for SeFilter {
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let (x, dy, shape, k) = (l.x(0), l.dy0(), l.shape(0), l.shape(1).n());
         let (small, inner, c) = (l.saved(0), l.scratch(0), shape.c());
-        let tiles = Tiles::image_sums(shape, x.elem);
+        let tiles = Tiles::image_sums(l.target(), shape, x.elem);
         let name = instance("se_filter_bwd_squeeze", x.elem, tiles.pack);
         let args = [
             inner.into(),
@@ -237,7 +237,7 @@ impl Operator for SeFilter {
             l.launch("se_filter_bwd_weights", elements.div_ceil(32) as u32, THREADS, 0, args)?;
         }
         let Some((dx, write)) = l.dx(0) else { return Ok(()) };
-        let tiles = Tiles::image_pass(shape, dx.elem);
+        let tiles = Tiles::image_pass(l.target(), shape, dx.elem);
         let args =
             [dx.into(), dy.into(), small.into(), inner.into(), (k as i32).into(), write.into(), tiles.into()];
         l.launch(instance("se_filter_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)

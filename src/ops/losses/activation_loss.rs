@@ -4,7 +4,7 @@ use crate::device::cpu::sum::sum_of;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_rows, put_slopes};
 use crate::ops::operands::Io;
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
@@ -50,7 +50,7 @@ impl Operator for ActivationLoss {
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
         let (f, partial) = (expect_f32("activation_loss", "features", l.x(0))?, l.scratch(0));
-        let (shape, blocks) = (l.shape(0), blocks(l.shape(0)));
+        let (shape, blocks) = (l.shape(0), blocks(l.shape(0), l.target()));
         let elems = shape.elems() as i64;
         l.launch("activation_loss_fwd", blocks, THREADS, 0, [partial.into(), f.into(), elems.into()])?;
         l.launch(
@@ -67,7 +67,7 @@ impl Operator for ActivationLoss {
         let shape = l.shape(0);
         l.launch(
             "activation_loss_bwd",
-            blocks(shape),
+            blocks(shape, l.target()),
             THREADS,
             0,
             [
@@ -81,14 +81,15 @@ impl Operator for ActivationLoss {
         )
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
-        signature.scratch_forward = vec![Extent::Bytes(size_of::<f64>() * blocks(args[0].shape) as usize)];
+    fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
+        signature.scratch_forward =
+            vec![Extent::Bytes(size_of::<f64>() * blocks(args[0].shape, target) as usize)];
     }
 }
 
 /// Blocks that share the features, each with its own sum: four packs of four elements a thread.
-fn blocks(f: Shape) -> u32 {
-    blocks_for(f.elems(), 16 * THREADS as usize)
+fn blocks(f: Shape, target: &Target) -> u32 {
+    target.blocks_for(f.elems(), 16 * THREADS as usize)
 }
 
 #[cfg(test)]

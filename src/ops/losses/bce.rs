@@ -3,7 +3,7 @@
 use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{
     cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, put_slopes, softplus,
@@ -115,7 +115,7 @@ impl Operator for Bce {
         let elems = l.shape(0).elems();
         l.launch(
             "bce_bwd",
-            blocks_for(elems, THREADS as usize),
+            l.blocks_for(elems, THREADS as usize),
             THREADS,
             0,
             [

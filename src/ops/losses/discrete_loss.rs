@@ -3,7 +3,7 @@
 use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{expect_f32, expect_rows, one_block, put_slopes};
 use crate::ops::operands::Io;
@@ -55,7 +55,7 @@ impl Operator for DiscreteLoss {
         let elems = l.shape(0).elems();
         l.launch(
             "discrete_loss_bwd",
-            blocks_for(elems, THREADS as usize),
+            l.blocks_for(elems, THREADS as usize),
             THREADS,
             0,
             [

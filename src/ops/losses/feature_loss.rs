@@ -6,7 +6,7 @@ use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::{instance, pack};
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::expect_frozen;
 use crate::ops::operands::{Io, put};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
@@ -79,7 +79,7 @@ impl Operator for FeatureLoss {
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
         let (a, b, elements, parts) = (l.x(0), l.x(1), l.shape(0).elems(), l.scratch(0));
         l.expect_same("target b", a, b)?;
-        let (pack, blocks) = (pack(a.elem, elements), blocks(elements));
+        let (pack, blocks) = (pack(a.elem, elements), blocks(elements, l.target()));
         let args = [parts.into(), a.into(), b.into(), ((elements / pack) as i64).into()];
         l.launch(instance("feature_loss_fwd_sums", a.elem, pack), blocks, THREADS, 0, args)?;
         let norm = l.saves().then(|| l.saved(0));
@@ -100,19 +100,19 @@ impl Operator for FeatureLoss {
             ((elements / pack) as i64).into(),
             write.into(),
         ];
-        let grid = blocks_for(elements / pack, THREADS as usize);
+        let grid = l.blocks_for(elements / pack, THREADS as usize);
         l.launch(instance("feature_loss_bwd", a.elem, pack), grid, THREADS, 0, args)
     }
 
-    fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
-        let blocks = blocks(args[0].shape.elems()) as usize;
+    fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
+        let blocks = blocks(args[0].shape.elems(), target) as usize;
         signature.scratch_forward = vec![Extent::Bytes(2 * size_of::<f64>() * blocks)];
     }
 }
 
 /// Blocks that share the two sums, whatever the type of their operands.
-fn blocks(elements: usize) -> u32 {
-    blocks_for(elements, 8 * THREADS as usize)
+fn blocks(elements: usize, target: &Target) -> u32 {
+    target.blocks_for(elements, 8 * THREADS as usize)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::device::cpu::sum::sum_of;
 use crate::device::gpu::launch;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{
     cross_entropy, expect_f32, expect_rows, expect_setting, one_block, put_slopes,
@@ -68,7 +68,7 @@ impl OneHotLoss {
         let (t, shape) = (l.scratch(0), l.shape(0));
         let [n, c, positives] =
             [shape.n(), shape.c(), positives(share, shape.n())].map(|d| (d as i32).into());
-        let grid = blocks_for(shape.elems(), THREADS as usize);
+        let grid = l.blocks_for(shape.elems(), THREADS as usize);
         l.launch("one_hot_labels", grid, THREADS, 0, [t.into(), l.x(0).into(), n, c, positives])?;
         Ok(t.into())
     }
@@ -132,7 +132,7 @@ impl Operator for OneHotLoss {
         let labels = self.launch_labels(l)?;
         l.launch(
             "one_hot_loss_bwd",
-            blocks_for(elems, THREADS as usize),
+            l.blocks_for(elems, THREADS as usize),
             THREADS,
             0,
             [

@@ -5,7 +5,8 @@ use crate::device::cpu::{channels, vectorised_by_width};
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
-use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels, sum_moments};
+use crate::ops::launch::channel_stats::sum_channel_stats;
+use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::operands::{Io, Operands, Write, put};
@@ -59,7 +60,7 @@ impl Operator for StatisticsLoss {
         let coefficients = if io.saves() { io.save(0) } else { io.scratch(1) };
         let (shift, rest) = coefficients.split_at_mut(c);
         let (slope, offset) = rest.split_at_mut(c);
-        channels::moments(u, c, io.scratch(0), shift, offset, slope);
+        channels::channel_stats(u, c, io.scratch(0), shift, offset, slope);
         let counts = |i: &usize| std[*i].f64() >= MIN_STD;
         let counted = (0..c).filter(counts).count().max(1) as f64;
         let per_element = 2.0 / (counted * (u.len() / c) as f64);
@@ -108,7 +109,7 @@ impl Operator for StatisticsLoss {
         let shape = l.shape(0);
         let (c, parts) = (shape.c() as i32, l.scratch(0));
         let coefficients = if l.saves() { l.saved(0) } else { l.scratch(1) };
-        let chunks = sum_moments(l, "statistics_loss_fwd_sums", parts, coefficients)?;
+        let chunks = sum_channel_stats(l, "statistics_loss_fwd_sums", parts, coefficients)?;
         let args = [coefficients.into(), parts.into(), pixels(shape), c.into(), (chunks as i32).into()];
         l.launch("statistics_loss_fwd_moments", fold_blocks(shape.c()), THREADS, 0, args)?;
         let args = [
@@ -126,7 +127,7 @@ impl Operator for StatisticsLoss {
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let Some((du, write)) = l.dx(0) else { return Ok(()) };
-        let (u, tiles) = (l.x(0), Tiles::pass(l.shape(0), l.x(0).elem));
+        let (u, tiles) = (l.x(0), Tiles::pass(l.target(), l.shape(0), l.x(0).elem));
         let name = instance("statistics_loss_bwd", u.elem, tiles.pack);
         let first = l.first_term().or((write == Write::Add).then_some(du));
         let args = [du.into(), first.into(), u.into(), l.saved(0).into(), l.dy0().into(), tiles.into()];
@@ -143,7 +144,7 @@ impl Operator for StatisticsLoss {
         Fusion { adds_first_term: true, reads_channel_stats: true, ..Fusion::default() }
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
-        signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(args[0].shape, target.map_dtype));
+        signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(target, args[0].shape));
     }
 }
 

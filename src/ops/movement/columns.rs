@@ -3,7 +3,7 @@
 use crate::device::gpu::launch;
 use crate::error::{Error, Result};
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::expect_f32;
 use crate::ops::operands::{Io, Write};
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
@@ -63,7 +63,7 @@ impl Operator for Columns {
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
         let (x, y) = (expect_f32("columns", "x", l.x(0))?, l.y(0));
         let [n, c, picks] = [l.shape(0).n(), l.shape(0).c(), self.index.len()].map(|d| (d as i32).into());
-        let grid = blocks_for(l.out_shape(0).elems(), THREADS as usize);
+        let grid = l.blocks_for(l.out_shape(0).elems(), THREADS as usize);
         l.launch("columns_fwd", grid, THREADS, 0, [y.into(), x.into(), self.table(), n, c, picks])
     }
 
@@ -73,7 +73,7 @@ impl Operator for Columns {
         let [n, c, picks] = [shape.n(), shape.c(), self.index.len()].map(|d| (d as i32).into());
         l.launch(
             "columns_bwd",
-            blocks_for(shape.elems(), THREADS as usize),
+            l.blocks_for(shape.elems(), THREADS as usize),
             THREADS,
             0,
             [dx.into(), l.dy0().into(), self.table(), n, c, picks, write.into()],

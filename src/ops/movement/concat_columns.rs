@@ -3,7 +3,7 @@
 use crate::device::gpu::launch;
 use crate::error::{Error, Result};
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{DeviceTensor, THREADS, blocks_for};
+use crate::ops::launch::launches::{DeviceTensor, THREADS};
 use crate::ops::losses::common::expect_f32;
 use crate::ops::operands::{Io, Write, put};
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
@@ -90,7 +90,7 @@ fn launch_parts(
 ) -> Result<()> {
     let shape = l.out_shape(0);
     let [count, n, width] = [parts.len(), shape.n(), shape.c()].map(|d| launch::KernelArg::from(d as i32));
-    let grid = blocks_for(shape.elems(), THREADS as usize);
+    let grid = l.blocks_for(shape.elems(), THREADS as usize);
     l.launch(kernel, grid, THREADS, 0, [whole.into(), launch::KernelArg::table(parts), count, n, width])
 }
 

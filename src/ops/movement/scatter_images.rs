@@ -3,7 +3,7 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_setting};
 use crate::ops::operands::{Io, Operands};
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
@@ -52,7 +52,7 @@ impl Operator for ScatterImages {
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
         let (bank, x) = (expect_f32("scatter_images", "bank", l.x(0))?, l.x(1));
         let [m, n, image] = [l.shape(0).n(), l.shape(1).n(), l.shape(0).per_sample()].map(|d| d as i64);
-        let grid = blocks_for(l.shape(1).elems(), 4 * THREADS as usize);
+        let grid = l.blocks_for(l.shape(1).elems(), 4 * THREADS as usize);
         let args = [bank.into(), x.into(), m.into(), n.into(), image.into(), l.step()];
         l.launch(format!("scatter_images<{}>", x.elem), grid, THREADS, 0, args)
     }

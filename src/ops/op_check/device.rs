@@ -69,16 +69,19 @@ struct Storage {
 }
 
 fn storages(case: &Case, sig: &Signature) -> Vec<Storage> {
-    let storage = |maps: Elem, input: Elem| {
-        let target = Target::h200(maps);
+    let storage = |map_dtype: Elem, input: Elem| {
+        let target = Target::h200(map_dtype);
         let inputs: Vec<Elem> = case
             .inputs
             .iter()
             .enumerate()
             .map(|(i, (s, _))| if s.h() * s.w() > 1 && !is_f32(&case.op, i) { input } else { Elem::F32 })
             .collect();
-        let outputs =
-            sig.outputs.iter().map(|s| fusion(case, sig, &target).output_elem(*s, &inputs, maps)).collect();
+        let outputs = sig
+            .outputs
+            .iter()
+            .map(|s| fusion(case, sig, &target).output_elem(*s, &inputs, map_dtype))
+            .collect();
         Storage { target, inputs, outputs }
     };
     let mut all = vec![storage(Elem::F32, Elem::F32), storage(Elem::Bf16, Elem::Bf16)];
@@ -445,7 +448,7 @@ pub fn check_bf16_copies(op: impl Into<Op>, group: usize) {
         let parameters: Vec<Slot> = slots.into_iter().step_by(group).collect();
         for (seen, p) in seen.iter().zip(&parameters) {
             let (one, count) = (launch::KernelArg::from(1i64), launch::KernelArg::from(p.bytes as i64 / 4));
-            let (to, from) = (launch::KernelArg::Slot(*seen), launch::KernelArg::Shadow(*p));
+            let (to, from) = (launch::KernelArg::Slot(*seen), launch::KernelArg::Bf16Copy(*p));
             l.launch("scatter_images<bf16>", 1, 32, 0, [to, from, one.clone(), one, count, l.step()])
                 .unwrap();
         }

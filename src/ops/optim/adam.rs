@@ -3,9 +3,10 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::vectorised;
 use crate::device::gpu::launch;
+use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_setting};
 use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
@@ -54,12 +55,12 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    pub fn of(elems: impl Iterator<Item = usize>) -> Self {
+    pub fn of(elems: impl Iterator<Item = usize>, target: &Target) -> Self {
         let rows = elems.enumerate().flat_map(|(tensor, elems)| {
             (0..elems).step_by(CHUNK).map(move |first| [(tensor as i64).into(), (first as i64).into()])
         });
         let rows: Vec<[launch::KernelArg; 2]> = rows.collect();
-        let (count, grid) = (rows.len() as i32, blocks_for(rows.len(), 1));
+        let (count, grid) = (rows.len() as i32, target.blocks_for(rows.len(), 1));
         Chunks {
             table: launch::KernelArg::table(rows),
             count: count.into(),
@@ -129,10 +130,11 @@ impl Operator for Adam {
         let row = |i: usize| -> Result<[launch::KernelArg; 6]> {
             let g = expect_f32("adam", "g", l.x(i + 1))?;
             let [p, g, m, v] = [l.x(i), g, l.x(i + 2), l.x(i + 3)].map(launch::KernelArg::from);
-            Ok([p, g, m, v, l.shadow_of_state(i).into(), (l.shape(i).elems() as i64).into()])
+            Ok([p, g, m, v, l.bf16_copy_of_state(i).into(), (l.shape(i).elems() as i64).into()])
         };
         let tensors = (0..l.inputs()).step_by(4).map(row).collect::<Result<_>>()?;
-        let chunks = Chunks::of((0..l.inputs()).step_by(4).map(|i| l.shape(i).elems()));
+        let elements = (0..l.inputs()).step_by(4).map(|i| l.shape(i).elems());
+        let chunks = Chunks::of(elements, l.target());
         let dims = AdamDims { beta1, beta2, eps, weight_decay };
         l.launch(
             "adam",

@@ -70,10 +70,11 @@ impl Operator for Sgd {
         let row = |i: usize| -> Result<[launch::KernelArg; 5]> {
             let [p, g, m] =
                 [l.x(i), expect_f32("sgd", "g", l.x(i + 1))?, l.x(i + 2)].map(launch::KernelArg::from);
-            Ok([p, g, m, l.shadow_of_state(i).into(), (l.shape(i).elems() as i64).into()])
+            Ok([p, g, m, l.bf16_copy_of_state(i).into(), (l.shape(i).elems() as i64).into()])
         };
         let tensors = (0..l.inputs()).step_by(3).map(row).collect::<Result<_>>()?;
-        let chunks = Chunks::of((0..l.inputs()).step_by(3).map(|i| l.shape(i).elems()));
+        let elements = (0..l.inputs()).step_by(3).map(|i| l.shape(i).elems());
+        let chunks = Chunks::of(elements, l.target());
         let [momentum, weight_decay] =
             [self.momentum as f32, self.weight_decay as f32].map(launch::KernelArg::from);
         l.launch(

@@ -4,7 +4,6 @@ use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::{Draws, below};
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::blocks_for;
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
@@ -65,7 +64,7 @@ impl Operator for DrawLabels {
         let DrawLabels { n, labels, min, max, stream } = *self;
         let [rows, labels, min, max] = [n, labels, min, max].map(|d| (d as i32).into());
         let args = [l.y(0).into(), rows, labels, min, max, l.step(), stream.into()];
-        l.launch("draw_labels", blocks_for(n, 64), 64, 0, args)
+        l.launch("draw_labels", l.blocks_for(n, 64), 64, 0, args)
     }
 
     fn launch_backward(&self, _: &mut Launches) -> Result<()> {

@@ -4,7 +4,7 @@ use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::Draws;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{THREADS, blocks_for};
+use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
@@ -73,7 +73,7 @@ impl Operator for Noise {
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
         let (y, step, elems) = (l.y(0), l.step(), self.shape.elems());
-        let grid = blocks_for(elems, 4 * THREADS as usize);
+        let grid = l.blocks_for(elems, 4 * THREADS as usize);
         let (elems, stream) = (elems as i64, self.stream);
         match self.kind {
             NoiseKind::Normal => {

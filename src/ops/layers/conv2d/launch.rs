@@ -167,7 +167,7 @@ pub fn fold_moments(
 
 /// The filter in the type of the map that it meets.
 fn filter(l: &Launches, map: DeviceTensor) -> DeviceTensor {
-    if map.elem == Elem::Bf16 && l.x(1).elem == Elem::F32 { l.shadow(1) } else { l.x(1) }
+    if map.elem == Elem::Bf16 && l.x(1).elem == Elem::F32 { l.bf16_copy(1) } else { l.x(1) }
 }
 
 pub(super) fn extents(op: &Conv2d, args: &[OperandInfo], map_dtype: Elem, signature: &mut Signature) {
@@ -204,7 +204,7 @@ pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
         Some(a) => (map(a.y), Some(y), a.mask.map(map), a.residual.map(map), a.slope),
         None => (y, None, mask, residual, slope(op)),
     };
-    let io = KernelArg::member(
+    let io = KernelArg::group_of_one(
         "Conv2dForward",
         [
             out.into(),
@@ -304,7 +304,7 @@ fn input_gradient(
     let w = filter(l, dz);
     l.expect_same("w", dz, w)?;
     let io = [dx.into(), dz.into(), w.into(), gate.map(|g| g.mask).into()];
-    let io = KernelArg::member("Conv2dInputGradient", io);
+    let io = KernelArg::group_of_one("Conv2dInputGradient", io);
     let slope = gate.map_or(0.0, |g| g.slope);
     if let Some(product) = Product::input_gradient(d, dx.elem) {
         let args = [product.maps(dz, w), io, d.value()?, write.into(), slope.into()];

@@ -1,9 +1,9 @@
 //! 2-D convolution with everything that follows it in a network fused behind it.
 
-use crate::device::cpu::channels::{add, with_width};
+use crate::device::cpu::channels::add;
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Indices, Rows, Split, even_grain, for_parts};
-use crate::device::cpu::{scratch, vectorised};
+use crate::device::cpu::{scratch, vectorised, with_width};
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::{ActMask, Fusion};

@@ -2,7 +2,7 @@
 
 use super::Dims;
 use crate::device::gpu::Kernel;
-use crate::device::gpu::launch::{self, KernelArg, Way};
+use crate::device::gpu::launch::{self, Candidate, KernelArg};
 use crate::device::gpu::tensor_map::{Boxes, TensorMap};
 use crate::error::Result;
 use crate::ops::launch::launches::DeviceTensor;
@@ -99,14 +99,14 @@ impl Product {
     }
 
     /// The tiles that waste no half of their columns, as ways to launch `name`; the one abreast leaves no moments.
-    pub fn ways(&self, name: &str, leaves_moments: bool) -> Result<Vec<Way>> {
+    pub fn ways(&self, name: &str, leaves_moments: bool) -> Result<Vec<Candidate>> {
         let slabs = self.d.r * self.d.s * self.inner / SLAB;
         let fits = |t: &&Tile| t.columns < 2 * self.columns && (t.in_turns || !leaves_moments);
         TILES
             .iter()
             .filter(fits)
             .map(|t| {
-                Ok(Way {
+                Ok(Candidate {
                     kernel: Kernel::find(&format!("{name}{}<{}, {}>", t.suffix, t.rows, t.columns))?,
                     block: t.threads,
                     shared: t.shared_bytes(),
@@ -163,6 +163,7 @@ impl Product {
 mod tests {
     use super::*;
     use crate::device::gpu::launch::Launch;
+    use crate::device::gpu::pointer::Pointer;
     use crate::device::{Slot, Space};
 
     fn dims(n: usize, size: usize, [c, k]: [usize; 2], taps: usize, stride: usize) -> Dims {
@@ -176,7 +177,7 @@ mod tests {
         let ways =
             product.ways(if product.is_gradient { "conv2d_dgrad_wgmma" } else { "conv2d_fwd_wgmma" }, false);
         let ways = ways.unwrap();
-        let cycles = |w: &&Way| (w.tiles * members).div_ceil(launch::MULTIPROCESSORS) * w.cycles;
+        let cycles = |w: &&Candidate| (w.tiles * members).div_ceil(launch::MULTIPROCESSORS) * w.cycles;
         let best = ways.iter().min_by_key(cycles).unwrap();
         (best.box_rows, best.tiles)
     }
@@ -208,7 +209,7 @@ mod tests {
         let product = Product::forward(&d, Elem::Bf16).unwrap();
         let tensor = |i: usize| {
             let slot = Slot { space: Space::Arena, offset: i << 24, bytes: 1 << 24 };
-            DeviceTensor { slot, elem: Elem::Bf16, is_shadow: false }
+            DeviceTensor { slot, elem: Elem::Bf16, is_bf16_copy: false }
         };
         let of = |i: usize| {
             let [y, x, w] = [0, 1, 2].map(|j| tensor(3 * i + j));
@@ -216,7 +217,7 @@ mod tests {
             let io = [y.into(), null(), null(), x.into(), w.into(), null(), null(), null()];
             let args = vec![
                 product.maps(x, w),
-                KernelArg::member("Conv2dForward", io),
+                KernelArg::group_of_one("Conv2dForward", io),
                 d.value().unwrap(),
                 0.0f32.into(),
             ];
@@ -228,12 +229,11 @@ mod tests {
         assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma<128, 128>", [100, 1, 1]));
         assert!(launch.join(&of(1)));
         assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma_abreast<192, 256>", [68, 1, 1]));
-        assert_eq!(launch.members(), 2);
+        assert_eq!(launch.group_size(), 2);
         assert!(!launch.join(&of(1)), "two members that write to one place");
         let KernelArg::TensorMaps(maps) = &launch.args[0] else { panic!("no maps") };
-        let tensors: Vec<&KernelArg> = maps.iter().map(|m| &m.tensor).collect();
-        let expected: [KernelArg; 4] = [1, 4, 2, 5].map(|i| tensor(i).into());
-        assert_eq!(tensors, expected.iter().collect::<Vec<_>>());
+        let tensors: Vec<Pointer> = maps.iter().map(|m| m.tensor).collect();
+        assert_eq!(tensors, [1, 4, 2, 5].map(|i| tensor(i).into()));
         let pixels = |m: &TensorMap| if let Boxes::Im2col { pixels, .. } = m.boxes { pixels } else { 0 };
         assert_eq!([pixels(&maps[0]), pixels(&maps[1])], [192; 2]);
     }
@@ -243,7 +243,7 @@ mod tests {
     fn the_gates_reach_every_tile() {
         let kernel = |product: Option<Product>, name: &str| {
             let ways = product.unwrap().ways(name, false).unwrap();
-            let cycles = |w: &&Way| w.tiles.div_ceil(2) * w.cycles;
+            let cycles = |w: &&Candidate| w.tiles.div_ceil(2) * w.cycles;
             ways.iter().min_by_key(cycles).unwrap().kernel.name
         };
         let both = |d: &Dims| {

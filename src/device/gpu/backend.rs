@@ -1,0 +1,169 @@
+//! A machine that runs kernels, whichever it is.
+
+use super::block::{Address, Block};
+use super::cuda;
+use super::emu::Emu;
+use super::launch::{KernelArg, Launch, Prepared};
+use super::target::Target;
+use super::tensor_map::{Encoded, TensorMap};
+use crate::device::step_state::StepState;
+use crate::error::{Error, Result};
+use crate::tensor::Elem;
+use std::time::Instant;
+
+/// A machine that runs kernels. Work runs in the order in which it is launched.
+pub enum Gpu {
+    /// A CUDA device.
+    Cuda(cuda::Cuda),
+    /// The emulator on the CPU.
+    Emu(Emu),
+}
+
+/// A point after everything that was launched before it, on the device's clock.
+pub enum Mark {
+    /// An event in the CUDA device's stream.
+    Cuda(cuda::Mark),
+    /// The time at which the emulator finished.
+    Emu(Instant),
+}
+
+impl Mark {
+    /// Milliseconds from an earlier mark to this one. Waits until the device has reached both.
+    ///
+    /// Errors: marks of different machines, a kernel that failed.
+    pub fn ms_since(&self, earlier: &Mark) -> Result<f32> {
+        match (self, earlier) {
+            (Mark::Cuda(later), Mark::Cuda(earlier)) => later.ms_since(earlier),
+            (Mark::Emu(later), Mark::Emu(earlier)) => Ok((*later - *earlier).as_secs_f32() * 1e3),
+            _ => Err(Error::Run("two marks of different machines".into())),
+        }
+    }
+}
+
+impl Gpu {
+    /// The device's name for people, such as `NVIDIA H200 (compute capability 9.0, driver for CUDA 13.0)`.
+    pub fn name(&self) -> String {
+        match self {
+            Gpu::Cuda(d) => d.name(),
+            Gpu::Emu(e) => e.name(),
+        }
+    }
+    /// The limits that plans for this machine are made for, with feature maps stored as `map_dtype`. The emulator has an
+    /// H200's.
+    pub fn target(&self, map_dtype: Elem) -> Target {
+        match self {
+            Gpu::Cuda(d) => d.target(map_dtype),
+            Gpu::Emu(_) => Target::h200(map_dtype),
+        }
+    }
+    /// Allocates memory, whose content is undefined.
+    ///
+    /// Errors: out of memory, with the bytes asked for and the bytes free.
+    pub fn allocate(&self, bytes: usize) -> Result<Block> {
+        match self {
+            Gpu::Cuda(d) => d.allocate(bytes),
+            Gpu::Emu(e) => e.allocate(bytes),
+        }
+    }
+    /// Free and total bytes.
+    ///
+    /// Errors: the driver's.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        match self {
+            Gpu::Cuda(d) => d.memory(),
+            Gpu::Emu(e) => Ok(e.memory()),
+        }
+    }
+    /// Copies `bytes` to the device, `offset` bytes into a block, and waits for the copy.
+    ///
+    /// Errors: the driver's, among them the failure of an earlier kernel.
+    pub fn upload(&self, to: &Block, offset: usize, bytes: &[u8]) -> Result<()> {
+        assert!(offset + bytes.len() <= to.bytes, "upload past the end of a block");
+        match self {
+            Gpu::Cuda(d) => d.upload(to.address + offset as u64, bytes),
+            Gpu::Emu(e) => e.upload(to.address + offset as u64, bytes),
+        }
+    }
+    /// Copies a step's state to the start of a block without waiting.
+    ///
+    /// Errors: as [`Gpu::upload`].
+    pub fn send(&self, to: &Block, state: &StepState) -> Result<()> {
+        match self {
+            Gpu::Cuda(d) => d.send(to.address, state),
+            Gpu::Emu(e) => e.upload(to.address, bytemuck::bytes_of(state)),
+        }
+    }
+    /// Copies from the device, `offset` bytes into a block, after everything that was launched before.
+    ///
+    /// Errors: as [`Gpu::upload`].
+    pub fn download(&self, from: &Block, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        assert!(offset + bytes.len() <= from.bytes, "download past the end of a block");
+        match self {
+            Gpu::Cuda(d) => d.download(from.address + offset as u64, bytes),
+            Gpu::Emu(e) => e.download(from.address + offset as u64, bytes),
+        }
+    }
+    /// Encodes a tensor map of a tensor at `address` in the machine's own format.
+    ///
+    /// Errors: those of [`TensorMap::check`].
+    pub fn encode(&self, map: &TensorMap, address: Address) -> Result<Encoded> {
+        map.check(address)?;
+        match self {
+            Gpu::Cuda(d) => d.encode(map, address),
+            Gpu::Emu(_) => Ok(map.emulated(address)),
+        }
+    }
+    /// Gives a launch its addresses, which `address` returns for each argument that is one. `label` says in errors what
+    /// the launch is for.
+    ///
+    /// Errors: those of `address` and of [`Gpu::encode`].
+    pub fn prepare(
+        &self,
+        launch: &Launch,
+        label: String,
+        address: &mut impl FnMut(&KernelArg) -> Result<Address>,
+    ) -> Result<Prepared> {
+        Prepared::new(launch, label, &|map, at| self.encode(map, at), address)
+    }
+    /// Starts a kernel after everything that was launched before.
+    ///
+    /// Errors: out of memory; a launch that the device refuses; the emulator's findings.
+    pub fn launch(&self, p: &Prepared) -> Result<()> {
+        match self {
+            Gpu::Cuda(d) => d.launch(p),
+            Gpu::Emu(e) => e.launch(p),
+        }
+    }
+    /// Runs a kernel after everything that was launched before, waits for it, and returns its milliseconds: between two
+    /// events around it on a CUDA device, by the host's clock on the emulator.
+    ///
+    /// Errors: as [`Gpu::launch`].
+    pub fn time(&self, p: &Prepared) -> Result<f32> {
+        match self {
+            Gpu::Cuda(d) => d.time(|| d.launch(p)),
+            Gpu::Emu(e) => {
+                let start = Instant::now();
+                e.launch(p)?;
+                Ok(start.elapsed().as_secs_f32() * 1e3)
+            }
+        }
+    }
+    /// Marks the point after everything that was launched before. The emulator has finished it by then.
+    ///
+    /// Errors: the driver's.
+    pub fn mark(&self) -> Result<Mark> {
+        match self {
+            Gpu::Cuda(d) => d.mark().map(Mark::Cuda),
+            Gpu::Emu(_) => Ok(Mark::Emu(Instant::now())),
+        }
+    }
+    /// Waits for everything that was launched.
+    ///
+    /// Errors: a kernel that failed.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Gpu::Cuda(d) => d.synchronize(),
+            Gpu::Emu(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! An open CUDA device and its memory.
+
+use super::driver::{Found, LEAST_CAPABILITY, check, claim_context, devices, enter};
+use super::pinned::Pinned;
+use crate::device::gpu::block::{Address, Block};
+use crate::device::gpu::kernel::is_compiled_for;
+use crate::device::gpu::target::Target;
+use crate::error::{Error, Result};
+use crate::tensor::Elem;
+use cudarc::driver::sys::*;
+
+/// One CUDA device and the stream on which all work runs.
+pub struct Cuda {
+    pub(super) found: Found,
+    /// The CUDA version that the driver supports, `13000` for 13.0.
+    pub(super) driver: i32,
+    pub(super) stream: CUstream,
+    pub(super) states: Pinned,
+}
+
+// SAFETY: handles of the driver may be used from any thread on which the context is current (`enter`).
+unsafe impl Send for Cuda {}
+// SAFETY: as above; the only state that changes is the counter of `Pinned`, which is atomic.
+unsafe impl Sync for Cuda {}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if enter().is_ok() {
+            // SAFETY: created by `open`, destroyed once; the driver lets work on the stream finish.
+            unsafe { cuStreamDestroy_v2(self.stream) };
+        }
+    }
+}
+
+impl Cuda {
+    /// Opens the driver's device `index`.
+    ///
+    /// Errors: no driver, no such device, a device or driver too old for the kernels.
+    pub fn open(index: usize) -> Result<Cuda> {
+        let (driver, found) = devices()?;
+        let Some(device) = found.get(index) else {
+            return Err(Error::NoDevice(format!(
+                "the driver has {} device{}",
+                found.len(),
+                if found.len() == 1 { "" } else { "s" }
+            )));
+        };
+        if device.capability < LEAST_CAPABILITY {
+            return Err(Error::NoDevice(format!(
+                "{} has compute capability {}.{}; the kernels need 8.0 (bf16 tensor cores)",
+                device.name, device.capability.0, device.capability.1
+            )));
+        }
+        let (mut handle, mut context, mut stream) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the driver is initialised (`devices`), pointers are to live locals.
+        unsafe {
+            check(cuDeviceGet(&mut handle, index as i32), "cuDeviceGet")?;
+            check(cuDevicePrimaryCtxRetain(&mut context, handle), "cuDevicePrimaryCtxRetain")?;
+            claim_context(context)?;
+            check(cuCtxSetCurrent(context), "cuCtxSetCurrent")?;
+            let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            check(cuStreamCreate(&mut stream, flags), "cuStreamCreate")?;
+        }
+        Ok(Cuda { found: device.clone(), driver, stream, states: Pinned::new()? })
+    }
+
+    /// The device's name, compute capability and driver.
+    pub fn name(&self) -> String {
+        let (major, minor) = self.found.capability;
+        let version = format!("{}.{}", self.driver / 1000, self.driver % 1000 / 10);
+        format!("{} (compute capability {major}.{minor}, driver for CUDA {version})", self.found.name)
+    }
+
+    /// The limits that plans for this device are made for, with feature maps stored as `map_dtype`.
+    pub fn target(&self, map_dtype: Elem) -> Target {
+        let Found { capability, multiprocessors, shared_bytes, .. } = self.found;
+        Target::new(capability, multiprocessors, shared_bytes, is_compiled_for("sm_90a"), map_dtype)
+    }
+
+    /// Free and total bytes of device memory.
+    ///
+    /// Errors: the driver's.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: pointers to live locals.
+        check(unsafe { cuMemGetInfo_v2(&mut free, &mut total) }, "cuMemGetInfo")?;
+        Ok((free, total))
+    }
+
+    /// Allocates device memory, whose content is undefined.
+    ///
+    /// Errors: out of memory, with the bytes asked for and the bytes free.
+    pub fn allocate(&self, bytes: usize) -> Result<Block> {
+        enter()?;
+        let mut address = 0;
+        // SAFETY: `address` is a live local; the block is freed once, by `Block`.
+        let result = unsafe { cuMemAlloc_v2(&mut address, bytes.max(1)) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.memory()?;
+            let mb = |b: usize| b as f64 / 1e6;
+            return Err(Error::OutOfMemory(format!(
+                "{}: {:.0} MB more are needed, {:.0} of {:.0} MB are free",
+                self.found.name,
+                mb(bytes),
+                mb(free),
+                mb(total)
+            )));
+        }
+        check(result, "cuMemAlloc")?;
+        fn free(address: Address, _: usize) {
+            if enter().is_ok() {
+                // SAFETY: allocated by `cuMemAlloc`, freed once by `Block`.
+                unsafe { cuMemFree_v2(address) };
+            }
+        }
+        Ok(Block { address, bytes, free })
+    }
+}

@@ -1,0 +1,17 @@
+//! A CUDA device through its driver.
+
+mod compile;
+mod copies;
+mod device;
+mod driver;
+mod launches;
+mod modules;
+mod pinned;
+mod profiling;
+mod tensor_maps;
+
+pub use compile::cache_folder;
+pub use device::Cuda;
+pub use driver::{Found, LEAST_CAPABILITY, devices};
+pub use launches::Graph;
+pub use profiling::Mark;

@@ -1,0 +1,38 @@
+//! The choice between several kernels that can do the same launch with persistent blocks.
+
+use crate::device::gpu::kernel::Kernel;
+
+/// A kernel that can do a launch, with its geometry. Its blocks are persistent: each takes tile after tile.
+#[derive(Clone)]
+pub struct Candidate {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// Tiles of one member of the group.
+    pub tiles: usize,
+    /// Cycles that a multiprocessor spends on a tile, roughly.
+    pub cycles: usize,
+    /// Rows or windows in a box of the first operand's tensor maps.
+    pub box_rows: u32,
+}
+
+/// The kernels that can do a launch on so many multiprocessors. The fastest depends on the size of the group: tiles are
+/// computed in rounds of one for each multiprocessor, and the last round is seldom full.
+#[derive(Clone)]
+pub(super) struct Candidates {
+    pub(super) all: Vec<Candidate>,
+    pub(super) multiprocessors: usize,
+}
+
+impl Candidates {
+    /// The fastest for a group of this size, the first of several equally fast ones, and its blocks: one for each
+    /// multiprocessor, or for each tile where there are fewer.
+    pub(super) fn choose(&self, group_size: usize) -> Option<(&Candidate, u32)> {
+        let tiles = |c: &Candidate| c.tiles * group_size;
+        let fastest = self.all.iter().min_by_key(|c| tiles(c).div_ceil(self.multiprocessors) * c.cycles)?;
+        Some((fastest, tiles(fastest).min(self.multiprocessors) as u32))
+    }
+}

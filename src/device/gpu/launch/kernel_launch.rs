@@ -1,0 +1,115 @@
+//! One launch: a kernel with everything but addresses.
+
+use super::arg::KernelArg;
+use super::candidates::{Candidate, Candidates};
+use crate::device::gpu::kernel::Kernel;
+use crate::device::memory::Slot;
+use crate::error::{Error, Result};
+
+/// Threads of a block, unless a kernel has a reason for another number: eight warps hide a load's latency, and four such
+/// blocks fit a multiprocessor even at 64 registers a thread.
+pub const THREADS: u32 = 256;
+
+/// Most blocks of a grid in each dimension, on every device.
+const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
+
+/// A kernel with everything but addresses.
+#[derive(Clone)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// One for each parameter of the kernel.
+    pub args: Vec<KernelArg>,
+    /// What kernel and geometry are chosen from, again after each member that joins the group.
+    pub(super) candidates: Option<Candidates>,
+}
+
+impl Launch {
+    /// A launch of a kernel by its name.
+    ///
+    /// Errors: no such kernel, arguments that it does not take, a geometry that no device can launch. Shared memory
+    /// depends on the device: see [`Launch::expect_shared_at_most`].
+    pub fn new(name: &str, grid: [u32; 3], block: u32, shared: u32, args: Vec<KernelArg>) -> Result<Launch> {
+        let kernel = Kernel::find(name)?;
+        let wrong = |message: String| Error::Run(format!("{name}: {message}"));
+        if args.len() != kernel.parameters.len() {
+            return Err(wrong(format!("takes {} arguments, found {}", kernel.parameters.len(), args.len())));
+        }
+        for (i, (arg, parameter)) in args.iter().zip(kernel.parameters).enumerate() {
+            if !arg.fits(parameter) {
+                return Err(wrong(format!("argument {i}: expected {parameter:?}, found {arg:?}")));
+            }
+        }
+        let grid_fits = grid.iter().zip(MAX_GRID).all(|(g, most)| (1..=most).contains(g));
+        if !grid_fits || block == 0 || block > kernel.threads {
+            return Err(wrong(format!(
+                "cannot launch {grid:?} blocks of {block} threads (at most {MAX_GRID:?} and {})",
+                kernel.threads
+            )));
+        }
+        Ok(Launch { kernel, grid, block, shared, args, candidates: None })
+    }
+    /// A launch of the fastest of several kernels that take the same arguments, with one block for each multiprocessor.
+    ///
+    /// Errors: those of [`Launch::new`] for any candidate; no candidate.
+    pub fn by_fastest(all: Vec<Candidate>, multiprocessors: usize, args: Vec<KernelArg>) -> Result<Launch> {
+        let mut launch = Err(Error::Run("no candidate kernel for this launch".into()));
+        for c in &all {
+            launch = Ok(Launch::new(c.kernel.name, [1, 1, 1], c.block, c.shared, args.clone())?);
+        }
+        let mut launch = launch?;
+        launch.candidates = Some(Candidates { all, multiprocessors });
+        launch.choose();
+        Ok(launch)
+    }
+    /// Takes the fastest candidate for the group as it is now; a launch without candidates stays as it is.
+    pub(super) fn choose(&mut self) {
+        let group_size = self.group_size();
+        let Some((fastest, blocks)) = self.candidates.as_ref().and_then(|c| c.choose(group_size)) else {
+            return;
+        };
+        let Candidate { kernel, block, shared, box_rows, .. } = *fastest;
+        (self.kernel, self.block, self.shared, self.grid) = (kernel, block, shared, [blocks, 1, 1]);
+        for arg in &mut self.args {
+            let KernelArg::TensorMaps(maps) = arg else { continue };
+            let first = maps.len() / 2;
+            maps[..first].iter_mut().for_each(|m| m.set_box_rows(box_rows));
+        }
+    }
+    /// Fails if the launch, or one of its candidates, needs more than `bytes` of dynamic shared memory for a block.
+    pub fn expect_shared_at_most(&self, bytes: u32) -> Result<()> {
+        let candidates = self.candidates.iter().flat_map(|c| &c.all).map(|c| (c.kernel.name, c.shared));
+        match candidates.chain([(self.kernel.name, self.shared)]).find(|(_, shared)| *shared > bytes) {
+            None => Ok(()),
+            Some((name, shared)) => Err(Error::Run(format!(
+                "{name}: a block needs {shared} bytes of shared memory, the device has {bytes}"
+            ))),
+        }
+    }
+    /// How many problems of equal sizes the launch solves at once.
+    pub fn group_size(&self) -> usize {
+        let size =
+            |a: &KernelArg| if let KernelArg::Group(_, members) = a { Some(members.len()) } else { None };
+        self.args.iter().find_map(size).unwrap_or(1)
+    }
+    /// The tensors that its arguments and tables point to, each once, and the bytes at that address: a bf16 copy has half
+    /// its tensor's.
+    pub fn operands(&self) -> Vec<(Slot, usize)> {
+        let mut found = Vec::new();
+        for arg in &self.args {
+            let cells: &[KernelArg] = if let KernelArg::Table(cells) = arg { cells } else { &[] };
+            for pointer in arg.pointers().chain(cells.iter().filter_map(KernelArg::pointer)) {
+                if !found.contains(&pointer) {
+                    found.push(pointer);
+                }
+            }
+        }
+        found.into_iter().map(|p| (p.slot(), p.bytes())).collect()
+    }
+}
