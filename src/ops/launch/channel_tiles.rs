@@ -2,9 +2,9 @@
 
 use crate::device::gpu::launch::{self, MULTIPROCESSORS};
 use crate::error::{Error, Result};
+use crate::ops::launch::channel_stats::fold_channel_stats;
 use crate::ops::launch::launches::DeviceTensor;
 use crate::ops::launch::launches::Launches;
-use crate::ops::layers::conv2d::fold_moments;
 use crate::ops::operands::Write;
 use crate::tensor::{Elem, Shape};
 
@@ -156,7 +156,7 @@ pub fn sum_moments(
 ) -> Result<usize> {
     let (x, shape) = (l.x(0), l.shape(0));
     if let Some(moments) = l.channel_stats() {
-        fold_moments(l, moments, parts, shift, [shape.elems() / shape.c(), shape.c()])?;
+        fold_channel_stats(l, moments, parts, shift, [shape.elems() / shape.c(), shape.c()])?;
         return Ok(1);
     }
     let tiles = Tiles::sums(shape, x.elem);

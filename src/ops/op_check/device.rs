@@ -69,8 +69,12 @@ struct Storage {
 }
 
 fn storages(case: &Case, sig: &Signature) -> Vec<Storage> {
+    case.targets.iter().flat_map(|target| storages_on(target, case, sig)).collect()
+}
+
+fn storages_on(target: &Target, case: &Case, sig: &Signature) -> Vec<Storage> {
     let storage = |maps: Elem, input: Elem| {
-        let target = Target::h200(maps);
+        let target = Target { map_dtype: maps, ..*target };
         let inputs: Vec<Elem> = case
             .inputs
             .iter()
