@@ -175,10 +175,10 @@ pub const RUNGS: [Rung; 10] = [
     rung("3 wide 128x256", "conv2d_rung3", [128, 256], 384, false),
     rung("4 tall 192x256", "conv2d_rung4", [192, 256], 512, false),
     rung("5 tall, staying", "conv2d_rung4", [192, 256], 512, true),
-    rung("6 turns 128x128", "conv2d_rung6", [128, 128], 384, true),
+    rung("6 pingpong 128x128", "conv2d_rung6", [128, 128], 384, true),
     production(
         "7 production 192x256",
-        ["conv2d_fwd_wgmma_abreast<192, 256>", "conv2d_dgrad_wgmma_abreast<192, 256>"],
+        ["conv2d_fwd_wgmma_cooperative<192, 256>", "conv2d_dgrad_wgmma_cooperative<192, 256>"],
         [192, 256],
         512,
     ),

@@ -6,7 +6,7 @@
 // parts [chunks][2][c], shift [c], x [pixels, c]
 template <class X, int n> KERNEL(256) batch_norm_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const X* RESTRICT x, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
-    moments_parts<n>(shift, parts, x, d, scratch);
+    store_stats_parts<n>(shift, parts, x, d, scratch);
 }
 INSTANCE(batch_norm_fwd_sums<float, 4>)
 INSTANCE(batch_norm_fwd_sums<float, 1>)
@@ -19,10 +19,10 @@ KERNEL(256) batch_norm_fwd_finish(float* RESTRICT coefficients, float* RESTRICT 
     SHARED(double, scratch, FOLD_SCRATCH);
     double sums[2];
     fold_parts(sums, parts, c, chunks, scratch);
-    if (!fold_speaks(c)) return;
+    if (!is_fold_leader(c)) return;
     const int i = fold_channel();
     float delta, var;
-    moments_of(delta, var, sums, pixels);
+    mean_and_variance(delta, var, sums, pixels);
     const float unbiased = (float)((double)pixels / ((double)pixels - 1.0));
     running_mean[i] += momentum * (coefficients[i] + delta - running_mean[i]);
     running_var[i] += momentum * (var * unbiased - running_var[i]);
@@ -133,7 +133,7 @@ KERNEL(256) batch_norm_bwd_finish(float* RESTRICT means, float* RESTRICT dgamma,
     SHARED(double, scratch, FOLD_SCRATCH);
     double sums[2];
     fold_parts(sums, parts, c, chunks, scratch);
-    if (!fold_speaks(c)) return;
+    if (!is_fold_leader(c)) return;
     const int i = fold_channel();
     if (dbeta) put(dbeta + i, (float)sums[0], add_beta);
     if (dgamma) put(dgamma + i, (float)sums[1], add_gamma);

@@ -1,26 +1,26 @@
-// Per-channel work on NHWC data: a thread keeps its channels and walks over pixels, so that coefficients stay in
-// registers (five floats a channel are ten times the 2 bytes of a bf16) and a sum over pixels needs one tree at the end.
+// Per-channel work on NHWC data: a thread keeps its channels and walks over pixels, so that coefficients stay in registers
+// (five floats per channel are ten times the 2 bytes of a bf16) and a sum over pixels needs one tree at the end.
 //
-// A block is `lanes` packs of n channels by `rows` pixels. Blocks cover (image, slab of channels) in x and chunks of
-// pixels in y; src/ops/launch/channel_tiles.rs chooses the numbers.
+// A block is `lanes` packs of n channels by `rows` pixels. Blocks cover (image, slab of channels) in x and chunks of pixels in
+// y; src/ops/launch/channel_tiles.rs chooses the numbers.
 #pragma once
 #include "lib/packs.cuh"
 
 // Mirrors `Tiles` of src/ops/launch/channel_tiles.rs.
 struct TilesDims {
-    i64 pixels;  // of an image; where images make no difference, of all
-    i64 chunk;   // pixels a block
-    int c;
-    int lanes;
-    int slabs;
-    int chunks;
+    i64 pixels;  // of one image, or of all images together where the op does not distinguish them
+    i64 chunk;   // pixels of a block
+    int c;       // channels
+    int lanes;   // packs of channels of a block, side by side
+    int slabs;   // blocks that share the channels of a pixel
+    int chunks;  // blocks that share the pixels of an image
 };
 static_assert(sizeof(TilesDims) == 32, "TilesDims must match Tiles of src/ops/launch/channel_tiles.rs");
 
-// Where a thread works: for (i64 at = t.first; at < t.last; at += t.step) visits the offsets of its channels in its pixels.
+// The elements of a thread: for (i64 at = t.first; at < t.last; at += t.step) visits the offsets of its channels in its pixels.
 template <int n> struct Tile {
     int lane, row, rows;
-    // First of n. A thread beyond the last channel has channel 0, no pixels, and `works` false.
+    // The first of n channels. A thread beyond the last channel has channel 0, no pixels, and `works` false.
     int channel;
     bool works;
     i64 first, last, step;
@@ -46,7 +46,8 @@ template <int n> struct Tile {
 // Floats of shared memory that `sum_rows` needs.
 template <int n> constexpr int ROWS_SCRATCH = 256 * n;
 
-// The sum of `v` over the block's rows, in every row: a tree whose shape the number of rows decides. All threads must call.
+// The sum of `v` over the block's rows, in every row: a tree whose shape depends on the number of rows alone. All threads must
+// call.
 template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& t) {
     const int threads = blockDim.x, me = threadIdx.x, lanes = threads / t.rows;
     UNROLL
@@ -66,15 +67,15 @@ template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& 
     sync_block();
 }
 
-// The mean over up to 32 pixels spread over x: near enough to the channel's mean that sums about it lose no digits, even
-// where the mean is many deviations away from zero. The odd step meets all columns of a power-of-two image.
+// The mean over up to 32 pixels spread over x: close enough to the channel's mean that sums about it lose no digits, even where
+// the mean is many standard deviations from zero. The step is odd, so that it meets all columns of a power-of-two image.
 template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const TilesDims& d, float* scratch, const Tile<n>& t) {
     const int count = d.pixels < 32 ? (int)d.pixels : 32;
     const i64 step = (d.pixels / count) | 1;
     Floats<n> sum = floats<n>(0.0f);
     for (int s = t.row; s < count; s += t.rows) {
         i64 pixel = s * step;
-        if (pixel >= d.pixels) pixel -= d.pixels;  // 31 (pixels / 32 + 1) is less than twice the pixels
+        if (pixel >= d.pixels) pixel -= d.pixels;  // at most once: 31 (pixels / 32 + 1) is less than twice the pixels
         const Floats<n> v = load_f32<n>(x + pixel * d.c + t.channel);
         UNROLL
         for (int i = 0; i < n; i++) sum.v[i] += v.v[i];
@@ -85,7 +86,7 @@ template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const T
     return sum;
 }
 
-// The two sums of this block's chunk into parts [chunks][2][c].
+// Stores the two sums of this block's chunk in parts [chunks][2][c].
 template <int n>
 DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second, const TilesDims& d, float* scratch, const Tile<n>& t) {
     sum_rows<n>(first, scratch, t);
@@ -95,10 +96,10 @@ DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second,
     store_f32<n>(parts + (i64)(2 * blockIdx.y + 1) * d.c + t.channel, second);
 }
 
-// Sums of x - shift and of its square over this block's chunk. Every block finds the same shift (32 pixels of x, from the
-// second-level cache after the first block), which saves a launch; chunk 0 leaves it in `shift` [c].
+// Sums of x - shift and of its square over this block's chunk, into parts [chunks][2][c]. Every block computes the same shift
+// (32 pixels of x, from the L2 after the first block), which saves a launch; the blocks of chunk 0 store it in `shift` [c].
 template <int n, class T>
-DEV void moments_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RESTRICT x, const TilesDims& d, float* scratch) {
+DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RESTRICT x, const TilesDims& d, float* scratch) {
     const Tile<n> t = Tile<n>::of(d);
     const Floats<n> about = sample_mean<n>(x, d, scratch, t);
     if (blockIdx.y == 0 && t.row == 0 && t.works) store_f32<n>(shift + t.channel, about);
@@ -115,16 +116,16 @@ DEV void moments_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RE
     store_parts<n>(parts, first, second, d, scratch, t);
 }
 
-// A block of 256 folds the parts of 8 channels, 32 threads a channel: at 528 chunks a thread reads 17 pairs, where a
-// thread alone would wait for 528.
+// A block of 256 threads folds the parts of 8 channels, 32 threads per channel: at 528 chunks a thread reads 17 pairs, where a
+// single thread would wait for 528.
 constexpr int FOLD_CHANNELS = 8, FOLD_SLICES = 32;
 constexpr int FOLD_SCRATCH = 2 * FOLD_CHANNELS * FOLD_SLICES;
 
 DEV int fold_channel() { return blockIdx.x * FOLD_CHANNELS + threadIdx.x % FOLD_CHANNELS; }
-// One thread of each channel has the word after the fold.
-DEV bool fold_speaks(int c) { return threadIdx.x < FOLD_CHANNELS && fold_channel() < c; }
+// One thread per channel owns the reduced result.
+DEV bool is_fold_leader(int c) { return threadIdx.x < FOLD_CHANNELS && fold_channel() < c; }
 
-// Both sums of `fold_channel()` over all chunks, in every thread. In double, which costs nothing here.
+// Both sums of `fold_channel()` over all chunks, in every thread. In double: a few numbers per channel cost nothing.
 DEV void fold_parts(double (&sums)[2], const float* RESTRICT parts, int c, int chunks, double* scratch) {
     const int channel = fold_channel(), me = threadIdx.x;
     sums[0] = sums[1] = 0.0;
@@ -149,15 +150,15 @@ DEV void fold_parts(double (&sums)[2], const float* RESTRICT parts, int c, int c
     sums[1] = scratch[second + me % FOLD_CHANNELS];
 }
 
-// Mean and biased variance from the sums about a shift; the mean as its distance from the shift. A variance of NaN is 0,
-// as on the host, where the mean says that the channel diverged.
-DEV void moments_of(float& delta, float& var, const double (&sums)[2], i64 pixels) {
+// Mean (as its distance from the shift) and biased variance from the sums about a shift. A variance of NaN becomes 0, as on the
+// CPU; the mean still shows that the channel diverged.
+DEV void mean_and_variance(float& delta, float& var, const double (&sums)[2], i64 pixels) {
     const double mean = sums[0] / (double)pixels, square = sums[1] / (double)pixels - mean * mean;
     delta = (float)mean;
     var = square > 0.0 ? (float)square : 0.0f;
 }
 
-// The sum of x over the tile's pixels, in every row.
+// The sum of x over the tile's pixels, in every row of threads.
 template <int n, class T> DEV Floats<n> sum_tile(const T* RESTRICT x, float* scratch, const Tile<n>& t) {
     Floats<n> sum = floats<n>(0.0f);
     for (i64 at = t.first; at < t.last; at += t.step) {

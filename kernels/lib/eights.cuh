@@ -1,11 +1,12 @@
-// Eight neighbouring channels of a pixel at a time: 16 bytes of bf16, and a whole byte of an activation's mask.
+// Eight neighbouring channels of a pixel at a time: 16 bytes of bf16, and a whole byte of an activation mask.
 #pragma once
 #include "lib/dev.cuh"
 
-// Elements of 16 bytes, the unit of every copy.
+// Elements in 16 bytes, the unit of every copy.
 template <class T> constexpr int CHUNK = 16 / (int)sizeof(T);
 
-// Eight neighbours, or the `count` of them that exist; `aligned`: the address is a multiple of 16 bytes and all eight exist.
+// Loads eight neighbours, or the `count` of them that exist (the others are 0). `aligned` promises that the address is a multiple
+// of 16 bytes and that all eight exist.
 template <class T> DEV void load_eight(float (&v)[8], const T* from, int count, bool aligned) {
     if (aligned) {
         UNROLL
@@ -35,7 +36,8 @@ template <class T> DEV void store_eight(T* to, const float (&v)[8], int count, b
         if (i < count) to[i] = from_f32<T>(v[i]);
     }
 }
-// Eight gradients: the first writer stores, later ones add; the last multiplies the sum by `slope` where its bit is 0.
+// Writes eight gradients: added to what is there if `add`, then multiplied by `slope` where the bit is 0 (the last writer of a
+// gradient applies the activation mask).
 template <class T>
 DEV void put_eight(T* to, const float (&v)[8], int count, bool aligned, int add, u32 bits = 0xffu, float slope = 0.0f) {
     float sum[8] = {};

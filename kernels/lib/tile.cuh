@@ -1,24 +1,26 @@
-// A block's tile of a matrix product: operands come slab by slab through a pipeline of asynchronous copies, sums stay in
-// registers and leave through shared memory. bf16 multiplies on tensor cores, float with fmaf; both move the same bytes.
+// A block's tile of a matrix product, for compute capability 8.0 and later: operands arrive slab by slab through a pipeline of
+// asynchronous copies, the sums stay in registers and are stored through shared memory. bf16 is multiplied by tensor cores
+// (mma.sync), float by fmaf; a slab has the same bytes in both.
 #pragma once
 #include "lib/eights.cuh"
 #include "lib/mma.cuh"
 
 constexpr int TILE_THREADS = 256;
-// Slabs in flight. Three of 128 + 128 rows are 108 KB, so two blocks share an SM's 228 KB; a fourth would leave one.
+// Slabs in flight. Mirrors STAGES of src/ops/layers/conv2d/launch.rs. Three of 128 + 128 rows are 108 KB, so that two blocks
+// share the 228 KB of a multiprocessor; with a fourth, only one block would fit.
 constexpr int TILE_STAGES = 3;
 // Elements of the inner dimension in a slab: 128 bytes, so that eight threads copy a whole cache line.
 template <class T> constexpr int SLAB = 128 / (int)sizeof(T);
 
-// How an operand's slab lies in shared memory: [len][SLAB] if the inner dimension is contiguous (`inner`), else [SLAB][len].
-// A row is padded by 16 bytes to an odd number of chunks: eight rows below each other then lie in eight different groups of
-// four banks, which is what ldmatrix and 16-byte loads need to be free of conflicts.
+// The layout of an operand's slab in shared memory: [len][SLAB] if the inner dimension is contiguous (`inner`), else
+// [SLAB][len]. A row is padded by 16 bytes to an odd number of chunks: eight rows below each other are then in eight different
+// groups of four banks, as ldmatrix and 16-byte loads need to be free of bank conflicts.
 template <class T, int len, bool inner> struct Slab {
     static constexpr int ROWS = inner ? len : SLAB<T>;
     static constexpr int COLUMNS = inner ? SLAB<T> : len;
     static constexpr int PITCH = COLUMNS + CHUNK<T>;
     static constexpr int ELEMS = ROWS * PITCH;
-    // A thread copies one column of chunks: rows `row()`, `row() + STEP`, ..., COPIES of them.
+    // A thread copies one column of chunks: rows row(), row() + STEP, ..., COPIES in all.
     static constexpr int CHUNKS = COLUMNS / CHUNK<T>;
     static constexpr int STEP = TILE_THREADS / CHUNKS;
     static constexpr int COPIES = ROWS / STEP;
@@ -29,10 +31,10 @@ template <class T, int len, bool inner> struct Slab {
     DEV static T* at(T* slab, int copy) { return slab + (row() + copy * STEP) * PITCH + column(); }
 };
 
-// The sums of a tile of BM x BN. `a_inner`, `b_inner`: the layout of its operands' slabs.
+// The sums of a tile of BM x BN. `a_inner` and `b_inner` are the layouts of its operands' slabs.
 template <class T, int BM, int BN, bool a_inner, bool b_inner> struct Tile;
 
-// Eight warps, each 32 columns wide: 64x32, 32x32 or 16x32 sums, 64 registers a thread at most.
+// Eight warps, each 32 columns wide: 64x32, 32x32 or 16x32 sums per warp, at most 64 registers per thread.
 template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<bf16, BM, BN, a_inner, b_inner> {
     using A = Slab<bf16, BM, a_inner>;
     using B = Slab<bf16, BN, b_inner>;
@@ -45,7 +47,8 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<bf16, BM, BN, 
 
     DEV void multiply(const bf16* a, const bf16* b) {
         const int lane = lane_id(), low = lane & 7, mid = lane >> 3 & 1, high = lane >> 4;
-        // Two rounds at a time: all four need 163 registers at 128x128 (ptxas, sm_90a), two 128, which two blocks an SM have.
+        // Unrolled twice: all four rounds would need 163 registers at 128x128 (ptxas, sm_90a), two need 128, with which two
+        // blocks fit a multiprocessor.
         _Pragma("unroll 2") for (int k = 0; k < SLAB<bf16>; k += 16) {
             u32 fa[FRAGMENTS][4], fb[2][4];
             UNROLL
@@ -81,20 +84,20 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<bf16, BM, BN, 
     }
 };
 
-// 16 x 16 threads of BM / 16 x BN / 16 sums each. A thread's rows lie 16 apart where it reads along the inner dimension,
-// else in runs of four: both are 16-byte loads.
+// 16 x 16 threads of BM / 16 x BN / 16 sums each. A thread's rows (columns) are 16 apart if the inner dimension is contiguous,
+// else they come in runs of four: either way a load has 16 bytes.
 template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<float, BM, BN, a_inner, b_inner> {
     using A = Slab<float, BM, a_inner>;
     using B = Slab<float, BN, b_inner>;
     static constexpr int TM = BM / 16, TN = BN / 16;
     float sum[TM][TN] = {};
 
-    // What element `i` of `count` thread `t` of 16 holds.
+    // The row (column) of element `i` of `count`, for thread `t` of 16.
     template <int count, bool inner> DEV static int own(int t, int i) {
         constexpr int run = inner ? 1 : count < 4 ? count : 4;
         return t * run + i / run * 16 * run + i % run;
     }
-    // Four steps of the inner dimension for each of the thread's elements.
+    // Loads four steps of the inner dimension for each of the thread's elements.
     template <int count, bool inner, int pitch> DEV static void fetch(float (&to)[count][4], const float* slab, int t, int k) {
         constexpr int run = count < 4 ? count : 4;
         if constexpr (inner) {
@@ -117,7 +120,7 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<float, BM, BN,
         }
     }
     DEV void multiply(const float* a, const float* b) {
-        // Unrolled once only: two rounds' operands would need 128 registers beside the sums.
+        // Not unrolled: the operands of two rounds would need 128 registers beside the sums.
         _Pragma("unroll 1") for (int k = 0; k < SLAB<float>; k += 4) {
             float fa[TM][4], fb[TN][4];
             fetch<TM, a_inner, A::PITCH>(fa, a, threadIdx.x / 16, k);
@@ -143,8 +146,8 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<float, BM, BN,
     }
 };
 
-// The tile's sums over `slabs` slabs. A loader has `load(T* slab)`, which starts the copies of its next slab.
-// `shared` holds TILE_STAGES pairs of slabs and is free again after the call.
+// Adds the products of `slabs` slabs to the tile's sums. A loader (lib/conv_gather.cuh) has `load(T* slab)`, which starts the
+// copies of its next slab. `shared` holds TILE_STAGES pairs of slabs and is free again after the call.
 template <class T, int BM, int BN, class LoadA, class LoadB, bool a_inner, bool b_inner>
 DEV void accumulate(Tile<T, BM, BN, a_inner, b_inner>& tile, LoadA& load_a, LoadB& load_b, int slabs, T* shared) {
     constexpr int A = Slab<T, BM, a_inner>::ELEMS, STAGE = A + Slab<T, BN, b_inner>::ELEMS;
@@ -154,13 +157,14 @@ DEV void accumulate(Tile<T, BM, BN, a_inner, b_inner>& tile, LoadA& load_a, Load
             load_a.load(to);
             load_b.load(to + A);
         }
-        // Also when there was nothing to load: the wait below counts groups.
+        // An empty group is committed too, because the wait below counts groups.
         cp_async_commit();
     };
     for (int slab = 0; slab < TILE_STAGES - 1; slab++) load(slab);
     for (int slab = 0; slab < slabs; slab++) {
         cp_async_wait<TILE_STAGES - 2>();
-        // Everyone's copies of this slab have landed, and everyone has finished with the slab that the next copies replace.
+        // After the barrier all threads' copies of this slab have landed, and no thread reads the slab that the next copies
+        // replace.
         sync_block();
         load(slab + TILE_STAGES - 1);
         const T* const from = shared + slab % TILE_STAGES * STAGE;
@@ -170,16 +174,16 @@ DEV void accumulate(Tile<T, BM, BN, a_inner, b_inner>& tile, LoadA& load_a, Load
     sync_block();
 }
 
-// Hands the sums out eight neighbouring columns at a time, as `out(row, column, float (&sums)[8])`: rows of y are then
-// written 16 bytes a thread, and a thread holds a whole byte of an activation mask.
+// Calls `out(row, column, float (&sums)[8])` for every eight neighbouring columns of the tile: a thread then stores 16 bytes of
+// a row, and holds a whole byte of an activation mask.
 template <class T, int BM, int BN, bool a_inner, bool b_inner, class Out>
-DEV void hand_out(const Tile<T, BM, BN, a_inner, b_inner>& tile, float* shared, Out out) {
-    // Eight floats of padding: the four rows that half a warp stores together start 8 banks apart.
+DEV void epilogue(const Tile<T, BM, BN, a_inner, b_inner>& tile, float* shared, Out out) {
+    // Eight floats of padding: the four rows that half a warp stores together begin 8 banks apart.
     constexpr int PITCH = BN + 8;
     static_assert(BM * PITCH * sizeof(float) <= TILE_STAGES * (BM + BN) * 128, "the sums fit where the slabs were");
     tile.store(shared, PITCH);
     sync_block();
-    // Not unrolled: it runs once a tile, and unrolled it would set the kernel's register count.
+    // Not unrolled: the loop runs once per tile, and unrolled it would decide the kernel's register count.
     _Pragma("unroll 1") for (int i = threadIdx.x; i < BM * (BN / 8); i += TILE_THREADS) {
         const int row = i / (BN / 8), column = i % (BN / 8) * 8;
         const Pack<float, 4> low = load_pack<4>(shared + row * PITCH + column);

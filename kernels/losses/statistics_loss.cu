@@ -6,7 +6,7 @@
 // parts [chunks][2][c], shift [c], u [pixels, c]
 template <class T, int n> KERNEL(256) statistics_loss_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const T* RESTRICT u, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
-    moments_parts<n>(shift, parts, u, d, scratch);
+    store_stats_parts<n>(shift, parts, u, d, scratch);
 }
 INSTANCE(statistics_loss_fwd_sums<float, 4>)
 INSTANCE(statistics_loss_fwd_sums<float, 1>)
@@ -18,9 +18,9 @@ KERNEL(256) statistics_loss_fwd_moments(float* RESTRICT coefficients, const floa
     SHARED(double, scratch, FOLD_SCRATCH);
     double sums[2];
     fold_parts(sums, parts, c, chunks, scratch);
-    if (!fold_speaks(c)) return;
+    if (!is_fold_leader(c)) return;
     const int i = fold_channel();
-    moments_of(coefficients[2 * c + i], coefficients[c + i], sums, pixels);
+    mean_and_variance(coefficients[2 * c + i], coefficients[c + i], sums, pixels);
 }
 INSTANCE(statistics_loss_fwd_moments)
 

@@ -4,10 +4,11 @@
 use super::Op;
 use super::operands::{Io, Operands, Write};
 use super::operator::{Extent, OperandInfo, Operator, Signature};
+use crate::device::gpu::target::Target;
 use crate::device::memory::{ALIGN, Borrows, Buffer, Memory};
 use crate::device::philox::Draws;
 use crate::device::{Slot, Space, StepState};
-use crate::tensor::{Real, Shape};
+use crate::tensor::{Elem, Real, Shape};
 use std::marker::PhantomData;
 
 mod device;
@@ -24,6 +25,8 @@ pub struct Case {
     step: StepState,
     tolerance: f64,
     probe: f64,
+    /// The devices that launches are planned for, whatever machine runs them.
+    targets: Vec<Target>,
 }
 
 impl Case {
@@ -41,6 +44,7 @@ impl Case {
             step: StepState { seed: 11, step: 5, lr: [0.01; 4] },
             tolerance: 64.0,
             probe: 1e-5,
+            targets: vec![Target::h200(Elem::F32)],
         }
     }
     /// An independent, plain computation of the outputs, followed by the inputs that the op updates in place.
@@ -70,6 +74,11 @@ impl Case {
     /// Allowed f32 error in units of `f32::EPSILON * max|reference|`; the default of 64 suits sums of a few thousand.
     pub fn tolerance(mut self, units: f64) -> Self {
         self.tolerance = units;
+        self
+    }
+    /// Plans the launches for these devices in place of an H200. Maps are stored as f32 and as bf16 for each.
+    pub fn on_targets(mut self, targets: &[Target]) -> Self {
+        self.targets = targets.to_vec();
         self
     }
     /// The outputs in f64, for what a reference cannot say: statistics of random draws.

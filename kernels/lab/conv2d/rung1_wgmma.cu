@@ -1,6 +1,7 @@
 // Rung 1: wgmma fed by TMA, and nothing else: no roles. Both warpgroups multiply 64 rows of a tile of 128 x 128 each, thread 0
-// orders the copies, everyone meets once a slab. Three slabs are 96 KB, so that two blocks share an SM and one multiplies
-// while the other meets or writes.
+// issues the copies, and the whole block synchronises once per slab. Three stages are 96 KB, so that two blocks share a
+// multiprocessor and one multiplies while the other waits or writes.
+// Parameters as conv2d_fwd_wgmma (kernels/layers/conv2d_fwd.cu), without statistics. Grid: a block per tile; block: 256 threads.
 #include "lib/conv_wgmma.cuh"
 
 using Rung1 = Wgmma<128, 128, false>;
@@ -43,12 +44,12 @@ conv2d_rung1(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, 
         multiply_slab<Rung1, false>(sum, from + group * 64 * 128, from + 128 * 128);
         wgmma_commit();
         wgmma_wait<0>();
-        // Everyone has read the slab; the next copies replace the one before it, that they have read too.
+        // All threads have read this slab and the one before it, which the next copies replace.
         sync_block();
         copy(slab + RUNG1_STAGES - 1);
     }
     wgmma_hold(sum[0]);
-    hand_out_sums<Rung1>(sum, g, tile.row + group * 64, tile.column, StoreForward<Conv2dForward<bf16>>{members.of[tile.member], slope});
+    epilogue<Rung1>(sum, g, tile.row + group * 64, tile.column, StoreForward<Conv2dForward<bf16>>{members.of[tile.member], slope});
 }
 
 INSTANCE_90A(conv2d_rung1)

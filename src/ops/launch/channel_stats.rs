@@ -44,5 +44,5 @@ fn fold_channel_stats(
         KernelArg::from(c as i32),
         KernelArg::from(stats.rows as i32),
     ];
-    l.launch("conv2d_fold_moments", fold_blocks(c), 1024, 0, args)
+    l.launch("channel_stats_fold", fold_blocks(c), 1024, 0, args)
 }

@@ -3,7 +3,7 @@
 
 use crate::device::Slot;
 use crate::device::gpu::launch::{Candidate, KernelArg, Launch};
-pub use crate::device::gpu::launch::{THREADS, blocks_for};
+pub use crate::device::gpu::launch::{THREADS};
 use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};

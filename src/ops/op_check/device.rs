@@ -69,19 +69,20 @@ struct Storage {
 }
 
 fn storages(case: &Case, sig: &Signature) -> Vec<Storage> {
-    let storage = |map_dtype: Elem, input: Elem| {
-        let target = Target::h200(map_dtype);
+    case.targets.iter().flat_map(|target| storages_on(target, case, sig)).collect()
+}
+
+fn storages_on(target: &Target, case: &Case, sig: &Signature) -> Vec<Storage> {
+    let storage = |maps: Elem, input: Elem| {
+        let target = Target { map_dtype: maps, ..*target };
         let inputs: Vec<Elem> = case
             .inputs
             .iter()
             .enumerate()
             .map(|(i, (s, _))| if s.h() * s.w() > 1 && !is_f32(&case.op, i) { input } else { Elem::F32 })
             .collect();
-        let outputs = sig
-            .outputs
-            .iter()
-            .map(|s| fusion(case, sig, &target).output_elem(*s, &inputs, map_dtype))
-            .collect();
+        let outputs =
+            sig.outputs.iter().map(|s| fusion(case, sig, &target).output_elem(*s, &inputs, maps)).collect();
         Storage { target, inputs, outputs }
     };
     let mut all = vec![storage(Elem::F32, Elem::F32), storage(Elem::Bf16, Elem::Bf16)];

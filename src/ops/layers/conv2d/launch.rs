@@ -1,40 +1,22 @@
-//! The convolution's kernels: which tile, how many parts, what goes where.
+//! The convolution's launches: which kernel and tile, how many parts, which buffers.
+//!
+//! Products that the kernels for compute capability 9.0 compute go there (`hopper.rs`); all others to the kernels with mma.sync
+//! or fmaf, whose tiles are chosen here.
 
-use super::wgmma::{MOMENT_ROWS, Product};
-use super::{Conv2d, Dims, Phase};
+use super::geometry::{Dims, Epilogue, Phase};
+use super::hopper::{Product, STATS_ROWS};
 use crate::device::Slot;
-use crate::device::gpu::launch::{self, KernelArg};
-use crate::error::{Error, Result};
-use crate::ops::launch::launches::{ChannelStats, DeviceTensor, Launches, THREADS, blocks_for};
-use crate::ops::layers::activation::step_backward;
+use crate::device::gpu::launch::KernelArg;
+use crate::device::gpu::target::Target;
+use crate::error::Result;
+use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
+use crate::ops::layers::activation::{Act, step_backward};
 use crate::ops::operands::Write;
 use crate::ops::operator::{Extent, OperandInfo, Signature};
 use crate::tensor::Elem;
 
-/// Mirrors the structure of this name in kernels/lib/conv2d_dims.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Conv2dDims {
-    n: i32,
-    h: i32,
-    w: i32,
-    c: i32,
-    k: i32,
-    r: i32,
-    s: i32,
-    p: i32,
-    q: i32,
-    stride: i32,
-    pad: i32,
-}
-const _: () = assert!(size_of::<Conv2dDims>() == 44);
-
-/// What a product spreads over. Two in tests, so that cases small enough for the emulator
-/// reach every tile and several parts.
-const MULTIPROCESSORS: usize = if cfg!(test) { 2 } else { launch::MULTIPROCESSORS };
-
-/// Fewest pixels of a part of a weight gradient: eight slabs of bf16, a multiple of a slab of either type.
-const PART_PIXELS: usize = if cfg!(test) { 64 } else { 512 };
+/// Fewest pixels of a part of a weight gradient: eight slabs of bf16, and a multiple of a slab of either type.
+const PART_PIXELS: usize = 512;
 
 /// Mirrors TILE_STAGES of kernels/lib/tile.cuh.
 const STAGES: usize = 3;
@@ -47,13 +29,13 @@ struct Tile {
 }
 
 impl Tile {
-    /// The largest tile that still gives every multiprocessor a block, for `batches` products at once: 128x128 reads
-    /// each operand half as often as 64x64, where its 108 KB of shared memory are to be had. Of narrow products a narrow
-    /// tile wastes less.
-    fn of(rows: usize, columns: usize, batches: usize) -> Tile {
+    /// The largest tile that still gives every multiprocessor a block, for `batches` products at once: 128x128 reads each operand
+    /// half as often as 64x64, where a block may have its 108 KB of shared memory. A narrow product gets a narrow tile, which
+    /// wastes less of it.
+    fn of(rows: usize, columns: usize, batches: usize, target: &Target) -> Tile {
         let tile = |rows, columns| Tile { rows, columns };
-        let fits = |t: &Tile| t.shared_bytes() <= launch::shared_limit();
-        let fills = |t: &Tile| fits(t) && t.blocks(rows, columns) * batches >= MULTIPROCESSORS;
+        let fits = |t: &Tile| t.shared_bytes() <= target.shared_bytes;
+        let fills = |t: &Tile| fits(t) && t.blocks(rows, columns) * batches >= target.multiprocessors;
         match (rows, columns) {
             (_, ..=32) => tile(128, 32),
             (..=64, _) => tile(64, 64),
@@ -61,11 +43,14 @@ impl Tile {
             _ => [tile(128, 128), tile(128, 64)].into_iter().find(fills).unwrap_or(tile(64, 64)),
         }
     }
+    fn forward(d: &Dims, target: &Target) -> Tile {
+        Tile::of(d.outputs(), d.k, 1, target)
+    }
     fn blocks(self, rows: usize, columns: usize) -> usize {
         rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
     }
-    /// A stage holds 128 bytes of each row and column of the tile, and 16 of padding for each row of its slabs: as many
-    /// rows as the tile's, or a slab of bf16's 64.
+    /// A stage holds 128 bytes of each row and column of the tile, and 16 bytes of padding for each row of its two slabs: as many
+    /// rows as the tile's, or the 64 of a slab of bf16.
     fn shared_bytes(self) -> u32 {
         let slab = |len: usize| len * 128 + len.max(64) * 16;
         (STAGES * (slab(self.rows) + slab(self.columns))) as u32
@@ -75,10 +60,11 @@ impl Tile {
     }
 }
 
-/// How a sum over pixels is cut: a fixed number of parts, added in order, that depends on the problem alone.
+/// How a sum over pixels is cut: into a number of parts, added in order, that depends on the sizes and the target alone.
 #[derive(Clone, Copy)]
 struct Parts {
     count: usize,
+    /// Pixels of each part, the last one excepted.
     pixels: usize,
 }
 
@@ -88,209 +74,165 @@ impl Parts {
         let pixels_each = pixels.div_ceil(count).next_multiple_of(64);
         Parts { count: pixels.div_ceil(pixels_each), pixels: pixels_each }
     }
-    /// Of a weight gradient: as many as give each multiprocessor two blocks, the number that fits its shared memory.
-    fn of_wgrad(d: &Dims) -> (Tile, Parts) {
-        let pixels = d.n * d.p * d.q;
-        let tile = Tile::of(d.k, d.depth(), (pixels / PART_PIXELS).max(1));
-        (tile, Parts::of(pixels, (2 * MULTIPROCESSORS).div_ceil(tile.blocks(d.k, d.depth()))))
+    /// Of a weight gradient: enough for two blocks on each multiprocessor, as many as its shared memory holds.
+    fn of_wgrad(d: &Dims, target: &Target) -> (Tile, Parts) {
+        let pixels = d.outputs();
+        let tile = Tile::of(d.k, d.depth(), (pixels / PART_PIXELS).max(1), target);
+        let most = (2 * target.multiprocessors).div_ceil(tile.blocks(d.k, d.depth()));
+        (tile, Parts::of(pixels, most))
     }
-    /// Of a bias gradient, which reads dz once: eight blocks a multiprocessor keep enough loads in flight.
-    fn of_dbias(d: &Dims) -> Parts {
-        Parts::of(d.n * d.p * d.q, (8 * MULTIPROCESSORS).div_ceil(d.k.div_ceil(DBIAS_CHANNELS)))
+    /// Of a bias gradient, which reads dz once: eight blocks on each multiprocessor keep enough loads in flight.
+    fn of_dbias(d: &Dims, target: &Target) -> Parts {
+        let most = (8 * target.multiprocessors).div_ceil(d.k.div_ceil(DBIAS_CHANNELS));
+        Parts::of(d.outputs(), most)
     }
 }
 
-/// Most channels of a block of a bias gradient; the rest of its threads take further pixels.
+/// Most channels of a block of a bias gradient; its 256 threads share the pixels of these channels.
 const DBIAS_CHANNELS: usize = 64;
 
-/// Scratch buffers of backward.
+/// Scratch buffers of backward: partial sums of dw and of dbias, and dz.
 const WGRAD_PARTS: usize = 0;
 const DBIAS_PARTS: usize = 1;
-pub(super) const DZ: usize = 2;
+pub const DZ: usize = 2;
 
-impl Dims {
-    /// As the kernels take them.
-    pub(super) fn value(&self) -> Result<KernelArg> {
-        let pixels = (self.n * self.h * self.w).max(self.n * self.p * self.q);
-        let largest = [pixels, self.depth(), self.k, self.c].into_iter().max().unwrap_or(0);
-        if largest >= 1 << 30 {
-            let message =
-                format!("expected fewer than 2^30 pixels and filter elements a channel, found {largest}");
-            return Err(Error::shape("conv2d", message));
-        }
-        let int = |v: usize| v as i32;
-        let dims = Conv2dDims {
-            n: int(self.n),
-            h: int(self.h),
-            w: int(self.w),
-            c: int(self.c),
-            k: int(self.k),
-            r: int(self.r),
-            s: int(self.s),
-            p: int(self.p),
-            q: int(self.q),
-            stride: int(self.stride),
-            pad: int(self.pad),
-        };
-        Ok(KernelArg::structure("Conv2dDims", &dims))
+/// Pixels per partial of the channel statistics that forward can write. None if a kernel that cannot write them and a pass over
+/// the output take less time together.
+pub fn channel_stats_rows(d: &Dims, target: &Target) -> Option<usize> {
+    match Product::forward(d, target.map_dtype, target) {
+        Some(product) => product.should_write_stats().then_some(STATS_ROWS),
+        None => Some(Tile::forward(d, target).rows),
     }
 }
 
-/// Pixels of each part of the moments that forward's tiles leave. None where the tile that leaves none, and a pass over the
-/// output, take less time together.
-pub(super) fn moment_rows(d: &Dims, elem: Elem) -> Option<usize> {
-    match Product::forward(d, elem) {
-        Some(product) => product.leaves_moments().then_some(MOMENT_ROWS),
-        None => Some(Tile::of(d.n * d.p * d.q, d.k, 1).rows),
-    }
-}
-
-/// Launches the fold of a producer's moments into sums `[2][k]` about `shift` `[k]`, as one part of `lib/channels.cuh`.
-pub fn fold_moments(
-    l: &mut Launches,
-    moments: ChannelStats,
-    sums: DeviceTensor,
-    shift: DeviceTensor,
-    [pixels, k]: [usize; 2],
-) -> Result<()> {
-    const CHANNELS: usize = 8;
-    let args = [
-        sums.into(),
-        shift.into(),
-        moments.parts.into(),
-        KernelArg::from(pixels as i64),
-        KernelArg::from(k as i32),
-        KernelArg::from(moments.rows as i32),
-    ];
-    l.launch("conv2d_fold_moments", k.div_ceil(CHANNELS) as u32, 1024, 0, args)
-}
-
-/// The filter in the type of the map that it meets.
+/// The filter in the type of the map that it is multiplied with.
 fn filter(l: &Launches, map: DeviceTensor) -> DeviceTensor {
     if map.elem == Elem::Bf16 && l.x(1).elem == Elem::F32 { l.bf16_copy(1) } else { l.x(1) }
 }
 
-pub(super) fn extents(op: &Conv2d, args: &[OperandInfo], map_dtype: Elem, signature: &mut Signature) {
-    let d = Dims::of(op, args[0].shape, args[1].shape, signature.outputs[0]);
+/// Replaces the scratch buffers of the CPU's loops by those of the kernels.
+pub fn extents(
+    d: &Dims,
+    epilogue: &Epilogue,
+    args: &[OperandInfo],
+    target: &Target,
+    signature: &mut Signature,
+) {
     let needs_grad = |i: usize| args.get(i).is_some_and(|a| a.needs_grad);
-    let (_, parts) = Parts::of_wgrad(&d);
-    let reals = |wanted: bool, n: usize| Extent::Reals(if wanted { n } else { 0 });
-    let masked = !signature.saved.is_empty();
+    let (_, parts) = Parts::of_wgrad(d, target);
+    let reals = |needed: bool, n: usize| Extent::Reals(if needed { n } else { 0 });
+    let has_mask = !signature.saved.is_empty();
     // Rows are f32 even where maps are bf16.
-    let elem = if d.h * d.w > 1 { map_dtype } else { Elem::F32 };
+    let elem = if d.h * d.w > 1 { target.map_dtype } else { Elem::F32 };
     signature.scratch_forward = vec![];
     signature.scratch_backward = vec![
         reals(needs_grad(1), parts.count * d.k * d.depth()),
-        reals(op.bias && needs_grad(2), Parts::of_dbias(&d).count * d.k),
-        Extent::Bytes(if masked { d.n * d.p * d.q * d.k * elem.bytes() } else { 0 }),
+        reals(epilogue.has_bias && needs_grad(2), Parts::of_dbias(d, target).count * d.k),
+        Extent::Bytes(if has_mask { d.outputs() * d.k * elem.bytes() } else { 0 }),
     ];
 }
 
-pub(super) fn forward(op: &Conv2d, l: &mut Launches) -> Result<()> {
-    let d = Dims::of(op, l.shape(0), l.shape(1), l.out_shape(0));
+/// `y = act(bias + residual + x * w)`; with a fused activation also the sum without residual and activation.
+pub fn forward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     let (x, y) = (l.x(0), l.y(0));
     let w = filter(l, x);
-    let residual = op.residual.then(|| l.x(l.inputs() - 1));
+    let residual = epilogue.has_residual.then(|| l.x(l.inputs() - 1));
     l.expect_same("y, which has x's type", x, y)?;
     l.expect_same("w", x, w)?;
     if let Some(residual) = residual {
         l.expect_same("residual, which has y's type", y, residual)?;
     }
-    let bias = op.bias.then(|| l.x(2));
-    let mask = (op.act != super::Act::None && l.saves()).then(|| l.saved(0));
-    let moments = l.channel_stats().map(|m| m.parts);
+    let bias = epilogue.has_bias.then(|| l.x(2));
+    let mask = (epilogue.act != Act::None && l.saves()).then(|| l.saved(0));
+    let stats = l.channel_stats().map(|s| s.parts);
     let map = |slot: Slot| DeviceTensor { slot, ..y };
-    let (out, before, mask, residual, slope) = match l.fused_activation() {
+    let (out, pre_activation, mask, residual, slope) = match l.fused_activation() {
         Some(a) => (map(a.y), Some(y), a.mask.map(map), a.residual.map(map), a.slope),
-        None => (y, None, mask, residual, slope(op)),
+        None => (y, None, mask, residual, epilogue.slope() as f32),
     };
-    let io = KernelArg::group_of_one(
-        "Conv2dForward",
-        [
-            out.into(),
-            before.into(),
-            mask.into(),
-            x.into(),
-            w.into(),
-            bias.into(),
-            residual.into(),
-            moments.into(),
-        ],
-    );
-    if let Some(product) = Product::forward(&d, y.elem) {
-        let ways = product.ways("conv2d_fwd_wgmma", moments.is_some())?;
-        let args = [product.maps(x, w), io, d.value()?, slope.into()];
-        return l.launch_fastest(ways, MULTIPROCESSORS, args);
+    // The fields of Conv2dForward (kernels/lib/conv2d_dims.cuh).
+    let io = [
+        out.into(),
+        pre_activation.into(),
+        mask.into(),
+        x.into(),
+        w.into(),
+        bias.into(),
+        residual.into(),
+        stats.into(),
+    ];
+    let io = KernelArg::group_of_one("Conv2dForward", io);
+    if let Some(product) = Product::forward(d, y.elem, l.target()) {
+        let candidates = product.candidates("conv2d_fwd_wgmma", stats.is_some())?;
+        let args = [product.maps(x, w), io, d.kernel_arg()?, slope.into()];
+        return l.launch_fastest(candidates, l.target().multiprocessors, args);
     }
-    let tile = Tile::of(d.n * d.p * d.q, d.k, 1);
+    let tile = Tile::forward(d, l.target());
     l.launch(
         tile.kernel("conv2d_fwd", y.elem),
-        tile.blocks(d.n * d.p * d.q, d.k) as u32,
+        tile.blocks(d.outputs(), d.k) as u32,
         THREADS,
         tile.shared_bytes(),
-        [io, d.value()?, slope.into()],
+        [io, d.kernel_arg()?, slope.into()],
     )
 }
 
-pub(super) fn slope(op: &Conv2d) -> f32 {
-    op.act.step_slope().unwrap_or(1.0) as f32
-}
-
-pub(super) fn backward(op: &Conv2d, l: &mut Launches) -> Result<()> {
-    let d = Dims::of(op, l.shape(0), l.shape(1), l.out_shape(0));
-    let dresidual = if op.residual { l.dx(l.inputs() - 1) } else { None };
-    let dz = output_gradient(op, &d, dresidual, l)?;
-    if let Some((dx, write)) = l.dx(0) {
-        input_gradient(&d, dz, (dx, write), l)?;
+/// The gradients that are needed. The residual's comes last if it is added to, as on the CPU: it may be the gradient of x too,
+/// which the input gradient sets.
+pub fn backward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
+    let dresidual = if epilogue.has_residual { l.dx(l.inputs() - 1) } else { None };
+    let dz = output_gradient(d, epilogue, dresidual, l)?;
+    if let Some(dx) = l.dx(0) {
+        input_gradient(d, dz, dx, l)?;
     }
-    if let Some((dw, write)) = l.dx(1) {
-        weight_gradient(&d, dz, dw, write, l)?;
+    if let Some(dw) = l.dx(1) {
+        weight_gradient(d, dz, dw, l)?;
     }
-    if op.bias
-        && let Some((db, write)) = l.dx(2)
+    if epilogue.has_bias
+        && let Some(db) = l.dx(2)
     {
-        bias_gradient(&d, dz, db, write, l)?;
+        bias_gradient(d, dz, db, l)?;
     }
-    // Last, as on the CPU: it may be the gradient of x too, which dgrad sets.
     match dresidual {
-        Some((dr, Write::Add)) => mask_gradient(op, &d, None, Some((dr, Write::Add)), (dz, None), l),
+        Some((dr, Write::Add)) => mask_gradient(d, epilogue, None, Some((dr, Write::Add)), (dz, None), l),
         _ => Ok(()),
     }
 }
 
-/// `dy * act'`: dy itself without an activation, or if its last writer has multiplied it; else written where the residual's gradient goes, if that is set here, else
-/// to scratch.
+/// `dz = dy * act'`. It is dy itself without an activation, or if the last writer of dy has applied the mask; otherwise it is
+/// written to the residual's gradient, if backward sets that one, or to scratch.
 fn output_gradient(
-    op: &Conv2d,
     d: &Dims,
+    epilogue: &Epilogue,
     dresidual: Option<(DeviceTensor, Write)>,
     l: &mut Launches,
 ) -> Result<DeviceTensor> {
     let dy = l.dy0();
-    let mask = (op.act != super::Act::None && !l.dy_is_masked()).then(|| l.saved(0));
+    let mask = (epilogue.act != Act::None && !l.dy_is_masked()).then(|| l.saved(0));
     if let Some((dr, Write::Set)) = dresidual {
         l.expect_same("gradient of the residual, which has y's type", dy, dr)?;
-        mask_gradient(op, d, None, dresidual, (dy, mask), l)?;
+        mask_gradient(d, epilogue, None, dresidual, (dy, mask), l)?;
         return Ok(dr);
     }
     if mask.is_none() {
         return Ok(dy);
     }
     let dz = DeviceTensor { elem: dy.elem, ..l.scratch(DZ) };
-    mask_gradient(op, d, Some(dz), None, (dy, mask), l)?;
+    mask_gradient(d, epilogue, Some(dz), None, (dy, mask), l)?;
     Ok(dz)
 }
 
+/// Writes `dy * act'` to `dz` and to the residual's gradient, where there is one.
 fn mask_gradient(
-    op: &Conv2d,
     d: &Dims,
+    epilogue: &Epilogue,
     dz: Option<DeviceTensor>,
     dresidual: Option<(DeviceTensor, Write)>,
     (dy, mask): (DeviceTensor, Option<DeviceTensor>),
     l: &mut Launches,
 ) -> Result<()> {
     let dz = dz.map(|dz| (dz, Write::Set));
-    step_backward(l, dz, dresidual, (dy, mask), [d.n * d.p * d.q, d.k], slope(op))
+    step_backward(l, dz, dresidual, (dy, mask), [d.outputs(), d.k], epilogue.slope() as f32)
 }
 
 fn input_gradient(
@@ -299,55 +241,61 @@ fn input_gradient(
     (dx, write): (DeviceTensor, Write),
     l: &mut Launches,
 ) -> Result<()> {
-    let gate = l.input_mask(0);
+    let mask = l.input_mask(0);
     l.expect_same("gradient of x, which has y's type", dz, dx)?;
     let w = filter(l, dz);
     l.expect_same("w", dz, w)?;
-    let io = [dx.into(), dz.into(), w.into(), gate.map(|g| g.mask).into()];
+    // The fields of Conv2dInputGradient (kernels/lib/conv2d_dims.cuh).
+    let io = [dx.into(), dz.into(), w.into(), mask.map(|m| m.mask).into()];
     let io = KernelArg::group_of_one("Conv2dInputGradient", io);
-    let slope = gate.map_or(0.0, |g| g.slope);
-    if let Some(product) = Product::input_gradient(d, dx.elem) {
-        let args = [product.maps(dz, w), io, d.value()?, write.into(), slope.into()];
-        return l.launch_fastest(product.ways("conv2d_dgrad_wgmma", false)?, MULTIPROCESSORS, args);
+    let slope = mask.map_or(0.0, |m| m.slope);
+    if let Some(product) = Product::input_gradient(d, dx.elem, l.target()) {
+        let candidates = product.candidates("conv2d_dgrad_wgmma", false)?;
+        let args = [product.maps(dz, w), io, d.kernel_arg()?, write.into(), slope.into()];
+        return l.launch_fastest(candidates, l.target().multiprocessors, args);
     }
     // The first phase is the largest.
-    let phases = Phase::all(d).len();
+    let phases = Phase::all(d).count();
     let rows = d.n * d.h.div_ceil(d.stride) * d.w.div_ceil(d.stride);
-    let tile = Tile::of(rows, d.c, phases);
+    let tile = Tile::of(rows, d.c, phases, l.target());
     l.launch(
         tile.kernel("conv2d_dgrad", dx.elem),
         [tile.blocks(rows, d.c) as u32, 1, phases as u32],
         THREADS,
         tile.shared_bytes(),
-        [io, d.value()?, write.into(), slope.into()],
+        [io, d.kernel_arg()?, write.into(), slope.into()],
     )
 }
 
 fn weight_gradient(
     d: &Dims,
     dz: DeviceTensor,
-    dw: DeviceTensor,
-    write: Write,
+    (dw, write): (DeviceTensor, Write),
     l: &mut Launches,
 ) -> Result<()> {
     let (x, sums) = (l.x(0), l.scratch(WGRAD_PARTS));
     l.expect_same("x, which has y's type", dz, x)?;
     l.expect_same("gradient of w", sums, dw)?;
-    let (tile, parts) = Parts::of_wgrad(d);
+    let (tile, parts) = Parts::of_wgrad(d, l.target());
     l.launch(
         tile.kernel("conv2d_wgrad", x.elem),
         [tile.blocks(d.k, d.depth()) as u32, 1, parts.count as u32],
         THREADS,
         tile.shared_bytes(),
-        [sums.into(), dz.into(), x.into(), d.value()?, KernelArg::from(parts.pixels as i32)],
+        [sums.into(), dz.into(), x.into(), d.kernel_arg()?, KernelArg::from(parts.pixels as i32)],
     )?;
     sum_parts(dw, sums, d.k * d.depth(), parts, write, l)
 }
 
-fn bias_gradient(d: &Dims, dz: DeviceTensor, db: DeviceTensor, write: Write, l: &mut Launches) -> Result<()> {
+fn bias_gradient(
+    d: &Dims,
+    dz: DeviceTensor,
+    (db, write): (DeviceTensor, Write),
+    l: &mut Launches,
+) -> Result<()> {
     let sums = l.scratch(DBIAS_PARTS);
     l.expect_same("gradient of bias", sums, db)?;
-    let parts = Parts::of_dbias(d);
+    let parts = Parts::of_dbias(d, l.target());
     let width = d.k.min(DBIAS_CHANNELS);
     l.launch(
         format!("conv2d_dbias<{}>", dz.elem),
@@ -357,7 +305,7 @@ fn bias_gradient(d: &Dims, dz: DeviceTensor, db: DeviceTensor, write: Write, l: 
         [
             sums.into(),
             dz.into(),
-            KernelArg::from((d.n * d.p * d.q) as i64),
+            KernelArg::from(d.outputs() as i64),
             KernelArg::from(d.k as i32),
             KernelArg::from(parts.pixels as i64),
             KernelArg::from(width as i32),
@@ -366,6 +314,7 @@ fn bias_gradient(d: &Dims, dz: DeviceTensor, db: DeviceTensor, write: Write, l: 
     sum_parts(db, sums, d.k, parts, write, l)
 }
 
+/// Adds the parts `sums` `[parts, len]` in order.
 fn sum_parts(
     to: DeviceTensor,
     sums: DeviceTensor,
@@ -376,7 +325,7 @@ fn sum_parts(
 ) -> Result<()> {
     l.launch(
         "conv2d_sum_parts",
-        blocks_for(len, THREADS as usize),
+        l.target().blocks_for(len, THREADS as usize),
         THREADS,
         0,
         [
@@ -392,46 +341,54 @@ fn sum_parts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::gpu::target::Target;
     use crate::device::{Slot, Space};
     use crate::ops::Operands;
     use crate::tensor::Shape;
 
     #[test]
-    fn refuses_types_that_differ() {
+    fn types_that_differ_are_refused() {
         let slot = Slot { space: Space::Arena, offset: 0, bytes: 0 };
+        let (x, w) = (Shape::new(1, 2, 2, 8), Shape::new(8, 1, 1, 8));
         let operands = Operands {
             inputs: vec![slot; 2],
-            input_shapes: vec![Shape::new(1, 2, 2, 8), Shape::new(8, 1, 1, 8)],
+            input_shapes: vec![x, w],
             input_elems: vec![Elem::F32; 2],
             outputs: vec![slot],
-            output_shapes: vec![Shape::new(1, 2, 2, 8)],
+            output_shapes: vec![x],
             output_elems: vec![Elem::Bf16],
             ..Default::default()
         };
         let mut l = Launches::new("conv2d", &operands, &Target::h200(Elem::Bf16));
-        let e = forward(&Conv2d::new(1, 0), &mut l).unwrap_err();
+        let epilogue = Epilogue { has_bias: false, has_residual: false, act: Act::None };
+        let e = forward(&Dims::of([1, 0], x, w, x), &epilogue, &mut l).unwrap_err();
         assert_eq!(e.to_string(), "conv2d: y, which has x's type: expected float, found bf16");
     }
 
     #[test]
-    fn tiles_follow_the_problem() {
-        let tile = |rows, columns, batches| {
-            let t = Tile::of(rows, columns, batches);
+    fn tiles_follow_the_product_and_the_target() {
+        let two = Target { multiprocessors: 2, ..Target::h200(Elem::Bf16) };
+        let tile_on = |target: &Target, rows, columns, batches| {
+            let t = Tile::of(rows, columns, batches, target);
             (t.rows, t.columns)
         };
-        assert_eq!(tile(129, 65, 1), (128, 128), "two blocks, the multiprocessors that tests pretend");
+        let tile = |rows, columns, batches| tile_on(&two, rows, columns, batches);
+        assert_eq!(tile(129, 65, 1), (128, 128), "two blocks for two multiprocessors");
         assert_eq!(tile(128, 65, 1), (128, 64), "one of 128x128 would leave a multiprocessor idle");
         assert_eq!(tile(128, 65, 2), (128, 128));
         assert_eq!(tile(129, 64, 1), (128, 64), "a wider tile would be half padding");
         assert_eq!(tile(64, 512, 1), (64, 64));
         assert_eq!(tile(100, 64, 1), (64, 64));
         assert_eq!(tile(1 << 20, 3, 1), (128, 32));
+        let h200 = Target::h200(Elem::Bf16);
+        assert_eq!(tile_on(&h200, 129, 65, 1), (64, 64), "too few blocks for 132 multiprocessors");
+        assert_eq!(tile_on(&h200, 64 * 56 * 56, 256, 1), (128, 128));
+        let small = Target { shared_bytes: 99 << 10, ..h200 };
+        assert_eq!(tile_on(&small, 64 * 56 * 56, 256, 1), (128, 64), "108 KB do not fit 99 KB");
     }
 
     #[test]
     fn parts_cover_the_pixels_in_whole_slabs() {
-        for pixels in [1, 63, 64, 65, 500, 1000, 4097] {
+        for pixels in [1, 63, 512, 1023, 1024, 1600, 4097, 64 * 56 * 56] {
             for most in [1, 2, 3, 7, 100] {
                 let parts = Parts::of(pixels, most);
                 assert!((1..=most).contains(&parts.count));

@@ -1,14 +1,15 @@
-// Means and variances of a convolution's output channels, taken from its tiles while they are at hand: a batch norm or a
-// statistics loss behind it then needs no pass of its own over the map.
+// Partial statistics of a convolution's output channels, taken from its tiles while they are in registers: a batch norm or a
+// statistics loss behind it then needs no pass over the map.
 //
-// A tile leaves, for each of its columns, the mean and the sum of squared distances from it (Chan, Golub, LeVeque 1983):
-// parts that are merged without a shift in common and lose no digits where the mean is many deviations from zero.
+// For each of its columns a tile stores the mean and the sum of squared distances from it. Such partials are merged without a
+// common shift (Chan, Golub, LeVeque 1983) and lose no digits where the mean is many standard deviations from zero.
+// channel_stats_fold (kernels/engine/channel_stats.cu) merges them.
 #pragma once
 #include "lib/eights.cuh"
 
-// The moments of eight columns over the rows that one of THREADS threads sees; rows are dealt out in turn, a group of
-// BN / 8 threads a row.
-template <int THREADS, int BN> struct ColumnMoments {
+// The statistics of eight columns over the rows that one of THREADS threads is given by the epilogue of lib/tile.cuh: BN / 8
+// threads share a row, and THREADS / (BN / 8) rows are processed at a time.
+template <int THREADS, int BN> struct ColumnStats {
     static constexpr int GROUPS = THREADS / (BN / 8);
     // Floats of shared memory that `store` needs.
     static constexpr int SCRATCH = 2 * GROUPS * BN;
@@ -18,7 +19,7 @@ template <int THREADS, int BN> struct ColumnMoments {
     DEV void add(const float (&v)[8]) {
         UNROLL
         for (int i = 0; i < 8; i++) {
-            // The first row's value: sums about it lose no digits.
+            // Sums about the first row's value lose no digits.
             if (count == 0) about[i] = v[i];
             const float away = v[i] - about[i];
             first[i] += away;
@@ -26,8 +27,8 @@ template <int THREADS, int BN> struct ColumnMoments {
         }
         count++;
     }
-    // The tile's part [2][k]: means, then sums of squared distances. `rows`: how many the tile has. All threads must call;
-    // `scratch` is free.
+    // Writes the tile's part [2][k]: means, then sums of squared distances. `rows` is the number of rows of the tile that
+    // exist. All threads must call, and `scratch` (SCRATCH floats of shared memory) must be free.
     DEV void store(float* part, int k, int column, int rows, float* scratch) const {
         const int group = threadIdx.x / (BN / 8), mine = threadIdx.x % (BN / 8) * 8;
         UNROLL

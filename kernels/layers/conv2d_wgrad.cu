@@ -1,0 +1,79 @@
+// The parameter gradients of the 2-D convolution, dw and dbias: sums over pixels that are cut into a fixed number of parts,
+// which conv2d_sum_parts adds in order. src/ops/layers/conv2d/README.md has the drawing.
+#include "lib/conv_gather.cuh"
+#include "lib/tile.cuh"
+
+// dw[k,r,s,c] = sum over n, p, q of dz[n,p,q,k] * x[n, p * stride + r - pad, q * stride + s - pad, c].
+// Product: rows k, columns r s c, inner dimension the pixels n p q. blockIdx.z sums the pixels
+// [z * per_part, (z + 1) * per_part) into a part of its own.
+// Grid: (tiles of BM x BN, 1, parts); block: 256 threads; shared memory as conv2d_fwd.
+template <class T, int BM, int BN>
+KERNEL(256)
+conv2d_wgrad(float* RESTRICT sums, // [parts, k, r, s, c]
+             const T* RESTRICT dz, // [n, p, q, k]
+             const T* RESTRICT x,  // [n, h, w, c]
+             Conv2dDims d, int per_part) {
+    DYN_SHARED(T, shared);
+    const int depth = d.r * d.s * d.c, pixels = d.n * d.p * d.q;
+    const TileOrigin at = TileOrigin::of(BM, BN, depth);
+    const int first = blockIdx.z * per_part;
+    const int count = pixels - first < per_part ? pixels - first : per_part;
+    LoadWindowsAcross<T, BM> load_dz(matrix(dz, pixels, d.k), at.row, first);
+    LoadWindowsAcross<T, BN> load_x(windows_of(x, d), at.column, first);
+    Tile<T, BM, BN, false, false> tile;
+    accumulate(tile, load_dz, load_x, slabs_of(count, SLAB<T>), shared);
+
+    const bool aligned = depth % 8 == 0;
+    float* const part = sums + (i64)blockIdx.z * d.k * depth;
+    epilogue(tile, reinterpret_cast<float*>(shared), [&](int row, int column, float(&v)[8]) {
+        const int k = at.row + row, i = at.column + column, count = depth - i;
+        if (k < d.k && count > 0) store_eight(part + (i64)k * depth + i, v, count, aligned);
+    });
+}
+
+// sums[part][k] = the sum of dz[m][k] over the part's `per_part` pixels.
+// Grid: (blocks of `width` channels, parts); block: 256 threads, 256 / width rows of pixels at a time. With 3 channels 85 rows
+// are in flight, where a row per warp would leave 29 of 32 lanes idle. Shared memory: 1 KB.
+template <class T>
+KERNEL(256)
+conv2d_dbias(float* RESTRICT sums,  // [parts, k]
+             const T* RESTRICT dz,  // [pixels, k]
+             i64 pixels, int k, i64 per_part, int width) {
+    SHARED(float, line_sums, 256);
+    const int lines = 256 / width, line = threadIdx.x / width, column = blockIdx.x * width + threadIdx.x % width;
+    const i64 first = blockIdx.y * per_part, end = first + per_part < pixels ? first + per_part : pixels;
+    float sum = 0.0f;
+    if (line < lines && column < k) {
+        _Pragma("unroll 4") for (i64 m = first + line; m < end; m += lines) sum += to_f32(dz[m * k + column]);
+    }
+    line_sums[threadIdx.x] = sum;
+    sync_block();
+    if (line == 0 && column < k) {
+        for (int l = 1; l < lines; l++) sum += line_sums[l * width + threadIdx.x];
+        sums[(i64)blockIdx.y * k + column] = sum;
+    }
+}
+
+// out[i] (+)= the sum of sums[part][i] over the parts, in order. `sums` is [parts, len].
+// Grid: a grid-stride loop over `len`; block: 256 threads.
+KERNEL(256)
+conv2d_sum_parts(float* RESTRICT out, const float* RESTRICT sums, i64 len, int parts, int add) {
+    for (i64 i = global_thread(); i < len; i += global_threads()) {
+        float sum = 0.0f;
+        for (int p = 0; p < parts; p++) sum += sums[p * len + i];
+        put(out + i, sum, add);
+    }
+}
+
+// Tiles as in conv2d_fwd.cu.
+INSTANCE(conv2d_wgrad<bf16, 128, 128>)
+INSTANCE(conv2d_wgrad<bf16, 128, 64>)
+INSTANCE(conv2d_wgrad<bf16, 64, 64>)
+INSTANCE(conv2d_wgrad<bf16, 128, 32>)
+INSTANCE(conv2d_wgrad<float, 128, 128>)
+INSTANCE(conv2d_wgrad<float, 128, 64>)
+INSTANCE(conv2d_wgrad<float, 64, 64>)
+INSTANCE(conv2d_wgrad<float, 128, 32>)
+INSTANCE(conv2d_dbias<bf16>)
+INSTANCE(conv2d_dbias<float>)
+INSTANCE(conv2d_sum_parts)

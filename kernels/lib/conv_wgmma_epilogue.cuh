@@ -1,0 +1,141 @@
+// The epilogue of a wgmma tile: from the accumulators to bias, residual, activation, mask and stores. What is done to eight
+// neighbouring sums is a structure: StoreForward, StoreInputGradient. A new fusion behind the product is a further one.
+#pragma once
+#include "lib/conv_wgmma_tile.cuh"
+
+// Eight bf16 as they lie in memory: four registers, where eight separate bf16 would take eight. Maps have fewer than 2^31
+// elements (src/ops/layers/conv2d/hopper.rs checks it): a 32-bit byte offset and an address that all lanes share take one
+// register, where a pointer takes two.
+using Eight = Pack<u32, 4>;
+DEV Eight load_bf16x8(const bf16* map, u32 at) {
+    return load_pack<4>(reinterpret_cast<const u32*>(reinterpret_cast<const char*>(map) + at * 2));
+}
+DEV void store_bf16x8(bf16* map, u32 at, const float (&v)[8]) {
+    Eight to;
+    UNROLL
+    for (int i = 0; i < 4; i++) to.v[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
+    store_pack(reinterpret_cast<u32*>(reinterpret_cast<char*>(map) + at * 2), to);
+}
+DEV float element(const Eight& of, int i) { return bits_to_float(i % 2 ? of.v[i / 2] & 0xffff0000u : of.v[i / 2] << 16); }
+
+// act(sum + bias + residual), and the mask of what is above 0.
+template <class Io> struct StoreForward {
+    const Io& io;
+    float slope;
+
+    static constexpr bool HAS_BIAS = true;
+    using Old = Eight;
+    DEV Pack<float, 2> bias(int k) const { return io.bias ? load_pack<2>(io.bias + k) : Pack<float, 2>{}; }
+    DEV Old old(u32 at) const { return io.residual ? load_bf16x8(io.residual, at) : Eight{}; }
+    DEV void store(u32 at, float (&v)[8], const Old& residual) const {
+        if (io.pre_activation) store_bf16x8(io.pre_activation, at, v);
+        u32 bits = 0;
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            v[i] += element(residual, i);
+            bits |= (u32)(v[i] > 0.0f) << i;
+            v[i] = v[i] > 0.0f ? v[i] : v[i] * slope;
+        }
+        if (io.mask) io.mask[at / 8] = (u8)bits;
+        store_bf16x8(io.y, at, v);
+    }
+};
+
+// (sum, or dx + sum if `add`) * (the mask's bit ? 1 : slope).
+template <class Io> struct StoreInputGradient {
+    const Io& io;
+    int add;
+    float slope;
+
+    static constexpr bool HAS_BIAS = false;
+    struct Old {
+        Eight dx;
+        u32 bits;
+    };
+    DEV Old old(u32 at) const { return {add ? load_bf16x8(io.dx, at) : Eight{}, io.mask ? io.mask[at / 8] : 0xffu}; }
+    DEV void store(u32 at, float (&v)[8], const Old& old) const {
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            v[i] += element(old.dx, i);
+            v[i] = old.bits >> i & 1 ? v[i] : v[i] * slope;
+        }
+        store_bf16x8(io.dx, at, v);
+    }
+};
+
+// Transposes within four neighbouring lanes. Before, lane q holds columns 2 q and 2 q + 1 of four groups of eight columns,
+// v[group][column]; afterwards it holds the whole group q, v[column / 2][column % 2]: 16 bytes of bf16, a byte of a mask.
+DEV void transpose_quad(float (&v)[4][2]) {
+    UNROLL
+    for (int by = 1; by <= 2; by *= 2) {
+        const bool high = lane_id() & by;
+        UNROLL
+        for (int g = 0; g < 4; g++) {
+            if (g & by) continue;
+            UNROLL
+            for (int e = 0; e < 2; e++) {
+                const float got = shfl_xor(high ? v[g][e] : v[g | by][e], by);
+                v[g][e] = high ? got : v[g][e];
+                v[g | by][e] = high ? v[g | by][e] : got;
+            }
+        }
+    }
+}
+
+// Passes a warpgroup's sums on, eight neighbouring columns at a time, straight from the registers (shared memory belongs to the
+// slabs of the next tile): `out.store(at, sums, old)`, where `at` is an element's index in the map. `old`, what `store` needs
+// from memory, is loaded 32 columns ahead where registers allow.
+template <class W, class Out>
+DEV void epilogue(const float (&d)[W::PARTS][W::N / 2], const Product& g, int first_row, int first_column, const Out& out) {
+    // A thread's rows, 8 or 64 apart; blocks of 32 columns; how many of them a part has.
+    constexpr int ROWS = W::PART_ROWS ? 4 : 2, BLOCKS = W::BLOCKS, PART = W::N / 32;
+    const int lane = lane_id(), row = first_row + (warp_id() & 3) * 16 + lane / 4, column = first_column + lane % 4 * 8;
+    auto row_of = [&](int i) { return row + i / 2 * 64 + i % 2 * 8; };
+    auto at_of = [&](int i) { return (u32)row_of(i) * g.columns + column; };
+    typename Out::Old old[2][ROWS];
+    auto fetch = [&](int b, int i) {
+        if (row_of(i) < g.rows) old[b & 1][i] = out.old(at_of(i) + b * 32);
+    };
+    auto fetch_rows = [&](int b) {
+        UNROLL
+        for (int i = 0; i < ROWS; i++) fetch(b, i);
+    };
+    if (W::IS_AHEAD) fetch_rows(0);
+    UNROLL
+    for (int b = 0; b < BLOCKS; b++) {
+        // The columns are a multiple of 64, so all lanes take the same branch.
+        if (first_column + b * 32 >= g.columns) break;
+        if (W::IS_AHEAD && b + 1 < BLOCKS && first_column + (b + 1) * 32 < g.columns) fetch_rows(b + 1);
+        UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            Pack<float, 2> bias[4] = {};
+            if constexpr (Out::HAS_BIAS) {
+                UNROLL
+                for (int j = 0; j < 4; j++) bias[j] = out.bias(first_column + b * 32 + j * 8 + lane % 4 * 2);
+            }
+            const float* const sums_of = d[ROWS == 4 ? i / 2 : b / PART] + b % PART * 16 + i % 2 * 2;
+            float v[4][2];
+            UNROLL
+            for (int j = 0; j < 4; j++) {
+                UNROLL
+                for (int e = 0; e < 2; e++) v[j][e] = Out::HAS_BIAS ? sums_of[j * 4 + e] + bias[j].v[e] : sums_of[j * 4 + e];
+            }
+            transpose_quad(v);
+            if (!W::IS_AHEAD) fetch(b, i);
+            float sums[8];
+            UNROLL
+            for (int j = 0; j < 8; j++) sums[j] = v[j / 2][j % 2];
+            if (row_of(i) < g.rows) out.store(at_of(i) + b * 32, sums, old[b & 1][i]);
+        }
+    }
+}
+
+// Prefetches the tile's part of a bf16 map [rows][columns] that the epilogue will read: it then waits for the L2, some 270
+// cycles, and not for memory. All lanes of the copying warp must call.
+template <int BM, int BN> DEV void prefetch_map(const bf16* map, const Product& g, const MemberTile& tile) {
+    // Lines of 128 bytes, 64 columns.
+    for (int i = lane_id(); i < BM * (BN / 64); i += 32) {
+        const int m = tile.row + i / (BN / 64), column = tile.column + i % (BN / 64) * 64;
+        if (m < g.rows && column < g.columns) prefetch_l2(map + (i64)m * g.columns + column);
+    }
+}

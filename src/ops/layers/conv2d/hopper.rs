@@ -1,0 +1,291 @@
+//! The convolution's kernels for compute capability 9.0 (wgmma fed by TMA): which products they compute, which tiles a launch can
+//! choose from, and the tensor maps.
+
+use super::geometry::Dims;
+use crate::device::gpu::Kernel;
+use crate::device::gpu::launch::{Candidate, KernelArg};
+use crate::device::gpu::target::Target;
+use crate::device::gpu::tensor_map::{Boxes, TensorMap};
+use crate::error::Result;
+use crate::ops::launch::launches::DeviceTensor;
+use crate::tensor::Elem;
+
+/// Channels of a slab of the inner dimension; mirrors WGMMA_SLAB of kernels/lib/conv_wgmma_tile.cuh. Both c and k must be
+/// multiples of it.
+const SLAB: usize = 64;
+
+/// Rows of the filter in one box; mirrors BOX there.
+const FILTER_ROWS: u32 = 64;
+
+/// Pixels per partial of the channel statistics, whatever the tile; mirrors STATS_ROWS of kernels/lib/conv_wgmma_stats.cuh.
+pub const STATS_ROWS: usize = 64;
+
+/// Most taps of a filter's side, and the largest stride that a tensor map holds.
+const MAX_TAPS: usize = 16;
+const MAX_STRIDE: usize = 8;
+
+/// One tile of the kernels, and the cycles that a multiprocessor spends on it: a forecast that no card has confirmed yet.
+struct Tile {
+    /// Follows the kernel's name.
+    suffix: &'static str,
+    rows: usize,
+    columns: usize,
+    threads: u32,
+    /// Cycles per slab: the longest of multiplying (2048 multiply-adds a cycle), shared memory (128 bytes a cycle, written by the
+    /// copies and read by wgmma), and the L2 (36 bytes a cycle, the share of a multiprocessor).
+    slab: usize,
+    /// Cycles of writing the tile: the instructions of the epilogue (SASS) of the warps that share a scheduler.
+    write: usize,
+    /// Whether two warpgroups alternate, so that one multiplies while the other writes; otherwise all cooperate on one tile.
+    is_pingpong: bool,
+}
+
+const TILES: [Tile; 3] = [
+    Tile {
+        suffix: "_cooperative",
+        rows: 192,
+        columns: 256,
+        threads: 512,
+        slab: 1600,
+        write: 6500,
+        is_pingpong: false,
+    },
+    Tile { suffix: "", rows: 128, columns: 128, threads: 384, slab: 910, write: 2100, is_pingpong: true },
+    Tile { suffix: "", rows: 128, columns: 64, threads: 384, slab: 683, write: 1050, is_pingpong: true },
+];
+
+impl Tile {
+    /// `SHARED_BYTES` of the kernels: as many stages as 224 KB hold, two barriers per stage, two turns, and the scratch of two
+    /// pingpong warpgroups for channel statistics.
+    fn shared_bytes(&self) -> u32 {
+        let stage = (self.rows + self.columns) * 128;
+        let stages = (224 << 10) / stage;
+        let stats = if self.is_pingpong { 2 * 768 } else { 0 };
+        (stages * stage + (2 * stages + 2) * 8 + stats) as u32
+    }
+    /// Forecast cycles of a tile of so many slabs.
+    fn cycles(&self, slabs: usize) -> usize {
+        let multiply = slabs * self.slab;
+        // Two pingpong warpgroups finish two tiles in the time that one needs to multiply and write, but not faster than both
+        // can multiply.
+        if self.is_pingpong { multiply.max((multiply + self.write) / 2) } else { multiply + self.write }
+    }
+    /// Whether at most half of the tile's columns are wasted on a product with so many columns.
+    fn suits(&self, columns: usize) -> bool {
+        self.columns < 2 * columns
+    }
+}
+
+/// A product that these kernels compute: the windows of a map times a filter, for each pixel of the output.
+pub struct Product {
+    d: Dims,
+    is_gradient: bool,
+    /// Pixels and channels of the output.
+    rows: usize,
+    columns: usize,
+    /// Channels of a window's pixel.
+    inner: usize,
+}
+
+impl Product {
+    /// The forward product, if these kernels compute it for `target`.
+    pub fn forward(d: &Dims, elem: Elem, target: &Target) -> Option<Product> {
+        let (rows, columns, inner) = (d.outputs(), d.k, d.c);
+        Product { d: *d, is_gradient: false, rows, columns, inner }.if_supported(elem, target)
+    }
+    /// The input gradient, if these kernels compute it for `target`: windows over dz times the flipped filter.
+    pub fn input_gradient(d: &Dims, elem: Elem, target: &Target) -> Option<Product> {
+        let (rows, columns, inner) = (d.inputs(), d.c, d.k);
+        let product = Product { d: *d, is_gradient: true, rows, columns, inner };
+        product.if_supported(elem, target).filter(|_| d.stride == 1)
+    }
+    fn if_supported(self, elem: Elem, target: &Target) -> Option<Product> {
+        let Dims { c, k, r, s, stride, pad, .. } = self.d;
+        let has_whole_slabs = c % SLAB == 0 && k % SLAB == 0 && c > 0 && k > 0;
+        let fits_a_map = r.max(s) <= MAX_TAPS && stride <= MAX_STRIDE && pad < r.min(s);
+        // The epilogue's offsets have 32 bits.
+        let is_countable = (self.d.inputs() * c).max(self.d.outputs() * k) < 1 << 31;
+        let fits_shared = TILES.iter().all(|t| t.shared_bytes() <= target.shared_bytes);
+        let is_supported = has_whole_slabs && fits_a_map && is_countable && fits_shared;
+        (target.wgmma && elem == Elem::Bf16 && is_supported).then_some(self)
+    }
+    fn slabs(&self) -> usize {
+        self.d.r * self.d.s * self.inner / SLAB
+    }
+
+    /// The tiles that a launch of kernel `name` can choose from. Cooperative tiles cannot write channel statistics.
+    pub fn candidates(&self, name: &str, writes_stats: bool) -> Result<Vec<Candidate>> {
+        TILES
+            .iter()
+            .filter(|t| t.suits(self.columns) && (t.is_pingpong || !writes_stats))
+            .map(|t| {
+                Ok(Candidate {
+                    kernel: Kernel::find(&format!("{name}{}<{}, {}>", t.suffix, t.rows, t.columns))?,
+                    block: t.threads,
+                    shared: t.shared_bytes(),
+                    tiles: self.rows.div_ceil(t.rows) * self.columns.div_ceil(t.columns),
+                    cycles: t.cycles(self.slabs()),
+                    box_rows: t.rows as u32,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether channel statistics from a pingpong tile cost less than a cooperative tile and a pass over the output behind it: two
+    /// bytes per element, of which memory delivers 18.6 a cycle to each multiprocessor.
+    pub fn should_write_stats(&self) -> bool {
+        const PASS: f64 = 2.0 / 18.6;
+        // Cycles per element.
+        let fastest = |is_pingpong: bool| {
+            let tiles = TILES.iter().filter(|t| t.is_pingpong == is_pingpong && t.suits(self.columns));
+            let cycles = tiles.map(|t| t.cycles(self.slabs()) as f64 / (t.rows * t.columns) as f64);
+            cycles.fold(f64::INFINITY, f64::min)
+        };
+        fastest(true) <= fastest(false) + PASS
+    }
+
+    /// The tensor maps of the windows, whose number per box depends on the launch's tile, and of the filter.
+    pub fn maps(&self, windows: DeviceTensor, filter: DeviceTensor) -> KernelArg {
+        let Dims { n, h, w, k, r, s, p, q, stride, pad, .. } = self.d;
+        let [height, width] = if self.is_gradient { [p, q] } else { [h, w] };
+        let bytes = |elements: usize| 2 * elements as u64;
+        let depth = self.d.depth();
+        let windows = if r * s == 1 && stride == 1 && pad == 0 {
+            let pixels = self.d.inputs() as u64;
+            TensorMap::matrix(windows.into(), pixels, self.inner as u64, bytes(self.inner), 1)
+        } else {
+            // How far the first window begins before the first pixel, and the last one after the last pixel.
+            let before = [r, s].map(|taps| if self.is_gradient { taps - 1 - pad } else { pad } as i32);
+            let beyond = |i: usize| before[i] - ([r, s][i] as i32 - 1);
+            let boxes = Boxes::Im2col {
+                dims: [n, height, width, self.inner].map(|v| v as u64),
+                lower: before.map(|b| -b),
+                upper: [beyond(0), beyond(1)],
+                steps: [stride as u32; 2],
+                channels: SLAB as u32,
+                pixels: 1,
+            };
+            TensorMap { tensor: windows.into(), boxes }
+        };
+        let filter = TensorMap::matrix(filter.into(), k as u64, depth as u64, bytes(depth), FILTER_ROWS);
+        KernelArg::TensorMaps(vec![windows, filter])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::gpu::launch::Launch;
+    use crate::device::gpu::pointer::Pointer;
+    use crate::device::{Slot, Space};
+
+    fn dims(n: usize, size: usize, [c, k]: [usize; 2], taps: usize, stride: usize) -> Dims {
+        let pad = taps / 2;
+        let out = (size + 2 * pad - taps) / stride + 1;
+        Dims { n, h: size, w: size, c, k, r: taps, s: taps, p: out, q: out, stride, pad }
+    }
+
+    fn h200() -> Target {
+        Target::h200(Elem::Bf16)
+    }
+
+    fn forward(d: &Dims) -> Product {
+        Product::forward(d, Elem::Bf16, &h200()).unwrap()
+    }
+
+    fn gradient(d: &Dims) -> Product {
+        Product::input_gradient(d, Elem::Bf16, &h200()).unwrap()
+    }
+
+    /// Rows and number of the tiles that a launch of a group of so many members chooses on an H200.
+    fn tile(product: &Product, members: usize) -> (u32, usize) {
+        let name = if product.is_gradient { "conv2d_dgrad_wgmma" } else { "conv2d_fwd_wgmma" };
+        let candidates = product.candidates(name, false).unwrap();
+        let cycles = |c: &&Candidate| (c.tiles * members).div_ceil(h200().multiprocessors) * c.cycles;
+        let best = candidates.iter().min_by_key(cycles).unwrap();
+        (best.box_rows, best.tiles)
+    }
+
+    #[test]
+    fn a_resnet_101_at_batch_64_gets_the_forecast_tiles() {
+        let forward =
+            |size, channels, taps, members| tile(&forward(&dims(64, size, channels, taps, 1)), members);
+        // 66 tiles of 192 x 256 per member: two members fill 132 multiprocessors once, eight fill them four times.
+        assert_eq!(forward(14, [256, 256], 3, 2), (192, 66));
+        assert_eq!(forward(14, [256, 256], 3, 8), (192, 66));
+        assert_eq!(forward(14, [1024, 256], 1, 2), (192, 66));
+        // With four slabs per tile, writing costs as much as multiplying, and pingpong hides it.
+        assert_eq!(forward(56, [64, 256], 1, 1), (128, 1568 * 2));
+        assert_eq!(forward(56, [64, 64], 3, 2), (128, 1568));
+        assert_eq!(forward(28, [128, 128], 3, 2), (128, 392));
+        let gradient =
+            |size, channels, taps, members| tile(&gradient(&dims(64, size, channels, taps, 1)), members);
+        assert_eq!(gradient(14, [256, 256], 3, 8), (192, 66));
+        assert_eq!(gradient(56, [64, 64], 3, 2), (128, 1568));
+    }
+
+    /// Two convolutions of one size share a launch: the tile is chosen again, and their maps are where the kernel expects them.
+    #[test]
+    fn a_group_that_grows_chooses_its_tile_again() {
+        let d = dims(64, 7, [512, 512], 3, 1);
+        let product = forward(&d);
+        let tensor = |i: usize| {
+            let slot = Slot { space: Space::Arena, offset: i << 24, bytes: 1 << 24 };
+            DeviceTensor { slot, elem: Elem::Bf16, is_bf16_copy: false }
+        };
+        let of = |i: usize| {
+            let [y, x, w] = [0, 1, 2].map(|j| tensor(3 * i + j));
+            let null = || KernelArg::Null;
+            let io = [y.into(), null(), null(), x.into(), w.into(), null(), null(), null()];
+            let args = vec![
+                product.maps(x, w),
+                KernelArg::group_of_one("Conv2dForward", io),
+                d.kernel_arg().unwrap(),
+                0.0f32.into(),
+            ];
+            let candidates = product.candidates("conv2d_fwd_wgmma", false).unwrap();
+            Launch::by_fastest(candidates, h200().multiprocessors, args).unwrap()
+        };
+        let mut launch = of(0);
+        // 25 x 4 tiles of 128 x 128 fit one round, in which 17 x 2 of 192 x 256 take twice as long; for two members only the
+        // latter still fit one.
+        assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma<128, 128>", [100, 1, 1]));
+        assert!(launch.join(&of(1)));
+        assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma_cooperative<192, 256>", [68, 1, 1]));
+        assert_eq!(launch.group_size(), 2);
+        assert!(!launch.join(&of(1)), "two members that write to one place");
+        let KernelArg::TensorMaps(maps) = &launch.args[0] else { panic!("no maps") };
+        let tensors: Vec<Pointer> = maps.iter().map(|m| m.tensor).collect();
+        assert_eq!(tensors, [1, 4, 2, 5].map(|i| tensor(i).into()));
+        let pixels = |m: &TensorMap| if let Boxes::Im2col { pixels, .. } = m.boxes { pixels } else { 0 };
+        assert_eq!([pixels(&maps[0]), pixels(&maps[1])], [192; 2]);
+    }
+
+    #[test]
+    fn channel_stats_are_written_where_that_costs_less_than_a_pass() {
+        let writes = |size, channels, taps| forward(&dims(64, size, channels, taps, 1)).should_write_stats();
+        assert!(writes(56, [64, 64], 3), "too narrow for the cooperative tile");
+        assert!(writes(56, [64, 256], 1) && writes(14, [256, 1024], 1), "few slabs");
+        assert!(!writes(14, [256, 256], 3) && !writes(14, [1024, 256], 1), "many slabs");
+    }
+
+    #[test]
+    fn unsupported_products_are_left_to_mma() {
+        let takes = |d: Dims, elem, target| Product::forward(&d, elem, &target).is_some();
+        let good = dims(2, 8, [64, 128], 3, 1);
+        let refuses = |d: Dims| !takes(d, Elem::Bf16, h200());
+        assert!(takes(good, Elem::Bf16, h200()));
+        assert!(!takes(good, Elem::F32, h200()));
+        assert!(!takes(good, Elem::Bf16, Target { wgmma: false, ..h200() }));
+        assert!(!takes(good, Elem::Bf16, Target { shared_bytes: 163 << 10, ..h200() }));
+        assert!(refuses(Dims { c: 72, ..good }));
+        assert!(refuses(Dims { k: 96, ..good }));
+        assert!(refuses(Dims { r: 17, ..good }), "a filter larger than a map's 16 taps");
+        assert!(refuses(Dims { pad: 3, ..good }), "windows of padding alone");
+        assert!(refuses(Dims { n: 1 << 23, ..good }), "2^32 elements");
+        let strided = dims(2, 8, [64, 128], 3, 2);
+        assert!(takes(strided, Elem::Bf16, h200()));
+        assert!(Product::input_gradient(&good, Elem::Bf16, &h200()).is_some());
+        assert!(Product::input_gradient(&strided, Elem::Bf16, &h200()).is_none(), "a stride");
+    }
+}
