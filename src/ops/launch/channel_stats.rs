@@ -1,12 +1,12 @@
-//! Launches that turn partial channel statistics into sums over all pixels. They belong to no op: convolutions write the partials,
-//! batch norms and statistics losses read the sums.
+//! Launches that turn partial channel statistics into sums over all pixels. They belong to no op:
+//! convolutions write the partials, batch norms and statistics losses read the sums.
 
 use crate::device::gpu::launch::KernelArg;
 use crate::error::Result;
 use crate::ops::launch::launches::{ChannelStats, DeviceTensor, Launches};
 
-/// Launches the fold of the partial statistics of a map of `pixels` pixels and `k` channels into `sums` `[2][k]` about `shift`
-/// `[k]`, which kernels/lib/channels.cuh reads as a single chunk.
+/// Launches the fold of the partial statistics of a map of `pixels` pixels and `k` channels into `sums`
+/// `[2][k]` about `shift` `[k]`, which kernels/lib/channels.cuh reads as a single chunk.
 pub fn fold_channel_stats(
     l: &mut Launches,
     stats: ChannelStats,
