@@ -63,8 +63,17 @@ fn main() -> Result<()> {
                 true => (size.min(9), channels.map(|c| c.min(128)), members.min(2)),
                 false => (size, channels, members),
             };
-            let p =
-                Problem { members, images, size, channels, taps, stride, adds, is_gradient, moments: false };
+            let p = Problem {
+                members,
+                images,
+                size,
+                channels,
+                taps,
+                stride,
+                adds,
+                is_gradient,
+                channel_stats: false,
+            };
             let [c, k] = channels;
             let product = if is_gradient { "input gradient" } else { "forward" };
             let name =
@@ -96,7 +105,7 @@ fn measure(name: &str, p: &Problem, device: Choice, is_emulated: bool) -> Result
         .map(|i| if i % 2 == 1 { 0x3c | (i * 7 / 3 % 2 * 128) as u8 } else { (i * 31 / 7) as u8 })
         .collect();
     for o in &operands {
-        for slot in [o.x, o.filter, o.bias, o.residual, o.y, o.bits] {
+        for slot in [o.x, o.filter, o.bias, o.residual, o.y, o.mask] {
             machine.write(slot, &noise[..slot.bytes])?;
         }
     }

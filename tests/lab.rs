@@ -12,7 +12,7 @@ use dfka_engine::device::gpu::emu::Emu;
 use dfka_engine::device::gpu::machine::Machine;
 use dfka_engine::device::{Slot, StepState};
 use dfka_engine::tensor::Elem;
-use lab::{MOMENT_ROWS, Operands, Problem, RUNGS, SLOPE};
+use lab::{Operands, Problem, RUNGS, SLOPE, STATS_ROWS};
 
 /// Numbers that bf16 holds, from -1 to 1.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
@@ -28,7 +28,7 @@ fn load(machine: &Machine, slot: Slot, elem: Elem, values: &[f32]) {
 }
 
 /// What a member's output and, forward, its bits must be.
-fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], gate: &[u8]) -> Vec<f32> {
+fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], mask: &[u8]) -> Vec<f32> {
     let ([c, k], [size, out]) = (p.channels, [p.size, p.out()]);
     let at = |n: usize, a: usize, b: usize, side: usize| (n * side + a) * side + b;
     let mut y: Vec<f32> = if p.adds { added.to_vec() } else { vec![0.0; added.len()] };
@@ -54,20 +54,20 @@ fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], gate: &[u8])
         }
     }
     if p.is_gradient {
-        let open = |i: usize| gate[i / 8] >> (i % 8) & 1 == 1;
-        return y.iter().enumerate().map(|(i, v)| if open(i) { *v } else { v * SLOPE }).collect();
+        let is_set = |i: usize| mask[i / 8] >> (i % 8) & 1 == 1;
+        return y.iter().enumerate().map(|(i, v)| if is_set(i) { *v } else { v * SLOPE }).collect();
     }
     y.iter().enumerate().map(|(i, v)| v + bias[i % k]).map(|v| if v > 0.0 { v } else { v * SLOPE }).collect()
 }
 
 /// Of every 64 pixels and each channel the mean and the squared distances from it, of what the activation took.
-fn check_moments(p: &Problem, found: &[f32], y: &[f32]) {
+fn check_channel_stats(p: &Problem, found: &[f32], y: &[f32]) {
     let (k, pixels) = (p.channels[1], p.pixels()[1]);
     let before = |m: usize, c: usize| {
         f64::from(y[m * k + c]) / if y[m * k + c] > 0.0 { 1.0 } else { f64::from(SLOPE) }
     };
-    for (part, first) in (0..pixels).step_by(MOMENT_ROWS).enumerate() {
-        let rows = first..(first + MOMENT_ROWS).min(pixels);
+    for (part, first) in (0..pixels).step_by(STATS_ROWS).enumerate() {
+        let rows = first..(first + STATS_ROWS).min(pixels);
         for c in 0..k {
             let n = rows.len() as f64;
             let mean = rows.clone().map(|m| before(m, c)).sum::<f64>() / n;
@@ -92,25 +92,25 @@ fn check(machine: &mut Machine, p: &Problem, order: i32) {
                 .map(|n| numbers(n, 7 * i + n))
         })
         .collect();
-    let gates: Vec<Vec<u8>> =
-        operands.iter().map(|o| (0..o.bits.bytes).map(|i| (i * 37 + i / 11) as u8).collect()).collect();
+    let masks: Vec<Vec<u8>> =
+        operands.iter().map(|o| (0..o.mask.bytes).map(|i| (i * 37 + i / 11) as u8).collect()).collect();
     let wanted: Vec<Vec<f32>> = values
         .iter()
-        .zip(&gates)
-        .map(|(v, gate)| expected(p, std::array::from_fn(|i| v[i].as_slice()), gate))
+        .zip(&masks)
+        .map(|(v, mask)| expected(p, std::array::from_fn(|i| v[i].as_slice()), mask))
         .collect();
     let mut ran = 0;
-    // No tile here is worth more than two blocks, so that those that stay take several tiles each.
+    // On two multiprocessors persistent blocks compute several tiles each.
     for rung in &RUNGS {
         let Some(launch) = rung.launch(p, &operands, 2).unwrap() else { continue };
         let output = |o: &Operands| if p.is_gradient { o.x } else { o.y };
-        for ((o, [x, filter, bias, added, dz]), gate) in operands.iter().zip(&values).zip(&gates) {
+        for ((o, [x, filter, bias, added, dz]), mask) in operands.iter().zip(&values).zip(&masks) {
             load(machine, o.x, Elem::Bf16, x);
             load(machine, o.filter, Elem::Bf16, filter);
             load(machine, o.bias, Elem::F32, bias);
             load(machine, o.residual, Elem::Bf16, if p.is_gradient { dz } else { added });
             load(machine, o.y, Elem::Bf16, dz);
-            machine.write(o.bits, gate).unwrap();
+            machine.write(o.mask, mask).unwrap();
             if p.adds && p.is_gradient {
                 load(machine, o.x, Elem::Bf16, added);
             }
@@ -119,8 +119,8 @@ fn check(machine: &mut Machine, p: &Problem, order: i32) {
         machine.run(&mut ready, &StepState::default()).unwrap();
         for (member, (o, wanted)) in operands.iter().zip(&wanted).enumerate() {
             let found = machine.read(output(o), Elem::Bf16).unwrap();
-            let mut bits = vec![0; o.bits.bytes];
-            machine.read_bytes(o.bits, &mut bits).unwrap();
+            let mut bits = vec![0; o.mask.bytes];
+            machine.read_bytes(o.mask, &mut bits).unwrap();
             for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
                 let what = format!("rung {}, order {order}, member {member}, element {i}", rung.name);
                 // Half a unit of bf16, and what sums in another order differ by.
@@ -130,12 +130,12 @@ fn check(machine: &mut Machine, p: &Problem, order: i32) {
                 assert!(p.is_gradient || wanted.abs() < 1e-3 || bit == (*wanted > 0.0), "{what}: bit {bit}");
             }
         }
-        for (o, wanted) in operands.iter().zip(&wanted).filter(|_| p.moments) {
-            check_moments(p, &machine.read(o.moments, Elem::F32).unwrap(), wanted);
+        for (o, wanted) in operands.iter().zip(&wanted).filter(|_| p.channel_stats) {
+            check_channel_stats(p, &machine.read(o.channel_stats, Elem::F32).unwrap(), wanted);
         }
         ran += 1;
     }
-    assert!(ran >= if p.moments { 2 } else { 4 }, "{ran} rungs");
+    assert!(ran >= if p.channel_stats { 2 } else { 4 }, "{ran} rungs");
 }
 
 #[test]
@@ -149,13 +149,13 @@ fn every_rung_computes_the_convolution() {
         stride: 1,
         adds: true,
         is_gradient: false,
-        moments: false,
+        channel_stats: false,
     };
     let problems = [
         forward,
         Problem { members: 2, channels: [192, 320], taps: 1, adds: false, ..forward },
         Problem { size: 12, stride: 2, ..forward },
-        Problem { adds: false, moments: true, ..forward },
+        Problem { adds: false, channel_stats: true, ..forward },
         Problem { is_gradient: true, ..forward },
         Problem { members: 2, channels: [320, 128], taps: 1, is_gradient: true, adds: false, ..forward },
     ];

@@ -19,22 +19,22 @@ pub struct Problem {
     /// Forward: whether a residual is added. Gradient: whether the sum is added to what is there.
     pub adds: bool,
     pub is_gradient: bool,
-    /// Whether the forward product leaves its channels' moments; only production can, in turns.
-    pub moments: bool,
+    /// Whether the forward product writes channel statistics; only the pingpong tiles of production can.
+    pub channel_stats: bool,
 }
 
-/// Pixels of a part of the moments.
-pub const MOMENT_ROWS: usize = 64;
+/// Pixels per partial of the channel statistics.
+pub const STATS_ROWS: usize = 64;
 
-/// Where a member's operands lie in the arena. `bits` are the activation's: written by the forward product, the gradient's gate.
+/// A member's operands in the arena. `mask` is the activation's: written by the forward product, applied by the gradient.
 pub struct Operands {
     pub x: Slot,
     pub filter: Slot,
     pub bias: Slot,
     pub residual: Slot,
     pub y: Slot,
-    pub bits: Slot,
-    pub moments: Slot,
+    pub mask: Slot,
+    pub channel_stats: Slot,
 }
 
 impl Problem {
@@ -85,8 +85,8 @@ impl Problem {
             bias: take(4 * k),
             residual: take(2 * y * k),
             y: take(2 * y * k),
-            bits: take(if self.is_gradient { x * c } else { y * k } / 8),
-            moments: take(y.div_ceil(MOMENT_ROWS) * 2 * k * 4),
+            mask: take(if self.is_gradient { x * c } else { y * k } / 8),
+            channel_stats: take(y.div_ceil(STATS_ROWS) * 2 * k * 4),
         });
         (all.collect(), end)
     }
@@ -174,7 +174,7 @@ pub const RUNGS: [Rung; 10] = [
     rung("2 roles 128x128", "conv2d_rung2", [128, 128], 384, false),
     rung("3 wide 128x256", "conv2d_rung3", [128, 256], 384, false),
     rung("4 tall 192x256", "conv2d_rung4", [192, 256], 512, false),
-    rung("5 tall, staying", "conv2d_rung4", [192, 256], 512, true),
+    rung("5 tall, persistent", "conv2d_rung4", [192, 256], 512, true),
     rung("6 pingpong 128x128", "conv2d_rung6", [128, 128], 384, true),
     production(
         "7 production 192x256",
@@ -207,8 +207,8 @@ impl Rung {
             stages if self.is_mma() => stages * (stage + (self.rows + self.columns) * 16),
             0 => {
                 let stages = (224 << 10) / stage;
-                let moments = if self.rows == 128 && self.stays { 2 * 768 } else { 0 };
-                stages * stage + (2 * stages + 2) * 8 + moments
+                let stats = if self.rows == 128 && self.stays { 2 * 768 } else { 0 };
+                stages * stage + (2 * stages + 2) * 8 + stats
             }
             stages => stages * stage,
         }
@@ -221,8 +221,8 @@ impl Rung {
         multiprocessors: usize,
     ) -> Result<Option<Launch>> {
         let Some(kernel) = self.kernels[usize::from(p.is_gradient)] else { return Ok(None) };
-        let leaves_moments = kernel.starts_with("conv2d_fwd_wgmma<");
-        if p.moments && !leaves_moments {
+        let writes_stats = kernel.starts_with("conv2d_fwd_wgmma<");
+        if p.channel_stats && !writes_stats {
             return Ok(None);
         }
         let [rows, columns, _] = p.product();
@@ -235,10 +235,10 @@ impl Rung {
         let of = KernelArg::Slot;
         let forward = |o: &Operands| {
             let residual = if p.adds { of(o.residual) } else { KernelArg::Null };
-            let moments = if p.moments { of(o.moments) } else { KernelArg::Null };
-            vec![of(o.y), KernelArg::Null, of(o.bits), of(o.x), of(o.filter), of(o.bias), residual, moments]
+            let stats = if p.channel_stats { of(o.channel_stats) } else { KernelArg::Null };
+            vec![of(o.y), KernelArg::Null, of(o.mask), of(o.x), of(o.filter), of(o.bias), residual, stats]
         };
-        let gradient = |o: &Operands| vec![of(o.x), of(o.y), of(o.filter), of(o.bits)];
+        let gradient = |o: &Operands| vec![of(o.x), of(o.y), of(o.filter), of(o.mask)];
         let mut args = Vec::new();
         if !self.is_mma() {
             args.push(p.maps(operands, self.rows));

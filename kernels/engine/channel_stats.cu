@@ -1,11 +1,13 @@
-// Partial channel statistics, as a convolution writes them, into sums over all pixels: what a batch norm or a statistics loss
-// would otherwise compute by a pass over the map. Launched by src/ops/launch/channel_stats.rs.
+// Partial channel statistics, as a convolution writes them, into sums over all pixels: what a batch norm or a
+// statistics loss would otherwise compute by a pass over the map. Launched by
+// src/ops/launch/channel_stats.rs.
 #include "lib/dev.cuh"
 
-// Merges the statistics of tiles of `rows` pixels (the last tile has the rest) into the sums of x - shift and of its square,
-// which `fold_parts` of lib/channels.cuh reads as a single part; `shift` is the channel's mean, rounded to a float.
-// Grid: (ceil(k / 8)); block: 1024 threads, 128 for each of eight channels. 64 images of 112x112 are 6272 tiles of 128 pixels,
-// 49 for each thread. Shared memory: 16 KB.
+// Merges the statistics of tiles of `rows` pixels (the last tile has the rest) into the sums of x - shift and
+// of its square, which `fold_parts` of lib/channels.cuh reads as a single part; `shift` is the channel's
+// mean, rounded to a float.
+// Grid: (ceil(k / 8)); block: 1024 threads, 128 for each of eight channels. 64 images of 112x112 are 6272
+// tiles of 128 pixels, 49 for each thread. Shared memory: 16 KB.
 KERNEL(1024)
 channel_stats_fold(float* RESTRICT sums,        // [2][k]
                    float* RESTRICT shift,       // [k]
@@ -15,7 +17,8 @@ channel_stats_fold(float* RESTRICT sums,        // [2][k]
     SHARED(double, scratch, 2 * 1024);
     const int channel = blockIdx.x * CHANNELS + threadIdx.x % CHANNELS, slice = threadIdx.x / CHANNELS;
     const int tiles = (int)((pixels + rows - 1) / rows);
-    // The sums of x and of x^2. In double: its 53 bits leave the rounding of the tiles' own floats as the only error.
+    // The sums of x and of x^2. In double: its 53 bits leave the rounding of the tiles' own floats as the
+    // only error.
     double first = 0.0, second = 0.0;
     if (channel < k) {
         _Pragma("unroll 4") for (int t = slice; t < tiles; t += SLICES) {

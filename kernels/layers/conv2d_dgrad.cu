@@ -1,15 +1,16 @@
-// The input gradient of the 2-D convolution: windows over dz times the flipped filter, gathered like the forward product.
-// src/ops/layers/conv2d/README.md has the drawing.
+// The input gradient of the 2-D convolution: windows over dz times the flipped filter, gathered like the
+// forward product. src/ops/layers/conv2d/README.md has the drawing.
 #include "lib/conv_gather.cuh"
 #include "lib/conv_wgmma.cuh"
 #include "lib/group.cuh"
 #include "lib/tile.cuh"
 
-// dx[n,h,w,c] = sum over r, s, k of dz[n, (h + pad - r) / stride, (w + pad - s) / stride, k] * w[k,r,s,c], added to what dx
-// holds if `add`; then multiplied by the slope of the activation that produced x, if there is a mask: 1 where its bit is set,
-// else `slope`. Shapes are those of Conv2dInputGradient.
-// Product: rows are the input pixels of one phase, columns c, inner dimension the taps that reach them times k. A phase is one
-// residue class of input pixels, all reached by the same taps, so that a strided gradient multiplies no zeros.
+// dx[n,h,w,c] = sum over r, s, k of dz[n, (h + pad - r) / stride, (w + pad - s) / stride, k] * w[k,r,s,c],
+// added to what dx holds if `add`; then multiplied by the slope of the activation that produced x, if there
+// is a mask: 1 where its bit is set, else `slope`. Shapes are those of Conv2dInputGradient.
+// Product: rows are the input pixels of one phase, columns c, inner dimension the taps that reach them times
+// k. A phase is one residue class of input pixels, all reached by the same taps, so that a strided gradient
+// multiplies no zeros.
 // Grid: (tiles of the largest phase, members of the group, phases); block: 256 threads.
 // Shared memory: as conv2d_fwd, and the pixel of each row of the tile.
 template <class T, int BM, int BN>
@@ -26,7 +27,8 @@ KERNEL(256) conv2d_dgrad(Group<Conv2dInputGradient<T>> members, Conv2dDims d, in
     const TileOrigin at = TileOrigin::of(BM, BN, d.c);
     // The grid has the tiles of the largest phase.
     if (at.row >= windows.count()) return;
-    // The pixel of each of the tile's rows. The barriers of the product lie between these stores and the epilogue's loads.
+    // The pixel of each of the tile's rows. The barriers of the product lie between these stores and the
+    // epilogue's loads.
     for (int i = threadIdx.x; i < BM; i += TILE_THREADS) {
         const Digits m = Digits::of(at.row + i, windows.p, windows.q);
         pixel[i] = m.hi < d.n ? (m.hi * d.h + h0 + m.mid * d.stride) * d.w + w0 + m.lo * d.stride : -1;
@@ -49,8 +51,9 @@ KERNEL(256) conv2d_dgrad(Group<Conv2dInputGradient<T>> members, Conv2dDims d, in
     });
 }
 
-// The same on compute capability 9.0, at stride 1 and where both c and k are multiples of 64. `maps`: im2col maps of the
-// members' dz (or plain ones), then maps of their filters. Geometry as conv2d_fwd_wgmma and its cooperative twin.
+// The same on compute capability 9.0, at stride 1 and where both c and k are multiples of 64. `maps`: im2col
+// maps of the members' dz (or plain ones), then maps of their filters. Geometry as conv2d_fwd_wgmma and its
+// cooperative twin.
 template <int BM, int BN>
 KERNEL(384, 1)
 conv2d_dgrad_wgmma(MAPS_PARAM maps, Group<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {

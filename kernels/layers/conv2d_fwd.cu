@@ -1,6 +1,6 @@
-// Forward of the 2-D convolution: a matrix product whose left operand is gathered from x while it is copied to shared memory
-// (implicit GEMM); no patch matrix ever exists. src/ops/layers/conv2d/README.md has the drawing, launch.rs and hopper.rs there
-// choose the kernel and the tile.
+// Forward of the 2-D convolution: a matrix product whose left operand is gathered from x while it is copied
+// to shared memory (implicit GEMM); no patch matrix ever exists. src/ops/layers/conv2d/README.md has the
+// drawing, launch.rs and hopper.rs there choose the kernel and the tile.
 #include "lib/channel_stats.cuh"
 #include "lib/conv_gather.cuh"
 #include "lib/conv_wgmma.cuh"
@@ -10,7 +10,8 @@
 // y = act(bias + residual + x * w), where act(v) = v > 0 ? v : v * slope; shapes are those of Conv2dForward.
 // Product: rows n p q, columns k, inner dimension r s c.
 // Grid: (tiles of BM x BN, members of the group); block: 256 threads.
-// Shared memory: three stages of a slab of either operand (108 KB at 128x128), then the tile's sums, then the statistics.
+// Shared memory: three stages of a slab of either operand (108 KB at 128x128), then the tile's sums, then the
+// statistics.
 template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Group<Conv2dForward<T>> members, Conv2dDims d, float slope) {
     DYN_SHARED(T, shared);
     const Conv2dForward<T>& io = members.mine();
@@ -59,11 +60,12 @@ template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Group<Conv2dForward<T>
     }
 }
 
-// The same on compute capability 9.0, where both c and k are multiples of 64. `maps`: im2col maps of the members' x (a plain
-// map for 1x1 filters at stride 1 without padding), then maps of their filters [k, r s c].
-// Grid: (min(tiles, multiprocessors)), each block takes tile after tile; shared memory: Wgmma::SHARED_BYTES, up to 227 KB.
-// Pingpong: 384 threads, two warpgroups multiply a tile each in turn. Cooperative: 512 threads, three share one tile; it
-// cannot write channel statistics.
+// The same on compute capability 9.0, where both c and k are multiples of 64. `maps`: im2col maps of the
+// members' x (a plain map for 1x1 filters at stride 1 without padding), then maps of their filters [k, r s
+// c].
+// Grid: (min(tiles, multiprocessors)), each block takes tile after tile; shared memory: Wgmma::SHARED_BYTES,
+// up to 227 KB. Pingpong: 384 threads, two warpgroups multiply a tile each in turn. Cooperative: 512 threads,
+// three share one tile; it cannot write channel statistics.
 template <int BM, int BN>
 KERNEL(384, 1)
 conv2d_fwd_wgmma(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {
@@ -77,9 +79,10 @@ conv2d_fwd_wgmma_cooperative(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members
     wgmma_forward<BM, BN, false>(maps, members, d, slope, shared);
 }
 
-// Tiles in the order that src/ops/layers/conv2d/launch.rs prefers them, for all three products. 128x128 reads each operand
-// element 128 times (bf16: 64 sums a thread, two blocks per multiprocessor); 128x64 suits 64 channels; 64x64 gives small
-// problems four times the blocks; 128x32 wastes less of a product with few channels (images, logits).
+// Tiles in the order that src/ops/layers/conv2d/launch.rs prefers them, for all three products. 128x128 reads
+// each operand element 128 times (bf16: 64 sums a thread, two blocks per multiprocessor); 128x64 suits 64
+// channels; 64x64 gives small problems four times the blocks; 128x32 wastes less of a product with few
+// channels (images, logits).
 INSTANCE(conv2d_fwd<bf16, 128, 128>)
 INSTANCE(conv2d_fwd<bf16, 128, 64>)
 INSTANCE(conv2d_fwd<bf16, 64, 64>)

@@ -1,5 +1,5 @@
-// The parameter gradients of the 2-D convolution, dw and dbias: sums over pixels that are cut into a fixed number of parts,
-// which conv2d_sum_parts adds in order. src/ops/layers/conv2d/README.md has the drawing.
+// The parameter gradients of the 2-D convolution, dw and dbias: sums over pixels that are cut into a fixed
+// number of parts, which conv2d_sum_parts adds in order. src/ops/layers/conv2d/README.md has the drawing.
 #include "lib/conv_gather.cuh"
 #include "lib/tile.cuh"
 
@@ -32,8 +32,8 @@ conv2d_wgrad(float* RESTRICT sums, // [parts, k, r, s, c]
 }
 
 // sums[part][k] = the sum of dz[m][k] over the part's `per_part` pixels.
-// Grid: (blocks of `width` channels, parts); block: 256 threads, 256 / width rows of pixels at a time. With 3 channels 85 rows
-// are in flight, where a row per warp would leave 29 of 32 lanes idle. Shared memory: 1 KB.
+// Grid: (blocks of `width` channels, parts); block: 256 threads, 256 / width rows of pixels at a time. With 3
+// channels 85 rows are in flight, where a row per warp would leave 29 of 32 lanes idle. Shared memory: 1 KB.
 template <class T>
 KERNEL(256)
 conv2d_dbias(float* RESTRICT sums,  // [parts, k]

@@ -1,4 +1,4 @@
-// The pointwise functions that end a convolution, a batch norm, or stand alone.
+// The activations, as the pointwise op computes them.
 #pragma once
 #include "lib/dev.cuh"
 
@@ -10,16 +10,16 @@ DEV float sigmoid(float v) {
 
 // Mirrors `DeviceAct` of src/ops/layers/activation.rs.
 struct Act {
-    int kind;           // 0 a step of the slope at 0, 1 tanh, 2 sigmoid
-    float below;        // of the step: the slope below 0 (1 for no activation, 0 for ReLU)
+    int kind;    // 0: piecewise linear with a kink at 0, 1: tanh, 2: sigmoid
+    float below; // slope below 0 of a piecewise linear one (1 without an activation, 0 for ReLU)
 
-    // Not a maximum: a NaN must pass through, or a diverged network would look like a dead one.
+    // Not a maximum, which would drop a NaN: a diverged network must not look like one whose units are 0.
     DEV float value(float v) const {
         if (kind == 1) return tanhf(v);
         if (kind == 2) return sigmoid(v);
         return v > 0.0f ? v : below == 0.0f ? (v < 0.0f ? 0.0f : v) : v * below;
     }
-    // The derivative, from the function's value.
+    // The derivative as a function of the value y.
     DEV float slope(float y) const {
         if (kind == 1) return 1.0f - y * y;
         if (kind == 2) return y * (1.0f - y);

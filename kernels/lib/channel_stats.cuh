@@ -1,14 +1,14 @@
-// Partial statistics of a convolution's output channels, taken from its tiles while they are in registers: a batch norm or a
-// statistics loss behind it then needs no pass over the map.
+// Partial statistics of a convolution's output channels, taken from its tiles while they are in registers: a
+// batch norm or a statistics loss behind it then needs no pass over the map.
 //
-// For each of its columns a tile stores the mean and the sum of squared distances from it. Such partials are merged without a
-// common shift (Chan, Golub, LeVeque 1983) and lose no digits where the mean is many standard deviations from zero.
-// channel_stats_fold (kernels/engine/channel_stats.cu) merges them.
+// For each of its columns a tile stores the mean and the sum of squared distances from it. Such partials are
+// merged without a common shift (Chan, Golub, LeVeque 1983) and lose no digits where the mean is many
+// standard deviations from zero. channel_stats_fold (kernels/engine/channel_stats.cu) merges them.
 #pragma once
 #include "lib/eights.cuh"
 
-// The statistics of eight columns over the rows that one of THREADS threads is given by the epilogue of lib/tile.cuh: BN / 8
-// threads share a row, and THREADS / (BN / 8) rows are processed at a time.
+// The statistics of eight columns over the rows that one of THREADS threads is given by the epilogue of
+// lib/tile.cuh: BN / 8 threads share a row, and THREADS / (BN / 8) rows are processed at a time.
 template <int THREADS, int BN> struct ColumnStats {
     static constexpr int GROUPS = THREADS / (BN / 8);
     // Floats of shared memory that `store` needs.
@@ -27,8 +27,9 @@ template <int THREADS, int BN> struct ColumnStats {
         }
         count++;
     }
-    // Writes the tile's part [2][k]: means, then sums of squared distances. `rows` is the number of rows of the tile that
-    // exist. All threads must call, and `scratch` (SCRATCH floats of shared memory) must be free.
+    // Writes the tile's part [2][k]: means, then sums of squared distances. `rows` is the number of rows of
+    // the tile that exist. All threads must call, and `scratch` (SCRATCH floats of shared memory) must be
+    // free.
     DEV void store(float* part, int k, int column, int rows, float* scratch) const {
         const int group = threadIdx.x / (BN / 8), mine = threadIdx.x % (BN / 8) * 8;
         UNROLL

@@ -1,8 +1,9 @@
-// Per-channel work on NHWC data: a thread keeps its channels and walks over pixels, so that coefficients stay in registers
-// (five floats per channel are ten times the 2 bytes of a bf16) and a sum over pixels needs one tree at the end.
+// Per-channel work on NHWC data: a thread keeps its channels and walks over pixels, so that coefficients stay
+// in registers (five floats per channel are ten times the 2 bytes of a bf16) and a sum over pixels needs one
+// tree at the end.
 //
-// A block is `lanes` packs of n channels by `rows` pixels. Blocks cover (image, slab of channels) in x and chunks of pixels in
-// y; src/ops/launch/channel_tiles.rs chooses the numbers.
+// A block is `lanes` packs of n channels by `rows` pixels. Blocks cover (image, slab of channels) in x and
+// chunks of pixels in y; src/ops/launch/channel_tiles.rs chooses the numbers.
 #pragma once
 #include "lib/packs.cuh"
 
@@ -17,7 +18,8 @@ struct TilesDims {
 };
 static_assert(sizeof(TilesDims) == 32, "TilesDims must match Tiles of src/ops/launch/channel_tiles.rs");
 
-// The elements of a thread: for (i64 at = t.first; at < t.last; at += t.step) visits the offsets of its channels in its pixels.
+// The elements of a thread: for (i64 at = t.first; at < t.last; at += t.step) visits the offsets of its
+// channels in its pixels.
 template <int n> struct Tile {
     int lane, row, rows;
     // The first of n channels. A thread beyond the last channel has channel 0, no pixels, and `works` false.
@@ -46,8 +48,8 @@ template <int n> struct Tile {
 // Floats of shared memory that `sum_rows` needs.
 template <int n> constexpr int ROWS_SCRATCH = 256 * n;
 
-// The sum of `v` over the block's rows, in every row: a tree whose shape depends on the number of rows alone. All threads must
-// call.
+// The sum of `v` over the block's rows, in every row: a tree whose shape depends on the number of rows alone.
+// All threads must call.
 template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& t) {
     const int threads = blockDim.x, me = threadIdx.x, lanes = threads / t.rows;
     UNROLL
@@ -67,15 +69,17 @@ template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& 
     sync_block();
 }
 
-// The mean over up to 32 pixels spread over x: close enough to the channel's mean that sums about it lose no digits, even where
-// the mean is many standard deviations from zero. The step is odd, so that it meets all columns of a power-of-two image.
+// The mean over up to 32 pixels spread over x: close enough to the channel's mean that sums about it lose no
+// digits, even where the mean is many standard deviations from zero. The step is odd, so that it meets all
+// columns of a power-of-two image.
 template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const TilesDims& d, float* scratch, const Tile<n>& t) {
     const int count = d.pixels < 32 ? (int)d.pixels : 32;
     const i64 step = (d.pixels / count) | 1;
     Floats<n> sum = floats<n>(0.0f);
     for (int s = t.row; s < count; s += t.rows) {
         i64 pixel = s * step;
-        if (pixel >= d.pixels) pixel -= d.pixels;  // at most once: 31 (pixels / 32 + 1) is less than twice the pixels
+        // Once is enough: 31 (pixels / 32 + 1) is less than twice the pixels.
+        if (pixel >= d.pixels) pixel -= d.pixels;
         const Floats<n> v = load_f32<n>(x + pixel * d.c + t.channel);
         UNROLL
         for (int i = 0; i < n; i++) sum.v[i] += v.v[i];
@@ -96,8 +100,9 @@ DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second,
     store_f32<n>(parts + (i64)(2 * blockIdx.y + 1) * d.c + t.channel, second);
 }
 
-// Sums of x - shift and of its square over this block's chunk, into parts [chunks][2][c]. Every block computes the same shift
-// (32 pixels of x, from the L2 after the first block), which saves a launch; the blocks of chunk 0 store it in `shift` [c].
+// Sums of x - shift and of its square over this block's chunk, into parts [chunks][2][c]. Every block
+// computes the same shift (32 pixels of x, from the L2 after the first block), which saves a launch; the
+// blocks of chunk 0 store it in `shift` [c].
 template <int n, class T>
 DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RESTRICT x, const TilesDims& d, float* scratch) {
     const Tile<n> t = Tile<n>::of(d);
@@ -116,8 +121,8 @@ DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T
     store_parts<n>(parts, first, second, d, scratch, t);
 }
 
-// A block of 256 threads folds the parts of 8 channels, 32 threads per channel: at 528 chunks a thread reads 17 pairs, where a
-// single thread would wait for 528.
+// A block of 256 threads folds the parts of 8 channels, 32 threads per channel: at 528 chunks a thread reads
+// 17 pairs, where a single thread would wait for 528.
 constexpr int FOLD_CHANNELS = 8, FOLD_SLICES = 32;
 constexpr int FOLD_SCRATCH = 2 * FOLD_CHANNELS * FOLD_SLICES;
 
@@ -125,7 +130,8 @@ DEV int fold_channel() { return blockIdx.x * FOLD_CHANNELS + threadIdx.x % FOLD_
 // One thread per channel owns the reduced result.
 DEV bool is_fold_leader(int c) { return threadIdx.x < FOLD_CHANNELS && fold_channel() < c; }
 
-// Both sums of `fold_channel()` over all chunks, in every thread. In double: a few numbers per channel cost nothing.
+// Both sums of `fold_channel()` over all chunks, in every thread. In double: a few numbers per channel cost
+// nothing.
 DEV void fold_parts(double (&sums)[2], const float* RESTRICT parts, int c, int chunks, double* scratch) {
     const int channel = fold_channel(), me = threadIdx.x;
     sums[0] = sums[1] = 0.0;
@@ -150,8 +156,8 @@ DEV void fold_parts(double (&sums)[2], const float* RESTRICT parts, int c, int c
     sums[1] = scratch[second + me % FOLD_CHANNELS];
 }
 
-// Mean (as its distance from the shift) and biased variance from the sums about a shift. A variance of NaN becomes 0, as on the
-// CPU; the mean still shows that the channel diverged.
+// Mean (as its distance from the shift) and biased variance from the sums about a shift. A variance of NaN
+// becomes 0, as on the CPU; the mean still shows that the channel diverged.
 DEV void mean_and_variance(float& delta, float& var, const double (&sums)[2], i64 pixels) {
     const double mean = sums[0] / (double)pixels, square = sums[1] / (double)pixels - mean * mean;
     delta = (float)mean;

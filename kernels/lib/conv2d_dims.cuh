@@ -3,8 +3,8 @@
 #pragma once
 #include "lib/dev.cuh"
 
-// Mirrors `Dims::kernel_arg` of src/ops/layers/conv2d/geometry.rs, which checks that the products of three sizes that count
-// pixels fit an int. Products with channels are 64-bit.
+// Mirrors `Dims::kernel_arg` of src/ops/layers/conv2d/geometry.rs, which checks that the products of three
+// sizes that count pixels fit an int. Products with channels are 64-bit.
 struct Conv2dDims {
     int n, h, w, c; // of x
     int k, r, s;    // output channels, filter height and width
@@ -13,21 +13,24 @@ struct Conv2dDims {
 };
 static_assert(sizeof(Conv2dDims) == 44, "Conv2dDims must match src/ops/layers/conv2d/geometry.rs");
 
+// `mask` has a bit per channel, bit k % 8 of byte k / 8: whether y > 0. `channel_stats` has the mean and the
+// squared distances from it of each channel of `pre_activation`, a part per BM rows of a tile (mma) or per 64
+// rows (wgmma). `bias`, `residual` and the outputs other than y may be null.
 template <class T> struct Conv2dForward {
     T* y;                 // [n, p, q, k]
-    T* pre_activation;    // [n, p, q, k]: bias + x * w, without residual and activation; or null
-    u8* mask;             // [n, p, q, ceil(k / 8)], bit i % 8 of byte i / 8: whether channel i of y > 0; or null
+    T* pre_activation;    // [n, p, q, k]: bias + x * w, without residual and activation
+    u8* mask;             // [n, p, q, ceil(k / 8)]
     const T* x;           // [n, h, w, c]
     const T* w;           // [k, r, s, c]
-    const float* bias;    // [k] or null
-    const T* residual;    // [n, p, q, k] or null
-    float* channel_stats; // [parts][2][k]: mean and squared distances of each channel of `pre_activation`, over the BM rows of a
-                          // tile (mma) or over 64 rows (wgmma); or null
+    const float* bias;    // [k]
+    const T* residual;    // [n, p, q, k]
+    float* channel_stats; // [parts][2][k]
 };
 
+// `mask`, or null: the bits of x > 0, where x is the output of an activation.
 template <class T> struct Conv2dInputGradient {
     T* dx;          // [n, h, w, c]
     const T* dz;    // [n, p, q, k]
     const T* w;     // [k, r, s, c]
-    const u8* mask; // [n, h, w, ceil(c / 8)]: bits of x > 0, where x is the output of an activation; or null
+    const u8* mask; // [n, h, w, ceil(c / 8)]
 };

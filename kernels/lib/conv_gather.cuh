@@ -1,6 +1,7 @@
-// The operands of a convolution's matrix products, gathered on the way to shared memory (implicit GEMM): a loader copies
-// slab after slab of an operand that exists only as index arithmetic over x, dz or the filter. For the kernels that multiply
-// with mma.sync or fmaf (lib/tile.cuh). Letters as in src/ops/layers/conv2d/geometry.rs.
+// The operands of a convolution's matrix products, gathered on the way to shared memory (implicit GEMM): a
+// loader copies slab after slab of an operand that exists only as index arithmetic over x, dz or the filter.
+// For the kernels that multiply with mma.sync or fmaf (lib/tile.cuh). Letters as in
+// src/ops/layers/conv2d/geometry.rs.
 //
 // A loader's slab is a Slab<T, len, inner> of lib/tile.cuh; `load(slab)` starts the copies of the next one.
 #pragma once
@@ -8,7 +9,8 @@
 #include "lib/mma.cuh"
 #include "lib/tile.cuh"
 
-// A mixed-radix number of three digits, hi * mids * los + mid * los + lo, that is advanced without a division.
+// A mixed-radix number of three digits, hi * mids * los + mid * los + lo, that is advanced without a
+// division.
 struct Digits {
     int hi, mid, lo;
 
@@ -49,8 +51,9 @@ template <class T> DEV Windows<T> matrix(const T* x, int rows, int columns) {
     return {x, rows, 1, 1, columns, 1, 1, 1, 1, 1, 0, 0};
 }
 
-// Loads slabs [len][SLAB]: a row is a window, a column is a channel of a tap (r, s, c), and slabs advance along the columns.
-// All copies of a thread are in one column: one set of digits gives the tap, and a row costs two comparisons and one product.
+// Loads slabs [len][SLAB]: a row is a window, a column is a channel of a tap (r, s, c), and slabs advance
+// along the columns. All copies of a thread are in one column: one set of digits gives the tap, and a row
+// costs two comparisons and one product.
 template <class T, int len> struct LoadWindows {
     using S = Slab<T, len, true>;
     Windows<T> g;
@@ -90,8 +93,8 @@ template <class T, int len> struct LoadWindows {
     }
 };
 
-// A thread's copies of one slab, by a loader that advances itself. Channels that do not come in whole chunks are copied one by
-// one; several loads are then in flight before the first value is stored.
+// A thread's copies of one slab, by a loader that advances itself. Channels that do not come in whole chunks
+// are copied one by one; several loads are then in flight before the first value is stored.
 template <class S, class Loader, class T> DEV void copy_column(Loader& loader, T* slab, bool wide) {
     if (wide) {
         UNROLL
@@ -101,8 +104,8 @@ template <class S, class Loader, class T> DEV void copy_column(Loader& loader, T
     }
 }
 
-// Loads the transpose, slabs [SLAB][len]: a row is a window, a column is a channel of a tap, and slabs advance along the rows.
-// A thread's tap never changes.
+// Loads the transpose, slabs [SLAB][len]: a row is a window, a column is a channel of a tap, and slabs
+// advance along the rows. A thread's tap never changes.
 template <class T, int len> struct LoadWindowsAcross {
     using S = Slab<T, len, false>;
     Windows<T> g;
@@ -141,8 +144,9 @@ template <class T, int len> struct LoadWindowsAcross {
     DEV void load(T* slab) { copy_column<S>(*this, slab, g.wide()); }
 };
 
-// The filter taps of one dimension that reach the inputs `phase`, `phase + stride`, ...: first, first - stride, ... They read
-// the outputs base - count + 1 + j, ... for the j-th of these inputs. `Taps` of src/ops/layers/conv2d/geometry.rs.
+// The filter taps of one dimension that reach the inputs `phase`, `phase + stride`, ...: first, first -
+// stride, ... They read the outputs base - count + 1 + j, ... for the j-th of these inputs. `Taps` of
+// src/ops/layers/conv2d/geometry.rs.
 struct Taps {
     int count, first, base;
 
@@ -154,8 +158,8 @@ struct Taps {
     }
 };
 
-// Loads slabs [SLAB][len] of the flipped filter, for the input gradient: a row is a tap of the phase and an output channel
-// (i, j, k), a column is an input channel, and slabs advance along the rows.
+// Loads slabs [SLAB][len] of the flipped filter, for the input gradient: a row is a tap of the phase and an
+// output channel (i, j, k), a column is an input channel, and slabs advance along the rows.
 template <class T, int len> struct LoadFilter {
     using S = Slab<T, len, false>;
     const T* f; // [k, r, s, c]
@@ -189,8 +193,8 @@ template <class T, int len> struct LoadFilter {
     DEV void load(T* slab) { copy_column<S>(*this, slab, d.c % CHUNK<T> == 0); }
 };
 
-// First row and column of a block's tile of BM x BN. Blocks number the tiles along the columns first: those that run together
-// then read the same windows and share them in the L2.
+// First row and column of a block's tile of BM x BN. Blocks number the tiles along the columns first: those
+// that run together then read the same windows and share them in the L2.
 struct TileOrigin {
     int row, column;
 

@@ -1,6 +1,6 @@
-// The convolution's forward product, and its input gradient at stride 1, on compute capability 9.0: bf16, with c and k in whole
-// slabs of 64 channels. Blocks are persistent: each takes tile after tile, so that the slabs of the next tile arrive while
-// this one is written.
+// The convolution's forward product, and its input gradient at stride 1, on compute capability 9.0: bf16,
+// with c and k in whole slabs of 64 channels. Blocks are persistent: each takes tile after tile, so that the
+// slabs of the next tile arrive while this one is written.
 //
 //   conv_wgmma_tile.cuh      how a block divides its work, and what is multiplied
 //   conv_wgmma_pipeline.cuh  produce (TMA) and consume (wgmma), and the ring between them
@@ -9,7 +9,8 @@
 #pragma once
 #include "lib/conv_wgmma_pipeline.cuh"
 
-// The work of a block. `shared` is W::SHARED_BYTES: the stages, the barriers, and scratch for channel statistics.
+// The work of a block. `shared` is W::SHARED_BYTES: the stages, the barriers, and scratch for channel
+// statistics.
 template <int BM, int BN, bool pingpong, bool is_gradient, class Prefetch, class OutOf>
 DEV void wgmma_convolution(const TensorMaps& maps, const Product& g, int members, char* shared, Prefetch prefetch, OutOf out_of) {
     using W = Wgmma<BM, BN, pingpong>;

@@ -1,11 +1,12 @@
-// The epilogue of a wgmma tile: from the accumulators to bias, residual, activation, mask and stores. What is done to eight
-// neighbouring sums is a structure: StoreForward, StoreInputGradient. A new fusion behind the product is a further one.
+// The epilogue of a wgmma tile: from the accumulators to bias, residual, activation, mask and stores. What is
+// done to eight neighbouring sums is a structure: StoreForward, StoreInputGradient. A new fusion behind the
+// product is a further one.
 #pragma once
 #include "lib/conv_wgmma_tile.cuh"
 
-// Eight bf16 as they lie in memory: four registers, where eight separate bf16 would take eight. Maps have fewer than 2^31
-// elements (src/ops/layers/conv2d/hopper.rs checks it): a 32-bit byte offset and an address that all lanes share take one
-// register, where a pointer takes two.
+// Eight bf16 as they lie in memory: four registers, where eight separate bf16 would take eight. Maps have
+// fewer than 2^31 elements (src/ops/layers/conv2d/hopper.rs checks it): a 32-bit byte offset and an address
+// that all lanes share take one register, where a pointer takes two.
 using Eight = Pack<u32, 4>;
 DEV Eight load_bf16x8(const bf16* map, u32 at) {
     return load_pack<4>(reinterpret_cast<const u32*>(reinterpret_cast<const char*>(map) + at * 2));
@@ -63,8 +64,9 @@ template <class Io> struct StoreInputGradient {
     }
 };
 
-// Transposes within four neighbouring lanes. Before, lane q holds columns 2 q and 2 q + 1 of four groups of eight columns,
-// v[group][column]; afterwards it holds the whole group q, v[column / 2][column % 2]: 16 bytes of bf16, a byte of a mask.
+// Transposes within four neighbouring lanes. Before, lane q holds columns 2 q and 2 q + 1 of four groups of
+// eight columns, v[group][column]; afterwards it holds the whole group q, v[column / 2][column % 2]: 16 bytes
+// of bf16, a byte of a mask.
 DEV void transpose_quad(float (&v)[4][2]) {
     UNROLL
     for (int by = 1; by <= 2; by *= 2) {
@@ -82,9 +84,9 @@ DEV void transpose_quad(float (&v)[4][2]) {
     }
 }
 
-// Passes a warpgroup's sums on, eight neighbouring columns at a time, straight from the registers (shared memory belongs to the
-// slabs of the next tile): `out.store(at, sums, old)`, where `at` is an element's index in the map. `old`, what `store` needs
-// from memory, is loaded 32 columns ahead where registers allow.
+// Passes a warpgroup's sums on, eight neighbouring columns at a time, straight from the registers (shared
+// memory belongs to the slabs of the next tile): `out.store(at, sums, old)`, where `at` is an element's index
+// in the map. `old`, what `store` needs from memory, is loaded 32 columns ahead where registers allow.
 template <class W, class Out>
 DEV void epilogue(const float (&d)[W::PARTS][W::N / 2], const Product& g, int first_row, int first_column, const Out& out) {
     // A thread's rows, 8 or 64 apart; blocks of 32 columns; how many of them a part has.
@@ -130,8 +132,8 @@ DEV void epilogue(const float (&d)[W::PARTS][W::N / 2], const Product& g, int fi
     }
 }
 
-// Prefetches the tile's part of a bf16 map [rows][columns] that the epilogue will read: it then waits for the L2, some 270
-// cycles, and not for memory. All lanes of the copying warp must call.
+// Prefetches the tile's part of a bf16 map [rows][columns] that the epilogue will read: it then waits for the
+// L2, some 270 cycles, and not for memory. All lanes of the copying warp must call.
 template <int BM, int BN> DEV void prefetch_map(const bf16* map, const Product& g, const MemberTile& tile) {
     // Lines of 128 bytes, 64 columns.
     for (int i = lane_id(); i < BM * (BN / 64); i += 32) {

@@ -1,10 +1,11 @@
-// The producer-consumer pipeline of the wgmma convolution: one warp copies slabs into a ring of stages (TMA), warpgroups
-// multiply them (wgmma) and write what they multiplied.
+// The producer-consumer pipeline of the wgmma convolution: one warp copies slabs into a ring of stages (TMA),
+// warpgroups multiply them (wgmma) and write what they multiplied.
 #pragma once
 #include "lib/conv_wgmma_epilogue.cuh"
 #include "lib/conv_wgmma_stats.cuh"
 
-// A warp's position in the ring of stages. `parity` is that of the phase of `full` that ends when the stage's slab has arrived.
+// A warp's position in the ring of stages. `parity` is that of the phase of `full` that ends when the stage's
+// slab has arrived.
 template <int STAGES> struct Ring {
     int stage = 0;
     u32 parity = 0;
@@ -25,15 +26,15 @@ template <int STAGES> struct Ring {
 template <int STAGES> struct Barriers {
     u64 full[STAGES];  // completed by one arrival, the producer's, and the bytes of the slab
     u64 empty[STAGES]; // completed by an arrival of each warp that has read the slab
-    u64 turn[2];       // of a pingpong warpgroup: completed by each warp of the other one, once it has issued its last slab
+    u64 turn[2];       // completed by an arrival of each warp of the other pingpong group, after its last slab
 };
 
-// The producer warp: the slabs of each tile of the block, in order. Operand A is a slab of windows: an im2col map yields the
-// channels of one tap for BM windows, with zeros outside the image, so that no index is computed per window. Operand B is the
-// filter [k, (r, s, c)] as it lies in memory, in boxes of 64 rows and 64 channels of a tap, so that one map serves tiles of any
-// width. The columns of the forward product are the filter's rows. The columns of the input gradient are the filter's channels,
-// and its tap is the opposite one.
-// `prefetch(tile)` runs in all lanes before a tile's copies.
+// The producer warp: the slabs of each tile of the block, in order. Operand A is a slab of windows: an im2col
+// map yields the channels of one tap for BM windows, with zeros outside the image, so that no index is
+// computed per window. Operand B is the filter [k, (r, s, c)] as it lies in memory, in boxes of 64 rows and
+// 64 channels of a tap, so that one map serves tiles of any width. The columns of the forward product are the
+// filter's rows. The columns of the input gradient are the filter's channels, and its tap is the opposite
+// one. `prefetch(tile)` runs in all lanes before a tile's copies.
 template <class W, int BM, int BN, bool is_gradient, class Prefetch>
 DEV void produce(const TensorMaps& maps, const Product& g, int tiles, char* slabs, Barriers<W::STAGES>& bars, Prefetch prefetch) {
     Ring<W::STAGES> at;
@@ -73,11 +74,13 @@ DEV void produce(const TensorMaps& maps, const Product& g, int tiles, char* slab
     }
 }
 
-// The products of one slab for one warpgroup: four steps of 16 along the inner dimension. `a` points to the warpgroup's rows.
+// The products of one slab for one warpgroup: four steps of 16 along the inner dimension. `a` points to the
+// warpgroup's rows.
 //
-// Descriptors: rows of 128 bytes come in atoms of eight, 1024 bytes apart, in every operand. A step is 32 bytes along the rows
-// of A and of the forward product's B. The input gradient's B has a row for each inner element, so a step is 16 rows of 128
-// bytes, and its columns come box by box. The address field of a descriptor counts 16 bytes.
+// Descriptors: rows of 128 bytes come in atoms of eight, 1024 bytes apart, in every operand. A step is 32
+// bytes along the rows of A and of the forward product's B. The input gradient's B has a row for each inner
+// element, so a step is 16 rows of 128 bytes, and its columns come box by box. The address field of a
+// descriptor counts 16 bytes.
 template <class W, bool is_gradient> DEV void multiply_slab(float (&d)[W::PARTS][W::N / 2], const char* a, const char* b) {
     const u64 from_a = smem_descriptor(a, 0, 1024);
     const u64 from_b = is_gradient ? smem_descriptor(b, BOX, 1024) : smem_descriptor(b, 0, 1024);
@@ -92,12 +95,12 @@ template <class W, bool is_gradient> DEV void multiply_slab(float (&d)[W::PARTS]
     }
 }
 
-// The consumer warpgroups: multiply the block's tiles and write them. `stats` is their scratch for channel statistics,
-// W::STATS_BYTES each. `out_of(member)` is the epilogue's `Out` for a member of the group.
+// The consumer warpgroups: multiply the block's tiles and write them. `stats` is their scratch for channel
+// statistics, W::STATS_BYTES each. `out_of(member)` is the epilogue's `Out` for a member of the group.
 template <class W, int BM, int BN, bool pingpong, bool is_gradient, class OutOf>
 DEV void consume(const Product& g, int tiles, const char* slabs, Barriers<W::STAGES>& bars, char* stats, OutOf out_of) {
-    // The shuffle shows the compiler that all lanes agree, which it cannot derive from threadIdx.x / 128: descriptors can then be
-    // in uniform registers.
+    // The shuffle shows the compiler that all lanes agree, which it cannot derive from threadIdx.x / 128:
+    // descriptors can then be in uniform registers.
     const int group = shfl(warp_id(), 0) / 4 - 1;
     const bool is_first_lane = lane_id() == 0;
     const int count = g.slabs();
@@ -109,8 +112,8 @@ DEV void consume(const Product& g, int tiles, const char* slabs, Barriers<W::STA
             at.skip(count);
             continue;
         }
-        // The compiler cannot move a shuffle behind the products: the divisions of MemberTile::of are done here, while their
-        // registers are free.
+        // The compiler cannot move a shuffle behind the products: the divisions of MemberTile::of are done
+        // here, while their registers are free.
         MemberTile tile = MemberTile::of<BM, BN>(t, g);
         tile = {shfl(tile.member, 0), shfl(tile.row, 0), shfl(tile.column, 0)};
         const auto out = out_of(tile.member);
@@ -120,8 +123,8 @@ DEV void consume(const Product& g, int tiles, const char* slabs, Barriers<W::STA
             UNROLL
             for (int j = 0; j < W::N / 2; j++) d[i][j] = 0.0f;
         }
-        // Without turns the second warpgroup would wait for a slab several rounds of the ring ahead, and a parity distinguishes
-        // a round only from the next one. The first group begins with the turn.
+        // Without turns the second warpgroup would wait for a slab several rounds of the ring ahead, and a
+        // parity distinguishes a round only from the next one. The first group begins with the turn.
         if (pingpong) mbar_wait(&bars.turn[group], (taken++ & 1) ^ (group == 0));
         int reading = 0;
         for (int slab = 0; slab < count; slab++) {
@@ -143,7 +146,8 @@ DEV void consume(const Product& g, int tiles, const char* slabs, Barriers<W::STA
         UNROLL
         for (int i = 0; i < W::PARTS; i++) wgmma_hold(d[i]);
         if (is_first_lane) mbar_arrive(&bars.empty[reading]);
-        // A cooperative tile would spill 11 registers here, so hopper.rs gives products with statistics a pingpong tile.
+        // A cooperative tile would spill 11 registers here, so hopper.rs gives products with statistics a
+        // pingpong tile.
         if constexpr (pingpong && !is_gradient) {
             float* const scratch = reinterpret_cast<float*>(stats + group * W::STATS_BYTES);
             if (out.io.channel_stats) store_channel_stats<W>(d, g, out.io, group, tile.row + first_row, tile.column, scratch);

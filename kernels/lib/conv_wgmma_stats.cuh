@@ -6,12 +6,13 @@
 // src/ops/layers/conv2d/hopper.rs.
 constexpr int STATS_ROWS = 64;
 
-// Writes the mean and the squared distances from it of each column, over 64 rows each, to io.channel_stats [parts][2][k]; the
-// mean includes the bias. All threads of warpgroup `group` must call.
+// Writes the mean and the squared distances from it of each column, over 64 rows each, to io.channel_stats
+// [parts][2][k]; the mean includes the bias. All threads of warpgroup `group` must call.
 //
-// A warp sums about the values of its first row, so that no digits are lost however far the mean is from zero; the first warp
-// merges the results of all four (Chan, Golub, LeVeque 1983). 16 columns at a time: those of three warps take 384 bytes of
-// `scratch`, which is double-buffered so that one barrier per 16 columns suffices.
+// A warp sums about the values of its first row, so that no digits are lost however far the mean is from
+// zero; the first warp merges the results of all four (Chan, Golub, LeVeque 1983). 16 columns at a time:
+// those of three warps take 384 bytes of `scratch`, which is double-buffered so that one barrier per 16
+// columns suffices.
 template <class W, class Io>
 DEV void store_channel_stats(const float (&d)[W::PARTS][W::N / 2], const Product& g, const Io& io, int group, int first_row,
                              int first_column, float* scratch) {
@@ -25,8 +26,8 @@ DEV void store_channel_stats(const float (&d)[W::PARTS][W::N / 2], const Product
         const int rows = g.rows - row, here = rows_of(rows - warp * 16);
         if (rows <= 0) break;
         const bool has[2] = {lane / 4 < here, lane / 4 + 8 < here};
-        // All warps before one that has rows are full. A full warp w has 1 / (w + 1) of the rows of warps 0 to w; the last warp
-        // with rows may have fewer.
+        // All warps before one that has rows are full. A full warp w has 1 / (w + 1) of the rows of warps 0
+        // to w; the last warp with rows may have fewer.
         const float over = here > 0 ? 1.0f / (float)here : 0.0f;
         const float last = rows < 64 ? (float)(rows % 16) / (float)rows : 0.0f;
         const u32 at = (u32)(row / STATS_ROWS) * 2 * g.columns + column + mine;

@@ -1,34 +1,37 @@
-// How a block of the wgmma convolution divides its work: the tile, its stages in shared memory, the registers of each role, and
-// the matrix product that is computed. Letters as in src/ops/layers/conv2d/geometry.rs.
+// How a block of the wgmma convolution divides its work: the tile, its stages in shared memory, the registers
+// of each role, and the matrix product that is computed. Letters as in src/ops/layers/conv2d/geometry.rs.
 #pragma once
 #include "lib/conv2d_dims.cuh"
 #include "lib/hopper.cuh"
 #include "lib/group.cuh"
 
-// Elements of the inner dimension in a slab: 128 bytes of bf16, the widest row that TMA swizzles and that wgmma reads without
-// bank conflicts.
+// Elements of the inner dimension in a slab: 128 bytes of bf16, the widest row that TMA swizzles and that
+// wgmma reads without bank conflicts.
 constexpr int WGMMA_SLAB = 64;
 // Bytes of a box of the filter: 64 rows of a slab.
 constexpr int BOX = 64 * 128;
 
-// The shape of a block. One warpgroup copies (the first: the four warps of a wgmma must begin at a multiple of four), the
-// others multiply. `pingpong`: two warpgroups multiply a whole tile of 128 rows each, in turn, so that one writes its tile
-// while the other multiplies. Otherwise they are cooperative: they share one tile, 64 rows each, three of them on 192 rows.
+// The shape of a block. One warpgroup copies (the first: the four warps of a wgmma must begin at a multiple
+// of four), the others multiply. `pingpong`: two warpgroups multiply a whole tile of 128 rows each, in turn,
+// so that one writes its tile while the other multiplies. Otherwise they are cooperative: they share one
+// tile, 64 rows each, three of them on 192 rows.
 //
-// A slab of 192 x 256 keeps the tensor cores busy for 1536 cycles (2048 multiply-adds a cycle), copies 56 KB and has wgmma read
-// 144 KB: 37 bytes a cycle from the L2, and 133 of shared memory's 128. A slab of 128 x 128, pingpong: 512 cycles, 32 KB and
-// 48 KB, so 64 and 160 bytes. Pingpong is faster where a tile has few slabs: a cooperative block multiplies nothing while it
-// writes a tile.
+// A slab of 192 x 256 keeps the tensor cores busy for 1536 cycles (2048 multiply-adds a cycle), copies 56 KB
+// and has wgmma read 144 KB: 37 bytes a cycle from the L2, and 133 of shared memory's 128. A slab of 128 x
+// 128, pingpong: 512 cycles, 32 KB and 48 KB, so 64 and 160 bytes. Pingpong is faster where a tile has few
+// slabs: a cooperative block multiplies nothing while it writes a tile.
 template <int BM, int BN, bool pingpong> struct Wgmma {
     // Warpgroups that multiply.
     static constexpr int GROUPS = pingpong ? 2 : BM / 64;
-    // Columns of one wgmma, and how many wgmmas make up a warpgroup's sums: below each other (pingpong) or side by side. Two of
-    // 128 columns, not one of 256: with 128 registers at entry ptxas refuses that one (C7602).
+    // Columns of one wgmma, and how many wgmmas make up a warpgroup's sums: below each other (pingpong) or
+    // side by side. Two of 128 columns, not one of 256: with 128 registers at entry ptxas refuses that one
+    // (C7602).
     static constexpr int N = BN > 128 ? 128 : BN, PARTS = pingpong ? 2 : BN / N;
     static_assert(BM % 64 == 0 && BN % N == 0 && PARTS * N <= 256, "a thread has registers for 128 sums");
     static_assert(!pingpong || (BM == 128 && BN <= 128), "a pingpong warpgroup has all rows of a tile");
-    // Registers of a thread after setmaxnreg. 65536 over 384 threads are 168 rounded down to a multiple of 8, over 512 threads
-    // 128. Only one thread copies, so its warpgroup gives most of them away: 40 + 2 * 232 = 3 * 168, 32 + 3 * 160 = 4 * 128.
+    // Registers of a thread after setmaxnreg. 65536 over 384 threads are 168 rounded down to a multiple of 8,
+    // over 512 threads 128. Only one thread copies, so its warpgroup gives most of them away: 40 + 2 * 232 =
+    // 3 * 168, 32 + 3 * 160 = 4 * 128.
     static constexpr int COPY_REGISTERS = GROUPS == 3 ? 32 : 40, MULTIPLY_REGISTERS = GROUPS == 3 ? 160 : 232;
     // Whether the epilogue has registers to load 32 columns ahead.
     static constexpr bool IS_AHEAD = GROUPS < 3;
@@ -36,7 +39,8 @@ template <int BM, int BN, bool pingpong> struct Wgmma {
     static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES, STAGES = (224 << 10) / STAGE;
     // Warps that read each slab.
     static constexpr int READERS = pingpong ? 4 : 4 * GROUPS;
-    // Shared bytes of a warpgroup for partial statistics: 3 warps x 16 columns x (mean, squared distances), double-buffered.
+    // Shared bytes of a warpgroup for partial statistics: 3 warps x 16 columns x (mean, squared distances),
+    // double-buffered.
     static constexpr int STATS_BYTES = pingpong ? 2 * 3 * 16 * 8 : 0;
     // The barriers follow the slabs: full and empty for each stage, and one turn for each of two warpgroups.
     static constexpr int SHARED_BYTES = STAGES * STAGE + (2 * STAGES + 2) * 8 + GROUPS * STATS_BYTES;
@@ -66,8 +70,8 @@ struct Product {
     DEV int slabs() const { return r * s * (inner / WGMMA_SLAB); }
 };
 
-// The t-th tile of a grouped launch. Tiles are numbered along the columns first, so that blocks that run together read the same
-// windows and share them in the L2.
+// The t-th tile of a grouped launch. Tiles are numbered along the columns first, so that blocks that run
+// together read the same windows and share them in the L2.
 struct MemberTile {
     int member, row, column;
 

@@ -1,17 +1,20 @@
-// The words every kernel is written in, and the only header (with its neighbours in lib/) that holds intrinsics or PTX.
+// The vocabulary of every kernel. Intrinsics and PTX occur only here and in lib/mma.cuh and lib/hopper.cuh.
 //
-// NVRTC compiles them to inline PTX; g++ takes the same names from emu/emu.h, where a fiber stands for a CUDA thread.
+// NVRTC compiles these names to intrinsics and PTX; for the emulator g++ takes the same names from emu/emu.h,
+// where a fiber is a CUDA thread.
 //
 //   template <class T> KERNEL(256) max_pool_fwd(T* RESTRICT y, const T* RESTRICT x, int n) { ... }
 //   INSTANCE(max_pool_fwd<float>)
 //   INSTANCE(max_pool_fwd<bf16>)
 //
-// `INSTANCE` names what the program may launch, spelled exactly so; build.rs reads these lines and the parameter list.
+// `INSTANCE` names a kernel that the program launches, in exactly this spelling; build.rs reads these lines
+// and the parameter lists.
 #pragma once
 
-// Names the instances of a template (or a plain kernel) to compile; build.rs reads it, the compiler sees nothing.
+// Names an instance of a template (or a plain kernel) to compile. build.rs reads it; to the compiler it is
+// empty.
 #define INSTANCE(...)
-// The same for kernels written in the words of lib/hopper.cuh: only sm_90a and the emulator get them.
+// The same for kernels that use lib/hopper.cuh, which are compiled for sm_90a and the emulator only.
 #define INSTANCE_90A(...)
 
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
@@ -23,12 +26,13 @@ typedef unsigned long long u64;
 typedef long long i64;
 
 #define DEV __device__ __forceinline__
-// KERNEL(threads): of at most that many threads a block. KERNEL(threads, blocks): with registers for so many blocks on
-// a multiprocessor; setmaxnreg needs it.
+// KERNEL(threads): a kernel of at most that many threads per block. KERNEL(threads, blocks): with registers
+// for so many blocks on a multiprocessor, as setmaxnreg needs it.
 #define KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
-// A static shared array. Contents undefined at entry.
+// A static shared array, whose contents are undefined at entry.
 #define SHARED(T, name, n) __shared__ T name[n]
-// The dynamic shared memory of the launch, 16-byte aligned at least. One name per kernel file.
+// The dynamic shared memory of the launch, 1024-byte aligned as swizzled TMA boxes need it. One name per
+// kernel file.
 #define DYN_SHARED(T, name)                                  \
     extern __shared__ __align__(1024) unsigned char name##_raw[]; \
     T* const name = reinterpret_cast<T*>(name##_raw)
@@ -41,7 +45,7 @@ struct bf16 {
 
 DEV float bits_to_float(u32 u) { return __uint_as_float(u); }
 DEV u32 float_to_bits(float f) { return __float_as_uint(f); }
-// Nearest even, as PyTorch and the CPU tests round.
+// Rounds to nearest even, as PyTorch and the CPU tests do.
 DEV bf16 to_bf16(float f) {
     bf16 r;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r.bits) : "f"(f));
@@ -54,7 +58,7 @@ DEV u32 pack_bf16(float lo, float hi) {
 }
 DEV u32 mul_hi(u32 a, u32 b) { return __umulhi(a, b); }
 
-// Shuffles and votes of a whole warp: every lane must arrive.
+// Shuffles and votes of a whole warp: every lane must call.
 template <class T> DEV T shfl_xor(T v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 template <class T> DEV T shfl_down(T v, int by) { return __shfl_down_sync(0xffffffffu, v, by); }
 template <class T> DEV T shfl(T v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
@@ -79,7 +83,7 @@ template <class T, int n> struct alignas(sizeof(T) * n) Pack {
 template <int n, class T> DEV Pack<T, n> load_pack(const T* p) { return *reinterpret_cast<const Pack<T, n>*>(p); }
 template <int n, class T> DEV void store_pack(T* p, const Pack<T, n>& v) { *reinterpret_cast<Pack<T, n>*>(p) = v; }
 
-// A gradient's first writer stores, later ones add (`add` is the plan's decision).
+// Writes a gradient: the first writer stores, later ones add. The plan decides `add`.
 template <class T> DEV void put(T* at, float v, int add) { *at = from_f32<T>(add ? to_f32(*at) + v : v); }
 
 DEV i64 global_thread() { return (i64)blockIdx.x * blockDim.x + threadIdx.x; }
@@ -87,8 +91,8 @@ DEV i64 global_threads() { return (i64)gridDim.x * blockDim.x; }
 DEV int lane_id() { return threadIdx.x & 31; }
 DEV int warp_id() { return threadIdx.x >> 5; }
 
-// What varies from step to step, in device memory, so that a captured graph needs no new arguments.
-// Mirrors `StepState` of src/device/step_state.rs.
+// The numbers that change from step to step. They are in device memory, so that a captured graph needs no new
+// arguments. Mirrors `StepState` of src/device/step_state.rs.
 struct StepState {
     u64 seed;
     u64 step;

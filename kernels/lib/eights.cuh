@@ -5,8 +5,8 @@
 // Elements in 16 bytes, the unit of every copy.
 template <class T> constexpr int CHUNK = 16 / (int)sizeof(T);
 
-// Loads eight neighbours, or the `count` of them that exist (the others are 0). `aligned` promises that the address is a multiple
-// of 16 bytes and that all eight exist.
+// Loads eight neighbours, or the `count` of them that exist (the others are 0). `aligned` promises that the
+// address is a multiple of 16 bytes and that all eight exist.
 template <class T> DEV void load_eight(float (&v)[8], const T* from, int count, bool aligned) {
     if (aligned) {
         UNROLL
@@ -36,8 +36,8 @@ template <class T> DEV void store_eight(T* to, const float (&v)[8], int count, b
         if (i < count) to[i] = from_f32<T>(v[i]);
     }
 }
-// Writes eight gradients: added to what is there if `add`, then multiplied by `slope` where the bit is 0 (the last writer of a
-// gradient applies the activation mask).
+// Writes eight gradients: added to what is there if `add`, then multiplied by `slope` where the bit is 0 (the
+// last writer of a gradient applies the activation mask).
 template <class T>
 DEV void put_eight(T* to, const float (&v)[8], int count, bool aligned, int add, u32 bits = 0xffu, float slope = 0.0f) {
     float sum[8] = {};

@@ -1,13 +1,13 @@
-// The words of compute capability 9.0: barriers in shared memory (mbarrier) that count threads and bytes, copies of
-// boxes of a tensor that end at such a barrier (TMA), products of a warpgroup that read shared memory themselves
-// (wgmma), barriers of some of a block's threads, and registers moved from one warpgroup to another (setmaxnreg).
-// Only kernels of an `INSTANCE_90A` line may use them.
+// The instructions of compute capability 9.0: barriers in shared memory that count threads and bytes
+// (mbarrier), copies of boxes of a tensor that complete at such a barrier (TMA), products of a warpgroup that
+// read shared memory directly (wgmma), barriers for some of a block's threads, and registers moved from one
+// warpgroup to another (setmaxnreg). Only kernels of an `INSTANCE_90A` line may use them.
 #pragma once
 #include "lib/dev.cuh"
 
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
 
-// What the driver encodes (src/device/gpu/tensor_map.rs): which tensor, boxes of which size.
+// A tensor map: which tensor, and boxes of which size. The driver encodes it (src/device/gpu/tensor_map.rs).
 struct alignas(64) CUtensorMap {
     u64 opaque[16];
 };
@@ -15,19 +15,20 @@ struct alignas(64) CUtensorMap {
 struct TensorMaps {
     CUtensorMap of[16];
 };
-// As a kernel's parameter: `MAPS_PARAM maps`. TMA takes the address of one.
+// Declares them as a kernel's parameter: `MAPS_PARAM maps`. They are in constant memory, because TMA takes
+// their addresses.
 #define MAPS_PARAM const __grid_constant__ TensorMaps
 
 DEV u32 shared_window(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// ---- mbarrier: a phase ends when `count` threads have arrived and all announced bytes have come ----
+// ---- mbarrier: a phase ends when `count` threads have arrived and all announced bytes have been copied ----
 
 DEV void mbar_init(u64* bar, u32 count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_window(bar)), "r"(count) : "memory");
 }
-// By the thread that initialised, before sync_block: TMA may find the barriers.
+// Makes initialised barriers visible to TMA. The thread that initialised them calls it before sync_block.
 DEV void mbar_fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-// Arrives, and announces `bytes` more of the phase.
+// Arrives, and announces that the phase has `bytes` more.
 DEV void mbar_expect_tx(u64* bar, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_window(bar)), "r"(bytes)
                  : "memory");
@@ -35,7 +36,8 @@ DEV void mbar_expect_tx(u64* bar, u32 bytes) {
 DEV void mbar_arrive(u64* bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_window(bar)) : "memory");
 }
-// Waits for the end of the phase of that parity: 0 for the first. Parity 1 of a new barrier is over.
+// Waits for the end of the phase of that parity, 0 for the first phase. On a new barrier parity 1 does not
+// wait.
 DEV void mbar_wait(u64* bar, u32 parity) {
     asm volatile(
         "{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra AGAIN;\n}" ::"r"(
@@ -43,15 +45,16 @@ DEV void mbar_wait(u64* bar, u32 parity) {
         "r"(parity)
         : "memory");
 }
-// What this thread stored in shared memory becomes visible to wgmma and TMA (of others, after a barrier).
+// Makes what this thread stored in shared memory visible to wgmma and TMA (issued by other threads: after a
+// barrier).
 DEV void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- TMA: one thread copies a box, with the 128-byte swizzle of its map, and `bar` gets the box's bytes ----
+// ---- TMA: one thread copies a box, with the 128-byte swizzle of its map; its bytes count at `bar` ----
 //
-// Element (r, c) of a box whose rows are 128 bytes lies in `to` (1024-byte aligned) at r * 128 + ((c / 8) ^ (r % 8)) *
-// 16 + c % 8 * 2 bytes. What lies outside the tensor comes as zeros, and counts as bytes.
+// Element (r, c) of a box with rows of 128 bytes is stored in `to` (1024-byte aligned) at byte
+// r * 128 + ((c / 8) ^ (r % 8)) * 16 + c % 8 * 2. Elements outside the tensor are copied as zeros, and count as bytes.
 
-// The box at column x, row y.
+// Copies the box at column x, row y.
 DEV void tma_load_2d(void* to, const CUtensorMap* map, int x, int y, u64* bar) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
@@ -59,9 +62,9 @@ DEV void tma_load_2d(void* to, const CUtensorMap* map, int x, int y, u64* bar) {
         "l"(map), "r"(x), "r"(y), "r"(shared_window(bar))
         : "memory");
 }
-// Rows of pixels' channels from c on. The first pixel is (w, h, n), a corner of the filter's window; the next ones
-// follow by the map's stride, through the map's box of corners, row by row, image by image. Each is read at
-// (w + off_w, h + off_h): the filter's tap.
+// Copies a row for each of several windows: the channels of one tap, from c on. The first window has its
+// corner at (w, h, n); the next ones follow at the map's stride, through the map's box of corners, row by row
+// and image by image. Each is read at (w + off_w, h + off_h), the filter's tap.
 DEV void tma_load_im2col_4d(void* to, const CUtensorMap* map, int c, int w, int h, int n, u16 off_w, u16 off_h,
                             u64* bar) {
     asm volatile(
@@ -73,22 +76,22 @@ DEV void tma_load_im2col_4d(void* to, const CUtensorMap* map, int c, int w, int 
 
 // ---- wgmma: products of a warpgroup (four warps, the first a multiple of four) ----
 
-// Before the first product of a sequence: orders it behind what the threads did to its registers.
+// Orders the first product of a sequence behind the threads' accesses of its registers.
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-// Ends a group: the products issued since the last.
+// Ends a group: the products issued since the last commit.
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most `n` groups are on their way. Until then nobody may touch their registers or operands.
+// Waits until at most `n` groups are in flight. Their registers and operands must not be accessed before.
 template <int n> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory"); }
-// After wgmma_wait, and before wgmma_fence: keeps the compiler from moving accesses of `d` across them.
+// Keeps the compiler from moving accesses of `d`: after wgmma_wait, and before wgmma_fence.
 template <int n> DEV void wgmma_hold(float (&d)[n]) {
     UNROLL
     for (int i = 0; i < n; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Where an operand lies: `p` is 16-byte aligned, in atoms of 8 rows of 128 bytes (1024-byte aligned) with the swizzle
-// of TMA. K-major (rows of k): 8 rows of m or n are `stride_bytes` from the next 8; `leading_bytes` means nothing.
-// MN-major (rows of 64 m or n): 8 rows of k are `stride_bytes` from the next 8, 64 columns `leading_bytes` from the
-// next 64.
+// Describes an operand in shared memory: `p` is 16-byte aligned, in atoms of 8 rows of 128 bytes (1024-byte
+// aligned) with the swizzle of TMA. K-major (rows of k): `stride_bytes` from 8 rows of m or n to the next 8;
+// `leading_bytes` is ignored. MN-major (rows of 64 m or n): `stride_bytes` from 8 rows of k to the next 8,
+// `leading_bytes` from 64 columns to the next 64.
 DEV u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes) {
     return (u64)((shared_window(p) & 0x3ffff) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 |
            (u64)1 << 62;
@@ -98,9 +101,9 @@ DEV u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes) {
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
 
-// d[64, N] += a[64, 16] b[16, N], bf16 products added in f32. A lies K-major; B K-major (trans_b 0) or MN-major (1).
-// Warp w of the group holds rows 16 w to 16 w + 15: its lane l has row l / 4 (d[4 i], d[4 i + 1]) and l / 4 + 8
-// (d[4 i + 2], d[4 i + 3]), columns 8 i + 2 (l % 4) and the next.
+// d[64, N] += a[64, 16] b[16, N], bf16 products added in f32. A is K-major; B is K-major (trans_b 0) or
+// MN-major (1). Warp w of the group holds rows 16 w to 16 w + 15: its lane l has row l / 4
+// (d[4 i], d[4 i + 1]) and row l / 4 + 8 (d[4 i + 2], d[4 i + 3]), columns 8 i + 2 (l % 4) and the next.
 template <int N, int trans_b> DEV void wgmma_m64k16(float (&d)[N / 2], u64 desc_a, u64 desc_b) {
     static_assert(N == 64 || N == 128 || N == 256, "wgmma_m64k16 takes 64, 128 or 256 columns");
     if constexpr (N == 64) {
@@ -141,19 +144,20 @@ template <int N, int trans_b> DEV void wgmma_m64k16(float (&d)[N / 2], u64 desc_
 
 // ---- some of a block's threads ----
 
-// Barrier `id` (1 to 15; 0 is sync_block's) of `threads` threads, a multiple of 32: waits for the others.
+// Waits at barrier `id` (1 to 15; 0 is sync_block's) until `threads` threads, a multiple of 32, have arrived.
 DEV void named_barrier_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// The same, without waiting.
+// Arrives there without waiting.
 DEV void named_barrier_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// A warpgroup takes (inc) or leaves (dec) registers: N a thread from here on, a multiple of 8, 24 to 256.
+// Sets the registers of each thread of the warpgroup to N, a multiple of 8 from 24 to 256: more (inc) or
+// fewer (dec) than before.
 template <int N> DEV void setmaxnreg_inc() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEV void setmaxnreg_dec() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
-// Asks for the line at `p`, to be in the L2 when it is read.
+// Prefetches the cache line at `p` into the L2.
 DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
 
 #endif

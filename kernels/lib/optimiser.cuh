@@ -1,6 +1,7 @@
-// How the optimisers cover all parameters with one launch: a table of tensors, and a table of chunks, one row for each
-// `chunk` elements of a tensor. A block looks its chunk up with one load; a search through the tensors' sizes would cost
-// log2(tensors) dependent loads instead, to save 16 bytes a chunk against the 100 KB that its 4096 elements move.
+// One launch of an optimiser covers all parameters: it takes a table of tensors and a table of chunks, one
+// row for each 4096 elements of a tensor. A block finds its chunk with one load. A search through the
+// tensors' sizes would cost log2(tensors) dependent loads instead, and save 16 bytes per chunk, whose
+// elements move 100 KB.
 #pragma once
 #include "lib/dev.cuh"
 
@@ -9,8 +10,8 @@ struct Chunk {
 };
 static_assert(sizeof(Chunk) == 16, "Chunk must match src/ops/optim/adam.rs");
 
-// Calls `four(at)` for each four neighbours of elements [first, end) that a pack holds, `one(at)` for the rest. `first` is
-// a multiple of 4, so a pack is aligned.
+// Calls `four(at)` for each four neighbours among the elements [first, end), and `one(at)` for the elements
+// after them. `first` is a multiple of 4, so that a pack is aligned.
 template <class Four, class One> DEV void for_chunk(i64 first, i64 end, Four four, One one) {
     for (i64 at = first + 4 * threadIdx.x; at < end; at += 4 * blockDim.x) {
         if (at + 4 <= end) {
@@ -21,7 +22,7 @@ template <class Four, class One> DEV void for_chunk(i64 first, i64 end, Four fou
     }
 }
 
-// Four floats as bf16, 8 bytes.
+// Stores four floats as bf16, 8 bytes.
 DEV void store_bf16(bf16* to, const Pack<float, 4>& v) {
     Pack<bf16, 4> p;
     UNROLL

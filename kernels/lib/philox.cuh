@@ -1,4 +1,4 @@
-// Philox4x32-10, word for word as src/device/philox.rs: the same bits on every device.
+// Philox4x32-10 (Salmon et al. 2011), the same bits as src/device/philox.rs on every device.
 #pragma once
 #include "lib/dev.cuh"
 
@@ -18,18 +18,18 @@ DEV Words philox(Words c, u32 k0, u32 k1) {
     return c;
 }
 
-// The draws of one op (`stream`) in one step.
+// The random draws of one op (`stream`) in one step.
 struct Draws {
     u32 k0, k1, stream, step;
 
     DEV static Draws of(const StepState* s, u32 stream) {
         return {(u32)s->seed, (u32)(s->seed >> 32), stream, (u32)s->step};
     }
-    // Four words for `index`; `lane` separates several groups of draws of one op.
+    // Four words for `index`; `lane` distinguishes several groups of draws of one op.
     DEV Words words(u32 index, u32 lane) const { return philox({{index, lane, step, stream}}, k0, k1); }
 };
 
-// A word as a uniform in (0, 1), the centre of one of 2^24 equal bins.
+// A word as a uniform number in (0, 1): the centre of one of 2^24 equal bins.
 DEV double unit(u32 word) { return ((double)(word >> 8) + 0.5) / 16777216.0; }
 // A word as an integer below n.
 DEV u32 below(u32 word, u32 n) { return mul_hi(word, n); }

@@ -8,7 +8,8 @@ template <class T> DEV T warp_sum(T v) {
     return v;
 }
 
-// The sum over the block, in every thread. `scratch` holds one T a warp; free again after the call. All threads must call.
+// The sum over the block, in every thread. `scratch` holds one T per warp and is free again after the call.
+// All threads must call.
 template <class T> DEV T block_sum(T v, T* scratch) {
     v = warp_sum(v);
     if (lane_id() == 0) scratch[warp_id()] = v;

@@ -1,20 +1,21 @@
-// A block's tile of a matrix product, for compute capability 8.0 and later: operands arrive slab by slab through a pipeline of
-// asynchronous copies, the sums stay in registers and are stored through shared memory. bf16 is multiplied by tensor cores
-// (mma.sync), float by fmaf; a slab has the same bytes in both.
+// A block's tile of a matrix product, for compute capability 8.0 and later: operands arrive slab by slab
+// through a pipeline of asynchronous copies, the sums stay in registers and are stored through shared memory.
+// bf16 is multiplied by tensor cores (mma.sync), float by fmaf; a slab has the same bytes in both.
 #pragma once
 #include "lib/eights.cuh"
 #include "lib/mma.cuh"
 
 constexpr int TILE_THREADS = 256;
-// Slabs in flight. Mirrors STAGES of src/ops/layers/conv2d/launch.rs. Three of 128 + 128 rows are 108 KB, so that two blocks
-// share the 228 KB of a multiprocessor; with a fourth, only one block would fit.
+// Slabs in flight. Mirrors STAGES of src/ops/layers/conv2d/launch.rs. Three of 128 + 128 rows are 108 KB, so
+// that two blocks share the 228 KB of a multiprocessor; with a fourth, only one block would fit.
 constexpr int TILE_STAGES = 3;
 // Elements of the inner dimension in a slab: 128 bytes, so that eight threads copy a whole cache line.
 template <class T> constexpr int SLAB = 128 / (int)sizeof(T);
 
-// The layout of an operand's slab in shared memory: [len][SLAB] if the inner dimension is contiguous (`inner`), else
-// [SLAB][len]. A row is padded by 16 bytes to an odd number of chunks: eight rows below each other are then in eight different
-// groups of four banks, as ldmatrix and 16-byte loads need to be free of bank conflicts.
+// The layout of an operand's slab in shared memory: [len][SLAB] if the inner dimension is contiguous
+// (`inner`), else [SLAB][len]. A row is padded by 16 bytes to an odd number of chunks: eight rows below each
+// other are then in eight different groups of four banks, as ldmatrix and 16-byte loads need to be free of
+// bank conflicts.
 template <class T, int len, bool inner> struct Slab {
     static constexpr int ROWS = inner ? len : SLAB<T>;
     static constexpr int COLUMNS = inner ? SLAB<T> : len;
@@ -47,8 +48,8 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<bf16, BM, BN, 
 
     DEV void multiply(const bf16* a, const bf16* b) {
         const int lane = lane_id(), low = lane & 7, mid = lane >> 3 & 1, high = lane >> 4;
-        // Unrolled twice: all four rounds would need 163 registers at 128x128 (ptxas, sm_90a), two need 128, with which two
-        // blocks fit a multiprocessor.
+        // Unrolled twice: all four rounds would need 163 registers at 128x128 (ptxas, sm_90a), two need 128,
+        // with which two blocks fit a multiprocessor.
         _Pragma("unroll 2") for (int k = 0; k < SLAB<bf16>; k += 16) {
             u32 fa[FRAGMENTS][4], fb[2][4];
             UNROLL
@@ -84,8 +85,8 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<bf16, BM, BN, 
     }
 };
 
-// 16 x 16 threads of BM / 16 x BN / 16 sums each. A thread's rows (columns) are 16 apart if the inner dimension is contiguous,
-// else they come in runs of four: either way a load has 16 bytes.
+// 16 x 16 threads of BM / 16 x BN / 16 sums each. A thread's rows (columns) are 16 apart if the inner
+// dimension is contiguous, else they come in runs of four: either way a load has 16 bytes.
 template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<float, BM, BN, a_inner, b_inner> {
     using A = Slab<float, BM, a_inner>;
     using B = Slab<float, BN, b_inner>;
@@ -146,8 +147,9 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<float, BM, BN,
     }
 };
 
-// Adds the products of `slabs` slabs to the tile's sums. A loader (lib/conv_gather.cuh) has `load(T* slab)`, which starts the
-// copies of its next slab. `shared` holds TILE_STAGES pairs of slabs and is free again after the call.
+// Adds the products of `slabs` slabs to the tile's sums. A loader (lib/conv_gather.cuh) has `load(T* slab)`,
+// which starts the copies of its next slab. `shared` holds TILE_STAGES pairs of slabs and is free again after
+// the call.
 template <class T, int BM, int BN, class LoadA, class LoadB, bool a_inner, bool b_inner>
 DEV void accumulate(Tile<T, BM, BN, a_inner, b_inner>& tile, LoadA& load_a, LoadB& load_b, int slabs, T* shared) {
     constexpr int A = Slab<T, BM, a_inner>::ELEMS, STAGE = A + Slab<T, BN, b_inner>::ELEMS;
@@ -163,8 +165,8 @@ DEV void accumulate(Tile<T, BM, BN, a_inner, b_inner>& tile, LoadA& load_a, Load
     for (int slab = 0; slab < TILE_STAGES - 1; slab++) load(slab);
     for (int slab = 0; slab < slabs; slab++) {
         cp_async_wait<TILE_STAGES - 2>();
-        // After the barrier all threads' copies of this slab have landed, and no thread reads the slab that the next copies
-        // replace.
+        // After the barrier all threads' copies of this slab have landed, and no thread reads the slab that
+        // the next copies replace.
         sync_block();
         load(slab + TILE_STAGES - 1);
         const T* const from = shared + slab % TILE_STAGES * STAGE;
@@ -174,8 +176,8 @@ DEV void accumulate(Tile<T, BM, BN, a_inner, b_inner>& tile, LoadA& load_a, Load
     sync_block();
 }
 
-// Calls `out(row, column, float (&sums)[8])` for every eight neighbouring columns of the tile: a thread then stores 16 bytes of
-// a row, and holds a whole byte of an activation mask.
+// Calls `out(row, column, float (&sums)[8])` for every eight neighbouring columns of the tile: a thread then
+// stores 16 bytes of a row, and holds a whole byte of an activation mask.
 template <class T, int BM, int BN, bool a_inner, bool b_inner, class Out>
 DEV void epilogue(const Tile<T, BM, BN, a_inner, b_inner>& tile, float* shared, Out out) {
     // Eight floats of padding: the four rows that half a warp stores together begin 8 banks apart.

@@ -1,7 +1,8 @@
-// Rung 1: wgmma fed by TMA, and nothing else: no roles. Both warpgroups multiply 64 rows of a tile of 128 x 128 each, thread 0
-// issues the copies, and the whole block synchronises once per slab. Three stages are 96 KB, so that two blocks share a
-// multiprocessor and one multiplies while the other waits or writes.
-// Parameters as conv2d_fwd_wgmma (kernels/layers/conv2d_fwd.cu), without statistics. Grid: a block per tile; block: 256 threads.
+// Rung 1: wgmma fed by TMA, and nothing else: no roles. Both warpgroups multiply 64 rows of a tile of 128 x
+// 128 each, thread 0 issues the copies, and the whole block synchronises once per slab. Three stages are 96
+// KB, so that two blocks share a multiprocessor and one multiplies while the other waits or writes.
+// Parameters as conv2d_fwd_wgmma (kernels/layers/conv2d_fwd.cu), without statistics. Grid: a block per tile;
+// block: 256 threads.
 #include "lib/conv_wgmma.cuh"
 
 using Rung1 = Wgmma<128, 128, false>;

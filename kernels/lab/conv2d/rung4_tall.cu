@@ -1,5 +1,6 @@
-// Rung 4: tiles of 192 x 256 by three cooperative warpgroups, four stages of 56 KB. A multiply-add takes 0.78 of the bytes of
-// 128 x 256. Rung 5 launches the same kernel with one persistent block per multiprocessor instead of a block per tile.
+// Rung 4: tiles of 192 x 256 by three cooperative warpgroups, four stages of 56 KB. A multiply-add takes 0.78
+// of the bytes of 128 x 256. Rung 5 launches the same kernel with one persistent block per multiprocessor
+// instead of a block per tile.
 #include "lib/conv_wgmma.cuh"
 
 KERNEL(512, 1)

@@ -1,7 +1,7 @@
 //! Who leaves the moments of its output's channels for whom.
 //!
 //! A batch norm on batch statistics and a statistics loss begin with sums over a whole map. Whoever makes the map has it at
-//! hand, tile by tile, and can leave what the sums are made of (`kernels/lib/moments.cuh`).
+//! hand, tile by tile, and can leave what the sums are made of (`kernels/lib/channel_stats.cuh`).
 
 use super::each;
 use super::needs::Needs;

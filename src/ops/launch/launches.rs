@@ -2,8 +2,8 @@
 //! place of slices.
 
 use crate::device::Slot;
+pub use crate::device::gpu::launch::THREADS;
 use crate::device::gpu::launch::{Candidate, KernelArg, Launch};
-pub use crate::device::gpu::launch::{THREADS};
 use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};

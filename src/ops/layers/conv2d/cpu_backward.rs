@@ -11,7 +11,8 @@ use crate::ops::operands::{Grad, Io, Write, put};
 use crate::tensor::Real;
 use std::ops::Range;
 
-/// Most partial sums of a weight gradient: a fixed number, so that the order of additions does not depend on the threads.
+/// Most partial sums of a weight gradient: a fixed number, so that the order of additions does not depend on
+/// the threads.
 const WGRAD_PARTS: usize = 8;
 
 /// Rows of output that one packing of scratch should serve: four tiles of the micro-kernel.
@@ -108,7 +109,8 @@ impl<R: Real> Masked<'_, R> {
     }
 }
 
-/// `dx[n,h,w,c] = sum_{r,s,k} dz[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,r,s,c]`: one gathered product per phase.
+/// `dx[n,h,w,c] = sum_{r,s,k} dz[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,r,s,c]`: one gathered
+/// product per phase.
 fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], dx: Grad<R>) {
     pack_phases(d, w, panels);
     let panels = &*panels;
@@ -173,15 +175,17 @@ fn pack_phases<R: Real>(d: &Dims, w: &[R], panels: &mut [R]) {
     }
 }
 
-/// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the gathered product
-/// are filter taps, its runs are rows of pixels. Images fall into a fixed number of parts, added in order.
+/// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the
+/// gathered product are filter taps, its runs are rows of pixels. Images fall into a fixed number of parts,
+/// added in order.
 fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R], dw: Grad<R>) {
     let (lanes, depth) = (gemm::lanes(d.k), d.depth());
     let grain = d.n.div_ceil(WGRAD_PARTS);
     let parts = d.n.div_ceil(grain);
     let wide = gemm::packed_len(1, d.k);
     let partial = &mut partial[..parts * depth * wide];
-    // Images whose padded copies and gradient panels share a pass: enough pixels to amortise loading the accumulators.
+    // Images whose padded copies and gradient panels share a pass: enough pixels to amortise loading the
+    // accumulators.
     let per_pass = (2 * ROWS_PER_PASS).div_ceil(d.p * d.q).min(MAX_PASS_ROWS / d.p.min(MAX_PASS_ROWS)).max(1);
     for_parts((Indices(parts), Rows::new(partial, parts)), 1, &|part, (_, sum): (Indices, Rows<R>)| {
         let images = part * grain..((part + 1) * grain).min(d.n);
@@ -250,7 +254,8 @@ fn pad_images<R: Real>(d: &Dims, to: &mut [R], images: &[R]) {
     }
 }
 
-/// Adds the products of `count` padded images `x` with their packed `dz` to a part's sum `[k / lanes][rsc][lanes]`.
+/// Adds the products of `count` padded images `x` with their packed `dz` to a part's sum `[k /
+/// lanes][rsc][lanes]`.
 fn add_pass<R: Real>(d: &Dims, x: &[R], count: usize, panels: &[R], sum: &mut [R]) {
     let (lanes, depth, (hp, wp)) = (gemm::lanes(d.k), d.depth(), d.padded());
     let rows = count * d.p * d.q;

@@ -1,4 +1,5 @@
-//! The convolution's forward pass on the CPU: a gathered product of windows with packed filters, and the epilogue behind it.
+//! The convolution's forward pass on the CPU: a gathered product of windows with packed filters, and the
+//! epilogue behind it.
 
 use super::geometry::{Axis, Dims, Epilogue};
 use crate::device::cpu::channels::add;
@@ -10,14 +11,16 @@ use crate::ops::operands::Io;
 use crate::tensor::Real;
 use std::ops::Range;
 
-/// Elements of input that a pass over all panels should find in the second-level cache: half a megabyte of f32.
+/// Elements of input that a pass over all panels should find in the second-level cache: half a megabyte of
+/// f32.
 const PASS_ELEMS: usize = 1 << 17;
 
-/// Most filter rows (or rows of taps of a phase) of a gathered product: a 7x7 stem is the largest filter of our networks.
+/// Most filter rows (or rows of taps of a phase) of a gathered product: a 7x7 stem is the largest filter of
+/// our networks.
 const MAX_TAPS: usize = 16;
 
-/// Images that a worker takes at once: at 2x2 pixels each image gives every tile of 12 rows one row, and 16 images are a tile
-/// and a rest of 4.
+/// Images that a worker takes at once: at 2x2 pixels each image gives every tile of 12 rows one row, and 16
+/// images are a tile and a rest of 4.
 pub fn image_grain(n: usize) -> usize {
     even_grain(n).max((n / rayon::current_num_threads()).min(16))
 }
@@ -80,11 +83,11 @@ fn pack_filters<R: Real>(d: &Dims, w: &[R], panels: &mut [R]) {
     });
 }
 
-/// The product of every window of `images` images `x` (`c` channels) with packed panels `[r, s, c]` of `columns` columns.
-/// `store(image, p, q, column, values)` takes the results.
+/// The product of every window of `images` images `x` (`c` channels) with packed panels `[r, s, c]` of
+/// `columns` columns. `store(image, p, q, column, values)` takes the results.
 ///
-/// Windows that lose taps at the border are multiplied separately, by the taps that they have: no padded copy, and no
-/// multiply-add with a zero (at 2x2 pixels those would be five ninths of a 3x3 filter's).
+/// Windows that lose taps at the border are multiplied separately, by the taps that they have: no padded
+/// copy, and no multiply-add with a zero (at 2x2 pixels those would be five ninths of a 3x3 filter's).
 #[allow(clippy::too_many_arguments)]
 pub fn windows<R: Real>(
     x: &[R],

@@ -1,8 +1,8 @@
-//! The sizes of a convolution, what follows its sum, and how its windows lie over an image: what the CPU's loops and the
-//! launches share.
+//! The sizes of a convolution, what follows its sum, and how its windows lie over an image: what the CPU's
+//! loops and the launches share.
 //!
-//! Letters, here and in the kernels: an image has `n, h, w, c`, a filter `k` output channels and `r, s` rows and columns, an
-//! output `p, q` rows and columns.
+//! Letters, here and in the kernels: an image has `n, h, w, c`, a filter `k` output channels and `r, s` rows
+//! and columns, an output `p, q` rows and columns.
 
 use crate::device::gpu::launch::KernelArg;
 use crate::error::{Error, Result};
@@ -52,9 +52,11 @@ impl Dims {
     pub fn mask_bytes(&self) -> usize {
         self.k.div_ceil(8)
     }
-    /// The sizes as kernels take them: `Conv2dDims` of kernels/lib/conv2d_dims.cuh, eleven 32-bit numbers in its order.
+    /// The sizes as kernels take them: `Conv2dDims` of kernels/lib/conv2d_dims.cuh, eleven 32-bit numbers in
+    /// its order.
     ///
-    /// Errors: 2^30 pixels or filter elements per channel, or more, which the kernels' 32-bit indices cannot count.
+    /// Errors: 2^30 pixels or filter elements per channel, or more, which the kernels' 32-bit indices cannot
+    /// count.
     pub fn kernel_arg(&self) -> Result<KernelArg> {
         let pixels = self.inputs().max(self.outputs());
         let largest = [pixels, self.depth(), self.k, self.c].into_iter().max().unwrap_or(0);
@@ -83,7 +85,8 @@ impl Epilogue {
     }
 }
 
-/// The windows along one dimension: tap `t` of output `j` reads input `base + j * step + t - before`, if that is in `0..len`.
+/// The windows along one dimension: tap `t` of output `j` reads input `base + j * step + t - before`, if that
+/// is in `0..len`.
 #[derive(Clone, Copy)]
 pub struct Axis {
     pub outputs: usize,
@@ -124,8 +127,9 @@ impl Axis {
     }
 }
 
-/// One residue class of input pixels: those that the same subset of filter taps reaches. Stride 1 has a single phase, stride 2
-/// has four; together they visit every tap exactly once, so a strided input gradient wastes no multiply-add.
+/// One residue class of input pixels: those that the same subset of filter taps reaches. Stride 1 has a
+/// single phase, stride 2 has four; together they visit every tap exactly once, so a strided input gradient
+/// wastes no multiply-add.
 pub struct Phase {
     /// First input row and column of the class.
     pub h0: usize,
@@ -135,11 +139,13 @@ pub struct Phase {
     pub cols: Taps,
 }
 
-/// The taps `first, first - stride, ...` of one dimension: they read consecutive outputs `base, base + 1, ...`
+/// The taps `first, first - stride, ...` of one dimension: they read consecutive outputs `base, base + 1,
+/// ...`
 pub struct Taps {
     pub count: usize,
     pub first: usize,
-    /// Output that tap `first` reads for the class's first input, plus `count - 1` so that it is never negative.
+    /// Output that tap `first` reads for the class's first input, plus `count - 1` so that it is never
+    /// negative.
     pub base: usize,
 }
 

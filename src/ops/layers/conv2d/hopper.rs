@@ -1,5 +1,5 @@
-//! The convolution's kernels for compute capability 9.0 (wgmma fed by TMA): which products they compute, which tiles a launch can
-//! choose from, and the tensor maps.
+//! The convolution's kernels for compute capability 9.0 (wgmma fed by TMA): which products they compute,
+//! which tiles a launch can choose from, and the tensor maps.
 
 use super::geometry::Dims;
 use crate::device::gpu::Kernel;
@@ -10,33 +10,38 @@ use crate::error::Result;
 use crate::ops::launch::launches::DeviceTensor;
 use crate::tensor::Elem;
 
-/// Channels of a slab of the inner dimension; mirrors WGMMA_SLAB of kernels/lib/conv_wgmma_tile.cuh. Both c and k must be
-/// multiples of it.
+/// Channels of a slab of the inner dimension; mirrors WGMMA_SLAB of kernels/lib/conv_wgmma_tile.cuh. Both c
+/// and k must be multiples of it.
 const SLAB: usize = 64;
 
 /// Rows of the filter in one box; mirrors BOX there.
 const FILTER_ROWS: u32 = 64;
 
-/// Pixels per partial of the channel statistics, whatever the tile; mirrors STATS_ROWS of kernels/lib/conv_wgmma_stats.cuh.
+/// Pixels per partial of the channel statistics, whatever the tile; mirrors STATS_ROWS of
+/// kernels/lib/conv_wgmma_stats.cuh.
 pub const STATS_ROWS: usize = 64;
 
 /// Most taps of a filter's side, and the largest stride that a tensor map holds.
 const MAX_TAPS: usize = 16;
 const MAX_STRIDE: usize = 8;
 
-/// One tile of the kernels, and the cycles that a multiprocessor spends on it: a forecast that no card has confirmed yet.
+/// One tile of the kernels, and the cycles that a multiprocessor spends on it: a forecast that no card has
+/// confirmed yet.
 struct Tile {
     /// Follows the kernel's name.
     suffix: &'static str,
     rows: usize,
     columns: usize,
     threads: u32,
-    /// Cycles per slab: the longest of multiplying (2048 multiply-adds a cycle), shared memory (128 bytes a cycle, written by the
-    /// copies and read by wgmma), and the L2 (36 bytes a cycle, the share of a multiprocessor).
+    /// Cycles per slab: the longest of multiplying (2048 multiply-adds a cycle), shared memory (128 bytes a
+    /// cycle, written by the copies and read by wgmma), and the L2 (36 bytes a cycle, the share of a
+    /// multiprocessor).
     slab: usize,
-    /// Cycles of writing the tile: the instructions of the epilogue (SASS) of the warps that share a scheduler.
+    /// Cycles of writing the tile: the instructions of the epilogue (SASS) of the warps that share a
+    /// scheduler.
     write: usize,
-    /// Whether two warpgroups alternate, so that one multiplies while the other writes; otherwise all cooperate on one tile.
+    /// Whether two warpgroups alternate, so that one multiplies while the other writes; otherwise all
+    /// cooperate on one tile.
     is_pingpong: bool,
 }
 
@@ -55,8 +60,8 @@ const TILES: [Tile; 3] = [
 ];
 
 impl Tile {
-    /// `SHARED_BYTES` of the kernels: as many stages as 224 KB hold, two barriers per stage, two turns, and the scratch of two
-    /// pingpong warpgroups for channel statistics.
+    /// `SHARED_BYTES` of the kernels: as many stages as 224 KB hold, two barriers per stage, two turns, and
+    /// the scratch of two pingpong warpgroups for channel statistics.
     fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 128;
         let stages = (224 << 10) / stage;
@@ -66,8 +71,8 @@ impl Tile {
     /// Forecast cycles of a tile of so many slabs.
     fn cycles(&self, slabs: usize) -> usize {
         let multiply = slabs * self.slab;
-        // Two pingpong warpgroups finish two tiles in the time that one needs to multiply and write, but not faster than both
-        // can multiply.
+        // Two pingpong warpgroups finish two tiles in the time that one needs to multiply and write, but not
+        // faster than both can multiply.
         if self.is_pingpong { multiply.max((multiply + self.write) / 2) } else { multiply + self.write }
     }
     /// Whether at most half of the tile's columns are wasted on a product with so many columns.
@@ -93,7 +98,8 @@ impl Product {
         let (rows, columns, inner) = (d.outputs(), d.k, d.c);
         Product { d: *d, is_gradient: false, rows, columns, inner }.if_supported(elem, target)
     }
-    /// The input gradient, if these kernels compute it for `target`: windows over dz times the flipped filter.
+    /// The input gradient, if these kernels compute it for `target`: windows over dz times the flipped
+    /// filter.
     pub fn input_gradient(d: &Dims, elem: Elem, target: &Target) -> Option<Product> {
         let (rows, columns, inner) = (d.inputs(), d.c, d.k);
         let product = Product { d: *d, is_gradient: true, rows, columns, inner };
@@ -113,7 +119,8 @@ impl Product {
         self.d.r * self.d.s * self.inner / SLAB
     }
 
-    /// The tiles that a launch of kernel `name` can choose from. Cooperative tiles cannot write channel statistics.
+    /// The tiles that a launch of kernel `name` can choose from. Cooperative tiles cannot write channel
+    /// statistics.
     pub fn candidates(&self, name: &str, writes_stats: bool) -> Result<Vec<Candidate>> {
         TILES
             .iter()
@@ -131,8 +138,8 @@ impl Product {
             .collect()
     }
 
-    /// Whether channel statistics from a pingpong tile cost less than a cooperative tile and a pass over the output behind it: two
-    /// bytes per element, of which memory delivers 18.6 a cycle to each multiprocessor.
+    /// Whether channel statistics from a pingpong tile cost less than a cooperative tile and a pass over the
+    /// output behind it: two bytes per element, of which memory delivers 18.6 a cycle to each multiprocessor.
     pub fn should_write_stats(&self) -> bool {
         const PASS: f64 = 2.0 / 18.6;
         // Cycles per element.
@@ -210,7 +217,8 @@ mod tests {
     fn a_resnet_101_at_batch_64_gets_the_forecast_tiles() {
         let forward =
             |size, channels, taps, members| tile(&forward(&dims(64, size, channels, taps, 1)), members);
-        // 66 tiles of 192 x 256 per member: two members fill 132 multiprocessors once, eight fill them four times.
+        // 66 tiles of 192 x 256 per member: two members fill 132 multiprocessors once, eight fill them four
+        // times.
         assert_eq!(forward(14, [256, 256], 3, 2), (192, 66));
         assert_eq!(forward(14, [256, 256], 3, 8), (192, 66));
         assert_eq!(forward(14, [1024, 256], 1, 2), (192, 66));
@@ -224,7 +232,8 @@ mod tests {
         assert_eq!(gradient(56, [64, 64], 3, 2), (128, 1568));
     }
 
-    /// Two convolutions of one size share a launch: the tile is chosen again, and their maps are where the kernel expects them.
+    /// Two convolutions of one size share a launch: the tile is chosen again, and their maps are where the
+    /// kernel expects them.
     #[test]
     fn a_group_that_grows_chooses_its_tile_again() {
         let d = dims(64, 7, [512, 512], 3, 1);
@@ -247,8 +256,8 @@ mod tests {
             Launch::by_fastest(candidates, h200().multiprocessors, args).unwrap()
         };
         let mut launch = of(0);
-        // 25 x 4 tiles of 128 x 128 fit one round, in which 17 x 2 of 192 x 256 take twice as long; for two members only the
-        // latter still fit one.
+        // 25 x 4 tiles of 128 x 128 fit one round, in which 17 x 2 of 192 x 256 take twice as long; for two
+        // members only the latter still fit one.
         assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma<128, 128>", [100, 1, 1]));
         assert!(launch.join(&of(1)));
         assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma_cooperative<192, 256>", [68, 1, 1]));

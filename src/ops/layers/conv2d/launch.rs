@@ -1,7 +1,7 @@
 //! The convolution's launches: which kernel and tile, how many parts, which buffers.
 //!
-//! Products that the kernels for compute capability 9.0 compute go there (`hopper.rs`); all others to the kernels with mma.sync
-//! or fmaf, whose tiles are chosen here.
+//! Products that the kernels for compute capability 9.0 compute go there (`hopper.rs`); all others to the
+//! kernels with mma.sync or fmaf, whose tiles are chosen here.
 
 use super::geometry::{Dims, Epilogue, Phase};
 use super::hopper::{Product, STATS_ROWS};
@@ -15,7 +15,8 @@ use crate::ops::operands::Write;
 use crate::ops::operator::{Extent, OperandInfo, Signature};
 use crate::tensor::Elem;
 
-/// Fewest pixels of a part of a weight gradient: eight slabs of bf16, and a multiple of a slab of either type.
+/// Fewest pixels of a part of a weight gradient: eight slabs of bf16, and a multiple of a slab of either
+/// type.
 const PART_PIXELS: usize = 512;
 
 /// Mirrors TILE_STAGES of kernels/lib/tile.cuh.
@@ -29,9 +30,9 @@ struct Tile {
 }
 
 impl Tile {
-    /// The largest tile that still gives every multiprocessor a block, for `batches` products at once: 128x128 reads each operand
-    /// half as often as 64x64, where a block may have its 108 KB of shared memory. A narrow product gets a narrow tile, which
-    /// wastes less of it.
+    /// The largest tile that still gives every multiprocessor a block, for `batches` products at once:
+    /// 128x128 reads each operand half as often as 64x64, where a block may have its 108 KB of shared memory.
+    /// A narrow product gets a narrow tile, which wastes less of it.
     fn of(rows: usize, columns: usize, batches: usize, target: &Target) -> Tile {
         let tile = |rows, columns| Tile { rows, columns };
         let fits = |t: &Tile| t.shared_bytes() <= target.shared_bytes;
@@ -49,8 +50,8 @@ impl Tile {
     fn blocks(self, rows: usize, columns: usize) -> usize {
         rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
     }
-    /// A stage holds 128 bytes of each row and column of the tile, and 16 bytes of padding for each row of its two slabs: as many
-    /// rows as the tile's, or the 64 of a slab of bf16.
+    /// A stage holds 128 bytes of each row and column of the tile, and 16 bytes of padding for each row of
+    /// its two slabs: as many rows as the tile's, or the 64 of a slab of bf16.
     fn shared_bytes(self) -> u32 {
         let slab = |len: usize| len * 128 + len.max(64) * 16;
         (STAGES * (slab(self.rows) + slab(self.columns))) as u32
@@ -60,7 +61,8 @@ impl Tile {
     }
 }
 
-/// How a sum over pixels is cut: into a number of parts, added in order, that depends on the sizes and the target alone.
+/// How a sum over pixels is cut: into a number of parts, added in order, that depends on the sizes and the
+/// target alone.
 #[derive(Clone, Copy)]
 struct Parts {
     count: usize,
@@ -74,14 +76,16 @@ impl Parts {
         let pixels_each = pixels.div_ceil(count).next_multiple_of(64);
         Parts { count: pixels.div_ceil(pixels_each), pixels: pixels_each }
     }
-    /// Of a weight gradient: enough for two blocks on each multiprocessor, as many as its shared memory holds.
+    /// Of a weight gradient: enough for two blocks on each multiprocessor, as many as its shared memory
+    /// holds.
     fn of_wgrad(d: &Dims, target: &Target) -> (Tile, Parts) {
         let pixels = d.outputs();
         let tile = Tile::of(d.k, d.depth(), (pixels / PART_PIXELS).max(1), target);
         let most = (2 * target.multiprocessors).div_ceil(tile.blocks(d.k, d.depth()));
         (tile, Parts::of(pixels, most))
     }
-    /// Of a bias gradient, which reads dz once: eight blocks on each multiprocessor keep enough loads in flight.
+    /// Of a bias gradient, which reads dz once: eight blocks on each multiprocessor keep enough loads in
+    /// flight.
     fn of_dbias(d: &Dims, target: &Target) -> Parts {
         let most = (8 * target.multiprocessors).div_ceil(d.k.div_ceil(DBIAS_CHANNELS));
         Parts::of(d.outputs(), most)
@@ -96,8 +100,8 @@ const WGRAD_PARTS: usize = 0;
 const DBIAS_PARTS: usize = 1;
 pub const DZ: usize = 2;
 
-/// Pixels per partial of the channel statistics that forward can write. None if a kernel that cannot write them and a pass over
-/// the output take less time together.
+/// Pixels per partial of the channel statistics that forward can write. None if a kernel that cannot write
+/// them and a pass over the output take less time together.
 pub fn channel_stats_rows(d: &Dims, target: &Target) -> Option<usize> {
     match Product::forward(d, target.map_dtype, target) {
         Some(product) => product.should_write_stats().then_some(STATS_ROWS),
@@ -177,8 +181,8 @@ pub fn forward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     )
 }
 
-/// The gradients that are needed. The residual's comes last if it is added to, as on the CPU: it may be the gradient of x too,
-/// which the input gradient sets.
+/// The gradients that are needed. The residual's comes last if it is added to, as on the CPU: it may be the
+/// gradient of x too, which the input gradient sets.
 pub fn backward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     let dresidual = if epilogue.has_residual { l.dx(l.inputs() - 1) } else { None };
     let dz = output_gradient(d, epilogue, dresidual, l)?;
@@ -199,8 +203,8 @@ pub fn backward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     }
 }
 
-/// `dz = dy * act'`. It is dy itself without an activation, or if the last writer of dy has applied the mask; otherwise it is
-/// written to the residual's gradient, if backward sets that one, or to scratch.
+/// `dz = dy * act'`. It is dy itself without an activation, or if the last writer of dy has applied the mask;
+/// otherwise it is written to the residual's gradient, if backward sets that one, or to scratch.
 fn output_gradient(
     d: &Dims,
     epilogue: &Epilogue,

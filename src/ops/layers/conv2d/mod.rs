@@ -1,5 +1,5 @@
-//! 2-D convolution, with everything that follows it in a network fused behind it. README.md in this folder has a drawing, and says
-//! which file has what.
+//! 2-D convolution, with everything that follows it in a network fused behind it. README.md in this folder
+//! has a drawing, and says which file has what.
 
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
@@ -17,16 +17,19 @@ mod geometry;
 mod hopper;
 mod launch;
 
-/// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride - pad + s, c] )`
+/// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride -
+/// pad + s, c] )`
 ///
-/// Shapes: x `[n, h, w, c]`, w `[k, r, s, c]`, then, if declared, bias `[1, 1, 1, k]` and residual `[n, p, q, k]`;
-/// y `[n, p, q, k]` with `p = (h + 2 pad - r) / stride + 1`. A linear layer is `h = w = r = s = 1`.
-/// Source: He et al. 2016 (the teachers' blocks); a frozen batch norm is folded into w and b (`models::fold`).
-/// Backward: dx (reads w), dw (reads x), db and dresidual, each if it is needed. The activation's derivative comes from one
-/// saved bit per element; a frozen convolution therefore keeps neither x nor y.
-/// Errors: channel counts that differ, a filter larger than the padded image, an activation that is not piecewise linear.
-/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw. Forward and dx skip those with padding,
-/// which the plan's count includes.
+/// Shapes: x `[n, h, w, c]`, w `[k, r, s, c]`, then, if declared, bias `[1, 1, 1, k]` and residual `[n, p, q,
+/// k]`; y `[n, p, q, k]` with `p = (h + 2 pad - r) / stride + 1`. A linear layer is `h = w = r = s = 1`.
+/// Source: He et al. 2016 (the teachers' blocks); a frozen batch norm is folded into w and b
+/// (`models::fold`).
+/// Backward: dx (reads w), dw (reads x), db and dresidual, each if it is needed. The activation's derivative
+/// comes from one saved bit per element; a frozen convolution therefore keeps neither x nor y.
+/// Errors: channel counts that differ, a filter larger than the padded image, an activation that is not
+/// piecewise linear.
+/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw. Forward and dx skip
+/// those with padding, which the plan's count includes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
     pub stride: usize,
@@ -53,7 +56,8 @@ impl Conv2d {
     }
     /// The shape of y.
     ///
-    /// Errors: channel counts that differ, a filter that does not fit, an activation that is not piecewise linear.
+    /// Errors: channel counts that differ, a filter that does not fit, an activation that is not piecewise
+    /// linear.
     fn output(&self, x: Shape, w: Shape) -> Result<Shape> {
         let wrong = |message: String| Err(Error::shape("conv2d", message));
         let [k, r, s, c] = w.0;
@@ -132,9 +136,9 @@ impl Operator for Conv2d {
         launch::backward(&d, &self.epilogue(), l)
     }
 
-    /// Forward: x, w, bias, residual, y and the mask. Backward: dz, w and dx, and x again if w needs a gradient. The mask is read
-    /// once, wherever dz is computed; the residual's gradient is dz itself, which is read once if it is added to another
-    /// gradient.
+    /// Forward: x, w, bias, residual, y and the mask. Backward: dz, w and dx, and x again if w needs a
+    /// gradient. The mask is read once, wherever dz is computed; the residual's gradient is dz itself, which
+    /// is read once if it is added to another gradient.
     fn minimal_bytes(&self, o: &Operands) -> u64 {
         let d = self.dims(o.input_shapes[0], o.input_shapes[1], o.output_shapes[0]);
         let bytes = |i: usize| o.inputs[i].bytes as u64;
@@ -265,7 +269,8 @@ mod tests {
         ]
     }
 
-    /// Enough pixels for two and three parts of the parameters' gradients, in every tile of the weight gradient.
+    /// Enough pixels for two and three parts of the parameters' gradients, in every tile of the weight
+    /// gradient.
     fn cases_of_several_parts() -> Vec<(Conv2d, Shape, usize, usize)> {
         vec![
             (BIASED, Shape::new(4, 20, 20, 3), 5, 3),
@@ -275,8 +280,9 @@ mod tests {
         ]
     }
 
-    /// Channels in whole slabs, for the kernels for compute capability 9.0: forward and gradient, both kinds of tensor maps, and
-    /// rows that fill no whole number of tiles. Beside it the tiles on two multiprocessors.
+    /// Channels in whole slabs, for the kernels for compute capability 9.0: forward and gradient, both kinds
+    /// of tensor maps, and rows that fill no whole number of tiles. Beside it the tiles on two
+    /// multiprocessors.
     fn cases_of_whole_slabs() -> Vec<(Conv2d, Shape, usize, usize)> {
         vec![
             (FUSED, Shape::new(2, 13, 13, 64), 256, 3), // 192x256; 128x64
