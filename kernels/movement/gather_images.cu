@@ -7,10 +7,10 @@
 template <class T>
 KERNEL(256) gather_images(T* RESTRICT y,               // [n, image]
                           const float* RESTRICT bank,  // [m, image]
-                          int n, i64 image, i64 first, u32 rows, const StepState* RESTRICT step, u32 stream) {
+                          int n, i64 image, u32 rows, const StepState* RESTRICT step, u32 stream) {
     const Draws draws = Draws::of(step, stream);
     for (int i = blockIdx.y; i < n; i += gridDim.y) {
-        const i64 row = first + below(draws.words((u32)i, 0).v[0], rows);
+        const i64 row = below(draws.words((u32)i, 0).v[0], rows);
         const float* from = bank + row * image;
         T* to = y + i * image;
         if (image % 4 == 0) {

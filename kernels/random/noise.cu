@@ -40,19 +40,3 @@ template <class T> KERNEL(256) noise_normal(T* RESTRICT y,  // [elements]
 }
 INSTANCE(noise_normal<float>)
 INSTANCE(noise_normal<bf16>)
-
-// Uniform in (lo, hi). `span` is hi - lo.
-template <class T> KERNEL(256) noise_uniform(T* RESTRICT y,  // [elements]
-                                             i64 elements, const StepState* RESTRICT step, u32 stream, double lo,
-                                             double span) {
-    const Draws draws = Draws::of(step, stream);
-    for (i64 block = global_thread(); 4 * block < elements; block += global_threads()) {
-        const Words w = draws.words((u32)block, 0);
-        Four four;
-        UNROLL
-        for (int k = 0; k < 4; k++) four.v[k] = lo + span * unit(w.v[k]);
-        store_four(y, elements, (u32)block, four);
-    }
-}
-INSTANCE(noise_uniform<float>)
-INSTANCE(noise_uniform<bf16>)

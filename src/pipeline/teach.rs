@@ -83,7 +83,7 @@ pub fn teach(
     let [mut x, mut target] = leaves.map(|leaf| r.leaf(leaf, Learn::Frozen));
     if feed.is_none() {
         // The same stream for both: the targets of the images that were drawn.
-        let draw = GatherImages { n: t.batch, stream: 1, first: 0, count: None };
+        let draw = GatherImages { n: t.batch, stream: 1 };
         (x, target) = (r.apply(draw, &[x])?, r.apply(draw, &[target])?);
     }
     let stats = match t.norm {
@@ -262,7 +262,7 @@ fn optimisers(store: &mut Store<f32>, t: &TrainingSpec, net: &ResNet) -> (Vec<Op
         }
         OptimiserSpec::Sgd { momentum, weight_decay } => {
             let (momentum, weight_decay) = (f64::from(momentum), f64::from(weight_decay));
-            let sgd = Sgd { lr_slot, momentum, nesterov: false, weight_decay };
+            let sgd = Sgd { lr_slot, momentum, weight_decay };
             let with_momentum = |id: TensorId| {
                 let (name, shape) = (format!("{STAGE}.momentum.{}", store.name(id)), store.shape(id));
                 (id, vec![store.add(&name, shape)])
