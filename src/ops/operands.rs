@@ -20,13 +20,13 @@ pub struct Grad<'a, R> {
 impl<R: Real> Grad<'_, R> {
     /// `data[i] = v`, or `+= v`.
     #[inline(always)]
-    pub fn put(&mut self, i: usize, v: R) {
-        put(self.write, &mut self.data[i], v);
+    pub fn store_or_add(&mut self, i: usize, v: R) {
+        store_or_add(self.write, &mut self.data[i], v);
     }
 }
 
 #[inline(always)]
-pub fn put<R: Real>(write: Write, at: &mut R, v: R) {
+pub fn store_or_add<R: Real>(write: Write, at: &mut R, v: R) {
     match write {
         Write::Set => *at = v,
         Write::Add => *at += v,

@@ -99,7 +99,7 @@ pub fn operands_once<O: Operator + ?Sized>(op: &O, o: &Operands) -> u64 {
 }
 
 /// Checks an op's number of operands.
-pub fn expect_args(op: &'static str, args: &[OperandInfo], expected: &[&str]) -> Result<()> {
+pub fn expect_operands(op: &'static str, args: &[OperandInfo], expected: &[&str]) -> Result<()> {
     if args.len() == expected.len() {
         return Ok(());
     }

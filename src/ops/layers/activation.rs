@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::ops::fusion::{ActMask, Fusion};
 use crate::ops::launch::launches::{DeviceTensor, Launches};
 use crate::ops::launch::launches::{THREADS, blocks_for};
-use crate::ops::operands::{Io, Operands, Write, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Io, Operands, Write, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::Shape;
 use crate::tensor::{Elem, Real};
 
@@ -142,7 +142,7 @@ pub struct Activation(pub Act);
 impl Operator for Activation {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         if args.len() != 2 {
-            expect_args("activation", args, &["x"])?;
+            expect_operands("activation", args, &["x"])?;
         }
         for a in args {
             expect_shape("activation", "residual", args[0].shape, a.shape)?;
@@ -181,13 +181,13 @@ impl Operator for Activation {
                 let range = first..first + part.data.len();
                 let dy = &dy[range.clone()];
                 let Some(y) = y.map(|y| &y[range]) else {
-                    return part.data.iter_mut().zip(dy).for_each(|(dx, dy)| put(write, dx, *dy));
+                    return part.data.iter_mut().zip(dy).for_each(|(dx, dy)| store_or_add(write, dx, *dy));
                 };
                 vectorised(
                     #[inline(always)]
                     || {
                         for (dx, (y, dy)) in part.data.iter_mut().zip(y.iter().zip(dy)) {
-                            put(write, dx, *dy * self.0.slope(*y));
+                            store_or_add(write, dx, *dy * self.0.slope(*y));
                         }
                     },
                 );

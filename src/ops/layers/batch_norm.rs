@@ -10,9 +10,9 @@ use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels, sum_mo
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::Act;
-use crate::ops::operands::{Io, Operands, put};
+use crate::ops::operands::{Io, Operands, store_or_add};
 use crate::ops::operator::{
-    Extent, OperandInfo, Operator, Signature, expect_args, expect_shape, operands_once,
+    Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape, operands_once,
 };
 use crate::tensor::{Real, Shape};
 
@@ -51,7 +51,7 @@ pub struct BatchNorm {
 impl Operator for BatchNorm {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         let names = ["x", "gamma", "beta", "running_mean", "running_var"];
-        expect_args("batch_norm", args, &names)?;
+        expect_operands("batch_norm", args, &names)?;
         let x = args[0].shape;
         for (name, arg) in names.iter().zip(args).skip(1) {
             expect_shape("batch_norm", name, Shape::vector(x.c()), arg.shape)?;
@@ -163,7 +163,7 @@ impl Operator for BatchNorm {
             );
             for (gradient, sum) in [dbeta, dgamma].into_iter().zip(sums.chunks_exact(c)) {
                 if let Some(mut gradient) = gradient {
-                    sum.iter().enumerate().for_each(|(i, v)| gradient.put(i, *v));
+                    sum.iter().enumerate().for_each(|(i, v)| gradient.store_or_add(i, *v));
                 }
             }
             sums
@@ -189,7 +189,7 @@ impl Operator for BatchNorm {
                             let xhat = channels.normalised(i, x[i]);
                             let g = channels.through(i, xhat, dy[i]) - mean_g[i];
                             let v = channels.gamma[i] * channels.rstd[i] * (-xhat).fma(mean_gx[i], g);
-                            put(write, &mut dx[i], v);
+                            store_or_add(write, &mut dx[i], v);
                         }
                     }
                 },

@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{Tiles, instance};
 use crate::ops::launch::launches::Launches;
-use crate::ops::operands::{Io, put};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operands::{Io, store_or_add};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `y[n,c] = 1 / (h w) * sum_{h,w} x[n,h,w,c]`
@@ -23,7 +23,7 @@ pub struct GlobalAvgPool;
 
 impl Operator for GlobalAvgPool {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("global_avg_pool", args, &["x"])?;
+        expect_operands("global_avg_pool", args, &["x"])?;
         let x = args[0].shape;
         Ok(Signature { outputs: vec![Shape::rows(x.n(), x.c())], ..Default::default() })
     }
@@ -48,7 +48,7 @@ impl Operator for GlobalAvgPool {
                 part.data.chunks_exact_mut(shape.per_sample()).zip(dy[first * c..].chunks_exact(c))
             {
                 for pixel in dx.chunks_exact_mut(c) {
-                    pixel.iter_mut().zip(dy).for_each(|(dx, dy)| put(write, dx, *dy * scale));
+                    pixel.iter_mut().zip(dy).for_each(|(dx, dy)| store_or_add(write, dx, *dy * scale));
                 }
             }
         });

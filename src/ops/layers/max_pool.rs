@@ -12,7 +12,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::operands::Io;
 use crate::ops::operands::Write;
 use crate::ops::operator::Extent;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `y[n,p,q,c] = max_{r,s} x[n, p*stride - pad + r, q*stride - pad + s, c]`, `r, s < window`; padding never wins.
@@ -52,7 +52,7 @@ impl MaxPool {
 
 impl Operator for MaxPool {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("max_pool", args, &["x"])?;
+        expect_operands("max_pool", args, &["x"])?;
         let (x, window) = (args[0].shape, self.window);
         if window == 0 || window > MAX_WINDOW || self.stride == 0 || 2 * self.pad > window {
             let message = format!(

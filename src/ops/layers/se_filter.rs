@@ -9,8 +9,8 @@ use crate::ops::launch::channel_tiles::{Tiles, adds, instance};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::operands::{Grad, Io, Write, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Grad, Io, Write, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `y = x * gain[n,c]`, `gain = top * sigmoid(w2 hidden + b2)`, `hidden = relu(w1 pooled + b1)`, `pooled[n,c] = mean_{h,w} x`
@@ -36,7 +36,7 @@ fn saved_len(c: usize, k: usize) -> usize {
 
 impl Operator for SeFilter {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("se_filter", args, &["x", "w1", "b1", "w2", "b2"])?;
+        expect_operands("se_filter", args, &["x", "w1", "b1", "w2", "b2"])?;
         let (x, k) = (args[0].shape, args[1].shape.n());
         if k == 0 {
             return Err(Error::shape("se_filter", format!("no hidden unit for the {} channels of x", x.c())));
@@ -139,7 +139,7 @@ impl Operator for SeFilter {
                             for (dx, dy) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c)) {
                                 let (gain, dpooled) = (&gain[..c], &dpooled[..c]);
                                 for i in 0..c {
-                                    put(write, &mut dx[i], dy[i].fma(gain[i], dpooled[i]));
+                                    store_or_add(write, &mut dx[i], dy[i].fma(gain[i], dpooled[i]));
                                 }
                             }
                         },
@@ -273,7 +273,7 @@ fn weight_gradient<'a, R: Real>(
 /// `db[j] = sum_n left[n, j]`
 fn bias_gradient<'a, R: Real>(mut db: Grad<R>, n: usize, left: impl Fn(usize) -> &'a [R]) {
     for j in 0..db.data.len() {
-        db.put(j, (0..n).map(|n| left(n)[j]).sum());
+        db.store_or_add(j, (0..n).map(|n| left(n)[j]).sum());
     }
 }
 

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::launch::channel_tiles::{pack, per_image};
 use crate::ops::launch::launches::Launches;
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// How new pixels come from old ones.
@@ -34,7 +34,7 @@ pub struct Upsample {
 
 impl Operator for Upsample {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("upsample", args, &["x"])?;
+        expect_operands("upsample", args, &["x"])?;
         let [n, h, w, c] = args[0].shape.0;
         let y = Shape::new(n, 2 * h, 2 * w, c);
         Ok(Signature { outputs: vec![y], ..Default::default() })

@@ -5,9 +5,9 @@ use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
-use crate::ops::losses::common::{expect_f32, expect_rows, put_slopes};
+use crate::ops::losses::common::{expect_f32, expect_rows, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, divided by the number of features as well.
@@ -31,7 +31,7 @@ impl ActivationLoss {
 
 impl Operator for ActivationLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("activation_loss", args, &["features"])?;
+        expect_operands("activation_loss", args, &["features"])?;
         expect_rows("activation_loss", "features", args[0].shape)?;
         Ok(Signature { outputs: vec![Shape::SCALAR], keeps_inputs: vec![0], ..Default::default() })
     }
@@ -45,7 +45,7 @@ impl Operator for ActivationLoss {
         let Some(df) = io.dx(0) else { return };
         let (f, share) = (io.x(0), self.share(io.shape(0)));
         let sign = |v: R| f64::from(v > R::ZERO) - f64::from(v < R::ZERO);
-        put_slopes(df, io.dy0()[0], |i| -sign(f[i]) * share);
+        store_or_add_all(df, io.dy0()[0], |i| -sign(f[i]) * share);
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {

@@ -6,10 +6,10 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{
-    cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, put_slopes, softplus,
+    cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, softplus, store_or_add_all,
 };
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// What the second operand holds.
@@ -60,7 +60,7 @@ impl Bce {
 
 impl Operator for Bce {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("bce", args, &["logits", "targets"])?;
+        expect_operands("bce", args, &["logits", "targets"])?;
         expect_rows("bce", "logits", args[0].shape)?;
         expect_shape("bce", "targets", args[0].shape, args[1].shape)?;
         expect_frozen("bce", "targets", args[1])?;
@@ -84,7 +84,7 @@ impl Operator for Bce {
         let Some(dx) = io.dx(0) else { return };
         let (x, t) = (io.x(0), io.x(1));
         let each = 1.0 / x.len() as f64;
-        put_slopes(dx, io.dy0()[0], |i| {
+        store_or_add_all(dx, io.dy0()[0], |i| {
             let (x, t) = (x[i].f64(), t[i].f64());
             if self.leaves_out(t) { 0.0 } else { (sigmoid(x) - self.target(t)) * each }
         });

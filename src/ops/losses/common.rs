@@ -4,7 +4,7 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::error::{Error, Result};
 use crate::ops::launch::launches::DeviceTensor;
-use crate::ops::operands::{Grad, put};
+use crate::ops::operands::{Grad, store_or_add};
 use crate::ops::operator::OperandInfo;
 use crate::tensor::{Elem, Real, Shape};
 
@@ -24,10 +24,13 @@ pub fn plogp(p: f64) -> f64 {
 }
 
 /// Writes `dy * slope(i)` to every element of a gradient.
-pub fn put_slopes<R: Real>(dx: Grad<R>, dy: R, slope: impl Fn(usize) -> f64 + Sync) {
+pub fn store_or_add_all<R: Real>(dx: Grad<R>, dy: R, slope: impl Fn(usize) -> f64 + Sync) {
     let (write, items, dy) = (dx.write, dx.data.len(), dy.f64());
     for_rows(Rows::new(dx.data, items), 1, &|first, part: Rows<R>| {
-        part.data.iter_mut().enumerate().for_each(|(j, dx)| put(write, dx, R::of(dy * slope(first + j))));
+        part.data
+            .iter_mut()
+            .enumerate()
+            .for_each(|(j, dx)| store_or_add(write, dx, R::of(dy * slope(first + j))));
     });
 }
 

@@ -5,9 +5,9 @@ use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{expect_f32, expect_rows, one_block, put_slopes};
+use crate::ops::losses::common::{expect_f32, expect_rows, one_block, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `L_dis = 1/(n c) sum_{n,c} |y|`, `y = sigmoid(x)`.
@@ -22,7 +22,7 @@ pub struct DiscreteLoss;
 
 impl Operator for DiscreteLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("discrete_loss", args, &["logits"])?;
+        expect_operands("discrete_loss", args, &["logits"])?;
         expect_rows("discrete_loss", "logits", args[0].shape)?;
         Ok(Signature { outputs: vec![Shape::SCALAR], keeps_inputs: vec![0], ..Default::default() })
     }
@@ -36,7 +36,7 @@ impl Operator for DiscreteLoss {
         let Some(dx) = io.dx(0) else { return };
         let x = io.x(0);
         let each = 1.0 / x.len() as f64;
-        put_slopes(dx, io.dy0()[0], |i| sigmoid(x[i].f64()) * sigmoid(-x[i].f64()) * each);
+        store_or_add_all(dx, io.dy0()[0], |i| sigmoid(x[i].f64()) * sigmoid(-x[i].f64()) * each);
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {

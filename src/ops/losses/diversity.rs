@@ -6,7 +6,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_frozen, expect_rows, expect_setting};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `d = (1/(n (n - 1)) sum_{i != j} ||F_i - F_j||^2) / (1/n sum_i ||F_i||^2)`: the mean squared distance of two different
@@ -23,7 +23,7 @@ pub struct Diversity;
 
 impl Operator for Diversity {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("diversity", args, &["features"])?;
+        expect_operands("diversity", args, &["features"])?;
         let f = args[0].shape;
         expect_rows("diversity", "features", f)?;
         expect_setting("diversity", f.n() >= 2, || format!("features: one sample has no pairs, found {f}"))?;

@@ -5,9 +5,9 @@ use crate::device::gpu::launch;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{expect_f32, expect_rows, plogp, put_slopes};
+use crate::ops::losses::common::{expect_f32, expect_rows, plogp, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `L_ie = 1/c sum_c H(p_c)`, `p_c = 1/n sum_n sigmoid(x[n, c])`, `H(p) = p log p + (1 - p) log(1 - p)`.
@@ -33,7 +33,7 @@ fn means<R: Real>(x: &[R], shape: Shape, label: usize) -> (f64, f64) {
 
 impl Operator for EntropyLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("entropy_loss", args, &["logits"])?;
+        expect_operands("entropy_loss", args, &["logits"])?;
         expect_rows("entropy_loss", "logits", args[0].shape)?;
         Ok(Signature {
             outputs: vec![Shape::SCALAR],
@@ -64,7 +64,7 @@ impl Operator for EntropyLoss {
             }
         });
         let (slopes, each) = (&*slopes, 1.0 / shape.elems() as f64);
-        put_slopes(dx, io.dy0()[0], |i| {
+        store_or_add_all(dx, io.dy0()[0], |i| {
             let x = x[i].f64();
             slopes[i % shape.c()] * sigmoid(x) * sigmoid(-x) * each
         });

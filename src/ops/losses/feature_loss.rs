@@ -8,8 +8,8 @@ use crate::ops::launch::channel_tiles::{instance, pack};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::losses::common::expect_frozen;
-use crate::ops::operands::{Io, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Io, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `L = ||a - b||^2 / ||b||^2`, both norms over the whole batch.
@@ -42,7 +42,7 @@ fn norms<R: Real>(a: &[R], b: &[R]) -> [f64; 2] {
 
 impl Operator for FeatureLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("feature_loss", args, &["a", "b"])?;
+        expect_operands("feature_loss", args, &["a", "b"])?;
         expect_shape("feature_loss", "target b", args[0].shape, args[1].shape)?;
         expect_frozen("feature_loss", "target b", args[1])?;
         Ok(Signature {
@@ -71,7 +71,7 @@ impl Operator for FeatureLoss {
         let (write, items) = (da.write, da.data.len());
         for_rows(Rows::new(da.data, items), 1, &|first, part: Rows<R>| {
             for (da, (a, b)) in part.data.iter_mut().zip(a[first..].iter().zip(&b[first..])) {
-                put(write, da, (*a - *b) * slope);
+                store_or_add(write, da, (*a - *b) * slope);
             }
         });
     }

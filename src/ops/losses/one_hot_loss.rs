@@ -8,10 +8,10 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{
-    cross_entropy, expect_f32, expect_rows, expect_setting, one_block, put_slopes,
+    cross_entropy, expect_f32, expect_rows, expect_setting, one_block, store_or_add_all,
 };
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// Which labels count as present.
@@ -81,7 +81,7 @@ fn positives(share: f32, n: usize) -> usize {
 
 impl Operator for OneHotLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("one_hot_loss", args, &["logits"])?;
+        expect_operands("one_hot_loss", args, &["logits"])?;
         let x = args[0].shape;
         expect_rows("one_hot_loss", "logits", x)?;
         if let PseudoLabels::Balanced { share } = self.targets {
@@ -111,7 +111,7 @@ impl Operator for OneHotLoss {
         let (x, t) = (io.x(0), io.scratch::<u8>(0));
         self.pseudo_labels(x, io.shape(0), t);
         let (t, each) = (&*t, 1.0 / x.len() as f64);
-        put_slopes(dx, io.dy0()[0], |i| (sigmoid(x[i].f64()) - f64::from(t[i])) * each);
+        store_or_add_all(dx, io.dy0()[0], |i| (sigmoid(x[i].f64()) - f64::from(t[i])) * each);
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {

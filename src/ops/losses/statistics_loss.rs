@@ -8,8 +8,8 @@ use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels, sum_moments};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
-use crate::ops::operands::{Io, Operands, Write, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Io, Operands, Write, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `loss = mean_c [ ((mu_c - target_mean_c) / target_std_c)^2 + (sigma_c / target_std_c - 1)^2 ]` with mu and (biased)
@@ -37,7 +37,7 @@ pub const MIN_STD: f64 = 1e-3;
 impl Operator for StatisticsLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         let names = ["u", "target_mean", "target_std"];
-        expect_args("statistics_loss", args, &names)?;
+        expect_operands("statistics_loss", args, &names)?;
         let u = args[0].shape;
         for i in [1, 2] {
             expect_shape("statistics_loss", names[i], Shape::vector(u.c()), args[i].shape)?;
@@ -96,7 +96,7 @@ impl Operator for StatisticsLoss {
                     for (du, u) in part.data.chunks_exact_mut(c).zip(u[first * c..].chunks_exact(c)) {
                         let (shift, slope, offset) = (&shift[..c], &slope[..c], &offset[..c]);
                         for i in 0..c {
-                            put(write, &mut du[i], dloss * slope[i].fma(u[i] - shift[i], offset[i]));
+                            store_or_add(write, &mut du[i], dloss * slope[i].fma(u[i] - shift[i], offset[i]));
                         }
                     }
                 },

@@ -44,7 +44,7 @@ impl Operator for WeightedSum {
     fn backward<R: Real>(&self, io: &Io<R>) {
         for (i, w) in self.weights.iter().enumerate() {
             if let Some(mut dx) = io.dx(i) {
-                dx.put(0, R::of(f64::from(*w) * io.dy0()[0].f64()));
+                dx.store_or_add(0, R::of(f64::from(*w) * io.dy0()[0].f64()));
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::losses::common::expect_f32;
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `y[n, j] = x[n, index[j]]`
@@ -30,7 +30,7 @@ impl Columns {
 
 impl Operator for Columns {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("columns", args, &["x"])?;
+        expect_operands("columns", args, &["x"])?;
         let x = args[0].shape;
         expect_shape("columns", "x", Shape::rows(x.n(), x.c()), x)?;
         if self.index.is_empty() {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{DeviceTensor, THREADS, blocks_for};
 use crate::ops::losses::common::expect_f32;
-use crate::ops::operands::{Io, Write, put};
+use crate::ops::operands::{Io, Write, store_or_add};
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
 use crate::tensor::{Real, Shape};
 
@@ -51,7 +51,10 @@ impl Operator for ConcatColumns {
             let c = io.shape(i).c();
             if let Some(dx) = io.dx(i) {
                 for (dx_row, dy) in dx.data.chunks_exact_mut(c).zip(dy.chunks_exact(width)) {
-                    dx_row.iter_mut().zip(&dy[first..]).for_each(|(dx_i, dy)| put(dx.write, dx_i, *dy));
+                    dx_row
+                        .iter_mut()
+                        .zip(&dy[first..])
+                        .for_each(|(dx_i, dy)| store_or_add(dx.write, dx_i, *dy));
                 }
             }
             first += c;

@@ -7,7 +7,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_frozen, expect_setting};
 use crate::ops::operands::{Io, Operands};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::Real;
 
 /// `y[i] = bank[row_i]`, `row_i` uniform over the bank's rows, with replacement.
@@ -25,7 +25,7 @@ pub struct GatherImages {
 
 impl Operator for GatherImages {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("gather_images", args, &["bank"])?;
+        expect_operands("gather_images", args, &["bank"])?;
         expect_frozen("gather_images", "bank", args[0])?;
         let bank = args[0].shape;
         expect_setting("gather_images", bank.n() > 0 && self.n > 0, || {

@@ -6,7 +6,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::losses::common::{expect_f32, expect_setting};
 use crate::ops::operands::{Io, Operands};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::Real;
 
 /// `bank[(step n + i) mod m] = x[i]`: after `m / n` steps, rounded up, every row has been written.
@@ -21,7 +21,7 @@ pub struct ScatterImages {}
 
 impl Operator for ScatterImages {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("scatter_images", args, &["bank", "x"])?;
+        expect_operands("scatter_images", args, &["bank", "x"])?;
         let (bank, x) = (args[0].shape, args[1].shape);
         expect_shape("scatter_images", "x", bank.with_n(x.n()), x)?;
         expect_setting("scatter_images", x.n() <= bank.n() && x.elems() > 0, || {

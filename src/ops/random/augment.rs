@@ -10,7 +10,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{DeviceTensor, THREADS};
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 use std::ops::Range;
 
@@ -112,7 +112,7 @@ impl<'a> Choices<'a> {
 
 impl Operator for Augment {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("augment", args, &["x"])?;
+        expect_operands("augment", args, &["x"])?;
         let x = args[0].shape;
         let Augment { max_shift, fill, flip, mix_max, cutmix, .. } = *self;
         expect_setting("augment", max_shift < x.h().min(x.w()), || {

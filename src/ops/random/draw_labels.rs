@@ -7,7 +7,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::blocks_for;
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `y[n, :]` marks a random label set with 1, the rest is 0: its size is uniform in `min..=max`, and every set of that
@@ -29,7 +29,7 @@ pub struct DrawLabels {
 
 impl Operator for DrawLabels {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("draw_labels", args, &[])?;
+        expect_operands("draw_labels", args, &[])?;
         let DrawLabels { n, labels, min, max, .. } = *self;
         expect_setting("draw_labels", n > 0 && labels > 0 && min <= max && max <= labels, || {
             format!("expected min <= max <= labels, found {min}, {max} and {labels} for {n} rows")

@@ -7,7 +7,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{THREADS, blocks_for};
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `y[i] ~ N(0, 1)`, independent: a function of (seed, stream, step, i), and nothing else.
@@ -25,7 +25,7 @@ pub struct Noise {
 
 impl Operator for Noise {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("noise", args, &[])?;
+        expect_operands("noise", args, &[])?;
         expect_setting("noise", self.shape.elems() > 0, || format!("shape: {} holds nothing", self.shape))?;
         Ok(Signature { outputs: vec![self.shape], ..Default::default() })
     }

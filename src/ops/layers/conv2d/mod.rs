@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::ops::fusion::{ActMask, Fusion};
 use crate::ops::launch::launches::Launches;
 use crate::ops::layers::activation::Act;
-use crate::ops::operands::{Grad, Io, Operands, Write, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Grad, Io, Operands, Write, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::Elem;
 use crate::tensor::{Real, Shape};
 use std::ops::Range;
@@ -110,7 +110,7 @@ impl Operator for Conv2d {
         let mut expected = vec!["x", "w"];
         expected.extend(self.bias.then_some("bias"));
         expected.extend(self.residual.then_some("residual"));
-        expect_args("conv2d", args, &expected)?;
+        expect_operands("conv2d", args, &expected)?;
         let (x, w) = (args[0].shape, args[1].shape);
         let [k, r, s, c] = w.0;
         if x.c() != c {
@@ -226,7 +226,7 @@ impl Operator for Conv2d {
             let write = dr.write;
             for_parts(Rows::new(dr.data, d.n * d.p * d.q), RESIDUAL_PIXELS, &|first, part: Rows<R>| {
                 masked.with(first..first + part.data.len() / d.k, |dz| {
-                    part.data.iter_mut().zip(dz).for_each(|(dr, dz)| put(write, dr, *dz));
+                    part.data.iter_mut().zip(dz).for_each(|(dr, dz)| store_or_add(write, dr, *dz));
                 });
             });
         }
@@ -720,7 +720,7 @@ fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R]
             for (i, dw) in row.iter_mut().enumerate() {
                 let at = ((k / lanes) * depth + i) * lanes + k % lanes;
                 let sum = (0..parts).fold(R::ZERO, |s, part| s + partial[part * depth * wide + at]);
-                put(write, dw, sum);
+                store_or_add(write, dw, sum);
             }
         }
     });
@@ -758,7 +758,7 @@ fn bias_gradient<R: Real>(d: &Dims, dz: &Masked<R>, db: Grad<R>) {
                 }
             },
         );
-        sum.iter().enumerate().for_each(|(k, v)| db.put(k, *v));
+        sum.iter().enumerate().for_each(|(k, v)| db.store_or_add(k, *v));
     });
 }
 
