@@ -1,4 +1,4 @@
-//! Mean over the pixels of each image.
+//! Global average pooling: the mean over the pixels of each image.
 
 use crate::device::cpu::channels::image_mean;
 use crate::device::cpu::par::{Rows, for_rows};
@@ -15,8 +15,8 @@ use crate::tensor::{Real, Shape};
 ///
 /// Shapes: x `[n, h, w, c]`, y `[n, 1, 1, c]`.
 /// Source: docs/method.md 1 (the teachers' head); He et al. 2016.
-/// Backward: `dx = dy / (h w)`, from nothing but dy.
-/// Errors: none beyond the operand count.
+/// Backward: `dx = dy / (h w)`; keeps nothing.
+/// Errors: another number of operands than one.
 /// Cost: memory-bound; forward reads x, backward writes dx.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GlobalAvgPool;
@@ -64,9 +64,9 @@ impl Operator for GlobalAvgPool {
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let Some((dx, write)) = l.dx(0) else { return Ok(()) };
         let tiles = Tiles::image_pass(l.shape(0), dx.elem);
-        let gate = l.input_mask(0);
-        let slope = gate.map_or(0.0, |g| g.slope);
-        let mask = gate.map(|g| g.mask).into();
+        let mask = l.input_mask(0);
+        let slope = mask.map_or(0.0, |m| m.slope);
+        let mask = mask.map(|m| m.mask).into();
         let args = [dx.into(), l.dy0().into(), mask, slope.into(), write.into(), tiles.into()];
         l.launch(instance("global_avg_pool_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
     }
@@ -82,7 +82,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for x in [
             Shape::new(1, 1, 1, 1),
             Shape::new(3, 5, 7, 11),

@@ -1,4 +1,5 @@
-//! The activation loss: real images excite a teacher's last features, so generated ones should too.
+//! The activation loss: real images give a teacher's last features large values, and so should generated
+//! ones.
 
 use crate::device::cpu::sum::sum_of;
 use crate::device::gpu::target::Target;
@@ -10,20 +11,23 @@ use crate::ops::operands::Io;
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, divided by the number of features as well.
+/// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, also divided by the number of
+/// features.
 ///
 /// Shapes: F, the features in front of the fully connected layer, `[n, 1, 1, f]`; the loss a scalar.
-/// Source: supplement eq. 2, whose `1/M` over the teachers belongs to the sum of their losses; the mean per feature is
-/// ours.
-/// Backward: `dF = -dy sign(F) / n` (`/ f`), from F; 0 where F is 0, as behind a rectifier.
+/// Source: supplement eq. 2; its factor `1/M` for M teachers is applied where their losses are summed. The
+/// mean over features is ours.
+/// Backward: `dF = -dy sign(F) / n` (`/ f`), from F, with `sign(0) = 0`.
 /// Errors: F that is not rows.
 /// Cost: no multiply-adds; reads 1 tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActivationLoss {
+    /// Whether to divide by the number of features.
     pub mean_over_features: bool,
 }
 
 impl ActivationLoss {
+    /// One over the number of terms of the mean.
     fn share(&self, f: Shape) -> f64 {
         1.0 / if self.mean_over_features { f.elems() } else { f.n() } as f64
     }
@@ -86,7 +90,7 @@ impl Operator for ActivationLoss {
     }
 }
 
-/// Blocks that share the features, each with its own sum: four packs of four elements a thread.
+/// Blocks of the first kernel, one partial sum each: a thread sums four packs of four elements.
 fn blocks(f: Shape) -> u32 {
     blocks_for(f.elems(), 16 * THREADS as usize)
 }
@@ -97,7 +101,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 128), Shape::rows(33, 2048)] {
             for mean_over_features in [false, true] {
                 let plain = move |f: &[Vec<f64>]| {
@@ -115,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // Supplement eq. 2 with M = 1: features (1, 2), (0, 4): -(3 + 4) / 2; per feature, half of it.
         for (mean_over_features, loss) in [(false, -3.5), (true, -1.75)] {
             let case = Case::new(ActivationLoss { mean_over_features }, &[Shape::rows(2, 2)]).frozen(0);

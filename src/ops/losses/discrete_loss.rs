@@ -1,4 +1,4 @@
-//! The discrete loss: an image shows few labels.
+//! The discrete loss: an image should show few labels.
 
 use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `L_dis = 1/(n c) sum_{n,c} |y|`, `y = sigmoid(x)`.
+/// `L_dis = 1/(n c) sum_{n,c} |y|` with `y = sigmoid(x)`.
 ///
 /// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
 /// Source: eq. 7.
@@ -76,7 +76,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
             let plain = |x: &[Vec<f64>]| {
                 let mut sum = 0.0;
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // Eq. 7: y = 3/4, 1/4; 1/2, 0: a mean of 3/8.
         let odds3 = 3f64.ln();
         let case = Case::new(DiscreteLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, 0.0, -1000.0]);

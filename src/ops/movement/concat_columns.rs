@@ -1,4 +1,4 @@
-//! The predictions of several networks side by side.
+//! Concatenates the predictions of several networks.
 
 use crate::device::gpu::launch;
 use crate::error::{Error, Result};
@@ -13,9 +13,9 @@ use crate::tensor::{Real, Shape};
 ///
 /// Shapes: x_i `[n, 1, 1, c_i]`, y `[n, 1, 1, sum c_i]`.
 /// Source: eq. 10.
-/// Backward: dx_i is its columns of dy; keeps nothing.
-/// Errors: no operand, operands with pixels or of different batch sizes.
-/// Cost: memory-bound, and small: predictions only.
+/// Backward: `dx_i` is a copy of its columns of dy; keeps nothing.
+/// Errors: no operand, operands that are not rows or differ in batch size.
+/// Cost: negligible; predictions have few elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConcatColumns;
 
@@ -84,7 +84,8 @@ impl Operator for ConcatColumns {
     }
 }
 
-/// One launch over all parts: `[x, first column, columns, add]` each, beside `whole`, their rows side by side.
+/// One launch over all parts: `[x, first column, columns, add]` for each, and `whole`, which holds their rows
+/// side by side.
 fn launch_parts(
     l: &mut Launches,
     kernel: &str,
@@ -103,7 +104,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (n, widths) in [(1, vec![1]), (5, vec![3, 1, 11]), (67, vec![10, 10])] {
             let shapes: Vec<Shape> = widths.iter().map(|c| Shape::rows(n, *c)).collect();
             check(Case::new(ConcatColumns, &shapes).frozen(0));
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_operands_that_do_not_stand_side_by_side() {
+    fn refuses_operands_that_are_not_rows_of_one_batch() {
         let arg = |n, h| OperandInfo { shape: Shape::new(n, h, 1, 3), needs_grad: false };
         let e = |args: &[OperandInfo]| ConcatColumns.signature(args).unwrap_err().to_string();
         assert_eq!(

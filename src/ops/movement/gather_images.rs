@@ -1,4 +1,4 @@
-//! A random batch out of a bank of images.
+//! Draws a random batch from a bank of images.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::{Draws, below};
@@ -13,13 +13,16 @@ use crate::tensor::Real;
 /// `y[i] = bank[row_i]`, `row_i` uniform over the bank's rows, with replacement.
 ///
 /// Shapes: bank `[m, h, w, c]`; y `[n, h, w, c]`.
-/// Source: ours (batches mix the current generator's images with earlier ones); real images for KA, docs/method.md 5.
-/// Backward: none; a bank is data.
+/// Source: ours (batches mix the current generator's images with earlier ones); docs/method.md 5 for real
+/// images.
+/// Backward: none; the bank is data.
 /// Errors: an empty bank, a batch of 0, or a bank that needs a gradient.
 /// Cost: no multiply-adds; reads and writes n images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatherImages {
+    /// The number of images to draw.
     pub n: usize,
+    /// The random stream.
     pub stream: u32,
 }
 
@@ -84,7 +87,7 @@ mod tests {
     use crate::tensor::Shape;
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (bank, n) in [
             (Shape::new(1, 1, 1, 1), 3),
             (Shape::new(13, 5, 7, 3), 8),
@@ -127,6 +130,6 @@ mod tests {
             "gather_images: cannot draw 2 images from a bank [0, 2, 2, 3]; both need at least one image"
         );
         assert!(e(5, 0, false).contains("cannot draw 0 images"));
-        assert!(e(5, 2, true).contains("no gradient flows into it"));
+        assert!(e(5, 2, true).contains("needs a gradient, but the op passes none to it"));
     }
 }

@@ -13,7 +13,8 @@ use crate::ops::operands::Write;
 use crate::ops::operator::Operator;
 use crate::tensor::Elem;
 
-/// Allowed error of f32 on the CPU, in units of `f32::EPSILON * max|reference|`: suits sums of a few thousand.
+/// Allowed error of f32 on the CPU, in units of `f32::EPSILON * max|reference|`: suits sums of a few
+/// thousand.
 const F32_UNITS: f64 = 64.0;
 
 /// Runs all checks on `case`.
@@ -103,8 +104,8 @@ impl<O: Operator> CpuCheck<O> {
     }
 }
 
-/// Runs the checks that a machine can fail: values, storing and adding, masks, nothing left unwritten, nothing else
-/// written, and the same bits in every order of a block's threads.
+/// Runs the checks that a machine can fail: values, storing and adding, masks, nothing left unwritten,
+/// nothing else written, and the same bits in every order of a block's threads.
 fn check_on_machines<O: Operator>(case: &Case<O>, storage: &Storage, dy: &[Vec<f64>]) {
     let what = format!("{} ({} maps)", case.name, storage.target.map_dtype);
     let values = Values::representable(case, storage, dy);

@@ -3,7 +3,8 @@
 use super::result::{ResultTensor, coordinates};
 use crate::tensor::Elem;
 
-/// Fails unless every element is within `bound` of the expected one, in units of the largest expected magnitude.
+/// Fails unless every element is within `bound` of the expected one, in units of the largest expected
+/// magnitude.
 pub fn compare(what: &str, found: &ResultTensor, expected: &[f64], bound: f64) {
     let part = found.part;
     assert_eq!(found.values.len(), expected.len(), "{what}: {part}: number of elements");
@@ -35,20 +36,22 @@ pub fn round(values: &[f64], elem: Elem) -> Vec<f64> {
     values.iter().map(stored).collect()
 }
 
-/// Elements that a channel needs for a bound of its own. The sum behind a single element can cancel, so that its error is
-/// large against what is left; among eight elements, one is about as large as the terms that are summed.
+/// Elements that a channel needs for a bound of its own. The sum behind a single element can cancel, so that
+/// its error is large against what is left; among eight elements, one is about as large as the terms that are
+/// summed.
 const CHANNEL_ELEMENTS: usize = 8;
 
 /// Fails unless a device's result is as close to the reference as a naive computation's.
 ///
-/// `reference` is the host's result in f64, `naive` the host's in f32, rounded to `elem` as the device stores it. With
-/// eps the spacing of `elem` around 1, the bound is
+/// `reference` is the host's result in f64, `naive` the host's in f32, rounded to `elem` as the device stores
+/// it. With eps the spacing of `elem` around 1, the bound is
 ///
 /// `max|device - reference| <= 2 max|naive - reference| + 4 eps max|reference|`,
 ///
-/// over the whole tensor, and again over each channel (the last dimension), so that an error in a channel of small values
-/// is not measured by the values of a large one. A channel's bound has one term more, 64 f32 roundings of the tensor's
-/// largest value: sums over channels are made of terms as large as that, and round as they do.
+/// over the whole tensor, and again over each channel (the last dimension), so that an error in a channel of
+/// small values is not measured by the values of a large one. A channel's bound has one term more, 64 f32
+/// roundings of the tensor's largest value: sums over channels are made of terms as large as that, and round
+/// as they do.
 pub fn compare_calibrated(what: &str, device: &ResultTensor, naive: &[f64], reference: &[f64], elem: Elem) {
     let part = device.part;
     assert_eq!(device.values.len(), reference.len(), "{what}: {part}: number of elements");

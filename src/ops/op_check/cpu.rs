@@ -20,7 +20,8 @@ impl<O: Operator> Case<O> {
         let result = run::<f64, O>(self, &inputs, &vec![false; inputs.len()], &[], Write::Set);
         (0..self.signature().outputs.len()).map(|i| result.of(Part::Output(i)).values.clone()).collect()
     }
-    /// The input gradients in f64 for these output gradients, for what finite differences cannot see: a kink itself.
+    /// The input gradients in f64 for these output gradients, for what finite differences cannot see: a kink
+    /// itself.
     pub fn gradients(&self, dy: &[Vec<f64>]) -> Vec<Option<Vec<f64>>> {
         let result = run::<f64, O>(self, &self.input_values(), &self.needs_grad, dy, Write::Set);
         let gradient = |i: usize| self.needs_grad[i].then(|| result.of(Part::Gradient(i)).values.clone());
@@ -83,7 +84,8 @@ impl<R: Real> Arena<R> {
     }
 }
 
-/// Lays the operands out with a poisoned gap around each, runs forward, and backward if an input needs a gradient.
+/// Lays the operands out with a poisoned gap around each, runs forward, and backward if an input needs a
+/// gradient.
 pub fn run<R: Real, O: Operator>(
     case: &Case<O>,
     inputs: &[Vec<f64>],

@@ -65,7 +65,8 @@ impl Placement for Storage {
 }
 
 impl<O: Operator> Case<O> {
-    /// Every way to store its operands: all f32, feature maps in bf16, and where the op takes it, f32 in and bf16 out.
+    /// Every way to store its operands: all f32, feature maps in bf16, and where the op takes it, f32 in and
+    /// bf16 out.
     pub fn storages(&self) -> Vec<Storage> {
         let of_target = |target: &Target| {
             let storage = |map_dtype, input| Storage::new(self, Target { map_dtype, ..*target }, input);
@@ -90,8 +91,9 @@ impl<O: Operator> Case<O> {
 pub struct Delivery {
     /// Whether gradients are stored or added.
     pub write: Write,
-    /// Whether the gradient of the output comes multiplied by the slope of the op's activation, and the gradient of input 0
-    /// is to be multiplied by the mask of an activation in front of it, as far as the op can.
+    /// Whether the gradient of the output comes multiplied by the slope of the op's activation, and the
+    /// gradient of input 0 is to be multiplied by the mask of an activation in front of it, as far as the op
+    /// can.
     pub masked: bool,
 }
 
@@ -105,7 +107,8 @@ pub struct Values {
 }
 
 impl Values {
-    /// Values that host and device can represent alike; parameters too, since kernels may read their bf16 copies.
+    /// Values that host and device can represent alike; parameters too, since kernels may read their bf16
+    /// copies.
     pub fn representable<O>(case: &Case<O>, storage: &Storage, dy: &[Vec<f64>]) -> Self {
         Values {
             inputs: case.inputs.iter().map(|(_, v)| round(v, storage.target.map_dtype)).collect(),

@@ -11,8 +11,8 @@ use crate::ops::operands::Operands;
 use crate::ops::operator::Operator;
 use crate::tensor::{Elem, Shape};
 
-/// One step of an optimiser whose operands come in groups of `group`, the parameter first, on tensors whose bf16 copies
-/// something reads: only then does a machine keep one. The copies must follow.
+/// One step of an optimiser whose operands come in groups of `group`, the parameter first, on tensors whose
+/// bf16 copies something reads: only then does a machine keep one. The copies must follow.
 pub fn check_bf16_copies(op: impl Into<Op>, group: usize) {
     let (op, counts) = (op.into(), [4099, 6]); // two chunks with a tail; a tail alone
     for mut machine in machines(Elem::Bf16) {

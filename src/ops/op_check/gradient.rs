@@ -14,8 +14,8 @@ const SAMPLE: usize = 24;
 /// How far a single element is moved.
 const ELEMENT_STEP: f64 = 1e-5;
 
-/// How far an element is moved along the random direction, times a standard normal. All elements move at once, so one of
-/// 100 000 would cross a kink at `ELEMENT_STEP`; at this step about one in 10 million does.
+/// How far an element is moved along the random direction, times a standard normal. All elements move at
+/// once, so one of 100 000 would cross a kink at `ELEMENT_STEP`; at this step about one in 10 million does.
 const DIRECTION_STEP: f64 = 1e-7;
 
 /// A case whose inputs can be moved.
@@ -43,7 +43,8 @@ impl<O: Operator> GradientCheck<'_, O> {
         outputs.map(of_output).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
     }
 
-    /// A sample of the elements of each input, one at a time: shows which element is wrong, and sees no others.
+    /// A sample of the elements of each input, one at a time: shows which element is wrong, and sees no
+    /// others.
     pub fn of_elements(&self) {
         for (i, gradient) in self.result.gradients() {
             let (n, grad) = (gradient.values.len(), &gradient.values);
@@ -68,12 +69,13 @@ impl<O: Operator> GradientCheck<'_, O> {
         }
     }
 
-    /// All elements of all inputs at once, along one random direction `d` of length 1: `(L(x + h d) - L(x - h d)) / 2h`
-    /// against `<grad, d>`. An error in any element shows, for a random direction is orthogonal to none.
+    /// All elements of all inputs at once, along one random direction `d` of length 1:
+    /// `(L(x + h d) - L(x - h d)) / 2h` against `<grad, d>`. An error in any element shows, for a random
+    /// direction is orthogonal to none.
     ///
-    /// The bound has two terms. The difference of two losses carries their rounding, `4 eps sum|dy y| / h`. And a unit
-    /// direction in N dimensions sees one element's gradient divided by sqrt(N); a relative error of 1e-5 is allowed, of
-    /// the root mean square of the gradient, for the difference's own truncation.
+    /// The bound has two terms. The difference of two losses carries their rounding, `4 eps sum|dy y| / h`.
+    /// And a unit direction in N dimensions sees one element's gradient divided by sqrt(N); a relative error
+    /// of 1e-5 is allowed, of the root mean square of the gradient, for the difference's own truncation.
     pub fn along_a_direction(&self) {
         let all = Direction::random(self.result);
         if all.is_empty() || self.deviation(&all, 0..all.len()).is_allowed() {

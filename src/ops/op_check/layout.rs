@@ -1,5 +1,5 @@
-//! Slots for a run's operands, with a gap around each. All bytes start as 0xFF, which is NaN in every float type: what is
-//! left unwritten shows in a result, and what is written into a gap shows at the end.
+//! Slots for a run's operands, with a gap around each. All bytes start as 0xFF, which is NaN in every float
+//! type: what is left unwritten shows in a result, and what is written into a gap shows at the end.
 
 use crate::device::memory::ALIGN;
 use crate::device::{Slot, Space};
@@ -151,7 +151,8 @@ pub fn read_only_backward(backward: &Operands) -> Vec<Slot> {
     kept.chain(dy).chain(masks).copied().collect()
 }
 
-/// The slots that hold nothing for backward: what the signature does not list as kept may be overwritten after forward.
+/// The slots that hold nothing for backward: what the signature does not list as kept may be overwritten
+/// after forward.
 pub fn dropped_after_forward(forward: &Operands, signature: &Signature) -> Vec<Slot> {
     let inputs = forward.inputs.iter().enumerate().filter(|(i, _)| !signature.keeps_inputs.contains(i));
     let outputs = forward.outputs.iter().filter(|_| !signature.keeps_outputs);

@@ -1,4 +1,5 @@
-//! The mask of the activation in front of an input: a bit per element, set where the activation's derivative is 1.
+//! The mask of the activation in front of an input: a bit per element, set where the activation's derivative
+//! is 1.
 
 use crate::tensor::Shape;
 

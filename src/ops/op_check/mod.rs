@@ -1,11 +1,12 @@
-//! The checks that every op passes. An op's tests only write down cases: an op, its operands and, where there is one, an
-//! independent computation of the result.
+//! The checks that every op passes. An op's tests only write down cases: an op, its operands and, where there
+//! is one, an independent computation of the result.
 //!
-//! On the CPU: the outputs equal the independent computation's; the gradients equal finite differences; storing and adding
-//! give the same gradient; a gradient does not depend on which others are computed; f32 agrees with f64; a second run
-//! gives the same bits. On machines that run kernels (the emulator, or a GPU): the results are as close to f64 as a naive
-//! f32 computation's; every order of a block's threads gives the same bits; each kernel parameter gets an operand that
-//! it may read or write. On both: every element of a result is written, and nothing else is.
+//! On the CPU: the outputs equal the independent computation's; the gradients equal finite differences;
+//! storing and adding give the same gradient; a gradient does not depend on which others are computed; f32
+//! agrees with f64; a second run gives the same bits. On machines that run kernels (the emulator, or a GPU):
+//! the results are as close to f64 as a naive f32 computation's; every order of a block's threads gives the
+//! same bits; each kernel parameter gets an operand that it may read or write. On both: every element of a
+//! result is written, and nothing else is.
 //!
 //! | file | holds |
 //! |---|---|

@@ -1,9 +1,9 @@
 //! Kernel parameters against the operands that a launch passes for them.
 //!
-//! A launch passes its arguments by position, and every pointer has the same kind: a swapped pair is only seen in the
-//! results. Here each pointer's declaration in the kernel's source is held against the operand: a parameter that the
-//! kernel may write gets no operand that is only read, and parameters named x, y, dx and dy get what these names say.
-//! Tables and groups of pointers are left out.
+//! A launch passes its arguments by position, and every pointer has the same kind: a swapped pair is only
+//! seen in the results. Here each pointer's declaration in the kernel's source is held against the operand: a
+//! parameter that the kernel may write gets no operand that is only read, and parameters named x, y, dx and
+//! dy get what these names say. Tables and groups of pointers are left out.
 
 use crate::device::gpu::launch::{KernelArg, Launch};
 use crate::device::gpu::{Kernel, MODULES};
@@ -21,8 +21,8 @@ struct Declared {
 const NAMES: [(&str, &str); 4] =
     [("x", "input"), ("y", "output"), ("dx", "gradient of input"), ("dy", "gradient of output")];
 
-/// Describes the first pointer of a launch that does not fit its parameter. `label` names a slot's operand, `None` for a
-/// slot of no operand; `read_only` are the slots that the launch may not write.
+/// Describes the first pointer of a launch that does not fit its parameter. `label` names a slot's operand,
+/// `None` for a slot of no operand; `read_only` are the slots that the launch may not write.
 pub fn first_misplaced(
     launch: &Launch,
     label: impl Fn(Slot) -> Option<String>,

@@ -12,17 +12,22 @@ use crate::ops::optim::adam::Chunks;
 use crate::tensor::Real;
 
 /// `d = g + weight_decay p`, `m = momentum m + d`, then `p = p - lr m`;
-/// `lr` is the step's rate in slot `lr_slot`, and m starts at 0.
+/// `lr` is the learning rate that the step has in slot `lr_slot`, and m starts at 0.
 ///
-/// Shapes: p, g, m of one shape, repeated for any number of tensors; p and m are updated in place; no output.
-/// Source: Sutskever et al. 2013, in the form of `torch.optim.SGD` (the rate outside the momentum, decay inside).
+/// Shapes: p, g and m of one shape, in groups of three for any number of parameters; p and m are updated in
+/// place; no output.
+/// Source: Sutskever et al. 2013, in the form of `torch.optim.SGD`: the rate is outside the momentum, the
+/// decay inside.
 /// Backward: none.
 /// Errors: operands that are not groups of three equal shapes; a slot or setting outside its range.
 /// Cost: no multiply-adds counted; reads 3 tensors and writes 2.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sgd {
+    /// Which of the step's learning rates applies.
     pub lr_slot: usize,
+    /// The weight of the previous update.
     pub momentum: f64,
+    /// The rate of the weight decay.
     pub weight_decay: f64,
 }
 
@@ -112,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for tensors in
             [vec![Shape::vector(1)], vec![Shape::new(7, 3, 3, 5), Shape::vector(7), Shape::rows(131, 257)]]
         {
@@ -134,8 +139,9 @@ mod tests {
         }
     }
 
-    /// PyTorch 2.15.0, float64, three steps from p = (1, -2, 0.5) with lr = float32(0.01) and these gradients:
-    /// `torch.optim.SGD([p], lr=lr, momentum=0.9, weight_decay=0.01)`, printing p and momentum_buffer.
+    /// PyTorch 2.15.0, float64, three steps from p = (1, -2, 0.5) with lr = float32(0.01) and these
+    /// gradients: `torch.optim.SGD([p], lr=lr, momentum=0.9, weight_decay=0.01)`, printing p and
+    /// momentum_buffer.
     #[test]
     fn three_steps_of_pytorch() {
         let grads = [[0.5, -1.0, 0.25], [0.25, 2.0, -0.5], [-1.0, 0.5, 0.125]];
@@ -166,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_and_settings_that_do_not_fit() {
         let e = |op: Sgd, sizes: &[usize]| {
             let args: Vec<OperandInfo> =
                 sizes.iter().map(|c| OperandInfo { shape: Shape::vector(*c), needs_grad: false }).collect();

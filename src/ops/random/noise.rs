@@ -1,4 +1,4 @@
-//! Random numbers: the generator's input, and the images of the random-noise baseline.
+//! Normal noise: the generator's input, and the images of the random-noise baseline.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::Draws;
@@ -10,23 +10,25 @@ use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `y[i] ~ N(0, 1)`, independent: a function of (seed, stream, step, i), and nothing else.
+/// `y[i] ~ N(0, 1)`, independent: a function of (seed, stream, step, i) alone.
 ///
-/// Shapes: no operand; y as `shape` says.
+/// Shapes: no operand; y of the given shape.
 /// Source: eq. 2 (z); docs/method.md 5 (random noise).
-/// Backward: none, y depends on nothing.
+/// Backward: none; y depends on no operand.
 /// Errors: an operand; an empty shape.
-/// Cost: no multiply-adds; writes 1 tensor; one Philox block for four elements.
+/// Cost: no multiply-adds; writes 1 tensor, with one call of Philox for four elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Noise {
+    /// The shape of y.
     pub shape: Shape,
+    /// The random stream.
     pub stream: u32,
 }
 
 impl Operator for Noise {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         expect_operands("noise", args, &[])?;
-        expect_setting("noise", self.shape.elems() > 0, || format!("shape: {} holds nothing", self.shape))?;
+        expect_setting("noise", self.shape.elems() > 0, || format!("shape: {} has no elements", self.shape))?;
         Ok(Signature { outputs: vec![self.shape], ..Default::default() })
     }
 
@@ -66,8 +68,8 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
-        // The harness draws with seed 11; step 5 unless told.
+    fn passes_the_op_checks() {
+        // Cases draw with seed 11, in step 5 unless they set another.
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 128), Shape::new(5, 61, 67, 3)] {
             for step in [0, 5] {
                 let draws = Draws::new(11, 2, step);
@@ -82,6 +84,6 @@ mod tests {
     #[test]
     fn refuses_an_empty_shape() {
         let e = Noise { shape: Shape::rows(0, 3), stream: 0 }.signature(&[]).unwrap_err().to_string();
-        assert_eq!(e, "noise: shape: [0, 1, 1, 3] holds nothing");
+        assert_eq!(e, "noise: shape: [0, 1, 1, 3] has no elements");
     }
 }
