@@ -1,9 +1,10 @@
-// A random batch out of a bank of images: see src/ops/movement/gather_images.rs.
+// Draws a random batch from a bank of images, with replacement: see src/ops/movement/gather_images.rs.
 #include "lib/dev.cuh"
 #include "lib/philox.cuh"
 
-// Blocks [x: parts of an image, y: images]. Each thread draws its image's row again: the same 80 instructions for the
-// whole block, spread over four packs a thread in large images.
+// y[i] = bank[row i], with `rows` rows in the bank and `image` elements in an image. Grid [parts of an image,
+// images]. Each thread draws its image's row itself: 80 instructions, for four packs per thread in large
+// images.
 template <class T>
 KERNEL(256) gather_images(T* RESTRICT y,               // [n, image]
                           const float* RESTRICT bank,  // [m, image]

@@ -1,8 +1,8 @@
-// Stochastic gradient descent with momentum, all parameters in one launch: see src/ops/optim/sgd.rs.
+// Stochastic gradient descent with momentum, for all parameters in one launch: see src/ops/optim/sgd.rs.
 #include "lib/dev.cuh"
 #include "lib/optimiser.cuh"
 
-// One row of the launch's table. `shadow`, the parameter's bf16 copy, may be null.
+// One row of the table of parameters. `shadow` is the parameter's bf16 copy, or null.
 struct SgdTensor {
     float* p;
     const float* g;
@@ -12,6 +12,7 @@ struct SgdTensor {
 };
 static_assert(sizeof(SgdTensor) == 40, "SgdTensor must match src/ops/optim/sgd.rs");
 
+// The update of one element.
 struct SgdUpdate {
     float rate, momentum, decay;
 
@@ -22,6 +23,7 @@ struct SgdUpdate {
     }
 };
 
+// Blocks stride over the chunks.
 KERNEL(256) sgd(const SgdTensor* RESTRICT tensors,  // [tensors]
                 const Chunk* RESTRICT chunks,       // [count]
                 int count, int chunk_elements, const StepState* RESTRICT step, int lr_slot, float momentum,
