@@ -5,9 +5,9 @@
 //! parameter that the kernel may write gets no operand that is only read, and parameters named x, y, dx and
 //! dy get what these names say. Tables and groups of pointers are left out.
 
+use crate::device::Slot;
 use crate::device::gpu::launch::{KernelArg, Launch};
 use crate::device::gpu::{Kernel, MODULES};
-use crate::device::{Slot, gpu};
 
 /// One parameter of a kernel as its source declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn first_misplaced(
 
 /// The parameters in the source of the kernel's module.
 fn declared(kernel: &Kernel) -> Vec<Declared> {
-    let module: &gpu::Module = &MODULES[kernel.module];
+    let module = &MODULES[kernel.module];
     let name = kernel.name.split('<').next().unwrap_or_default();
     let lines = module.source.lines().map(|l| l.split("//").next().unwrap_or_default());
     let code = lines.collect::<Vec<_>>().join("\n");
