@@ -158,7 +158,7 @@ KERNEL(256) batch_norm_bwd(X* RESTRICT dx, const X* RESTRICT x, const Y* RESTRIC
     if (!t.works) return;
     Channels<n> k;
     k.load(coefficients, gamma, beta, d.c, t.channel);
-    // g - constant - away * linear: five floats a channel in the loop instead of seven.
+    // g - constant - away * linear: five floats per channel in the loop instead of seven.
     Floats<n> constant = floats<n>(0.0f), linear = floats<n>(0.0f);
     if (means) {
         const Floats<n> mean_g = load_f32<n>(means + t.channel), mean_gx = load_f32<n>(means + d.c + t.channel);

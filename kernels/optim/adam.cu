@@ -2,7 +2,7 @@
 #include "lib/dev.cuh"
 #include "lib/optimiser.cuh"
 
-// One row of the table of parameters. `shadow` is the parameter's bf16 copy, or null.
+// One row of the launch's table. `shadow`, the parameter's bf16 copy, may be null.
 struct AdamTensor {
     float* p;
     const float* g;

@@ -33,7 +33,7 @@ impl Act {
     pub fn apply<R: Real>(self, v: R) -> R {
         match self {
             Act::None => v,
-            // Not `max`: a NaN must pass through, or a diverged network would look like a dead one.
+            // Not `max`, which would turn NaN into 0: a diverged network would look like a dead one.
             Act::Relu => {
                 if v < R::ZERO {
                     R::ZERO
@@ -317,7 +317,7 @@ pub(super) fn step_backward(
     )
 }
 
-/// Blocks of a kernel whose threads take 16 bytes at a time.
+/// Every thread takes 16 bytes at a time.
 fn blocks(elements: usize, elem: Elem) -> u32 {
     blocks_for(elements, THREADS as usize * 16 / elem.bytes())
 }

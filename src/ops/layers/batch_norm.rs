@@ -424,7 +424,7 @@ mod tests {
                 Shape::new(2, 1, 1, 1),
                 Shape::new(3, 5, 7, 11),
                 Shape::new(1, 9, 8, 16),
-                // On a device: 35 chunks of pixels, more than a fold has threads for.
+                // 35 chunks of pixels on a device, more than a fold has threads per channel.
                 Shape::new(5, 13, 17, 31),
                 Shape::rows(67, 64),
                 // Packs of channels, with two chunks of pixels and with two slabs of 17 and 16 packs.

@@ -127,8 +127,8 @@ impl Operator for MaxPool {
         let Some(dx) = io.dx(0) else { return };
         let (places, dy, shape, out) = (io.saved::<u8>(0), io.dy0(), io.shape(0), io.out_shape(0));
         let (c, write) = (shape.c(), dx.write);
-        // Pixels from a window's corner to each of its places, and from the padded image's corner to the
-        // image's.
+        // Offsets in pixels: from a window's corner to each of its places, and from the corner of the padded
+        // image to that of the image.
         let steps: [usize; MAX_WINDOW * MAX_WINDOW] =
             std::array::from_fn(|place| place / self.window * shape.w() + place % self.window);
         let outside = self.pad * (shape.w() + 1);

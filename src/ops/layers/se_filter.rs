@@ -333,7 +333,7 @@ mod tests {
                 let case = Case::new(SeFilter { top }, &shapes(x, k));
                 check(case.reference(plain(x, k, f64::from(top))));
             }
-            // Fixed features in front of a filter that learns.
+            // x needs no gradient, the weights do.
             check(Case::new(SeFilter { top: 2.0 }, &shapes(x, k)).frozen(0));
         }
     }

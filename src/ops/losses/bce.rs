@@ -203,7 +203,7 @@ mod tests {
         check(case(Targets::Logits, true, [0.0, 1000.0], a / 2.0));
         // An ignored entry adds nothing, and counts in the mean.
         check(case(Targets::Probabilities, false, [0.5, -1.0], a / 2.0));
-        // Equal predictions: the loss is the entropy.
+        // Equal predictions: the cross-entropy equals the entropy, which is subtracted.
         check(case(Targets::Logits, true, [3f64.ln(), 0.0], 0.0));
     }
 

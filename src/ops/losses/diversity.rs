@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn passes_the_op_checks() {
         for shape in [Shape::rows(2, 1), Shape::rows(7, 5), Shape::rows(64, 33), Shape::rows(17, 128)] {
-            // All pairs, as the definition says.
+            // The sum over all pairs, as in the definition.
             let plain = move |f: &[Vec<f64>]| {
                 let n = shape.n() as f64;
                 let (mut pairs, mut norm) = (0.0, 0.0);
@@ -123,9 +123,9 @@ mod tests {
             let case = Case::new(Diversity, &[Shape::rows(3, values.len() / 3)]).frozen(0);
             check(case.values(0, values).reference(move |_| vec![vec![d]]));
         };
-        // (3, 4) three times: nothing between them.
+        // Three equal samples (3, 4): distance 0.
         case([3.0, 4.0].repeat(3), 0.0);
-        // Numbers that no float holds exactly, three times: still exactly nothing.
+        // Three equal samples of numbers that no float holds exactly: still exactly 0.
         case([0.1, 0.7].repeat(3), 0.0);
         // The three unit vectors: every pair at squared distance 2, every norm 1.
         case(vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], 2.0);

@@ -123,7 +123,7 @@ mod tests {
         let case =
             Case::new(EntropyLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, -odds3, -odds3]);
         check(case.reference(move |_| vec![vec![(h - 2f64.ln()) / 2.0]]));
-        // All but certain, and past the end of f64: H = 0, and the gradient stays a number.
+        // Predictions so certain that f64 underflows: H = 0, and the gradient stays finite.
         let case = Case::new(EntropyLoss, &[Shape::rows(1, 2)]).values(0, vec![1000.0, -1000.0]);
         check(case.reference(|_| vec![vec![0.0]]));
     }

@@ -143,9 +143,9 @@ mod tests {
         let case =
             || Case::new(FeatureLoss, &[Shape::rows(1, 3); 2]).frozen(1).values(0, vec![1.0, 2.0, 3.0]);
         check(case().values(1, vec![1.0, 0.0, 2.0]).reference(|_| vec![vec![1.0]]));
-        // A student that predicts nothing is off by the whole target.
+        // For a student that predicts 0, the error equals the target: loss 1.
         check(case().frozen(0).values(0, vec![0.0; 3]).reference(|_| vec![vec![1.0]]));
-        // A dead target leaves a number.
+        // A target of 0 gives a finite loss.
         check(case().frozen(0).values(1, vec![0.0; 3]).reference(|_| vec![vec![14e12]]));
     }
 

@@ -194,7 +194,7 @@ mod tests {
         ] {
             check(case(u));
             check(case(u).map(0, |v| v + 100.0).map(1, |v| v + 100.0));
-            // Half the targets fall below the smallest that counts; with one channel, possibly all of them.
+            // About half of the targets are below `MIN_STD`; with one channel, it may be all of them.
             check(case(u).map(2, |v| if v > 0.9 { v } else { 1e-4 }));
         }
     }
