@@ -203,7 +203,7 @@ fn classifier(choice: Choice) -> Result<Step> {
         ResNet::new(&mut engine.store, "net", &spec, blocks.clone(), Some(labels), Build::Normed, source)?;
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let draw = GatherImages { n: batch, stream: 1, first: 0, count: None };
+    let draw = GatherImages { n: batch, stream: 1 };
     let (bank, answers) = (r.leaf(images, Learn::Frozen), r.leaf(wanted, Learn::Frozen));
     let mut x = r.apply(draw, &[bank])?;
     let target = r.apply(draw, &[answers])?;

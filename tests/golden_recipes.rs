@@ -111,7 +111,7 @@ fn gradients<R: Real>(
         let (name, shape) = (format!("gradient.{}", engine.store.name(id)), engine.store.shape(id));
         tensors.push((id, vec![engine.store.add(&name, shape)]));
     }
-    let sgd = Sgd { lr_slot: 0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let sgd = Sgd { lr_slot: 0, momentum: 0.0, weight_decay: 0.0 };
     let optimiser = Optimiser { op: sgd.into(), tensors };
     let mut plan = Plan::compile(tape, &engine.store, Some(loss), &[optimiser]).unwrap();
     plan.reserve(engine).unwrap();

@@ -1,7 +1,7 @@
-// What the engine itself does to buffers: bf16 copies of parameters, and constants.
+// Kernels that the engine launches for buffers, without an op: bf16 copies of parameters, and constants.
 #include "lib/dev.cuh"
 
-// 8 elements a thread: 32 bytes read, 16 written. Both pointers 16-byte aligned.
+// y = x in bf16. A thread converts 8 elements: 32 bytes read, 16 written. Both pointers are 16-byte aligned.
 KERNEL(256) cast_bf16(bf16* RESTRICT y,         // [elements]
                       const float* RESTRICT x,  // [elements]
                       i64 elements) {
@@ -18,7 +18,7 @@ KERNEL(256) cast_bf16(bf16* RESTRICT y,         // [elements]
 }
 INSTANCE(cast_bf16)
 
-// y[i] = value. y 16-byte aligned.
+// y[i] = value, 4 elements per thread. y is 16-byte aligned.
 KERNEL(256) fill(float* RESTRICT y,  // [elements]
                  float value, i64 elements) {
     for (i64 at = 4 * global_thread(); at < elements; at += 4 * global_threads()) {

@@ -1,4 +1,4 @@
-// A step's scalars kept on the device until the host asks for many steps at once.
+// Collects the losses of many steps on the device, so that the host reads them in one transfer.
 #include "lib/dev.cuh"
 
 // ring[step % rows, i] = *scalars[i]. One block.

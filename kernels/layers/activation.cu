@@ -1,4 +1,5 @@
-// Elementwise activation, and the residual addition in front of it. Memory-bound: 16 bytes a thread a load.
+// Elementwise activations, with the addition of a residual in front: see src/ops/layers/activation.rs.
+// Memory-bound, so a thread loads 16 bytes at a time.
 #include "lib/activation.cuh"
 #include "lib/eights.cuh"
 
@@ -26,7 +27,7 @@ KERNEL(256) activation_fwd(T* RESTRICT y,               // [elements]
 INSTANCE(activation_fwd<float>)
 INSTANCE(activation_fwd<bf16>)
 
-// dx (+)= dy * act'(y); without an activation `y` is null.
+// dx (+)= dy * act', computed from the output y; y is null without an activation.
 template <class T>
 KERNEL(256) activation_bwd(T* RESTRICT dx,         // [elements]
                            const T* RESTRICT dy,   // [elements]
@@ -52,8 +53,9 @@ KERNEL(256) activation_bwd(T* RESTRICT dx,         // [elements]
 INSTANCE(activation_bwd<float>)
 INSTANCE(activation_bwd<bf16>)
 
-// y = act(x + residual) for an activation whose slope is a step; `residual` may be null. A thread
-// has the eight channels of a byte of `mask` [pixels, ceil(c / 8)], the bits of y > 0, which is all that backward needs.
+// y = act(x + residual) for a piecewise linear activation; `residual` may be null. Also writes `mask`
+// [pixels, ceil(c / 8)], the bits of y > 0, which is all that backward needs. A thread has the eight channels
+// of one byte of the mask.
 template <class T>
 KERNEL(256)
 activation_step_fwd(T* RESTRICT y, u8* RESTRICT mask, const T* RESTRICT x, const T* RESTRICT residual, i64 pixels, int c, Act act) {
@@ -79,7 +81,8 @@ activation_step_fwd(T* RESTRICT y, u8* RESTRICT mask, const T* RESTRICT x, const
 INSTANCE(activation_step_fwd<float>)
 INSTANCE(activation_step_fwd<bf16>)
 
-// dx = dy * act', by the bits. Either output may be null, and they may be one; each follows its `add`. A null mask stands for act' = 1.
+// dx (+)= dy * act' and dresidual (+)= dy * act', where act' is 1 or `slope` by the bits of `mask`, or 1
+// without a mask. Either gradient may be null, and both may be the same buffer.
 template <class T>
 KERNEL(256)
 activation_step_bwd(T* dx, T* dresidual, const T* RESTRICT dy, const u8* RESTRICT mask, i64 pixels, int c,

@@ -1,9 +1,11 @@
-// Batch normalisation with its activation. Forward with batch statistics is three launches: sums over chunks of pixels,
-// a fold that also moves the running estimates, and one pass that writes y; with running statistics only the last.
-// Backward likewise: sums, fold, dx. X is float for reshaped rows, whose y may be bf16.
+// Batch normalisation with an activation: see src/ops/layers/batch_norm.rs. Forward with batch statistics is
+// three launches: sums over chunks of pixels, a fold that also updates the running estimates, and one pass
+// that writes y; with running estimates, it is the last one only. Backward likewise: sums, fold, dx. Feature
+// maps are [pixels, c], vectors [c]; blocks and chunks as in lib/channels.cuh. x and y may differ in type: x
+// is float where a view turned rows into pixels.
 #include "lib/channels.cuh"
 
-// parts [chunks][2][c], shift [c], x [pixels, c]
+// Sums of x - shift and of its square over chunks of pixels. parts [chunks][2][c], shift [c].
 template <class X, int n> KERNEL(256) batch_norm_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const X* RESTRICT x, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     store_stats_parts<n>(shift, parts, x, d, scratch);
@@ -13,7 +15,8 @@ INSTANCE(batch_norm_fwd_sums<float, 1>)
 INSTANCE(batch_norm_fwd_sums<bf16, 8>)
 INSTANCE(batch_norm_fwd_sums<bf16, 1>)
 
-// coefficients [3][c]: shift, rstd, offset, with xhat = (x - shift) * rstd + offset
+// Folds the chunks. coefficients [3][c] become shift (unchanged), rstd and offset, with xhat = (x - shift) *
+// rstd + offset.
 KERNEL(256) batch_norm_fwd_finish(float* RESTRICT coefficients, float* RESTRICT running_mean, float* RESTRICT running_var,
                                   const float* RESTRICT parts, i64 pixels, int c, int chunks, float momentum, float eps) {
     SHARED(double, scratch, FOLD_SCRATCH);
@@ -32,8 +35,8 @@ KERNEL(256) batch_norm_fwd_finish(float* RESTRICT coefficients, float* RESTRICT 
 }
 INSTANCE(batch_norm_fwd_finish)
 
-// What the elements of a channel share. y before the activation is `(x - shift) * scale + bias`; forward and backward
-// compute it alike, so that they agree on its sign.
+// The coefficients of n channels. The output before the activation is (x - shift) * scale + bias; forward and
+// backward compute it in the same way, so that they agree on its sign.
 template <int n> struct Channels {
     Floats<n> shift, rstd, offset, scale, bias;
 
@@ -53,8 +56,8 @@ template <int n> struct Channels {
     }
 };
 
-// y, x [pixels, c]; the vectors [c]. With running estimates (not null) they are the statistics, and `coefficients`, if not
-// null, is written for backward; without, it is read.
+// y = act((x - shift) * scale + bias). Without running estimates (null), `coefficients` holds the batch's
+// statistics. With them, they are the statistics, and `coefficients`, if not null, is written for backward.
 template <class X, class Y, int n>
 KERNEL(256) batch_norm_fwd(Y* RESTRICT y, float* RESTRICT coefficients, const X* RESTRICT x, const float* RESTRICT gamma,
                            const float* RESTRICT beta, const float* RESTRICT running_mean, const float* RESTRICT running_var,
@@ -94,7 +97,7 @@ INSTANCE(batch_norm_fwd<bf16, bf16, 1>)
 INSTANCE(batch_norm_fwd<float, bf16, 4>)
 INSTANCE(batch_norm_fwd<float, bf16, 1>)
 
-// Sums of g and of g * xhat, where g = dy * act', into parts [chunks][2][c].
+// Sums of g and of g * xhat over chunks of pixels, where g = dy * act'. parts [chunks][2][c].
 template <class X, class Y, int n>
 KERNEL(256) batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRICT dy, const float* RESTRICT coefficients,
                                 const float* RESTRICT gamma, const float* RESTRICT beta, float slope, TilesDims d) {
@@ -114,7 +117,8 @@ KERNEL(256) batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, cons
             sum_gx.v[i] = fmaf(g.v[i], away, sum_gx.v[i]);
         }
     }
-    // xhat is linear in what was summed. Done after the loop, rstd and offset need no registers in it.
+    // xhat = away * rstd + offset, so the sum of g * xhat follows from the two sums; rstd and offset need no
+    // registers in the loop.
     const Floats<n> rstd = load_f32<n>(coefficients + d.c + t.channel), offset = load_f32<n>(coefficients + 2 * (i64)d.c + t.channel);
     UNROLL
     for (int i = 0; i < n; i++) sum_gx.v[i] = fmaf(sum_gx.v[i], rstd.v[i], sum_g.v[i] * offset.v[i]);
@@ -127,7 +131,8 @@ INSTANCE(batch_norm_bwd_sums<bf16, bf16, 1>)
 INSTANCE(batch_norm_bwd_sums<float, bf16, 4>)
 INSTANCE(batch_norm_bwd_sums<float, bf16, 1>)
 
-// means [2][c] of g and of g * xhat; each result may be null.
+// dbeta (+)= sum of g, dgamma (+)= sum of g * xhat, and means [2][c] = both divided by the pixels. Each of
+// the three may be null.
 KERNEL(256) batch_norm_bwd_finish(float* RESTRICT means, float* RESTRICT dgamma, float* RESTRICT dbeta, const float* RESTRICT parts,
                                   i64 pixels, int c, int chunks, int add_gamma, int add_beta) {
     SHARED(double, scratch, FOLD_SCRATCH);
@@ -143,7 +148,8 @@ KERNEL(256) batch_norm_bwd_finish(float* RESTRICT means, float* RESTRICT dgamma,
 }
 INSTANCE(batch_norm_bwd_finish)
 
-// dx = scale * (g - mean_g - xhat * mean_gx); running statistics do not depend on x, and `means` is null.
+// dx (+)= scale * (g - mean_g - xhat * mean_gx). `means` is null with running estimates, which do not depend
+// on x.
 template <class X, class Y, int n>
 KERNEL(256) batch_norm_bwd(X* RESTRICT dx, const X* RESTRICT x, const Y* RESTRICT dy, const float* RESTRICT coefficients,
                            const float* RESTRICT gamma, const float* RESTRICT beta, const float* RESTRICT means, float slope,
@@ -152,7 +158,7 @@ KERNEL(256) batch_norm_bwd(X* RESTRICT dx, const X* RESTRICT x, const Y* RESTRIC
     if (!t.works) return;
     Channels<n> k;
     k.load(coefficients, gamma, beta, d.c, t.channel);
-    // g - constant - away * linear: five floats a channel in the loop instead of seven.
+    // g - constant - away * linear: five floats per channel in the loop instead of seven.
     Floats<n> constant = floats<n>(0.0f), linear = floats<n>(0.0f);
     if (means) {
         const Floats<n> mean_g = load_f32<n>(means + t.channel), mean_gx = load_f32<n>(means + d.c + t.channel);

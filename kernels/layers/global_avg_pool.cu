@@ -1,7 +1,8 @@
-// Mean over the pixels of each image: a block sums a slab of channels of one image.
+// Global average pooling: see src/ops/layers/global_avg_pool.rs. A block sums a slab of channels of one
+// image; blocks as in lib/channels.cuh.
 #include "lib/channels.cuh"
 
-// y [n, c], x [n, pixels, c]
+// y [n, c] = mean of x [n, pixels, c] over the pixels.
 template <class T, int n> KERNEL(256) global_avg_pool_fwd(float* RESTRICT y, const T* RESTRICT x, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     const Tile<n> t = Tile<n>::of(d);
@@ -16,11 +17,11 @@ INSTANCE(global_avg_pool_fwd<float, 1>)
 INSTANCE(global_avg_pool_fwd<bf16, 8>)
 INSTANCE(global_avg_pool_fwd<bf16, 1>)
 
-// dx [n, pixels, c], dy [n, c]; `gate`, if not null: [n, pixels, ceil(c / 8)] bits of the activation that gave x, whose slope
-// the gradient is multiplied by.
+// dx [n, pixels, c] (+)= dy [n, c] / pixels. `mask` [n, pixels, ceil(c / 8)], if not null, has the bits of
+// the activation that produced x; the gradient is multiplied by `slope` where its bit is 0.
 template <class T, int n>
 KERNEL(256)
-global_avg_pool_bwd(T* RESTRICT dx, const float* RESTRICT dy, const u8* RESTRICT gate, float slope, int add, TilesDims d) {
+global_avg_pool_bwd(T* RESTRICT dx, const float* RESTRICT dy, const u8* RESTRICT mask, float slope, int add, TilesDims d) {
     const Tile<n> t = Tile<n>::of(d);
     if (!t.works) return;
     Floats<n> v = load_f32<n>(dy + (i64)t.image(d) * d.c + t.channel);

@@ -1,5 +1,6 @@
-// Maximum over windows. A thread has a pack of channels of one output (forward) or input pixel (backward); an image is a
-// column of blocks, so that indices within it stay 32 bits wide and a division costs four times less.
+// Max pooling: see src/ops/layers/max_pool.rs. A thread computes a pack of n channels of one output pixel
+// (forward) or input pixel (backward). Grid [images, parts of an image]: indices within an image have 32
+// bits, in which a division costs four times less than in 64.
 #include "lib/packs.cuh"
 
 // Mirrors `MaxPoolDims` of src/ops/layers/max_pool.rs: x [n, h, w, c], y [n, p, q, c].
@@ -8,7 +9,8 @@ struct MaxPoolDims {
 };
 static_assert(sizeof(MaxPoolDims) == 32, "MaxPoolDims must match src/ops/layers/max_pool.rs");
 
-// `places` [n, p, q, c], if not null: which of its window's pixels an output took, in row order.
+// y [n, p, q, c], x [n, h, w, c]. `places` [n, p, q, c], if not null: the place of the maximum in its window,
+// in row order.
 template <class T, int n> KERNEL(256) max_pool_fwd(T* RESTRICT y, u8* RESTRICT places, const T* RESTRICT x, MaxPoolDims d) {
     const u32 packs = d.c / n, outputs = d.p * d.q * packs;
     x += (i64)blockIdx.x * d.h * d.w * d.c;
@@ -26,7 +28,7 @@ template <class T, int n> KERNEL(256) max_pool_fwd(T* RESTRICT y, u8* RESTRICT p
                 const Floats<n> v = load_f32<n>(x + ((i64)row * d.w + column) * d.c + channel);
                 UNROLL
                 for (int k = 0; k < n; k++) {
-                    // NaN wins, so that a diverged network shows.
+                    // NaN counts as the maximum, so that divergence shows.
                     const bool wins = fresh || v.v[k] > best.v[k] || v.v[k] != v.v[k];
                     best.v[k] = wins ? v.v[k] : best.v[k];
                     place.v[k] = wins ? (u8)(r * d.window + s) : place.v[k];
@@ -44,11 +46,12 @@ INSTANCE(max_pool_fwd<float, 1>)
 INSTANCE(max_pool_fwd<bf16, 8>)
 INSTANCE(max_pool_fwd<bf16, 1>)
 
-// A gather: an input pixel looks at the windows that cover it, and takes from those that took it. `gate`, if not null:
-// [n, h, w, ceil(c / 8)] bits of the activation that gave x, whose slope the sum is multiplied by.
+// dx [n, h, w, c] (+)= sum of dy over the windows whose maximum the input pixel was: the thread of a pixel
+// looks at all windows that cover it. `mask` [n, h, w, ceil(c / 8)], if not null, has the bits of the
+// activation that produced x; the sum is multiplied by `slope` where its bit is 0.
 template <class T, int n>
 KERNEL(256)
-max_pool_bwd(T* RESTRICT dx, const u8* RESTRICT places, const T* RESTRICT dy, const u8* RESTRICT gate, MaxPoolDims d,
+max_pool_bwd(T* RESTRICT dx, const u8* RESTRICT places, const T* RESTRICT dy, const u8* RESTRICT mask, MaxPoolDims d,
              float slope, int add) {
     const u32 packs = d.c / n, inputs = d.h * d.w * packs;
     places += (i64)blockIdx.x * d.p * d.q * d.c;

@@ -1,20 +1,23 @@
-// The teacher-level filter. Forward is three launches: means of every image, two small products a sample, and the scale;
-// backward four: sums of x * dy, the products' transposes, the weights' gradients, and dx.
+// Squeeze and excitation: see src/ops/layers/se_filter.rs. Forward is three launches: the mean of every
+// image, two small products for each sample, and the scaling. Backward is four: sums of x * dy, the
+// transposes of the products, the gradients of the weights, and dx. x, y, dx and dy are [n, pixels, c];
+// blocks and chunks as in lib/channels.cuh.
 #include "lib/activation.cuh"
 #include "lib/channels.cuh"
 #include "lib/reduce.cuh"
 
-// Both tables hold a row of 2 c + k floats a sample: small is [pooled c][gain c][hidden k], as on the host; inner, of
-// backward, is [outer c][dpooled c][dhidden k], outer being the gradient in front of the sigmoid.
+// Both intermediate tables have a row of 2 c + k floats for each sample. `small`, which forward saves, is
+// [pooled c][gain c][hidden k], as on the host. `inner`, of backward, is [outer c][dpooled c][dhidden k],
+// where outer is the gradient with respect to the sigmoid's input.
 DEV i64 row_of(i64 sample, int c, int k) { return sample * (2 * c + k); }
 
-// pooled
+// pooled = mean of x over the pixels.
 template <class T, int n> KERNEL(256) se_filter_fwd_squeeze(float* RESTRICT small, const T* RESTRICT x, int k, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     const Tile<n> t = Tile<n>::of(d);
     const Floats<n> sum = sum_tile<n>(x, scratch, t);
     if (!t.works || t.row > 0) return;
-    // Rows are no multiple of a pack: k may be odd.
+    // A row is not a multiple of a pack, since k may be odd: element by element.
     float* const pooled = small + row_of(t.image(d), d.c, k) + t.channel;
     UNROLL
     for (int i = 0; i < n; i++) pooled[i] = sum.v[i] * (1.0f / (float)d.pixels);
@@ -24,14 +27,15 @@ INSTANCE(se_filter_fwd_squeeze<float, 1>)
 INSTANCE(se_filter_fwd_squeeze<bf16, 8>)
 INSTANCE(se_filter_fwd_squeeze<bf16, 1>)
 
-// The dot product of a and b by one warp, in all its lanes.
+// The dot product of a and b, computed by one warp. All lanes get it.
 DEV float warp_dot(const float* a, const float* b, int len) {
     float sum = 0.0f;
     for (int i = lane_id(); i < len; i += 32) sum = fmaf(a[i], b[i], sum);
     return warp_sum(sum);
 }
 
-// hidden and gain of a sample a block; w1 [k, c], w2 [c, k]: a warp has a row of either.
+// hidden = relu(w1 pooled + b1) and gain = top * sigmoid(w2 hidden + b2) with w1 [k, c], w2 [c, k]. One block
+// per sample, one warp per row of w1, then of w2.
 KERNEL(256) se_filter_fwd_excite(float* small, const float* RESTRICT w1, const float* RESTRICT b1, const float* RESTRICT w2,
                                  const float* RESTRICT b2, float top, int c, int k) {
     const int warps = blockDim.x / 32;
@@ -49,6 +53,7 @@ KERNEL(256) se_filter_fwd_excite(float* small, const float* RESTRICT w1, const f
 }
 INSTANCE(se_filter_fwd_excite)
 
+// y = x * gain.
 template <class T, int n> KERNEL(256) se_filter_fwd(T* RESTRICT y, const T* RESTRICT x, const float* RESTRICT small, int k, TilesDims d) {
     const Tile<n> t = Tile<n>::of(d);
     if (!t.works) return;
@@ -68,7 +73,7 @@ INSTANCE(se_filter_fwd<float, 1>)
 INSTANCE(se_filter_fwd<bf16, 8>)
 INSTANCE(se_filter_fwd<bf16, 1>)
 
-// outer = gain * (1 - gain / top) * sum of x * dy
+// outer = gain * (1 - gain / top) * sum of x * dy over the pixels.
 template <class T, int n>
 KERNEL(256) se_filter_bwd_squeeze(float* RESTRICT inner, const T* RESTRICT x, const T* RESTRICT dy, const float* RESTRICT small,
                                   float top, int k, TilesDims d) {
@@ -94,7 +99,8 @@ INSTANCE(se_filter_bwd_squeeze<float, 1>)
 INSTANCE(se_filter_bwd_squeeze<bf16, 8>)
 INSTANCE(se_filter_bwd_squeeze<bf16, 1>)
 
-// dhidden and dpooled of a sample a block. Neighbouring threads read neighbours of a row of w2, then of w1.
+// dhidden = w2^T outer where hidden > 0, and dpooled = w1^T dhidden / pixels. One block per sample;
+// neighbouring threads read neighbouring elements of a row of w2, then of w1.
 KERNEL(256) se_filter_bwd_excite(float* inner, const float* RESTRICT small, const float* RESTRICT w1, const float* RESTRICT w2,
                                  i64 pixels, int c, int k) {
     SHARED(float, parts, 256);
@@ -103,7 +109,8 @@ KERNEL(256) se_filter_bwd_excite(float* inner, const float* RESTRICT small, cons
     float *const outer = inner + row, *const dpooled = outer + c, *const dhidden = dpooled + c;
     const float* const hidden = small + row + 2 * c;
     for (int first = 0; first < k; first += threads) {
-        // As many threads a hidden unit as the block has, each with its share of the channels, added in order.
+        // The threads of the block are divided among the hidden units. Each sums a share of the channels; the
+        // shares are added in order.
         const int width = k - first < threads ? k - first : threads, shares = threads / width, share = me / width;
         const int j = first + me % width;
         float sum = 0.0f;
@@ -125,8 +132,9 @@ KERNEL(256) se_filter_bwd_excite(float* inner, const float* RESTRICT small, cons
 }
 INSTANCE(se_filter_bwd_excite)
 
-// All four gradients of the weights, each sum_n left[n] * right[n] (right being 1 for a bias) and possibly null. A block
-// has 32 of their elements, a warp every eighth sample: 256 samples are 32 loads in a row instead of 256.
+// The gradients of w1, b1, w2 and b2: sum over the samples of left * right, where right is 1 for a bias. Any
+// of them may be null. A block computes 32 elements, one per lane, and each of its 8 warps sums every eighth
+// sample: for 256 samples, a thread waits for 32 loads instead of 256.
 KERNEL(256) se_filter_bwd_weights(float* RESTRICT dw1, float* RESTRICT db1, float* RESTRICT dw2, float* RESTRICT db2,
                                   const float* RESTRICT inner, const float* RESTRICT small, int samples, int c, int k, int add_w1,
                                   int add_b1, int add_w2, int add_b2) {
@@ -159,7 +167,7 @@ KERNEL(256) se_filter_bwd_weights(float* RESTRICT dw1, float* RESTRICT db1, floa
 }
 INSTANCE(se_filter_bwd_weights)
 
-// dx = dy * gain + dpooled
+// dx (+)= dy * gain + dpooled.
 template <class T, int n>
 KERNEL(256) se_filter_bwd(T* RESTRICT dx, const T* RESTRICT dy, const float* RESTRICT small, const float* RESTRICT inner, int k,
                           int add, TilesDims d) {

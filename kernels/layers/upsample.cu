@@ -1,14 +1,15 @@
-// Doubling of height and width. A thread has a pack of channels of one input pixel: forward it writes that pixel's four
-// outputs, backward it gathers the 4 or 16 outputs that read it. An image is a column of blocks. X is float for rows,
-// whose y may be bf16.
+// Doubles height and width: see src/ops/layers/upsample.rs. A thread has a pack of n channels of one input
+// pixel. In forward it writes the pixel's four outputs, in backward it gathers the 4 or 16 outputs that read
+// the pixel. Grid [images, parts of an image]. x and y may differ in type: x is float where a view turned
+// rows into pixels.
 #include "lib/packs.cuh"
 
-// Output (row, column) of an image.
+// The address of output (row, column) of an image with rows of 2 w pixels.
 template <class T> DEV T* output(T* y, int row, int column, int w, int c, int channel) {
     return y + ((i64)row * 2 * w + column) * c + channel;
 }
 
-// y [n, 2h, 2w, c], x [n, h, w, c]
+// Each input pixel four times: y [n, 2h, 2w, c], x [n, h, w, c].
 template <class X, class Y, int n> KERNEL(256) upsample_nearest_fwd(Y* RESTRICT y, const X* RESTRICT x, int h, int w, int c) {
     const u32 packs = c / n, pixels = h * w * packs;
     y += (i64)blockIdx.x * 4 * h * w * c;
@@ -27,7 +28,7 @@ INSTANCE(upsample_nearest_fwd<bf16, bf16, 1>)
 INSTANCE(upsample_nearest_fwd<float, bf16, 4>)
 INSTANCE(upsample_nearest_fwd<float, bf16, 1>)
 
-// 3/4 of the nearer and 1/4 of the farther input.
+// 3/4 near + 1/4 far.
 template <int n> DEV Floats<n> mix(const Floats<n>& near, const Floats<n>& far) {
     Floats<n> v;
     UNROLL
@@ -35,8 +36,8 @@ template <int n> DEV Floats<n> mix(const Floats<n>& near, const Floats<n>& far) 
     return v;
 }
 
-// Rows are mixed first: three columns of two mixes make the four outputs from nine loads, where outputs on their own
-// would load sixteen times.
+// Bilinear: y [n, 2h, 2w, c], x [n, h, w, c]. Rows are interpolated first, then columns: the four outputs
+// take nine loads in all, where each on its own would take four.
 template <class X, class Y, int n> KERNEL(256) upsample_bilinear_fwd(Y* RESTRICT y, const X* RESTRICT x, int h, int w, int c) {
     const u32 packs = c / n, pixels = h * w * packs;
     x += (i64)blockIdx.x * h * w * c;
@@ -64,7 +65,7 @@ INSTANCE(upsample_bilinear_fwd<bf16, bf16, 1>)
 INSTANCE(upsample_bilinear_fwd<float, bf16, 4>)
 INSTANCE(upsample_bilinear_fwd<float, bf16, 1>)
 
-// dx [n, h, w, c], dy [n, 2h, 2w, c]
+// dx [n, h, w, c] (+)= sum of the pixel's four outputs in dy [n, 2h, 2w, c].
 template <class X, class Y, int n> KERNEL(256) upsample_nearest_bwd(X* RESTRICT dx, const Y* RESTRICT dy, int h, int w, int c, int add) {
     const u32 packs = c / n, pixels = h * w * packs;
     dy += (i64)blockIdx.x * 4 * h * w * c;
@@ -87,7 +88,9 @@ INSTANCE(upsample_nearest_bwd<bf16, bf16, 1>)
 INSTANCE(upsample_nearest_bwd<float, bf16, 4>)
 INSTANCE(upsample_nearest_bwd<float, bf16, 1>)
 
-// Outputs 2 i - 1 to 2 i + 2 read input i, the inner two with 3/4; beyond an edge the edge's output counts twice.
+// dx [n, h, w, c] (+)= weighted sum of dy [n, 2h, 2w, c]. In each direction, outputs 2 i - 1 to 2 i + 2 read
+// input i, the inner two with weight 3/4, the outer two with 1/4; at an edge, the outermost output counts for
+// the missing one too.
 template <class X, class Y, int n> KERNEL(256) upsample_bilinear_bwd(X* RESTRICT dx, const Y* RESTRICT dy, int h, int w, int c, int add) {
     const u32 packs = c / n, pixels = h * w * packs;
     dy += (i64)blockIdx.x * 4 * h * w * c;

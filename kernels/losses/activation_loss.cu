@@ -1,8 +1,10 @@
-// The negative mean L1 norm of features: see src/ops/losses/activation_loss.rs. Features are wide ([64, 2048]), so many blocks
-// sum them and a second launch adds the blocks' sums.
+// The negative mean L1 norm of features f [n, c]: see src/ops/losses/activation_loss.rs. Features are wide
+// ([64, 2048]), so many blocks compute partial sums, and a second launch adds these. Blocks of 256 threads, 4
+// neighbouring elements per load.
 #include "lib/dev.cuh"
 #include "lib/loss.cuh"
 
+// partial[block] = sum of |f| over the elements of a block.
 KERNEL(256) activation_loss_fwd(double* RESTRICT partial,  // [blocks]
                                 const float* RESTRICT f,   // [elements]
                                 i64 elements) {
@@ -22,7 +24,7 @@ KERNEL(256) activation_loss_fwd(double* RESTRICT partial,  // [blocks]
 }
 INSTANCE(activation_loss_fwd)
 
-// One block. `share` is 1 over what the sum is a mean of.
+// y = -share * sum of the partial sums, in one block. `share` is 1 / (number of terms of the mean).
 KERNEL(256) activation_loss_finish(float* RESTRICT y,               // scalar
                                    const double* RESTRICT partial,  // [blocks]
                                    int blocks, double share) {
@@ -32,6 +34,7 @@ KERNEL(256) activation_loss_finish(float* RESTRICT y,               // scalar
 }
 INSTANCE(activation_loss_finish)
 
+// df (+)= -dy * share * sign(f).
 KERNEL(256) activation_loss_bwd(float* RESTRICT df,        // [elements]
                                 const float* RESTRICT f,   // [elements]
                                 const float* RESTRICT dy,  // scalar

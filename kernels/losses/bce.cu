@@ -1,8 +1,9 @@
-// Binary cross-entropy of logits against given targets: see src/ops/losses/bce.rs.
+// Binary cross-entropy of logits against given targets: see src/ops/losses/bce.rs. x, t and dx are [n, c],
+// read as n c elements. Targets are logits if `is_logit`, else probabilities. Arithmetic in double.
 #include "lib/dev.cuh"
 #include "lib/loss.cuh"
 
-// A probability below 0 marks an entry that does not count.
+// A probability below 0 marks an entry that is ignored.
 DEV bool leaves_out(double t, int is_logit) { return !is_logit && t < 0.0; }
 
 DEV double target_of(double t, int is_logit) { return is_logit ? sigmoid(t) : t; }
@@ -11,7 +12,8 @@ DEV double entropy_of(double t, int is_logit) {
     return is_logit ? softplus(t) - t * sigmoid(t) : -plogp(t) - plogp(1.0 - t);
 }
 
-// One block. `each` is 1 / elements.
+// y = each * sum over the elements of the cross-entropy, less the target's entropy if `minus_entropy`. One
+// block; `each` is 1 / elements.
 KERNEL(1024) bce_fwd(float* RESTRICT y,        // scalar
                      const float* RESTRICT x,  // [elements] logits
                      const float* RESTRICT t,  // [elements] targets
@@ -26,6 +28,7 @@ KERNEL(1024) bce_fwd(float* RESTRICT y,        // scalar
 }
 INSTANCE(bce_fwd)
 
+// dx (+)= dy * each * (sigmoid(x) - t). One thread per element.
 KERNEL(256) bce_bwd(float* RESTRICT dx,        // [elements]
                     const float* RESTRICT x,   // [elements] logits
                     const float* RESTRICT t,   // [elements] targets

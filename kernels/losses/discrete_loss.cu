@@ -1,8 +1,9 @@
-// The mean of sigmoid(x): see src/ops/losses/discrete_loss.rs.
+// The mean of sigmoid(x): see src/ops/losses/discrete_loss.rs. x and dx are [n, c], read as n c elements.
+// Arithmetic in double.
 #include "lib/dev.cuh"
 #include "lib/loss.cuh"
 
-// One block. `each` is 1 / elements.
+// y = each * sum of sigmoid(x), in one block; `each` is 1 / elements.
 KERNEL(1024) discrete_loss_fwd(float* RESTRICT y,        // scalar
                                const float* RESTRICT x,  // [elements] logits
                                i64 elements, double each) {
@@ -12,6 +13,7 @@ KERNEL(1024) discrete_loss_fwd(float* RESTRICT y,        // scalar
 }
 INSTANCE(discrete_loss_fwd)
 
+// dx (+)= dy * each * y (1 - y) with y = sigmoid(x). One thread per element.
 KERNEL(256) discrete_loss_bwd(float* RESTRICT dx,        // [elements]
                               const float* RESTRICT x,   // [elements] logits
                               const float* RESTRICT dy,  // scalar

@@ -1,9 +1,11 @@
-// Mean squared distance between samples over their mean squared norm: see src/ops/losses/diversity.rs.
+// Mean squared distance between the samples of f [n, c] over their mean squared norm: see
+// src/ops/losses/diversity.rs. One launch computes partial sums of both, a second adds them. Arithmetic in
+// double.
 #include "lib/dev.cuh"
 #include "lib/loss.cuh"
 
-// A block takes 32 columns; its warps share the rows, then each row is read again (from L1) for the offsets from the
-// mean. 64 blocks for 2048 features.
+// A block of 8 warps takes 32 columns, one per lane, and its warps share the rows. The rows are read once for
+// the columns' means, and again (from L1) for the distances to them. 2048 features make 64 blocks.
 KERNEL(256) diversity_columns(double* RESTRICT partial,  // [blocks, 2]: squared offsets, squared norms
                               const float* RESTRICT f,   // [n, c]
                               int n, int c) {
@@ -37,7 +39,7 @@ KERNEL(256) diversity_columns(double* RESTRICT partial,  // [blocks, 2]: squared
 }
 INSTANCE(diversity_columns)
 
-// One block.
+// y from the partial sums, in one block.
 KERNEL(256) diversity_finish(float* RESTRICT y,               // scalar
                              const double* RESTRICT partial,  // [blocks, 2]
                              int blocks, int n) {

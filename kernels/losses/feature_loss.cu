@@ -1,9 +1,12 @@
-// The relative feature error: partial sums of both norms, one block that adds them up, and an elementwise backward.
+// The relative feature error ||a - b||^2 / ||b||^2: see src/ops/losses/feature_loss.rs. Forward computes
+// partial sums of both norms, then adds them in one block; backward is elementwise. a, b and da are read as
+// packs of n elements of type T.
 #include "lib/packs.cuh"
 #include "lib/reduce.cuh"
 
-// parts [2][blocks]: this block's share of ||a - b||^2 and ||b||^2. Squares are added in f32 within a pack only; from
-// there on in double, as on the host. Two conversions for 8 elements instead of 16.
+// parts [2][blocks]: a block's partial sums of ||a - b||^2 and ||b||^2. Squares are added in f32 within a
+// pack, and in double, as on the host, from there on: a pack of 8 elements costs two conversions instead of
+// 16.
 template <class T, int n>
 KERNEL(256) feature_loss_fwd_sums(double* RESTRICT parts, const T* RESTRICT a, const T* RESTRICT b, i64 packs) {
     SHARED(double, scratch, 8);
@@ -31,7 +34,7 @@ INSTANCE(feature_loss_fwd_sums<float, 1>)
 INSTANCE(feature_loss_fwd_sums<bf16, 8>)
 INSTANCE(feature_loss_fwd_sums<bf16, 1>)
 
-// One block. `norm`, if not null, is kept for backward.
+// loss = error / norm from the partial sums, in one block. `norm`, if not null, is saved for backward.
 KERNEL(256) feature_loss_fwd(float* RESTRICT loss, double* RESTRICT norm, const double* RESTRICT parts, int blocks) {
     SHARED(double, scratch, 8);
     double error_sum = 0.0, norm_sum = 0.0;
@@ -42,13 +45,14 @@ KERNEL(256) feature_loss_fwd(float* RESTRICT loss, double* RESTRICT norm, const 
     error_sum = block_sum(error_sum, scratch);
     norm_sum = block_sum(norm_sum, scratch);
     if (threadIdx.x > 0) return;
-    // A norm of NaN counts as the least one too, as on the host; the error then says that something diverged.
+    // A NaN norm becomes 1e-12 too, as on the host; the error is NaN then, and shows the divergence.
     if (!(norm_sum > 1e-12)) norm_sum = 1e-12;
     loss[0] = (float)(error_sum / norm_sum);
     if (norm) norm[0] = norm_sum;
 }
 INSTANCE(feature_loss_fwd)
 
+// da (+)= 2 dloss (a - b) / norm. One thread per pack.
 template <class T, int n>
 KERNEL(256) feature_loss_bwd(T* RESTRICT da, const T* RESTRICT a, const T* RESTRICT b, const float* RESTRICT dloss,
                              const double* RESTRICT norm, i64 packs, int add) {

@@ -1,9 +1,11 @@
-// Cross-entropy of logits against their own pseudo labels: see src/ops/losses/one_hot_loss.rs.
+// Cross-entropy of logits x [n, c] against their own pseudo labels t: see src/ops/losses/one_hot_loss.rs.
+// Arithmetic in double.
 #include "lib/dev.cuh"
 #include "lib/loss.cuh"
 
-// t[i, c] = 1 for the `positives` highest of x[:, c], the earlier one among equals. A thread counts those ahead of its
-// element: n reads that its neighbours share line by line, against a sort that would need shared memory for n rows.
+// t[i, l] = 1 for the `positives` highest of x[:, l], the earlier one among equals. One thread per element
+// counts the rows that come before its own: n reads, which neighbouring threads share line by line. A sort
+// would need shared memory for n rows.
 KERNEL(256) one_hot_labels(u8* RESTRICT t,           // [n, c]
                            const float* RESTRICT x,  // [n, c] logits
                            int n, int c, int positives) {
@@ -20,10 +22,10 @@ KERNEL(256) one_hot_labels(u8* RESTRICT t,           // [n, c]
 }
 INSTANCE(one_hot_labels)
 
-// Without `t`, a label counts as present from y = 1/2 on, which is x = 0.
+// Without `t`, a label is present if y >= 1/2, that is, if x >= 0.
 DEV double label_of(const u8* t, float x, i64 i) { return t ? (double)t[i] : (double)(x >= 0.f); }
 
-// One block. `each` is 1 / elements.
+// y = each * sum of the cross-entropies, in one block; `each` is 1 / elements.
 KERNEL(1024) one_hot_loss_fwd(float* RESTRICT y,        // scalar
                               const float* RESTRICT x,  // [elements] logits
                               const u8* RESTRICT t,     // [elements], or null
@@ -35,6 +37,7 @@ KERNEL(1024) one_hot_loss_fwd(float* RESTRICT y,        // scalar
 }
 INSTANCE(one_hot_loss_fwd)
 
+// dx (+)= dy * each * (sigmoid(x) - t). One thread per element.
 KERNEL(256) one_hot_loss_bwd(float* RESTRICT dx,        // [elements]
                              const float* RESTRICT x,   // [elements] logits
                              const u8* RESTRICT t,      // [elements], or null

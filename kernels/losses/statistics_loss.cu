@@ -1,9 +1,11 @@
-// Matching channel statistics: sums over chunks of pixels, a fold per channel, and one block that adds the channels up;
-// backward is linear in u with the three vectors that the last one leaves.
+// Matching channel statistics of u [pixels, c]: see src/ops/losses/statistics_loss.rs. Forward is three
+// launches: sums over chunks of pixels, a fold for each channel, and one block that sums over the channels.
+// The last one stores three vectors, with which backward is linear in u. Blocks and chunks as in
+// lib/channels.cuh.
 #include "lib/channels.cuh"
 #include "lib/reduce.cuh"
 
-// parts [chunks][2][c], shift [c], u [pixels, c]
+// Sums of u - shift and of its square over chunks of pixels. parts [chunks][2][c], shift [c], u [pixels, c].
 template <class T, int n> KERNEL(256) statistics_loss_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const T* RESTRICT u, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     store_stats_parts<n>(shift, parts, u, d, scratch);
@@ -13,7 +15,7 @@ INSTANCE(statistics_loss_fwd_sums<float, 1>)
 INSTANCE(statistics_loss_fwd_sums<bf16, 8>)
 INSTANCE(statistics_loss_fwd_sums<bf16, 1>)
 
-// Leaves the variance and the mean's distance from the shift in coefficients [3][c], behind the shift.
+// Folds the chunks. coefficients [3][c]: shift (unchanged), variance, and the mean minus the shift.
 KERNEL(256) statistics_loss_fwd_moments(float* RESTRICT coefficients, const float* RESTRICT parts, i64 pixels, int c, int chunks) {
     SHARED(double, scratch, FOLD_SCRATCH);
     double sums[2];
@@ -24,7 +26,8 @@ KERNEL(256) statistics_loss_fwd_moments(float* RESTRICT coefficients, const floa
 }
 INSTANCE(statistics_loss_fwd_moments)
 
-// One block: loss [1]; coefficients [3][c] become shift, slope, offset, with du = dloss * (slope * (u - shift) + offset).
+// loss [1], in one block. coefficients [3][c] become shift, slope and offset, with du = dloss * (slope * (u -
+// shift) + offset).
 KERNEL(256) statistics_loss_fwd(float* RESTRICT loss, float* RESTRICT coefficients, const float* RESTRICT target_mean,
                                 const float* RESTRICT target_std, i64 pixels, int c, float eps, double min_std) {
     SHARED(double, scratch, 8);
@@ -33,7 +36,7 @@ KERNEL(256) statistics_loss_fwd(float* RESTRICT loss, float* RESTRICT coefficien
     counted = block_sum(counted, scratch);
     if (counted < 1.0) counted = 1.0;
     double sum = 0.0;
-    // A handful of numbers a channel: double costs nothing here.
+    // A few numbers per channel, so double costs nothing.
     for (int i = threadIdx.x; i < c; i += blockDim.x) {
         const double std = target_std[i], delta = coefficients[2 * c + i], var = coefficients[c + i];
         double slope = 0.0, offset = 0.0;

@@ -1,15 +1,15 @@
-// A loss as the weighted sum of its terms, and their gradients: see src/ops/losses/weighted_sum.rs.
+// The weighted sum of scalar loss terms, and their gradients: see src/ops/losses/weighted_sum.rs. One warp.
 #include "lib/dev.cuh"
 #include "lib/reduce.cuh"
 
-// One row of the launch's table.
+// One row of the table of terms.
 struct Term {
     const float* x;
     double weight;
 };
 static_assert(sizeof(Term) == 16, "Term must match src/ops/losses/weighted_sum.rs");
 
-// One warp, so that the terms' addresses, and then their values, are fetched side by side.
+// y = sum of weight * x. The lanes load the terms' addresses, and then their values, at the same time.
 KERNEL(32) weighted_sum_fwd(float* RESTRICT y,            // scalar
                             const Term* RESTRICT terms,   // [count]
                             int count) {
@@ -20,6 +20,7 @@ KERNEL(32) weighted_sum_fwd(float* RESTRICT y,            // scalar
 }
 INSTANCE(weighted_sum_fwd)
 
+// One row of the table of gradients.
 struct TermGrad {
     float* dx;
     double weight;
@@ -27,7 +28,7 @@ struct TermGrad {
 };
 static_assert(sizeof(TermGrad) == 24, "TermGrad must match src/ops/losses/weighted_sum.rs");
 
-// A thread a term that wants a gradient; no two share one.
+// dx (+)= weight * dy. One thread per term that needs a gradient; no two terms share a gradient.
 KERNEL(32) weighted_sum_bwd(const TermGrad* RESTRICT terms,  // [count]
                             const float* RESTRICT dy,        // scalar
                             int count) {

@@ -1,4 +1,4 @@
-// The predictions of the labels that are wanted: see src/ops/movement/columns.rs.
+// Selects columns: y[n, j] = x[n, index[j]]. See src/ops/movement/columns.rs. One thread per element.
 #include "lib/dev.cuh"
 
 KERNEL(256) columns_fwd(float* RESTRICT y,            // [n, picks]
@@ -10,7 +10,8 @@ KERNEL(256) columns_fwd(float* RESTRICT y,            // [n, picks]
 }
 INSTANCE(columns_fwd)
 
-// A thread an element of dx looks for the columns that read it: no inverse list, and no order to keep but the index's.
+// dx (+)= sum of dy over the columns that read it. A thread searches the index for its column, so no inverse
+// list is needed, and sums in the order of the index.
 KERNEL(256) columns_bwd(float* RESTRICT dx,           // [n, c]
                         const float* RESTRICT dy,     // [n, picks]
                         const i64* RESTRICT index,    // [picks]

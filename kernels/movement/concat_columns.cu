@@ -1,20 +1,23 @@
-// The predictions of several networks side by side: see src/ops/movement/concat_columns.rs.
+// Concatenates the columns of several operands: see src/ops/movement/concat_columns.rs. One thread per
+// element.
 #include "lib/dev.cuh"
 
-// One row of the launch's table: an operand and the columns it takes, `[first, first + c)`.
+// One row of the table: an operand x [n, c], which has columns [first, first + c) of the whole.
 struct Part {
     float* x;
     i64 first, c, add;
 };
 static_assert(sizeof(Part) == 32, "Part must match src/ops/movement/concat_columns.rs");
 
-// The part that holds column `j`, or null if none does (its gradient is not wanted). A few parts: a search costs nothing.
+// The part that has column `j`; null for columns whose operand needs no gradient. There are few parts, so a
+// search is cheap.
 DEV const Part* part_of(const Part* parts, int count, i64 j) {
     for (int k = 0; k < count; k++)
         if (j >= parts[k].first && j < parts[k].first + parts[k].c) return parts + k;
     return nullptr;
 }
 
+// y = the parts side by side.
 KERNEL(256) concat_columns_fwd(float* RESTRICT y,            // [n, width]
                                const Part* RESTRICT parts,   // [count]
                                int count, int n, int width) {
@@ -25,6 +28,7 @@ KERNEL(256) concat_columns_fwd(float* RESTRICT y,            // [n, width]
 }
 INSTANCE(concat_columns_fwd)
 
+// The parts' gradients (+)= their columns of dy.
 KERNEL(256) concat_columns_bwd(const float* RESTRICT dy,    // [n, width]
                                const Part* RESTRICT parts,  // [count], x is the gradient
                                int count, int n, int width) {

@@ -1,16 +1,17 @@
-// A random batch out of a bank of images: see src/ops/movement/gather_images.rs.
+// Draws a random batch from a bank of images, with replacement: see src/ops/movement/gather_images.rs.
 #include "lib/dev.cuh"
 #include "lib/philox.cuh"
 
-// Blocks [x: parts of an image, y: images]. Each thread draws its image's row again: the same 80 instructions for the
-// whole block, spread over four packs a thread in large images.
+// y[i] = bank[row i], with `rows` rows in the bank and `image` elements in an image. Grid [parts of an image,
+// images]. Each thread draws its image's row itself: 80 instructions, for four packs per thread in large
+// images.
 template <class T>
 KERNEL(256) gather_images(T* RESTRICT y,               // [n, image]
                           const float* RESTRICT bank,  // [m, image]
-                          int n, i64 image, i64 first, u32 rows, const StepState* RESTRICT step, u32 stream) {
+                          int n, i64 image, u32 rows, const StepState* RESTRICT step, u32 stream) {
     const Draws draws = Draws::of(step, stream);
     for (int i = blockIdx.y; i < n; i += gridDim.y) {
-        const i64 row = first + below(draws.words((u32)i, 0).v[0], rows);
+        const i64 row = below(draws.words((u32)i, 0).v[0], rows);
         const float* from = bank + row * image;
         T* to = y + i * image;
         if (image % 4 == 0) {

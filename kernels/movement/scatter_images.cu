@@ -1,7 +1,8 @@
-// A batch stored into a bank of images, over the oldest ones: see src/ops/movement/scatter_images.rs.
+// Stores a batch in a bank of images, over the oldest ones: see src/ops/movement/scatter_images.rs.
 #include "lib/dev.cuh"
 
-// The batch goes to consecutive rows of the bank, so to consecutive elements, once around its end.
+// bank[(step n + i) mod m] = x[i]: consecutive rows, and so consecutive elements, which can wrap around the
+// end of the bank once. `image` elements in an image; four per thread where they divide it.
 template <class T>
 KERNEL(256) scatter_images(float* RESTRICT bank,  // [m, image]
                            const T* RESTRICT x,   // [n, image]

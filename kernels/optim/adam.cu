@@ -1,4 +1,4 @@
-// Adam with decoupled weight decay, all parameters in one launch: see src/ops/optim/adam.rs.
+// Adam with decoupled weight decay, for all parameters in one launch: see src/ops/optim/adam.rs.
 #include "lib/dev.cuh"
 #include "lib/optimiser.cuh"
 
@@ -13,16 +13,18 @@ struct AdamTensor {
 };
 static_assert(sizeof(AdamTensor) == 48, "AdamTensor must match src/ops/optim/adam.rs");
 
-// What does not depend on the element: p = keep p - rate m / (sqrt(v) root + eps).
+// The factors that do not depend on the element: p = keep p - rate m / (sqrt(v) root + eps).
 struct AdamRates {
     float rate, root, keep;
 };
 
+// The layout of `AdamDims` in src/ops/optim/adam.rs.
 struct AdamDims {
     double beta1, beta2, eps, weight_decay;
 };
 static_assert(sizeof(AdamDims) == 32, "AdamDims must match src/ops/optim/adam.rs");
 
+// The update of one element.
 struct AdamUpdate {
     float b1, b2, c1, c2, eps;
     AdamRates r;
@@ -34,7 +36,8 @@ struct AdamUpdate {
     }
 };
 
-// Blocks stride over the chunks, so that the two powers, some 2 us of one thread's time, are taken once a block.
+// Blocks stride over the chunks, so that one thread of each block computes the two powers once, which takes
+// about 2 us.
 KERNEL(256) adam(const AdamTensor* RESTRICT tensors,  // [tensors]
                  const Chunk* RESTRICT chunks,        // [count]
                  int count, int chunk_elements, const StepState* RESTRICT step, int lr_slot, AdamDims d) {

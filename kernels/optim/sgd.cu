@@ -1,4 +1,4 @@
-// Stochastic gradient descent with momentum, all parameters in one launch: see src/ops/optim/sgd.rs.
+// Stochastic gradient descent with momentum, for all parameters in one launch: see src/ops/optim/sgd.rs.
 #include "lib/dev.cuh"
 #include "lib/optimiser.cuh"
 
@@ -12,22 +12,23 @@ struct SgdTensor {
 };
 static_assert(sizeof(SgdTensor) == 40, "SgdTensor must match src/ops/optim/sgd.rs");
 
+// The update of one element.
 struct SgdUpdate {
     float rate, momentum, decay;
-    int nesterov;
 
     DEV void apply(float& p, float g, float& m) const {
         const float d = g + decay * p;
         m = momentum * m + d;
-        p -= rate * (nesterov ? d + momentum * m : m);
+        p -= rate * m;
     }
 };
 
+// Blocks stride over the chunks.
 KERNEL(256) sgd(const SgdTensor* RESTRICT tensors,  // [tensors]
                 const Chunk* RESTRICT chunks,       // [count]
                 int count, int chunk_elements, const StepState* RESTRICT step, int lr_slot, float momentum,
-                float weight_decay, int nesterov) {
-    const SgdUpdate update = {step->lr[lr_slot], momentum, weight_decay, nesterov};
+                float weight_decay) {
+    const SgdUpdate update = {step->lr[lr_slot], momentum, weight_decay};
     for (int c = blockIdx.x; c < count; c += gridDim.x) {
         const SgdTensor t = tensors[chunks[c].tensor];
         const i64 first = chunks[c].first;

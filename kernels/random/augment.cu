@@ -1,5 +1,6 @@
-// Random changes of images. A first launch draws the choices of every sample, word for word as on the host; the others
-// read them. A sample is a column of blocks.
+// Random augmentation of images: see src/ops/random/augment.rs. A first launch draws the choices of every
+// sample, with the same Philox words as the host; forward and backward read them. Grid [samples, parts of an
+// image].
 #include "lib/dev.cuh"
 #include "lib/philox.cuh"
 
@@ -13,27 +14,28 @@ static_assert(sizeof(AugmentDims) == 40, "AugmentDims must match src/ops/random/
 
 enum AugmentMix : int { ALONE, MAXIMUM, PASTE };
 
-// Where a sample's pixels come from, and what it is mixed with: of sample `with`, all or a rectangle.
+// How a sample is shifted and mirrored, and how it is mixed with sample `with`.
 struct AugmentChoice {
     int down, across, mirrored, mix, with, top, bottom, left, right;
 
-    // The pixel that is seen at (p, q), or -1.
+    // The pixel that appears at (p, q), or -1 where the fill value does.
     DEV int source(int p, int q, const AugmentDims& d) const {
         const int row = p - down, column = (mirrored ? d.w - 1 - q : q) - across;
         return row >= 0 && row < d.h && column >= 0 && column < d.w ? row * d.w + column : -1;
     }
+    // Whether (p, q) lies in the pasted rectangle.
     DEV bool pastes(int p, int q) const { return mix == PASTE && p >= top && p < bottom && q >= left && q < right; }
 };
 static_assert(sizeof(AugmentChoice) == 36, "CHOICE_BYTES of src/ops/random/augment.rs must match");
 
-// A start and an end on a side of `length`, up to half of it apart.
+// A random range on a side of `length`, of up to half of it (rounded up).
 DEV void draw_side(int& start, int& end, int length, u32 size_word, u32 start_word) {
     const int size = 1 + (int)below(size_word, (length + 1) / 2);
     start = (int)below(start_word, length - size + 1);
     end = start + size;
 }
 
-// choices [n]
+// choices [n]. One thread per sample.
 KERNEL(256) augment_choices(AugmentChoice* RESTRICT choices, const StepState* RESTRICT step, AugmentDims d) {
     const i64 i = global_thread();
     if (i >= d.n) return;
@@ -57,16 +59,17 @@ KERNEL(256) augment_choices(AugmentChoice* RESTRICT choices, const StepState* RE
 }
 INSTANCE(augment_choices)
 
-// The pixel's value, or what shifts in.
+// The value of a pixel, or the fill value for -1.
 template <class T> DEV float seen(const T* RESTRICT image, int pixel, int channel, const AugmentDims& d) {
     return pixel < 0 ? d.fill : to_f32(image[(i64)pixel * d.c + channel]);
 }
 
+// y, x [n, h, w, c]. One thread per element.
 template <class T>
 KERNEL(256) augment_fwd(T* RESTRICT y, const T* RESTRICT x, const AugmentChoice* RESTRICT choices, AugmentDims d) {
     const i64 image = (i64)d.h * d.w * d.c;
     const AugmentChoice own = choices[blockIdx.x];
-    // Alone, a sample is its own partner, which is never looked at.
+    // A sample that is not mixed gets itself as partner, which is never read.
     const int partner = own.mix == ALONE ? (int)blockIdx.x : own.with;
     const AugmentChoice other = choices[partner];
     const T *const mine = x + blockIdx.x * image, *const theirs = x + partner * image;
@@ -77,7 +80,7 @@ KERNEL(256) augment_fwd(T* RESTRICT y, const T* RESTRICT x, const AugmentChoice*
         if (!pastes) v = seen(mine, own.source(p, q, d), channel, d);
         if (pastes || own.mix == MAXIMUM) {
             const float rival = seen(theirs, other.source(p, q, d), channel, d);
-            // Of a number and a NaN the number, as the host's maximum.
+            // The maximum of a number and NaN is the number, as on the host.
             if (pastes || rival > v || v != v) v = rival;
         }
         y[blockIdx.x * image + e] = from_f32<T>(v);
@@ -86,8 +89,9 @@ KERNEL(256) augment_fwd(T* RESTRICT y, const T* RESTRICT x, const AugmentChoice*
 INSTANCE(augment_fwd<float>)
 INSTANCE(augment_fwd<bf16>)
 
-// dx [n, h, w, c] of a sample a column of blocks, gathered: from its own dy, then from the samples it was mixed into, in
-// their order. Shared memory: a bit a sample, (n + 31) / 32 words. `x` is read for the maximum only.
+// dx [n, h, w, c] (+)= the sample's own dy, then those of the samples that it was mixed into, in order. One
+// thread per element. Shared memory: one bit per sample, (n + 31) / 32 words. `x` is read for the maximum
+// only.
 template <class T>
 KERNEL(256) augment_bwd(T* RESTRICT dx, const T* RESTRICT x, const T* RESTRICT dy, const AugmentChoice* RESTRICT choices,
                         AugmentDims d, int add) {
@@ -103,7 +107,7 @@ KERNEL(256) augment_bwd(T* RESTRICT dx, const T* RESTRICT x, const T* RESTRICT d
     const AugmentChoice own = choices[j];
     for (u32 e = blockIdx.y * blockDim.x + threadIdx.x; e < image; e += gridDim.y * blockDim.x) {
         const int channel = e % d.c, column = e / d.c % d.w, row = e / d.c / d.w;
-        // Where this pixel is seen, the same in every image that sample j went into.
+        // Where this pixel appears: the same place in every output that sample j contributes to.
         const int p = row + own.down, shifted = column + own.across, q = own.mirrored ? d.w - 1 - shifted : shifted;
         float sum = 0.0f;
         const auto collect = [&](int i, const AugmentChoice& choice) {
@@ -112,7 +116,7 @@ KERNEL(256) augment_bwd(T* RESTRICT dx, const T* RESTRICT x, const T* RESTRICT d
                 const int rival = i == j ? choice.with : i;
                 const float mine = to_f32(x[j * image + e]);
                 const float theirs = seen(x + rival * image, choices[rival].source(p, q, d), channel, d);
-                // At a tie the image's own sample wins.
+                // At a tie, the gradient goes to the output's own sample.
                 if (mine < theirs || (i != j && mine == theirs)) return;
             }
             sum += to_f32(dy[i * image + ((i64)p * d.w + q) * d.c + channel]);

@@ -1,12 +1,14 @@
-// Random numbers: see src/ops/random/noise.rs. A thread draws four neighbours from one Philox block, in double as
-// src/device/philox.rs does.
+// Normal noise: see src/ops/random/noise.rs. A thread draws four neighbouring elements from one Philox block,
+// in double like src/device/philox.rs.
 #include "lib/dev.cuh"
 #include "lib/philox.cuh"
 
+// The draws of one thread.
 struct Four {
     double v[4];
 };
 
+// Elements [4 block, 4 block + 4) of y, as far as there are any.
 template <class T> DEV void store_four(T* y, i64 elements, u32 block, const Four& four) {
     const i64 at = 4 * (i64)block;
     if (at + 4 <= elements) {
@@ -21,7 +23,7 @@ template <class T> DEV void store_four(T* y, i64 elements, u32 block, const Four
     }
 }
 
-// Standard normals (Box-Muller).
+// y = standard normals, by Box-Muller.
 template <class T> KERNEL(256) noise_normal(T* RESTRICT y,  // [elements]
                                             i64 elements, const StepState* RESTRICT step, u32 stream) {
     const Draws draws = Draws::of(step, stream);
@@ -40,19 +42,3 @@ template <class T> KERNEL(256) noise_normal(T* RESTRICT y,  // [elements]
 }
 INSTANCE(noise_normal<float>)
 INSTANCE(noise_normal<bf16>)
-
-// Uniform in (lo, hi). `span` is hi - lo.
-template <class T> KERNEL(256) noise_uniform(T* RESTRICT y,  // [elements]
-                                             i64 elements, const StepState* RESTRICT step, u32 stream, double lo,
-                                             double span) {
-    const Draws draws = Draws::of(step, stream);
-    for (i64 block = global_thread(); 4 * block < elements; block += global_threads()) {
-        const Words w = draws.words((u32)block, 0);
-        Four four;
-        UNROLL
-        for (int k = 0; k < 4; k++) four.v[k] = lo + span * unit(w.v[k]);
-        store_four(y, elements, (u32)block, four);
-    }
-}
-INSTANCE(noise_uniform<float>)
-INSTANCE(noise_uniform<bf16>)

@@ -127,7 +127,7 @@ const STAGE: &str = "teach";
 /// Records the draw of a batch from all images and targets. Both are drawn from the same stream, so that images keep their
 /// targets.
 fn draw(r: &mut Recorder<f32>, n: usize, [images, targets]: [Value; 2]) -> Result<[Value; 2]> {
-    let draw = GatherImages { n, stream: stream::TEACH_GATHER, first: 0, count: None };
+    let draw = GatherImages { n, stream: stream::TEACH_GATHER };
     Ok([r.apply(draw, &[images])?, r.apply(draw, &[targets])?])
 }
 
@@ -206,7 +206,7 @@ fn optimisers(store: &mut Store<f32>, t: &TrainingSpec, net: &ResNet) -> (Vec<Op
         }
         OptimiserSpec::Sgd { momentum, weight_decay } => {
             let (momentum, weight_decay) = (f64::from(momentum), f64::from(weight_decay));
-            let sgd = Sgd { lr_slot, momentum, nesterov: false, weight_decay };
+            let sgd = Sgd { lr_slot, momentum, weight_decay };
             let with_momentum = |id: TensorId| {
                 let (name, shape) = (format!("{STAGE}.momentum.{}", store.name(id)), store.shape(id));
                 (id, vec![store.add(&name, shape)])

@@ -1,29 +1,36 @@
-//! What an op's kernels can take over from its neighbours on a GPU, and what the neighbours can take over from it.
+//! What an op's kernels can take over from its neighbours on a GPU, and what the neighbours can take over
+//! from it.
 //!
 //! An op only states what it can do; `autograd::fuse` sees the whole step and decides what is done.
 
 use crate::device::Slot;
 use crate::tensor::{Elem, Shape};
 
-/// The fusions an op takes part in. The default is an op that takes part in none, which is right for most of them.
+/// The fusions an op takes part in. The default is an op that takes part in none, which is right for most of
+/// them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fusion {
-    /// The piecewise linear activation at the op's output. Its mask is the first saved buffer, and backward begins by
-    /// multiplying the output's gradient by its slope. The op that writes that gradient last may do so instead.
+    /// The piecewise linear activation at the op's output. Its mask is the first saved buffer, and backward
+    /// begins by multiplying the output's gradient by its slope. The op that writes that gradient last may do
+    /// so instead.
     pub act_mask: Option<ActMask>,
-    /// Backward's kernels can multiply the gradient of input 0 by the activation mask of the op that produced it.
+    /// Backward's kernels can multiply the gradient of input 0 by the activation mask of the op that produced
+    /// it.
     pub masks_input_grad: bool,
-    /// Index of the input whose gradient equals the output's masked gradient, so that no kernel has to write it.
+    /// Index of the input whose gradient equals the output's masked gradient, so that no kernel has to write
+    /// it.
     pub grad_alias: Option<usize>,
     /// The gradient of input 0 equals the output's masked gradient too.
     pub copies_grad: bool,
     /// Backward can read a first term of the gradient of input 0 from another buffer and store the sum.
     pub adds_first_term: bool,
-    /// Forward's kernels can write partial statistics of the output's channels; the number is the pixels per partial.
+    /// Forward's kernels can write partial statistics of the output's channels; the number is the pixels per
+    /// partial.
     pub writes_channel_stats: Option<usize>,
     /// Forward begins with the statistics of the channels of input 0.
     pub reads_channel_stats: bool,
-    /// Forward's kernels can also compute a piecewise linear activation of the output, with a residual in front of it.
+    /// Forward's kernels can also compute a piecewise linear activation of the output, with a residual in
+    /// front of it.
     pub fuses_activation: bool,
     /// The op is an activation that the producer of input 0 can compute.
     pub is_fusable_activation: bool,
@@ -34,8 +41,8 @@ pub struct Fusion {
 }
 
 impl Fusion {
-    /// How a GPU stores an output of an op with these inputs: scalars, and rows computed from f32 rows, in f32; feature maps, and rows
-    /// computed from them, as `map_dtype` says.
+    /// How a GPU stores an output of an op with these inputs: scalars, and rows computed from f32 rows, in
+    /// f32; feature maps, and rows computed from them, as `map_dtype` says.
     pub fn output_elem(&self, output: Shape, inputs: &[Elem], map_dtype: Elem) -> Elem {
         let is_map = output.h() * output.w() > 1 || inputs.contains(&Elem::Bf16);
         if is_map && output != Shape::SCALAR && !self.has_f32_outputs { map_dtype } else { Elem::F32 }

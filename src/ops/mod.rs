@@ -1,7 +1,10 @@
-//! The operators: one file each (`src/ops/<op>.rs`), one line each in the registry below.
+//! The operators, in a folder for each kind; every op has one file, and one line in the registry below.
 //!
-//! An op knows shapes, memory slots and arithmetic. It knows no tape, no model, and no device beyond its inner loops.
-//! Its body is generic over [`Real`]: `f32` is the CPU backend, `f64` the oracle.
+//! An op defines shapes, memory slots and arithmetic. It does not depend on the tape, on models, or on a
+//! device beyond its own loops and launches. The CPU code is generic over [`Real`]: `f32` is the CPU backend,
+//! and `f64` is the reference that every other result is compared with.
+
+#![warn(missing_docs)]
 
 use crate::device::gpu::target::Target;
 use crate::error::Result;
@@ -25,15 +28,19 @@ pub mod random;
 
 macro_rules! registry {
     ($($kind:ident :: $module:ident :: $op:ident),* $(,)?) => {
-        /// Any operator, as recorded on a tape.
+        /// Any operator, as a tape records it.
         #[derive(Clone, Debug)]
-        pub enum Op { $($op($kind::$module::$op)),* }
+        pub enum Op {
+            $(#[doc = concat!("See [`", stringify!($kind), "::", stringify!($module), "`].")]
+            $op($kind::$module::$op)),*
+        }
 
         $(impl From<$kind::$module::$op> for Op {
             fn from(op: $kind::$module::$op) -> Self { Op::$op(op) }
         })*
 
         impl Op {
+            /// The name that messages and profiles use: the file's, such as `batch_norm`.
             pub fn name(&self) -> &'static str {
                 match self { $(Op::$op(_) => stringify!($module)),* }
             }
@@ -71,7 +78,7 @@ macro_rules! registry {
     };
 }
 
-// One op, one file, one line.
+// One line for each op.
 registry! {
     layers::activation::Activation,
     layers::conv2d::Conv2d,

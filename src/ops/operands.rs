@@ -1,68 +1,82 @@
-//! The operands of one instruction: their slots, and views of them while it runs on the CPU.
+//! The operands of one instruction: their slots, and typed views of them while it runs on the CPU.
 
 use crate::device::{Slot, StepState, Views};
 use crate::ops::fusion::FusedActivation;
 use crate::tensor::{Elem, Real, Shape};
 
-/// How an op delivers a gradient: the first writer of a buffer stores, later ones add. Decided by the plan.
+/// How an op delivers a gradient. The plan decides: the first writer of a buffer stores, later ones add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
+    /// Overwrite the buffer.
     Set,
+    /// Add to the buffer.
     Add,
 }
 
 /// A gradient to be written.
 pub struct Grad<'a, R> {
+    /// Its elements.
     pub data: &'a mut [R],
+    /// Whether to store them or to add to them.
     pub write: Write,
 }
 
 impl<R: Real> Grad<'_, R> {
-    /// `data[i] = v`, or `+= v`.
+    /// `data[i] = v`, or `data[i] += v`.
     #[inline(always)]
-    pub fn put(&mut self, i: usize, v: R) {
-        put(self.write, &mut self.data[i], v);
+    pub fn store_or_add(&mut self, i: usize, v: R) {
+        store_or_add(self.write, &mut self.data[i], v);
     }
 }
 
+/// `at = v`, or `at += v`.
 #[inline(always)]
-pub fn put<R: Real>(write: Write, at: &mut R, v: R) {
+pub fn store_or_add<R: Real>(write: Write, at: &mut R, v: R) {
     match write {
         Write::Set => *at = v,
         Write::Add => *at += v,
     }
 }
 
-/// Slots of one instruction, in the op's own order.
+/// The slots of one instruction, forward or backward; inputs and outputs in the op's own order.
 #[derive(Clone, Debug, Default)]
 pub struct Operands {
+    /// The inputs.
     pub inputs: Vec<Slot>,
+    /// The inputs' shapes.
     pub input_shapes: Vec<Shape>,
+    /// The outputs.
     pub outputs: Vec<Slot>,
+    /// The outputs' shapes.
     pub output_shapes: Vec<Shape>,
-    /// How a GPU stores them; empty on the CPU, whose scalar is the op body's.
+    /// The element types of the inputs on a GPU. Empty on the CPU, where all elements are of the op's scalar
+    /// type.
     pub input_elems: Vec<Elem>,
+    /// The element types of the outputs on a GPU, likewise.
     pub output_elems: Vec<Elem>,
-    /// Empty when nothing is to be saved for backward.
+    /// The buffers that forward saves for backward; empty if backward does not run.
     pub saved: Vec<Slot>,
+    /// The temporary buffers of this direction.
     pub scratch: Vec<Slot>,
-    /// Gradient of each output; `None` when the loss does not depend on it. Backward only.
+    /// The gradient of each output, `None` if the loss does not depend on it. Empty in forward.
     pub output_grads: Vec<Option<Slot>>,
-    /// Gradient of each input that wants one. Backward only.
+    /// The gradient of each input, `None` if it needs none. Empty in forward.
     pub input_grads: Vec<Option<(Slot, Write)>>,
-    /// Of each input whose gradient this instruction is the last to write: the mask and the slope of the activation that
-    /// gave it, to be applied to the sum. Empty, or as many as inputs.
+    /// For each input, the mask and slope of the activation that produced it, if this instruction is the last
+    /// to write the input's gradient and multiplies the sum by the activation's derivative. Empty, or as long
+    /// as the inputs.
     pub input_masks: Vec<Option<(Slot, f32)>>,
-    /// Whether the last writer of the output's gradient did so for this instruction.
+    /// Whether the output's gradient has been multiplied by the derivative of this op's activation already.
     pub dy_is_masked: bool,
-    /// An activation of the output that forward computes too.
+    /// An activation that consumes the output and that forward computes as well.
     pub fused_activation: Option<FusedActivation>,
-    /// Whether forward is left to the producer of the first input.
+    /// Whether the producer of input 0 computes this instruction's forward.
     pub is_fused_into_producer: bool,
-    /// The first part of the first input's gradient, where another holds it: backward adds to it and stores the sum.
+    /// A buffer that holds the first term of the gradient of input 0: backward adds to it, and stores the sum
+    /// in `input_grads`.
     pub first_term: Option<Slot>,
-    /// Moments of the output, if somebody asks for them, or of the first input, if its producer leaves them; and of how
-    /// many pixels each part is. Forward only.
+    /// Partial channel statistics: (buffer, pixels per partial). Written by the producer of a feature map,
+    /// for its output; read by a consumer, for input 0. `None` in backward.
     pub channel_stats: Option<(Slot, usize)>,
 }
 
@@ -70,7 +84,7 @@ impl Operands {
     fn all(&self) -> impl Iterator<Item = &Slot> {
         let grads =
             self.output_grads.iter().flatten().chain(self.input_grads.iter().flatten().map(|(s, _)| s));
-        let gates = self
+        let masks = self
             .input_masks
             .iter()
             .flatten()
@@ -82,43 +96,51 @@ impl Operands {
             .chain(&self.saved)
             .chain(&self.scratch)
             .chain(grads)
-            .chain(gates)
+            .chain(masks)
     }
+    /// The number of slots.
     pub fn slots(&self) -> usize {
         self.all().count()
     }
-    /// Whether they are backward's.
+    /// Whether these are the operands of backward.
     pub fn is_backward(&self) -> bool {
         !self.output_grads.is_empty()
     }
-    /// Bytes of a gradient to be written: twice where it is added to what is there.
+    /// The memory traffic of writing the gradient of an input: its bytes, twice if it is added to.
     pub fn gradient_bytes(&self, input: usize) -> u64 {
         self.input_grads[input].map_or(0, |(slot, write)| match write {
             Write::Set => slot.bytes as u64,
             Write::Add => 2 * slot.bytes as u64,
         })
     }
-    /// Bytes of all operands, each counted once.
+    /// The bytes of all operands, each counted once.
     pub fn bytes(&self) -> u64 {
         self.all().map(|s| s.bytes as u64).sum()
     }
 }
 
-/// The operands of one instruction while it runs. Slices live as long as the instruction.
+/// The operands of one instruction while it runs on the CPU. Slices live as long as the instruction.
 pub struct Io<'v, R> {
+    /// The slots.
     pub operands: &'v Operands,
+    /// Access to memory.
     pub views: Views<'v>,
+    /// Seed, number and learning rates of the step.
     pub step: &'v StepState,
+    /// The scalar type.
     pub scalar: std::marker::PhantomData<R>,
 }
 
 impl<'v, R: Real> Io<'v, R> {
+    /// The shape of an input.
     pub fn shape(&self, input: usize) -> Shape {
         self.operands.input_shapes[input]
     }
+    /// The shape of an output.
     pub fn out_shape(&self, output: usize) -> Shape {
         self.operands.output_shapes[output]
     }
+    /// The number of inputs.
     pub fn inputs(&self) -> usize {
         self.operands.inputs.len()
     }
@@ -126,7 +148,7 @@ impl<'v, R: Real> Io<'v, R> {
     pub fn x(&self, i: usize) -> &'v [R] {
         self.views.read(self.operands.inputs[i])
     }
-    /// Input `i`, updated in place; the signature lists it in `updates`.
+    /// Input `i`, to be updated in place; the signature lists it in `updates`.
     pub fn state(&self, i: usize) -> &'v mut [R] {
         self.views.write(self.operands.inputs[i])
     }
@@ -134,26 +156,27 @@ impl<'v, R: Real> Io<'v, R> {
     pub fn y(&self, i: usize) -> &'v mut [R] {
         self.views.write(self.operands.outputs[i])
     }
-    /// Output `i` as backward sees it; the signature says `keeps_outputs`.
+    /// Output `i` in backward; the signature sets `keeps_outputs`.
     pub fn kept_y(&self, i: usize) -> &'v [R] {
         self.views.read(self.operands.outputs[i])
     }
-    /// Whether backward will run, so that forward fills the saved buffers.
+    /// Whether backward will run, so that forward must fill the saved buffers.
     pub fn saves(&self) -> bool {
         !self.operands.saved.is_empty()
     }
-    /// Saved buffer `i`: written by forward ...
+    /// Saved buffer `i`, to be written by forward.
     pub fn save<T: bytemuck::Pod>(&self, i: usize) -> &'v mut [T] {
         self.views.write(self.operands.saved[i])
     }
-    /// ... and read by backward.
+    /// Saved buffer `i`, to be read by backward.
     pub fn saved<T: bytemuck::Pod>(&self, i: usize) -> &'v [T] {
         self.views.read(self.operands.saved[i])
     }
+    /// Temporary buffer `i` of this direction.
     pub fn scratch<T: bytemuck::Pod>(&self, i: usize) -> &'v mut [T] {
         self.views.write(self.operands.scratch[i])
     }
-    /// Gradient of output `i`. Backward only runs when at least one output has one.
+    /// The gradient of output `i`. Backward only runs if at least one output has one.
     pub fn dy(&self, i: usize) -> Option<&'v [R]> {
         self.operands.output_grads[i].map(|s| self.views.read(s))
     }
@@ -162,7 +185,7 @@ impl<'v, R: Real> Io<'v, R> {
         self.views
             .read(self.operands.output_grads[0].expect("backward of an op whose output has no gradient"))
     }
-    /// Where the gradient of input `i` goes, if anybody wants it.
+    /// The gradient of input `i`, if it needs one.
     pub fn dx(&self, i: usize) -> Option<Grad<'v, R>> {
         self.operands.input_grads[i].map(|(s, write)| Grad { data: self.views.write(s), write })
     }

@@ -1,4 +1,4 @@
-//! What every op implements, and what it tells the plan about itself.
+//! The trait that every op implements, and the signature by which an op describes itself to the plan.
 
 use crate::device::Slot;
 use crate::device::gpu::target::Target;
@@ -11,63 +11,81 @@ use crate::tensor::{Real, Shape};
 /// An operand as seen while recording: its shape, and whether the loss needs its gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct OperandInfo {
+    /// Its shape.
     pub shape: Shape,
+    /// Whether backward computes its gradient.
     pub needs_grad: bool,
 }
 
-/// What an op tells the plan about itself: results, and what its backward will want to see again.
+/// An op's description of itself, for given operands: its outputs, the buffers it needs and what backward
+/// reads again.
 #[derive(Clone, Debug, Default)]
 pub struct Signature {
+    /// The shapes of the outputs.
     pub outputs: Vec<Shape>,
-    /// Inputs that backward reads, by index. Everything else may be overwritten after forward.
+    /// Indices of the inputs that backward reads. All others may be overwritten after forward.
     pub keeps_inputs: Vec<usize>,
     /// Whether backward reads the outputs.
     pub keeps_outputs: bool,
-    /// Buffers that forward writes for backward (only planned when a gradient is wanted).
+    /// Buffers that forward writes for backward. They are planned only if an input needs a gradient.
     pub saved: Vec<Extent>,
-    /// Temporary buffers, contents undefined at entry.
+    /// Temporary buffers of forward, with undefined contents at its start.
     pub scratch_forward: Vec<Extent>,
+    /// Temporary buffers of backward, with undefined contents at its start.
     pub scratch_backward: Vec<Extent>,
-    /// Inputs that forward updates in place (running estimates, moments), by index.
+    /// Indices of the inputs that forward updates in place, such as running estimates and an optimiser's
+    /// moments.
     pub updates: Vec<usize>,
-    /// Multiply-adds of forward, and of backward for the gradients that are wanted.
+    /// Multiply-adds of forward.
     pub macs_forward: u64,
+    /// Multiply-adds of backward, for the gradients that are needed.
     pub macs_backward: u64,
 }
 
 /// Size of a saved or scratch buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Elements of the device's scalar.
+    /// A number of elements of the op's scalar type: f32, or f64 for the reference.
     Reals(usize),
-    /// Bytes: bit masks and indices.
+    /// A number of bytes, for bit masks and indices.
     Bytes(usize),
 }
 
 /// One operator.
 pub trait Operator {
-    /// Checks the operands and says what comes out, what is kept and what it costs.
+    /// Checks the operands and describes the op for them.
+    ///
+    /// Errors: operands whose number or shapes do not fit, and settings outside their range.
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature>;
+    /// Computes the outputs on the CPU.
     fn forward<R: Real>(&self, io: &Io<R>);
-    /// Writes every input gradient that `io.dx` yields. An op without inputs that learn has nothing to do here.
+    /// Computes every input gradient that `io.dx` yields, on the CPU. An op that passes no gradient on does
+    /// nothing.
     fn backward<R: Real>(&self, io: &Io<R>);
 
-    /// Turns forward into launches of the op's kernels. Runs once, when a plan is compiled; needs no GPU.
-    fn launch_forward(&self, l: &mut Launches) -> Result<()>;
-    /// The same for backward; an op without inputs that learn has nothing to do here.
-    fn launch_backward(&self, l: &mut Launches) -> Result<()>;
-    /// Rewrites the buffers that kernels need otherwise than the CPU's loops; `target` says how feature maps are stored.
-    fn device_extents(&self, _args: &[OperandInfo], _target: &Target, _signature: &mut Signature) {}
-    /// Bytes that must move for this op in a schedule that fuses it with its neighbours as far as its arithmetic allows:
-    /// what the plan's launches are held against. Counted from the operands' sizes alone.
+    /// Adds forward's kernel launches to `l`. Runs once, when a plan is compiled, and needs no GPU.
     ///
-    /// The default takes each operand once: forward reads the inputs and writes the outputs and what it saves; backward
-    /// reads the outputs' gradients and what it kept, and writes the inputs' gradients. What is added to or updated in
-    /// place counts twice, scratch not at all. An op that a neighbour can absorb has 0.
+    /// Errors: operands of element types that no kernel takes together, and sizes that no launch can have.
+    fn launch_forward(&self, l: &mut Launches) -> Result<()>;
+    /// Adds backward's kernel launches to `l`. An op that passes no gradient on adds none.
+    ///
+    /// Errors: as [`Operator::launch_forward`].
+    fn launch_backward(&self, l: &mut Launches) -> Result<()>;
+    /// Replaces the sizes of saved and scratch buffers in `signature` where the kernels need others than the
+    /// CPU does.
+    fn device_extents(&self, _args: &[OperandInfo], _target: &Target, _signature: &mut Signature) {}
+    /// A lower bound on the bytes of memory traffic of this op, in a schedule that fuses it with its
+    /// neighbours as far as its arithmetic allows. The traffic of a plan's launches is compared with it. It
+    /// follows from the operands' sizes.
+    ///
+    /// The default counts each operand once: forward reads the inputs and writes the outputs and saved
+    /// buffers; backward reads the outputs' gradients and what was kept, and writes the inputs' gradients. A
+    /// buffer that is added to or updated in place counts twice, scratch does not count. An op that a
+    /// neighbour can compute on the way has 0.
     fn minimal_bytes(&self, operands: &Operands) -> u64 {
         operands_once(self, operands)
     }
-    /// Bytes of input `i` that forward touches: fewer than all where it takes rows of a bank.
+    /// The bytes of input `i` that forward reads or writes: fewer than all where it uses some rows of a bank.
     fn touched_bytes(&self, operands: &Operands, i: usize) -> u64 {
         operands.inputs[i].bytes as u64
     }
@@ -77,7 +95,7 @@ pub trait Operator {
     }
 }
 
-/// See [`Operator::minimal_bytes`].
+/// Each operand counted once: the default of [`Operator::minimal_bytes`].
 pub fn operands_once<O: Operator + ?Sized>(op: &O, o: &Operands) -> u64 {
     let needs_grad = |i: usize| o.input_grads.get(i).is_some_and(Option::is_some);
     let arg = |(i, shape): (usize, &Shape)| OperandInfo { shape: *shape, needs_grad: needs_grad(i) };
@@ -87,7 +105,7 @@ pub fn operands_once<O: Operator + ?Sized>(op: &O, o: &Operands) -> u64 {
     let inputs = |list: &[usize]| list.iter().map(|i| op.touched_bytes(o, *i)).sum::<u64>();
     if !o.is_backward() {
         let every: Vec<usize> = (0..o.inputs.len()).collect();
-        // A bank's rows are written without a look at what they held.
+        // Rows of a bank are overwritten without being read.
         let is_whole = |i: &usize| op.touched_bytes(o, *i) == o.inputs[*i].bytes as u64;
         let updated: Vec<usize> = s.updates.into_iter().filter(is_whole).collect();
         return inputs(&every) + inputs(&updated) + all(&o.outputs) + all(&o.saved);
@@ -98,8 +116,10 @@ pub fn operands_once<O: Operator + ?Sized>(op: &O, o: &Operands) -> u64 {
     dy + kept + all(&o.saved) + dx
 }
 
-/// Checks an op's number of operands.
-pub fn expect_args(op: &'static str, args: &[OperandInfo], expected: &[&str]) -> Result<()> {
+/// Checks an op's number of operands, whose names are `expected`.
+///
+/// Errors: another number of operands.
+pub fn expect_operands(op: &'static str, args: &[OperandInfo], expected: &[&str]) -> Result<()> {
     if args.len() == expected.len() {
         return Ok(());
     }
@@ -109,7 +129,9 @@ pub fn expect_args(op: &'static str, args: &[OperandInfo], expected: &[&str]) ->
     ))
 }
 
-/// Checks one operand's shape.
+/// Checks the shape of the operand that messages call `what`.
+///
+/// Errors: another shape than the expected one.
 pub fn expect_shape(op: &'static str, what: &str, expected: Shape, found: Shape) -> Result<()> {
     if expected == found {
         return Ok(());

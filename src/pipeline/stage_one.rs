@@ -18,7 +18,7 @@ use crate::ops::movement::concat_columns::ConcatColumns;
 use crate::ops::movement::scatter_images::ScatterImages;
 use crate::ops::optim::adam::Adam;
 use crate::ops::random::draw_labels::DrawLabels;
-use crate::ops::random::noise::{Noise, NoiseKind};
+use crate::ops::random::noise::Noise;
 use crate::tensor::{Real, Shape};
 
 /// The generator, and everything else that stage one trains or fills.
@@ -55,9 +55,7 @@ impl Draw {
         batch: usize,
         learn: Learn,
     ) -> Result<(Vec<Value>, Option<Value>)> {
-        let kind = NoiseKind::Normal;
-        let z =
-            r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::LATENT, kind }, &[])?;
+        let z = r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::LATENT }, &[])?;
         let images = |r: &mut Recorder<R>, z| r.within(part::GENERATOR, |r| generator.record(r, z, learn));
         if self.conditions == 0 {
             return Ok((images(r, z)?, None));

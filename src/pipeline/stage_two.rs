@@ -24,7 +24,7 @@ use crate::ops::movement::columns::Columns;
 use crate::ops::movement::gather_images::GatherImages;
 use crate::ops::optim::adam::Adam;
 use crate::ops::random::augment::Augment;
-use crate::ops::random::noise::{Noise, NoiseKind};
+use crate::ops::random::noise::Noise;
 use crate::tensor::Real;
 use crate::weights::Tensors;
 
@@ -136,12 +136,9 @@ impl StageTwo {
         let drawn = match self.images {
             Images::Bank(bank) => {
                 let bank = r.leaf(bank, Learn::Frozen);
-                r.apply(GatherImages { n: d.batch, stream: stream::GATHER, first: 0, count: None }, &[bank])?
+                r.apply(GatherImages { n: d.batch, stream: stream::GATHER }, &[bank])?
             }
-            Images::Noise => {
-                let kind = NoiseKind::Normal;
-                r.apply(Noise { shape: image_shape, stream: stream::NOISE_IMAGES, kind }, &[])?
-            }
+            Images::Noise => r.apply(Noise { shape: image_shape, stream: stream::NOISE_IMAGES }, &[])?,
         };
         let a = &d.augment;
         let augment = Augment {

@@ -122,7 +122,7 @@ fn timed_launches_are_those_of_the_plan_and_move_the_store() {
     let mut t = Tape::default();
     let (xv, wv) = (t.leaf(&e.store, x, Learn::Frozen), t.leaf(&e.store, w, Learn::Trainable));
     let y = t.apply(Conv2d::new(1, 0), &[xv, wv]).unwrap();
-    let sgd = Sgd { lr_slot: 0, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let sgd = Sgd { lr_slot: 0, momentum: 0.0, weight_decay: 0.0 };
     let optimiser = Optimiser { op: sgd.into(), tensors: vec![(w, vec![m])] };
     let mut plan = Plan::compile(&t, &e.store, Some(y), &[optimiser]).unwrap();
     plan.reserve(&mut e).unwrap();

@@ -274,7 +274,7 @@ mod tests {
         let bank = e.store.add("bank", Shape::new(100, 4, 4, 8));
         let mut t = Tape::default();
         let bank = t.leaf(&e.store, bank, Learn::Frozen);
-        let x = t.apply(GatherImages { n: 2, stream: 1, first: 0, count: None }, &[bank]).unwrap();
+        let x = t.apply(GatherImages { n: 2, stream: 1 }, &[bank]).unwrap();
         t.output(x);
         let plan = Plan::compile(&t, &e.store, None, &[]).unwrap();
         let found = row(&plan, <&Card>::default(), "", "gather_images", Phase::Forward);

@@ -1,4 +1,4 @@
-//! Elementwise activation, and the residual addition in front of it.
+//! Elementwise activations, with the addition of a residual in front.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::vectorised;
@@ -8,28 +8,32 @@ use crate::error::Result;
 use crate::ops::fusion::{ActMask, Fusion};
 use crate::ops::launch::launches::THREADS;
 use crate::ops::launch::launches::{DeviceTensor, Launches};
-use crate::ops::operands::{Io, Operands, Write, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
-use crate::tensor::Shape;
-use crate::tensor::{Elem, Real};
+use crate::ops::operands::{Io, Operands, Write, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
+use crate::tensor::{Elem, Real, Shape};
 
-/// The pointwise function that also ends a convolution.
+/// An elementwise function. Convolutions and batch norms end with one, too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Act {
+    /// The identity.
     None,
+    /// `max(v, 0)`; NaN stays NaN.
     Relu,
-    /// Slope below zero.
+    /// `v` above zero, and below it `v` times this slope.
     LeakyRelu(f32),
+    /// The hyperbolic tangent.
     Tanh,
+    /// `1 / (1 + e^-v)`.
     Sigmoid,
 }
 
 impl Act {
+    /// The function's value at `v`.
     #[inline(always)]
     pub fn apply<R: Real>(self, v: R) -> R {
         match self {
             Act::None => v,
-            // Not `max`: a NaN must pass through, or a diverged network would look like a dead one.
+            // Not `max`, which would turn NaN into 0: a diverged network would look like a dead one.
             Act::Relu => {
                 if v < R::ZERO {
                     R::ZERO
@@ -49,7 +53,7 @@ impl Act {
         }
     }
 
-    /// The function of every element, in place.
+    /// Applies the function to every element, in place.
     pub fn apply_to<R: Real>(self, values: &mut [R]) {
         let Some(slope) = self.step_slope() else {
             return values.iter_mut().for_each(|v| *v = self.apply(*v));
@@ -64,7 +68,7 @@ impl Act {
         );
     }
 
-    /// The derivative, from the function's *value* `y`: every one of these can be had from it.
+    /// The derivative, from the function's value `y`: for each of these functions, the value determines it.
     #[inline(always)]
     pub fn slope<R: Real>(self, y: R) -> R {
         match self {
@@ -88,7 +92,8 @@ impl Act {
         }
     }
 
-    /// The slope for non-positive inputs, when the derivative is a step and one bit tells it.
+    /// The slope for non-positive inputs, if the function is piecewise linear, so that one bit determines the
+    /// derivative.
     pub fn step_slope(self) -> Option<f64> {
         match self {
             Act::None => Some(1.0),
@@ -99,7 +104,7 @@ impl Act {
     }
 }
 
-/// How kernels take it: `Act` of kernels/lib/activation.cuh.
+/// The layout of `Act` in kernels/lib/activation.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 pub struct DeviceAct {
@@ -133,7 +138,8 @@ pub fn sigmoid<R: Real>(v: R) -> R {
 ///
 /// Shapes: x, residual, y `[n, h, w, c]`.
 /// Source: ResNet's block end (He et al. 2016, eq. 1); tanh and sigmoid as docs/method.md 1 and 2 use them.
-/// Backward: `dx = dresidual = dy * act'`, from the saved output alone; on a GPU, where act' is a step, from a bit an element.
+/// Backward: `dx = dresidual = dy * act'`, from the saved output. On a GPU, a piecewise linear activation
+/// saves one bit per element instead.
 /// Errors: operands of different shapes.
 /// Cost: no multiply-adds; reads 1 or 2 tensors, writes 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,7 +148,7 @@ pub struct Activation(pub Act);
 impl Operator for Activation {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         if args.len() != 2 {
-            expect_args("activation", args, &["x"])?;
+            expect_operands("activation", args, &["x"])?;
         }
         for a in args {
             expect_shape("activation", "residual", args[0].shape, a.shape)?;
@@ -181,13 +187,13 @@ impl Operator for Activation {
                 let range = first..first + part.data.len();
                 let dy = &dy[range.clone()];
                 let Some(y) = y.map(|y| &y[range]) else {
-                    return part.data.iter_mut().zip(dy).for_each(|(dx, dy)| put(write, dx, *dy));
+                    return part.data.iter_mut().zip(dy).for_each(|(dx, dy)| store_or_add(write, dx, *dy));
                 };
                 vectorised(
                     #[inline(always)]
                     || {
                         for (dx, (y, dy)) in part.data.iter_mut().zip(y.iter().zip(dy)) {
-                            put(write, dx, *dy * self.0.slope(*y));
+                            store_or_add(write, dx, *dy * self.0.slope(*y));
                         }
                     },
                 );
@@ -260,7 +266,8 @@ impl Operator for Activation {
         }
     }
 
-    /// Its neighbours do it on the way; they have to read the residual, and its gradient where that is added to.
+    /// The neighbours can compute it while they have the element at hand. They must read the residual, and
+    /// the residual's gradient if it is added to.
     fn minimal_bytes(&self, o: &Operands) -> u64 {
         if !o.is_backward() {
             return o.inputs.get(1).map_or(0, |residual| residual.bytes as u64);
@@ -271,14 +278,14 @@ impl Operator for Activation {
 }
 
 impl Activation {
-    /// The slope for non-positive inputs, if a GPU keeps a bit an element for backward instead of y.
+    /// The slope for non-positive inputs, if a GPU saves a bit per element for backward instead of `y`.
     fn masked_slope(&self) -> Option<f32> {
         self.0.step_slope().filter(|_| self.0 != Act::None).map(|s| s as f32)
     }
 }
 
-/// Launches `dx = dresidual = dy * act'`, where it says who wants which and how; nothing if nobody does. `mask`: the bits of
-/// an activation with this slope, `None` for `act' = 1`. Shapes: all `[pixels, c]`.
+/// Launches `dx = dresidual = dy * act'` for those of the two gradients that are needed. `mask` holds the
+/// bits of an activation with this slope; without it, `act' = 1`. Shapes: all `[pixels, c]`.
 pub(super) fn step_backward(
     l: &mut Launches,
     dx: Option<(DeviceTensor, Write)>,
@@ -322,7 +329,7 @@ mod tests {
     use crate::tensor::Shape;
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for act in [Act::None, Act::Relu, Act::LeakyRelu(0.2), Act::Tanh, Act::Sigmoid] {
             for shape in [Shape::new(1, 1, 1, 1), Shape::new(3, 5, 7, 11), Shape::new(2, 64, 33, 8)] {
                 let f = move |v: f64| match act {

@@ -1,4 +1,4 @@
-//! Batch normalisation, with the activation that follows it.
+//! Batch normalisation, followed by an activation.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width, with_width};
@@ -11,48 +11,51 @@ use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::Act;
-use crate::ops::operands::{Io, Operands, put};
+use crate::ops::operands::{Io, Operands, store_or_add};
 use crate::ops::operator::{
-    Extent, OperandInfo, Operator, Signature, expect_args, expect_shape, operands_once,
+    Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape, operands_once,
 };
 use crate::tensor::{Real, Shape};
 
-/// Which statistics normalise.
+/// The statistics that normalise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stats {
-    /// Those of the batch; the running estimates follow them.
+    /// The mean and variance of the batch, which also update the running estimates. For training.
     Batch,
-    /// The running estimates, which stay as they are.
+    /// The running estimates, which stay unchanged. For inference, and for frozen networks.
     Running,
 }
 
-/// `y = act( gamma * (x - mean) / sqrt(var + eps) + beta )`, all but x per channel.
+/// `y = act( gamma * (x - mean) / sqrt(var + eps) + beta )`, where everything but x and y is per channel.
 ///
-/// With `Stats::Batch`, mean and (biased) variance are those of x over n, h, w, and
-/// `running = (1 - momentum) * running + momentum * batch`, where the batch's variance is the unbiased one.
+/// With `Stats::Batch`, `mean` and the biased variance `var` are those of x over n, h and w, and the running
+/// estimates become `(1 - momentum) * running + momentum * batch`, with the unbiased variance of the batch.
 ///
 /// Shapes: x, y `[n, h, w, c]`; gamma, beta, running_mean, running_var `[1, 1, 1, c]`, in this order.
-/// Source: Ioffe and Szegedy 2015, algorithms 1 and 2; the running variance and the defaults as PyTorch has them.
-/// Backward: dx, dgamma, dbeta; reads x, gamma and beta, saves three scalars a channel. The activation's slope comes from
-/// `y`'s sign computed again: two multiply-adds an element that hide behind the load of x, against a mask that one pass
-/// would write and two would unpack.
-/// Errors: vectors that do not have x's channels, a gradient wanted for the running estimates, batch statistics of a
-/// single value, an activation that is not piecewise linear.
-/// Cost: memory-bound. Forward reads x twice (once with `Stats::Running`) and writes y; backward reads x and dy twice and
-/// writes dx.
+/// Source: Ioffe and Szegedy 2015, algorithms 1 and 2; the running variance and the defaults as in PyTorch.
+/// Backward: dx, dgamma, dbeta. Reads x, gamma and beta, and saves three scalars per channel. The sign of y,
+/// which the activation's derivative depends on, is computed again: two multiply-adds per element, hidden
+/// behind the load of x, instead of a mask that one pass would write and two would read.
+/// Errors: vectors of another length than x's channels, running estimates that need a gradient, batch
+/// statistics of one value per channel, an activation that is not piecewise linear.
+/// Cost: memory-bound. Forward reads x twice (once with `Stats::Running`) and writes y; backward reads x and
+/// dy twice and writes dx.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNorm {
+    /// The statistics that normalise.
     pub stats: Stats,
+    /// The activation at the end.
     pub act: Act,
-    /// Share of the batch in the running estimates.
+    /// Weight of the batch in the running estimates.
     pub momentum: f32,
+    /// Added to the variance under the square root.
     pub eps: f32,
 }
 
 impl Operator for BatchNorm {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         let names = ["x", "gamma", "beta", "running_mean", "running_var"];
-        expect_args("batch_norm", args, &names)?;
+        expect_operands("batch_norm", args, &names)?;
         let x = args[0].shape;
         for (name, arg) in names.iter().zip(args).skip(1) {
             expect_shape("batch_norm", name, Shape::vector(x.c()), arg.shape)?;
@@ -164,7 +167,7 @@ impl Operator for BatchNorm {
             );
             for (gradient, sum) in [dbeta, dgamma].into_iter().zip(sums.chunks_exact(c)) {
                 if let Some(mut gradient) = gradient {
-                    sum.iter().enumerate().for_each(|(i, v)| gradient.put(i, *v));
+                    sum.iter().enumerate().for_each(|(i, v)| gradient.store_or_add(i, *v));
                 }
             }
             sums
@@ -172,7 +175,8 @@ impl Operator for BatchNorm {
             &mut scratch[..2 * c]
         };
         let Some(dx) = dx else { return };
-        // Running statistics do not depend on x: the two terms that pass through them are absent.
+        // Running estimates do not depend on x, so the two terms of dx that pass through the statistics are
+        // zero.
         let scale = R::of(1.0 / pixels as f64);
         means.iter_mut().for_each(|v| *v = if through_stats { *v * scale } else { R::ZERO });
         let (mean_g, mean_gx) = means.split_at(c);
@@ -190,7 +194,7 @@ impl Operator for BatchNorm {
                             let xhat = channels.normalised(i, x[i]);
                             let g = channels.through(i, xhat, dy[i]) - mean_g[i];
                             let v = channels.gamma[i] * channels.rstd[i] * (-xhat).fma(mean_gx[i], g);
-                            put(write, &mut dx[i], v);
+                            store_or_add(write, &mut dx[i], v);
                         }
                     }
                 },
@@ -291,8 +295,8 @@ impl Operator for BatchNorm {
         let name = format!("batch_norm_bwd<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
-    /// Of a batch's statistics, forward's can be summed where x is made; backward's are whole only when x and dy have been
-    /// read, and dx reads both again.
+    /// The producer of x can sum the batch's statistics while it writes x. Backward's two sums are complete
+    /// only once x and dy have been read, and dx then reads both a second time.
     fn minimal_bytes(&self, o: &Operands) -> u64 {
         let again = o.is_backward() && self.stats == Stats::Batch && o.input_grads[0].is_some();
         let dy = o.output_grads.first().copied().flatten();
@@ -315,14 +319,14 @@ impl Operator for BatchNorm {
 }
 
 impl BatchNorm {
-    /// As kernels take the activation: its slope below zero.
+    /// The activation as the kernels take it: its slope below zero.
     fn slope(&self) -> gpu::launch::KernelArg {
         (self.act.step_slope().unwrap_or(1.0) as f32).into()
     }
 }
 
-/// What every element of a channel shares: `xhat = (x - shift) * rstd + offset`, where shift is near the mean and offset
-/// makes up for the rest, so that a large mean costs no digits.
+/// The coefficients of each channel: `xhat = (x - shift) * rstd + offset`. The shift is near the mean, and
+/// the offset corrects for their difference, so that a mean far from zero costs no precision.
 #[derive(Clone, Copy)]
 struct Channels<'a, R> {
     shift: &'a [R],
@@ -339,7 +343,7 @@ impl<'a, R: Real> Channels<'a, R> {
         let (rstd, offset) = rest.split_at(gamma.len());
         Channels { shift, rstd, offset, gamma, beta, slope: R::of(act.step_slope().unwrap_or(1.0)) }
     }
-    /// The same, telling the compiler that every slice has `c` elements: the loops that follow lose their checks.
+    /// The first `c` elements of every slice. The compiler then drops the bounds checks in loops up to `c`.
     #[inline(always)]
     fn cut(&self, c: usize) -> Self {
         Channels {
@@ -355,12 +359,12 @@ impl<'a, R: Real> Channels<'a, R> {
     fn normalised(&self, i: usize, x: R) -> R {
         (x - self.shift[i]).fma(self.rstd[i], self.offset[i])
     }
-    /// `y` before the activation.
+    /// The output before the activation.
     #[inline(always)]
     fn affine(&self, i: usize, xhat: R) -> R {
         xhat.fma(self.gamma[i], self.beta[i])
     }
-    /// The output gradient behind the activation.
+    /// The gradient with respect to the output before the activation.
     #[inline(always)]
     fn through(&self, i: usize, xhat: R, dy: R) -> R {
         if self.affine(i, xhat) > R::ZERO { dy } else { dy * self.slope }
@@ -415,13 +419,13 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for act in [Act::None, Act::Relu, Act::LeakyRelu(0.2)] {
             for x in [
                 Shape::new(2, 1, 1, 1),
                 Shape::new(3, 5, 7, 11),
                 Shape::new(1, 9, 8, 16),
-                // On a device: 35 chunks of pixels, more than a fold has threads for.
+                // 35 chunks of pixels on a device, more than a fold has threads per channel.
                 Shape::new(5, 13, 17, 31),
                 Shape::rows(67, 64),
                 // Packs of channels, with two chunks of pixels and with two slabs of 17 and 16 packs.

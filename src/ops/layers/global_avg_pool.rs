@@ -1,4 +1,4 @@
-//! Mean over the pixels of each image.
+//! Global average pooling: the mean over the pixels of each image.
 
 use crate::device::cpu::channels::image_mean;
 use crate::device::cpu::par::{Rows, for_rows};
@@ -7,23 +7,23 @@ use crate::error::Result;
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{Tiles, instance};
 use crate::ops::launch::launches::Launches;
-use crate::ops::operands::{Io, put};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operands::{Io, store_or_add};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `y[n,c] = 1 / (h w) * sum_{h,w} x[n,h,w,c]`
 ///
 /// Shapes: x `[n, h, w, c]`, y `[n, 1, 1, c]`.
 /// Source: docs/method.md 1 (the teachers' head); He et al. 2016.
-/// Backward: `dx = dy / (h w)`, from nothing but dy.
-/// Errors: none beyond the operand count.
+/// Backward: `dx = dy / (h w)`; keeps nothing.
+/// Errors: another number of operands than one.
 /// Cost: memory-bound; forward reads x, backward writes dx.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GlobalAvgPool;
 
 impl Operator for GlobalAvgPool {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("global_avg_pool", args, &["x"])?;
+        expect_operands("global_avg_pool", args, &["x"])?;
         let x = args[0].shape;
         Ok(Signature { outputs: vec![Shape::rows(x.n(), x.c())], ..Default::default() })
     }
@@ -48,7 +48,7 @@ impl Operator for GlobalAvgPool {
                 part.data.chunks_exact_mut(shape.per_sample()).zip(dy[first * c..].chunks_exact(c))
             {
                 for pixel in dx.chunks_exact_mut(c) {
-                    pixel.iter_mut().zip(dy).for_each(|(dx, dy)| put(write, dx, *dy * scale));
+                    pixel.iter_mut().zip(dy).for_each(|(dx, dy)| store_or_add(write, dx, *dy * scale));
                 }
             }
         });
@@ -64,9 +64,9 @@ impl Operator for GlobalAvgPool {
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let Some((dx, write)) = l.dx(0) else { return Ok(()) };
         let tiles = Tiles::image_pass(l.target(), l.shape(0), dx.elem);
-        let gate = l.input_mask(0);
-        let slope = gate.map_or(0.0, |g| g.slope);
-        let mask = gate.map(|g| g.mask).into();
+        let mask = l.input_mask(0);
+        let slope = mask.map_or(0.0, |m| m.slope);
+        let mask = mask.map(|m| m.mask).into();
         let args = [dx.into(), l.dy0().into(), mask, slope.into(), write.into(), tiles.into()];
         l.launch(instance("global_avg_pool_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
     }
@@ -82,7 +82,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for x in [
             Shape::new(1, 1, 1, 1),
             Shape::new(3, 5, 7, 11),

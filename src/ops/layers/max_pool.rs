@@ -1,40 +1,45 @@
-//! Maximum over windows.
+//! Max pooling.
 
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
 use crate::device::cpu::vectorised;
 use crate::device::gpu;
 use crate::device::gpu::target::Target;
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{instance, pack, per_image};
 use crate::ops::launch::launches::Launches;
-use crate::ops::operands::Io;
-use crate::ops::operands::Write;
-use crate::ops::operator::Extent;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operands::{Io, Write};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `y[n,p,q,c] = max_{r,s} x[n, p*stride - pad + r, q*stride - pad + s, c]`, `r, s < window`; padding never wins.
+/// `y[n,p,q,c] = max_{r,s} x[n, p*stride - pad + r, q*stride - pad + s, c]` with `r, s < window`. Padding
+/// counts as minus infinity.
 ///
 /// Shapes: x `[n, h, w, c]`, y `[n, p, q, c]` with `p = (h + 2 pad - window) / stride + 1`.
 /// Source: He et al. 2016 (the stem: window 3, stride 2, padding 1).
-/// Backward: dx goes to the first of equal maxima, in row order; saves the winner's place in its window, a byte an
-/// output, and keeps neither x nor y. NaN wins, so that a diverged network shows.
-/// Errors: a window that does not fit the padded image or does not fit a byte, padding of more than half a window.
-/// Cost: no multiply-adds; `window^2` reads an output forward, one read and one addition an output backward.
+/// Backward: dy goes to the maximum of its window, the first in row order among equals. Saves the maximum's
+/// place in its window, one byte per output, and keeps neither x nor y. NaN counts as the maximum, so that
+/// divergence shows.
+/// Errors: a window larger than the padded image or than 16 (its places must fit a byte), a stride of 0,
+/// padding of more than half a window.
+/// Cost: no multiply-adds. `window^2` reads per output in forward, one read and one addition per output in
+/// backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxPool {
+    /// Height and width of the window.
     pub window: usize,
+    /// Pixels from one window to the next, in both directions.
     pub stride: usize,
+    /// Pixels of padding on each side.
     pub pad: usize,
 }
 
-/// Largest window whose `window^2` places a byte can name.
+/// The largest window whose `window^2` places fit a byte.
 const MAX_WINDOW: usize = 16;
 
 impl MaxPool {
-    /// Calls `f(place, pixel)` for every tap of output `p, q` inside the image, in row order.
+    /// Calls `f(place in the window, pixel in the image)` for every pixel of the window of output `(p, q)`
+    /// that lies inside the image, in row order.
     #[inline(always)]
     fn taps(&self, x: Shape, p: usize, q: usize, mut f: impl FnMut(usize, usize)) {
         for r in 0..self.window {
@@ -52,7 +57,7 @@ impl MaxPool {
 
 impl Operator for MaxPool {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("max_pool", args, &["x"])?;
+        expect_operands("max_pool", args, &["x"])?;
         let (x, window) = (args[0].shape, self.window);
         if window == 0 || window > MAX_WINDOW || self.stride == 0 || 2 * self.pad > window {
             let message = format!(
@@ -122,7 +127,8 @@ impl Operator for MaxPool {
         let Some(dx) = io.dx(0) else { return };
         let (places, dy, shape, out) = (io.saved::<u8>(0), io.dy0(), io.shape(0), io.out_shape(0));
         let (c, write) = (shape.c(), dx.write);
-        // Pixels from a window's corner to each of its places, and from the padded image's corner to the image's.
+        // Offsets in pixels: from a window's corner to each of its places, and from the corner of the padded
+        // image to that of the image.
         let steps: [usize; MAX_WINDOW * MAX_WINDOW] =
             std::array::from_fn(|place| place / self.window * shape.w() + place % self.window);
         let outside = self.pad * (shape.w() + 1);
@@ -158,14 +164,14 @@ impl Operator for MaxPool {
         let (dy, shape, out) = (l.dy0(), l.shape(0), l.out_shape(0));
         let pack = pack(dx.elem, shape.c());
         let (grid, block) = per_image("max_pool", shape.n(), shape.per_sample() / pack, pack)?;
-        let gate = l.input_mask(0);
+        let mask = l.input_mask(0);
         let args = [
             dx.into(),
             l.saved(0).into(),
             dy.into(),
-            gate.map(|g| g.mask).into(),
+            mask.map(|m| m.mask).into(),
             self.dims(shape, out),
-            gate.map_or(0.0, |g| g.slope).into(),
+            mask.map_or(0.0, |m| m.slope).into(),
             write.into(),
         ];
         l.launch(instance("max_pool_bwd", dx.elem, pack), grid, block, 0, args)
@@ -175,7 +181,7 @@ impl Operator for MaxPool {
     }
 }
 
-/// As kernels take it: `MaxPoolDims` of kernels/layers/max_pool.cu.
+/// The layout of `MaxPoolDims` in kernels/layers/max_pool.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct MaxPoolDims {
@@ -232,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (window, stride, pad, x) in [
             (1, 1, 0, Shape::new(1, 1, 1, 1)),
             (2, 2, 0, Shape::new(3, 5, 7, 11)),

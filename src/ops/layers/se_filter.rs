@@ -1,4 +1,4 @@
-//! The teacher-level filter: squeeze, excite, scale.
+//! The teacher-level filter: squeeze and excitation.
 
 use crate::device::cpu::channels::{axpy, dot, image_mean};
 use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
@@ -9,34 +9,37 @@ use crate::ops::launch::channel_tiles::{Tiles, adds, instance};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::operands::{Grad, Io, Write, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Grad, Io, Write, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
-/// `y = x * gain[n,c]`, `gain = top * sigmoid(w2 hidden + b2)`, `hidden = relu(w1 pooled + b1)`, `pooled[n,c] = mean_{h,w} x`
+/// `y = x * gain[n,c]`, `gain = top * sigmoid(w2 hidden + b2)`, `hidden = relu(w1 pooled + b1)`,
+/// `pooled[n,c] = mean_{h,w} x`
 ///
-/// Shapes: x, y `[n, h, w, c]`; w1 `[k, 1, 1, c]`, b1 `[1, 1, 1, k]`, w2 `[c, 1, 1, k]`, b2 `[1, 1, 1, c]`, in this order,
-/// with `k = c / r` hidden units.
+/// Shapes: x, y `[n, h, w, c]`; w1 `[k, 1, 1, c]`, b1 `[1, 1, 1, k]`, w2 `[c, 1, 1, k]`, b2 `[1, 1, 1, c]`,
+/// in this order, with `k = c / r` hidden units.
 /// Source: eq. 9 and supplement 1.2 (`r = 4`); Hu et al. 2018.
-/// Backward: dx and the four weights' gradients, samples added in order; reads x, w1, w2, saves pooled, gain and hidden
-/// (`2 c + k` scalars a sample).
+/// Backward: dx and the gradients of the four weights, which sum over the samples in order. Reads x, w1 and
+/// w2; saves pooled, gain and hidden (`2 c + k` scalars per sample).
 /// Errors: no hidden unit, weights that do not fit x's channels or each other.
-/// Cost: `2 n c k` multiply-adds forward, twice that backward; memory-bound on x (an image at a time, so that the second
-/// look at it finds it in the cache): reads x, writes y; backward reads x and dy and writes dx.
+/// Cost: `2 n c k` multiply-adds forward, twice that backward. Memory-bound on x: forward reads x and writes
+/// y, backward reads x and dy and writes dx. Images are processed one at a time, so that the second pass over
+/// one finds it in cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SeFilter {
-    /// Largest gain: 1 as published; 2 makes small weights begin as the identity.
+    /// The upper limit of the gain: 1 as published; with 2, small initial weights give a gain near 1, the
+    /// identity.
     pub top: f32,
 }
 
-/// Per sample: `[pooled c][gain c][hidden k]`.
+/// Scalars that forward saves for each sample: `[pooled c][gain c][hidden k]`.
 fn saved_len(c: usize, k: usize) -> usize {
     2 * c + k
 }
 
 impl Operator for SeFilter {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("se_filter", args, &["x", "w1", "b1", "w2", "b2"])?;
+        expect_operands("se_filter", args, &["x", "w1", "b1", "w2", "b2"])?;
         let (x, k) = (args[0].shape, args[1].shape.n());
         if k == 0 {
             return Err(Error::shape("se_filter", format!("no hidden unit for the {} channels of x", x.c())));
@@ -98,7 +101,7 @@ impl Operator for SeFilter {
         let (w1, w2, small) = (io.x(1), io.x(3), io.saved::<R>(0));
         let below = R::of(1.0 / f64::from(self.top));
         let sample = |i: usize| &small[i * saved_len(c, k)..][..saved_len(c, k)];
-        // Gradients in front of sigmoid and relu, per sample `[c][k]`.
+        // Gradients with respect to the inputs of the sigmoid and of the relu, `[c][k]` for each sample.
         let inner = io.scratch::<R>(0);
         let dx = io.dx(0);
         let write = dx.as_ref().map(|dx| dx.write);
@@ -139,7 +142,7 @@ impl Operator for SeFilter {
                             for (dx, dy) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c)) {
                                 let (gain, dpooled) = (&gain[..c], &dpooled[..c]);
                                 for i in 0..c {
-                                    put(write, &mut dx[i], dy[i].fma(gain[i], dpooled[i]));
+                                    store_or_add(write, &mut dx[i], dy[i].fma(gain[i], dpooled[i]));
                                 }
                             }
                         },
@@ -232,7 +235,7 @@ impl Operator for SeFilter {
                 add_w2,
                 add_b2,
             ];
-            // A block has 32 elements of the four gradients.
+            // A block computes 32 elements of the four gradients.
             let elements = 2 * c * k + c + k;
             l.launch("se_filter_bwd_weights", elements.div_ceil(32) as u32, THREADS, 0, args)?;
         }
@@ -249,7 +252,7 @@ impl Operator for SeFilter {
     }
 }
 
-/// `dw[j, i] = sum_n left[n, j] * right[n, i]`, a row per item, samples in order.
+/// `dw[j, i] = sum_n left[n, j] * right[n, i]`: rows in parallel, samples in order.
 fn weight_gradient<'a, R: Real>(
     dw: Grad<R>,
     n: usize,
@@ -273,7 +276,7 @@ fn weight_gradient<'a, R: Real>(
 /// `db[j] = sum_n left[n, j]`
 fn bias_gradient<'a, R: Real>(mut db: Grad<R>, n: usize, left: impl Fn(usize) -> &'a [R]) {
     for j in 0..db.data.len() {
-        db.put(j, (0..n).map(|n| left(n)[j]).sum());
+        db.store_or_add(j, (0..n).map(|n| left(n)[j]).sum());
     }
 }
 
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (x, k) in [
             (Shape::new(1, 1, 1, 1), 1),
             (Shape::new(3, 5, 7, 11), 3),
@@ -330,7 +333,7 @@ mod tests {
                 let case = Case::new(SeFilter { top }, &shapes(x, k));
                 check(case.reference(plain(x, k, f64::from(top))));
             }
-            // Fixed features in front of a filter that learns.
+            // x needs no gradient, the weights do.
             check(Case::new(SeFilter { top: 2.0 }, &shapes(x, k)).frozen(0));
         }
     }

@@ -1,4 +1,4 @@
-//! Doubling of height and width.
+//! Upsampling: doubles height and width.
 
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
 use crate::device::cpu::vectorised_by_width;
@@ -6,35 +6,38 @@ use crate::error::Result;
 use crate::ops::launch::channel_tiles::{pack, per_image};
 use crate::ops::launch::launches::Launches;
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// How new pixels come from old ones.
+/// How output pixels are computed from input pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Each pixel four times.
+    /// Each input pixel is repeated four times.
     Nearest,
-    /// Linear in both directions between pixel centres, the edge continued outwards.
+    /// Linear interpolation between pixel centres in both directions; edge pixels extend outwards.
     Bilinear,
 }
 
-/// `y[n,p,q,c] = sum_{i,j} a(p,i) a(q,j) x[n,i,j,c]`: with `Nearest`, `a(p,i) = 1` for `i = p/2`; with `Bilinear`, output
-/// `p` lies at `(p + 1/2) / 2 - 1/2`, so that `2 i` takes 3/4 of `i` and 1/4 of `i - 1`, and `2 i + 1` takes 3/4 of `i`
-/// and 1/4 of `i + 1`; an index outside the image is the edge's.
+/// `y[n,p,q,c] = sum_{i,j} a(p,i) a(q,j) x[n,i,j,c]`: with `Nearest`, `a(p,i) = 1` for `i = p/2`; with
+/// `Bilinear`, output `p` lies at `(p + 1/2) / 2 - 1/2`, so that `2 i` takes 3/4 of `i` and 1/4 of `i - 1`,
+/// and `2 i + 1` takes 3/4 of `i` and 1/4 of `i + 1`; an index outside the image is the edge's.
 ///
 /// Shapes: x `[n, h, w, c]`, y `[n, 2h, 2w, c]`.
-/// Source: ours (the generator's groups, docs/method.md 2); PyTorch's `interpolate` with `align_corners = False`.
-/// Backward: dx, the transpose, gathered from the 4 or 16 outputs that read a pixel; keeps nothing.
-/// Errors: none beyond the operand count.
-/// Cost: 0 or 4 multiply-adds an output forward, 1 or 4 backward.
+/// Source: ours (the generator's groups, docs/method.md 2); PyTorch's `interpolate` with
+/// `align_corners = False`.
+/// Backward: the transpose. Each dx gathers the 4 (nearest) or 16 (bilinear) outputs that read its pixel;
+/// keeps nothing.
+/// Errors: another number of operands than one.
+/// Cost: 0 (nearest) or 4 (bilinear) multiply-adds per output in forward, 1 or 4 in backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Upsample {
+    /// How output pixels are computed.
     pub mode: Mode,
 }
 
 impl Operator for Upsample {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("upsample", args, &["x"])?;
+        expect_operands("upsample", args, &["x"])?;
         let [n, h, w, c] = args[0].shape.0;
         let y = Shape::new(n, 2 * h, 2 * w, c);
         Ok(Signature { outputs: vec![y], ..Default::default() })
@@ -42,7 +45,7 @@ impl Operator for Upsample {
 
     fn forward<R: Real>(&self, io: &Io<R>) {
         let (x, [n, h, w, c]) = (io.x(0), io.shape(0).0);
-        // An item is a row of x: two rows of y.
+        // The unit of parallel work is a row of x, that is, two rows of y.
         for_parts(Rows::new(io.y(0), n * h), even_grain(n * h), &|first, part: Rows<R>| {
             for (i, y) in part.data.chunks_exact_mut(2 * w * c).enumerate() {
                 let (image, p) = ((2 * first + i) / (2 * h) * h, (2 * first + i) % (2 * h));
@@ -124,7 +127,7 @@ impl Operator for Upsample {
 }
 
 impl Upsample {
-    /// Forward and backward.
+    /// The names of the kernels of forward and backward.
     fn kernels(&self) -> (&'static str, &'static str) {
         match self.mode {
             Mode::Nearest => ("upsample_nearest_fwd", "upsample_nearest_bwd"),
@@ -133,18 +136,19 @@ impl Upsample {
     }
 }
 
-/// The farther of the two inputs that bilinear output `p` reads, of `len` inputs.
+/// The farther of the two inputs that output `p` interpolates between; there are `len` inputs.
 #[inline(always)]
 fn neighbour(p: usize, len: usize) -> usize {
     if p.is_multiple_of(2) { (p / 2).saturating_sub(1) } else { (p / 2 + 1).min(len - 1) }
 }
 
+/// `3/4 near + 1/4 far`.
 #[inline(always)]
 fn mix<R: Real>(near: R, far: R) -> R {
     R::of(0.75).fma(near, R::of(0.25) * far)
 }
 
-/// The outputs that read input `i` of `len`, with their weights. At an edge the same output may come twice.
+/// The outputs that read input `i` of `len`, with their weights. At an edge, an output can appear twice.
 #[inline(always)]
 fn readers<R: Real>(mode: Mode, i: usize, len: usize) -> impl Iterator<Item = (usize, R)> {
     let (outer, inner) = match mode {
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for mode in [Mode::Nearest, Mode::Bilinear] {
             for x in [
                 Shape::new(1, 1, 1, 1),

@@ -1,29 +1,33 @@
-//! The activation loss: real images excite a teacher's last features, so generated ones should too.
+//! The activation loss: real images give a teacher's last features large values, and so should generated
+//! ones.
 
 use crate::device::cpu::sum::sum_of;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::{expect_f32, expect_rows, put_slopes};
+use crate::ops::losses::common::{expect_f32, expect_rows, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, divided by the number of features as well.
+/// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, also divided by the number of
+/// features.
 ///
 /// Shapes: F, the features in front of the fully connected layer, `[n, 1, 1, f]`; the loss a scalar.
-/// Source: supplement eq. 2, whose `1/M` over the teachers belongs to the sum of their losses; the mean per feature is
-/// ours.
-/// Backward: `dF = -dy sign(F) / n` (`/ f`), from F; 0 where F is 0, as behind a rectifier.
+/// Source: supplement eq. 2; its factor `1/M` for M teachers is applied where their losses are summed. The
+/// mean over features is ours.
+/// Backward: `dF = -dy sign(F) / n` (`/ f`), from F, with `sign(0) = 0`.
 /// Errors: F that is not rows.
 /// Cost: no multiply-adds; reads 1 tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ActivationLoss {
+    /// Whether to divide by the number of features.
     pub mean_over_features: bool,
 }
 
 impl ActivationLoss {
+    /// One over the number of terms of the mean.
     fn share(&self, f: Shape) -> f64 {
         1.0 / if self.mean_over_features { f.elems() } else { f.n() } as f64
     }
@@ -31,7 +35,7 @@ impl ActivationLoss {
 
 impl Operator for ActivationLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("activation_loss", args, &["features"])?;
+        expect_operands("activation_loss", args, &["features"])?;
         expect_rows("activation_loss", "features", args[0].shape)?;
         Ok(Signature { outputs: vec![Shape::SCALAR], keeps_inputs: vec![0], ..Default::default() })
     }
@@ -45,7 +49,7 @@ impl Operator for ActivationLoss {
         let Some(df) = io.dx(0) else { return };
         let (f, share) = (io.x(0), self.share(io.shape(0)));
         let sign = |v: R| f64::from(v > R::ZERO) - f64::from(v < R::ZERO);
-        put_slopes(df, io.dy0()[0], |i| -sign(f[i]) * share);
+        store_or_add_all(df, io.dy0()[0], |i| -sign(f[i]) * share);
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
@@ -87,7 +91,7 @@ impl Operator for ActivationLoss {
     }
 }
 
-/// Blocks that share the features, each with its own sum: four packs of four elements a thread.
+/// Blocks of the first kernel, one partial sum each: a thread sums four packs of four elements.
 fn blocks(f: Shape, target: &Target) -> u32 {
     target.blocks_for(f.elems(), 16 * THREADS as usize)
 }
@@ -98,7 +102,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 128), Shape::rows(33, 2048)] {
             for mean_over_features in [false, true] {
                 let plain = move |f: &[Vec<f64>]| {
@@ -116,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // Supplement eq. 2 with M = 1: features (1, 2), (0, 4): -(3 + 4) / 2; per feature, half of it.
         for (mean_over_features, loss) in [(false, -3.5), (true, -1.75)] {
             let case = Case::new(ActivationLoss { mean_over_features }, &[Shape::rows(2, 2)]).frozen(0);

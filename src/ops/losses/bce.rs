@@ -1,4 +1,4 @@
-//! Binary cross-entropy against given targets: the distillation loss, and the loss of labelled data.
+//! Binary cross-entropy against given targets: the loss for distillation and for labelled data.
 
 use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
@@ -6,38 +6,41 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{
-    cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, put_slopes, softplus,
+    cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, softplus, store_or_add_all,
 };
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// What the second operand holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// Probabilities in [0, 1]; labels are the case {0, 1}. An entry below 0 does not count: no loss, no gradient. The mean
-    /// still divides by all, as PyTorch's with a weight of 0.
+    /// Probabilities in [0, 1]; labels are 0 or 1. An entry below 0 is ignored: it adds no loss and no
+    /// gradient, but still counts in the mean's denominator, as an entry of weight 0 does in PyTorch.
     Probabilities,
-    /// Logits, as a teacher's head leaves them.
+    /// Logits, as a teacher's head computes them.
     Logits,
 }
 
-/// `L = 1/(n c) sum_{n,c} l(sigmoid(x), t)`, less `1/(n c) sum H(t)` with `minus_entropy`, where
-/// `l(y, t) = -t log y - (1 - t) log(1 - y)` and `H(t) = l(t, t)`: soft targets then leave a minimum of 0.
+/// `L = 1/(n c) sum_{n,c} l(sigmoid(x), t)` with `l(y, t) = -t log y - (1 - t) log(1 - y)`.
+///
+/// With `minus_entropy`, `1/(n c) sum l(t, t)` is subtracted, so that the minimum is 0 for soft targets too.
 ///
 /// Shapes: x, the logits, and t, the targets, `[n, 1, 1, c]`; the loss a scalar.
-/// Source: eq. 11 (the inner terms) and 13; the entropy's subtraction is ours.
-/// Backward: `dx = dy (sigmoid(x) - t) / (n c)`, from x and t. None to the targets.
-/// Errors: operands that are not rows or differ in shape; targets that want a gradient.
+/// Source: eq. 11 (the inner terms) and 13; subtracting the entropy is ours.
+/// Backward: `dx = dy (sigmoid(x) - t) / (n c)`, from x and t. The targets get no gradient.
+/// Errors: operands that are not rows or differ in shape; targets that need a gradient.
 /// Cost: no multiply-adds; reads 2 tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bce {
+    /// What the second operand holds.
     pub targets: Targets,
+    /// Whether to subtract the targets' entropy.
     pub minus_entropy: bool,
 }
 
 impl Bce {
-    /// Whether an entry does not count.
+    /// Whether an entry is ignored.
     fn leaves_out(&self, t: f64) -> bool {
         self.targets == Targets::Probabilities && t < 0.0
     }
@@ -49,7 +52,7 @@ impl Bce {
         }
     }
 
-    /// The entropy of one target.
+    /// The entropy `l(t, t)` of one target.
     fn entropy(&self, t: f64) -> f64 {
         match self.targets {
             Targets::Probabilities => -plogp(t) - plogp(1.0 - t),
@@ -60,7 +63,7 @@ impl Bce {
 
 impl Operator for Bce {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("bce", args, &["logits", "targets"])?;
+        expect_operands("bce", args, &["logits", "targets"])?;
         expect_rows("bce", "logits", args[0].shape)?;
         expect_shape("bce", "targets", args[0].shape, args[1].shape)?;
         expect_frozen("bce", "targets", args[1])?;
@@ -84,7 +87,7 @@ impl Operator for Bce {
         let Some(dx) = io.dx(0) else { return };
         let (x, t) = (io.x(0), io.x(1));
         let each = 1.0 / x.len() as f64;
-        put_slopes(dx, io.dy0()[0], |i| {
+        store_or_add_all(dx, io.dy0()[0], |i| {
             let (x, t) = (x[i].f64(), t[i].f64());
             if self.leaves_out(t) { 0.0 } else { (sigmoid(x) - self.target(t)) * each }
         });
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
             for minus_entropy in [false, true] {
                 let case = |targets, f: fn(f64) -> f64| {
@@ -174,14 +177,14 @@ mod tests {
                 check(case(Targets::Logits, |v| 3.0 * v));
                 check(case(Targets::Probabilities, squash));
                 check(case(Targets::Probabilities, |v| f64::from(v > 0.3)));
-                // A third or so of the entries does not count; of a single one, possibly all.
+                // About a third of the entries is ignored.
                 check(case(Targets::Probabilities, |v| if v < -0.4 { -1.0 } else { f64::from(v > 0.3) }));
             }
         }
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // Eq. 13, one sample, two labels: y = 3/4, 1/2 against t = 1/2, 1.
         // l = -(ln 3/4 + ln 1/4) / 2 = -ln(3/16) / 2, and ln 2; H(t) = ln 2, and 0.
         let case = |targets, minus_entropy, t: [f64; 2], loss: f64| {
@@ -198,21 +201,21 @@ mod tests {
         // The same as logits; sigmoid(1000) is 1.
         check(case(Targets::Logits, false, [0.0, 1000.0], (a + b) / 2.0));
         check(case(Targets::Logits, true, [0.0, 1000.0], a / 2.0));
-        // What does not count leaves the other's loss, over both entries.
+        // An ignored entry adds nothing, and counts in the mean.
         check(case(Targets::Probabilities, false, [0.5, -1.0], a / 2.0));
-        // Equal predictions: nothing is left once the entropy is taken off.
+        // Equal predictions: the cross-entropy equals the entropy, which is subtracted.
         check(case(Targets::Logits, true, [3f64.ln(), 0.0], 0.0));
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_that_do_not_fit() {
         let op = Bce { targets: Targets::Probabilities, minus_entropy: false };
         let arg = |shape, needs_grad| OperandInfo { shape, needs_grad };
         let e = |args: &[OperandInfo]| op.signature(args).unwrap_err().to_string();
         let rows = Shape::rows(2, 3);
         assert_eq!(
             e(&[arg(rows, true), arg(rows, true)]),
-            "bce: targets: no gradient flows into it, but one is wanted; detach it first"
+            "bce: targets: needs a gradient, but the op passes none to it; detach it first"
         );
         assert_eq!(
             e(&[arg(rows, true), arg(Shape::rows(2, 4), false)]),

@@ -1,10 +1,11 @@
-//! What the losses share: they read rows of logits and leave one number. All of their arithmetic is `f64`, whatever the
-//! device's scalar, since their few elements cost nothing and their sums and cancellations would show.
+//! Arithmetic and checks that several losses share. Most losses read rows of logits and reduce them to one
+//! number. They compute in `f64` whatever the scalar type: they have few elements, and their sums and
+//! cancellations would lose digits in `f32`.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::error::{Error, Result};
 use crate::ops::launch::launches::DeviceTensor;
-use crate::ops::operands::{Grad, put};
+use crate::ops::operands::{Grad, store_or_add};
 use crate::ops::operator::OperandInfo;
 use crate::tensor::{Elem, Real, Shape};
 
@@ -18,20 +19,25 @@ pub fn cross_entropy(logit: f64, t: f64) -> f64 {
     softplus(logit) - logit * t
 }
 
-/// `p log p`, 0 at 0.
+/// `p log p`, which is 0 at 0.
 pub fn plogp(p: f64) -> f64 {
     if p > 0.0 { p * p.ln() } else { 0.0 }
 }
 
-/// Writes `dy * slope(i)` to every element of a gradient.
-pub fn put_slopes<R: Real>(dx: Grad<R>, dy: R, slope: impl Fn(usize) -> f64 + Sync) {
+/// Stores `dy * slope(i)` in every element `i` of a gradient, or adds it.
+pub fn store_or_add_all<R: Real>(dx: Grad<R>, dy: R, slope: impl Fn(usize) -> f64 + Sync) {
     let (write, items, dy) = (dx.write, dx.data.len(), dy.f64());
     for_rows(Rows::new(dx.data, items), 1, &|first, part: Rows<R>| {
-        part.data.iter_mut().enumerate().for_each(|(j, dx)| put(write, dx, R::of(dy * slope(first + j))));
+        part.data
+            .iter_mut()
+            .enumerate()
+            .for_each(|(j, dx)| store_or_add(write, dx, R::of(dy * slope(first + j))));
     });
 }
 
-/// Checks that an operand is `[n, 1, 1, c]`, with something in it.
+/// Checks that an operand is `[n, 1, 1, c]` and not empty.
+///
+/// Errors: any other shape.
 pub fn expect_rows(op: &'static str, what: &str, found: Shape) -> Result<()> {
     if found.h() == 1 && found.w() == 1 && found.elems() > 0 {
         return Ok(());
@@ -39,20 +45,27 @@ pub fn expect_rows(op: &'static str, what: &str, found: Shape) -> Result<()> {
     Err(Error::shape(op, format!("{what}: expected rows [n, 1, 1, c], found {found}")))
 }
 
-/// Refuses an operand whose gradient the loss needs where the op has none to give.
+/// Checks that an operand to which the op passes no gradient needs none.
+///
+/// Errors: an operand that needs a gradient.
 pub fn expect_frozen(op: &'static str, what: &str, arg: OperandInfo) -> Result<()> {
     if !arg.needs_grad {
         return Ok(());
     }
-    Err(Error::shape(op, format!("{what}: no gradient flows into it, but one is wanted; detach it first")))
+    Err(Error::shape(op, format!("{what}: needs a gradient, but the op passes none to it; detach it first")))
 }
 
-/// Checks a setting of an op.
+/// Checks that a condition on an op's settings holds.
+///
+/// Errors: `message`, if it does not.
 pub fn expect_setting(op: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::shape(op, message())) }
 }
 
-/// Refuses a bf16 operand of an op whose kernels read f32: rows and scalars are kept in it.
+/// Checks an operand of kernels that read f32 only. Rows and scalars are stored in f32 unless they come from
+/// a feature map.
+///
+/// Errors: a bf16 operand.
 pub fn expect_f32(op: &'static str, what: &str, found: DeviceTensor) -> Result<DeviceTensor> {
     if found.elem == Elem::F32 {
         return Ok(found);
@@ -60,7 +73,7 @@ pub fn expect_f32(op: &'static str, what: &str, found: DeviceTensor) -> Result<D
     Err(Error::shape(op, format!("{what}: expected rows of float, found {}", found.elem)))
 }
 
-/// Threads of the single block that sums a loss of `terms` terms.
+/// The threads of the single block that sums a loss of `terms` terms.
 pub fn one_block(terms: usize) -> u32 {
     terms.next_multiple_of(32).min(1024) as u32
 }

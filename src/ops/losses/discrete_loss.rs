@@ -1,16 +1,16 @@
-//! The discrete loss: an image shows few labels.
+//! The discrete loss: an image should show few labels.
 
 use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{expect_f32, expect_rows, one_block, put_slopes};
+use crate::ops::losses::common::{expect_f32, expect_rows, one_block, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `L_dis = 1/(n c) sum_{n,c} |y|`, `y = sigmoid(x)`.
+/// `L_dis = 1/(n c) sum_{n,c} |y|` with `y = sigmoid(x)`.
 ///
 /// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
 /// Source: eq. 7.
@@ -22,7 +22,7 @@ pub struct DiscreteLoss;
 
 impl Operator for DiscreteLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("discrete_loss", args, &["logits"])?;
+        expect_operands("discrete_loss", args, &["logits"])?;
         expect_rows("discrete_loss", "logits", args[0].shape)?;
         Ok(Signature { outputs: vec![Shape::SCALAR], keeps_inputs: vec![0], ..Default::default() })
     }
@@ -36,7 +36,7 @@ impl Operator for DiscreteLoss {
         let Some(dx) = io.dx(0) else { return };
         let x = io.x(0);
         let each = 1.0 / x.len() as f64;
-        put_slopes(dx, io.dy0()[0], |i| sigmoid(x[i].f64()) * sigmoid(-x[i].f64()) * each);
+        store_or_add_all(dx, io.dy0()[0], |i| sigmoid(x[i].f64()) * sigmoid(-x[i].f64()) * each);
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
@@ -76,7 +76,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
             let plain = |x: &[Vec<f64>]| {
                 let mut sum = 0.0;
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // Eq. 7: y = 3/4, 1/4; 1/2, 0: a mean of 3/8.
         let odds3 = 3f64.ln();
         let case = Case::new(DiscreteLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, 0.0, -1000.0]);

@@ -1,4 +1,4 @@
-//! How different the samples of a batch are: the collapse alarm's measure.
+//! How different the samples of a batch are: the measure that detects a collapsed generator.
 
 use crate::device::gpu::target::Target;
 use crate::error::Result;
@@ -6,24 +6,24 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_frozen, expect_rows, expect_setting};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `d = (1/(n (n - 1)) sum_{i != j} ||F_i - F_j||^2) / (1/n sum_i ||F_i||^2)`: the mean squared distance of two different
-/// samples over the mean squared norm. 0 when all samples are the same, 2 when every two are orthogonal and of one
-/// length, at most 2 n / (n - 1). Features that are all 0 have diversity 0.
+/// `d = (1/(n (n - 1)) sum_{i != j} ||F_i - F_j||^2) / (1/n sum_i ||F_i||^2)`: the mean squared distance
+/// between two samples over the mean squared norm. It is 0 if all samples are equal, 2 if all are orthogonal
+/// and of one length, and at most `2 n / (n - 1)`. If all features are 0, it is 0.
 ///
-/// Shapes: F `[n, 1, 1, f]` with n >= 2; d a scalar.
+/// Shapes: F `[n, 1, 1, f]` with `n >= 2`; d a scalar.
 /// Source: ours (the dual loss is meaningful only with diverse images).
 /// Backward: none; d is a measure, not a loss.
-/// Errors: F that is not rows, has fewer than 2, or wants a gradient.
-/// Cost: 2 n f multiply-adds, since the distances of all pairs are those to the mean: `2 n sum_i ||F_i - mean||^2`.
+/// Errors: F that is not rows, has fewer than 2 of them, or needs a gradient.
+/// Cost: `2 n f` multiply-adds: the squared distances of all pairs sum to `2 n sum_i ||F_i - mean||^2`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Diversity;
 
 impl Operator for Diversity {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("diversity", args, &["features"])?;
+        expect_operands("diversity", args, &["features"])?;
         let f = args[0].shape;
         expect_rows("diversity", "features", f)?;
         expect_setting("diversity", f.n() >= 2, || format!("features: one sample has no pairs, found {f}"))?;
@@ -87,7 +87,7 @@ impl Operator for Diversity {
     }
 }
 
-/// Blocks that share the columns, 32 each, each with its own two sums.
+/// Blocks of the first kernel: 32 columns and two partial sums each.
 fn blocks(f: Shape) -> u32 {
     f.c().div_ceil(32) as u32
 }
@@ -98,9 +98,9 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [Shape::rows(2, 1), Shape::rows(7, 5), Shape::rows(64, 33), Shape::rows(17, 128)] {
-            // All pairs, as the definition says.
+            // The sum over all pairs, as in the definition.
             let plain = move |f: &[Vec<f64>]| {
                 let n = shape.n() as f64;
                 let (mut pairs, mut norm) = (0.0, 0.0);
@@ -118,14 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         let case = |values: Vec<f64>, d: f64| {
             let case = Case::new(Diversity, &[Shape::rows(3, values.len() / 3)]).frozen(0);
             check(case.values(0, values).reference(move |_| vec![vec![d]]));
         };
-        // (3, 4) three times: nothing between them.
+        // Three equal samples (3, 4): distance 0.
         case([3.0, 4.0].repeat(3), 0.0);
-        // Numbers that no float holds exactly, three times: still exactly nothing.
+        // Three equal samples of numbers that no float holds exactly: still exactly 0.
         case([0.1, 0.7].repeat(3), 0.0);
         // The three unit vectors: every pair at squared distance 2, every norm 1.
         case(vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], 2.0);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_and_settings_that_do_not_fit() {
         let e = |shape, needs_grad| {
             Diversity.signature(&[OperandInfo { shape, needs_grad }]).unwrap_err().to_string()
         };
@@ -144,6 +144,6 @@ mod tests {
             "diversity: features: one sample has no pairs, found [1, 1, 1, 3]"
         );
         assert!(e(Shape::new(2, 2, 2, 3), false).contains("expected rows"));
-        assert!(e(Shape::rows(2, 3), true).contains("no gradient flows into it"));
+        assert!(e(Shape::rows(2, 3), true).contains("needs a gradient, but the op passes none to it"));
     }
 }

@@ -1,27 +1,28 @@
-//! The information entropy loss: over a batch, every label should be present about as often as it is absent.
+//! The information entropy loss: within a batch, each label should be present about as often as absent.
 
 use crate::device::cpu::par::{Rows, for_parts};
 use crate::device::gpu::launch;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{expect_f32, expect_rows, plogp, put_slopes};
+use crate::ops::losses::common::{expect_f32, expect_rows, plogp, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `L_ie = 1/c sum_c H(p_c)`, `p_c = 1/n sum_n sigmoid(x[n, c])`, `H(p) = p log p + (1 - p) log(1 - p)`.
+/// `L_ie = 1/c sum_c H(p_c)` with `p_c = 1/n sum_n sigmoid(x[n, c])` and
+/// `H(p) = p log p + (1 - p) log(1 - p)`.
 ///
 /// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
-/// Source: supplement eq. 3 (H is the negative entropy, so that the loss falls as the labels balance).
-/// Backward: `dx = dy log(p / (1 - p)) y (1 - y) / (n c)`, from x; p is summed again.
+/// Source: supplement eq. 3. H is the negative entropy, so the loss falls as the labels become balanced.
+/// Backward: `dx = dy log(p / (1 - p)) y (1 - y) / (n c)` with `y = sigmoid(x)`, from x; p is computed again.
 /// Errors: x that is not rows.
 /// Cost: no multiply-adds; reads 1 tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EntropyLoss;
 
-/// The mean of one label's predictions over the batch, and of their complements, each summed for itself so that
-/// neither is lost next to 1.
+/// The mean of one label's predictions over the batch, and the mean of their complements. Each is summed on
+/// its own: `1 - p` would lose the digits of a small complement.
 fn means<R: Real>(x: &[R], shape: Shape, label: usize) -> (f64, f64) {
     let (mut p, mut q) = (0.0, 0.0);
     for x in x[label..].iter().step_by(shape.c()) {
@@ -33,7 +34,7 @@ fn means<R: Real>(x: &[R], shape: Shape, label: usize) -> (f64, f64) {
 
 impl Operator for EntropyLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("entropy_loss", args, &["logits"])?;
+        expect_operands("entropy_loss", args, &["logits"])?;
         expect_rows("entropy_loss", "logits", args[0].shape)?;
         Ok(Signature {
             outputs: vec![Shape::SCALAR],
@@ -59,12 +60,12 @@ impl Operator for EntropyLoss {
         for_parts(Rows::new(slopes, shape.c()), 4, &|first, part: Rows<f64>| {
             for (j, slope) in part.data.iter_mut().enumerate() {
                 let (p, q) = means(x, shape, first + j);
-                // Below the smallest number y (1 - y) is 0 too; the limit keeps 0 * infinity away.
+                // Where p underflows, y (1 - y) is 0 too; the lower limit avoids 0 * infinity.
                 *slope = p.max(f64::MIN_POSITIVE).ln() - q.max(f64::MIN_POSITIVE).ln();
             }
         });
         let (slopes, each) = (&*slopes, 1.0 / shape.elems() as f64);
-        put_slopes(dx, io.dy0()[0], |i| {
+        store_or_add_all(dx, io.dy0()[0], |i| {
             let x = x[i].f64();
             slopes[i % shape.c()] * sigmoid(x) * sigmoid(-x) * each
         });
@@ -82,7 +83,7 @@ impl Operator for EntropyLoss {
         let shape = l.shape(0);
         let ([n, c], each) =
             ([shape.n(), shape.c()].map(|d| launch::KernelArg::from(d as i32)), 1.0 / shape.elems() as f64);
-        // A warp a label, four to a block.
+        // One warp per label, four warps per block.
         l.launch(
             "entropy_loss_bwd",
             shape.c().div_ceil(4) as u32,
@@ -99,7 +100,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
             let plain = move |x: &[Vec<f64>]| {
                 let mut loss = 0.0;
@@ -115,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
-        // Supplement eq. 3. Label 0: y = 3/4, 1/4, so p = 1/2, H = -ln 2. Label 1: y = 1/4 twice, H = ln(1/4)/4 +
-        // 3 ln(3/4)/4.
+    fn equals_a_result_computed_by_hand() {
+        // Supplement eq. 3. Label 0: y = 3/4, 1/4, so p = 1/2, H = -ln 2. Label 1: y = 1/4 twice, H =
+        // ln(1/4)/4 + 3 ln(3/4)/4.
         let (odds3, h) = (3f64.ln(), 0.25 * 0.25f64.ln() + 0.75 * 0.75f64.ln());
         let case =
             Case::new(EntropyLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, -odds3, -odds3]);
         check(case.reference(move |_| vec![vec![(h - 2f64.ln()) / 2.0]]));
-        // All but certain, and past the end of f64: H = 0, and the gradient stays a number.
+        // Predictions so certain that f64 underflows: H = 0, and the gradient stays finite.
         let case = Case::new(EntropyLoss, &[Shape::rows(1, 2)]).values(0, vec![1000.0, -1000.0]);
         check(case.reference(|_| vec![vec![0.0]]));
     }

@@ -1,4 +1,4 @@
-//! The relative feature error between a student's block output and its teacher's.
+//! The relative error between the features of a student's block and its teacher's.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::sum::sum;
@@ -8,21 +8,21 @@ use crate::ops::launch::channel_tiles::{instance, pack};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::expect_frozen;
-use crate::ops::operands::{Io, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Io, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `L = ||a - b||^2 / ||b||^2`, both norms over the whole batch.
 ///
 /// Shapes: a and the target b `[n, h, w, c]`; the loss a scalar.
 /// Source: ours (`||f_m(F_u^b) - F_m^b||^2 / ||F_m^b||^2`).
-/// Backward: `da = 2 dy (a - b) / ||b||^2`, from a, b and the saved norm. None to b.
-/// Errors: operands of different shapes; a target that wants a gradient.
-/// Cost: 2 multiply-adds an element; reads 2 tensors. A target of norm 0 counts as norm 1e-12.
+/// Backward: `da = 2 dy (a - b) / ||b||^2`, from a, b and the saved norm. The target b gets no gradient.
+/// Errors: operands of different shapes; a target that needs a gradient.
+/// Cost: 2 multiply-adds per element; reads 2 tensors. A squared norm below 1e-12 counts as 1e-12.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FeatureLoss;
 
-/// Running sums of one leaf, so that the compiler can keep them in one vector register.
+/// Partial sums that a loop keeps side by side, so that the compiler holds them in one vector register.
 const LANES: usize = 8;
 
 /// `||a - b||^2` and `||b||^2`.
@@ -42,7 +42,7 @@ fn norms<R: Real>(a: &[R], b: &[R]) -> [f64; 2] {
 
 impl Operator for FeatureLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("feature_loss", args, &["a", "b"])?;
+        expect_operands("feature_loss", args, &["a", "b"])?;
         expect_shape("feature_loss", "target b", args[0].shape, args[1].shape)?;
         expect_frozen("feature_loss", "target b", args[1])?;
         Ok(Signature {
@@ -71,7 +71,7 @@ impl Operator for FeatureLoss {
         let (write, items) = (da.write, da.data.len());
         for_rows(Rows::new(da.data, items), 1, &|first, part: Rows<R>| {
             for (da, (a, b)) in part.data.iter_mut().zip(a[first..].iter().zip(&b[first..])) {
-                put(write, da, (*a - *b) * slope);
+                store_or_add(write, da, (*a - *b) * slope);
             }
         });
     }
@@ -110,7 +110,7 @@ impl Operator for FeatureLoss {
     }
 }
 
-/// Blocks that share the two sums, whatever the type of their operands.
+/// Blocks of the first kernel, two partial sums each; the same for both element types.
 fn blocks(elements: usize, target: &Target) -> u32 {
     target.blocks_for(elements, 8 * THREADS as usize)
 }
@@ -121,7 +121,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in
             [Shape::new(1, 1, 1, 1), Shape::new(3, 5, 7, 11), Shape::new(2, 64, 33, 8), Shape::rows(7, 5)]
         {
@@ -138,25 +138,25 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // a = (1, 2, 3), b = (1, 0, 2): (0 + 4 + 1) / (1 + 0 + 4) = 1.
         let case =
             || Case::new(FeatureLoss, &[Shape::rows(1, 3); 2]).frozen(1).values(0, vec![1.0, 2.0, 3.0]);
         check(case().values(1, vec![1.0, 0.0, 2.0]).reference(|_| vec![vec![1.0]]));
-        // A student that predicts nothing is off by the whole target.
+        // For a student that predicts 0, the error equals the target: loss 1.
         check(case().frozen(0).values(0, vec![0.0; 3]).reference(|_| vec![vec![1.0]]));
-        // A dead target leaves a number.
+        // A target of 0 gives a finite loss.
         check(case().frozen(0).values(1, vec![0.0; 3]).reference(|_| vec![vec![14e12]]));
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_and_settings_that_do_not_fit() {
         let arg = |c, needs_grad| OperandInfo { shape: Shape::new(2, 3, 3, c), needs_grad };
         let e = |b| FeatureLoss.signature(&[arg(4, true), b]).unwrap_err().to_string();
         assert_eq!(e(arg(5, false)), "feature_loss: target b: expected [2, 3, 3, 4], found [2, 3, 3, 5]");
         assert_eq!(
             e(arg(4, true)),
-            "feature_loss: target b: no gradient flows into it, but one is wanted; detach it first"
+            "feature_loss: target b: needs a gradient, but the op passes none to it; detach it first"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The one-hot loss: every label of a generated image should be clearly present or clearly absent.
+//! The one-hot loss: the predictions for a generated image should be near 0 or 1.
 
 use crate::device::cpu::scratch;
 use crate::device::cpu::sum::sum_of;
@@ -8,31 +8,37 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{
-    cross_entropy, expect_f32, expect_rows, expect_setting, one_block, put_slopes,
+    cross_entropy, expect_f32, expect_rows, expect_setting, one_block, store_or_add_all,
 };
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// Which labels count as present.
+/// Which labels are taken as present.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PseudoLabels {
     /// `t = 1` where `y >= 0.5` (eq. 5).
     Threshold,
-    /// The `share` of the batch with the highest prediction of a label counts as having it: rounded, at least one
-    /// sample and, among equals, the earlier one. No label can then die out of the whole batch.
-    Balanced { share: f32 },
+    /// For each label, the samples with the highest predictions are taken to have it: `share` of the batch,
+    /// rounded, and at least one sample; the earlier one among equals. No label can then vanish from the
+    /// batch.
+    Balanced {
+        /// The share of the samples that are taken to have a label, between 0 and 1.
+        share: f32,
+    },
 }
 
-/// `L_oh = 1/(n c) sum_{n,c} l(y, t)`, `y = sigmoid(x)`, `t` the pseudo label of `y`, `l` the binary cross-entropy.
+/// `L_oh = 1/(n c) sum_{n,c} l(y, t)`, with `y = sigmoid(x)`, the pseudo label `t` of `y`, and binary
+/// cross-entropy `l`.
 ///
 /// Shapes: x, the logits, `[n, 1, 1, c]`; the loss a scalar.
 /// Source: eq. 5 and 6; `Balanced` is ours.
-/// Backward: `dx = dy (y - t) / (n c)`; no gradient flows through t. Reads x and derives t again.
+/// Backward: `dx = dy (y - t) / (n c)`; no gradient flows through t. Reads x and computes t again.
 /// Errors: x that is not rows; a share outside (0, 1).
 /// Cost: no multiply-adds; reads 1 tensor. `Balanced` sorts each column.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OneHotLoss {
+    /// Which labels are taken as present.
     pub targets: PseudoLabels,
 }
 
@@ -62,7 +68,8 @@ impl OneHotLoss {
         }
     }
 
-    /// Launches what fills the pseudo labels, where their threshold depends on the batch, and says where they are.
+    /// Launches the kernel that fills the pseudo labels, if they depend on the batch, and returns their
+    /// address, else null.
     fn launch_labels(&self, l: &mut Launches) -> Result<launch::KernelArg> {
         let PseudoLabels::Balanced { share } = self.targets else { return Ok(launch::KernelArg::Null) };
         let (t, shape) = (l.scratch(0), l.shape(0));
@@ -74,14 +81,14 @@ impl OneHotLoss {
     }
 }
 
-/// How many of `n` samples count as having a label.
+/// How many of `n` samples are taken to have a label.
 fn positives(share: f32, n: usize) -> usize {
     ((f64::from(share) * n as f64).round() as usize).clamp(1, n)
 }
 
 impl Operator for OneHotLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("one_hot_loss", args, &["logits"])?;
+        expect_operands("one_hot_loss", args, &["logits"])?;
         let x = args[0].shape;
         expect_rows("one_hot_loss", "logits", x)?;
         if let PseudoLabels::Balanced { share } = self.targets {
@@ -111,7 +118,7 @@ impl Operator for OneHotLoss {
         let (x, t) = (io.x(0), io.scratch::<u8>(0));
         self.pseudo_labels(x, io.shape(0), t);
         let (t, each) = (&*t, 1.0 / x.len() as f64);
-        put_slopes(dx, io.dy0()[0], |i| (sigmoid(x[i].f64()) - f64::from(t[i])) * each);
+        store_or_add_all(dx, io.dy0()[0], |i| (sigmoid(x[i].f64()) - f64::from(t[i])) * each);
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
@@ -175,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         let balanced = |share| PseudoLabels::Balanced { share };
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
             for targets in [PseudoLabels::Threshold, balanced(0.08), balanced(0.5), balanced(0.97)] {
@@ -190,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // Two samples, two labels. y = 3/4, 1/2; 1/4, 1/4.
         let odds3 = 3f64.ln();
         let case = |targets, loss: f64| {
@@ -203,12 +210,13 @@ mod tests {
         check(case(PseudoLabels::Threshold, -(27f64 / 128.0).ln() / 4.0));
         // Half of two samples: the first of each column. t = 1, 1; 0, 0, as above.
         check(case(PseudoLabels::Balanced { share: 0.5 }, -(27f64 / 128.0).ln() / 4.0));
-        // Round(0.8 * 2) = 2 samples: t = 1 everywhere. (-ln 3/4 - ln 1/2 - ln 1/4 - ln 1/4) / 4 = -ln(3/128) / 4.
+        // Round(0.8 * 2) = 2 samples: t = 1 everywhere. (-ln 3/4 - ln 1/2 - ln 1/4 - ln 1/4) / 4 = -ln(3/128)
+        // / 4.
         check(case(PseudoLabels::Balanced { share: 0.8 }, -(3f64 / 128.0).ln() / 4.0));
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_and_settings_that_do_not_fit() {
         let e = |targets, shape| {
             OneHotLoss { targets }
                 .signature(&[OperandInfo { shape, needs_grad: true }])

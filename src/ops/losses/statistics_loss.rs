@@ -1,4 +1,5 @@
-//! Matching the channel statistics that a frozen teacher's batch norm remembers of its training data.
+//! Matches the channel statistics of generated images to those that a frozen teacher's batch norm stores of
+//! its training data.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
@@ -9,36 +10,40 @@ use crate::ops::launch::channel_stats::sum_channel_stats;
 use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
-use crate::ops::operands::{Io, Operands, Write, put};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operands::{Io, Operands, Write, store_or_add};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
-/// `loss = mean_c [ ((mu_c - target_mean_c) / target_std_c)^2 + (sigma_c / target_std_c - 1)^2 ]` with mu and (biased)
-/// sigma the statistics of u over n, h, w; `(sigma / target_std)^2 = var / target_std^2 + eps`.
+/// `loss = mean_c [ ((mu_c - target_mean_c) / target_std_c)^2 + (sigma_c / target_std_c - 1)^2 ]`, where mu
+/// and var are the mean and biased variance of u over n, h and w, and
+/// `sigma / target_std = sqrt(var / target_std^2 + eps)`.
 ///
-/// For a batch norm folded into its convolution, u is the output before the activation, target_mean its beta and
-/// target_std its |gamma|: the loss then equals matching the stored mean and variance in front of the batch norm, because
-/// `mu_u - beta = gamma * (mu - running_mean) / s` and `sigma_u = |gamma| * sigma / s` with `s^2 = running_var + eps_bn`.
-/// Channels with target_std below [`MIN_STD`] carry no signal; they count neither in the sum nor in the mean.
+/// For a batch norm folded into its convolution, u is the output before the activation, target_mean its beta
+/// and target_std its |gamma|. The loss then measures the deviation from the stored mean and variance before
+/// the batch norm, because `mu_u - beta = gamma * (mu - running_mean) / s` and
+/// `sigma_u = |gamma| * sigma / s` with `s^2 = running_var + eps_bn`. Channels with target_std below
+/// [`MIN_STD`] carry no signal and are left out of the mean.
 ///
 /// Shapes: u `[n, h, w, c]`, target_mean and target_std `[1, 1, 1, c]`; loss `[1, 1, 1, 1]`.
-/// Source: ours, after Yin et al. 2020 (DeepInversion, eq. 4); the paper has no such term.
-/// Backward: du alone, linear in u: `du = dloss * (slope_c * (u - shift_c) + offset_c)`; reads u, saves the three vectors.
-/// Errors: vectors that do not have u's channels, a gradient wanted for the targets.
+/// Source: ours, after Yin et al. 2020 (DeepInversion, eq. 4); the amalgamation paper has no such term.
+/// Backward: `du = dloss * (slope_c * (u - shift_c) + offset_c)`. Reads u, and saves the three vectors. The
+/// targets get no gradient.
+/// Errors: vectors of another length than u's channels, targets that need a gradient.
 /// Cost: memory-bound. Forward reads u; backward reads u and writes du.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StatisticsLoss {
-    /// Keeps the slope of sigma finite where a channel is constant; relative to the target variance.
+    /// Keeps the derivative of sigma finite where a channel is constant; in units of the target variance.
     pub eps: f32,
 }
 
-/// Smallest target that counts: batch norms of trained networks have |gamma| near 1, and pruned channels below 1e-4 (ours).
+/// The smallest target that counts (ours): trained batch norms have |gamma| near 1, pruned channels below
+/// 1e-4.
 pub const MIN_STD: f64 = 1e-3;
 
 impl Operator for StatisticsLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         let names = ["u", "target_mean", "target_std"];
-        expect_args("statistics_loss", args, &names)?;
+        expect_operands("statistics_loss", args, &names)?;
         let u = args[0].shape;
         for i in [1, 2] {
             expect_shape("statistics_loss", names[i], Shape::vector(u.c()), args[i].shape)?;
@@ -65,7 +70,7 @@ impl Operator for StatisticsLoss {
         let counted = (0..c).filter(counts).count().max(1) as f64;
         let per_element = 2.0 / (counted * (u.len() / c) as f64);
         let mut loss = 0.0;
-        // A handful of scalars a channel: f64 costs nothing here.
+        // A few scalars per channel, so f64 costs nothing.
         for i in 0..c {
             if !counts(&i) {
                 (slope[i], offset[i]) = (R::ZERO, R::ZERO);
@@ -97,7 +102,7 @@ impl Operator for StatisticsLoss {
                     for (du, u) in part.data.chunks_exact_mut(c).zip(u[first * c..].chunks_exact(c)) {
                         let (shift, slope, offset) = (&shift[..c], &slope[..c], &offset[..c]);
                         for i in 0..c {
-                            put(write, &mut du[i], dloss * slope[i].fma(u[i] - shift[i], offset[i]));
+                            store_or_add(write, &mut du[i], dloss * slope[i].fma(u[i] - shift[i], offset[i]));
                         }
                     }
                 },
@@ -134,8 +139,9 @@ impl Operator for StatisticsLoss {
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
 
-    /// Forward: u has to be stored beside what its activation makes of it; its moments come with it. Backward reads u on
-    /// the way of its gradient, which it stores apart where the first part is a skip's gradient too.
+    /// Forward: u must be stored in addition to its activation; its statistics are summed while it is
+    /// written. Backward reads u where its gradient is written, and stores that gradient on its own if the
+    /// first term is also the gradient of a skip connection.
     fn minimal_bytes(&self, o: &Operands) -> u64 {
         let u = o.inputs[0].bytes as u64;
         if o.first_term.is_some() { 2 * u } else { u }
@@ -179,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for u in [
             Shape::vector(1),
             Shape::new(3, 5, 7, 11),
@@ -189,7 +195,7 @@ mod tests {
         ] {
             check(case(u));
             check(case(u).map(0, |v| v + 100.0).map(1, |v| v + 100.0));
-            // Half the targets fall below the smallest that counts; with one channel, possibly all of them.
+            // About half of the targets are below `MIN_STD`; with one channel, it may be all of them.
             check(case(u).map(2, |v| if v > 0.9 { v } else { 1e-4 }));
         }
     }

@@ -1,4 +1,4 @@
-//! A loss as the weighted sum of its terms.
+//! The weighted sum of loss terms.
 
 use crate::device::gpu::launch;
 use crate::error::Result;
@@ -10,13 +10,15 @@ use crate::tensor::{Real, Shape};
 
 /// `y = sum_i weights[i] x_i`.
 ///
-/// Shapes: every x and y a scalar; one x a weight.
+/// Shapes: each x_i and y a scalar; as many x_i as weights.
 /// Source: eq. 8, 11, 14 and 16.
 /// Backward: `dx_i = weights[i] dy`; keeps nothing.
-/// Errors: no operand, another number of operands than weights, an operand that is not a scalar, a weight that is not finite.
-/// Cost: nothing to speak of.
+/// Errors: no operand, another number of operands than weights, an operand that is not a scalar, a weight
+/// that is not finite.
+/// Cost: negligible.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightedSum {
+    /// One for each operand.
     pub weights: Vec<f32>,
 }
 
@@ -25,7 +27,7 @@ impl Operator for WeightedSum {
         let count = self.weights.len();
         expect_setting("weighted_sum", count == args.len() && count > 0, || {
             format!(
-                "expected one operand a weight, and at least one; found {} for {count} weights",
+                "expected one operand for each weight, and at least one; found {} for {count} weights",
                 args.len()
             )
         })?;
@@ -44,7 +46,7 @@ impl Operator for WeightedSum {
     fn backward<R: Real>(&self, io: &Io<R>) {
         for (i, w) in self.weights.iter().enumerate() {
             if let Some(mut dx) = io.dx(i) {
-                dx.put(0, R::of(f64::from(*w) * io.dy0()[0].f64()));
+                dx.store_or_add(0, R::of(f64::from(*w) * io.dy0()[0].f64()));
             }
         }
     }
@@ -82,7 +84,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for weights in [vec![1.0], vec![1.0, 0.1, 1.0, 5.0], vec![-0.2; 17], vec![0.3; 70]] {
             let (op, terms) = (WeightedSum { weights: weights.clone() }, vec![Shape::SCALAR; weights.len()]);
             check(Case::new(op, &terms).reference(move |x| {
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_computed() {
+    fn equals_a_result_computed_by_hand() {
         // Eq. 8, alpha = beta = 1, gamma = 5: 0.5 - 2 - 0.25 + 5 * 0.125 = -1.125.
         let op = WeightedSum { weights: vec![1.0, 1.0, 1.0, 5.0] };
         let case = [0.5, -2.0, -0.25, 0.125].iter().enumerate();
@@ -105,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_and_settings_that_do_not_fit() {
         let e = |weights: &[f32], shapes: &[Shape]| {
             let args: Vec<OperandInfo> =
                 shapes.iter().map(|shape| OperandInfo { shape: *shape, needs_grad: true }).collect();
@@ -113,7 +115,7 @@ mod tests {
         };
         assert_eq!(
             e(&[1.0, 2.0], &[Shape::SCALAR]),
-            "weighted_sum: expected one operand a weight, and at least one; found 1 for 2 weights"
+            "weighted_sum: expected one operand for each weight, and at least one; found 1 for 2 weights"
         );
         assert!(e(&[], &[]).contains("at least one"));
         assert_eq!(

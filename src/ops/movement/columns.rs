@@ -1,4 +1,4 @@
-//! The task-level filter: the predictions of the labels that are wanted.
+//! The task-level filter: selects the predictions of some labels.
 
 use crate::device::gpu::launch;
 use crate::error::{Error, Result};
@@ -6,23 +6,24 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::expect_f32;
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `y[n, j] = x[n, index[j]]`
 ///
 /// Shapes: x `[n, 1, 1, c]`, y `[n, 1, 1, index.len()]`.
 /// Source: docs/method.md 3 (`g_m`, in front of eq. 13).
-/// Backward: dx is the sum of dy over the columns that read it, zero where none does; keeps nothing.
-/// Errors: operands with pixels, no column, a column that x does not have.
-/// Cost: memory-bound, and small: predictions only.
+/// Backward: each dx is the sum of dy over the columns j that read it, 0 if none does; keeps nothing.
+/// Errors: x that is not rows, no column, a column that x does not have.
+/// Cost: negligible; predictions have few elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
+    /// The column of x that each column of y copies.
     pub index: Vec<u32>,
 }
 
 impl Columns {
-    /// The index in device memory.
+    /// The index, as a table in device memory.
     fn table(&self) -> launch::KernelArg {
         launch::KernelArg::table(self.index.iter().map(|i| [i64::from(*i).into()]).collect())
     }
@@ -30,7 +31,7 @@ impl Columns {
 
 impl Operator for Columns {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("columns", args, &["x"])?;
+        expect_operands("columns", args, &["x"])?;
         let x = args[0].shape;
         expect_shape("columns", "x", Shape::rows(x.n(), x.c()), x)?;
         if self.index.is_empty() {
@@ -87,7 +88,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (n, c, index) in
             [(1, 1, vec![0]), (5, 11, vec![7, 2, 10]), (67, 20, vec![3]), (4, 3, vec![2, 0, 1, 0])]
         {

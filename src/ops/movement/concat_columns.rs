@@ -1,11 +1,11 @@
-//! The predictions of several networks side by side.
+//! Concatenates the predictions of several networks.
 
 use crate::device::gpu::launch;
 use crate::error::{Error, Result};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{DeviceTensor, THREADS};
 use crate::ops::losses::common::expect_f32;
-use crate::ops::operands::{Io, Write, put};
+use crate::ops::operands::{Io, Write, store_or_add};
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
 use crate::tensor::{Real, Shape};
 
@@ -13,9 +13,9 @@ use crate::tensor::{Real, Shape};
 ///
 /// Shapes: x_i `[n, 1, 1, c_i]`, y `[n, 1, 1, sum c_i]`.
 /// Source: eq. 10.
-/// Backward: dx_i is its columns of dy; keeps nothing.
-/// Errors: no operand, operands with pixels or of different batch sizes.
-/// Cost: memory-bound, and small: predictions only.
+/// Backward: `dx_i` is a copy of its columns of dy; keeps nothing.
+/// Errors: no operand, operands that are not rows or differ in batch size.
+/// Cost: negligible; predictions have few elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConcatColumns;
 
@@ -51,7 +51,10 @@ impl Operator for ConcatColumns {
             let c = io.shape(i).c();
             if let Some(dx) = io.dx(i) {
                 for (dx_row, dy) in dx.data.chunks_exact_mut(c).zip(dy.chunks_exact(width)) {
-                    dx_row.iter_mut().zip(&dy[first..]).for_each(|(dx_i, dy)| put(dx.write, dx_i, *dy));
+                    dx_row
+                        .iter_mut()
+                        .zip(&dy[first..])
+                        .for_each(|(dx_i, dy)| store_or_add(dx.write, dx_i, *dy));
                 }
             }
             first += c;
@@ -81,7 +84,8 @@ impl Operator for ConcatColumns {
     }
 }
 
-/// One launch over all parts: `[x, first column, columns, add]` each, beside `whole`, their rows side by side.
+/// One launch over all parts: `[x, first column, columns, add]` for each, and `whole`, which holds their rows
+/// side by side.
 fn launch_parts(
     l: &mut Launches,
     kernel: &str,
@@ -100,7 +104,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (n, widths) in [(1, vec![1]), (5, vec![3, 1, 11]), (67, vec![10, 10])] {
             let shapes: Vec<Shape> = widths.iter().map(|c| Shape::rows(n, *c)).collect();
             check(Case::new(ConcatColumns, &shapes).frozen(0));
@@ -112,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_operands_that_do_not_stand_side_by_side() {
+    fn refuses_operands_that_are_not_rows_of_one_batch() {
         let arg = |n, h| OperandInfo { shape: Shape::new(n, h, 1, 3), needs_grad: false };
         let e = |args: &[OperandInfo]| ConcatColumns.signature(args).unwrap_err().to_string();
         assert_eq!(

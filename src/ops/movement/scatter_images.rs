@@ -1,4 +1,4 @@
-//! A batch stored into a bank of images, over the oldest ones.
+//! Stores a batch in a bank of images, over the oldest ones.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::error::Result;
@@ -6,22 +6,23 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::losses::common::{expect_f32, expect_setting};
 use crate::ops::operands::{Io, Operands};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::Real;
 
-/// `bank[(step n + i) mod m] = x[i]`: after `m / n` steps, rounded up, every row has been written.
+/// `bank[(step n + i) mod m] = x[i]`: after `m / n` steps, rounded up, every row of the bank has been
+/// written.
 ///
 /// Shapes: bank `[m, h, w, c]`, updated in place, and x `[n, h, w, c]` with `n <= m`; no output.
 /// Source: ours (a snapshot bank of generated images beside the current ones).
-/// Backward: none; nothing depends on a bank within the step.
-/// Errors: images of another shape than the bank's, or more of them than the bank has rows.
+/// Backward: none; within the step, nothing depends on the bank.
+/// Errors: images of another shape than the bank's, or more images than the bank has rows.
 /// Cost: no multiply-adds; reads and writes n images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScatterImages {}
 
 impl Operator for ScatterImages {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("scatter_images", args, &["bank", "x"])?;
+        expect_operands("scatter_images", args, &["bank", "x"])?;
         let (bank, x) = (args[0].shape, args[1].shape);
         expect_shape("scatter_images", "x", bank.with_n(x.n()), x)?;
         expect_setting("scatter_images", x.n() <= bank.n() && x.elems() > 0, || {
@@ -40,7 +41,7 @@ impl Operator for ScatterImages {
                 part.data.copy_from_slice(&from[at..][..part.data.len()]);
             });
         };
-        // The rows up to the bank's end, then those from its start.
+        // First the rows up to the end of the bank, then those that wrap around to its start.
         let (start, end) = bank.split_at_mut(first * image);
         let ahead = end.len().min(x.len());
         copy(&mut end[..ahead], &x[..ahead]);
@@ -72,7 +73,7 @@ mod tests {
     use crate::tensor::Shape;
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (bank, n) in [
             (Shape::new(1, 1, 1, 1), 1),
             (Shape::new(13, 5, 7, 3), 5),

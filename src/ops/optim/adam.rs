@@ -12,26 +12,33 @@ use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
 use crate::tensor::Real;
 
-/// At step `t = 1, 2, ...`, `lr` being the step's rate in slot `lr_slot`:
+/// At step `t = 1, 2, ...`, with the learning rate `lr` that the step has in slot `lr_slot`:
 ///
 /// `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
 /// `p = p - lr (weight_decay p + m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps))`
 ///
-/// Shapes: p, g, m, v of one shape, repeated for any number of tensors; p, m and v are updated in place; no output.
-/// Source: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2 (AdamW). t counts the step's replays.
+/// Shapes: p, g, m and v of one shape, in groups of four for any number of parameters; p, m and v are updated
+/// in place; no output.
+/// Source: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2 (AdamW). t is the number of
+/// replays of the recorded step.
 /// Backward: none.
 /// Errors: operands that are not groups of four equal shapes; a slot or setting outside its range.
 /// Cost: no multiply-adds counted; reads 4 tensors and writes 3.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
+    /// Which of the step's learning rates applies.
     pub lr_slot: usize,
+    /// The decay rate of the first moment.
     pub beta1: f64,
+    /// The decay rate of the second moment.
     pub beta2: f64,
+    /// Added to the root of the second moment.
     pub eps: f64,
+    /// The rate of the decoupled weight decay.
     pub weight_decay: f64,
 }
 
-/// The settings as the kernel takes them.
+/// The layout of `AdamDims` in kernels/optim/adam.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct AdamDims {
@@ -42,11 +49,11 @@ struct AdamDims {
 }
 const _: () = assert!(size_of::<AdamDims>() == 32, "AdamDims must match kernels/optim/adam.cu");
 
-/// Elements of one tensor that a block of an optimiser updates before it takes the next chunk.
+/// The elements of one parameter that a block updates at a time.
 const CHUNK: usize = 4096;
 
-/// The work of an optimiser's single launch: a row `[tensor, first element]` for each chunk of each tensor, their number,
-/// the largest chunk, and the grid.
+/// How an optimiser's single launch covers all parameters: a table with a row `[tensor, first element]` for
+/// each chunk of each parameter, the number of rows, the largest chunk, and the grid.
 pub(super) struct Chunks {
     pub table: launch::KernelArg,
     pub count: launch::KernelArg,
@@ -96,7 +103,7 @@ impl Operator for Adam {
 
     fn forward<R: Real>(&self, io: &Io<R>) {
         let (t, lr) = (io.step.step as f64 + 1.0, f64::from(io.step.lr[self.lr_slot]));
-        // What does not depend on the element, in f64: p = keep p - rate m / (sqrt(v) / root + eps).
+        // The factors that do not depend on the element, in f64: p = keep p - rate m / (sqrt(v) root + eps).
         let rate = R::of(lr / (1.0 - self.beta1.powf(t)));
         let root = R::of(1.0 / (1.0 - self.beta2.powf(t)).sqrt());
         let (keep, eps) = (R::of(1.0 - lr * self.weight_decay), R::of(self.eps));
@@ -176,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         let decayed = Adam { beta1: 0.9, weight_decay: 0.05, ..ADAM };
         for tensors in
             [vec![Shape::vector(1)], vec![Shape::new(7, 3, 3, 5), Shape::vector(7), Shape::rows(131, 257)]]
@@ -203,8 +210,9 @@ mod tests {
         }
     }
 
-    /// PyTorch 2.15.0, float64, three steps from p = (1, -2, 0.5) with lr = float32(0.01) and these gradients:
-    /// `torch.optim.AdamW([p], lr=lr, betas=(0.5, 0.999), eps=1e-8, weight_decay=0.1)`, printing p, exp_avg, exp_avg_sq.
+    /// PyTorch 2.15.0, float64, three steps from p = (1, -2, 0.5) with lr = float32(0.01) and these
+    /// gradients: `torch.optim.AdamW([p], lr=lr, betas=(0.5, 0.999), eps=1e-8, weight_decay=0.1)`, printing
+    /// p, exp_avg, exp_avg_sq.
     #[test]
     fn three_steps_of_pytorch() {
         let grads = [[0.5, -1.0, 0.25], [0.25, 2.0, -0.5], [-1.0, 0.5, 0.125]];
@@ -241,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_and_settings_that_do_not_fit() {
         let e = |op: Adam, sizes: &[usize]| {
             let args: Vec<OperandInfo> =
                 sizes.iter().map(|c| OperandInfo { shape: Shape::vector(*c), needs_grad: false }).collect();

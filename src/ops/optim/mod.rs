@@ -1,4 +1,4 @@
-//! Update rules.
+//! Optimisers.
 
 pub mod adam;
 pub mod sgd;

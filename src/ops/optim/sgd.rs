@@ -11,25 +11,29 @@ use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
 use crate::ops::optim::adam::Chunks;
 use crate::tensor::Real;
 
-/// `d = g + weight_decay p`, `m = momentum m + d`, then `p = p - lr m`, or with `nesterov` `p = p - lr (d + momentum m)`;
-/// `lr` is the step's rate in slot `lr_slot`, and m starts at 0.
+/// `d = g + weight_decay p`, `m = momentum m + d`, then `p = p - lr m`;
+/// `lr` is the learning rate that the step has in slot `lr_slot`, and m starts at 0.
 ///
-/// Shapes: p, g, m of one shape, repeated for any number of tensors; p and m are updated in place; no output.
-/// Source: Sutskever et al. 2013, in the form of `torch.optim.SGD` (the rate outside the momentum, decay inside).
+/// Shapes: p, g and m of one shape, in groups of three for any number of parameters; p and m are updated in
+/// place; no output.
+/// Source: Sutskever et al. 2013, in the form of `torch.optim.SGD`: the rate is outside the momentum, the
+/// decay inside.
 /// Backward: none.
 /// Errors: operands that are not groups of three equal shapes; a slot or setting outside its range.
 /// Cost: no multiply-adds counted; reads 3 tensors and writes 2.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sgd {
+    /// Which of the step's learning rates applies.
     pub lr_slot: usize,
+    /// The weight of the previous update.
     pub momentum: f64,
-    pub nesterov: bool,
+    /// The rate of the weight decay.
     pub weight_decay: f64,
 }
 
 impl Operator for Sgd {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        let Sgd { lr_slot, momentum, weight_decay, .. } = *self;
+        let Sgd { lr_slot, momentum, weight_decay } = *self;
         expect_setting("sgd", !args.is_empty() && args.len().is_multiple_of(3), || {
             format!("expected groups of 3 operands (p, g, m), found {}", args.len())
         })?;
@@ -58,7 +62,7 @@ impl Operator for Sgd {
                 for ((p, g), m) in p.data.iter_mut().zip(&g[first..]).zip(m.data) {
                     let d = *g + decay * *p;
                     *m = momentum * *m + d;
-                    *p -= rate * if self.nesterov { d + momentum * *m } else { *m };
+                    *p -= rate * *m;
                 }
             });
         }
@@ -91,7 +95,6 @@ impl Operator for Sgd {
                 (self.lr_slot as i32).into(),
                 momentum,
                 weight_decay,
-                self.nesterov.into(),
             ],
         )
     }
@@ -107,7 +110,7 @@ mod tests {
     use crate::ops::op_check::{Case, check, check_bf16_copies};
     use crate::tensor::Shape;
 
-    const SGD: Sgd = Sgd { lr_slot: 0, momentum: 0.9, nesterov: false, weight_decay: 0.01 };
+    const SGD: Sgd = Sgd { lr_slot: 0, momentum: 0.9, weight_decay: 0.01 };
 
     fn case(op: Sgd, tensors: &[Shape]) -> Case {
         let shapes: Vec<Shape> = tensors.iter().flat_map(|s| [*s; 3]).collect();
@@ -115,11 +118,11 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for tensors in
             [vec![Shape::vector(1)], vec![Shape::new(7, 3, 3, 5), Shape::vector(7), Shape::rows(131, 257)]]
         {
-            for op in [SGD, Sgd { nesterov: true, ..SGD }, Sgd { momentum: 0.0, weight_decay: 0.0, ..SGD }] {
+            for op in [SGD, Sgd { momentum: 0.0, weight_decay: 0.0, ..SGD }] {
                 check(case(op, &tensors).reference(move |x| {
                     let mut out = Vec::new();
                     for x in x.chunks(3) {
@@ -127,8 +130,7 @@ mod tests {
                         for (i, g) in x[1].iter().enumerate() {
                             let d = g + op.weight_decay * p[i];
                             m[i] = op.momentum * m[i] + d;
-                            let step = if op.nesterov { d + op.momentum * m[i] } else { m[i] };
-                            p[i] -= f64::from(0.01f32) * step;
+                            p[i] -= f64::from(0.01f32) * m[i];
                         }
                         out.extend([p, m]);
                     }
@@ -138,13 +140,14 @@ mod tests {
         }
     }
 
-    /// PyTorch 2.15.0, float64, three steps from p = (1, -2, 0.5) with lr = float32(0.01) and these gradients:
-    /// `torch.optim.SGD([p], lr=lr, momentum=0.9, nesterov=..., weight_decay=0.01)`, printing p and momentum_buffer.
+    /// PyTorch 2.15.0, float64, three steps from p = (1, -2, 0.5) with lr = float32(0.01) and these
+    /// gradients: `torch.optim.SGD([p], lr=lr, momentum=0.9, weight_decay=0.01)`, printing p and
+    /// momentum_buffer.
     #[test]
     fn three_steps_of_pytorch() {
         let grads = [[0.5, -1.0, 0.25], [0.25, 2.0, -0.5], [-1.0, 0.5, 0.125]];
         let start = [[1.0, -2.0, 0.5], [0.0; 3]];
-        let heavy_ball = [
+        let states = [
             start,
             [[0.9949000001139939, -1.9898000002279879, 0.497450000056997], [0.51, -1.02, 0.255]],
             [
@@ -156,25 +159,11 @@ mod tests {
                 [-0.3430687948962272, 1.4358875897980423, -0.10897189744951058],
             ],
         ];
-        let nesterov = [
-            start,
-            [[0.9903100002165883, -1.9806200004331767, 0.49515500010829416], [0.51, -1.02, 0.255]],
-            [
-                [0.9812408415192587, -2.0099816819768095, 0.5024954204942024],
-                [0.718903100002166, 1.062193799995668, -0.265548449998917],
-            ],
-            [
-                [0.9942312903589934, -2.027703554841084, 0.5021758888164418],
-                [-0.34317480158285807, 1.4358746031763332, -0.1089686507940833],
-            ],
-        ];
-        for (op, states) in [(SGD, heavy_ball), (Sgd { nesterov: true, ..SGD }, nesterov)] {
-            for (step, g) in grads.iter().enumerate() {
-                let ([p, m], after) = (states[step], states[step + 1].map(|v| v.to_vec()).to_vec());
-                let case = case(op, &[Shape::vector(3)]).step(step as u64);
-                let case = case.values(0, p.to_vec()).values(1, g.to_vec()).values(2, m.to_vec());
-                check(case.reference(move |_| after.clone()));
-            }
+        for (step, g) in grads.iter().enumerate() {
+            let ([p, m], after) = (states[step], states[step + 1].map(|v| v.to_vec()).to_vec());
+            let case = case(SGD, &[Shape::vector(3)]).step(step as u64);
+            let case = case.values(0, p.to_vec()).values(1, g.to_vec()).values(2, m.to_vec());
+            check(case.reference(move |_| after.clone()));
         }
     }
 
@@ -184,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_take() {
+    fn refuses_operands_and_settings_that_do_not_fit() {
         let e = |op: Sgd, sizes: &[usize]| {
             let args: Vec<OperandInfo> =
                 sizes.iter().map(|c| OperandInfo { shape: Shape::vector(*c), needs_grad: false }).collect();

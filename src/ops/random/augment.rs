@@ -1,4 +1,4 @@
-//! Random changes to a batch of images that leave what they show: shift, flip, and a mix with another image.
+//! Random augmentation of a batch of images: shift, flip, and a mix with another image.
 
 use crate::device::cpu::par::{Rows, for_parts};
 use crate::device::gpu;
@@ -10,40 +10,49 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::{DeviceTensor, THREADS};
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 use std::ops::Range;
 
-/// `y[i] = mix(s_i, s_j)`, where `s_i` is x[i] shifted by up to `max_shift` pixels in each direction (`fill` moves in),
-/// then mirrored left to right with probability `flip`; mix takes the elementwise maximum with probability `mix_max`,
-/// pastes a random rectangle of up to half the height and width of s_j with probability `cutmix`, and else is s_i alone;
-/// j is another sample of the batch.
+/// `y[i] = mix(s_i, s_j)`, where j is another sample of the batch.
+///
+/// `s_i` is x[i], shifted by up to `max_shift` pixels in each direction (`fill` moves in), then mirrored left
+/// to right with probability `flip`. With probability `mix_max`, `mix` is the elementwise maximum of the two;
+/// with probability `cutmix`, it is s_i with a random rectangle of s_j pasted in, of up to half the height
+/// and width; otherwise it is s_i.
 ///
 /// Shapes: x, y `[n, h, w, c]`.
 /// Source: ours (shifts for the generator's images, the maximum of two images for the student's).
-/// Backward: dx, each dy going to the pixel it was read from (the maximum's winner, s_i at a tie); reads x for the
-/// maximum only. Every dx sample collects its own dy, then those of the samples it was mixed into, in their order.
-/// Errors: a shift of the image's size or more; probabilities outside [0, 1], or a mix of one sample with another.
+/// Backward: each dy goes to the pixel whose value the output took (for a maximum, the larger one; s_i at a
+/// tie). Reads x only if `mix_max > 0`. Each sample of dx sums its own dy first, then those of the samples it
+/// was mixed into, in order.
+/// Errors: a shift of the image's size or more; probabilities outside [0, 1]; mixing in a batch of one
+/// sample; `fill` that is not finite.
 /// Cost: no multiply-adds; reads x once or twice and writes y.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Augment {
+    /// The largest shift, in pixels.
     pub max_shift: usize,
-    /// What shifts in: images live in [-1, 1], so black is -1.
+    /// The value of pixels that shift in. Images have values in [-1, 1], so black is -1.
     pub fill: f32,
+    /// The probability of a mirrored sample.
     pub flip: f32,
+    /// The probability of a maximum with another sample.
     pub mix_max: f32,
+    /// The probability of a rectangle pasted from another sample.
     pub cutmix: f32,
+    /// The random stream.
     pub stream: u32,
 }
 
-/// Where the pixels of one shifted and mirrored sample come from.
+/// How one sample is shifted and mirrored.
 struct Place {
     down: isize,
     right: isize,
     mirrored: bool,
 }
 
-/// What a sample is mixed with.
+/// How a sample is mixed with another.
 enum Mix {
     Alone,
     Maximum { with: usize },
@@ -60,7 +69,7 @@ impl Mix {
 }
 
 impl Place {
-    /// The pixel of an `h x w` image that is seen at `(p, q)`, if any.
+    /// The pixel of an `h x w` image that appears at `(p, q)`; `None` where `fill` does.
     #[inline(always)]
     fn source(&self, p: usize, q: usize, h: usize, w: usize) -> Option<usize> {
         let q = if self.mirrored { w - 1 - q } else { q };
@@ -112,7 +121,7 @@ impl<'a> Choices<'a> {
 
 impl Operator for Augment {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("augment", args, &["x"])?;
+        expect_operands("augment", args, &["x"])?;
         let x = args[0].shape;
         let Augment { max_shift, fill, flip, mix_max, cutmix, .. } = *self;
         expect_setting("augment", max_shift < x.h().min(x.w()), || {
@@ -183,7 +192,7 @@ impl Operator for Augment {
                 part.data.fill(R::ZERO);
             }
             let place = choices.place(j);
-            // Sample `j` went into output `j`, and into those that it was mixed with.
+            // Sample `j` contributes to output `j`, and to the outputs that it was mixed into.
             let mixed = (0..n).filter(|i| partners[*i] == j as u32);
             for i in std::iter::once(j).chain(mixed) {
                 let mix = choices.mix(i);
@@ -207,7 +216,7 @@ impl Operator for Augment {
                         if let (Some((image, theirs)), Some(x)) = (&against, x) {
                             let mine = x[j * h * w * c + from * c + k];
                             let theirs = theirs.map_or(fill, |at| image[at * c + k]);
-                            // At a tie the output's own sample wins.
+                            // At a tie, the gradient goes to the output's own sample.
                             if mine < theirs || (i != j && mine == theirs) {
                                 continue;
                             }
@@ -235,7 +244,7 @@ impl Operator for Augment {
         let x = (self.mix_max > 0.0).then(|| l.x(0));
         let (grid, block) = per_image("augment", shape.n(), shape.per_sample(), 1)?;
         let args = [dx.into(), x.into(), dy.into(), choices.into(), self.dims(shape), write.into()];
-        // A bit a sample.
+        // One bit per sample.
         let shared_bytes = (size_of::<u32>() * shape.n().div_ceil(32)) as u32;
         l.launch(format!("augment_bwd<{}>", dx.elem), grid, block, shared_bytes, args)
     }
@@ -247,10 +256,10 @@ impl Operator for Augment {
     }
 }
 
-/// `AugmentChoice` of kernels/random/augment.cu, which asserts the same.
+/// The size of `AugmentChoice` in kernels/random/augment.cu, which asserts it.
 const CHOICE_BYTES: usize = 36;
 
-/// As kernels take it: `AugmentDims` of kernels/random/augment.cu.
+/// The layout of `AugmentDims` in kernels/random/augment.cu.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct AugmentDims {
@@ -276,7 +285,8 @@ impl Augment {
         let dims = AugmentDims { n, h, w, c, max_shift, stream, fill, flip, mix_max, cutmix };
         gpu::launch::KernelArg::structure("AugmentDims", &dims)
     }
-    /// Draws every sample's choices: backward draws again, for 36 bytes a sample are cheaper drawn than kept.
+    /// Launches the kernel that draws the choices of every sample. Backward draws them again, which is
+    /// cheaper than keeping 36 bytes per sample.
     fn launch_choices(&self, l: &mut Launches, choices: DeviceTensor) -> Result<()> {
         let x = l.shape(0);
         let args = [choices.into(), l.step(), self.dims(x)];
@@ -339,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for shape in [
             Shape::new(2, 3, 3, 1),
             Shape::new(9, 5, 7, 3),
@@ -362,15 +372,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_asked_changes_nothing() {
+    fn without_shift_flip_and_mix_the_images_stay_unchanged() {
         let op = Augment { max_shift: 0, ..SHIFT };
         check(Case::new(op, &[Shape::new(3, 4, 5, 2)]).reference(|x| x.to_vec()));
     }
 
-    /// Of 20 000 samples a quarter each is mixed in either way, half is mirrored, and every shift is as likely as the
-    /// next; five standard errors allowed.
+    /// Of 20 000 samples a quarter each is mixed in either way, half is mirrored, and every shift is as
+    /// likely as the next; five standard errors allowed.
     #[test]
-    fn choices_have_the_probabilities_asked_for() {
+    fn choices_have_the_set_probabilities() {
         let op = Augment { flip: 0.5, mix_max: 0.25, cutmix: 0.25, ..SHIFT };
         let n = 20_000;
         let choices = Choices { op: &op, draws: Draws::new(1, 6, 0), shape: Shape::new(n, 8, 8, 3) };
@@ -412,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_cannot_do() {
+    fn refuses_settings_outside_their_range() {
         let e = |op: Augment, n: usize| {
             op.signature(&[OperandInfo { shape: Shape::new(n, 5, 4, 3), needs_grad: true }])
                 .unwrap_err()

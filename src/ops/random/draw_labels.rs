@@ -1,4 +1,4 @@
-//! Random label sets: what a conditional generator is asked to show.
+//! Random label sets, as the condition of a conditional generator.
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::{Draws, below};
@@ -6,29 +6,34 @@ use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_args};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
-/// `y[n, :]` marks a random label set with 1, the rest is 0: its size is uniform in `min..=max`, and every set of that
-/// size is equally likely.
+/// `y[n, l]` is 1 for the labels of a random set and 0 for the others. The size of a set is uniform in
+/// `min..=max`, and all sets of one size are equally likely.
 ///
 /// Shapes: no operand; y `[n, 1, 1, labels]`.
-/// Source: ours (a wanted label set as part of z keeps the generator from collapsing).
-/// Backward: none, y depends on nothing.
+/// Source: ours (a label set as part of z keeps the generator from collapsing).
+/// Backward: none; y depends on no operand.
 /// Errors: an operand; an empty shape; sizes that are not `min <= max <= labels`.
 /// Cost: no multiply-adds; writes 1 tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrawLabels {
+    /// The number of sets, one per row.
     pub n: usize,
+    /// The number of labels to draw from.
     pub labels: usize,
+    /// The smallest size of a set.
     pub min: usize,
+    /// The largest size of a set.
     pub max: usize,
+    /// The random stream.
     pub stream: u32,
 }
 
 impl Operator for DrawLabels {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
-        expect_args("draw_labels", args, &[])?;
+        expect_operands("draw_labels", args, &[])?;
         let DrawLabels { n, labels, min, max, .. } = *self;
         expect_setting("draw_labels", n > 0 && labels > 0 && min <= max && max <= labels, || {
             format!("expected min <= max <= labels, found {min}, {max} and {labels} for {n} rows")
@@ -41,17 +46,17 @@ impl Operator for DrawLabels {
         for_rows(Rows::new(io.y(0), self.n), self.labels, &|first, part: Rows<R>| {
             for (row, y) in part.data.chunks_mut(self.labels).enumerate() {
                 let row = (first + row) as u32;
-                // Lane 0 draws the size, lanes 1, 2, ... four labels each.
-                let mut wanted = self.min + below(draws.words(row, 0)[0], self.max - self.min + 1);
+                // Lane 0 draws the size; lanes 1, 2, ... draw four labels each.
+                let mut to_take = self.min + below(draws.words(row, 0)[0], self.max - self.min + 1);
                 let mut words = [0; 4];
                 for (label, y) in y.iter_mut().enumerate() {
                     if label % 4 == 0 {
                         words = draws.words(row, 1 + label as u32 / 4);
                     }
-                    // Selection sampling (Knuth, TAOCP 2, algorithm 3.4.2 S): each label is in with the share of
-                    // wanted ones among those left.
-                    let takes = below(words[label % 4], self.labels - label) < wanted;
-                    wanted -= usize::from(takes);
+                    // Selection sampling (Knuth, TAOCP 2, algorithm 3.4.2 S): a label is taken with
+                    // probability (labels still to take) / (labels left).
+                    let takes = below(words[label % 4], self.labels - label) < to_take;
+                    to_take -= usize::from(takes);
                     *y = if takes { R::ONE } else { R::ZERO };
                 }
             }
@@ -78,7 +83,7 @@ mod tests {
     use crate::ops::op_check::{Case, check};
 
     #[test]
-    fn gates() {
+    fn passes_the_op_checks() {
         for (n, labels, min, max) in
             [(1, 1, 0, 1), (1, 1, 1, 1), (7, 5, 0, 5), (64, 20, 1, 3), (4099, 17, 2, 2)]
         {
@@ -105,8 +110,8 @@ mod tests {
 
     #[test]
     fn every_set_is_equally_likely() {
-        // 1 or 2 of 4 labels in 60 000 rows: each single 7 500 times, each of the 6 pairs 5 000; 5 standard errors
-        // are 410 and 340.
+        // 1 or 2 of 4 labels in 60 000 rows: each single 7 500 times, each of the 6 pairs 5 000; 5 standard
+        // errors are 410 and 340.
         let (n, labels) = (60_000, 4);
         let case = Case::new(DrawLabels { n, labels, min: 1, max: 2, stream: 0 }, &[]);
         let y = case.outputs().remove(0);

@@ -1,4 +1,5 @@
-//! Ops that draw random numbers: counter-based (Philox), so every device draws the same bits.
+//! Ops that draw random numbers. The generator is counter-based (Philox), so every device draws the same
+//! bits.
 
 pub mod augment;
 pub mod draw_labels;

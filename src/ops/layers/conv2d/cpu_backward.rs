@@ -7,7 +7,7 @@ use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Indices, Rows, Split, even_grain, for_parts};
 use crate::device::cpu::{scratch, vectorised};
 use crate::ops::layers::activation::Act;
-use crate::ops::operands::{Grad, Io, Write, put};
+use crate::ops::operands::{Grad, Io, Write, store_or_add};
 use crate::tensor::Real;
 use std::ops::Range;
 
@@ -59,7 +59,7 @@ pub fn backward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
         let write = dr.write;
         for_parts(Rows::new(dr.data, d.outputs()), RESIDUAL_PIXELS, &|first, part: Rows<R>| {
             masked.with(first..first + part.data.len() / d.k, |dz| {
-                part.data.iter_mut().zip(dz).for_each(|(dr, dz)| put(write, dr, *dz));
+                part.data.iter_mut().zip(dz).for_each(|(dr, dz)| store_or_add(write, dr, *dz));
             });
         });
     }
@@ -216,7 +216,7 @@ fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R]
             for (i, dw) in row.iter_mut().enumerate() {
                 let at = ((k / lanes) * depth + i) * lanes + k % lanes;
                 let sum = (0..parts).fold(R::ZERO, |s, part| s + partial[part * depth * wide + at]);
-                put(write, dw, sum);
+                store_or_add(write, dw, sum);
             }
         }
     });
@@ -304,6 +304,6 @@ fn bias_gradient<R: Real>(d: &Dims, dz: &Masked<R>, mut db: Grad<R>) {
                 }
             },
         );
-        sum.iter().enumerate().for_each(|(k, v)| db.put(k, *v));
+        sum.iter().enumerate().for_each(|(k, v)| db.store_or_add(k, *v));
     });
 }

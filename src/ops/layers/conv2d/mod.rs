@@ -7,7 +7,7 @@ use crate::ops::fusion::{ActMask, Fusion};
 use crate::ops::launch::launches::Launches;
 use crate::ops::layers::activation::Act;
 use crate::ops::operands::{Io, Operands, Write};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_args, expect_shape};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Elem, Real, Shape};
 use geometry::{Dims, Epilogue};
 
@@ -84,7 +84,7 @@ impl Operator for Conv2d {
         let mut expected = vec!["x", "w"];
         expected.extend(self.bias.then_some("bias"));
         expected.extend(self.residual.then_some("residual"));
-        expect_args("conv2d", args, &expected)?;
+        expect_operands("conv2d", args, &expected)?;
         let (x, w) = (args[0].shape, args[1].shape);
         let y = self.output(x, w)?;
         if self.bias {
