@@ -1,5 +1,6 @@
-//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random number is a pure
-//! function of (seed, stream, step, element), so that every device, any number of threads and a resumed run draw the same bits.
+//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random number is
+//! a pure function of (seed, stream, step, element), so that every device, any number of threads and a
+//! resumed run draw the same bits.
 
 const MUL: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -59,14 +60,15 @@ pub fn unit(word: u32) -> f64 {
     (f64::from(word >> 8) + 0.5) / f64::from(1u32 << 24)
 }
 
-/// A random word as an integer below `n`, by multiply-shift. The bias, n / 2^32, is too small for a test to detect.
+/// A random word as an integer below `n`, by multiply-shift. The bias, n / 2^32, is too small for a test to
+/// detect.
 #[inline]
 pub fn below(word: u32, n: usize) -> usize {
     ((u64::from(word) * n as u64) >> 32) as usize
 }
 
-/// A key for a part of a run, from `seed` and `part` by the finaliser of SplitMix64, so that neighbouring seeds give
-/// unrelated keys.
+/// A key for a part of a run, from `seed` and `part` by the finaliser of SplitMix64, so that neighbouring
+/// seeds give unrelated keys.
 pub fn derive_seed(seed: u64, part: u64) -> u64 {
     let mut z = seed ^ part.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
