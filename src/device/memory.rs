@@ -1,9 +1,10 @@
 //! Buffers, and the views of them that ops work on.
 //!
-//! A step uses the *store* and the *arena*. The store has what outlives a step (weights, optimiser moments, data sets), in
-//! buffers that never move; the arena has everything else. A [`Slot`] names a range of one buffer. [`Views`] hands out
-//! typed slices of slots while one instruction runs. It refuses two that overlap if either is writable, so that a mistake
-//! of the planner panics in a test and is never undefined behaviour.
+//! A step uses the *store* and the *arena*. The store has what outlives a step (weights, optimiser moments,
+//! data sets), in buffers that never move; the arena has everything else. A [`Slot`] names a range of one
+//! buffer. [`Views`] hands out typed slices of slots while one instruction runs. It refuses two that overlap
+//! if either is writable, so that a mistake of the planner panics in a test and is never undefined
+//! behaviour.
 
 use crate::error::{Error, Result};
 use std::cell::RefCell;
@@ -49,15 +50,16 @@ impl Buffer {
     }
 }
 
-/// Bytes of memory that are available on this machine, if the system reports them, as Linux does for the whole machine.
+/// Bytes of memory that are available on this machine, if the system reports them, as Linux does for the
+/// whole machine.
 pub fn available() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// Checks that `bytes` are [`available`]. Allocating more would end the process: at once, or when the system kills it after
-/// it has written to them.
+/// Checks that `bytes` are [`available`]. Allocating more would end the process: at once, or when the system
+/// kills it after it has written to them.
 ///
 /// Errors: out of memory, with the bytes needed and available; `what` says in the message what they are for.
 pub fn expect_room(what: &str, bytes: usize) -> Result<()> {
@@ -105,7 +107,8 @@ pub struct Memory<'m> {
     pub store: &'m mut [Buffer],
     /// The arena.
     pub arena: &'m mut Buffer,
-    /// The views handed out during one instruction. Its capacity is reserved once, so that replays allocate nothing.
+    /// The views handed out during one instruction. Its capacity is reserved once, so that replays allocate
+    /// nothing.
     pub borrows: &'m mut Borrows,
 }
 
@@ -134,7 +137,8 @@ impl Memory<'_> {
     }
 }
 
-/// Typed slices of slots, which are checked not to overlap if one is writable. Each instruction has its own `Views`.
+/// Typed slices of slots, which are checked not to overlap if one is writable. Each instruction has its own
+/// `Views`.
 pub struct Views<'v> {
     store: *mut Buffer,
     buffers: usize,
@@ -150,7 +154,8 @@ impl<'v> Views<'v> {
                     (i as usize) < self.buffers,
                     "slot {slot:?} names a buffer that the store does not have"
                 );
-                // SAFETY: `i` is in range, and `Memory` is mutably borrowed for 'v; the reference ends with this arm.
+                // SAFETY: `i` is in range, and `Memory` is mutably borrowed for 'v; the reference ends with
+                // this arm.
                 let buffer = unsafe { &mut *self.store.add(i as usize) };
                 (buffer.base(), buffer.bytes())
             }
@@ -173,18 +178,19 @@ impl<'v> Views<'v> {
         (unsafe { base.add(slot.offset) }.cast(), slot.bytes / size_of::<T>())
     }
 
-    /// The elements of a slot. Panics if the slot lies outside its space, is misaligned, or overlaps a writable view of this
-    /// instruction.
+    /// The elements of a slot. Panics if the slot lies outside its space, is misaligned, or overlaps a
+    /// writable view of this instruction.
     pub fn read<T: bytemuck::Pod>(&self, slot: Slot) -> &'v [T] {
         let (p, len) = self.claim::<T>(slot, false);
-        // SAFETY: in range and aligned (`claim`); initialised, because buffers are zeroed when they are created; any bit
-        // pattern is a valid `Pod`; no writable view of this instruction overlaps it (`claim`), and nothing outside the
-        // instruction accesses the bytes, because `Memory` is mutably borrowed for 'v.
+        // SAFETY: in range and aligned (`claim`); initialised, because buffers are zeroed when they are
+        // created; any bit pattern is a valid `Pod`; no writable view of this instruction overlaps it
+        // (`claim`), and nothing outside the instruction accesses the bytes, because `Memory` is mutably
+        // borrowed for 'v.
         unsafe { std::slice::from_raw_parts(p, len) }
     }
 
-    /// The elements of a slot, writable. Panics if the slot lies outside its space, is misaligned, or overlaps another view
-    /// of this instruction.
+    /// The elements of a slot, writable. Panics if the slot lies outside its space, is misaligned, or
+    /// overlaps another view of this instruction.
     #[allow(clippy::mut_from_ref)] // `claim` checks at run time that the reference is exclusive
     pub fn write<T: bytemuck::Pod>(&self, slot: Slot) -> &'v mut [T] {
         let (p, len) = self.claim::<T>(slot, true);

@@ -1,6 +1,8 @@
-//! Where ops run: memory, the step's varying values, the counter-based random generator, and the CPU's inner loops.
+//! Where ops run: memory, the step's varying values, the counter-based random generator, and the CPU's inner
+//! loops.
 //!
-//! A device deals in pointers and sizes and depends on no op and no model. All `unsafe` of the crate lies below this module.
+//! A device deals in pointers and sizes and depends on no op and no model. All `unsafe` of the crate lies
+//! below this module.
 
 pub mod choice;
 pub mod cpu;

@@ -1,5 +1,6 @@
-//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random number is a pure
-//! function of (seed, stream, step, element), so that every device, any number of threads and a resumed run draw the same bits.
+//! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random number is
+//! a pure function of (seed, stream, step, element), so that every device, any number of threads and a
+//! resumed run draw the same bits.
 
 use crate::splitmix;
 
@@ -61,14 +62,15 @@ pub fn unit(word: u32) -> f64 {
     (f64::from(word >> 8) + 0.5) / f64::from(1u32 << 24)
 }
 
-/// A random word as an integer below `n`, by multiply-shift. The bias, n / 2^32, is too small for a test to detect.
+/// A random word as an integer below `n`, by multiply-shift. The bias, n / 2^32, is too small for a test to
+/// detect.
 #[inline]
 pub fn below(word: u32, n: usize) -> usize {
     ((u64::from(word) * n as u64) >> 32) as usize
 }
 
-/// A key for a part of a run, from `seed` and `part` by the finaliser of SplitMix64, so that neighbouring seeds give
-/// unrelated keys.
+/// A key for a part of a run, from `seed` and `part` by the finaliser of SplitMix64, so that neighbouring
+/// seeds give unrelated keys.
 pub fn derive_seed(seed: u64, part: u64) -> u64 {
     splitmix::mix(seed ^ part.wrapping_mul(splitmix::GAMMA))
 }

@@ -1,7 +1,7 @@
 //! What changes from one replay of a step to the next.
 
-/// A step's varying values, in one small structure that kernels read from device memory: the arguments of a captured
-/// step never change.
+/// A step's varying values, in one small structure that kernels read from device memory: the arguments of a
+/// captured step never change.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct StepState {

@@ -1,8 +1,8 @@
 //! Sums over the pixels of NHWC data, one for each channel, in an order that depends only on the sizes.
 //!
-//! Pixels are cut into at most 32 parts, and a part into blocks. Each block is summed from zero and then added to its
-//! part; parts are added in order. The result therefore has the same bits on any number of threads, and its rounding error
-//! grows with the root of a block's length instead of the tensor's.
+//! Pixels are cut into at most 32 parts, and a part into blocks. Each block is summed from zero and then
+//! added to its part; parts are added in order. The result therefore has the same bits on any number of
+//! threads, and its rounding error grows with the root of a block's length instead of the tensor's.
 
 use super::par::{Rows, for_parts};
 use super::vector::{vectorised, with_width};
@@ -20,8 +20,9 @@ pub const fn scratch_len(width: usize) -> usize {
     2 * PARTS * width
 }
 
-/// `width` sums over `pixels` pixels, where `block(pixels, sums)` adds a run of pixels to `sums`. Returns the sums, which lie
-/// in `scratch`. Write `#[inline(always)]` before the closure, as [`vectorised`] requires.
+/// `width` sums over `pixels` pixels, where `block(pixels, sums)` adds a run of pixels to `sums`. Returns
+/// the sums, which lie in `scratch`. Write `#[inline(always)]` before the closure, as [`vectorised`]
+/// requires.
 pub fn sums<R: Real>(
     pixels: usize,
     width: usize,
@@ -59,11 +60,12 @@ pub fn add<R: Real>(a: &mut [R], b: &[R]) {
     a.iter_mut().zip(b).for_each(|(a, b)| *a += *b);
 }
 
-/// For each channel of `x` `[pixels, c]`: a value near the mean (`shift`), the mean minus that value (`delta`), and the biased
-/// variance (`var`), `[c]` each. Needs `scratch_len(2 * c)` elements of scratch.
+/// For each channel of `x` `[pixels, c]`: a value near the mean (`shift`), the mean minus that value
+/// (`delta`), and the biased variance (`var`), `[c]` each. Needs `scratch_len(2 * c)` elements of scratch.
 ///
-/// One pass over `x` sums `x - shift` and its square. No digits are lost where the mean is many standard deviations, as
-/// they would be in `E[x^2] - E[x]^2`, nor by rounding the mean, because it stays the sum `shift + delta`.
+/// One pass over `x` sums `x - shift` and its square. No digits are lost where the mean is many standard
+/// deviations, as they would be in `E[x^2] - E[x]^2`, nor by rounding the mean, because it stays the sum
+/// `shift + delta`.
 pub fn channel_stats<R: Real>(
     x: &[R],
     c: usize,
@@ -105,8 +107,8 @@ pub fn channel_stats<R: Real>(
     }
 }
 
-/// The mean of up to [`BLOCK`] pixels spread over `x`. The step is odd, so that the pixels come from all columns of an image
-/// whose width is a power of two, from its borders as well as its interior.
+/// The mean of up to [`BLOCK`] pixels spread over `x`. The step is odd, so that the pixels come from all
+/// columns of an image whose width is a power of two, from its borders as well as its interior.
 fn sample_mean<R: Real>(x: &[R], c: usize, mean: &mut [R]) {
     let pixels = x.len() / c;
     let count = pixels.min(BLOCK);

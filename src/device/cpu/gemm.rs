@@ -1,13 +1,15 @@
-//! The matrix micro-kernel of convolution and linear layers on the CPU: a GEMM whose left rows are *gathered*.
+//! The matrix micro-kernel of convolution and linear layers on the CPU: a GEMM whose left rows are
+//! *gathered*.
 //!
-//! `C[m, :] = sum_i A[m, i] * B[i, :]`, where row `m` of `A` is never stored. It is a fixed number of runs of `x`:
-//! `A[m, g * len + i] = x[row(m) + runs[g] + i * step]`. With NHWC data a filter row (s, c) is one contiguous run. Forward,
-//! the input gradient (runs over the output gradient) and the weight gradient (runs over pixels, `step` apart) are
-//! therefore the same loop: broadcast an element of `x`, multiply it by a vector of `B`, and add to `P x N` accumulators in
-//! registers.
+//! `C[m, :] = sum_i A[m, i] * B[i, :]`, where row `m` of `A` is never stored. It is a fixed number of runs
+//! of `x`: `A[m, g * len + i] = x[row(m) + runs[g] + i * step]`. With NHWC data a filter row (s, c) is one
+//! contiguous run. Forward, the input gradient (runs over the output gradient) and the weight gradient (runs
+//! over pixels, `step` apart) are therefore the same loop: broadcast an element of `x`, multiply it by a
+//! vector of `B`, and add to `P x N` accumulators in registers.
 //!
-//! Tiles have 12 rows, whose pointers just fit the general registers. With 24 rows of one vector, each pointer was loaded
-//! again at every step (64x16x16x16 -> 16, 3x3: 1143 us instead of 854, measured in one run).
+//! Tiles have 12 rows, whose pointers just fit the general registers. With 24 rows of one vector, each
+//! pointer was loaded again at every step (64x16x16x16 -> 16, 3x3: 1143 us instead of 854, measured in one
+//! run).
 
 use super::vector::dispatch;
 use crate::tensor::Real;
@@ -60,9 +62,9 @@ pub trait Sink<R> {
     fn row(&mut self, m: usize, column: usize, values: &[R]);
 }
 
-/// Multiplies rows `0..rows` of the gathered `a` by the packed panel `panel` of `b`, which has `depth` rows and `columns`
-/// columns in all panels together. `row(m)` is the offset of row `m` in `a.x`. The sink gets each row once, in order within
-/// a panel.
+/// Multiplies rows `0..rows` of the gathered `a` by the packed panel `panel` of `b`, which has `depth` rows
+/// and `columns` columns in all panels together. `row(m)` is the offset of row `m` in `a.x`. The sink gets
+/// each row once, in order within a panel.
 #[allow(clippy::too_many_arguments)]
 pub fn panel<R: Real>(
     a: Gather<R>,
@@ -94,7 +96,8 @@ struct Panel<'a, R, F, S> {
 
 impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K> {
     type Output = ();
-    /// Tiles have as many rows as the registers allow: accumulators, one row of `B` and one broadcast element.
+    /// Tiles have as many rows as the registers allow: accumulators, one row of `B` and one broadcast
+    /// element.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
@@ -163,7 +166,8 @@ impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
         let simd = self.0;
         check_bounds(a, &offset, b, V * S::F32_LANES);
         let x: &[f32] = bytemuck::cast_slice(a.x);
-        // One pointer for each row and one shared index, which the addressing modes allow and the registers hold.
+        // One pointer for each row and one shared index, which the addressing modes allow and the registers
+        // hold.
         let row_start = offset.map(|at| x.as_ptr().wrapping_add(at));
         let rows = S::as_simd_f32s(bytemuck::cast_slice(b)).0.as_chunks::<V>().0;
         let mut acc = [[simd.splat_f32s(0.0); V]; P];

@@ -1,5 +1,5 @@
-//! The CPU's inner loops: fork-join over rows, sums over channels, scratch memory of each worker, and the matrix
-//! micro-kernel. Results do not depend on the number of threads.
+//! The CPU's inner loops: fork-join over rows, sums over channels, scratch memory of each worker, and the
+//! matrix micro-kernel. Results do not depend on the number of threads.
 
 pub mod channels;
 pub mod gemm;

@@ -70,8 +70,8 @@ impl<A: Split, B: Split, C: Split> Split for (A, B, C) {
     }
 }
 
-/// Calls `f(first_item, part)` on parts of at most `grain` items, in parallel. The cuts depend only on `grain` and the number
-/// of items, so that a reduction over parts is the same on any number of threads.
+/// Calls `f(first_item, part)` on parts of at most `grain` items, in parallel. The cuts depend only on
+/// `grain` and the number of items, so that a reduction over parts is the same on any number of threads.
 pub fn for_parts<S: Split>(s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
     fn go<S: Split>(first: usize, s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
         let n = s.items();
@@ -87,13 +87,14 @@ pub fn for_parts<S: Split>(s: S, grain: usize, f: &(impl Fn(usize, S) + Sync)) {
     }
 }
 
-/// Runs `f` on a worker of the pool. A fork from any other thread goes through the pool's queue: it wakes a worker, waits for
-/// it, and sometimes allocates. A fork from a worker does none of that.
+/// Runs `f` on a worker of the pool. A fork from any other thread goes through the pool's queue: it wakes a
+/// worker, waits for it, and sometimes allocates. A fork from a worker does none of that.
 pub fn on_a_worker<O: Send>(f: impl FnOnce() -> O + Send) -> O {
     rayon::scope(|_| f())
 }
 
-/// Items of a part if each worker is to get about four parts. For loops whose result does not depend on the cuts.
+/// Items of a part if each worker is to get about four parts. For loops whose result does not depend on the
+/// cuts.
 pub fn even_grain(items: usize) -> usize {
     items.div_ceil(4 * rayon::current_num_threads()).max(1)
 }
@@ -101,8 +102,8 @@ pub fn even_grain(items: usize) -> usize {
 /// Elements below which a memory-bound loop is not worth a fork: a join costs a few microseconds.
 pub const SERIAL_ELEMS: usize = 1 << 14;
 
-/// Calls `f(first_item, part)` in parallel on parts that are large enough to be worth a fork. Items have `per` elements
-/// each; the result must not depend on the cuts.
+/// Calls `f(first_item, part)` in parallel on parts that are large enough to be worth a fork. Items have
+/// `per` elements each; the result must not depend on the cuts.
 pub fn for_rows<S: Split>(s: S, per: usize, f: &(impl Fn(usize, S) + Sync)) {
     let grain = even_grain(s.items()).max(SERIAL_ELEMS.div_ceil(per.max(1)));
     for_parts(s, grain, f);

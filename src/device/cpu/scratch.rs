@@ -1,7 +1,8 @@
-//! One reusable buffer for each worker thread, for data that is used inside a single leaf of a parallel loop.
+//! One reusable buffer for each worker thread, for data that is used inside a single leaf of a parallel
+//! loop.
 //!
-//! Reuse keeps the buffer in the core's own cache. Buffers grow during a plan's first replay. Then [`level`] makes all of
-//! them as large as the largest, and later replays allocate nothing.
+//! Reuse keeps the buffer in the core's own cache. Buffers grow during a plan's first replay. Then [`level`]
+//! makes all of them as large as the largest, and later replays allocate nothing.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -13,8 +14,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<[u64; 8]>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` on `len` elements of this worker's buffer, whose content is left over from earlier uses. `f` must not fork,
-/// because a task that this thread steals would use the same buffer.
+/// Runs `f` on `len` elements of this worker's buffer, whose content is left over from earlier uses. `f`
+/// must not fork, because a task that this thread steals would use the same buffer.
 pub fn with<T: bytemuck::Pod, O>(len: usize, f: impl FnOnce(&mut [T]) -> O) -> O {
     SCRATCH.with(|s| {
         let mut s = s.borrow_mut();
@@ -27,7 +28,8 @@ pub fn with<T: bytemuck::Pod, O>(len: usize, f: impl FnOnce(&mut [T]) -> O) -> O
     })
 }
 
-/// Makes every worker's buffer as large as the largest, so that any worker can run any leaf without an allocation.
+/// Makes every worker's buffer as large as the largest, so that any worker can run any leaf without an
+/// allocation.
 pub fn level() {
     rayon::broadcast(|_| {
         SCRATCH.with(|s| {

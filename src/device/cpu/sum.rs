@@ -3,8 +3,8 @@
 use super::par::SERIAL_ELEMS;
 use std::ops::Range;
 
-/// Sums `K` series of `n` terms at once; `leaf` sums one range. The ranges and the tree that adds them depend only on `n`, so
-/// that any number of threads gives the same bits. Nothing is allocated.
+/// Sums `K` series of `n` terms at once; `leaf` sums one range. The ranges and the tree that adds them
+/// depend only on `n`, so that any number of threads gives the same bits. Nothing is allocated.
 pub fn sum<const K: usize>(n: usize, leaf: &(impl Fn(Range<usize>) -> [f64; K] + Sync)) -> [f64; K] {
     fn go<const K: usize>(r: Range<usize>, leaf: &(impl Fn(Range<usize>) -> [f64; K] + Sync)) -> [f64; K] {
         if r.len() <= SERIAL_ELEMS {

@@ -4,19 +4,20 @@ use std::sync::OnceLock;
 
 /// Runs `f`, compiled for the widest vectors that this machine has.
 ///
-/// Every function that `f` calls must be `#[inline(always)]`. One that is not stays compiled for the baseline, where
-/// `mul_add` is a software routine that takes some 100 times as long.
+/// Every function that `f` calls must be `#[inline(always)]`. One that is not stays compiled for the
+/// baseline, where `mul_add` is a software routine that takes some 100 times as long.
 #[inline]
 pub fn dispatch<F: pulp::WithSimd>(f: F) -> F::Output {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
     ARCH.get_or_init(pulp::Arch::new).dispatch(f)
 }
 
-/// [`dispatch`] of a plain loop. Write `#[inline(always)]` before the closure and before the closures that it calls.
+/// [`dispatch`] of a plain loop. Write `#[inline(always)]` before the closure and before the closures that
+/// it calls.
 #[inline(always)]
 pub fn vectorised<O>(f: impl FnMut() -> O) -> O {
-    /// Calls the closure through `FnMut`. The adapter that turns a closure into an `FnOnce` is a function of its own and
-    /// is not inlined: batch norm's forward takes 58 ms through it and 2 ms without it.
+    /// Calls the closure through `FnMut`. The adapter that turns a closure into an `FnOnce` is a function of
+    /// its own and is not inlined: batch norm's forward takes 58 ms through it and 2 ms without it.
     struct Loop<F>(F);
     impl<O, F: FnMut() -> O> pulp::WithSimd for Loop<F> {
         type Output = O;
@@ -28,7 +29,8 @@ pub fn vectorised<O>(f: impl FnMut() -> O) -> O {
     dispatch(Loop(f))
 }
 
-/// [`vectorised`] for a loop over pixels of `c` channels, with a copy of the loop for each common `c` ([`with_width`]).
+/// [`vectorised`] for a loop over pixels of `c` channels, with a copy of the loop for each common `c`
+/// ([`with_width`]).
 #[inline(always)]
 pub fn vectorised_by_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
     vectorised(
@@ -37,9 +39,9 @@ pub fn vectorised_by_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
     )
 }
 
-/// Runs `f(c)`, with a copy of `f` compiled for each of the widths 16, 32 and 64. In a loop over 16 channels whose length
-/// is known, the body is one vector instruction and its coefficients stay in registers. Write `#[inline(always)]` before
-/// the closure.
+/// Runs `f(c)`, with a copy of `f` compiled for each of the widths 16, 32 and 64. In a loop over 16 channels
+/// whose length is known, the body is one vector instruction and its coefficients stay in registers. Write
+/// `#[inline(always)]` before the closure.
 #[inline(always)]
 pub fn with_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
     match c {

@@ -48,8 +48,8 @@ impl Gpu {
             Gpu::Emu(e) => e.name(),
         }
     }
-    /// The limits that plans for this machine are made for, with feature maps stored as `map_dtype`. The emulator has an
-    /// H200's.
+    /// The limits that plans for this machine are made for, with feature maps stored as `map_dtype`. The
+    /// emulator has an H200's.
     pub fn target(&self, map_dtype: Elem) -> Target {
         match self {
             Gpu::Cuda(d) => d.target(map_dtype),
@@ -113,8 +113,8 @@ impl Gpu {
             Gpu::Emu(_) => Ok(map.emulated(address)),
         }
     }
-    /// Gives a launch its addresses, which `address` returns for each argument that is one. `label` says in errors what
-    /// the launch is for.
+    /// Gives a launch its addresses, which `address` returns for each argument that is one. `label` says in
+    /// errors what the launch is for.
     ///
     /// Errors: those of `address` and of [`Gpu::encode`].
     pub fn prepare(
@@ -134,8 +134,8 @@ impl Gpu {
             Gpu::Emu(e) => e.launch(p),
         }
     }
-    /// Runs a kernel after everything that was launched before, waits for it, and returns its milliseconds: between two
-    /// events around it on a CUDA device, by the host's clock on the emulator.
+    /// Runs a kernel after everything that was launched before, waits for it, and returns its milliseconds:
+    /// between two events around it on a CUDA device, by the host's clock on the emulator.
     ///
     /// Errors: as [`Gpu::launch`].
     pub fn time(&self, p: &Prepared) -> Result<f32> {

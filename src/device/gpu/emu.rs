@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The emulator and its settings.
 pub struct Emu {
-    /// The order in which a block's threads run: 0 as they are released, 1 in reverse, from 2 on at random with that seed.
+    /// The order in which a block's threads run: 0 as they are released, 1 in reverse, from 2 on at random
+    /// with that seed.
     order: i32,
     threads: i32,
-    /// Bytes that all allocations together may take: `DFKA_EMU_MEMORY_MB`, with which tests emulate a small device.
+    /// Bytes that all allocations together may take: `DFKA_EMU_MEMORY_MB`, with which tests emulate a small
+    /// device.
     total_bytes: usize,
 }
 
@@ -39,8 +41,8 @@ mod ffi {
 
 #[cfg(has_emulator)]
 impl Emu {
-    /// An emulator that runs a block's threads in this order: 0 as they are released, 1 in reverse, from 2 on at random with
-    /// that seed.
+    /// An emulator that runs a block's threads in this order: 0 as they are released, 1 in reverse, from 2
+    /// on at random with that seed.
     ///
     /// Errors: the program was built without a C++ compiler.
     pub fn open(order: i32) -> Result<Emu> {
@@ -75,15 +77,17 @@ impl Emu {
     }
     /// Runs a kernel to its end.
     ///
-    /// Errors: what the emulator found wrong (an access out of bounds, a deadlock), with the launch in words.
+    /// Errors: what the emulator found wrong (an access out of bounds, a deadlock), with the launch in
+    /// words.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
         let entry =
             p.kernel.emulated.ok_or_else(|| Error::Run(format!("{} is not emulated", p.kernel.name)))?;
         let (mut arguments, mut message) = (p.pointers(), [0u8; 1024]);
         let block = [p.block, 1, 1];
-        // SAFETY: number and kinds of the arguments were checked against the kernel's parameter list (`Launch::new`);
-        // every pointer outlives the call, which returns when all blocks have finished. Kernels write only through their
-        // pointer arguments, to allocations of this machine; the emulator checks that they stay inside.
+        // SAFETY: number and kinds of the arguments were checked against the kernel's parameter list
+        // (`Launch::new`); every pointer outlives the call, which returns when all blocks have finished.
+        // Kernels write only through their pointer arguments, to allocations of this machine; the emulator
+        // checks that they stay inside.
         let failed = unsafe {
             ffi::emu_launch(
                 entry,
@@ -121,7 +125,8 @@ impl Emu {
     }
 }
 
-/// In a program that was built without a C++ compiler `open` always fails, so that no other method can be called.
+/// In a program that was built without a C++ compiler `open` always fails, so that no other method can be
+/// called.
 #[cfg(not(has_emulator))]
 impl Emu {
     /// Errors: always.

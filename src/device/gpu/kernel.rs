@@ -38,7 +38,8 @@ pub struct Kernel {
     pub needs_90a: bool,
     /// Its parameter list, which launches are checked against.
     pub parameters: &'static [Parameter<&'static str>],
-    /// Registers, spilled bytes and static shared bytes for each of the module's images; zeros for an image without it.
+    /// Registers, spilled bytes and static shared bytes for each of the module's images; zeros for an image
+    /// without it.
     pub figures: &'static [[u32; 3]],
     /// The kernel as the emulator runs it; none when the program was built without a C++ compiler.
     pub emulated: Option<Entry>,

@@ -71,7 +71,8 @@ impl Machine {
         })
     }
 
-    /// Sets the steps of every stage that a profiler records. They run launch by launch, each in a range with its op's name.
+    /// Sets the steps of every stage that a profiler records. They run launch by launch, each in a range
+    /// with its op's name.
     pub fn profile(&mut self, steps: Range<u64>) {
         self.profile = steps;
     }
@@ -87,8 +88,8 @@ impl Machine {
         self.store.iter().map(|m| m.block.bytes + bf16_copy(m)).sum::<usize>() + self.arena_bytes()
     }
 
-    /// Allocates everything that these launches use: the store, the bf16 copies that they read, and the arena. Copies the
-    /// `changed` buffers of the store to the device.
+    /// Allocates everything that these launches use: the store, the bf16 copies that they read, and the
+    /// arena. Copies the `changed` buffers of the store to the device.
     ///
     /// Errors: out of memory.
     pub fn make_room(
@@ -174,7 +175,8 @@ impl Machine {
         let i = i as usize;
         if self.store[i].bf16_copy.is_none() {
             self.store[i].bf16_copy = Some(self.gpu.allocate(self.store[i].block.bytes / 2)?);
-            // Optimisers that were prepared earlier got a null pointer for this copy and would not update it.
+            // Optimisers that were prepared earlier got a null pointer for this copy and would not update
+            // it.
             self.epoch += 1;
             self.refresh_bf16_copy(i)?;
         }
@@ -214,7 +216,8 @@ impl Machine {
         Ok(Ready { launches: prepared, _tables: tables, graph: None, epoch: self.epoch, runs: 0 })
     }
 
-    /// An argument's address. `tables` yields the addresses of the tables, in the order of the launches' arguments.
+    /// An argument's address. `tables` yields the addresses of the tables, in the order of the launches'
+    /// arguments.
     fn resolve(&self, arg: &KernelArg, tables: &mut dyn Iterator<Item = Address>) -> Result<Address> {
         match arg {
             KernelArg::Slot(slot) => self.address(*slot),
@@ -235,8 +238,9 @@ impl Machine {
         ready.epoch == self.epoch
     }
 
-    /// Starts a step. The first run goes launch by launch, so that every module is loaded; the second is captured as a
-    /// graph, which it and all later runs replay. Runs that a profiler records go launch by launch.
+    /// Starts a step. The first run goes launch by launch, so that every module is loaded; the second is
+    /// captured as a graph, which it and all later runs replay. Runs that a profiler records go launch by
+    /// launch.
     ///
     /// Errors: a launch that the machine refuses; the failure of an earlier kernel.
     pub fn run(&mut self, ready: &mut Ready, step: &StepState) -> Result<()> {
@@ -261,7 +265,8 @@ impl Machine {
         }
     }
 
-    /// Starts or stops a profiler's recording. A stage stops it at its end, because the next stage counts steps from 0.
+    /// Starts or stops a profiler's recording. A stage stops it at its end, because the next stage counts
+    /// steps from 0.
     ///
     /// Errors: the driver's.
     pub fn record(&mut self, records: bool) -> Result<()> {
@@ -274,10 +279,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a step launch by launch and returns each launch's milliseconds. Before each launch the device overwrites
-    /// `flush`, which should be larger than its cache, so that the launch finds none of its operands there; an empty
-    /// `flush` leaves the cache as it is. The host submits the launch while the device still writes, so that the time
-    /// between two launches is not counted.
+    /// Runs a step launch by launch and returns each launch's milliseconds. Before each launch the device
+    /// overwrites `flush`, which should be larger than its cache, so that the launch finds none of its
+    /// operands there; an empty `flush` leaves the cache as it is. The host submits the launch while the
+    /// device still writes, so that the time between two launches is not counted.
     ///
     /// Errors: as [`Machine::run`].
     pub fn time(&self, ready: &Ready, step: &StepState, flush: &Block) -> Result<Vec<f32>> {
@@ -296,7 +301,8 @@ impl Machine {
         ready.launches.iter().map(one).collect()
     }
 
-    /// Reads the first `rows` rows of the ring, `count` numbers each, after everything that was launched before.
+    /// Reads the first `rows` rows of the ring, `count` numbers each, after everything that was launched
+    /// before.
     ///
     /// Errors: the failure of an earlier kernel.
     pub fn ring(&self, rows: usize, count: usize) -> Result<Vec<f32>> {
@@ -346,8 +352,8 @@ impl Machine {
     }
 }
 
-/// The slots whose bf16 copies these launches read. Copies that only a table names do not count: optimisers list them
-/// there and update those that exist.
+/// The slots whose bf16 copies these launches read. Copies that only a table names do not count: optimisers
+/// list them there and update those that exist.
 pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
     let pointers = launches.iter().flat_map(|l| &l.args).flat_map(KernelArg::pointers);
     pointers.filter_map(|p| if let Pointer::Bf16Copy(slot) = p { Some(slot) } else { None })

@@ -1,7 +1,7 @@
 //! Machines that run the kernels of `kernels/**/*.cu`: a CUDA device, or the emulator on the CPU.
 //!
-//! Both are a [`Gpu`] and take the same calls: memory by address, copies, and launches of a kernel with its geometry and
-//! arguments. Callers do not need to know which one they have.
+//! Both are a [`Gpu`] and take the same calls: memory by address, copies, and launches of a kernel with its
+//! geometry and arguments. Callers do not need to know which one they have.
 
 pub mod backend;
 pub mod block;

@@ -1,5 +1,5 @@
-//! Named ranges on a profiler's timeline. The NVTX library is looked for once, at run time. Without it, or without a
-//! profiler, a range costs too little to measure.
+//! Named ranges on a profiler's timeline. The NVTX library is looked for once, at run time. Without it, or
+//! without a profiler, a range costs too little to measure.
 
 use libloading::Library;
 use std::ffi::{CString, c_char, c_int};
@@ -18,8 +18,8 @@ const NAMES: [&str; 4] =
 fn nvtx() -> Option<&'static Nvtx> {
     static NVTX: OnceLock<Option<Nvtx>> = OnceLock::new();
     let open = || {
-        // SAFETY: NVTX's initialiser only looks for a profiler. Both functions have the types that nvToolsExt.h declares, and
-        // they stay valid because the library is kept open.
+        // SAFETY: NVTX's initialiser only looks for a profiler. Both functions have the types that
+        // nvToolsExt.h declares, and they stay valid because the library is kept open.
         NAMES.iter().find_map(|name| unsafe {
             let library = Library::new(*name).ok()?;
             let (push, pop) =

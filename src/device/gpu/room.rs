@@ -37,8 +37,8 @@ impl Held {
 }
 
 impl Room {
-    /// Adds a plan, and returns what the machine holds while it runs. `store` lists the bytes of each buffer that the store
-    /// has by then.
+    /// Adds a plan, and returns what the machine holds while it runs. `store` lists the bytes of each buffer
+    /// that the store has by then.
     pub fn take(&mut self, store: &[usize], launches: &[Launch], arena_bytes: usize) -> Held {
         let in_store = copies_read(launches).filter_map(|slot| match slot.space {
             Space::Store(i) => Some(i as usize),

@@ -10,8 +10,8 @@ pub struct Target {
     pub capability: (i32, i32),
     /// Streaming multiprocessors, which grids are sized for.
     pub multiprocessors: usize,
-    /// Bytes of dynamic shared memory that a block may ask for: 227 KB on compute capability 9.0, 163 KB on 8.0, 99 KB on
-    /// 8.6, 8.9 and 12.0.
+    /// Bytes of dynamic shared memory that a block may ask for: 227 KB on compute capability 9.0, 163 KB on
+    /// 8.0, 99 KB on 8.6, 8.9 and 12.0.
     pub shared_bytes: u32,
     /// Whether kernels of an `INSTANCE_90A` line may be chosen, which feed `wgmma` through TMA.
     pub wgmma: bool,
@@ -20,8 +20,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// A device with these limits. Kernels with `wgmma` are chosen on compute capability 9.0, if the program has them
-    /// (`has_90a_kernels`) and `DFKA_TENSOR_CORES=mma` does not turn them off.
+    /// A device with these limits. Kernels with `wgmma` are chosen on compute capability 9.0, if the program
+    /// has them (`has_90a_kernels`) and `DFKA_TENSOR_CORES=mma` does not turn them off.
     pub fn new(
         capability: (i32, i32),
         multiprocessors: usize,
@@ -41,8 +41,8 @@ impl Target {
     pub fn of_card(card: &Card, map_dtype: Elem) -> Target {
         Target::new(card.capability, card.multiprocessors, card.shared_bytes, true, map_dtype)
     }
-    /// Blocks of a grid-stride loop over `elements` that covers `per_block` of them with each block and pass: at most 16
-    /// for each multiprocessor.
+    /// Blocks of a grid-stride loop over `elements` that covers `per_block` of them with each block and
+    /// pass: at most 16 for each multiprocessor.
     pub fn blocks_for(&self, elements: usize, per_block: usize) -> u32 {
         elements.div_ceil(per_block).clamp(1, 16 * self.multiprocessors) as u32
     }

@@ -1,4 +1,5 @@
-//! Tensor maps: the boxes of a bf16 tensor that TMA copies to shared memory, in the 128-byte swizzle that `wgmma` reads.
+//! Tensor maps: the boxes of a bf16 tensor that TMA copies to shared memory, in the 128-byte swizzle that
+//! `wgmma` reads.
 
 use super::block::Address;
 use super::pointer::Pointer;
@@ -23,7 +24,8 @@ pub struct TensorMap {
 /// The boxes that copies bring. Elements outside the tensor are zeros.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Boxes {
-    /// A box has `boxes[i]` elements of dimension i, innermost first, and begins at any coordinate (`tma_load_2d`).
+    /// A box has `boxes[i]` elements of dimension i, innermost first, and begins at any coordinate
+    /// (`tma_load_2d`).
     Tiled {
         /// Elements of each dimension, innermost first.
         dims: Vec<u64>,
@@ -32,9 +34,10 @@ pub enum Boxes {
         /// Elements of a box in each dimension, innermost first.
         boxes: Vec<u32>,
     },
-    /// A box has `pixels` successive windows of a convolution, and `channels` of one tap of each (`tma_load_im2col_4d`). The
-    /// first taps of the windows run from `lower` to the image's last pixel plus `upper`, `steps` apart, row by row and
-    /// image by image. For a filter of r rows padded by p, `lower` is -p and `upper` is p - (r - 1).
+    /// A box has `pixels` successive windows of a convolution, and `channels` of one tap of each
+    /// (`tma_load_im2col_4d`). The first taps of the windows run from `lower` to the image's last pixel plus
+    /// `upper`, `steps` apart, row by row and image by image. For a filter of r rows padded by p, `lower` is
+    /// -p and `upper` is p - (r - 1).
     Im2col {
         /// n, h, w and c of the tensor, which has no gaps.
         dims: [u64; 4],
@@ -96,11 +99,12 @@ impl TensorMap {
         }
     }
 
-    /// Checks everything for which the driver would return just CUDA_ERROR_INVALID_VALUE, so that the error can say what is
-    /// wrong.
+    /// Checks everything for which the driver would return just CUDA_ERROR_INVALID_VALUE, so that the error
+    /// can say what is wrong.
     ///
-    /// Errors: no tensor, or one that is not aligned to 16 bytes; a dimension, a stride, a box, a corner or a step that a
-    /// tensor map cannot hold; rows of a box that are not 64 elements (128 bytes, which the swizzle requires).
+    /// Errors: no tensor, or one that is not aligned to 16 bytes; a dimension, a stride, a box, a corner or
+    /// a step that a tensor map cannot hold; rows of a box that are not 64 elements (128 bytes, which the
+    /// swizzle requires).
     pub fn check(&self, address: Address) -> Result<()> {
         let wrong = |message: String| Err(Error::Run(format!("a tensor map: {message}")));
         if address == 0 || !address.is_multiple_of(16) {

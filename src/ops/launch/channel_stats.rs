@@ -1,13 +1,15 @@
-//! Sums over the pixels of each channel, from the statistics that a producer stored or by a pass over the input.
+//! Sums over the pixels of each channel, from the statistics that a producer stored or by a pass over the
+//! input.
 
 use crate::device::gpu::launch::KernelArg;
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance};
 use crate::ops::launch::launches::{ChannelStats, DeviceTensor, Launches};
 
-/// Launches the sums of the first input's channels about a shift near their mean: writes the shift to `shift` `[c]` and the
-/// sums to `parts` `[chunks][2][c]`, and returns the number of chunks. If the input's producer stored channel statistics, they are folded into one chunk. Otherwise `kernel` makes a
-/// pass over the input.
+/// Launches the sums of the first input's channels about a shift near their mean: writes the shift to
+/// `shift` `[c]` and the sums to `parts` `[chunks][2][c]`, and returns the number of chunks. If the input's
+/// producer stored channel statistics, they are folded into one chunk. Otherwise `kernel` makes a pass over
+/// the input.
 ///
 /// Errors: as [`Launches::launch`].
 pub fn sum_channel_stats(
@@ -27,8 +29,8 @@ pub fn sum_channel_stats(
     Ok(tiles.chunks())
 }
 
-/// Launches the fold of a producer's channel statistics into `sums` `[2][c]` about the shift that it writes to `shift` `[c]`:
-/// the format of one chunk.
+/// Launches the fold of a producer's channel statistics into `sums` `[2][c]` about the shift that it writes
+/// to `shift` `[c]`: the format of one chunk.
 fn fold_channel_stats(
     l: &mut Launches,
     stats: ChannelStats,

@@ -1,4 +1,5 @@
-//! Launch geometry of kernels on feature maps: which images, channels and pixels each block and thread computes.
+//! Launch geometry of kernels on feature maps: which images, channels and pixels each block and thread
+//! computes.
 
 use crate::device::gpu::launch;
 use crate::device::gpu::target::Target;
@@ -10,7 +11,8 @@ use crate::tensor::{Elem, Shape};
 /// Most threads of a block.
 const THREADS: usize = launch::THREADS as usize;
 
-/// Elements that a thread moves at once: 16 bytes if runs of `len` elements divide into such packs, else one.
+/// Elements that a thread moves at once: 16 bytes if runs of `len` elements divide into such packs, else
+/// one.
 pub fn pack(elem: Elem, len: usize) -> usize {
     let n = 16 / elem.bytes();
     if len.is_multiple_of(n) { n } else { 1 }
@@ -35,8 +37,8 @@ struct TilesDims {
 
 const _: () = assert!(size_of::<TilesDims>() == 32);
 
-/// Blocks of `lanes` packs of channels by `rows` pixels. Each thread keeps its channels and walks over a chunk of an image's
-/// pixels.
+/// Blocks of `lanes` packs of channels by `rows` pixels. Each thread keeps its channels and walks over a
+/// chunk of an image's pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiles {
     dims: TilesDims,
@@ -47,8 +49,8 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// For one sum over all pixels for each channel. There are at most 4 blocks for each multiprocessor, because every
-    /// chunk is one more part to fold.
+    /// For one sum over all pixels for each channel. There are at most 4 blocks for each multiprocessor,
+    /// because every chunk is one more part to fold.
     pub fn sums(target: &Target, x: Shape, elem: Elem) -> Self {
         Tiles::new(target, 1, x.elems() / x.c(), x.c(), elem, 4)
     }
@@ -65,12 +67,13 @@ impl Tiles {
         Tiles::new(target, x.n(), x.h() * x.w(), x.c(), elem, 0)
     }
 
-    /// At most `wanted` blocks for each multiprocessor; 0 gives one chunk for each image. A chunk has at least four pixels
-    /// for each thread, so that loading the coefficients of its channels pays off.
+    /// At most `wanted` blocks for each multiprocessor; 0 gives one chunk for each image. A chunk has at
+    /// least four pixels for each thread, so that loading the coefficients of its channels pays off.
     fn new(target: &Target, images: usize, pixels: usize, c: usize, elem: Elem, wanted: usize) -> Self {
         let pack = pack(elem, c);
-        // A block has at most 32 packs of 16 bytes side by side, which are four full cache lines. Without chunks, 64 images
-        // would give 132 multiprocessors only 64 blocks; the width then shrinks, down to 4 packs, two sectors of a line.
+        // A block has at most 32 packs of 16 bytes side by side, which are four full cache lines. Without
+        // chunks, 64 images would give 132 multiprocessors only 64 blocks; the width then shrinks, down to 4
+        // packs, two sectors of a line.
         let mut widest = 32;
         while wanted == 0 && widest > 4 && images * (c / pack).div_ceil(widest) < 2 * target.multiprocessors {
             widest /= 2;
@@ -103,8 +106,8 @@ impl Tiles {
     pub fn block(&self) -> u32 {
         (self.dims.lanes as usize * self.rows) as u32
     }
-    /// Floats that hold two sums for each channel and chunk of [`Tiles::sums`], enough for `x` in f32 and in the target's
-    /// `map_dtype`.
+    /// Floats that hold two sums for each channel and chunk of [`Tiles::sums`], enough for `x` in f32 and in
+    /// the target's `map_dtype`.
     pub fn parts_len(target: &Target, x: Shape) -> usize {
         [Elem::F32, target.map_dtype]
             .map(|elem| 2 * x.c() * Tiles::sums(target, x, elem).chunks())
@@ -124,9 +127,11 @@ pub fn fold_blocks(c: usize) -> u32 {
     saturating(c.div_ceil(8))
 }
 
-/// Grid and block of a kernel in which each thread has one of the `packs` of an image, and each image a column of blocks.
+/// Grid and block of a kernel in which each thread has one of the `packs` of an image, and each image a
+/// column of blocks.
 ///
-/// Errors: an image of 2^31 elements or more, because such kernels count the elements of an image in 32 bits.
+/// Errors: an image of 2^31 elements or more, because such kernels count the elements of an image in 32
+/// bits.
 pub fn per_image(op: &'static str, n: usize, packs: usize, pack: usize) -> Result<([u32; 3], u32)> {
     if packs * pack > i32::MAX as usize {
         return Err(Error::shape(op, format!("an image of {} elements; a GPU takes 2^31 - 1", packs * pack)));
@@ -140,8 +145,8 @@ pub fn pixels(x: Shape) -> launch::KernelArg {
     ((x.elems() / x.c()) as i64).into()
 }
 
-/// Whether a kernel adds to a gradient or overwrites it. A gradient that is not needed is a null pointer, and the value is
-/// not read.
+/// Whether a kernel adds to a gradient or overwrites it. A gradient that is not needed is a null pointer,
+/// and the value is not read.
 pub fn adds(gradient: Option<(DeviceTensor, Write)>) -> launch::KernelArg {
     gradient.is_some_and(|(_, write)| write == Write::Add).into()
 }

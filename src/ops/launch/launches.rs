@@ -1,5 +1,5 @@
-//! What an op sees while it turns its operands into kernel launches: [`Io`](crate::ops::operands::Io), with addresses in
-//! place of slices.
+//! What an op sees while it turns its operands into kernel launches: [`Io`](crate::ops::operands::Io), with
+//! addresses in place of slices.
 
 use crate::device::Slot;
 pub use crate::device::gpu::launch::THREADS;
@@ -43,7 +43,8 @@ pub struct InputMask {
     pub slope: f32,
 }
 
-/// Partial statistics of a feature map's channels, written by the op that computes the map and read by the next one.
+/// Partial statistics of a feature map's channels, written by the op that computes the map and read by the
+/// next one.
 #[derive(Clone, Copy, Debug)]
 pub struct ChannelStats {
     /// `[parts][2][c]`: of each run of `rows` pixels the mean and the sum of squared distances from it.
@@ -93,7 +94,8 @@ impl<'a> Launches<'a> {
     pub fn target(&self) -> &Target {
         &self.target
     }
-    /// Blocks of a grid-stride loop over `elements`, `per_block` in a pass of one block: [`Target::blocks_for`].
+    /// Blocks of a grid-stride loop over `elements`, `per_block` in a pass of one block:
+    /// [`Target::blocks_for`].
     pub fn blocks_for(&self, elements: usize, per_block: usize) -> u32 {
         self.target.blocks_for(elements, per_block)
     }
@@ -117,7 +119,8 @@ impl<'a> Launches<'a> {
     pub fn bf16_copy(&self, i: usize) -> DeviceTensor {
         DeviceTensor { slot: self.operands.inputs[i], elem: Elem::Bf16, is_bf16_copy: true }
     }
-    /// The bf16 copy that an optimiser has to update together with tensor `i`; none where feature maps are f32.
+    /// The bf16 copy that an optimiser has to update together with tensor `i`; none where feature maps are
+    /// f32.
     pub fn bf16_copy_of_state(&self, i: usize) -> Option<DeviceTensor> {
         (self.target.map_dtype == Elem::Bf16).then(|| self.bf16_copy(i))
     }
@@ -162,8 +165,8 @@ impl<'a> Launches<'a> {
     pub fn dy_is_masked(&self) -> bool {
         self.operands.dy_is_masked
     }
-    /// In a producer's forward, where it stores the channel statistics of its output. In a consumer's forward, those of
-    /// its first input.
+    /// In a producer's forward, where it stores the channel statistics of its output. In a consumer's
+    /// forward, those of its first input.
     pub fn channel_stats(&self) -> Option<ChannelStats> {
         self.operands.channel_stats.map(|(s, rows)| ChannelStats { parts: plain(s, Elem::F32), rows })
     }
@@ -185,8 +188,8 @@ impl<'a> Launches<'a> {
     }
     /// Adds a launch, which runs after those before it.
     ///
-    /// Errors: a kernel that does not exist or takes other arguments; a geometry that no device, or more shared memory
-    /// than the target, can launch.
+    /// Errors: a kernel that does not exist or takes other arguments; a geometry that no device, or more
+    /// shared memory than the target, can launch.
     pub fn launch<const N: usize>(
         &mut self,
         kernel: impl AsRef<str>,
@@ -214,7 +217,8 @@ impl<'a> Launches<'a> {
         self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
         Ok(())
     }
-    /// Fails if two operands have different types and the op's kernels take only equal ones. `what` names the found one.
+    /// Fails if two operands have different types and the op's kernels take only equal ones. `what` names
+    /// the found one.
     pub fn expect_same(&self, what: &str, expected: DeviceTensor, found: DeviceTensor) -> Result<()> {
         if expected.elem == found.elem {
             return Ok(());

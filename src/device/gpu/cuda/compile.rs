@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// Compiles a module for a compute capability, or reads what an earlier run compiled. Returns the CUBIN and the symbols of
-/// `kernels`; a kernel that the target cannot have gets an empty one.
+/// Compiles a module for a compute capability, or reads what an earlier run compiled. Returns the CUBIN and
+/// the symbols of `kernels`; a kernel that the target cannot have gets an empty one.
 ///
 /// Errors: no NVRTC; what it refuses.
 pub(super) fn compile(
@@ -53,7 +53,8 @@ pub(super) fn compile(
     Ok((compiled.cubin, all(compiled.symbols)))
 }
 
-/// The files that keep a compiled module and its symbols. Their name is a hash of everything that the result depends on.
+/// The files that keep a compiled module and its symbols. Their name is a hash of everything that the result
+/// depends on.
 fn cached(module: &Module, target: &str, version: (i32, i32)) -> (PathBuf, PathBuf) {
     let mut hash = Sha256::new();
     hash.update(module.source);

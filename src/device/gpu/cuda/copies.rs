@@ -24,7 +24,8 @@ impl Cuda {
     /// Errors: as [`Cuda::upload`].
     pub fn send(&self, to: Address, state: &StepState) -> Result<()> {
         enter()?;
-        // SAFETY: `Gpu::send` checked the range of a live block; the pinned slot stays as it is for `STATES` steps.
+        // SAFETY: `Gpu::send` checked the range of a live block; the pinned slot stays as it is for `STATES`
+        // steps.
         let copied =
             unsafe { cuMemcpyHtoDAsync_v2(to, self.states.put(state), size_of::<StepState>(), self.stream) };
         check(copied, "copy of the step's state")

@@ -1,5 +1,5 @@
-//! The CUDA driver, which is opened at run time so that the program starts on machines without one: its devices, the
-//! context, and its errors.
+//! The CUDA driver, which is opened at run time so that the program starts on machines without one: its
+//! devices, the context, and its errors.
 
 use crate::error::{Error, Result};
 use cudarc::driver::sys::*;
@@ -65,7 +65,8 @@ pub(super) fn check(result: CUresult, what: &str) -> Result<()> {
     })
 }
 
-/// Opens the driver and lists its devices. Returns the CUDA version that the driver supports (`13000` for 13.0) as well.
+/// Opens the driver and lists its devices. Returns the CUDA version that the driver supports (`13000` for
+/// 13.0) as well.
 ///
 /// Errors: no driver library, a driver without a device, or one that fails to start.
 pub fn devices() -> Result<(i32, Vec<Found>)> {

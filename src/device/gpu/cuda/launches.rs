@@ -33,9 +33,10 @@ impl Cuda {
             e => Error::Run(format!("{}: {e}", p.in_words())),
         };
         let [x, y, z] = p.grid;
-        // SAFETY: number and kinds of the arguments were checked against the kernel's parameter list (`Launch::new`), the
-        // geometry against its bounds; the driver copies the arguments before it returns. Addresses come from live
-        // blocks: plans resolve them again whenever a block has moved (`Machine::epoch`).
+        // SAFETY: number and kinds of the arguments were checked against the kernel's parameter list
+        // (`Launch::new`), the geometry against its bounds; the driver copies the arguments before it
+        // returns. Addresses come from live blocks: plans resolve them again whenever a block has moved
+        // (`Machine::epoch`).
         unsafe {
             if p.shared > 48 << 10 {
                 let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -58,15 +59,16 @@ impl Cuda {
         !is_synchronous()
     }
 
-    /// Captures what `enqueue` launches into a graph, without running it. Every kernel must have run once before, because
-    /// a module cannot be loaded during capture.
+    /// Captures what `enqueue` launches into a graph, without running it. Every kernel must have run once
+    /// before, because a module cannot be loaded during capture.
     ///
     /// Errors: those of `enqueue`, and the driver's.
     pub fn capture(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Graph> {
         enter()?;
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the stream lives as long as `self`; capture ends whether `enqueue` fails or not; pointers are to locals.
+        // SAFETY: the stream lives as long as `self`; capture ends whether `enqueue` fails or not; pointers
+        // are to locals.
         unsafe {
             check(cuStreamBeginCapture_v2(self.stream, mode), "cuStreamBeginCapture")?;
             let enqueued = enqueue();

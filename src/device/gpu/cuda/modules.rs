@@ -12,8 +12,8 @@ use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
 
-/// The kernels loaded so far. They are shared by all openings of the device, because a run opens it for every network that
-/// it scores.
+/// The kernels loaded so far. They are shared by all openings of the device, because a run opens it for
+/// every network that it scores.
 static FUNCTIONS: Mutex<Option<Functions>> = Mutex::new(None);
 
 #[derive(Default)]
@@ -63,8 +63,8 @@ impl Cuda {
         Ok(function)
     }
 
-    /// Loads a module as machine code for this device, or as assembly that its driver compiles. Returns the symbols of its
-    /// kernels too; a kernel that this device cannot run has an empty one.
+    /// Loads a module as machine code for this device, or as assembly that its driver compiles. Returns the
+    /// symbols of its kernels too; a kernel that this device cannot run has an empty one.
     fn load(&self, index: usize) -> Result<(CUmodule, Vec<String>)> {
         let module = &MODULES[index];
         let names: Vec<&'static Kernel> = KERNELS.iter().filter(|k| k.module == index).collect();
@@ -99,8 +99,8 @@ impl Cuda {
         Ok((handle, symbols))
     }
 
-    /// The newest image whose machine code runs on this device, or else one whose PTX may. None when the program was built
-    /// without NVRTC.
+    /// The newest image whose machine code runs on this device, or else one whose PTX may. None when the
+    /// program was built without NVRTC.
     fn choose(&self, images: &'static [Image]) -> Option<&'static Image> {
         let cubin = images.iter().rev().find(|i| self.takes(i.target));
         // Assembly for a target with an `a`, such as sm_90a, runs on that target only.

@@ -7,11 +7,12 @@ use cudarc::driver::sys::*;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Steps whose states may be on their way at once. The host collects losses, and so waits, long before that many.
+/// Steps whose states may be on their way at once. The host collects losses, and so waits, long before that
+/// many.
 const STATES: usize = 1024;
 
-/// Pinned host memory, a ring of slots for a [`StepState`] each. The driver may delay an asynchronous copy, and a slot keeps
-/// its bytes until then.
+/// Pinned host memory, a ring of slots for a [`StepState`] each. The driver may delay an asynchronous copy,
+/// and a slot keeps its bytes until then.
 pub(super) struct Pinned {
     memory: *mut u8,
     next: AtomicUsize,
@@ -28,7 +29,8 @@ impl Pinned {
     /// Writes the next slot and returns it.
     pub(super) fn put(&self, state: &StepState) -> *const c_void {
         let slot = self.next.fetch_add(1, Relaxed) % STATES;
-        // SAFETY: within the allocation, and no copy still reads the slot: its last use is `STATES` steps ago.
+        // SAFETY: within the allocation, and no copy still reads the slot: its last use is `STATES` steps
+        // ago.
         unsafe {
             let to = self.memory.add(slot * size_of::<StepState>());
             std::ptr::copy_nonoverlapping(std::ptr::from_ref(state).cast(), to, size_of::<StepState>());

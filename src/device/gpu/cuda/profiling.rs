@@ -27,14 +27,16 @@ impl Mark {
 impl Drop for Mark {
     fn drop(&mut self) {
         if !self.0.is_null() {
-            // SAFETY: created by `Cuda::mark`, destroyed once; the driver keeps the event while the device needs it.
+            // SAFETY: created by `Cuda::mark`, destroyed once; the driver keeps the event while the device
+            // needs it.
             unsafe { cuEventDestroy_v2(self.0) };
         }
     }
 }
 
 impl Cuda {
-    /// Starts or stops a profiler's recording (`nsys --capture-range=cudaProfilerApi`, `ncu --profile-from-start off`).
+    /// Starts or stops a profiler's recording (`nsys --capture-range=cudaProfilerApi`, `ncu
+    /// --profile-from-start off`).
     ///
     /// Errors: the driver's.
     pub fn profile(&self, starts: bool) -> Result<()> {

@@ -23,8 +23,8 @@ impl Cuda {
         let swizzle = CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B;
         let promotion = CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
         let zeros = CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
-        // SAFETY: every array is live and has `rank` elements, strides one fewer and corners two fewer (`check`). The driver
-        // only reads them and writes `encoded`; it does not read the tensor.
+        // SAFETY: every array is live and has `rank` elements, strides one fewer and corners two fewer
+        // (`check`). The driver only reads them and writes `encoded`; it does not read the tensor.
         let result = unsafe {
             match &map.boxes {
                 Boxes::Tiled { boxes, .. } => {

@@ -34,8 +34,8 @@ pub enum KernelArg {
     Structure(&'static str, Vec<u8>),
     /// The address of an array of 8-byte cells. A value shorter than a cell fills its low end.
     Table(Vec<KernelArg>),
-    /// `MAPS_PARAM`: a map of the first operand for each member of the group (`maps.of[member]`), then as many of the
-    /// second (`maps.of[8 + member]`).
+    /// `MAPS_PARAM`: a map of the first operand for each member of the group (`maps.of[member]`), then as
+    /// many of the second (`maps.of[8 + member]`).
     TensorMaps(Vec<TensorMap>),
     /// `Group<S>` by value: the name of `S`, and the addresses in it for each member of the group.
     Group(&'static str, Vec<Vec<KernelArg>>),
@@ -87,7 +87,8 @@ impl KernelArg {
     pub fn group_of_one<const N: usize>(name: &'static str, addresses: [KernelArg; N]) -> KernelArg {
         KernelArg::Group(name, vec![addresses.into()])
     }
-    /// The tensors that the argument itself points to: those of a group and of tensor maps, but not those in a table.
+    /// The tensors that the argument itself points to: those of a group and of tensor maps, but not those in
+    /// a table.
     pub fn pointers(&self) -> impl Iterator<Item = Pointer> {
         let (itself, members, maps): (&[KernelArg], &[Vec<KernelArg>], &[TensorMap]) = match self {
             KernelArg::Group(_, members) => (&[], members, &[]),

@@ -19,8 +19,8 @@ pub struct Candidate {
     pub box_rows: u32,
 }
 
-/// The kernels that can do a launch on so many multiprocessors. The fastest depends on the size of the group: tiles are
-/// computed in rounds of one for each multiprocessor, and the last round is seldom full.
+/// The kernels that can do a launch on so many multiprocessors. The fastest depends on the size of the
+/// group: tiles are computed in rounds of one for each multiprocessor, and the last round is seldom full.
 #[derive(Clone)]
 pub(super) struct Candidates {
     pub(super) all: Vec<Candidate>,
@@ -28,8 +28,8 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
-    /// The fastest for a group of this size, the first of several equally fast ones, and its blocks: one for each
-    /// multiprocessor, or for each tile where there are fewer.
+    /// The fastest for a group of this size, the first of several equally fast ones, and its blocks: one for
+    /// each multiprocessor, or for each tile where there are fewer.
     pub(super) fn choose(&self, group_size: usize) -> Option<(&Candidate, u32)> {
         let tiles = |c: &Candidate| c.tiles * group_size;
         let fastest = self.all.iter().min_by_key(|c| tiles(c).div_ceil(self.multiprocessors) * c.cycles)?;

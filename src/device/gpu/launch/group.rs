@@ -5,13 +5,14 @@ use super::kernel_launch::Launch;
 use crate::device::memory::Slot;
 
 impl Launch {
-    /// Adds the members of `other`, a launch of the same kernel and sizes, to this launch's group; `blockIdx.y` tells
-    /// members apart.
+    /// Adds the members of `other`, a launch of the same kernel and sizes, to this launch's group;
+    /// `blockIdx.y` tells members apart.
     ///
-    /// Returns false and changes nothing if the group would be too large, if anything but the members' addresses differs,
-    /// or if two members write to the same place (the first address of each).
+    /// Returns false and changes nothing if the group would be too large, if anything but the members'
+    /// addresses differs, or if two members write to the same place (the first address of each).
     pub fn join(&mut self, other: &Launch) -> bool {
-        // Launches with candidates and equal arguments have equal candidates, whichever is chosen at the moment.
+        // Launches with candidates and equal arguments have equal candidates, whichever is chosen at the
+        // moment.
         let geometry = |l: &Launch| match &l.candidates {
             Some(c) => (c.all[0].kernel.name, 0, 0, 0, 0),
             None => (l.kernel.name, l.grid[0], l.grid[2], l.block, l.shared),

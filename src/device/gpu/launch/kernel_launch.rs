@@ -6,8 +6,8 @@ use crate::device::gpu::kernel::Kernel;
 use crate::device::memory::Slot;
 use crate::error::{Error, Result};
 
-/// Threads of a block, unless a kernel has a reason for another number: eight warps hide a load's latency, and four such
-/// blocks fit a multiprocessor even at 64 registers a thread.
+/// Threads of a block, unless a kernel has a reason for another number: eight warps hide a load's latency,
+/// and four such blocks fit a multiprocessor even at 64 registers a thread.
 pub const THREADS: u32 = 256;
 
 /// Most blocks of a grid in each dimension, on every device.
@@ -33,8 +33,8 @@ pub struct Launch {
 impl Launch {
     /// A launch of a kernel by its name.
     ///
-    /// Errors: no such kernel, arguments that it does not take, a geometry that no device can launch. Shared memory
-    /// depends on the device: see [`Launch::expect_shared_at_most`].
+    /// Errors: no such kernel, arguments that it does not take, a geometry that no device can launch. Shared
+    /// memory depends on the device: see [`Launch::expect_shared_at_most`].
     pub fn new(name: &str, grid: [u32; 3], block: u32, shared: u32, args: Vec<KernelArg>) -> Result<Launch> {
         let kernel = Kernel::find(name)?;
         let wrong = |message: String| Error::Run(format!("{name}: {message}"));
@@ -55,7 +55,8 @@ impl Launch {
         }
         Ok(Launch { kernel, grid, block, shared, args, candidates: None })
     }
-    /// A launch of the fastest of several kernels that take the same arguments, with one block for each multiprocessor.
+    /// A launch of the fastest of several kernels that take the same arguments, with one block for each
+    /// multiprocessor.
     ///
     /// Errors: those of [`Launch::new`] for any candidate; no candidate.
     pub fn by_fastest(all: Vec<Candidate>, multiprocessors: usize, args: Vec<KernelArg>) -> Result<Launch> {
@@ -82,7 +83,8 @@ impl Launch {
             maps[..first].iter_mut().for_each(|m| m.set_box_rows(box_rows));
         }
     }
-    /// Fails if the launch, or one of its candidates, needs more than `bytes` of dynamic shared memory for a block.
+    /// Fails if the launch, or one of its candidates, needs more than `bytes` of dynamic shared memory for a
+    /// block.
     pub fn expect_shared_at_most(&self, bytes: u32) -> Result<()> {
         let candidates = self.candidates.iter().flat_map(|c| &c.all).map(|c| (c.kernel.name, c.shared));
         match candidates.chain([(self.kernel.name, self.shared)]).find(|(_, shared)| *shared > bytes) {
@@ -98,8 +100,8 @@ impl Launch {
             |a: &KernelArg| if let KernelArg::Group(_, members) = a { Some(members.len()) } else { None };
         self.args.iter().find_map(size).unwrap_or(1)
     }
-    /// The tensors that its arguments and tables point to, each once, and the bytes at that address: a bf16 copy has half
-    /// its tensor's.
+    /// The tensors that its arguments and tables point to, each once, and the bytes at that address: a bf16
+    /// copy has half its tensor's.
     pub fn operands(&self) -> Vec<(Slot, usize)> {
         let mut found = Vec::new();
         for arg in &self.args {

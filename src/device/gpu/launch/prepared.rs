@@ -34,8 +34,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Lays out the arguments. `address` returns the address that an argument stands for and puts tables into device
-    /// memory; `encode` writes a tensor map in the machine's format.
+    /// Lays out the arguments. `address` returns the address that an argument stands for and puts tables
+    /// into device memory; `encode` writes a tensor map in the machine's format.
     ///
     /// Errors: those of `address` and `encode`, and an argument that a table cannot hold.
     pub(in crate::device::gpu) fn new(
@@ -84,7 +84,8 @@ impl Prepared {
         let Launch { kernel, grid, block, shared, .. } = *launch;
         Ok(Prepared { kernel, grid, block, shared, lines, starts, label })
     }
-    /// A pointer to each argument, as the driver and the emulator take them. They are valid as long as `self`.
+    /// A pointer to each argument, as the driver and the emulator take them. They are valid as long as
+    /// `self`.
     pub fn pointers(&self) -> Vec<*mut c_void> {
         let cells = self.lines.as_ptr().cast::<u64>().cast_mut();
         self.starts.iter().map(|s| cells.wrapping_add(*s).cast()).collect()
@@ -98,8 +99,8 @@ impl Prepared {
     }
 }
 
-/// An argument as the 8 bytes of its cell, little-endian like every machine that CUDA runs on. `address` returns the
-/// address that an argument stands for.
+/// An argument as the 8 bytes of its cell, little-endian like every machine that CUDA runs on. `address`
+/// returns the address that an argument stands for.
 ///
 /// Errors: those of `address`; a structure, a group or tensor maps, which take more than a cell.
 pub fn cell(arg: &KernelArg, address: &mut impl FnMut(&KernelArg) -> Result<Address>) -> Result<u64> {
