@@ -32,10 +32,15 @@ mod launch;
 /// those with padding, which the plan's count includes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
+    /// Pixels between neighbouring windows, in both directions.
     pub stride: usize,
+    /// Zeros on each side of the image.
     pub pad: usize,
+    /// Whether a bias is the third operand.
     pub bias: bool,
+    /// Whether a residual is the last operand.
     pub residual: bool,
+    /// The activation at the end; it must be piecewise linear.
     pub act: Act,
 }
 
