@@ -1,17 +1,16 @@
-//! What outlives a step: named weights, moments, estimates and image banks; and the engine that steps run on.
+//! The tensors that outlive a step: weights, moments, running estimates and image banks, each with a name.
 //!
-//! The host's copy is the one that is read and written. On a GPU the machine mirrors it: what the host changed goes there
-//! before a step, and what steps changed comes back when the host asks ([`Engine::pull`]).
+//! [`Store::get`] and [`Store::set`] read and write the host's copy. A GPU has a second copy: buffers that the host
+//! changed are uploaded before a step, and buffers that steps changed are downloaded by
+//! [`Engine::pull`](crate::autograd::Engine::pull).
 
-use crate::device::gpu::machine::Machine;
 use crate::device::gpu::target::Target;
-use crate::device::memory::{ALIGN, Borrows, Buffer};
+use crate::device::memory::{ALIGN, Buffer};
 use crate::device::{Slot, Space};
-use crate::error::Result;
 use crate::tensor::{Real, Shape};
 use std::collections::HashMap;
 
-/// A tensor of the store.
+/// A tensor of a store, by its number. It is valid for the store that gave it, and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TensorId(u32);
 
@@ -21,25 +20,26 @@ struct Entry {
     slot: Slot,
 }
 
-/// Bytes of the buffers that small tensors share; a larger tensor has one of its own.
+/// Bytes of the buffers that small tensors share; a larger tensor has a buffer of its own.
 const CHUNK: usize = 1 << 20;
 
-/// Named tensors in buffers that never move or grow: adding a tensor copies nothing, and memory is what was asked for.
+/// Named tensors, in buffers that never move or grow: adding a tensor copies nothing, and no memory is left unused by
+/// growth. `R` is the scalar that the host stores; a default store is one for steps on the CPU.
 pub struct Store<R> {
     pub(super) buffers: Vec<Buffer>,
-    /// Buffers that the host changed since the machine saw them.
+    /// By buffer: whether the host changed it since it was last uploaded.
     pub(super) changed: Vec<bool>,
-    /// Buffers that steps on the machine changed since the host saw them.
+    /// By buffer: whether steps on a GPU changed it since it was last downloaded.
     pub(super) stale: Vec<bool>,
     /// The GPU that steps are planned for; none for steps on the CPU.
     pub(super) target: Option<Target>,
     /// Bytes of each buffer.
     sizes: Vec<usize>,
-    /// Whether tensors have shapes alone: a buffer has no memory until somebody writes to it.
+    /// Whether tensors have shapes only: a buffer has no memory until [`Store::get_mut`] is called for it.
     is_planned: bool,
     entries: Vec<Entry>,
     by_name: HashMap<String, TensorId>,
-    /// The shared buffer that is being filled, and how far.
+    /// The shared buffer that is being filled, and the offset of its free bytes.
     filling: Option<(usize, usize)>,
     scalar: std::marker::PhantomData<R>,
 }
@@ -62,25 +62,34 @@ impl<R> Default for Store<R> {
 }
 
 impl<R: Real> Store<R> {
-    /// A store for plans alone, which need no tensor's values: two ResNet-101 and their moments take no memory here.
+    /// A store for steps on this GPU.
+    pub(super) fn on(target: Target) -> Self {
+        Store { target: Some(target), ..Store::default() }
+    }
+    /// A store for plans that are not replayed. Its tensors have shapes but no values, so that they take no memory. Plans
+    /// are for the GPU `target`, or without one for the CPU.
     pub fn planned(target: Option<Target>) -> Self {
         Store { target, is_planned: true, ..Store::default() }
     }
-    /// Initial values for [`Store::add_with`]: none where they would not be kept.
+    /// Initial values for [`Store::add_with`]. A planned store does not call `values`, and the result is empty.
     pub fn drawn(&self, values: impl FnOnce() -> Vec<f32>) -> Vec<f32> {
         if self.is_planned { Vec::new() } else { values() }
     }
-    /// Whether tensors have values.
+    /// Whether tensors have values: not in a planned store.
     pub fn holds_values(&self) -> bool {
         !self.is_planned
     }
-    /// Adds a zero-filled tensor. Names are unique; a second `name` is a mistake of the caller's.
+    /// Adds a tensor of zeros.
+    ///
+    /// Panics: a second tensor of the same name.
     pub fn add(&mut self, name: &str, shape: Shape) -> TensorId {
         let slot = self.room(shape.elems() * size_of::<R>());
         self.enter(name, shape, slot)
     }
-    /// The same in a buffer of its own, for what the host writes before every step: what shared its buffer would go to the
-    /// machine along with it, over what steps there have made of it.
+    /// Adds a tensor of zeros in a buffer of its own. Needed for tensors that the host writes between steps: an upload
+    /// copies a whole buffer and would overwrite what steps on a GPU made of the other tensors in it.
+    ///
+    /// Panics: a second tensor of the same name.
     pub fn add_alone(&mut self, name: &str, shape: Shape) -> TensorId {
         let bytes = shape.elems() * size_of::<R>();
         let slot = Slot { space: Space::Store(self.push(bytes) as u32), offset: 0, bytes };
@@ -114,29 +123,38 @@ impl<R: Real> Store<R> {
     fn buffer(&self, slot: Slot) -> usize {
         match slot.space {
             Space::Store(i) => i as usize,
-            Space::Arena => unreachable!("the store hands out no slots of the arena"),
+            Space::Arena => unreachable!("a tensor of the store has no slot in the arena"),
         }
     }
+    /// Adds a tensor with these values, in memory order; a planned store keeps none.
+    ///
+    /// Panics: a second tensor of the same name, or another number of values than elements.
     pub fn add_with<V: Copy + Into<f64>>(&mut self, name: &str, shape: Shape, values: &[V]) -> TensorId {
         let id = self.add(name, shape);
         self.set(id, values);
         id
     }
+    /// The tensor of this name.
     pub fn id(&self, name: &str) -> Option<TensorId> {
         self.by_name.get(name).copied()
     }
+    /// The name of a tensor.
     pub fn name(&self, id: TensorId) -> &str {
         &self.entries[id.0 as usize].name
     }
+    /// The shape of a tensor.
     pub fn shape(&self, id: TensorId) -> Shape {
         self.entries[id.0 as usize].shape
     }
+    /// The memory of a tensor.
     pub fn slot(&self, id: TensorId) -> Slot {
         self.entries[id.0 as usize].slot
     }
+    /// All tensors, in the order they were added.
     pub fn ids(&self) -> impl Iterator<Item = TensorId> + use<R> {
         (0..self.entries.len() as u32).map(TensorId)
     }
+    /// Bytes of all buffers, those of a planned store included.
     pub fn bytes(&self) -> usize {
         self.sizes.iter().sum()
     }
@@ -144,13 +162,24 @@ impl<R: Real> Store<R> {
     pub fn buffer_sizes(&self) -> &[usize] {
         &self.sizes
     }
+    /// The elements of a tensor, in memory order.
+    ///
+    /// Panics: a tensor that steps on a GPU changed since the last [`Engine::pull`](crate::autograd::Engine::pull); a
+    /// tensor of a planned store that was never written.
     pub fn get(&self, id: TensorId) -> &[R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);
         assert!(!self.stale[buffer], "{}: read before Engine::pull", self.name(id));
-        assert!(self.buffers[buffer].bytes() > 0, "{}: read from a store of plans", self.name(id));
+        assert!(
+            self.buffers[buffer].bytes() > 0,
+            "{}: read from a planned store, which has no values",
+            self.name(id)
+        );
         self.buffers[buffer].get(s.offset, s.bytes)
     }
+    /// The same, to be changed.
+    ///
+    /// Panics: a tensor that steps on a GPU changed since the last [`Engine::pull`](crate::autograd::Engine::pull).
     pub fn get_mut(&mut self, id: TensorId) -> &mut [R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);
@@ -161,69 +190,21 @@ impl<R: Real> Store<R> {
         }
         self.buffers[buffer].get_mut(s.offset, s.bytes)
     }
-    /// Overwrites a tensor with `f32` or `f64` values; a planned store lets them go.
+    /// Overwrites a tensor with `f32` or `f64` values, in memory order; a planned store ignores them.
+    ///
+    /// Panics: another number of values than elements; otherwise as [`Store::get_mut`].
     pub fn set<V: Copy + Into<f64>>(&mut self, id: TensorId, values: &[V]) {
         if self.is_planned {
             return;
         }
         let to = self.get_mut(id);
-        assert_eq!(to.len(), values.len(), "store: wrong number of values");
+        assert_eq!(to.len(), values.len(), "store: expected as many values as elements");
         to.iter_mut().zip(values).for_each(|(t, v)| *t = R::of((*v).into()));
     }
+    /// The elements of a tensor as `f32`, in memory order.
+    ///
+    /// Panics: as [`Store::get`].
     pub fn to_f32(&self, id: TensorId) -> Vec<f32> {
         self.get(id).iter().map(|v| v.f64() as f32).collect()
-    }
-}
-
-/// A store, and what all plans over it share: only one step runs at a time.
-pub struct Engine<R> {
-    pub store: Store<R>,
-    /// Steps on the CPU: their memory.
-    pub(super) arena: Buffer,
-    pub(super) borrows: Borrows,
-    /// Steps on a GPU: everything of theirs.
-    pub(super) machine: Option<Machine>,
-}
-
-impl<R> Default for Engine<R> {
-    fn default() -> Self {
-        Engine {
-            store: Store::default(),
-            arena: Buffer::default(),
-            borrows: Borrows::default(),
-            machine: None,
-        }
-    }
-}
-
-impl<R: Real> Engine<R> {
-    /// An engine whose steps run on a GPU.
-    pub fn on(machine: Machine) -> Self {
-        let store = Store { target: Some(machine.target), ..Store::default() };
-        Engine { store, machine: Some(machine), ..Engine::default() }
-    }
-    /// An engine whose plans are a GPU's, for their cost alone: nothing runs on it, and tensors have no values.
-    /// Without a target, the CPU's.
-    pub fn planning(target: impl Into<Option<Target>>) -> Self {
-        Engine { store: Store::planned(target.into()), ..Engine::default() }
-    }
-    pub fn arena_bytes(&self) -> usize {
-        self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)
-    }
-    /// Fetches what steps on a GPU changed, and ends a profiler's recording; on the CPU there is nothing to do.
-    pub fn pull(&mut self) -> Result<()> {
-        let Some(machine) = &mut self.machine else { return Ok(()) };
-        machine.record(false)?;
-        for (i, stale) in self.store.stale.iter_mut().enumerate() {
-            if *stale {
-                machine.pull(i, &mut self.store.buffers[i])?;
-                *stale = false;
-            }
-        }
-        Ok(())
-    }
-    /// The machine that steps run on, if it is not the CPU.
-    pub fn machine(&self) -> Option<&Machine> {
-        self.machine.as_ref()
     }
 }

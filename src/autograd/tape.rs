@@ -7,68 +7,79 @@ use crate::ops::operator::{OperandInfo, Operator};
 use crate::tensor::{Real, Shape};
 use std::collections::HashMap;
 
-/// A tensor computed (or read) during the step.
+/// A tensor that a step computes, or reads from the store (a leaf). It is valid for the tape that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Value(pub(super) u32);
 
-/// Whether a leaf's gradient is wanted. Frozen leaves cost no gradient and keep no activation alive.
+/// Whether a leaf needs a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learn {
+    /// It needs none: backward computes no gradient for it, and keeps no activation in memory for that gradient.
     Frozen,
+    /// It needs one.
     Trainable,
 }
 
-pub(super) struct Info {
+pub(super) struct ValueInfo {
     pub shape: Shape,
     pub needs_grad: bool,
+    /// The tensor that a leaf reads.
     pub leaf: Option<TensorId>,
-    /// The value whose memory this one looks at.
+    /// The value whose memory a view shares.
     pub view_of: Option<Value>,
 }
 
+/// A recorded op.
 pub(super) struct Node {
     pub op: Op,
+    /// See [`Tape::scope`].
     pub scope: &'static str,
     pub inputs: Vec<Value>,
     pub outputs: Vec<Value>,
 }
 
-/// A step, recorded once.
+/// The record of a step: ops in the order they are applied. Nothing is computed until the tape is compiled.
 #[derive(Default)]
 pub struct Tape {
-    pub(super) values: Vec<Info>,
+    pub(super) values: Vec<ValueInfo>,
     pub(super) nodes: Vec<Node>,
     pub(super) metrics: Vec<(String, Value)>,
     pub(super) outputs: Vec<Value>,
-    /// The part of the step that is being recorded.
+    /// The scope of the ops that are recorded next.
     scope: &'static str,
     leaves: HashMap<TensorId, Value>,
 }
 
 impl Tape {
-    /// Reads a tensor of the store. The same tensor is the same value wherever it is used, so its gradients add up.
+    /// A tensor of the store, as a value. The same tensor is the same value wherever it is used, so that its gradients add
+    /// up.
+    ///
+    /// Panics: a tensor that is already recorded, frozen then and trainable now, or the reverse.
     pub fn leaf<R: Real>(&mut self, store: &Store<R>, id: TensorId, learn: Learn) -> Value {
         let needs_grad = learn == Learn::Trainable;
         if let Some(v) = self.leaves.get(&id) {
             assert_eq!(
                 self.values[v.0 as usize].needs_grad,
                 needs_grad,
-                "{} is recorded both frozen and trainable",
+                "{} is recorded both as frozen and as trainable",
                 store.name(id)
             );
             return *v;
         }
-        let v = self.value(Info { shape: store.shape(id), needs_grad, leaf: Some(id), view_of: None });
+        let v = self.value(ValueInfo { shape: store.shape(id), needs_grad, leaf: Some(id), view_of: None });
         self.leaves.insert(id, v);
         v
     }
 
-    /// What is recorded from here on belongs to this part of the step, in forecasts and labels; returns the part before.
+    /// Sets the scope of the ops that are recorded from here on, and returns the previous one. A scope names a part of the
+    /// step ("teachers") in forecasts and in the labels of launches.
     pub fn scope(&mut self, scope: &'static str) -> &'static str {
         std::mem::replace(&mut self.scope, scope)
     }
 
-    /// Records `op` and returns its single output.
+    /// Records `op` and returns its only output.
+    ///
+    /// Errors: as [`Tape::apply_all`]; an op with another number of outputs than one.
     pub fn apply(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value> {
         let out = self.apply_all(op.into(), inputs)?;
         match out[..] {
@@ -78,15 +89,15 @@ impl Tape {
     }
 
     /// Records `op` and returns all its outputs.
+    ///
+    /// Errors: operands that the op refuses; a value that needs a gradient and is passed twice, because the op would have
+    /// to write the same gradient twice.
     pub fn apply_all(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>> {
         for (i, v) in inputs.iter().enumerate() {
-            if self.needs_grad(*v)
-                && inputs[..i].iter().any(|u| self.needs_grad(*u) && self.root(*u) == self.root(*v))
-            {
-                return Err(Error::shape(
-                    op.name(),
-                    "the same value that needs_grad a gradient stands twice among the operands",
-                ));
+            let is_same = |u: &Value| self.needs_grad(*u) && self.root(*u) == self.root(*v);
+            if self.needs_grad(*v) && inputs[..i].iter().any(is_same) {
+                let message = "the same value is passed twice, and it needs a gradient";
+                return Err(Error::shape(op.name(), message));
             }
         }
         let args: Vec<OperandInfo> = inputs
@@ -98,24 +109,28 @@ impl Tape {
         let outputs: Vec<Value> = signature
             .outputs
             .iter()
-            .map(|shape| self.value(Info { shape: *shape, needs_grad, leaf: None, view_of: None }))
+            .map(|shape| self.value(ValueInfo { shape: *shape, needs_grad, leaf: None, view_of: None }))
             .collect();
         let scope = self.scope;
         self.nodes.push(Node { op, scope, inputs: inputs.to_vec(), outputs: outputs.clone() });
         Ok(outputs)
     }
 
-    /// The same numbers in another shape: no copy, and gradients pass through.
+    /// A view of the same elements in another shape: no copy, and gradients flow through it.
+    ///
+    /// Errors: a shape of another number of elements.
     pub fn reshape(&mut self, v: Value, shape: Shape) -> Result<Value> {
         if shape.elems() != self.shape(v).elems() {
-            return Err(Error::shape("reshape", format!("{} elements do not fill {shape}", self.shape(v))));
+            let (found, expected) = (self.shape(v), shape.elems());
+            let message = format!("{found} has {} elements, {shape} has {expected}", found.elems());
+            return Err(Error::shape("reshape", message));
         }
-        Ok(self.value(Info { shape, needs_grad: self.needs_grad(v), leaf: None, view_of: Some(v) }))
+        Ok(self.value(ValueInfo { shape, needs_grad: self.needs_grad(v), leaf: None, view_of: Some(v) }))
     }
 
-    /// The same numbers as a constant: no copy, and no gradient passes.
+    /// A view of the same elements as a constant: no copy, and no gradient flows through it.
     pub fn detach(&mut self, v: Value) -> Value {
-        self.value(Info { shape: self.shape(v), needs_grad: false, leaf: None, view_of: Some(v) })
+        self.value(ValueInfo { shape: self.shape(v), needs_grad: false, leaf: None, view_of: Some(v) })
     }
 
     /// Index of the value that owns the memory of `v`.
@@ -124,31 +139,40 @@ impl Tape {
         info.view_of.map_or(v.0 as usize, |v| self.root(v))
     }
 
+    /// The shape of a value.
     pub fn shape(&self, v: Value) -> Shape {
         self.values[v.0 as usize].shape
     }
-    /// What was recorded, in order: each op, its operands and its results.
+    /// The recorded ops, in order: each with its inputs and its outputs.
     pub fn ops(&self) -> impl Iterator<Item = (&Op, &[Value], &[Value])> {
         self.nodes.iter().map(|n| (&n.op, &n.inputs[..], &n.outputs[..]))
     }
-    /// The tensor that a leaf reads.
+    /// The tensor that a leaf reads; none for other values.
     pub fn tensor(&self, v: Value) -> Option<TensorId> {
         self.values[v.0 as usize].leaf
     }
+    /// Whether the value depends on a trainable leaf, other than through [`Tape::detach`].
     pub fn needs_grad(&self, v: Value) -> bool {
         self.values[v.0 as usize].needs_grad
     }
-    /// Reports a scalar after every replay.
+    /// Reports a scalar after every replay, under this name.
+    ///
+    /// Panics: a value of more than one element.
     pub fn metric(&mut self, name: &str, v: Value) {
         assert_eq!(self.shape(v).elems(), 1, "metric {name} is not a scalar");
         self.metrics.push((name.into(), v));
     }
-    /// Keeps a value readable after the replay.
+    /// Keeps a value readable after the replay, by [`Plan::output`](super::Plan::output).
     pub fn output(&mut self, v: Value) {
         self.outputs.push(v);
     }
 
-    fn value(&mut self, info: Info) -> Value {
+    /// The values that are read after the step: outputs, metrics and the loss.
+    pub(super) fn results(&self, loss: Option<Value>) -> impl Iterator<Item = Value> {
+        self.outputs.iter().copied().chain(self.metrics.iter().map(|(_, v)| *v)).chain(loss)
+    }
+
+    fn value(&mut self, info: ValueInfo) -> Value {
         self.values.push(info);
         Value(self.values.len() as u32 - 1)
     }

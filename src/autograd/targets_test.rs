@@ -1,7 +1,7 @@
 //! One process plans the same step for different devices.
 
+use crate::autograd::Engine;
 use crate::autograd::plan::Plan;
-use crate::autograd::store::Engine;
 use crate::autograd::tape::{Learn, Tape};
 use crate::device::gpu::card::Card;
 use crate::device::gpu::target::Target;

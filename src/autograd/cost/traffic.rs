@@ -1,25 +1,26 @@
-//! What a plan's launches move and multiply, and what they would have to at the least.
+//! What the launches of a plan move and multiply, and the least that they would have to.
 
-use super::program::Program;
-use super::{Instruction, Phase, Plan};
+use super::bytes::{launch_bytes, owners};
 use crate::autograd::Store;
-use crate::device::Slot;
+use crate::autograd::plan::Plan;
+use crate::autograd::plan::instruction::{Instruction, Phase};
+use crate::autograd::plan::program::Program;
 use crate::device::gpu::card::Card;
-use crate::device::gpu::launch::Launch;
 use crate::device::gpu::room::{Held, Room};
-use crate::ops::operands::Write;
-use crate::ops::operator::{OperandInfo, Operator};
+use crate::ops::operator::Operator;
 use crate::tensor::{Elem, Real};
 
 /// What the instructions of one op in one part of a step cost on a GPU.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Traffic {
-    /// As the tape names it; empty for the rest of the step.
+    /// The scope of the tape; empty for ops outside all scopes.
     #[serde(skip)]
     pub part: &'static str,
-    /// `plan` for what a plan adds itself: the loss's gradient, the metrics.
+    /// The op's name; `plan` for the launches that the plan itself adds (the gradient of the loss, the metrics).
     pub op: &'static str,
+    /// The phase of the instructions.
     pub phase: Phase,
+    /// What they cost together.
     #[serde(flatten)]
     pub sum: Sum,
 }
@@ -27,22 +28,25 @@ pub struct Traffic {
 /// What some instructions cost together.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Sum {
+    /// Kernel launches.
     pub launches: usize,
     /// Additions and multiplications of convolutions and linear layers.
     pub flops: u64,
-    /// By the launches that the plan makes.
+    /// Bytes that the plan's launches move.
     pub bytes_moved: u64,
-    /// By the ops' [`Operator::minimal_bytes`].
+    /// Bytes that have to move ([`Operator::minimal_bytes`]).
     pub minimal_bytes: u64,
-    /// Of the two; none where nothing has to move.
+    /// `bytes_moved / minimal_bytes`; none if nothing has to move.
     pub ratio: Option<f64>,
-    /// The card's least time for the minimal bytes: of each instruction the longer of moving and multiplying, added up.
+    /// The least time on the card, in milliseconds: of each instruction the longer of moving its minimal bytes and of its
+    /// arithmetic, summed.
     pub roofline_ms: f64,
     /// The same for the bytes moved: these launches cannot be faster.
     pub planned_ms: f64,
 }
 
 impl Sum {
+    /// Adds the costs of other instructions.
     pub fn add(&mut self, o: &Sum) {
         self.launches += o.launches;
         self.flops += o.flops;
@@ -54,106 +58,66 @@ impl Sum {
     }
 }
 
-/// Bytes that a launch moves for these instructions: each of its operands once, and twice what is read before it is
-/// overwritten (an optimiser's state, a gradient that is added to). A lower bound of its traffic.
-pub(super) fn launch_bytes<'a>(launch: &Launch, owners: impl IntoIterator<Item = &'a Instruction>) -> u64 {
-    let (mut twice, mut parts): (Vec<Slot>, Vec<(Slot, usize)>) = Default::default();
-    for o in owners {
-        let added = o.operands.input_grads.iter().flatten().filter(|(_, w)| *w == Write::Add);
-        twice.extend(added.map(|(slot, _)| *slot));
-        if o.phase != Phase::Backward {
-            let touched = o.operands.inputs.iter().enumerate();
-            let rows = touched.map(|(i, slot)| (*slot, o.op.touched_bytes(&o.operands, i) as usize));
-            parts.extend(rows.filter(|(slot, touched)| *touched < slot.bytes));
-            // A bank's rows are written without a look at what they held.
-            twice.extend(o.updates().into_iter().filter(|slot| parts.iter().all(|(s, _)| s != slot)));
-        }
+/// Launches and bytes that an instruction accounts for.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    launches: usize,
+    bytes: u64,
+}
+
+/// The share of each instruction, and at the end that of the launches that the plan itself adds. A launch counts for the
+/// first instruction that it runs; its bytes are divided equally, and the first instruction takes the remainder.
+fn shares(instructions: &[Instruction], program: &Program) -> Vec<Share> {
+    let mut shares = vec![Share::default(); instructions.len() + 1];
+    for (i, launch) in program.launches.iter().enumerate() {
+        let bytes = launch_bytes(launch, owners(instructions, program, i));
+        let owners = &program.owners[i];
+        let first = owners.first().copied().unwrap_or(instructions.len());
+        let each = bytes / owners.len().max(1) as u64;
+        shares[first].launches += 1;
+        shares[first].bytes += bytes - each * owners.len() as u64;
+        owners.iter().for_each(|o| shares[*o].bytes += each);
     }
-    let of = |(slot, bytes): &(Slot, usize)| {
-        let touched = parts.iter().find(|(s, _)| s == slot).map_or(*bytes, |(_, touched)| *touched);
-        (touched.min(*bytes) * if twice.contains(slot) { 2 } else { 1 }) as u64
-    };
-    launch.operands().iter().map(of).sum()
-}
-
-/// The instructions that launch `i` belongs to; none for what the plan adds itself.
-fn owners<'a>(instructions: &'a [Instruction], program: &Program, i: usize) -> Vec<&'a Instruction> {
-    program.owners[i].iter().map(|o| &instructions[*o]).collect()
-}
-
-/// See [`Cost::bytes_moved`](super::Cost::bytes_moved).
-pub(super) fn bytes_moved(instructions: &[Instruction], program: Option<&Program>) -> u64 {
-    let Some(program) = program else {
-        return instructions.iter().map(|i| i.operands.bytes()).sum();
-    };
-    let launches = program.launches.iter().enumerate();
-    launches.map(|(i, launch)| launch_bytes(launch, owners(instructions, program, i))).sum()
-}
-
-impl Instruction {
-    /// Multiply-adds, counted twice.
-    fn flops(&self) -> u64 {
-        let o = &self.operands;
-        let needs_grad = |i: usize| o.input_grads.get(i).is_some_and(Option::is_some);
-        let arg = |(i, shape): (usize, &_)| OperandInfo { shape: *shape, needs_grad: needs_grad(i) };
-        let args: Vec<OperandInfo> = o.input_shapes.iter().enumerate().map(arg).collect();
-        let macs = self.op.signature(&args).map(|s| match self.phase {
-            Phase::Forward => s.macs_forward,
-            Phase::Backward => s.macs_backward,
-            Phase::Update => 0,
-        });
-        2 * macs.unwrap_or(0)
-    }
+    shares
 }
 
 impl<R: Real> Plan<R> {
-    /// What a GPU holds while this plan runs, after those that found room before.
+    /// What a GPU holds while this plan runs, after the plans that were given room before.
     pub fn held(&self, store: &Store<R>, room: &mut Room) -> Held {
         let launches = self.program.as_ref().map_or(&[][..], |p| &p.launches);
         room.take(store.buffer_sizes(), launches, self.cost.arena_bytes)
     }
 
-    /// What every op of every part costs on `card`, in the order they first run; nothing for a plan of the CPU's.
+    /// What every op of every part costs on `card`, in the order in which they first run. Empty for a plan of the CPU.
     pub fn traffic(&self, card: &Card) -> Vec<Traffic> {
         let Some(program) = &self.program else { return Vec::new() };
-        // Of each instruction, then of what is nobody's.
-        let mut moved = vec![(0, 0); self.instructions.len() + 1];
-        for (i, launch) in program.launches.iter().enumerate() {
-            let owners = owners(&self.instructions, program, i);
-            let bytes = launch_bytes(launch, owners.iter().copied());
-            let places = &program.owners[i];
-            let first = places.first().copied().unwrap_or(self.instructions.len());
-            moved[first].0 += 1;
-            // A launch that several share is as much each one's; the first takes what does not divide.
-            let share = bytes / places.len().max(1) as u64;
-            moved[first].1 += bytes - share * places.len() as u64;
-            places.iter().for_each(|p| moved[*p].1 += share);
-        }
         let mut rows: Vec<Traffic> = Vec::new();
-        for (at, (launches, bytes_moved)) in moved.into_iter().enumerate() {
-            let owner = self.instructions.get(at);
+        for (i, share) in shares(&self.instructions, program).into_iter().enumerate() {
+            let owner = self.instructions.get(i);
             let (part, op, phase) = match owner {
                 Some(i) => (i.scope, i.op.name(), i.phase),
                 None => ("", "plan", Phase::Update),
             };
-            let minimal_bytes = owner.map_or(bytes_moved, |i| i.op.minimal_bytes(&i.operands));
+            let minimal_bytes = owner.map_or(share.bytes, |i| i.op.minimal_bytes(&i.operands));
             let flops = owner.map_or(0, Instruction::flops);
             let is_bf16 = owner.is_some_and(|i| i.operands.input_elems.first() == Some(&Elem::Bf16));
             let sum = Sum {
-                launches,
+                launches: share.launches,
                 flops,
-                bytes_moved,
+                bytes_moved: share.bytes,
                 minimal_bytes,
                 ratio: None,
                 roofline_ms: 1e3 * card.least_seconds(minimal_bytes, flops, is_bf16),
-                planned_ms: 1e3 * card.least_seconds(bytes_moved, flops, is_bf16),
+                planned_ms: 1e3 * card.least_seconds(share.bytes, flops, is_bf16),
             };
-            let found = rows.iter().position(|r| (r.part, r.op, r.phase) == (part, op, phase));
-            let place = found.unwrap_or_else(|| {
-                rows.push(Traffic { part, op, phase, sum: Sum::default() });
-                rows.len() - 1
-            });
-            rows[place].sum.add(&sum);
+            match rows.iter_mut().find(|r| (r.part, r.op, r.phase) == (part, op, phase)) {
+                Some(row) => row.sum.add(&sum),
+                None => {
+                    let mut total = Sum::default();
+                    total.add(&sum);
+                    rows.push(Traffic { part, op, phase, sum: total });
+                }
+            }
         }
         rows
     }
@@ -173,7 +137,7 @@ mod tests {
     use crate::ops::movement::gather_images::GatherImages;
     use crate::tensor::Shape;
 
-    /// Rows that learn, as a bf16 map `[2, 4, 4, 8]`; `layers` on it in the scope "toy"; a loss.
+    /// A plan of: trainable rows, seen as a bf16 map `[2, 4, 4, 8]`; `layers` on it in the scope "toy"; a loss.
     fn plan(
         filters: &[(Shape, Learn)],
         layers: impl FnOnce(&mut Tape, Value, &[Value]) -> Value,
@@ -203,9 +167,9 @@ mod tests {
         rows.into_iter().find(|r| (r.part, r.op, r.phase) == (part, op, phase)).unwrap().sum
     }
 
-    /// x 512, w 2304, y 1024; then x 1024, w 512, y 1024: bytes of bf16. Both directions read and write the same sizes.
+    /// Bytes in bf16: x 512, w 2304, y 1024, then x 1024, w 512, y 1024. Backward moves as many as forward.
     #[test]
-    fn two_convolutions_move_what_a_hand_counts() {
+    fn two_convolutions_move_the_bytes_counted_by_hand() {
         let filters = [(Shape::new(16, 3, 3, 8), Learn::Frozen), (Shape::new(16, 1, 1, 16), Learn::Frozen)];
         let plan = plan(&filters, |t, x, w| {
             let y = t.apply(Conv2d::new(1, 1), &[x, w[0]]).unwrap();
@@ -222,7 +186,7 @@ mod tests {
             assert!((found.roofline_ms - (7.3728e-3 + 2.56e-3)).abs() < 1e-12, "{found:?}");
             assert_eq!(found.planned_ms, found.roofline_ms);
         }
-        // The parts are the whole, what the plan adds itself included.
+        // The rows sum up to the cost of the plan, including the launches that the plan itself adds.
         let rows = plan.traffic(&card);
         assert_eq!(rows.iter().map(|r| r.sum.bytes_moved).sum::<u64>(), plan.cost().bytes_moved);
         assert_eq!(rows.iter().map(|r| r.sum.launches).sum::<usize>(), plan.cost().launches);
@@ -232,7 +196,7 @@ mod tests {
 
     /// A map is 512 bytes, its mask 32, a filter 128 (its gradient, f32, 256).
     #[test]
-    fn masks_residuals_and_learning_filters_count_in_the_least() {
+    fn minimal_bytes_include_masks_residuals_and_trainable_filters() {
         let filters = [(Shape::new(8, 1, 1, 8), Learn::Trainable), (Shape::new(8, 1, 1, 8), Learn::Frozen)];
         let relu = Conv2d { act: Act::Relu, ..Conv2d::new(1, 0) };
         let card = <&Card>::default();
@@ -242,11 +206,11 @@ mod tests {
         });
         let least = |phase| row(&unit, card, "toy", "conv2d", phase).minimal_bytes;
         assert_eq!(least(Phase::Forward), (512 + 128 + 512 + 32) + (512 + 128 + 512 + 512 + 32));
-        // The second writes the residual's gradient, which is its dz; the first adds to it, and its filter learns.
+        // The second writes the residual's gradient, which is its dz; the first adds to it and writes a filter's gradient.
         let backward = (512 + 32 + 128 + 512) + (512 + 32 + 128 + 2 * 512 + 512 + 256);
         assert_eq!(least(Phase::Backward), backward);
 
-        // An activation by itself is its neighbours' work, save that somebody reads the residual.
+        // The neighbours of an activation of its own do its work, except for reading the residual.
         let apart = plan(&filters, |t, x, w| {
             let y = t.apply(Conv2d::new(1, 0), &[x, w[0]]).unwrap();
             t.apply(crate::ops::layers::activation::Activation(Act::Relu), &[y, x]).unwrap()
@@ -256,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn batch_statistics_read_twice_in_backward() {
+    fn backward_reads_x_and_dy_twice_with_batch_statistics() {
         let stats = |stats| {
             let vectors = [(Shape::vector(8), Learn::Frozen); 4];
             let bn = BatchNorm { stats, act: Act::Relu, momentum: 0.1, eps: 1e-5 };
@@ -269,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_bank_only_the_rows_that_are_drawn_move() {
+    fn only_the_drawn_rows_of_a_bank_are_moved() {
         let mut e = Engine::<f32>::planning(Target::h200(Elem::Bf16));
         let bank = e.store.add("bank", Shape::new(100, 4, 4, 8));
         let mut t = Tape::default();

@@ -1,0 +1,66 @@
+//! Bytes that a plan moves, and what a plan costs as a whole.
+
+use crate::autograd::plan::instruction::{Instruction, Phase};
+use crate::autograd::plan::program::Program;
+use crate::device::Slot;
+use crate::device::gpu::launch::Launch;
+use crate::ops::operands::Write;
+use crate::ops::operator::Operator;
+
+/// What one replay of a plan costs, known before anything has run.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Cost {
+    /// Forward, backward and update instructions.
+    pub instructions: usize,
+    /// Memory that a step needs beside the store.
+    pub arena_bytes: usize,
+    /// Multiply-adds of convolutions and linear layers.
+    pub macs: u64,
+    /// Bytes read and written: on a GPU by all launches, on the CPU by all instructions. Each operand counts once, and
+    /// twice if a GPU reads it before it overwrites it.
+    pub bytes_moved: u64,
+    /// Kernel launches of a GPU; 0 for a plan of the CPU.
+    pub launches: usize,
+}
+
+/// See [`Cost::bytes_moved`].
+pub(crate) fn bytes_moved(instructions: &[Instruction], program: Option<&Program>) -> u64 {
+    let Some(program) = program else {
+        return instructions.iter().map(|i| i.operands.bytes()).sum();
+    };
+    let launches = program.launches.iter().enumerate();
+    launches.map(|(i, launch)| launch_bytes(launch, owners(instructions, program, i))).sum()
+}
+
+/// The instructions that launch `i` runs; none for a launch that the plan itself adds.
+pub(crate) fn owners<'a>(
+    instructions: &'a [Instruction],
+    program: &Program,
+    i: usize,
+) -> Vec<&'a Instruction> {
+    program.owners[i].iter().map(|o| &instructions[*o]).collect()
+}
+
+/// Bytes that a launch moves for these instructions: each of its operands once, and twice what it reads before it
+/// overwrites it (an optimiser's state, a gradient that is added to). A lower bound of its traffic.
+pub(crate) fn launch_bytes<'a>(launch: &Launch, owners: impl IntoIterator<Item = &'a Instruction>) -> u64 {
+    let mut twice: Vec<Slot> = Vec::new();
+    // Operands of which forward touches only some bytes: the rows that it takes from a bank of images.
+    let mut parts: Vec<(Slot, usize)> = Vec::new();
+    for o in owners {
+        let added = o.operands.input_grads.iter().flatten().filter(|(_, w)| *w == Write::Add);
+        twice.extend(added.map(|(slot, _)| *slot));
+        if o.phase != Phase::Backward {
+            let inputs = o.operands.inputs.iter().enumerate();
+            let touched = inputs.map(|(i, slot)| (*slot, o.op.touched_bytes(&o.operands, i) as usize));
+            parts.extend(touched.filter(|(slot, touched)| *touched < slot.bytes));
+            // Rows of a bank are overwritten without being read.
+            twice.extend(o.updates().into_iter().filter(|slot| parts.iter().all(|(s, _)| s != slot)));
+        }
+    }
+    let moved = |(slot, bytes): &(Slot, usize)| {
+        let touched = parts.iter().find(|(s, _)| s == slot).map_or(*bytes, |(_, touched)| *touched);
+        (touched.min(*bytes) * if twice.contains(slot) { 2 } else { 1 }) as u64
+    };
+    launch.operands().iter().map(moved).sum()
+}

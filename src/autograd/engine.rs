@@ -1,0 +1,65 @@
+//! The engine that steps run on: a store, and the memory that all plans over it share.
+
+use super::store::Store;
+use crate::device::gpu::machine::Machine;
+use crate::device::gpu::target::Target;
+use crate::device::memory::{Borrows, Buffer};
+use crate::error::Result;
+use crate::tensor::Real;
+
+/// A store, and what all plans over it share, because only one step runs at a time. The default runs steps on the CPU.
+pub struct Engine<R> {
+    /// The tensors that outlive a step, as the host sees them ([`Engine::pull`]).
+    pub store: Store<R>,
+    /// The memory of steps on the CPU.
+    pub(super) arena: Buffer,
+    pub(super) borrows: Borrows,
+    /// The GPU that steps run on; none for the CPU.
+    pub(super) machine: Option<Machine>,
+}
+
+impl<R> Default for Engine<R> {
+    fn default() -> Self {
+        Engine {
+            store: Store::default(),
+            arena: Buffer::default(),
+            borrows: Borrows::default(),
+            machine: None,
+        }
+    }
+}
+
+impl<R: Real> Engine<R> {
+    /// An engine whose steps run on a GPU, or on the emulator of one.
+    pub fn on(machine: Machine) -> Self {
+        Engine { store: Store::on(machine.target), machine: Some(machine), ..Engine::default() }
+    }
+    /// An engine whose plans are compiled for their cost alone: nothing can be replayed, and tensors have no values.
+    /// Plans are for the GPU `target`, or without one for the CPU.
+    pub fn planning(target: impl Into<Option<Target>>) -> Self {
+        Engine { store: Store::planned(target.into()), ..Engine::default() }
+    }
+    /// Bytes of the arena, which [`Plan::reserve`](super::Plan::reserve) enlarges to those of the largest plan.
+    pub fn arena_bytes(&self) -> usize {
+        self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)
+    }
+    /// Copies the tensors that steps on a GPU changed to the host, and ends a profiler's recording. Nothing to do on the
+    /// CPU.
+    ///
+    /// Errors: a kernel of an earlier replay that failed.
+    pub fn pull(&mut self) -> Result<()> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        machine.record(false)?;
+        for (i, stale) in self.store.stale.iter_mut().enumerate() {
+            if *stale {
+                machine.pull(i, &mut self.store.buffers[i])?;
+                *stale = false;
+            }
+        }
+        Ok(())
+    }
+    /// The machine that steps run on; none for the CPU.
+    pub fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
+    }
+}

@@ -1,0 +1,255 @@
+//! In which order nodes run, and which of them run together.
+
+use super::needs::Needs;
+use crate::autograd::fuse::epilogue::Epilogues;
+use crate::autograd::tape::Tape;
+use crate::device::gpu::launch::MAX_GROUP;
+use crate::ops::operator::Signature;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// The nodes of a step in groups, one group after the other. The nodes of a group are independent of each other and have
+/// the same `Fusion::group_key`, so that a GPU can merge their launches.
+///
+/// The index of a group, forward groups before backward groups, is the time at which its nodes run.
+pub(crate) struct Groups {
+    pub forward: Vec<Vec<usize>>,
+    pub backward: Vec<Vec<usize>>,
+}
+
+impl Groups {
+    /// Forward in an order that keeps every dependency; without keys, as on the CPU, that is the order of the tape.
+    /// Backward in the reverse order of forward, without the nodes that no gradient flows through.
+    pub(crate) fn of(tape: &Tape, needs: &Needs, epilogues: &Epilogues) -> Groups {
+        let nodes = needs.live_nodes();
+        let graph = Graph::of(tape, &nodes, &needs.signatures, epilogues);
+        let keys = nodes.iter().map(|i| needs.fusions[*i].group_key.as_deref()).collect();
+        let in_order = graph.groups(keys).into_iter();
+        let forward: Vec<Vec<usize>> =
+            in_order.map(|g| g.into_iter().map(|at| nodes[at]).collect()).collect();
+        let runs_backward = |i: &usize| needs.runs_backward(tape, *i);
+        let backward = forward.iter().rev().map(|g| g.iter().copied().filter(runs_backward).collect());
+        let backward = backward.filter(|g: &Vec<usize>| !g.is_empty()).collect();
+        Groups { forward, backward }
+    }
+    /// The nodes that run forward, each with its time.
+    pub(crate) fn forward_nodes(&self) -> impl Iterator<Item = (usize, usize)> {
+        timed(&self.forward, 0)
+    }
+    /// The nodes that run backward, each with its time.
+    pub(crate) fn backward_nodes(&self) -> impl Iterator<Item = (usize, usize)> {
+        timed(&self.backward, self.forward.len())
+    }
+    /// The groups that run backward after this time, which must be a time of backward.
+    pub(crate) fn backward_after(&self, time: usize) -> &[Vec<usize>] {
+        &self.backward[time - self.forward.len() + 1..]
+    }
+    /// The first time after forward.
+    pub(crate) fn forward_end(&self) -> usize {
+        self.forward.len()
+    }
+    /// The first time after backward.
+    pub(crate) fn end(&self) -> usize {
+        self.forward.len() + self.backward.len()
+    }
+}
+
+fn timed(groups: &[Vec<usize>], start: usize) -> impl Iterator<Item = (usize, usize)> {
+    groups.iter().enumerate().flat_map(move |(t, group)| group.iter().map(move |i| (start + t, *i)))
+}
+
+/// Which nodes wait for which, by their index in a list of nodes.
+struct Graph {
+    /// The nodes that wait for each.
+    after: Vec<Vec<usize>>,
+    /// How many nodes each waits for.
+    waits_for: Vec<usize>,
+}
+
+impl Graph {
+    /// A node waits for the last node before it that writes one of its operands, or an operand of the activation in its
+    /// epilogue. A node that updates a leaf in place also waits for all nodes before it that read the leaf.
+    fn of(tape: &Tape, nodes: &[usize], signatures: &[Signature], epilogues: &Epilogues) -> Graph {
+        let mut graph = Graph { after: vec![Vec::new(); nodes.len()], waits_for: vec![0; nodes.len()] };
+        let mut writer: HashMap<usize, usize> = HashMap::new();
+        let mut readers: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (at, &i) in nodes.iter().enumerate() {
+            let node = &tape.nodes[i];
+            let updated: Vec<usize> =
+                signatures[i].updates.iter().map(|u| tape.root(node.inputs[*u])).collect();
+            let mut before: BTreeSet<usize> = BTreeSet::new();
+            let fused = epilogues.activation_of(i).map_or(&[][..], |a| &tape.nodes[a].inputs[1..]);
+            for root in node.inputs.iter().chain(fused).map(|v| tape.root(*v)) {
+                before.extend(writer.get(&root));
+                if updated.contains(&root) {
+                    before.extend(readers.remove(&root).unwrap_or_default());
+                } else {
+                    readers.entry(root).or_default().push(at);
+                }
+            }
+            before.remove(&at);
+            let outputs = node.outputs.iter().map(|v| tape.root(*v));
+            writer.extend(updated.into_iter().chain(outputs).map(|root| (root, at)));
+            graph.waits_for[at] = before.len();
+            before.into_iter().for_each(|b| graph.after[b].push(at));
+        }
+        graph
+    }
+
+    /// All nodes, in groups of equal keys.
+    ///
+    /// Networks that run side by side (teachers; the levels of features, each through the teachers' remaining blocks) end
+    /// together: the node with the longest way to the end goes first, counted in nodes with a key, and the nodes with the
+    /// same key and as long a way go with it. A level of features therefore enters a teacher's blocks when the image's
+    /// features arrive there.
+    fn groups(mut self, keys: Vec<Option<&str>>) -> Vec<Vec<usize>> {
+        let mut distance = vec![0usize; keys.len()];
+        for i in (0..keys.len()).rev() {
+            let behind = self.after[i].iter().map(|j| distance[*j]).max().unwrap_or(0);
+            distance[i] = behind + usize::from(keys[i].is_some());
+        }
+        let mut ready = Ready { keys, distance, single: BTreeSet::new(), grouped: BTreeMap::new() };
+        (0..self.after.len()).filter(|i| self.waits_for[*i] == 0).for_each(|i| ready.add(i));
+        let mut groups = Vec::new();
+        while let Some(group) = ready.next_group() {
+            for j in group.iter().flat_map(|i| &self.after[*i]) {
+                self.waits_for[*j] -= 1;
+                if self.waits_for[*j] == 0 {
+                    ready.add(*j);
+                }
+            }
+            groups.push(group);
+        }
+        groups
+    }
+}
+
+/// The nodes that wait for nothing.
+struct Ready<'a> {
+    keys: Vec<Option<&'a str>>,
+    /// Nodes with a key on the longest way from each to the end, itself included.
+    distance: Vec<usize>,
+    /// Nodes without a key: they run as soon as they can.
+    single: BTreeSet<usize>,
+    /// Nodes with a key, by distance: they run when no single node is ready, so that more of them meet.
+    grouped: BTreeMap<usize, BTreeSet<usize>>,
+}
+
+impl Ready<'_> {
+    fn add(&mut self, i: usize) {
+        if self.keys[i].is_none() {
+            self.single.insert(i);
+        } else {
+            self.grouped.entry(self.distance[i]).or_default().insert(i);
+        }
+    }
+    fn next_group(&mut self) -> Option<Vec<usize>> {
+        if let Some(i) = self.single.pop_first() {
+            return Some(vec![i]);
+        }
+        let mut farthest = self.grouped.last_entry()?;
+        let ready = farthest.get_mut();
+        let key = ready.first().and_then(|i| self.keys[*i]);
+        let group: Vec<usize> =
+            ready.iter().copied().filter(|i| self.keys[*i] == key).take(MAX_GROUP).collect();
+        ready.retain(|i| !group.contains(i));
+        if ready.is_empty() {
+            farthest.remove();
+        }
+        Some(group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::Store;
+    use crate::autograd::plan::step::Step;
+    use crate::autograd::tape::{Learn, Value};
+    use crate::device::gpu::target::Target;
+    use crate::ops::layers::activation::{Act, Activation};
+    use crate::ops::layers::batch_norm::{BatchNorm, Stats};
+    use crate::ops::layers::conv2d::Conv2d;
+    use crate::ops::losses::activation_loss::ActivationLoss;
+    use crate::ops::losses::weighted_sum::WeightedSum;
+    use crate::tensor::{Elem, Shape};
+
+    /// Networks of `depths` layers, recorded one after the other on the same rows, and the mean of their losses.
+    fn networks(depths: &[usize]) -> (Tape, Value) {
+        let mut store = Store::<f32>::default();
+        let x = store.add("x", Shape::rows(2, 8));
+        let mut t = Tape::default();
+        let x = t.leaf(&store, x, Learn::Frozen);
+        let mut losses = Vec::new();
+        for (n, depth) in depths.iter().enumerate() {
+            let mut y = x;
+            for layer in 0..*depth {
+                let w = store.add(&format!("{n}.{layer}"), Shape::new(8, 1, 1, 8));
+                let w = t.leaf(&store, w, Learn::Trainable);
+                y = t.apply(Conv2d::new(1, 0), &[y, w]).unwrap();
+            }
+            losses.push(t.apply(ActivationLoss { mean_over_features: true }, &[y]).unwrap());
+        }
+        let loss = t.apply(WeightedSum { weights: vec![1.0; depths.len()] }, &losses).unwrap();
+        (t, loss)
+    }
+
+    fn groups(tape: &Tape, loss: Option<Value>, target: Option<Target>) -> Groups {
+        Step::of::<f32>(tape, loss, target.as_ref()).unwrap().groups
+    }
+
+    #[test]
+    fn equal_layers_of_two_networks_run_together_on_a_gpu() {
+        // Nodes 0 and 1 are the first network's layers and 2 its loss; 3, 4 and 5 the second's; 6 is the sum.
+        let (t, loss) = networks(&[2, 2]);
+        let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
+        assert_eq!(gpu.forward, [vec![0, 3], vec![1, 4], vec![2], vec![5], vec![6]]);
+        assert_eq!(gpu.backward, [vec![6], vec![5], vec![2], vec![1, 4], vec![0, 3]]);
+        assert_eq!(gpu.backward_nodes().last(), Some((9, 3)));
+        assert_eq!(gpu.backward_after(8), [[0, 3]]);
+    }
+
+    #[test]
+    fn a_shorter_network_starts_later_so_that_both_end_together() {
+        let (t, loss) = networks(&[1, 2]);
+        let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
+        assert_eq!(gpu.forward, [vec![2], vec![0, 3], vec![1], vec![4], vec![5]]);
+    }
+
+    #[test]
+    fn a_group_has_at_most_as_many_nodes_as_a_grouped_launch_has_members() {
+        let (t, loss) = networks(&[1; MAX_GROUP + 1]);
+        let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
+        let sizes: Vec<usize> = gpu.forward.iter().map(Vec::len).filter(|n| *n > 1).collect();
+        assert_eq!(sizes, [MAX_GROUP]);
+    }
+
+    #[test]
+    fn the_cpu_runs_nodes_one_by_one_in_the_order_of_the_tape() {
+        let (t, loss) = networks(&[1, 2]);
+        let cpu = groups(&t, Some(loss), None);
+        assert_eq!(cpu.forward.concat(), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(cpu.backward.concat(), [5, 4, 3, 2, 1, 0]);
+        assert!(cpu.forward.iter().chain(&cpu.backward).all(|g| g.len() == 1));
+    }
+
+    #[test]
+    fn a_node_that_updates_a_leaf_waits_for_the_nodes_that_read_it_before() {
+        let mut store = Store::<f32>::default();
+        let x = store.add("x", Shape::new(2, 4, 4, 8));
+        let norm = ["gamma", "beta", "mean", "var"].map(|n| store.add(n, Shape::vector(8)));
+        let mut t = Tape::default();
+        let x = t.leaf(&store, x, Learn::Frozen);
+        let [a, b, mean, d] = norm.map(|n| t.leaf(&store, n, Learn::Frozen));
+        // Node 0 reads the running mean, node 1 updates it, node 2 reads it again.
+        let before = t.apply(Activation(Act::Tanh), &[mean]).unwrap();
+        let bn = BatchNorm { stats: Stats::Batch, act: Act::None, momentum: 0.1, eps: 1e-5 };
+        t.apply(bn, &[x, a, b, mean, d]).unwrap();
+        let after = t.apply(Activation(Act::Tanh), &[mean]).unwrap();
+        t.output(before);
+        t.output(after);
+        let needs = Needs::of(&t, None, None).unwrap();
+        let graph = Graph::of(&t, &[0, 1, 2], &needs.signatures, &Epilogues::default());
+        assert_eq!(graph.after, [vec![1], vec![2], vec![]]);
+        assert_eq!(graph.waits_for, [0, 1, 1]);
+    }
+}

@@ -1,0 +1,52 @@
+//! What planning has decided about a step before it is given memory.
+
+use super::groups::Groups;
+use super::needs::Needs;
+use super::storage::Storage;
+use crate::autograd::fuse::channel_stats::{StatsFusion, stats_fusions};
+use crate::autograd::fuse::epilogue::Epilogues;
+use crate::autograd::fuse::relu_mask::MaskFusions;
+use crate::autograd::tape::{Tape, Value};
+use crate::device::gpu::target::Target;
+use crate::error::Result;
+use crate::tensor::Real;
+
+/// A recorded step, with the results of the passes that need no addresses.
+pub(crate) struct Step<'a> {
+    pub tape: &'a Tape,
+    pub loss: Option<Value>,
+    pub needs: Needs,
+    pub storage: Storage<'a>,
+    pub epilogues: Epilogues,
+    pub groups: Groups,
+    pub masks: MaskFusions,
+    pub stats: Vec<StatsFusion>,
+}
+
+impl<'a> Step<'a> {
+    /// `R`: the CPU's scalar. `target`: the GPU that the plan is for; none for the CPU.
+    ///
+    /// Errors: operands that an op refuses.
+    pub(crate) fn of<R: Real>(
+        tape: &'a Tape,
+        loss: Option<Value>,
+        target: Option<&Target>,
+    ) -> Result<Step<'a>> {
+        let needs = Needs::of(tape, loss, target)?;
+        let storage = Storage::of::<R>(tape, &needs.fusions, target);
+        // Before the groups: a producer with an activation in its epilogue also waits for the activation's residual.
+        let epilogues = Epilogues::of(tape, &needs.fusions, &needs.live_nodes());
+        let groups = Groups::of(tape, &needs, &epilogues);
+        // After the groups: which op writes a gradient last depends on the order.
+        let masks = MaskFusions::of(tape, &needs.fusions, &groups.backward);
+        let stats = stats_fusions(tape, &needs.fusions, &groups.forward.concat());
+        Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats })
+    }
+    /// Multiply-adds of convolutions and linear layers, forward and backward.
+    pub(crate) fn macs(&self) -> u64 {
+        let signature = |i: usize| &self.needs.signatures[i];
+        let forward = self.groups.forward_nodes().map(|(_, i)| signature(i).macs_forward);
+        let backward = self.groups.backward_nodes().map(|(_, i)| signature(i).macs_backward);
+        forward.chain(backward).sum()
+    }
+}
