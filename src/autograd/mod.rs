@@ -67,7 +67,7 @@ pub mod plan;
 pub mod store;
 pub mod tape;
 #[cfg(test)]
-mod targets_test;
+mod tests;
 
 pub use engine::Engine;
 pub use plan::{Cost, Optimiser, Phase, Plan, Timing, Traffic};

@@ -15,11 +15,15 @@ const WITH_LABELS: [&str; 9] =
 const WITHOUT_LABELS: [&str; 8] =
     ["files", "folder", "image", "jpeg", "mod", "rng", "transform", "unlabelled"];
 
+/// The module of `data` that a file belongs to: `data/scenes/compose.rs` to `scenes`.
+fn reader(file: &str) -> Option<&str> {
+    file.strip_prefix("data/")?.split(['/', '.']).next()
+}
+
 /// The path of imports from `from` to a file that sees labels, if there is one.
 fn way_to_labels(graph: &BTreeMap<String, BTreeMap<String, String>>, from: &str) -> Option<Vec<String>> {
     let sees = |file: &str| {
-        let name = file.strip_prefix("data/").and_then(|f| f.strip_suffix(".rs"));
-        module(file) == "labelled" || name.is_some_and(|n| WITH_LABELS.contains(&n))
+        module(file) == "labelled" || reader(file).is_some_and(|n| WITH_LABELS.contains(&n))
     };
     let mut before: BTreeMap<&str, &str> = BTreeMap::new();
     let mut open = vec![from];
@@ -66,8 +70,7 @@ fn no_import_leads_from_the_training_of_a_student_to_a_label() {
 #[test]
 fn every_file_of_data_is_known_to_have_labels_or_none() {
     let all = sources();
-    let found: BTreeSet<&str> =
-        all.iter().filter_map(|s| s.name.strip_prefix("data/")?.strip_suffix(".rs")).collect();
+    let found: BTreeSet<&str> = all.iter().filter_map(|s| reader(&s.name)).collect();
     for name in &found {
         let is_known = WITH_LABELS.contains(name) != WITHOUT_LABELS.contains(name);
         assert!(is_known, "data/{name}.rs must be in one of the lists WITH_LABELS and WITHOUT_LABELS");
