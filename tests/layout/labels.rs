@@ -22,9 +22,8 @@ fn reader(file: &str) -> Option<&str> {
 
 /// The path of imports from `from` to a file that sees labels, if there is one.
 fn way_to_labels(graph: &BTreeMap<String, BTreeMap<String, String>>, from: &str) -> Option<Vec<String>> {
-    let sees = |file: &str| {
-        module(file) == "labelled" || reader(file).is_some_and(|n| WITH_LABELS.contains(&n))
-    };
+    let sees =
+        |file: &str| module(file) == "labelled" || reader(file).is_some_and(|n| WITH_LABELS.contains(&n));
     let mut before: BTreeMap<&str, &str> = BTreeMap::new();
     let mut open = vec![from];
     while let Some(at) = open.pop() {
