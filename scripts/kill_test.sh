@@ -3,4 +3,4 @@
 # that was never killed: scripts/kill_test.sh [N [SEED]]
 set -eu
 cd "$(dirname "$0")/.."
-DFKA_KILLS=${1:-30} DFKA_KILL_SEED=${2:-1} cargo test --test kill
+DFKA_KILLS=${1:-30} DFKA_KILL_SEED=${2:-1} cargo test --test program kill::

@@ -4,7 +4,7 @@
     python3 scripts/make_fixtures.py            # numpy 2.4, pillow 13: other versions may encode other bytes
 
 Pixels and labels are drawn from fixed seeds. The images of one label share a tint, so that a network can learn it.
-tests/data.rs says what is in the files; it makes the broken ones from copies.
+tests/program/data.rs says what is in the files; it makes the broken ones from copies.
 """
 import json
 import shutil

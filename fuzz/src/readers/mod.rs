@@ -1,4 +1,4 @@
-//! Every reader of a file that a person brings, as a function of bytes. The fuzz targets and `tests/fuzz_corpus.rs` call
+//! Every reader of a file that a person brings, as a function of bytes. The fuzz targets and `tests/program/fuzz_corpus.rs` call
 //! the same functions.
 //!
 //! None of them is content with "no panic". What a reader refuses, it refuses with the exit code of its kind and a message
