@@ -1,16 +1,15 @@
-//! The emulator that runs CUDA kernels on a CPU: does it find what is wrong with the kernels of `emulator/bugs.cu`,
-//! and nothing where nothing is? Built here by g++ as it stands, with AddressSanitizer, and with ThreadSanitizer.
+//! The emulator that runs CUDA kernels on a CPU must find the mistakes in the kernels of `emulator/bugs.cu`, and must accept
+//! their correct twins. It is built here by g++ without a sanitizer, with AddressSanitizer, and with ThreadSanitizer.
 //!
-//! Without g++ or a sanitizer's library a test says on the terminal that it is skipped; with `DFKA_REQUIRE_EMU` set it
-//! fails.
+//! Without g++ or a sanitizer's library a test prints that it is skipped; with `DFKA_REQUIRE_EMU` set it fails.
 
+use crate::common::skipped;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// 0: threads go on in the order of their release; 1: reverse; the rest random, by that seed.
+/// 0: threads run in the order in which they became ready; 1: in reverse; others: at random, with the number as seed.
 const ORDERS: [u32; 5] = [0, 1, 2, 3, 4];
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
@@ -32,7 +31,7 @@ const RIGHT: [&str; 13] = [
     "matrix_product",
 ];
 
-/// Those of products.cu: wgmma fed by TMA, element by element against plain loops.
+/// The correct kernels of products.cu: wgmma fed by TMA, compared element by element with plain loops.
 const PRODUCTS: [&str; 15] = [
     "product_64",
     "product_128",
@@ -51,10 +50,11 @@ const PRODUCTS: [&str; 15] = [
     "conv_7x7_stride_2",
 ];
 
-/// A wrong kernel and a piece of what it must come to: plainly, with ASan and UBSan, with TSan. "ok" is what only
-/// another variant finds. ASan and TSan end the process at a fault in their own words.
+/// A wrong kernel, and a part of the output that each build must give: without a sanitizer, with ASan and UBSan, with TSan.
+/// "ok" marks a mistake that only another build finds. ASan and TSan end the process at a fault with their own message.
 const WRONG: [(&str, [&str; 3]); 46] = [
-    // Missing barriers: the poison in shared memory shows a read before the write, orders show the opposite.
+    // Missing barriers: poison in shared memory shows a read that comes before its write; other thread orders show a
+    // write that comes before the read of the old value.
     ("neighbour_no_barrier", ["nan, should be", "nan, should be", "data race"]),
     ("rounds_no_second_barrier", ["wrong: element", "wrong: element", "data race"]),
     ("neighbour_hidden_race", ["ok", "ok", "data race"]),
@@ -105,7 +105,7 @@ const WRONG: [(&str, [&str; 3]); 46] = [
         "handed_unawaited",
         ["[from thread 32 on: named barrier at products.cu:LINE]", "named barrier at", "data race"],
     ),
-    // Strays.
+    // Accesses outside memory.
     (
         "shared_out_of_bounds",
         ["behind shared array `s` of 512 bytes", "out of bounds", "behind shared array `s`"],
@@ -137,7 +137,7 @@ const STILL_TO_COME: &str =
 const OVERWRITTEN: &str =
     "TMA at products.cu:LINE: its destination is an operand of the wgmma at products.cu:LINE";
 
-/// Wrong kernels that only some orders show, and what any of them then says.
+/// Wrong kernels that fail in some orders only, and the messages of which one must appear.
 const WRONG_IN_SOME_ORDER: [(&str, [&str; 2]); 5] = [
     ("product_no_full_wait", [OVERWRITTEN, "data race"]),
     ("product_wrong_parity", [OVERWRITTEN, "data race"]),
@@ -151,15 +151,13 @@ const JUST_PAST: &str = "out-of-bounds write behind the device allocation of 300
 
 struct Driver {
     folder: tempfile::TempDir,
-    /// What starts the program: TSan of GCC 12 needs address randomisation off on some kernels.
+    /// The command line: GCC 12's TSan needs address randomisation switched off on some Linux kernels.
     start: Vec<String>,
 }
 
 fn skip(why: &str) -> Option<Driver> {
     assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{why}");
-    // Not eprintln!, which the harness keeps to itself when a test passes.
-    #[allow(clippy::explicit_write)] // a test's `eprintln!` is kept from the terminal while it passes
-    writeln!(std::io::stderr(), "tests/emulator.rs: SKIPPED: {why}").unwrap();
+    skipped(why);
     None
 }
 
@@ -172,7 +170,7 @@ fn compile(folder: &Path, flags: &[&str], args: &[PathBuf]) -> Result<(), String
     if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
 }
 
-/// `define` goes to the runtime and the kernels, `instrument` to the kernels only.
+/// Compiles the test program: `define` applies to the runtime and the kernels, `instrument` to the kernels only.
 fn build(define: &[&str], instrument: &[&str]) -> Option<Driver> {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
@@ -209,7 +207,7 @@ fn build(define: &[&str], instrument: &[&str]) -> Option<Driver> {
 }
 
 impl Driver {
-    /// All the program printed; it never hangs.
+    /// Everything that the program printed for one case. Panics after `TIME_LIMIT`.
     fn run(&self, case: &str, order: u32) -> String {
         let path = self.folder.path().join("output");
         let file = File::create(&path).unwrap();
@@ -241,7 +239,7 @@ impl Driver {
                 }
             }
         }
-        // A report of a sanitizer takes a third of a second, for it looks up every line.
+        // A sanitizer's report takes a third of a second, because it looks up the line of every stack frame.
         let orders = if variant == 0 { &ORDERS[..] } else { &[0, 3] };
         for case in PRODUCTS {
             for &order in orders {
@@ -250,24 +248,24 @@ impl Driver {
         }
         for (case, expected) in WRONG_IN_SOME_ORDER {
             let texts: Vec<String> = ORDERS.iter().map(|o| self.run(case, *o)).collect();
-            let found = texts.iter().any(|t| expected.iter().any(|e| shows(t, e)));
+            let found = texts.iter().any(|t| expected.iter().any(|e| has_pattern(t, e)));
             assert!(found, "{case}: none of `{expected:?}` in:\n{texts:#?}");
         }
         for (case, expected) in WRONG {
             for &order in orders {
                 let text = self.run(case, order);
-                let found = shows(&text, expected[variant]);
+                let found = has_pattern(&text, expected[variant]);
                 assert!(found, "{case}, order {order}: no `{}` in:\n{text}", expected[variant]);
             }
         }
     }
 }
 
-/// Those that take no order.
+/// Cases that take no order.
 const ALONE: [&str; 2] = ["arithmetic", "again"];
 
-/// Whether `text` contains `piece`, in which LINE stands for any number.
-fn shows(text: &str, piece: &str) -> bool {
+/// Whether `text` contains the pattern `piece`, in which LINE stands for any number.
+fn has_pattern(text: &str, piece: &str) -> bool {
     let parts: Vec<&str> = piece.split("LINE").collect();
     text.match_indices(parts[0]).any(|(at, first)| {
         let mut rest = &text[at + first.len()..];
@@ -280,12 +278,12 @@ fn shows(text: &str, piece: &str) -> bool {
     })
 }
 
-/// As kernels are built for tests; the sanitizers' builds keep to the plain instruction set.
+/// The instruction set that the build script uses too; the sanitizers' builds keep to the baseline.
 const NATIVE: &[&str] = if cfg!(target_arch = "x86_64") { &["-march=x86-64-v3"] } else { &[] };
 
 #[test]
 fn finds_bugs_plainly() {
-    // A fault is caught on x86-64 only.
+    // The runtime catches faults on x86-64 only.
     if cfg!(target_arch = "x86_64")
         && let Some(driver) = build(NATIVE, &[])
     {
@@ -293,7 +291,7 @@ fn finds_bugs_plainly() {
     }
 }
 
-/// The switch that other processors use.
+/// Processors other than x86-64 switch fibers by `ucontext`.
 #[test]
 fn switches_with_ucontext() {
     let Some(driver) = build(&["-DEMU_UCONTEXT"], &[]) else { return };

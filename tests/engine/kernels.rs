@@ -1,5 +1,5 @@
-//! What can be known of the compiled kernels without a GPU: they fit their targets, spill nothing, and use the tensor
-//! cores where they must; and what a plan says it will launch is what a count by hand gives.
+//! Checks of the compiled kernels that need no GPU: they fit their targets, spill nothing, and use the tensor cores where they
+//! must. And a plan's own list of launches, bytes and operations equals a count by hand.
 
 use crate::common::skipped;
 use dfka_engine::autograd::plan::{Optimiser, Phase, Plan};
@@ -26,17 +26,18 @@ const MAY_USE_LOCAL: [(&str, &str); 1] = [(
     "cos and sin of a double reduce arguments above 2^30, which we never have, with a table there",
 )];
 
-/// Whether the build had NVRTC; `DFKA_REQUIRE_NVRTC` forbids to skip.
+/// Whether the build had NVRTC; without it, fails if `DFKA_REQUIRE_NVRTC` is set.
 fn is_compiled() -> bool {
     let compiled = MODULES.iter().all(|m| !m.images.is_empty());
     assert!(compiled || std::env::var_os("DFKA_REQUIRE_NVRTC").is_none(), "the build found no NVRTC");
     if !compiled {
-        skipped("the build found no NVRTC, there is no machine code to look at");
+        skipped("the build found no NVRTC, there is no machine code to check");
     }
     compiled
 }
 
-/// Whether its warpgroups copy or multiply, each with registers of its own (`setmaxnreg`): the first rung's do both.
+/// Whether each warpgroup of the kernel either copies or multiplies, with its own number of registers (`setmaxnreg`). In the
+/// ladder's first rung every warpgroup does both.
 fn has_roles(kernel: &Kernel) -> bool {
     kernel.needs_90a && kernel.name != "conv2d_rung1"
 }
@@ -61,8 +62,8 @@ fn every_kernel_compiles_for_every_target_without_spills() {
             let block = (kernel.threads.div_ceil(32) * (registers * 32).next_multiple_of(256)).max(1);
             assert!(block <= 65536, "{name}: a block of {} threads does not fit", kernel.threads);
             if has_roles(kernel) {
-                // setmaxnreg moves the registers that a block begins with. With fewer than its launch bounds allow, who asks
-                // for more would wait for ever.
+                // setmaxnreg redistributes the registers that a block starts with. If it started with fewer than its
+                // launch bounds allow, a warpgroup that requests more would wait forever.
                 assert_eq!(*registers, 65536 / kernel.threads / 8 * 8, "{name}: registers at entry");
             }
             assert!(*shared <= 48 << 10, "{name}: {shared} bytes of static shared memory");
@@ -72,7 +73,7 @@ fn every_kernel_compiles_for_every_target_without_spills() {
     }
 }
 
-/// NVIDIA's disassembler: in PATH, or in the wheel beside NVRTC's.
+/// NVIDIA's disassembler: beside NVRTC in its wheel, or in PATH.
 fn nvdisasm() -> Option<PathBuf> {
     let beside = Nvrtc::open().ok().and_then(|n| Some(n.path.parent()?.join("../bin/nvdisasm")));
     let in_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
@@ -133,8 +134,8 @@ fn machine_code_uses_tensor_cores_and_no_local_memory() {
     assert!(seen >= 6, "only {seen} tensor-core kernels");
 }
 
-/// What ptxas warns of in kernels that use wgmma (C7508: setmaxnreg ignored; C7510 to C7520: products waited for one by one)
-/// costs most of their speed and changes no result.
+/// ptxas warns when it ignores setmaxnreg (C7508) or waits for every wgmma separately (C7510 to C7520). Either costs most of a
+/// kernel's speed and changes no result, so that no other test would notice.
 #[test]
 fn ptxas_warns_of_nothing_in_the_kernels_for_sm_90a() {
     let Ok(compiler) = Nvrtc::open() else {
@@ -159,9 +160,9 @@ fn ptxas_warns_of_nothing_in_the_kernels_for_sm_90a() {
     assert!(seen >= 11, "only {seen} kernels");
 }
 
-/// The words of kernels/lib/hopper.cuh, in the kernels that the emulator's tests run (tests/engine/emulator/products.cu).
+/// The functions of kernels/lib/hopper.cuh, as used by the kernels of the emulator's tests (tests/engine/emulator/products.cu).
 #[test]
-fn the_words_of_sm_90a_become_its_instructions() {
+fn the_functions_for_sm_90a_become_its_instructions() {
     let (Ok(compiler), Some(nvdisasm)) = (Nvrtc::open(), nvdisasm()) else {
         assert!(std::env::var_os("DFKA_REQUIRE_SASS").is_none(), "no NVRTC, or no nvdisasm");
         skipped("no NVRTC, or no nvdisasm in PATH or beside it");
@@ -194,7 +195,7 @@ fn the_words_of_sm_90a_become_its_instructions() {
     }
 }
 
-/// A net small enough to count on paper: noise, one trained convolution, one frozen one, a loss, Adam.
+/// A network small enough to count by hand: noise, one trained convolution, one frozen one, a loss, Adam.
 #[test]
 fn launches_bytes_and_flops_are_those_counted_by_hand() {
     let mut engine = Engine::<f32>::planning(Elem::Bf16);
@@ -217,7 +218,8 @@ fn launches_bytes_and_flops_are_those_counted_by_hand() {
     let cost = plan.cost();
 
     let pixels = 4 * 6 * 6;
-    // Forward of both, the filter's gradient of the first, the input's of the second; the loss's two and one an element.
+    // Both forward products, the first's filter gradient, the second's input gradient; the loss takes two operations per
+    // element forward and one backward.
     let (conv1, conv2, elements) = (pixels * 8 * 9 * 8, pixels * 16 * 8, (pixels * 16) as u64);
     assert_eq!(cost.macs, (2 * conv1 + 2 * conv2) as u64 + 3 * elements);
 
@@ -229,18 +231,18 @@ fn launches_bytes_and_flops_are_those_counted_by_hand() {
         "conv2d_fwd",
         "feature_loss_fwd_sums",
         "feature_loss_fwd",
-        "fill", // the loss's gradient, 1
+        "fill", // the gradient of the loss itself: 1
         "feature_loss_bwd",
-        "conv2d_dgrad", // and the slope of the ReLU in front
+        "conv2d_dgrad", // which also applies the mask of the ReLU before it
         "conv2d_wgrad",
-        "conv2d_sum_parts", // of the filter's gradient: the pixels are split over blocks
+        "conv2d_sum_parts", // sums the filter gradient over blocks, which split the pixels
         "adam",
         "push_metrics",
     ];
     assert_eq!(names, expected);
     assert_eq!(cost.launches, expected.len());
 
-    // Maps are bf16, filters and the loss f32, the mask a bit an element; scratch comes on top.
+    // Feature maps are bf16, filters and the loss f32, the mask one bit per element; scratch memory is added.
     let (map8, map16, filter1, filter2, mask) =
         (pixels * 8 * 2, pixels * 16 * 2, 8 * 9 * 8 * 4, 16 * 8 * 4, pixels);
     let listing: Vec<_> = plan.listing().collect();
@@ -248,7 +250,7 @@ fn launches_bytes_and_flops_are_those_counted_by_hand() {
     assert_eq!(listing[2], (Phase::Forward, "conv2d", (2 * map8 + filter1 + mask) as u64));
     assert_eq!(bytes(3), map8 + filter2 + map16);
     assert_eq!(listing.last().unwrap(), &(Phase::Update, "adam", 4 * filter1 as u64)); // p, g, m, v
-    // What the launches move of it: the second convolution reads the bf16 copy of its filter.
+    // The bytes that the launches move: the second convolution reads the bf16 copy of its filter.
     let launch =
         plan.launches().nth(3).map(|(l, _)| l.operands().iter().map(|(_, bytes)| bytes).sum::<usize>());
     assert_eq!(launch, Some(map8 + filter2 / 2 + map16));

@@ -1,5 +1,5 @@
-//! The rungs of kernels/lab/conv2d/ and the kernels that production made of them, on the emulator, against the definition of a
-//! convolution: several members, rows that fill no whole number of tiles, every order of a block's threads.
+//! The rungs of kernels/lab/conv2d/, and the production kernels that came from them, against the definition of a convolution:
+//! grouped launches, rows that fill no whole number of tiles, and every order of a block's threads. Runs on the emulator.
 
 #[path = "../../benches/common/lab.rs"]
 #[allow(dead_code)] // the bench uses more of it
@@ -13,7 +13,7 @@ use dfka_engine::device::{Slot, StepState};
 use dfka_engine::tensor::Elem;
 use lab::{MOMENT_ROWS, Operands, Problem, RUNGS, SLOPE};
 
-/// Numbers that bf16 holds, from -1 to 1.
+/// Numbers from -1 to 1 that are exact in bf16.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 2654435761 + seed * 40503) / 65536 % 129) as f32 / 64.0 - 1.0).collect()
 }
@@ -26,7 +26,7 @@ fn load(machine: &Machine, slot: Slot, elem: Elem, values: &[f32]) {
     machine.write(slot, &bytes).unwrap();
 }
 
-/// What a member's output and, forward, its bits must be.
+/// The expected output of one convolution of the group: after the activation going forward, after the mask going backward.
 fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], gate: &[u8]) -> Vec<f32> {
     let ([c, k], [size, out]) = (p.channels, [p.size, p.out()]);
     let at = |n: usize, a: usize, b: usize, side: usize| (n * side + a) * side + b;
@@ -59,7 +59,8 @@ fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], gate: &[u8])
     y.iter().enumerate().map(|(i, v)| v + bias[i % k]).map(|v| if v > 0.0 { v } else { v * SLOPE }).collect()
 }
 
-/// Of every 64 pixels and each channel the mean and the squared distances from it, of what the activation took.
+/// Checks the partial channel statistics: for every 64 pixels and each channel, the mean of the activation's input and the sum
+/// of squared distances from it.
 fn check_moments(p: &Problem, found: &[f32], y: &[f32]) {
     let (k, pixels) = (p.channels[1], p.pixels()[1]);
     let before = |m: usize, c: usize| {
@@ -99,7 +100,7 @@ fn check(machine: &mut Machine, p: &Problem, order: i32) {
         .map(|(v, gate)| expected(p, std::array::from_fn(|i| v[i].as_slice()), gate))
         .collect();
     let mut ran = 0;
-    // No tile here is worth more than two blocks, so that those that stay take several tiles each.
+    // Launched for two multiprocessors, so that persistent blocks take several tiles each.
     for rung in &RUNGS {
         let Some(launch) = rung.launch(p, &operands, 2).unwrap() else { continue };
         let output = |o: &Operands| if p.is_gradient { o.x } else { o.y };
@@ -122,7 +123,7 @@ fn check(machine: &mut Machine, p: &Problem, order: i32) {
             machine.read_bytes(o.bits, &mut bits).unwrap();
             for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
                 let what = format!("rung {}, order {order}, member {member}, element {i}", rung.name);
-                // Half a unit of bf16, and what sums in another order differ by.
+                // Half a unit in the last place of bf16, plus the effect of adding in another order.
                 let allowed = wanted.abs() / 256.0 + 1e-3;
                 assert!((found - wanted).abs() <= allowed, "{what}: expected {wanted}, found {found}");
                 let bit = bits[i / 8] >> (i % 8) & 1 == 1;

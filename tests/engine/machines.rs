@@ -25,7 +25,7 @@ use dfka_engine::pipeline::spec::{
 use dfka_engine::pipeline::teach::teach;
 use dfka_engine::tensor::{Elem, Real, Shape};
 
-/// The machine to test; none is told, and is no success.
+/// The machine to test. Without one the test prints that it is skipped, or fails if it is required.
 fn machine() -> Option<Choice> {
     let asked = std::env::var("DFKA_TEST_DEVICE").unwrap_or_else(|_| "emu".into());
     let choice = match asked.strip_prefix("cuda") {
@@ -42,7 +42,7 @@ fn machine() -> Option<Choice> {
     }
 }
 
-/// Keeps every loss: stage, step, name, value.
+/// Records every loss: stage, step, name, value.
 #[derive(Default)]
 struct Losses {
     stage: String,
@@ -60,7 +60,7 @@ impl Observer for Losses {
     fn note(&mut self, _: &str) {}
 }
 
-/// The demo, a few steps of every stage.
+/// The demo, with a few steps per stage.
 fn demo(sets: &[&str]) -> RunSpec {
     let file = crate::common::root().join("configs/demo.toml");
     let few = [
@@ -84,11 +84,11 @@ fn losses(spec: &RunSpec) -> Vec<(String, usize, String, f32)> {
     losses.all
 }
 
-/// f32 maps differ from the CPU's by the order of additions, bf16 maps by 2^-9 a stored element. A step of Adam divides
-/// by the gradient's size, so that what differs in the last digit of a small gradient moves a weight the other way: at the
-/// demo's rates bf16 losses of two right programs are a quarter apart after one step. bf16 therefore takes small steps.
+/// f32 feature maps differ from the CPU's by the order of additions, bf16 maps by 2^-9 per stored element. Adam divides by the
+/// gradient's size, so that a difference in the last digit of a small gradient can turn the direction of a step: at the demo's
+/// learning rates, the bf16 losses of two correct programs differ by a quarter after one step. bf16 therefore takes small steps.
 #[test]
-fn every_stage_of_the_demo_has_the_cpus_losses() {
+fn every_stage_of_the_demo_has_the_losses_of_the_cpu() {
     let Some(choice) = machine() else { return };
     let small = ["generator.learning_rate=1e-5", "dual.learning_rate=1e-5"];
     for (precision, rates, bounds) in [("f32", &[][..], [2e-5, 2e-3]), ("bf16", &small[..], [0.02, 0.04])] {
@@ -97,7 +97,8 @@ fn every_stage_of_the_demo_has_the_cpus_losses() {
         spec.device.choice = choice;
         let found = losses(&spec);
         assert_eq!(found.len(), cpu.len());
-        // A stage starts from what the last one left, so that its first step is none of two equal networks.
+        // The first bound is for the very first step, where the weights are still equal. Every later stage starts from
+        // weights that already differ.
         let bound = |stage: &str, step: usize| bounds[usize::from(stage != "generator" || step > 0)];
         for (expected, found) in cpu.iter().zip(&found) {
             let (stage, step, name, value) = expected;
@@ -112,7 +113,7 @@ fn every_stage_of_the_demo_has_the_cpus_losses() {
     }
 }
 
-/// Every stage, the baselines included, on a network that the emulator runs in moments.
+/// Every stage and every baseline, on a network that the emulator runs in seconds.
 #[test]
 fn a_run_repeats_itself_bit_for_bit_captured_or_not() {
     let Some(choice) = machine() else { return };
@@ -120,7 +121,7 @@ fn a_run_repeats_itself_bit_for_bit_captured_or_not() {
     let mut spec = lab.spec(&["seed=5", "baselines.noise=true", "baselines.ka=ka.npz"]);
     spec.device.choice = choice;
     lab.run_spec("a", &spec).unwrap();
-    // A profiled step runs launch by launch, the others as a captured graph.
+    // A profiled step runs launch by launch; the other steps replay a captured graph.
     spec.device.profile = 0..1_000_000;
     lab.run_spec("b", &spec).unwrap();
     for name in ["student.npz", "student-block1.npz", "noise.student.npz", "ka.student.npz", "samples.png"] {
@@ -128,7 +129,7 @@ fn a_run_repeats_itself_bit_for_bit_captured_or_not() {
     }
 }
 
-/// A checkpoint says nothing of the device: a run begun on a machine ends on the CPU.
+/// A checkpoint does not depend on the device: a run that began on a machine can end on the CPU.
 #[test]
 fn a_run_moves_from_a_machine_to_the_cpu() {
     let Some(choice) = machine() else { return };
@@ -136,7 +137,7 @@ fn a_run_moves_from_a_machine_to_the_cpu() {
     let mut spec = lab.spec(&["checkpoint_seconds=0"]);
     spec.device.choice = choice;
     let whole = lab.run_spec("whole", &spec).unwrap();
-    // The generator and the first block from the machine, the rest from the CPU.
+    // The machine trains the generator and the first block, the CPU the rest.
     struct Stop(usize);
     impl Observer for Stop {
         fn stage(&mut self, _: &str, _: usize) {
@@ -156,7 +157,7 @@ fn a_run_moves_from_a_machine_to_the_cpu() {
     assert!(moved.labels == whole.labels && moved.student.unwrap().score.map.is_finite());
 }
 
-/// A teacher learns on a machine as on the CPU, batch statistics and all; and is scored there.
+/// A teacher is trained, with batch statistics, and scored on a machine as on the CPU.
 #[test]
 fn a_teacher_is_trained_and_scored() {
     let Some(choice) = machine() else { return };
@@ -200,7 +201,7 @@ fn a_teacher_is_trained_and_scored() {
         on_cpu.loss,
         on_machine.loss
     );
-    // The same file scored on both: predictions differ by rounding, which may swap two images of one score.
+    // The same file scored on both: predictions differ by rounding, which may swap two images with equal scores.
     let evaluation = EvaluationData::Npz(lab.path("evaluation.npz"));
     let device = Device { choice, ..Device::default() };
     let cpu = evaluate(&on_machine.weights, &evaluation, &Device::default()).unwrap();
@@ -216,7 +217,7 @@ fn a_small_device_names_the_batch_that_fits() {
         return;
     }
     let lab = Lab::new();
-    // A step of each stage; the batch in every key that has one.
+    // One step of each stage; the generator's batch is the one that does not fit.
     let run = |out: &str, batch: usize| {
         let sets = ["generator.steps=1".into(), "dual.steps=[1, 1, 1, 1]".into(), "dual.bank=512".into()];
         let sets: Vec<String> = sets.into_iter().chain([format!("generator.batch={batch}")]).collect();
@@ -235,8 +236,8 @@ fn a_small_device_names_the_batch_that_fits() {
     assert_eq!(code, Some(0), "a batch of {batch}: {text}");
 }
 
-/// Two frozen networks that look at one image, and at features that enter their second block: the loss, the gradients at
-/// the image and at the features, and the plan that gave them.
+/// Two frozen networks over one image, and over features that enter their second block: the loss, the gradients of the image
+/// and of the features, and the plan that computed them.
 fn side_by_side<R: Real>(
     mut engine: Engine<R>,
     block: BlockKind,
@@ -273,7 +274,7 @@ fn side_by_side<R: Real>(
     let loss = r.apply(WeightedSum { weights: vec![0.5, 1.0, 1.5, 2.0] }, &losses).unwrap();
     tape.metric("loss", loss);
     tape.output(loss);
-    // Its first moment is the gradient.
+    // Adam's first moment is the gradient.
     let adam = Adam { lr_slot: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     let tensors = [image, level].into_iter().zip(moments.map(|m| m.to_vec())).collect();
     let optimiser = Optimiser { op: adam.into(), tensors };
@@ -288,8 +289,8 @@ fn side_by_side<R: Real>(
     (found, plan)
 }
 
-/// Networks side by side share launches, and every gradient that flows into a ReLU is multiplied where it is written last;
-/// neither changes a number.
+/// Networks side by side share launches, and the last writer of a gradient that flows into a ReLU applies the ReLU's mask.
+/// Neither changes a result.
 #[test]
 fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
     let Some(choice) = machine() else { return };
@@ -317,19 +318,20 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
         };
         let (one, two) = convolutions;
         assert_eq!(launches("conv2d_fwd"), [vec![2; one], vec![4; two]].concat(), "{block:?}");
-        // Who adds to a gradient that another has set goes alone: at the level's features, and at the image. A
-        // normalisation gives each network an image of its own.
+        // A launch that adds to a gradient set by another cannot be grouped: at the level's features, and at the image.
+        // A normalisation gives each network its own copy of the image.
         let stems = if normalisation.is_some() { vec![2] } else { vec![1, 1] };
         let entry = vec![3, 1, 3, 1];
         let backward = [vec![4; two - 2], entry, vec![2; one - 1], stems].concat();
         assert_eq!(launches("conv2d_dgrad"), backward, "{block:?}");
-        // Only what leaves the networks' last block meets a loss that knows no masks.
+        // Only the output of the last block feeds a loss that cannot apply masks.
         assert_eq!(launches("activation_step_bwd").len(), 4, "{block:?}");
     }
 }
 
-/// A trained convolution with its batch norm, then two frozen residual units whose convolutions' statistics are watched, some
-/// far from zero: the loss, the gradient of the trained filter, the running estimates, and the plan that gave them.
+/// A trained convolution with its batch norm, then two frozen residual units whose convolutions have a statistics loss, with
+/// some means far from zero: the loss, the gradient of the trained filter, the running estimates, and the plan that computed
+/// them.
 fn watched<R: Real>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
     let mut names = 0;
     let mut add = |store: &mut Store<R>, s: Shape, k: f32, size: f32, about: f32| {
@@ -344,7 +346,7 @@ fn watched<R: Real>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
         .map(|(s, k, size, about)| add(store, s, k, size, about));
     let running = [0.5, 2.0].map(|about| add(store, v(40), 0.0, 0.0, about));
     let target = add(store, Shape::new(5, 5, 4, 72), 0.23, 1.0, 0.0);
-    // Filter, bias, target mean and target standard deviation of a shortcut and of two convolutions.
+    // Filter, bias, target mean and target standard deviation, for a shortcut and two convolutions.
     let frozen = [(40, 5.0), (40, 50.0), (72, -0.5)].map(|(c, mean)| {
         let vectors = [(0.9, 0.4, mean), (0.4, 0.4, mean - 1.0), (0.6, 1.0, 2.0)];
         let [bias, m, s] = vectors.map(|(k, size, about)| add(store, v(72), k, size, about));
@@ -386,10 +388,10 @@ fn watched<R: Real>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
     ([vec![value], stored.to_vec()].concat(), plan)
 }
 
-/// A convolution leaves the moments of its output's channels and computes the activation behind it; a unit's gradient is
-/// read where it lies. No launch reads a map again for any of them, and no number changes.
+/// A convolution also computes its output's channel statistics and the activation after it, and a residual unit's gradient is
+/// read in place. So no launch reads a feature map again for any of these, and no result changes.
 #[test]
-fn watched_convolutions_need_no_pass_of_their_own() {
+fn channel_statistics_of_a_convolution_need_no_extra_pass() {
     let Some(choice) = machine() else { return };
     let (expected, _) = watched(Engine::<f64>::default());
     let (found, plan) = watched(Engine::<f32>::on(choice.machine(Elem::F32).unwrap().unwrap()));
@@ -401,6 +403,6 @@ fn watched_convolutions_need_no_pass_of_their_own() {
     }
     let launches = |part: &str| plan.launches().filter(|(l, _)| l.kernel.name.contains(part)).count();
     assert_eq!((launches("fold_moments"), launches("fwd_sums")), (4, 1), "one is the feature loss's");
-    // Only the last activation has a loss behind it that knows no masks.
+    // Only the last activation feeds a loss that cannot apply masks.
     assert_eq!((launches("activation_step_fwd"), launches("activation_step_bwd")), (0, 1));
 }

@@ -1,4 +1,4 @@
-//! A step allocates nothing once it has run: neither the thread that asks for it nor any worker.
+//! Replaying a step allocates no memory, neither on the calling thread nor on any worker.
 
 use dfka_engine::autograd::Engine;
 use dfka_engine::device::StepState;
@@ -17,12 +17,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-/// The system's allocator, counting what it is asked for.
+/// The system's allocator, which counts its allocations.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, SeqCst);
@@ -125,7 +125,7 @@ fn replay(engine: &mut Engine<f32>, stage: &mut Stage, steps: std::ops::Range<u6
     }
 }
 
-/// Allocations of twenty replays after the first, on a worker, as a run's stages are trained.
+/// The number of allocations in the twenty replays after the first, on a worker thread, where runs train their stages.
 fn allocations(engine: &mut Engine<f32>, mut stage: Stage) -> usize {
     stage.plan.reserve(engine).unwrap();
     on_a_worker(|| {
@@ -138,7 +138,8 @@ fn allocations(engine: &mut Engine<f32>, mut stage: Stage) -> usize {
     })
 }
 
-/// The process that counts must run nothing else: the allocations of another test's threads would be counted too.
+/// Set in the process that counts. The test runs itself in a process of its own, because the allocations of other tests'
+/// threads would be counted too.
 const ALONE: &str = "DFKA_TEST_ALONE";
 
 #[test]

@@ -1,5 +1,5 @@
-//! Files of photographs at both ends of a run: PASCAL VOC and MS-COCO as what a model is judged by, a folder as KA's
-//! images. Each gives what an npz of the same pixels gives, to the bit.
+//! Photographs as the input of a run: PASCAL VOC and MS-COCO as evaluation sets, a folder of images for KA (knowledge
+//! amalgamation on real images). Each gives the same bits as an npz of the same pixels.
 
 use crate::common::{Lab, images, network, teacher_tensors};
 use dfka_engine::data::folder;
@@ -21,7 +21,7 @@ fn year() -> PathBuf {
     fixtures().join("voc/VOCdevkit/VOC2007")
 }
 
-/// A lab whose teachers take colour images of 24 pixels and know labels of VOC.
+/// A lab whose teachers take colour images of 24x24 pixels and have labels of VOC.
 fn lab() -> Lab {
     let lab = Lab::new();
     let network = ResNetSpec { image: IMAGE, ..network() };
@@ -39,7 +39,7 @@ fn as_npz(lab: &Lab) -> PathBuf {
         .iter()
         .map(|f| f.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    // As scripts/make_fixtures.py has it: bus, car, diningtable, person; 2 is difficult.
+    // The targets of scripts/make_fixtures.py: bus, car, diningtable, person; 2 means difficult.
     let targets = [
         ("000005", [1, 0, 0, 1]),
         ("000007", [0, 0, 1, 0]),
@@ -70,7 +70,7 @@ fn json(lab: &Lab, args: &[&str]) -> Score {
 }
 
 #[test]
-fn voc_scores_what_an_npz_of_the_same_pixels_scores() {
+fn voc_gives_the_same_scores_as_an_npz_of_the_same_pixels() {
     let lab = lab();
     let voc = format!("{}:trainval", year().display());
     let npz = as_npz(&lab);
@@ -79,7 +79,7 @@ fn voc_scores_what_an_npz_of_the_same_pixels_scores() {
         let expected = json(&lab, &["eval", teacher, npz.to_str().unwrap(), "--json"]);
         assert_eq!(found, expected);
     }
-    // Nothing but difficult cars: no ranking of them is better than another.
+    // All cars are difficult, so that no ranking is better than another.
     let left = json(&lab, &["eval", "left.npz", &voc, "--json"]);
     assert_eq!(left.ap.keys().collect::<Vec<_>>(), ["bus"]);
     let test = json(&lab, &["eval", "left.npz", year().to_str().unwrap(), "--json"]);
@@ -110,7 +110,7 @@ fn coco_is_scored_by_its_category_names() {
 }
 
 #[test]
-fn a_run_is_judged_by_voc_and_its_student_does_not_know() {
+fn a_run_is_scored_on_voc_which_does_not_change_its_student() {
     let lab = lab();
     let mut spec = lab.spec(&[]);
     spec.evaluation = None;
@@ -126,7 +126,7 @@ fn a_run_is_judged_by_voc_and_its_student_does_not_know() {
 }
 
 #[test]
-fn check_opens_what_a_run_would_read() {
+fn check_opens_every_file_that_a_run_would_read() {
     let lab = lab();
     let check = |sets: &[&str], code: i32, part: &str| {
         let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
@@ -154,7 +154,7 @@ fn check_opens_what_a_run_would_read() {
 }
 
 #[test]
-fn a_folder_of_images_teaches_what_an_npz_of_them_teaches() {
+fn a_folder_of_images_trains_the_same_student_as_an_npz_of_them() {
     let lab = lab();
     let from = fixtures().join("folder");
     folder::load(&from, IMAGE).unwrap().save(lab.path("ka.npz")).unwrap();

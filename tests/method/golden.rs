@@ -26,7 +26,7 @@ use std::io::Read;
 /// Allowed distance in units of a tensor's largest element.
 const BOUND: f64 = 1e-9;
 
-/// A tensor as PyTorch has it; float32 values are exact in f64.
+/// A tensor in PyTorch's layout; float32 values are exact in f64.
 #[derive(Clone)]
 struct Torch {
     shape: Vec<usize>,
@@ -115,7 +115,7 @@ impl Golden {
         net
     }
 
-    /// Gives the engine's tensors below `prefix` the fixture's values.
+    /// Sets the engine's tensors below `prefix` to the fixture's values.
     fn set(&self, engine: &mut Engine<f64>, prefix: &str) {
         for (name, t) in self.below(prefix) {
             let id = engine.store.id(&format!("{prefix}.{name}")).expect(name);
@@ -124,8 +124,8 @@ impl Golden {
         }
     }
 
-    /// Every gradient below `grads` against that of the engine's tensor of the same name below `prefix`, which a step
-    /// left behind (see [`step`]).
+    /// Compares every gradient below `grads` with that of the engine's tensor of the same name below `prefix`, which [`step`]
+    /// left in the store.
     fn check_gradients(&self, engine: &Engine<f64>, grads: &str, prefix: &str, learning: &[TensorId]) {
         let mut names: Vec<String> = self.below(grads).map(|(name, _)| format!("{prefix}.{name}")).collect();
         let mut learnt: Vec<String> = learning.iter().map(|id| engine.store.name(*id).to_string()).collect();
@@ -168,7 +168,7 @@ fn step(
     plan
 }
 
-/// A network as it is evaluated: batch norms with their running estimates, and folded into the convolutions.
+/// A network in evaluation: batch norms with their running estimates, and folded into the convolutions.
 #[test]
 fn evaluation() {
     let golden = Golden::load();
@@ -217,7 +217,7 @@ fn evaluation() {
     }
 }
 
-/// A step of a teacher's own training: gradients of all parameters, and what becomes of the running estimates.
+/// A training step of a teacher: the gradients of all parameters, and the new running estimates.
 #[test]
 fn training_with_batch_statistics() {
     let golden = Golden::load();
@@ -361,7 +361,7 @@ fn stage_one() {
     compare("c.image", &plan.output(&engine, image).unwrap(), &golden.get("c.image").channels_last(), BOUND);
     let readings: BTreeMap<&str, f32> = plan.metrics().collect();
     for (name, t) in golden.below("c.term") {
-        // Readings are float32.
+        // Metrics are read as float32.
         compare(&format!("c.term.{name}"), &[f64::from(readings[name])], &t.data, 1e-6);
     }
     compare("c.loss", &plan.output(&engine, loss).unwrap(), &golden.get("c.loss").data, BOUND);

@@ -1,11 +1,11 @@
-//! What `golden.rs` leaves out: the conditional recipe with the statistics loss, stage two from a bank with other settings,
+//! Cases that `golden.rs` leaves out: the conditional recipe with the statistics loss, stage two from a bank with other settings,
 //! the running estimates afterwards, and all of it in the float32 that runs use. `fixtures/golden_recipes.py` made the
 //! fixture; seed and versions are in its metadata.
 //!
-//! In f64 the two must agree to 1e-9 of a tensor's largest element: both round at 1e-16, sums of some thousand terms and
-//! batch norms over few values lose up to six digits of that. In f32, four times what PyTorch's own float32
-//! loses on the same case (`naive`), and four roundings: its run is one draw of rounding errors, and ours, which adds in
-//! another order, is seen to lose three times as much on a small ResNet.
+//! In f64 the two must agree to 1e-9 of a tensor's largest element: both round at 1e-16, and sums of some thousand terms and
+//! batch norms over few values lose up to six digits of that. In f32 the bound is four times the error of PyTorch's own float32
+//! on the same case (`naive`), plus four roundings: PyTorch's run is one sample of rounding errors, and the engine, which adds in
+//! another order, was seen to have three times as large an error on a small ResNet.
 
 use dfka_engine::autograd::tape::{Learn, Value};
 use dfka_engine::autograd::{Engine, Optimiser, Plan, Tape};
@@ -50,7 +50,7 @@ impl Fixture {
         self.tensors.get(name).unwrap_or_else(|| panic!("the fixture has no {name}"))
     }
 
-    /// What begins with `prefix`, without it.
+    /// The entries whose name begins with `prefix`, by the rest of the name.
     fn part(&self, prefix: &str) -> Tensors {
         let mut out = Tensors::new();
         for (name, t) in self.tensors.iter() {
@@ -61,7 +61,7 @@ impl Fixture {
         out
     }
 
-    /// A result of PyTorch's: the sum of its two halves.
+    /// A result of PyTorch, which the fixture stores as the sum of two float32 tensors.
     fn want(&self, name: &str) -> Vec<f64> {
         let [hi, lo] = ["", ".lo"].map(|half| &self.get(&format!("want.{name}{half}")).data);
         hi.iter().zip(lo).map(|(h, l)| f64::from(*h) + f64::from(*l)).collect()
@@ -95,8 +95,8 @@ impl Fixture {
     }
 }
 
-/// A step whose only update is of momentum-free descent's memory, which is the gradient itself: at a rate of zero nothing
-/// else changes. Returns the gradients that are not all zero, by the tensor's name.
+/// Runs a step of gradient descent at a learning rate of zero, which changes nothing but the optimiser's memory: the gradient.
+/// Returns the gradients that are not all zero, by the tensor's name.
 fn gradients<R: Real>(
     engine: &mut Engine<R>,
     tape: &Tape,
@@ -183,12 +183,12 @@ fn stage_one<R: Real + Default>(recipe: &str, config: &str) {
     assert!(f.compare_all::<R>(&format!("{recipe}.after."), after) >= 12);
 }
 
-/// Metrics are read as f32, whatever the engine computes in.
+/// Metrics are read as f32, also when the engine computes in f64.
 fn metrics<R: Real>(f: &Fixture, prefix: &str, plan: &Plan<R>) {
     let loose = Fixture { tensors: f.tensors.clone(), bound: f.bound.max(1e-7), step: f.step };
     let all: BTreeMap<&str, f32> = plan.metrics().collect();
     let compared = loose.compare_all(prefix, |name| Some(vec![*all.get(name)?]));
-    assert_eq!(compared + 1, all.len(), "{all:?}"); // `loss` is compared for itself
+    assert_eq!(compared + 1, all.len(), "{all:?}"); // `loss` is compared separately
 }
 
 #[test]

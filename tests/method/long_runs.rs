@@ -1,4 +1,4 @@
-//! What a run of days meets: somebody who wants it to stop, a full disk, a checkpoint that rotted.
+//! What can happen to a run that takes days: it is told to stop, the disk is full, a checkpoint is damaged.
 
 use crate::common::{Lab, skipped};
 use dfka_engine::pipeline::checkpoint;
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-/// Steps until somebody asks for a stop; keeps the notes.
+/// Requests a stop after a number of steps; records the notes.
 struct StopAfter {
     left: i64,
     notes: Vec<String>,
@@ -54,11 +54,11 @@ fn go(lab: &Lab, spec: &RunSpec, out: &str, resume: bool, steps: i64) -> (Option
 }
 
 #[test]
-fn a_run_that_is_asked_to_stop_goes_on_to_the_same_bits() {
+fn a_run_that_is_told_to_stop_resumes_to_the_same_bits() {
     let lab = Lab::new();
     lab.run("whole", &[]).unwrap();
     let spec = lab.spec(&["checkpoint_seconds=1000"]);
-    // In the middle of a stage, after its last step, between two, twice in a row; the run has 6 + 4 x 3 steps.
+    // In the middle of a stage, after its last step, between two stages, twice in a row; the run has 6 + 4 x 3 steps.
     for (i, stops) in [&[3][..], &[6], &[7, 1, 1], &[18]].into_iter().enumerate() {
         let out = format!("stopped{i}");
         for (round, steps) in stops.iter().enumerate() {
@@ -70,7 +70,7 @@ fn a_run_that_is_asked_to_stop_goes_on_to_the_same_bits() {
         assert!(code.is_none() && notes.is_empty(), "{stops:?}: {text} {notes:?}");
         assert!(students(&lab, "whole") == students(&lab, &out), "stopped after {stops:?}");
     }
-    let (_, text, _) = go(&lab, &spec, "told", false, 7);
+    let (_, text, _) = go(&lab, &spec, "message", false, 7);
     assert!(text.contains("stopped after step 2 of 3 of block1"), "{text}");
 }
 
@@ -95,7 +95,7 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     assert!(note.contains("checkpoint.npz is damaged: its checksum is "), "{note}");
     assert!(note.ends_with("checkpoint-previous.npz"), "{note}");
 
-    // Cut short, as by a file system that lost its last blocks; and once more to the end.
+    // Cut short, as if the file system had lost the last blocks; then once more to the end.
     let bytes = fs::read(&files[0]).unwrap();
     fs::write(&files[0], &bytes[..bytes.len() - 100]).unwrap();
     let kept: Vec<Vec<u8>> = files.iter().map(|f| fs::read(f).unwrap()).collect();
@@ -115,7 +115,7 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
 }
 
 #[test]
-fn what_a_checkpoint_finds_not_finite_has_diverged() {
+fn a_run_whose_checkpoint_would_not_be_finite_has_diverged() {
     let lab = Lab::new();
     let mut spec = lab.spec(&["checkpoint_seconds=0"]);
     spec.generator.learning_rate = f32::INFINITY;
@@ -154,12 +154,12 @@ fn other_contents_of_ka_images_and_initial_weights_are_another_run() {
     }
 }
 
-/// Steps enough to be caught in the middle of stage one, on any machine.
+/// So many steps that any machine is still in stage one when the signal comes.
 const LONG: [&str; 4] = ["--set", "generator.steps=400", "--set", "checkpoint_seconds=0.01"];
 
 fn start(lab: &Lab, shell: &str, out: &str, more: &[&str]) -> Child {
     let program = crate::common::executable();
-    // Whatever the tests themselves were started under: nohup, or a script's background.
+    // Resets what the tests may have inherited: nohup, or a script's background, ignores signals.
     let mut c = Command::new("env");
     c.args(["--default-signal=INT,HUP,TERM", "bash", "-c", &format!("{shell} exec \"$0\" \"$@\"")]);
     c.arg(program).current_dir(lab.path(""));
@@ -213,14 +213,14 @@ fn a_second_signal_ends_it_at_once_and_an_ignored_one_does_nothing() {
     let lab = Lab::new();
     let mut child = start(&lab, "", "twice", &LONG);
     wait_for(&mut child, &lab.path("twice").join(checkpoint::FILE));
-    // Both wait for it to run again, so that nothing of it runs between them.
+    // Both signals are pending when it runs again, so that it executes nothing between them.
     send(&child, &["STOP", "INT", "TERM", "CONT"]);
     let out = child.wait_with_output().unwrap();
     assert!(matches!(out.status.code(), Some(130 | 143)), "{:?} {}", out.status, text(&out));
     assert!(!text(&out).contains("stopped"), "{}", text(&out));
     checkpoint::find(&lab.path("twice")).unwrap().unwrap();
 
-    // What nohup does.
+    // As nohup does.
     let mut child = start(&lab, "trap '' HUP;", "ignored", &LONG);
     wait_for(&mut child, &lab.path("ignored").join(checkpoint::FILE));
     send(&child, &["HUP"]);
@@ -228,10 +228,10 @@ fn a_second_signal_ends_it_at_once_and_an_ignored_one_does_nothing() {
     assert!(out.status.success(), "{}", text(&out));
 }
 
-/// A limit on the size of a file, which every shell can set: the write fails as on a full disk.
+/// Every shell can limit the size of files (`ulimit -f`); the write then fails as on a full disk.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_file_that_may_not_grow_fails_by_name() {
+fn an_error_names_the_file_that_may_not_grow() {
     let lab = Lab::new();
     lab.run("whole", &[]).unwrap();
     let out = start(&lab, "ulimit -f 40;", "out", &[]).wait_with_output().unwrap();
@@ -243,10 +243,10 @@ fn a_file_that_may_not_grow_fails_by_name() {
     assert!(students(&lab, "whole") == students(&lab, "out"));
 }
 
-/// A file system of our own, with less and less room. Needs user namespaces, or root.
+/// A file system in memory, with less and less room. Needs user namespaces, or root.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_fails_by_name_and_the_run_goes_on_once_there_is_room() {
+fn an_error_names_the_file_on_a_full_disk_and_the_run_resumes_once_there_is_room() {
     let lab = Lab::new();
     lab.run("whole", &[]).unwrap();
     let disk = lab.path("disk");

@@ -1,4 +1,4 @@
-//! What is trained: networks, losses and gradients against PyTorch, and whole runs of every stage through the library.
+//! Tests of the method: networks, losses and gradients against PyTorch, and whole runs through the library.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,13 +1,13 @@
-//! The committed configs of the paper's scale, walked from end to end at 224 px: a backbone of made-up weights becomes two
-//! teachers by one step each, and these a student by one step a stage, scored on photographs. ResNet-50 stands for
-//! ResNet-101: the same blocks, half the work.
+//! The committed configs at the paper's scale, from end to end at 224 px: one step each turns a backbone of random weights into
+//! two teachers, and one step per stage turns these into a student, which is scored on photographs. ResNet-50 replaces
+//! ResNet-101: the same blocks at half the work.
 
 use crate::common::{Lab, load, mapped, root, teacher_tensors};
 use dfka_engine::models::resnet::ResNetSpec;
 use dfka_engine::summary::Summary;
 use dfka_engine::weights::safetensors;
 
-/// The program on a committed config, with settings.
+/// Runs the program on a committed config with overrides.
 fn call(lab: &Lab, command: &str, config: &str, out: &str, sets: &[String]) {
     let config = root().join("configs").join(config).display().to_string();
     let mut args = vec![command, &config, "--out", out, "--device", "cpu", "--quiet"];
@@ -21,12 +21,12 @@ fn a_backbone_two_teachers_and_a_student_of_photographs() {
     let lab = Lab::new();
     let file = |name: &str| format!("{:?}", lab.path(name).display().to_string());
     let drawn = teacher_tensors(&ResNetSpec::torchvision(50, 224).unwrap(), &["any"], 11);
-    // Quiet residual branches, as training leaves them: sixteen loud ones make logits of thousands, whose losses are all 0.
+    // Small residual branches, as in trained networks: sixteen of random size make logits of thousands, whose losses are 0.
     let mut backbone = mapped(&drawn, |name, shape, data| {
         let gain = if name.ends_with("bn3.weight") { 0.2 } else { 1.0 };
         Some((shape.to_vec(), data.iter().map(|v| gain * v).collect()))
     });
-    backbone.meta = Default::default(); // as torchvision's files are
+    backbone.meta = Default::default(); // torchvision's files have no metadata
     safetensors::save(lab.path("resnet50.safetensors"), &backbone).unwrap();
     let devkit = root().join("tests/fixtures/voc/VOCdevkit");
 
@@ -65,7 +65,8 @@ fn a_backbone_two_teachers_and_a_student_of_photographs() {
     call(&lab, "run", "voc.toml", "student", &sets);
     let summary: Summary = serde_json::from_slice(&lab.bytes("student/summary.json")).unwrap();
     assert_eq!(summary.labels, ["bus", "diningtable"]);
-    // torchvision's ResNet-50 with ten labels has 23.53 M; to block 3 8.54 M, twice block 4's 14.96 M, filters 1.05 M.
+    // torchvision's ResNet-50 with ten labels has 23.53 M parameters. The student: 8.54 M up to block 3, block 4's 14.96 M
+    // twice, and filters of 1.05 M.
     let millions = |count: usize| (count as f64 / 1e4).round() / 100.0;
     let p = &summary.parameters;
     assert_eq!([p.teachers, p.student, p.filters].map(millions), [47.06, 39.53, 1.05]);

@@ -41,11 +41,11 @@ fn the_student_does_not_depend_on_the_evaluation_set() {
     assert!(summary.student.is_none() && summary.teachers.is_empty());
     assert_eq!(with.branch, summary.branch);
 
-    // Gone while the run trains: it fails where it wants to score, with the student made and stored.
+    // Removed before the run: it fails when it scores, after the student was trained and stored.
     std::fs::remove_file(lab.path("evaluation.npz")).unwrap();
     let e = lab.run_spec("gone", &spec).unwrap_err();
     assert!(e.exit_code() == 4 && e.to_string().contains("evaluation.npz"), "{e}");
-    // Other answers, and rubbish in place of an archive.
+    // Other targets, and a file that is no archive.
     std::fs::write(lab.path("evaluation.npz"), b"no zip").unwrap();
     assert_eq!(lab.run_spec("rubbish", &spec).unwrap_err().exit_code(), 4);
     let all: Vec<&str> = LEFT.iter().chain(&RIGHT).copied().collect();
@@ -57,7 +57,7 @@ fn the_student_does_not_depend_on_the_evaluation_set() {
     }
 }
 
-/// Killed anywhere, twice, and resumed: the same bits as never killed.
+/// A run that is killed twice, anywhere, and resumed has the same bits as one that was never killed.
 #[test]
 fn a_killed_run_resumes_to_the_same_bits() {
     let lab = Lab::new();
@@ -80,7 +80,7 @@ fn a_killed_run_resumes_to_the_same_bits() {
     assert_eq!(lines, 1 + 5 * (1 + 3 * 4));
 
     let draws = Draws::new(99, 0, 0);
-    // A few at random, and those next to a change of stage or student: the line after it, and the last before it.
+    // A few lines at random, and those around a change of stage or student: the last line before it and the first after.
     let random = (0..3).map(|i| 1 + below(draws.words(i, 0)[0], lines - 2));
     for (i, first) in random.chain([6, 11, 26, 27, 47]).enumerate() {
         let out = format!("killed{i}");
@@ -95,7 +95,7 @@ fn a_killed_run_resumes_to_the_same_bits() {
             }
             child.kill().unwrap(); // SIGKILL
             child.wait().unwrap();
-            // The second time soon after, but for half of the cases far on.
+            // The second kill comes soon after the first, in half of the cases much later.
             left = left.saturating_sub(2);
             kill_after = if i % 2 == 0 { 2 } else { 1 + left / 2 };
         }
@@ -162,7 +162,7 @@ fn one_teacher_three_teachers_and_some_labels() {
     assert_eq!(labels(&s), all);
     assert_eq!(tasks(&s), [("left".into(), 3), ("right".into(), 2), ("third".into(), 2)]);
 
-    // In the order asked for, across teachers; a teacher without a wanted label is no task.
+    // Tasks are in the order of the chosen labels, across teachers; a teacher without a chosen label gives no task.
     let s = lab.run("some", &[third, "student.labels=['tree', 'car', 'bus']"]).unwrap();
     assert_eq!(labels(&s), ["tree", "car", "bus"]);
     assert_eq!(tasks(&s), [("left".into(), 2), ("third".into(), 1)]);
@@ -206,12 +206,12 @@ fn every_number_of_groups_and_every_recipe_runs() {
 }
 
 #[test]
-fn baselines_stand_in_the_summary() {
+fn the_summary_lists_the_baselines() {
     let lab = Lab::new();
     let s = lab.run("out", &ALL_STUDENTS).unwrap();
     let (student, noise, ka) = (s.student.unwrap(), s.noise.unwrap(), s.ka.unwrap());
     assert!(student.by_block.len() == 4 && noise.by_block.len() == 4 && ka.by_block.len() == 4);
-    // Three students, not one told three times.
+    // Three different students, not the same one three times.
     let files =
         ["student.npz", "noise.student.npz", "ka.student.npz"].map(|n| lab.bytes(&format!("out/{n}")));
     assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2]);
@@ -263,7 +263,7 @@ fn a_collapsed_generator_stops_the_run() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_the_run() {
+fn a_loss_that_is_not_a_number_stops_the_run() {
     let lab = Lab::new();
     let teacher = load(&lab.path("left.npz"));
     let huge = mapped(&teacher, |name, shape, v| {
@@ -278,7 +278,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
     assert!(text.starts_with("error: generator: loss is ") && text.contains(" at step 0"), "{text}");
 }
 
-/// Equal but for the last digit, which JSON's way back to a float may change.
+/// Equal up to the last digit, which the way through JSON may change.
 fn same(a: &Score, b: &Score) {
     let close = |a: &f64, b: &f64| (a - b).abs() < 1e-9;
     assert!(close(&a.map, &b.map) && close(&a.map_11_point, &b.map_11_point), "{a:?}\n{b:?}");
@@ -291,14 +291,14 @@ fn same(a: &Score, b: &Score) {
 }
 
 #[test]
-fn the_summary_says_what_is_in_the_files() {
+fn the_summary_describes_the_files() {
     let lab = Lab::new();
     let out = lab.call(&["run", "c.toml", "--out", "out", "--quiet", "--set", ALL_STUDENTS[0]]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let s: Summary = serde_json::from_slice(&lab.bytes("out/summary.json")).unwrap();
     let student = s.student.unwrap();
 
-    // The file scores what the table says, through the library and through the program.
+    // The stored student has the scores in the summary, both through the library and through the program.
     let evaluation = EvaluationData::Npz(lab.path("evaluation.npz"));
     same(&evaluate(&lab.path("out/student.npz"), &evaluation, &Device::default()).unwrap(), &student.score);
     same(

@@ -29,7 +29,7 @@ batch = 16
 [data]
 "#;
 
-/// Two labels, each a bright square in a place of its own, on noise.
+/// Images of noise with up to two bright squares, each in its own place: one label per square.
 fn squares(n: usize, seed: u64) -> LabelledSet {
     let mut pixels = Vec::new();
     let mut targets = Vec::new();
@@ -48,7 +48,7 @@ fn squares(n: usize, seed: u64) -> LabelledSet {
     LabelledSet::new(images, targets, vec!["corner".into(), "floor".into()]).unwrap()
 }
 
-/// Keeps the losses; asks for a stop after some of them.
+/// Records the losses; requests a stop after a number of steps.
 struct Watch {
     losses: Vec<f32>,
     stop_after: usize,
@@ -67,7 +67,7 @@ impl Observer for Watch {
     }
 }
 
-/// Trains what the config says with `sets`, into the folder `out`; stops after so many steps, each time anew.
+/// Trains by the config with overrides `sets` into the folder `out`; stops after each of these numbers of steps and resumes.
 fn train(lab: &Lab, out: &str, data: &str, sets: &[&str], stops: &[usize]) -> (TeachSummary, Vec<f32>) {
     fs::write(lab.path("t.toml"), format!("{CONFIG}{data}\n")).unwrap();
     let sets: Vec<Override> = sets.iter().map(|s| Override::set(s).unwrap()).collect();
@@ -143,7 +143,8 @@ fn every_optimiser_schedule_and_start_learns_two_squares() {
     }
 }
 
-/// One step of plain gradient descent moves a tensor by its rate: the head by the whole, each block by its own share.
+/// One step of gradient descent moves a tensor in proportion to its learning rate: the head by the full rate, each block by
+/// its own share of it.
 #[test]
 fn blocks_learn_at_their_own_rates() {
     let lab = lab();
@@ -188,9 +189,10 @@ fn blocks_learn_at_their_own_rates() {
     }
 }
 
-/// What is difficult is neither right nor wrong: a label that is nothing else leaves its row of the head where it began.
+/// Objects marked difficult do not enter the loss: a label whose every object is difficult leaves its row of the head as it
+/// was.
 #[test]
-fn difficult_targets_teach_nothing() {
+fn difficult_targets_do_not_enter_the_loss() {
     let lab = lab();
     let mut set = squares(192, 1);
     set.targets.chunks_exact_mut(2).for_each(|row| row[1] = 2);
@@ -209,7 +211,7 @@ fn difficult_targets_teach_nothing() {
 }
 
 #[test]
-fn stored_statistics_stay_and_a_batchs_move() {
+fn running_estimates_change_only_with_batch_statistics() {
     let lab = lab();
     let backbone = load(&lab.path("backbone.npz"));
     let few = ["init=backbone.npz", "training.steps=3"];
@@ -229,7 +231,7 @@ fn stored_statistics_stay_and_a_batchs_move() {
     }
 }
 
-/// The committed configs are read, and the teachers they make are those that configs/voc.toml asks for.
+/// The committed configs load, and the teachers they make are those that configs/voc.toml expects.
 #[test]
 fn the_committed_configs_make_the_papers_teachers() {
     let run = config::load_run(&root().join("configs/voc.toml"), &[]).unwrap().spec;
@@ -276,11 +278,11 @@ fn photographs_lower_the_loss_and_a_stopped_training_goes_on_to_the_same_bits() 
     let network: ResNetSpec = load(&whole.weights).meta_as("network").unwrap();
     assert_eq!(network.image, [32, 32, 3]);
 
-    // Over the end of an epoch (six images), in the middle of one, right away.
+    // Stops beyond the end of an epoch (six images), in the middle of one, and at once.
     for (i, stops) in [&[1][..], &[7, 3], &[39]].into_iter().enumerate() {
         let out = format!("stopped{i}");
-        let (_, told) = train(&lab, &out, &voc(), &sets, stops);
-        assert_eq!(told, losses, "{stops:?}");
+        let (_, resumed) = train(&lab, &out, &voc(), &sets, stops);
+        assert_eq!(resumed, losses, "{stops:?}");
         assert!(lab.bytes("whole/weights.npz") == lab.bytes(&format!("{out}/weights.npz")), "{stops:?}");
     }
     let (some, _) = train(&lab, "some", &format!("labels = ['dog', 'car']\n{}", voc()), &sets[..6], &[]);
@@ -288,7 +290,7 @@ fn photographs_lower_the_loss_and_a_stopped_training_goes_on_to_the_same_bits() 
 }
 
 #[test]
-fn coco_is_learned_from_too_and_what_does_not_fit_is_told() {
+fn coco_trains_a_teacher_and_what_does_not_fit_is_refused() {
     let lab = lab();
     let at = |name: &str| root().join("tests/fixtures/coco").join(name).to_str().unwrap().to_string();
     let coco = format!(
@@ -365,7 +367,7 @@ fn a_signal_stops_the_program_and_resume_goes_on_as_after_a_kill() {
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(143), "{said}");
     assert!(said.contains("SIGTERM: stopped after step ") && said.contains(" of 400 of teach"), "{said}");
-    // And one that nothing asks first.
+    // And a process that is killed without any signal before.
     let mut child = with_checkpoint("killed");
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().code(), None, "SIGKILL came too late");

@@ -1,8 +1,8 @@
-//! torchvision's ResNets of every depth, from files as PyTorch's users have them, against torchvision's own logits.
+//! torchvision's ResNets of every depth, from files as PyTorch saves them, against torchvision's own logits.
 //!
-//! `tests/fixtures/torchvision_golden.py` made the fixture and states the weights' formula as [`uniform`] does. One test
-//! runs that script and `scripts/torch_to_npz.py`, where a Python with torchvision is found: `DFKA_PYTHON`, `.venv/bin/python`
-//! or python3. With `DFKA_REQUIRE_PYTHON` set it must be.
+//! `tests/fixtures/torchvision_golden.py` made the fixture and has the same formula for the weights as [`uniform`]. One test
+//! runs that script and `scripts/torch_to_npz.py` with the first of `DFKA_PYTHON`, `.venv/bin/python` and python3 that has
+//! torchvision. Without one the test is skipped, or fails if `DFKA_REQUIRE_PYTHON` is set.
 
 use crate::common::{Lab, load, mapped, network, root, skipped};
 use dfka_engine::data::unlabelled::ImageSet;
@@ -18,10 +18,10 @@ use std::process::Command;
 
 const LABELS: [&str; 5] = ["bus", "car", "cat", "dog", "table"];
 
-/// The bar of every depth, in float32, on logits of the order 1 to 10.
+/// The largest allowed difference at every depth, in float32, of logits of the order 1 to 10.
 const BOUND: f32 = 1e-4;
 
-/// 32 random bits for an index: FNV-1a of the name, then a mixer of Prospecting for Hash Functions (Wellons).
+/// 32 random bits for an index: FNV-1a of the name, then a mixing function of Wellons (Prospecting for Hash Functions).
 fn words(name: &str) -> impl Fn(u32) -> u32 + use<> {
     let h = name.bytes().fold(0x811C_9DC5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
     move |i| {
@@ -32,7 +32,7 @@ fn words(name: &str) -> impl Fn(u32) -> u32 + use<> {
     }
 }
 
-/// From low to high: 24 bits as a fraction, times the width, plus low, each step rounded to float32.
+/// Uniform from `low` to `high`: 24 bits as a fraction, times the width, plus `low`, each operation rounded to float32.
 fn uniform(name: &str, count: usize, low: f64, high: f64) -> Vec<f32> {
     let (bits, width) = (words(name), (high - low) as f32);
     let value = |i| (bits(i) >> 8) as f32 * 2f32.powi(-24) * width + low as f32;
@@ -64,7 +64,7 @@ fn pixels(n: usize, size: usize) -> ImageSet {
     ImageSet::new(all, [n, size, size, 3], "made up").unwrap()
 }
 
-/// A state dict as torchvision names it, under a wrapper's prefix.
+/// A state dict under torchvision's names, with the prefix of a wrapper.
 fn made_up(golden: &Tensors, depth: usize, wrapper: &str) -> Tensors {
     let networks = golden.meta_as::<serde_json::Value>("networks").unwrap();
     let index = networks[format!("resnet{depth}")].clone();
@@ -97,7 +97,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// A depth's logits on `n` images of `size` pixels: from a file of our own writing.
+/// Logits of a ResNet of that depth on `n` images of `size` pixels, from a file that the engine wrote.
 fn depth_agrees(depth: usize, size: usize, n: usize, wrapper: &str, extension: &str) {
     let golden = load(&root().join("tests/fixtures/torchvision_golden.npz"));
     let dir = tempfile::tempdir().unwrap();
@@ -138,9 +138,9 @@ fn resnet152() {
     depth_agrees(152, 64, 2, "", "safetensors");
 }
 
-/// What shapes leave open is what the config says, and it matters.
+/// The shapes of weights do not determine stride and normalisation: the config does, and they change the result.
 #[test]
-fn stride_and_normalisation_are_the_configs() {
+fn the_config_decides_stride_and_normalisation() {
     let golden = load(&root().join("tests/fixtures/torchvision_golden.npz"));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("w.safetensors");
@@ -166,9 +166,9 @@ fn stride_and_normalisation_are_the_configs() {
     assert!(stride > 100.0 * BOUND && plain > 100.0 * BOUND, "{stride} {plain}");
 }
 
-/// A run with torchvision's kind of files is the run with ours, to the last bit: names, wrapper, format, labels.
+/// A run from torchvision's kind of files (names, wrapper, format, labels) has the same bits as one from the engine's own.
 #[test]
-fn a_run_knows_no_difference_between_formats() {
+fn a_run_has_the_same_bits_from_every_format() {
     let lab = Lab::new();
     for name in ["left", "right"] {
         let ours = load(&lab.path(&format!("{name}.npz")));
@@ -195,7 +195,7 @@ fn a_run_knows_no_difference_between_formats() {
     assert_eq!(a.teachers["mean"].ap.len(), 5);
 }
 
-/// Normalised images reach the student too: its file says so, and it predicts alike when loaded again.
+/// The student gets normalised images too: its file says so, and it predicts the same when loaded again.
 #[test]
 fn a_student_of_normalised_teachers_is_normalised() {
     let lab = Lab::new();
@@ -232,7 +232,7 @@ fn a_student_of_normalised_teachers_is_normalised() {
 }
 
 #[test]
-fn what_a_backbone_says_and_what_it_must_hold() {
+fn a_backbone_determines_the_network_and_must_hold_every_tensor() {
     let golden = load(&root().join("tests/fixtures/torchvision_golden.npz"));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("w.safetensors");
@@ -259,7 +259,7 @@ fn what_a_backbone_says_and_what_it_must_hold() {
 }
 
 #[test]
-fn networks_of_other_kinds_are_refused_in_a_persons_words() {
+fn networks_of_other_kinds_are_refused_with_a_clear_message() {
     let of = |names: &[(&str, &[usize])]| {
         let mut t = Tensors::new();
         for (name, shape) in names {
@@ -289,7 +289,7 @@ fn networks_of_other_kinds_are_refused_in_a_persons_words() {
     }
 }
 
-/// A Python that has what the live test needs.
+/// A Python that has the packages of the live test.
 fn python() -> Option<PathBuf> {
     let venv = root().join(".venv/bin/python");
     let named = std::env::var_os("DFKA_PYTHON").map(PathBuf::from);
@@ -323,7 +323,7 @@ fn files_that_pytorch_saves_today() {
         let expected = load(Path::new(&file(&format!("{depth}.logits.npz"))));
         let expected = &expected.get("logits").unwrap().data;
         let (from, arch) = (file(&format!("{depth}.pth")), format!("resnet{depth}"));
-        // The engine's config says what a bare state dict does not; a converted file says it itself.
+        // A bare state dict lacks what the config then states; a converted file has it.
         let mut found =
             vec![("safetensors as saved", file(&format!("{depth}.plain.safetensors")), stated(64))];
         for extension in ["npz", "safetensors"] {

@@ -1,5 +1,5 @@
-//! What the program answers when a file that a run needs is missing, damaged or of another kind: exit code 4, the file
-//! and the tensor, within two seconds, and before an output folder is made.
+//! What the program answers when a file that a run needs is missing, damaged or of another kind: exit code 4, and a message
+//! that names the file and the tensor, within two seconds and before an output folder is made.
 
 use crate::common::{LEFT, Lab, RIGHT, load, mapped, network, teacher_tensors};
 use dfka_engine::models::resnet::{Normalisation, ResNetSpec, StridePlace};
@@ -7,7 +7,7 @@ use dfka_engine::weights::npz::{self, Array, CompressionMethod, Elems};
 use dfka_engine::weights::{self, Tensors};
 use std::time::{Duration, Instant};
 
-/// What becomes of a tensor's shape and values; `None` leaves it out.
+/// Changes a tensor's shape and values; `None` leaves the tensor out.
 type Change = dyn Fn(&[usize], &[f32]) -> Option<(Vec<usize>, Vec<f32>)>;
 
 /// `run` and `check` must both refuse, naming every part of `expected`.
@@ -40,7 +40,7 @@ fn damaged_teachers() {
     npz::save(lab.path("right.npz"), &replaced(&|_, _| None)).unwrap();
     refused(&lab, &[], &["right.npz", "1 missing (layer2.0.conv1.weight)"]);
 
-    // Of what is missing and what is too much, the first five each, in one message.
+    // One message lists the first five missing tensors and the first five unexpected ones.
     let renamed = |n: &str| n.replace("conv2", "convolution");
     let mut other = Tensors::new();
     for (n, t) in good.iter() {
@@ -71,7 +71,7 @@ fn damaged_teachers() {
     npz::save(lab.path("right.npz"), &negative).unwrap();
     refused(&lab, &[], &["right.npz", "bn1.running_var", "found -1"]);
 
-    // Another dtype: bytes where floats belong. Written by hand, for `save` would not.
+    // Another dtype: bytes where floats belong. Written by hand, because `save` cannot write it.
     let arrays: Vec<Array> = good
         .iter()
         .map(|(n, t)| {
@@ -82,7 +82,7 @@ fn damaged_teachers() {
     npz::write(lab.path("right.npz"), &arrays, &good.meta, CompressionMethod::Stored).unwrap();
     refused(&lab, &[], &["right.npz", name, "uint8"]);
 
-    // Not a number: the writer refuses to, so the bytes of a stored 1.0 are exchanged, and its checksum with them.
+    // Not a number: the writer refuses it, so the test replaces the bytes of a stored 1.0 and mends the checksum.
     let marked = replaced(&|shape, v| Some((shape.to_vec(), vec![1.2345678; v.len()])));
     let arrays: Vec<Array> =
         marked.iter().map(|(name, t)| Array { name, shape: &t.shape, elems: Elems::F32(&t.data) }).collect();
@@ -103,7 +103,7 @@ fn damaged_teachers() {
     refused(&lab, &[], &["right.npz"]);
 }
 
-/// Exchanges the first `marker` for NaN and mends the zip's checksums of that entry.
+/// Replaces the first `marker` by NaN and mends the zip's checksums of that entry.
 fn with_nan(zip: &[u8], marker: [u8; 4]) -> Vec<u8> {
     let find =
         |from: usize, what: &[u8]| from + zip[from..].windows(what.len()).position(|w| w == what).unwrap();
@@ -132,7 +132,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn metadata_that_says_nothing_or_nonsense() {
+fn metadata_that_is_missing_or_wrong() {
     let lab = Lab::new();
     let good = load(&lab.path("left.npz"));
     let with = |key: &str, value: Option<serde_json::Value>| {
@@ -143,7 +143,7 @@ fn metadata_that_says_nothing_or_nonsense() {
         };
         npz::save(lab.path("left.npz"), &t).unwrap();
     };
-    // Without an architecture of its own, a file is what its shapes say, for images of 224 pixels.
+    // Without an architecture in its metadata, a file's shapes determine the network, for images of 224 pixels.
     with("network", None);
     refused(&lab, &[], &["right.npz", "one architecture", "[224, 224, 1]", "[16, 16, 1]"]);
     with("network", Some(serde_json::json!(7)));
@@ -205,11 +205,11 @@ fn a_config_that_its_teachers_contradict() {
         &["teachers.0.stride=3x3"],
         &["left.npz", "the config's stride is \"3x3\", the file's \"1x1\""],
     );
-    // Teachers whose images are not normalised alike cannot be taught on the same images.
+    // Teachers with different normalisations cannot share a run's images.
     refused(&lab, &[], &["right.npz", "one architecture"]);
 }
 
-/// The same faults in the other format, and files of PyTorch's own.
+/// The same faults in safetensors, and files in PyTorch's own format.
 #[test]
 fn damaged_safetensors_and_files_of_other_programs() {
     let lab = Lab::new();
@@ -268,7 +268,7 @@ fn images_that_do_not_fit() {
     for set in ["dual.images=real:ka.npz", "baselines.ka=ka.npz"] {
         refused(&lab, &[set], &["ka.npz", "expect [16, 16, 1], found [16, 12, 1]"]);
     }
-    // A file with targets is no set of unlabelled images.
+    // A file with targets is not a set of unlabelled images.
     refused(&lab, &["baselines.ka=evaluation.npz"], &["evaluation.npz", "expected the arrays [\"images\"]"]);
     refused(&lab, &["baselines.ka=none.npz"], &["none.npz", "cannot open"]);
 }

@@ -1,8 +1,8 @@
-//! Reports in a real browser: nothing on the console, nothing fetched, the headings and figures that the run has, no page
-//! wider than a phone, readable by day and by night, and a screenshot with something on it.
+//! Reports in a real browser: nothing on the console, no network request, the headings and figures of the run, no page wider
+//! than a phone, readable in the light and the dark colour scheme, and a screenshot that is not blank.
 //!
-//! The browser is what `DFKA_BROWSER` names, or Chromium or Chrome on the PATH. `DFKA_SCREENSHOTS=DIR` keeps the
-//! screenshots for looking at.
+//! The browser is the one that `DFKA_BROWSER` names, or Chromium or Chrome in PATH. `DFKA_SCREENSHOTS=DIR` keeps the
+//! screenshots.
 
 use crate::common::{Lab, network, skipped, teacher_tensors};
 use dfka_engine::summary::Summary;
@@ -15,7 +15,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-/// The browser's path; without one the test says so, or fails where `DFKA_REQUIRE_BROWSER` wants it to run.
+/// The browser's path. Without one the test prints that it is skipped, or fails if `DFKA_REQUIRE_BROWSER` is set.
 fn browser() -> Option<PathBuf> {
     let named = std::env::var_os("DFKA_BROWSER").map(PathBuf::from);
     let folders: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
@@ -34,14 +34,14 @@ fn browser() -> Option<PathBuf> {
     found
 }
 
-/// A headless browser with one page, spoken to by the DevTools protocol over a pipe.
+/// A headless browser with one page, controlled through the DevTools protocol over a pipe.
 struct Page {
     child: Child,
     to: ChildStdin,
     from: Receiver<Value>,
     session: String,
     last_id: u64,
-    /// Messages that answered no call.
+    /// Messages that were no answer to a call.
     events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
@@ -83,7 +83,7 @@ impl Page {
     }
 
     fn next(&mut self, waiting_for: &str) -> Value {
-        // Not a measure of speed: a browser that says nothing for two minutes has died.
+        // Not a measure of speed: a browser that sends nothing for two minutes has died.
         let message = self.from.recv_timeout(Duration::from_secs(120));
         message.unwrap_or_else(|e| panic!("the browser does not answer {waiting_for}: {e}"))
     }
@@ -107,7 +107,7 @@ impl Page {
         }
     }
 
-    /// Loads a file and waits until all of it is there; returns what the browser had to say meanwhile.
+    /// Loads a file and waits until it is complete; returns the browser's messages meanwhile.
     fn load(&mut self, file: &Path) -> Vec<Value> {
         self.events.clear();
         self.call("Page.navigate", json!({ "url": format!("file://{}", file.display()) }));
@@ -145,7 +145,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // Whatever it still had to do, the test is over.
+        // The test is over; nothing is lost when the browser is killed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -165,7 +165,7 @@ fn unbase64(text: &str) -> Vec<u8> {
     bytes.collect()
 }
 
-/// What a page looks like from inside.
+/// Measurements of a page, made by a script inside it.
 const PROBE: &str = r#"(() => {
     const luminance = (color) => {
         const [r, g, b] = color.match(/[\d.]+/g).map(v => v / 255)
@@ -199,7 +199,7 @@ fn words(v: &Value) -> Vec<&str> {
     v.as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect()
 }
 
-/// Looks at one report in every size and light; returns its text.
+/// Checks one report at every size and in both colour schemes; returns its text.
 fn look(page: &mut Page, name: &str, file: &Path, headings: &[&str], figures: &[String]) {
     for (width, height) in [(320, 640), (390, 844), (1280, 900)] {
         for scheme in ["light", "dark"] {
@@ -305,7 +305,7 @@ fn reports_read_well_in_a_browser() {
     }
     run(&lab, &["report", "unfinished"], 0);
 
-    // Names that want to be markup, or are far too long.
+    // Names that contain markup, or are far too long.
     let long = "a-label-without-a-single-space-".repeat(6);
     let hostile = ["<script>alert(1)</script>", "\"><img src=x onerror=alert(2)>", &long];
     npz::save(lab.path("left.npz"), &teacher_tensors(&network(), &hostile, 1)).unwrap();

@@ -1,5 +1,4 @@
-//! What the committed fixtures hold, what is wrong with broken copies of them, and that a batch is a function of its step
-//! alone. `scripts/make_fixtures.py` makes the fixtures.
+//! The contents of the committed fixtures, the errors for broken copies of them, and that a batch depends on its step alone. `scripts/make_fixtures.py` makes the fixtures.
 
 use dfka_engine::data::dataset::Dataset;
 use dfka_engine::data::image::{Encoded, decode, load};
@@ -20,7 +19,7 @@ fn year() -> PathBuf {
     fixtures().join("voc/VOCdevkit/VOC2007")
 }
 
-/// A copy to break.
+/// A copy that a test may break.
 fn copy(from: &Path) -> tempfile::TempDir {
     fn walk(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
@@ -39,13 +38,13 @@ fn copy(from: &Path) -> tempfile::TempDir {
     dir
 }
 
-/// Rows of the image that `i` stands for, as label names with their targets.
-fn shown(set: &Dataset, i: usize) -> Vec<(&str, u8)> {
+/// The targets of image `i` that are not 0, with their labels' names.
+fn nonzero_targets(set: &Dataset, i: usize) -> Vec<(&str, u8)> {
     let pairs = set.labels.iter().zip(set.targets(i));
     pairs.filter(|(_, t)| **t > 0).map(|(l, t)| (&**l, *t)).collect()
 }
 
-fn says(e: Error, parts: &[&str]) {
+fn assert_message(e: Error, parts: &[&str]) {
     let text = e.to_string();
     assert_eq!(e.exit_code(), 4, "{text}");
     for part in parts {
@@ -66,12 +65,12 @@ fn voc_targets_are_the_class_lists() {
         &[("chair", 1), ("diningtable", 1)],
     ];
     for (i, e) in expected.iter().enumerate() {
-        assert_eq!(shown(&set, i), *e, "image {i}");
+        assert_eq!(nonzero_targets(&set, i), *e, "image {i}");
     }
     assert_eq!(Dataset::voc(&year(), "test").unwrap().len(), 3);
     let set = set.select(&["diningtable".into(), "bus".into()]).unwrap();
     assert_eq!((set.targets(1), set.targets(2)), (&[1, 0][..], &[0, 1][..]));
-    says(set.select(&["cow".into()]).unwrap_err(), &["VOC2007", "\"cow\"", "diningtable, bus"]);
+    assert_message(set.select(&["cow".into()]).unwrap_err(), &["VOC2007", "\"cow\"", "diningtable, bus"]);
 }
 
 #[test]
@@ -93,18 +92,21 @@ fn voc_annotations_say_the_same_as_the_class_lists() {
         fs::write(&xml, text.replace(from, to)).unwrap();
         voc::open(dir.path(), "trainval").unwrap_err()
     };
-    says(edited("diningtable", "dinning"), &["000007.xml: line 9: ", "twenty labels, found \"dinning\""]);
-    says(
+    assert_message(
+        edited("diningtable", "dinning"),
+        &["000007.xml: line 9: ", "twenty labels, found \"dinning\""],
+    );
+    assert_message(
         edited("<difficult>0", "<difficult>yes"),
         &["line 9: expected <difficult> of 0 or 1, found \"yes\""],
     );
-    says(edited("<name>diningtable</name>", ""), &["line 9: expected an object with a <name>"]);
-    says(edited("</annotation>", ""), &["000007.xml: expected an annotation in XML"]);
-    says(edited("annotation", "notation"), &["expected an element <annotation>, found <notation>"]);
+    assert_message(edited("<name>diningtable</name>", ""), &["line 9: expected an object with a <name>"]);
+    assert_message(edited("</annotation>", ""), &["000007.xml: expected an annotation in XML"]);
+    assert_message(edited("annotation", "notation"), &["expected an element <annotation>, found <notation>"]);
     let bomb = "<!DOCTYPE a [<!ENTITY x \"y\">]><annotation>";
-    says(edited("<annotation>", bomb), &["000007.xml: expected an annotation in XML"]);
+    assert_message(edited("<annotation>", bomb), &["000007.xml: expected an annotation in XML"]);
     fs::remove_file(&xml).unwrap();
-    says(voc::open(dir.path(), "trainval").unwrap_err(), &["000007.xml: cannot read"]);
+    assert_message(voc::open(dir.path(), "trainval").unwrap_err(), &["000007.xml: cannot read"]);
 }
 
 #[test]
@@ -129,7 +131,7 @@ fn broken_voc_folders_are_named() {
     ] {
         let dir = copy(&year());
         fs::write(dir.path().join(file), text).unwrap();
-        says(voc::open(dir.path(), "trainval").unwrap_err(), parts);
+        assert_message(voc::open(dir.path(), "trainval").unwrap_err(), parts);
     }
     for (breaks, parts) in [
         (
@@ -149,9 +151,9 @@ fn broken_voc_folders_are_named() {
     ] {
         let dir = copy(&year());
         breaks(dir.path());
-        says(voc::open(dir.path(), "trainval").unwrap_err(), parts);
+        assert_message(voc::open(dir.path(), "trainval").unwrap_err(), parts);
     }
-    says(voc::open(&year(), "traival").unwrap_err(), &["traival.txt: cannot read"]);
+    assert_message(voc::open(&year(), "traival").unwrap_err(), &["traival.txt: cannot read"]);
 }
 
 #[test]
@@ -167,7 +169,7 @@ fn coco_targets_are_the_instances() {
         &[("dining table", 1)],
     ];
     for (i, e) in expected.iter().enumerate() {
-        assert_eq!(shown(&set, i), *e, "image {i}");
+        assert_eq!(nonzero_targets(&set, i), *e, "image {i}");
     }
     assert_eq!(set.pixels(4).unwrap().c, 4, "a grey JPEG becomes RGBX");
 }
@@ -205,20 +207,23 @@ fn broken_coco_files_are_named() {
         ("\"id\": 67,", "\"id\": 6,", &["categories: id 6 stands twice"]),
         ("{", "[", &["instances.json: expected COCO's instances: "]),
     ] {
-        says(mutilated(from, to), parts);
+        assert_message(mutilated(from, to), parts);
     }
     fs::write(&path, &text[..text.len() / 2]).unwrap();
-    says(
+    assert_message(
         coco::open(&images, &path).unwrap_err(),
         &["instances.json: expected COCO's instances: EOF", "line "],
     );
     fs::write(&path, r#"{"images": [], "annotations": [], "categories": []}"#).unwrap();
-    says(coco::open(&images, &path).unwrap_err(), &["expected images and categories, found 0 and 0"]);
-    says(coco::open(&images, &dir.path().join("no.json")).unwrap_err(), &["no.json: cannot read"]);
-    says(coco::open(&dir.path().join("no"), &json).unwrap_err(), &["no: cannot read the folder"]);
+    assert_message(
+        coco::open(&images, &path).unwrap_err(),
+        &["expected images and categories, found 0 and 0"],
+    );
+    assert_message(coco::open(&images, &dir.path().join("no.json")).unwrap_err(), &["no.json: cannot read"]);
+    assert_message(coco::open(&dir.path().join("no"), &json).unwrap_err(), &["no: cannot read the folder"]);
 }
 
-/// What Pillow decodes, this decodes, bit for bit: both are libjpeg-turbo's arithmetic.
+/// The decoder gives the same bits as Pillow: both have libjpeg-turbo's arithmetic.
 #[test]
 fn the_decoder_agrees_with_pillow() {
     let root = fixtures().join("folder");
@@ -237,9 +242,9 @@ fn the_decoder_agrees_with_pillow() {
     assert_eq!(compared, 8);
 }
 
-/// What a cut looks at is the same whether or not the rest is decoded, for every kind of file and every row.
+/// The rows that a crop needs are the same whether or not the rest is decoded, for every kind of file and every row.
 #[test]
-fn the_first_rows_are_the_same_without_the_rest() {
+fn the_first_rows_are_the_same_when_the_rest_is_not_decoded() {
     let mut shortened = Vec::new();
     for file in ["folder", "voc"].iter().flat_map(|f| folder::list(&fixtures().join(f)).unwrap()) {
         let all = load(&file).unwrap();
@@ -259,10 +264,10 @@ fn the_first_rows_are_the_same_without_the_rest() {
     assert!(shortened.len() > 4 && shortened[4..].iter().all(|f| f.starts_with("0000")), "{shortened:?}");
 }
 
-/// The centre of an image is torchvision's: resized by Pillow, then cut. The resize differs by its fixed-point rounding,
-/// and here it makes only the pixels that are kept.
+/// The centre crop is torchvision's: resized by Pillow, then cropped. The resize here differs by fixed-point rounding, and
+/// computes only the pixels that are kept.
 #[test]
-fn the_centre_is_torchvisions() {
+fn the_centre_crop_is_that_of_torchvision() {
     let root = fixtures().join("folder");
     let (shape, expected) = Archive::open(root.join("pillow.npz")).unwrap().bytes("centre").unwrap();
     let set = folder::load(&root, [24, 24, 3]).unwrap();
@@ -278,9 +283,9 @@ fn the_centre_is_torchvisions() {
     }
 }
 
-/// Bytes behind the picture, as cameras and broken tools leave them, are left alone, which is what Pillow does.
+/// Bytes after the image, which cameras and broken tools leave, are ignored, as Pillow does.
 #[test]
-fn bytes_behind_the_picture_are_left_alone() {
+fn bytes_after_the_image_are_ignored() {
     for name in ["a.jpg", "b.JPEG", "c.jpg", "d.jpg", "more/h.jpg"] {
         let file = fixtures().join("folder").join(name);
         let (whole, expected) = (fs::read(&file).unwrap(), load(&file).unwrap());
@@ -292,7 +297,7 @@ fn bytes_behind_the_picture_are_left_alone() {
     }
 }
 
-/// Cut anywhere, no file of the folder is taken for a whole one.
+/// No file of the folder is accepted when it is cut short, wherever it is cut.
 #[test]
 fn truncated_images_are_refused() {
     for file in folder::list(&fixtures().join("folder")).unwrap() {
@@ -301,14 +306,14 @@ fn truncated_images_are_refused() {
             let cut = &whole[..whole.len() * tenths / 10];
             match decode(cut, &file) {
                 Ok(_) => panic!("{}: {tenths} tenths of it pass for the whole", file.display()),
-                Err(e) => says(e, &[file.file_name().unwrap().to_str().unwrap()]),
+                Err(e) => assert_message(e, &[file.file_name().unwrap().to_str().unwrap()]),
             }
         }
     }
 }
 
 #[test]
-fn a_folder_is_read_whole_in_the_order_of_its_names() {
+fn a_folder_is_read_completely_in_the_order_of_its_names() {
     let root = fixtures().join("folder");
     let names: Vec<String> = folder::list(&root)
         .unwrap()
@@ -324,10 +329,13 @@ fn a_folder_is_read_whole_in_the_order_of_its_names() {
     let dir = copy(&root);
     let half = fs::read(root.join("b.JPEG")).unwrap();
     fs::write(dir.path().join("b.JPEG"), &half[..half.len() / 2]).unwrap();
-    says(folder::load(dir.path(), [16, 24, 3]).unwrap_err(), &["b.JPEG: not a whole JPEG"]);
+    assert_message(folder::load(dir.path(), [16, 24, 3]).unwrap_err(), &["b.JPEG: not a whole JPEG"]);
     let empty = tempfile::tempdir().unwrap();
-    says(folder::list(empty.path()).unwrap_err(), &["expected .jpg, .jpeg or .png files, found none"]);
-    says(folder::list(&empty.path().join("no")).unwrap_err(), &["no: cannot read the folder"]);
+    assert_message(
+        folder::list(empty.path()).unwrap_err(),
+        &["expected .jpg, .jpeg or .png files, found none"],
+    );
+    assert_message(folder::list(&empty.path().join("no")).unwrap_err(), &["no: cannot read the folder"]);
 }
 
 const BATCH: usize = 4;
@@ -364,11 +372,11 @@ fn a_batch_is_a_function_of_its_step() {
 }
 
 #[test]
-fn an_epoch_shows_every_image_once_in_an_order_of_its_own() {
+fn an_epoch_has_every_image_once_in_its_own_order() {
     let set = Arc::new(Dataset::voc(&year(), "trainval").unwrap());
     let transform = Transform { image: [8, 8, 3], view: View::Squash };
     let mut loader = Loader::new(set.clone(), transform, BATCH, 3, 0).unwrap();
-    // Squashed, an image is the same whenever it comes: 6 steps of 4 are 4 epochs of 6.
+    // An image that is only resized is the same in every epoch: 6 steps of 4 are 4 epochs of 6.
     let images: Vec<Vec<u32>> = (0..6)
         .flat_map(|s| {
             let (images, _) = batch(&mut loader, &set, &transform, s);
@@ -387,7 +395,7 @@ fn an_epoch_shows_every_image_once_in_an_order_of_its_own() {
 }
 
 #[test]
-fn in_order_ends_with_what_is_left() {
+fn the_last_batch_in_order_has_the_remaining_images() {
     let set = Arc::new(Dataset::voc(&year(), "trainval").unwrap());
     let transform = Transform::eval([24, 24, 3]);
     let mut loader = Loader::in_order(set.clone(), transform, BATCH).unwrap();
@@ -407,7 +415,7 @@ fn in_order_ends_with_what_is_left() {
 }
 
 #[test]
-fn a_damaged_image_stops_the_loader_by_its_name() {
+fn a_damaged_image_stops_the_loader_with_its_name() {
     let dir = copy(&year());
     let path = dir.path().join("JPEGImages/000012.jpg");
     let whole = fs::read(&path).unwrap();
@@ -418,7 +426,7 @@ fn a_damaged_image_stops_the_loader_by_its_name() {
     let (mut images, mut targets) = (vec![0.0; 6 * transform.len()], vec![0.0; 6 * 20]);
     for _ in 0..2 {
         let e = loader.fill(0, &mut images, &mut targets).unwrap_err();
-        says(e, &["000012.jpg: not a whole JPEG"]);
+        assert_message(e, &["000012.jpg: not a whole JPEG"]);
     }
     drop(loader);
     fs::write(&path, whole).unwrap();

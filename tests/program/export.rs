@@ -1,8 +1,8 @@
-//! Students that leave: the same tensors in every format, the same logits in every program that opens them, and what a
-//! run, `export`, `eval` and `sample` make of it.
+//! Exported students: the same tensors in every format, the same logits in every program that opens them, and what `run`,
+//! `export`, `eval` and `sample` write and print.
 //!
-//! PyTorch and ONNX Runtime are asked where `DFKA_PYTHON`, the repository's `.venv` or `python3` has them; without, a test
-//! says on the terminal that it is skipped, and with `DFKA_REQUIRE_TORCH` or `DFKA_REQUIRE_ONNX` set it fails.
+//! PyTorch and ONNX Runtime run in the Python of `DFKA_PYTHON`, of the repository's `.venv`, or `python3`. Without the package a
+//! test prints that it is skipped; with `DFKA_REQUIRE_TORCH` or `DFKA_REQUIRE_ONNX` set it fails.
 
 use crate::common::{LEFT, Lab, images, load, root, skipped, teacher_tensors};
 use dfka_engine::autograd::Store;
@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Between our logits and anybody else's, both in f32.
+/// The largest allowed difference from another program's logits, both in f32.
 const MOST: f32 = 1e-4;
 
 /// Labels of each task, and the block that it leaves the trunk after.
@@ -38,7 +38,7 @@ fn folded(network: &ResNetSpec, labels: &[&str], seed: u64) -> (Store<f32>, ResN
     (store, net)
 }
 
-/// A student of random weights, as a run would leave it.
+/// A student with random weights, in the form in which a run stores it.
 fn student(network: Value, reduction: usize, tasks: Tasks, order: &[&str]) -> Tensors {
     let network: ResNetSpec = serde_json::from_value(network).unwrap();
     let (mut out, last) = (Tensors::new(), network.blocks());
@@ -60,7 +60,7 @@ fn student(network: Value, reduction: usize, tasks: Tasks, order: &[&str]) -> Te
         }
         let [w, b] = net.head.unwrap();
         let c = network.widths[last - 1];
-        // Logits of order one: a new head is made to say little.
+        // Scaled to logits of order one, because a new head starts with small weights.
         let louder = store.to_f32(w).iter().map(|v| 3.0 * v).collect();
         out.insert(format!("{prefix}fc.weight"), &[labels.len(), c], louder).unwrap();
         out.insert(format!("{prefix}fc.bias"), &[labels.len()], store.to_f32(b)).unwrap();
@@ -126,7 +126,7 @@ fn most_apart(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Same names, shapes and bits.
+/// Fails unless both have the same names, shapes and bits.
 fn assert_same(a: &Tensors, b: &Tensors, what: &str) {
     assert_eq!(
         a.iter().map(|t| t.0).collect::<Vec<_>>(),
@@ -209,7 +209,7 @@ fn a_teacher_goes_through_every_format() {
 
 /// PyTorch's logits of a student that is in the repository, from tests/fixtures/student_golden.py.
 #[test]
-fn a_student_says_what_pytorch_said() {
+fn a_stored_student_has_pytorchs_logits() {
     let fixture = |name: &str| root().join("tests/fixtures").join(name);
     let mut expected = Archive::open(fixture("student_golden_logits.npz")).unwrap();
     let (shape, pixels) = expected.bytes("images").unwrap();
@@ -225,7 +225,7 @@ fn a_student_says_what_pytorch_said() {
     }
 }
 
-/// The Python with the packages, or `None` after saying why not.
+/// The Python with the packages; `None`, with a line on the terminal, where there is none.
 fn asked(what: &str, folder: &Path) -> Option<Value> {
     let venv = root().join(".venv/bin/python");
     let python = std::env::var_os("DFKA_PYTHON").map(PathBuf::from).or(venv.exists().then_some(venv));
@@ -235,7 +235,8 @@ fn asked(what: &str, folder: &Path) -> Option<Value> {
     let why = match &out {
         Err(e) => format!("{}: {e}", python.display()),
         Ok(out) if out.status.success() => return Some(serde_json::from_slice(&out.stdout).unwrap()),
-        // 3: an import failed; 1 with numpy's absence, which the script needs before it can look for more.
+        // The script exits with 3 when an import fails, and Python with 1 when numpy is missing, which the script needs
+        // first.
         Ok(out) => {
             let text = String::from_utf8_lossy(&out.stderr).trim().to_string();
             let is_missing = out.status.code() == Some(3) || text.contains("No module named 'numpy'");
@@ -263,9 +264,9 @@ fn compare(what: &str, kinds: &[&str], cases: &[Case], found: &Value) {
     }
 }
 
-/// Every node's operands stand before it, and no name is given twice: what ONNX asks of a graph.
+/// ONNX requires that every node's operands are defined before it and that no name is defined twice.
 #[test]
-fn graphs_are_in_order() {
+fn onnx_graphs_are_well_formed() {
     let (_dir, cases) = laid_out();
     for (name, folder, _) in &cases {
         let bytes = std::fs::read(folder.join("student.onnx")).unwrap();
@@ -307,9 +308,9 @@ fn pytorch_gives_our_logits() {
     compare("PyTorch", &["npz", "safetensors"], &cases, &found);
 }
 
-/// What a run leaves, and what the commands make of it.
+/// The files of a run, and what the commands make of them.
 #[test]
-fn a_run_leaves_a_student_for_others() {
+fn a_run_writes_its_student_in_every_format() {
     let lab = Lab::new();
     let call = |args: &[&str]| {
         let out = lab.call(args);
@@ -352,10 +353,10 @@ fn a_run_leaves_a_student_for_others() {
     );
     assert!(lab.bytes("mine.onnx") == lab.bytes("out/student.onnx"));
 
-    // The run's own seed draws the images of its report; another, others; and fewer are the first of them.
+    // The run's own seed draws the images of its report, another seed draws others, and fewer images are the first ones.
     call(&["sample", "out", "--count", "16", "--out", "grid.png", "--device", "cpu"]);
     assert!(lab.bytes("grid.png") == lab.bytes("out/samples.png"), "not the images of the report");
-    // A student's file, of any kind, names the generator beside it.
+    // From a student's file in any format, the generator beside it is found.
     for student in ["student.safetensors", "student.onnx", "student.npz", "student-block3.npz"] {
         call(&["sample", &format!("out/{student}"), "--count", "16", "--out", "same.png", "--device", "cpu"]);
         assert!(lab.bytes("grid.png") == lab.bytes("same.png"), "{student}");
@@ -375,14 +376,14 @@ fn a_run_leaves_a_student_for_others() {
         let reader = png::Decoder::new(std::io::BufReader::new(png)).read_info().unwrap();
         (reader.info().width, reader.info().height)
     };
-    // Squares of twice 16 pixels, one apart: 8 by 2, 8 by 8 (the default), 3 by 2.
+    // Images of twice 16 pixels, one pixel apart: 8 by 2, 8 by 8 (the default), 3 by 2.
     let grid = |columns: u32, rows: u32| (columns * 33 - 1, rows * 33 - 1);
     assert_eq!(["grid.png", "other.png", "five.png"].map(size), [grid(8, 2), grid(8, 8), grid(3, 2)]);
 }
 
-/// Refusals: exit code, a line that names the file, and nothing written.
+/// A refusal has its exit code and a line that names the file, and writes nothing.
 #[test]
-fn what_cannot_be_exported_or_drawn_says_why() {
+fn what_cannot_be_exported_or_sampled_is_refused_with_the_reason() {
     let lab = Lab::new();
 
     let refused = |args: &[&str], code: i32, parts: &[&str]| {
@@ -402,13 +403,13 @@ fn what_cannot_be_exported_or_drawn_says_why() {
     refused(&["sample", "left.npz", "--count", "0"], 2, &["--count"]);
     assert!(!lab.path("a.onnx").exists() && !lab.path("grid.png").exists());
 
-    // Thresholds for other labels.
+    // Thresholds that belong to other labels.
     let mut t = load(&lab.path("left.npz"));
     t.meta.insert("thresholds".into(), json!([0.5]));
     weights::save(lab.path("left.npz"), &t).unwrap();
     refused(&["export", "left.npz", "--to", "a.onnx"], 4, &["left.npz", "expected 3 probabilities"]);
 
-    // A generator that claims to be large: refused by its shapes, before memory is asked for.
+    // A generator whose metadata claims a large network is refused by its shapes, before memory is allocated.
     let network = json!({
         "block": "basic", "image": [2048, 2048, 3], "widths": [8192, 8192], "depths": [1, 1],
         "stem": { "width": 8192, "kernel": 3, "stride": 1, "max_pool": false },
@@ -425,7 +426,7 @@ fn what_cannot_be_exported_or_drawn_says_why() {
     };
     claim(65_536, 0, 0);
     refused(&["sample", "g.npz"], 4, &["g.npz", "project.weight", "found [1]"]);
-    // Longer noise than a config may ask for; more labels of an image than there are, and none.
+    // Longer noise than a config allows; more labels per image than there are, and none.
     for (latent, conditions, max_labels) in [(1 << 40, 0, 0), (4, 2, 3), (4, 2, 0)] {
         claim(latent, conditions, max_labels);
         refused(&["sample", "g.npz"], 4, &["g.npz", "no generator is like this"]);

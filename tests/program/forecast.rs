@@ -1,4 +1,5 @@
-//! What `check` forecasts: for the paper's configuration without its weights, and held against a machine's memory.
+//! The forecasts of `check`: for the paper's configuration without its weights, and compared with the memory that a machine
+//! really allocates.
 
 use crate::common::{LEFT, Lab, network, skipped};
 use dfka_engine::autograd::Store;
@@ -33,14 +34,15 @@ fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
             "teacher A2: 10 labels, channels [256, 512, 1024, 2048]\n",
             "(the least that an H200 takes for these launches; nothing was timed)\n",
             "\nGPU memory ",
-            // torchvision's ResNet-101 with ten labels has 42.52 M; to block 3 27.5 M and twice block 4's 15.0 M.
+            // torchvision's ResNet-101 with ten labels has 42.52 M; the student has 27.5 M up to block 3 and block 4's 15.0 M
+            // twice.
             "\nparameters 85.04 M in the teachers, 58.52 M in the student\n",
             "conv2d backward, teachers",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
     }
-    // The same networks under the losses as printed.
+    // The same networks with the losses as the paper prints them.
     let published = voc().replace("voc.toml", "voc-published.toml");
     let text = String::from_utf8(lab.call(&["check", &published, "--card", "h200"]).stdout).unwrap();
     assert!(text.contains("\nparameters 85.04 M in the teachers, 58.52 M in the student\n"), "{text}");
@@ -102,9 +104,9 @@ fn json_has_every_part_and_op_of_every_stage() {
     assert!(number(f, "gpu_peak_bytes") < number(&f["card"], "memory_bytes"));
 }
 
-/// A file that is there rules; what the config says of it must agree.
+/// Where the file exists it determines the teacher, and the config must agree with it.
 #[test]
-fn a_stated_teacher_agrees_with_its_file_or_is_drawn_in_its_place() {
+fn a_teachers_description_must_agree_with_its_file_and_replaces_a_missing_one() {
     let lab = Lab::new();
     let mut spec = lab.spec(&[]);
     let labels = LEFT.map(String::from).to_vec();
@@ -137,14 +139,14 @@ fn a_stated_teacher_agrees_with_its_file_or_is_drawn_in_its_place() {
         store.to_f32(drawn.all[0].net.head.unwrap()[0])
     });
     assert!(a == b && a.iter().any(|v| *v != 0.0), "drawn from a fixed seed");
-    // Nor is the mean of drawn teachers one of files.
+    // Nor is the mean of random teachers the mean of stored ones.
     spec.student.init = dfka_engine::pipeline::spec::StudentInit::Mean;
     assert!(!forecast(&spec, None).unwrap().is_measured);
 }
 
-/// Stage after stage of the demo finds room on a machine: it holds what was forecast.
+/// Every stage of the demo allocates on a machine as much as was forecast.
 #[test]
-fn a_machine_holds_what_was_forecast() {
+fn a_machine_allocates_what_was_forecast() {
     if let Err(e) = Choice::Emu.machine(Elem::F32) {
         assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{e}");
         return skipped(&e.to_string());

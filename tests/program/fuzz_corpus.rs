@@ -1,5 +1,5 @@
-//! Every seed and every input that ever broke a reader, through the functions that the fuzz targets call: what a machine
-//! without a fuzzer can hold on to.
+//! Every seed, and every input that once broke a reader, through the functions that the fuzz targets call. This needs no
+//! fuzzer.
 
 #[path = "../../fuzz/src/readers/mod.rs"]
 mod readers;
@@ -20,7 +20,7 @@ fn inputs(folder: &Path) -> Vec<(String, Vec<u8>)> {
     paths.into_iter().map(|p| (p.display().to_string(), std::fs::read(&p).unwrap())).collect()
 }
 
-/// What became of an input; a panic says which one it was.
+/// What the reader made of an input; a panic names the input.
 fn outcome(target: &str, name: &str, bytes: &[u8]) -> Outcome {
     std::panic::catch_unwind(|| read(target, bytes)).unwrap_or_else(|_| panic!("{target} panics on {name}"))
 }
@@ -42,7 +42,7 @@ fn every_reader_has_seeds_that_it_accepts_and_seeds_that_it_refuses() {
 fn seeds_cut_short_or_with_a_byte_changed_panic_nowhere() {
     for reader in ALL {
         for (name, bytes) in inputs(&fuzz().join("seeds").join(reader.name)) {
-            // About fifty places of each: all of them would take minutes.
+            // About fifty places of each input: all of them would take minutes.
             for at in (0..bytes.len()).step_by(bytes.len() / 50 + 1) {
                 outcome(reader.name, &format!("the first {at} bytes of {name}"), &bytes[..at]);
                 let mut changed = bytes.clone();
@@ -54,7 +54,7 @@ fn seeds_cut_short_or_with_a_byte_changed_panic_nowhere() {
 }
 
 #[test]
-fn what_once_broke_a_reader_does_not_again() {
+fn inputs_that_once_broke_a_reader_no_longer_do() {
     for reader in ALL {
         for (name, bytes) in inputs(&fuzz().join("regressions").join(reader.name)) {
             outcome(reader.name, &name, &bytes);

@@ -1,6 +1,6 @@
-//! A run that is killed at any moment, and resumed, makes the same bits as one that never was.
+//! A run that is killed at any moment and resumed gives the same bits as one that was never killed.
 //!
-//! `DFKA_KILLS` is how often (`scripts/kill_test.sh 30`), `DFKA_KILL_SEED` where.
+//! `DFKA_KILLS` is the number of kills (`scripts/kill_test.sh 30`), `DFKA_KILL_SEED` draws the moments.
 
 use crate::common::Lab;
 use dfka_engine::device::philox::{Draws, below};
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// A checkpoint after every step, and two more students: half of the time goes into files.
+/// A checkpoint after every step, and two more students, so that half of the time goes into writing files.
 const SETS: [&str; 5] = [
     "checkpoint_seconds=0",
     "generator.steps=5",
@@ -24,7 +24,7 @@ const SETS: [&str; 5] = [
 ];
 
 fn start(lab: &Lab, out: &str) -> Child {
-    // Killed before its config was there: nothing has begun.
+    // Without its config in the folder, a run was killed before it began, and cannot be resumed.
     let resume = lab.path(out).join("resolved.toml").exists().then_some("--resume");
     let sets = SETS.iter().flat_map(|s| ["--set", s]);
     let args: Vec<&str> = ["run", "c.toml", "--out", out].into_iter().chain(sets).chain(resume).collect();
@@ -40,7 +40,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[derive(Clone, Copy, Debug)]
 enum Moment {
     Any,
-    /// A temporary file of a checkpoint is there.
+    /// While a temporary file of a checkpoint exists.
     Checkpoint,
     LastStage,
     Evaluation,
@@ -63,7 +63,7 @@ impl Moment {
     }
 }
 
-/// Kills `child` once `delay` is over and the moment has come; false if it was done before.
+/// Kills `child` once `delay` is over and the moment has come; false if it had ended before.
 fn kill(mut child: Child, delay: Duration, moment: Moment, out: &Path) -> bool {
     std::thread::sleep(delay);
     while !moment.has_come(out) {
@@ -76,14 +76,14 @@ fn kill(mut child: Child, delay: Duration, moment: Moment, out: &Path) -> bool {
     child.wait().unwrap().code().is_none()
 }
 
-/// Files that are the same whatever happened to the run, beside its students and its pictures.
+/// Files that must not depend on kills, besides the students and the sample images.
 const KEPT: [&str; 4] = ["resolved.toml", "generator.npz", "labels.json", "label_statistics.json"];
 
-/// Stage, step and losses, as they were told.
-type Told = Vec<(String, usize, String)>;
+/// Stage, step and losses of each line of the log.
+type LoggedSteps = Vec<(String, usize, String)>;
 
-/// What must be the same: files by name, the steps that were told, and the summary but for its times.
-fn result(lab: &Lab, out: &str) -> (BTreeMap<String, Vec<u8>>, Told, String) {
+/// What must be the same: files by name, the logged steps, and the summary without its times.
+fn result(lab: &Lab, out: &str) -> (BTreeMap<String, Vec<u8>>, LoggedSteps, String) {
     let folder = lab.path(out);
     let is_compared = |n: &String| n.contains("student") || n.contains("samples") || KEPT.contains(&&**n);
     let files = names(&folder).into_iter().filter(is_compared);
@@ -101,7 +101,7 @@ fn result(lab: &Lab, out: &str) -> (BTreeMap<String, Vec<u8>>, Told, String) {
 }
 
 #[test]
-fn killed_anywhere_and_resumed_it_makes_the_same_bits() {
+fn a_run_killed_anywhere_and_resumed_gives_the_same_bits() {
     let number = |name: &str, default: u64| {
         std::env::var(name).map_or(default, |v| v.parse().unwrap_or_else(|e| panic!("{name}={v}: {e}")))
     };
@@ -120,7 +120,7 @@ fn killed_anywhere_and_resumed_it_makes_the_same_bits() {
     for i in 0..kills {
         let (moment, out) = (MOMENTS[i as usize % MOMENTS.len()], format!("killed{i}"));
         let mut killed = 0;
-        // Now and then once more, soon after or late; a run that was done too early is none of the kills.
+        // One to three kills, soon after each other or late. A run that ended before it was killed does not count.
         let rounds = 1 + draws.next().unwrap() % 3;
         for round in 0..rounds.max(1) + 20 {
             if killed >= rounds {
@@ -149,12 +149,12 @@ fn killed_anywhere_and_resumed_it_makes_the_same_bits() {
         for (name, bytes) in &expected.0 {
             assert!(found.0[name] == *bytes, "{out}, killed {killed} times at {moment:?}: {name} differs");
         }
-        assert_eq!(found.1, expected.1, "{out}, {moment:?}: steps told");
+        assert_eq!(found.1, expected.1, "{out}, {moment:?}: logged steps");
         assert_eq!(found.2, expected.2, "{out}, {moment:?}");
         fs::remove_dir_all(lab.path(&out)).unwrap();
         done += 1;
     }
-    // For whoever runs the thirty: a test that passes prints nothing by itself.
+    // To the terminal, for scripts/kill_test.sh: the harness hides what a passing test prints.
     let line =
         format!("{done} of {kills} bit-identical (seed {seed}; {temporaries} kills met a half-written file)");
     writeln!(std::io::stderr(), "{line}").unwrap();

@@ -1,4 +1,5 @@
-//! What a person meets: files read and written, answers to wrong input, forecasts, reports, and a program that is killed.
+//! Tests of the program as its users see it: files read and written, error messages, forecasts, reports, and runs that are
+//! killed.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! What whole runs leave for people: pictures that cost the student nothing, the page, and TensorBoard's files with what
-//! `metrics.jsonl` says, once for every step, also after a kill.
+//! What whole runs write for people: sample images, which do not change the student, the page, and TensorBoard's files, which
+//! have the values of `metrics.jsonl` once per step, also after a kill.
 
 use crate::common::{Lab, skipped};
 use dfka_engine::autograd::Engine;
@@ -15,7 +15,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// By tag: every step's value, as `metrics.jsonl` has it last.
+/// By tag: the last value of every step in `metrics.jsonl`.
 fn expected(lab: &Lab, out: &str) -> BTreeMap<String, BTreeMap<i64, f32>> {
     let mut all: BTreeMap<String, BTreeMap<i64, f32>> = BTreeMap::new();
     let text = String::from_utf8(lab.bytes(&format!("{out}/metrics.jsonl"))).unwrap();
@@ -45,7 +45,7 @@ fn check(lab: &Lab, out: &str, logged: &Logged) {
     assert!(logged.texts["config"].contains("    [generator]\n"));
 }
 
-/// What TensorBoard itself makes of the files; nothing where there is no Python with it.
+/// What TensorBoard itself reads from the files; `None` without a Python that has it.
 fn by_tensorboard(folder: &Path) -> Option<Value> {
     const SCRIPT: &str = "import json, sys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -74,7 +74,7 @@ print(json.dumps({
     Some(serde_json::from_slice(&out.stdout).unwrap())
 }
 
-/// Every tensor of stage one's end, bit by bit.
+/// The bits of every tensor at the end of stage one.
 fn trained(lab: &Lab, out: &str, is_watched: bool) -> Vec<(String, Vec<u32>)> {
     let spec = lab.spec(&["generator.steps=12"]);
     let out = lab.path(out);
@@ -97,9 +97,9 @@ fn trained(lab: &Lab, out: &str, is_watched: bool) -> Vec<(String, Vec<u32>)> {
     engine.store.ids().map(|id| (engine.store.name(id).to_owned(), bits(id))).collect()
 }
 
-/// Weights, moments, batch-norm estimates and the bank that stage two draws from: the same whether anybody looks or not.
+/// Weights, Adam's moments, running estimates and the bank that stage two draws from are the same with and without snapshots.
 #[test]
-fn looking_at_the_generator_changes_no_bit() {
+fn snapshots_of_the_generator_change_no_bit() {
     let lab = Lab::new();
     let (watched, alone) = (trained(&lab, "watched", true), trained(&lab, "alone", false));
     assert!(watched.iter().any(|(name, _)| name.contains("running_mean")));
@@ -113,7 +113,7 @@ fn looking_at_the_generator_changes_no_bit() {
 }
 
 #[test]
-fn label_statistics_count_what_was_asked_for_and_what_is_seen() {
+fn label_statistics_count_conditions_and_predictions() {
     let lab = Lab::new();
     let s = lab.run("out", &[]).unwrap();
     let stats = s.label_statistics.clone().unwrap();
@@ -121,7 +121,7 @@ fn label_statistics_count_what_was_asked_for_and_what_is_seen() {
     let names: Vec<&str> = stats.labels.iter().map(|l| l.label.as_str()).collect();
     assert_eq!(names, [&crate::common::LEFT[..], &crate::common::RIGHT].concat());
     assert_eq!((stats.images, stats.labels[3].teacher.as_str()), (8, "right"));
-    // One to three labels are asked for in an image.
+    // Each image is conditioned on one to three labels.
     let drawn: usize = stats.labels.iter().map(|l| l.drawn.unwrap()).sum();
     assert!((stats.images..=3 * stats.images).contains(&drawn), "{stats:?}");
     assert!(stats.labels.iter().all(|l| l.shown <= l.predicted.min(l.drawn.unwrap())), "{stats:?}");
@@ -140,7 +140,7 @@ fn a_killed_and_resumed_run_logs_every_step_once() {
         ["run", "c.toml", "--out", "out", "--set", "generator.steps=10", "--set", "checkpoint_seconds=0"];
     let mut child = lab.program(&args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut err = BufReader::new(child.stderr.take().unwrap());
-    // The first line names the device, then each tells of a step; killed after the eighth step.
+    // The first line names the device, each further line a step; the run is killed after the eighth step.
     (0..9).for_each(|_| assert!(err.read_line(&mut String::new()).unwrap() > 0));
     child.kill().unwrap(); // SIGKILL
     child.wait().unwrap();
@@ -149,7 +149,7 @@ fn a_killed_and_resumed_run_logs_every_step_once() {
 
     let folder = lab.path("out").join(TENSORBOARD);
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
-    // The same values, pictures and counts as without the kill.
+    // The same values, images and counts as without the kill.
     check(&lab, "out", &read(&folder).unwrap());
     run(&lab, "whole", &["--set", "generator.steps=10"]);
     assert_eq!(expected(&lab, "out"), expected(&lab, "whole"));
@@ -162,7 +162,7 @@ fn a_killed_and_resumed_run_logs_every_step_once() {
     let page = String::from_utf8(lab.bytes("out/report.html")).unwrap();
     assert!(page.contains("resumed (1)") && page.contains("The run was resumed 1 time;"), "{page}");
 
-    // Forced to begin anew, a run leaves nothing of the old one.
+    // With --force a run begins anew and removes everything of the old one.
     run(&lab, "out", &["--force"]);
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }
@@ -223,7 +223,7 @@ fn the_report_command_shows_what_a_folder_holds() {
         assert!(wrong.status.code() == Some(4) && text.contains(why), "{folder}: {text}");
     }
 
-    // A run that fails leaves a page that says why.
+    // A run that fails writes a page with the reason.
     let failed =
         lab.call(&["run", "c.toml", "--out", "failed", "--quiet", "--set", "loss.least_diversity=2"]);
     assert_eq!(failed.status.code(), Some(7));

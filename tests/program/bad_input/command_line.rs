@@ -1,4 +1,4 @@
-//! What is typed: unknown words, contradictions, and output folders that cannot be used.
+//! The command line: unknown words, contradictions, and output folders that cannot be used.
 
 use super::{Case, Lab, nothing, put};
 
@@ -25,7 +25,7 @@ fn folder(lab: &Lab, name: &str) {
     std::fs::create_dir_all(lab.path(name)).unwrap();
 }
 
-#[rustfmt::skip] // a case, a line
+#[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
     case("a command with a slip", "ruin c.toml", &["unrecognized subcommand 'ruin'", "run"]),
     case("a run of nothing", "run", &["<CONFIG>"]),

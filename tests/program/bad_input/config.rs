@@ -1,4 +1,4 @@
-//! Config files: types, ranges, unknown keys, contradictions, and files that are no config at all.
+//! Config files: types, ranges, unknown keys, contradictions, and files that are not configs.
 
 use super::{Case, edit, nothing, put};
 
@@ -6,12 +6,12 @@ const fn case(what: &'static str, spoil: fn(&super::Lab), words: &'static [&'sta
     Case { what, spoil, args: "* c.toml", code: 3, words }
 }
 
-/// The same with arguments of its own.
+/// A case with its own arguments.
 const fn set(what: &'static str, args: &'static str, words: &'static [&'static str]) -> Case {
     Case { what, spoil: nothing, args, code: 3, words }
 }
 
-#[rustfmt::skip] // a case, a line
+#[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
     // Keys.
     case("a key with a slip", |l| edit(l, "latent", "latnet"), &["c.toml:9: unknown key `latnet`; did you mean `latent`?"]),
@@ -113,7 +113,7 @@ const fn experiment(what: &'static str, spoil: fn(&super::Lab), words: &'static 
     Case { what, spoil, args: "experiment e.toml --scale demo --device cpu", code: 3, words }
 }
 
-/// One that would run.
+/// A config that would run.
 const EXPERIMENT: &str = r#"title = "t"
 source = "s"
 seeds = [0]

@@ -12,7 +12,7 @@ const fn case(what: &'static str, spoil: fn(&Lab), words: &'static [&'static str
 
 const ALL: [&str; 7] = ["bus", "car", "dog", "cat", "table", "sofa", "tree"];
 
-/// Three images with targets of this shape, each of them `target`, and these labels.
+/// Writes three images whose targets have this shape and are all `target`, with these labels.
 fn write_set(lab: &Lab, shape: &[usize], target: u8, labels: serde_json::Value) {
     let set = images(3, [16, 16, 1], 1);
     let targets = vec![target; shape.iter().product()];
@@ -25,7 +25,7 @@ fn write_set(lab: &Lab, shape: &[usize], target: u8, labels: serde_json::Value) 
     npz::write(lab.path("evaluation.npz"), &arrays, &meta, CompressionMethod::Stored).unwrap();
 }
 
-#[rustfmt::skip] // a case, a line
+#[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
     case("no evaluation set", |l| std::fs::remove_file(l.path("evaluation.npz")).unwrap(), &["evaluation.npz: cannot open"]),
     case("an evaluation set of no bytes", |l| put(l, "evaluation.npz", ""), &["evaluation.npz: expected an npz file"]),

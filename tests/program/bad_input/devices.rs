@@ -1,4 +1,4 @@
-//! Devices that are not there. No machine has a thousand of them; what is said of a driver depends on the machine.
+//! Devices that do not exist. No machine has a thousand GPUs; the words about the driver depend on the machine.
 
 use super::{Case, nothing};
 
@@ -6,7 +6,7 @@ const fn case(what: &'static str, args: &'static str, words: &'static [&'static 
     Case { what, spoil: nothing, args, code: 5, words }
 }
 
-#[rustfmt::skip] // a case, a line
+#[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
     case("a card that is not there", "* c.toml --device cuda:1000", &["cuda:1000", "or use --device cpu"]),
     case("a card that is not there for eval", "eval left.npz evaluation.npz --device cuda:1000", &["cuda:1000", "or use --device cpu"]),

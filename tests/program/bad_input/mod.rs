@@ -1,5 +1,5 @@
-//! What the program answers when it is asked for something wrong: a table of cases, each with its exit code and the words
-//! that a person needs. `bad_weights.rs` and the readers' own tests go further into single formats.
+//! What the program answers to wrong input: a table of cases, each with its exit code and the words that the message must have.
+//! `bad_weights.rs` and the readers' own tests have more cases of single formats.
 
 mod command_line;
 mod config;
@@ -12,15 +12,15 @@ use crate::common::Lab;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Something wrong. Blanks separate the arguments, `~` stands for one inside a word, and `*` for both `run` and
-/// `check`.
+/// One kind of wrong input.
 pub struct Case {
     pub what: &'static str,
-    /// Spoils a folder in which `check c.toml` and `run c.toml` would succeed.
+    /// Makes the input wrong, in a folder in which `check c.toml` and `run c.toml` would succeed.
     pub spoil: fn(&Lab),
+    /// Blanks separate the arguments, `~` is a blank inside one, and `*` means both `run` and `check`.
     pub args: &'static str,
     pub code: i32,
-    /// All of them stand in the message.
+    /// The message contains all of them.
     pub words: &'static [&'static str],
 }
 
@@ -33,7 +33,7 @@ const TABLES: [(&str, &[Case]); 6] = [
     ("running", running::CASES),
 ];
 
-/// Nothing: the arguments alone are wrong.
+/// Changes nothing: the arguments alone are wrong.
 pub fn nothing(_: &Lab) {}
 
 /// Writes a file of the folder.
@@ -48,11 +48,11 @@ pub fn edit(lab: &Lab, from: &str, to: &str) {
     put(lab, "c.toml", text.replacen(from, to, 1));
 }
 
-/// What `check` may take, whatever is wrong.
+/// The longest time that `check` may take.
 const LIMIT: Duration = Duration::from_secs(2);
 
 impl Case {
-    /// Every complaint about how the program answers; none if it answers well.
+    /// What is wrong with the program's answer; empty if nothing is.
     fn complaints(&self) -> Vec<String> {
         let commands: &[&str] = if self.args.starts_with('*') { &["run", "check"] } else { &[""] };
         commands.iter().flat_map(|command| self.complaints_about(command)).collect()
@@ -71,7 +71,7 @@ impl Case {
         if out.status.code() != Some(self.code) {
             wrong.push(format!("expected exit code {}, found {:?}", self.code, out.status.code()));
         }
-        // clap explains usage in several lines; everything else takes one.
+        // clap explains usage in several lines; every other message has one.
         if !text.starts_with("error: ") || (self.code != 2 && text.lines().count() != 1) {
             wrong.push("expected one line that begins with `error: `".into());
         }
@@ -90,7 +90,7 @@ impl Case {
     }
 }
 
-/// Calls the program; where it was slow, because the machine was busy perhaps, the fastest of three calls.
+/// Calls the program; if that was slow, perhaps because the machine was busy, takes the fastest of three calls.
 fn timed(lab: &Lab, args: &[&str]) -> (Output, Duration) {
     let call = || {
         let begun = Instant::now();
@@ -107,7 +107,7 @@ fn timed(lab: &Lab, args: &[&str]) -> (Output, Duration) {
     best
 }
 
-fn hold(area: &str) {
+fn check_table(area: &str) {
     let (_, cases) = TABLES.iter().find(|(name, _)| *name == area).expect("a table of that name");
     let wrong: Vec<String> = cases.iter().flat_map(Case::complaints).collect();
     assert!(wrong.is_empty(), "{} of {} {area} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
@@ -116,35 +116,35 @@ fn hold(area: &str) {
 
 #[test]
 fn configs() {
-    hold("config");
+    check_table("config");
 }
 
 #[test]
 fn weights_files() {
-    hold("weights");
+    check_table("weights");
 }
 
 #[test]
 fn data_files() {
-    hold("data");
+    check_table("data");
 }
 
 #[test]
 fn command_lines() {
-    hold("command line");
+    check_table("command line");
 }
 
 #[test]
 fn absent_devices() {
-    hold("devices");
+    check_table("devices");
 }
 
 #[test]
 fn runs_that_fail() {
-    hold("running");
+    check_table("running");
 }
 
-/// The cases are worth what their beginning is worth.
+/// The cases prove something only if the folder is right before it is changed.
 #[test]
 fn the_unspoilt_folder_is_accepted() {
     let out = Lab::new().call(&["check", "c.toml", "--device", "cpu"]);
@@ -152,18 +152,18 @@ fn the_unspoilt_folder_is_accepted() {
 }
 
 #[test]
-fn there_are_many_cases_and_none_stands_twice() {
+fn there_are_many_cases_and_none_is_listed_twice() {
     let mut seen = std::collections::BTreeSet::new();
     for case in TABLES.iter().flat_map(|(_, cases)| cases.iter()) {
-        assert!(seen.insert(case.what), "{} stands twice", case.what);
-        assert!(!case.words.is_empty(), "{}: no word is asked for", case.what);
+        assert!(seen.insert(case.what), "{} is listed twice", case.what);
+        assert!(!case.words.is_empty(), "{}: no expected word", case.what);
     }
     assert!(seen.len() >= 100, "{} cases", seen.len());
     println!("{} cases", seen.len());
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_are_not_errors() {
     let lab = Lab::new();
     for args in [&["--help"][..], &["--version"], &["run", "--help"]] {
         assert_eq!(lab.call(args).status.code(), Some(0), "{args:?}");
@@ -171,7 +171,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn doctor_speaks_and_bears_a_closed_pipe() {
+fn doctor_reports_and_survives_a_closed_pipe() {
     let lab = Lab::new();
     let out = lab.call(&["doctor"]);
     assert!(out.status.success() && String::from_utf8(out.stdout).unwrap().contains("libcuda"));

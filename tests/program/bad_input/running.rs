@@ -1,10 +1,10 @@
-//! What shows only once a run has begun.
+//! Faults that appear only after a run has begun.
 
 use super::{Case, Lab, edit, nothing, put};
 use crate::common::{load, mapped};
 use dfka_engine::weights::npz;
 
-/// Finite weights whose sums are not.
+/// Finite weights whose sums are not finite.
 fn immense(lab: &Lab) {
     let changed = mapped(&load(&lab.path("right.npz")), |name, shape, v| {
         Some((shape.to_vec(), if name == "fc.weight" { vec![3e38; v.len()] } else { v.to_vec() }))
@@ -12,13 +12,13 @@ fn immense(lab: &Lab) {
     npz::save(lab.path("right.npz"), &changed).unwrap();
 }
 
-/// A run that is over.
+/// A run that has ended.
 fn begun(lab: &Lab) {
     let out = lab.call(&["run", "c.toml", "--out", "out", "--quiet", "--device", "cpu"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
-#[rustfmt::skip] // a case, a line
+#[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
     Case { what: "a generator that collapsed", spoil: |l| edit(l, "least_diversity = 0", "least_diversity = 2"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed: diversity of its images", "at least 2 expected", "--resume --set loss.least_diversity=0"] },
     Case { what: "a generator that knows one label", spoil: |l| edit(l, "least_entropy = 0", "least_entropy = 1"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed", "label entropy", "at least 1 expected"] },

@@ -1,4 +1,4 @@
-//! Weights files. Single damaged tensors are `bad_weights.rs`'s matter.
+//! Weights files. `bad_weights.rs` has the cases of single damaged tensors.
 
 use super::{Case, Lab, edit, nothing, put};
 use crate::common::{RIGHT, load, mapped, network, teacher_tensors};
@@ -40,13 +40,13 @@ fn bomb() -> Vec<u8> {
     let zeros = vec![0u8; 1 << 20];
     (0..8).for_each(|_| zip.write_all(&zeros).unwrap());
     let mut bytes = zip.finish().unwrap().into_inner();
-    // The directory's claim of the inflated size, which stands in its last entry's 24th byte.
+    // The inflated size that the directory claims: byte 24 of its last entry.
     let entry = bytes.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap();
     bytes[entry + 24..entry + 28].copy_from_slice(&u32::MAX.to_le_bytes());
     bytes
 }
 
-#[rustfmt::skip] // a case, a line
+#[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
     case("a teacher that is not there", |l| std::fs::remove_file(l.path("right.npz")).unwrap(), &["right.npz: cannot open", "No such file"]),
     case("a teacher that is a folder", |l| { std::fs::remove_file(l.path("right.npz")).unwrap(); std::fs::create_dir(l.path("right.npz")).unwrap() }, &["right.npz", "directory"]),
