@@ -35,7 +35,8 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static=dfka_emu");
     println!("cargo:rustc-link-lib=dylib=stdc++");
-    // rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing: name the runtimes.
+    // rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing: name the runtimes. As link arguments
+    // and not as libraries, because another library would make rustc drop its incremental results.
     for sanitizer in sanitizers {
         let library = match sanitizer {
             "address" => "asan",
@@ -43,7 +44,7 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
             "undefined" => "ubsan",
             other => panic!("DFKA_EMU_SANITIZE: expected address, undefined or thread, found {other}"),
         };
-        println!("cargo:rustc-link-lib=dylib={library}");
+        println!("cargo:rustc-link-arg=-l{library}");
     }
     true
 }

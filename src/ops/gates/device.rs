@@ -20,6 +20,16 @@ fn cuda_index() -> Option<usize> {
     Some(if index.is_empty() { 0 } else { index.parse().expect("DFKA_TEST_DEVICE=cuda:N") })
 }
 
+/// The orders to test: all, or those that `DFKA_TEST_ORDERS=0,3` names, where each is slow (under a sanitizer).
+fn orders() -> Vec<i32> {
+    let Ok(list) = std::env::var("DFKA_TEST_ORDERS") else { return ORDERS.into() };
+    let number = |n: &str| ORDERS.into_iter().find(|o| o.to_string() == n.trim());
+    let orders: Option<Vec<i32>> = list.split(',').map(number).collect();
+    orders.unwrap_or_else(|| {
+        panic!("DFKA_TEST_ORDERS={list}: expected some of {ORDERS:?}, with commas between")
+    })
+}
+
 /// The machines to test on: one an order of the emulator's, or the GPU that was asked for, twice.
 fn machines(maps: Elem) -> Vec<Machine> {
     if let Some(index) = cuda_index() {
@@ -33,7 +43,7 @@ fn machines(maps: Elem) -> Vec<Machine> {
             None
         }
     };
-    ORDERS.iter().filter_map(open).collect()
+    orders().iter().filter_map(open).collect()
 }
 
 /// Whether operand `i` is a tensor of the store, which a device keeps in f32 whatever its shape.
