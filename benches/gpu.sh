@@ -4,13 +4,13 @@
 #
 #   benches/gpu.sh pack         where there are Rust, g++ and NVRTC: builds and collects all of it in target/gpu
 #   benches/gpu.sh run [OUT]    on the machine with the GPU: needs target/gpu, glibc 2.34 and a driver, but no Rust.
-#                               Is it right, is it fast: gates, machines, parity, steps, PyTorch
+#                               Is it right, is it fast: op checks, machines, parity, steps, PyTorch
 #   benches/gpu.sh run2 [OUT]   why, and what else: sanitizers, kernels, lab, whole runs
 #   benches/gpu.sh run3 [OUT]   steps again, and those of PyTorch's variants that no call has measured yet
 #
 # They write raw results to OUT (default benches/runs/<date>-<device>), and a table last; a call adds to what others left
 # there. A part that fails or takes too long does not stop the others, and none starts once a call has taken TOTAL seconds
-# (530). The exit code is 0 if the gates, the whole runs and the parity passed. DRY=1, or no GPU, runs the same on the
+# (530). The exit code is 0 if the op checks, the whole runs and the parity passed. DRY=1, or no GPU, runs the same on the
 # emulator, cut to what it can do in moments. PYTHON names an interpreter with torch (python3).
 #
 # target/gpu.tar.gz is target/gpu in one file; unpacked anywhere it works alone: ./gpu.sh run OUT.
@@ -18,7 +18,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [[ -x $here/bin/gates ]]; then
+if [[ -x $here/bin/op_checks ]]; then
   root=$here pack=$here
 else
   root=$(dirname "$here")
@@ -38,15 +38,14 @@ pack() {
   log=$(mktemp)
   local lab=()
   if [[ -f benches/lab.rs ]]; then lab=(--bench lab); fi
-  cargo test --release --no-run --lib --bins --test machines --test kernels --bench kernels --bench step \
+  cargo test --release --no-run --lib --bins --test engine --bench kernels --bench step \
     ${lab[@]+"${lab[@]}"} 2>&1 | tee "$log" >&2
-  # Cargo ends with lines such as `Executable tests/machines.rs (target/release/deps/machines-0123)`.
+  # Cargo ends with lines such as `Executable tests/engine/main.rs (target/release/deps/engine-0123)`.
   built() { sed -n "s|^ *Executable .*$1 (\(.*\))\$|\1|p" "$log"; }
   rm -rf "$pack"
   mkdir -p "$pack/bin" "$pack/configs" "$pack/weights"
-  cp "$(built src/lib.rs)" "$pack/bin/gates"
-  cp "$(built tests/machines.rs)" "$pack/bin/machines"
-  cp "$(built tests/kernels.rs)" "$pack/bin/compiled"
+  cp "$(built src/lib.rs)" "$pack/bin/op_checks"
+  cp "$(built tests/engine/main.rs)" "$pack/bin/engine"
   cp "$(built benches/kernels.rs)" "$pack/bin/kernels"
   cp "$(built benches/step.rs)" "$pack/bin/step"
   if [[ -n ${lab[*]-} ]]; then cp "$(built benches/lab.rs)" "$pack/bin/lab"; fi
@@ -123,26 +122,27 @@ tests() {
        END { printf "%d passed, %d failed%s", ok, bad, first ? ", first " first : "" }' "$log"
 }
 
-# apart PROGRAM FILTER...: after a run of PROGRAM whose output is in $log, every test that did not pass, each in a process of
-# its own that waits for every launch. One bad address ends a process's CUDA, and with it every test that comes after.
-apart() {
-  local program=$1 before=$log t ran=0 alone=0 failed=() mma=0 end=$((SECONDS + ${APART:-90}))
-  shift
+# one_by_one NAME PROGRAM FILTER...: after a run of PROGRAM whose output is in $log, runs every test that did not pass in a
+# process of its own that waits for every launch. After one bad address CUDA refuses all further work in a process, so that
+# every later test fails as well.
+one_by_one() {
+  local name=$1 program=$2 before=$log t ran=0 alone=0 failed=() mma=0 end=$((SECONDS + ${APART:-90}))
+  shift 2
   comm -23 <("$pack/bin/$program" "$@" --list 2>/dev/null | sed -n 's/: test$//p' | sort) \
-    <(sed -n 's/^test \(.*\) \.\.\. ok$/\1/p' "$before" | sort) >"$work/$program.todo"
+    <(sed -n 's/^test \(.*\) \.\.\. ok$/\1/p' "$before" | sort) >"$work/$name.todo"
   while read -r t; do
     if ((SECONDS >= end)) || (($(left) < 15)); then break; fi
     ran=$((ran + 1))
-    part "$program.txt" "$program-alone" 12 env DFKA_SYNC=1 "$pack/bin/$program" --exact "$t"
+    part "$name.txt" "$name-alone" 12 env DFKA_SYNC=1 "$pack/bin/$program" --exact "$t"
     if passed; then
       alone=$((alone + 1))
       continue
     fi
     failed+=("$t")
-    part "$program.txt" "$program-mma" 12 env DFKA_SYNC=1 DFKA_TENSOR_CORES=mma "$pack/bin/$program" --exact "$t"
+    part "$name.txt" "$name-mma" 12 env DFKA_SYNC=1 DFKA_TENSOR_CORES=mma "$pack/bin/$program" --exact "$t"
     if passed; then mma=$((mma + 1)); fi
-  done <"$work/$program.todo"
-  row "alone" "$([[ ${#failed[@]} == 0 ]] && echo passed || echo FAILED)" 0 "of $(wc -l <"$work/$program.todo") that did not pass $ran \
+  done <"$work/$name.todo"
+  row "alone" "$([[ ${#failed[@]} == 0 ]] && echo passed || echo FAILED)" 0 "of $(wc -l <"$work/$name.todo") that did not pass $ran \
 ran alone: $alone passed, ${#failed[@]} failed ($mma of them pass without wgmma)${failed[*]:+: ${failed[*]}}"
 }
 
@@ -158,7 +158,7 @@ sanitise() {
     return
   fi
   # One thread: the tool serialises launches anyway, and reports stay in order.
-  part sanitizers.txt "$tool" "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 "$pack/bin/gates" ops:: --test-threads=1
+  part sanitizers.txt "$tool" "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 "$pack/bin/op_checks" ops:: --test-threads=1
   summary=$(sed -n 's/^=* *\(.*SUMMARY.*\)/\1/p' "$log" | tail -1)
   # One that was cut has no summary, but what it found so far.
   row "$tool" "$result" "$seconds" "$(tests); ${summary:-no summary; findings: $(grep -cE '^=+ (Invalid|Error|.*hazard)' "$log" || true)}"
@@ -253,10 +253,10 @@ bars() {
 
 # run CALL [OUT]
 run() {
-  [[ -x $pack/bin/gates ]] || fail "no $pack: run 'benches/gpu.sh pack' where there is Rust, and bring the folder"
+  [[ -x $pack/bin/op_checks ]] || fail "no $pack: run 'benches/gpu.sh pack' where there is Rust, and bring the folder"
   local call=$1 missing begin
   begin=$(date +%s)
-  missing=$(ldd "$pack/bin/gates" 2>&1 | grep 'not found' || true)
+  missing=$(ldd "$pack/bin/op_checks" 2>&1 | grep 'not found' || true)
   [[ -z $missing ]] || fail "the programs do not start here: $missing"
 
   revision=$(head -1 "$pack/REVISION") python=${PYTHON:-python3}
@@ -277,13 +277,13 @@ run() {
   mkdir -p "$out"
   out=$(cd "$out" && pwd)
   if [[ $call == run ]]; then
-    rm -f "$out"/{README.md,{gates,machines,sanitizers,kernels,lab,demo,parity,step,torch}.txt,kernels.json}
+    rm -f "$out"/{README.md,{op_checks,machines,sanitizers,kernels,lab,demo,parity,step,torch}.txt,kernels.json}
     rm -f "$out"/{step,torch,parity-}*.json
   fi
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
 
-  gates_passed=1 machines_passed=1 parity_passed=1
+  op_checks_passed=1 machines_passed=1 parity_passed=1
   {
     [[ -s $out/README.md ]] && echo
     echo "# $(date +%F), $device${call#run}"
@@ -320,30 +320,30 @@ run() {
     done
   } | tee -a "$out/README.md"
   echo "raw results in $out"
-  [[ $gates_passed == 1 && $machines_passed == 1 && $parity_passed == 1 ]] || exit 1
+  [[ $op_checks_passed == 1 && $machines_passed == 1 && $parity_passed == 1 ]] || exit 1
 }
 
 # ---- the calls -------------------------------------------------------------------------------------------------------
 
 call_run() {
-  part gates.txt compiled 15 "$pack/bin/compiled"
+  part op_checks.txt compiled 15 "$pack/bin/engine" kernels::
   row compiled "$result" "$seconds" "$(tests)"
 
-  part gates.txt gates 105 "$pack/bin/gates" ops::
-  row gates "$result" "$seconds" "$(tests)"
+  part op_checks.txt op_checks 105 "$pack/bin/op_checks" ops::
+  row op_checks "$result" "$seconds" "$(tests)"
   passed || {
-    gates_passed=0
-    apart gates ops::
+    op_checks_passed=0
+    one_by_one op_checks op_checks ops::
   }
 
   # The emulator takes half a minute for all three: a dry run takes one.
-  local machines=()
-  if [[ -n $dry ]]; then machines=(a_run_moves); fi
-  part machines.txt machines 50 "$pack/bin/machines" ${machines[@]+"${machines[@]}"}
+  local machines=machines::
+  if [[ -n $dry ]]; then machines=machines::a_run_moves; fi
+  part machines.txt machines 50 "$pack/bin/engine" "$machines"
   row machines "$result" "$seconds" "$(tests)"
   passed || {
     machines_passed=0
-    apart machines ${machines[@]+"${machines[@]}"}
+    one_by_one machines engine "$machines"
   }
 
   torch_there

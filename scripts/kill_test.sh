@@ -3,4 +3,4 @@
 # that was not killed: scripts/kill_test.sh [N [SEED]], by default 30 times with seed 1.
 set -eu
 cd "$(dirname "$0")/.."
-DFKA_KILLS=${1:-30} DFKA_KILL_SEED=${2:-1} cargo test --test kill
+DFKA_KILLS=${1:-30} DFKA_KILL_SEED=${2:-1} cargo test --test program kill::

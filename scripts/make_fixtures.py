@@ -3,7 +3,7 @@
 
     python3 scripts/make_fixtures.py            # with numpy 2.4 and pillow 13; other versions may encode other bytes
 
-Pixels come from fixed seeds. The images of one label share a tint, so that a network can learn the label. tests/data.rs
+Pixels come from fixed seeds. The images of one label share a tint, so that a network can learn the label. tests/program/data.rs
 checks the contents of the files, and makes broken files from copies of them.
 """
 import json

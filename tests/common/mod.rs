@@ -1,4 +1,4 @@
-//! A laboratory for whole runs: teachers of a few thousand parameters, image sets, and a config of a few steps.
+//! What whole runs need in tests: teachers of a few thousand parameters, image sets, and a config of a few steps.
 
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -17,8 +17,8 @@ use dfka_engine::weights::{self, Tensors, npz};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// The repository, or what `DFKA_TEST_ROOT` names: a folder with its `configs` and `weights`, where the tests were built on
-/// another machine (`benches/gpu.sh`).
+/// The repository; or, where the tests were built on another machine (`benches/gpu.sh`), the folder with its `configs` and
+/// `weights` that `DFKA_TEST_ROOT` names.
 pub fn root() -> PathBuf {
     std::env::var_os("DFKA_TEST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
@@ -34,7 +34,8 @@ pub fn network() -> ResNetSpec {
     ResNetSpec::new(BlockKind::Basic, [16, 16, 1], stem, vec![4, 8, 8, 16], vec![1; 4])
 }
 
-/// A teacher's tensors under torchvision's names: random, with batch norms that have seen something.
+/// A teacher's tensors under torchvision's names: random weights, and batch norms whose running estimates
+/// are not those of a fresh one.
 pub fn teacher_tensors(network: &ResNetSpec, labels: &[&str], seed: u64) -> Tensors {
     let mut store = Store::<f32>::default();
     let (blocks, head) = (1..=network.blocks(), Some(labels.len()));
@@ -181,7 +182,8 @@ pub fn mapped(t: &Tensors, f: impl Fn(&str, &[usize], &[f32]) -> Option<(Vec<usi
     out
 }
 
-/// Says on the terminal that a test did not run: what `eprintln!` says in a test that passes never gets there.
+/// Prints to the terminal that a test did not run. `eprintln!` would not do: the test harness hides what it prints in a test
+/// that passes.
 #[allow(clippy::explicit_write)]
 pub fn skipped(why: &str) {
     use std::io::Write;

@@ -1,4 +1,4 @@
-//! Every reader of a user-supplied file, as a function of bytes. The fuzz targets and `tests/fuzz_corpus.rs`
+//! Every reader of a user-supplied file, as a function of bytes. The fuzz targets and `tests/program/fuzz_corpus.rs`
 //! call the same functions.
 //!
 //! Each function checks more than "no panic". If a reader refuses an input, the error must have the right

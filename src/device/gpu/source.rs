@@ -136,7 +136,7 @@ fn pointers(code: &str, name: &str) -> Result<usize, String> {
 }
 
 /// The text with comments blanked out, lines kept.
-fn without_comments(source: &str) -> String {
+pub fn without_comments(source: &str) -> String {
     source.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 

@@ -1,0 +1,143 @@
+//! Kernels for the CPU: every source through a C++ compiler, and the runtime that gives each CUDA thread a fiber. An object
+//! stays in OUT_DIR under the fingerprint of what it was made from, so that only sources that changed are compiled.
+
+use crate::parallel;
+use crate::sources::{Module, Sources, read, required, write};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// One file to compile.
+struct Unit {
+    stem: String,
+    path: PathBuf,
+    /// What its object depends on, besides the headers and the compiler: all of the text that goes into it.
+    text: String,
+    is_kernel: bool,
+}
+
+/// Compiles the emulator and links it; false where no compiler builds it, or `DFKA_EMU=off`.
+pub fn build(sources: &Sources, out: &Path) -> bool {
+    if env::var("DFKA_EMU").is_ok_and(|v| v == "off") {
+        return false;
+    }
+    let sanitize = env::var("DFKA_EMU_SANITIZE").unwrap_or_default();
+    let sanitizers: Vec<&str> = sanitize.split(',').filter(|s| !s.is_empty()).collect();
+    if let Err(e) = archive(sources, &sanitizers, out) {
+        if required("DFKA_REQUIRE_EMU") {
+            panic!("DFKA_REQUIRE_EMU is set, and the emulator does not compile: {e}");
+        }
+        println!("cargo:warning=no C++ compiler that builds the kernel emulator (--device emu): {e}");
+        return false;
+    }
+    println!("cargo:rustc-cfg=has_emulator");
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static=dfka_emu");
+    println!("cargo:rustc-link-lib=dylib=stdc++");
+    // rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing: name the runtimes. As link arguments
+    // and not as libraries, because another library would make rustc drop its incremental results.
+    for sanitizer in sanitizers {
+        let library = match sanitizer {
+            "address" => "asan",
+            "thread" => "tsan",
+            "undefined" => "ubsan",
+            other => panic!("DFKA_EMU_SANITIZE: expected address, undefined or thread, found {other}"),
+        };
+        println!("cargo:rustc-link-arg=-l{library}");
+    }
+    true
+}
+
+/// Objects of all sources that have none yet, and `libdfka_emu.a` of all objects.
+fn archive(sources: &Sources, sanitizers: &[&str], out: &Path) -> Result<(), String> {
+    let runtime = flags(sources, sanitizers);
+    let mut kernels = runtime.clone();
+    if !sanitizers.is_empty() {
+        kernels.flag(format!("-fsanitize={}", sanitizers.join(","))).flag("-fno-sanitize-recover=undefined");
+        kernels.flag("-g").flag("-fno-omit-frame-pointer");
+    }
+    let tools = [runtime, kernels].map(|build| build.try_get_compiler());
+    let [runtime, kernels] = tools.map(|tool| tool.map_err(|e| e.to_string()));
+    let (runtime, kernels) = (runtime?, kernels?);
+    let version = Command::new(runtime.path()).arg("--version").output();
+    let version = version.map_err(|e| format!("{}: {e}", runtime.path().display()))?.stdout;
+
+    let objects = parallel::map(&units(sources, out), |unit| {
+        let tool = if unit.is_kernel { &kernels } else { &runtime };
+        let settings = (tool.path(), tool.args(), &version);
+        let fingerprint = sources.fingerprint(&unit.text, &settings);
+        let object = out.join(format!("{}.{fingerprint:016x}.o", unit.stem));
+        if !object.exists() {
+            // Under another name until it is complete: a build may be interrupted.
+            let partial = object.with_extension("partial");
+            let mut command = tool.to_command();
+            command.arg("-c").arg(&unit.path).arg("-o").arg(&partial);
+            let output = command.output().map_err(|e| format!("{}: {e}", tool.path().display()))?;
+            if !output.status.success() {
+                // The first line that names an error; cargo shows one line of a warning.
+                let text = String::from_utf8_lossy(&output.stderr).into_owned();
+                let line = text.lines().find(|l| l.contains("error")).unwrap_or(text.trim());
+                return Err(format!("{}: {}: {line}", unit.path.display(), output.status));
+            }
+            fs::rename(&partial, &object).map_err(|e| format!("{}: {e}", object.display()))?;
+        }
+        Ok(object)
+    });
+    let objects = objects.into_iter().collect::<Result<Vec<_>, String>>()?;
+    let mut archive = cc::Build::new();
+    archive.cpp(true).cargo_metadata(false).cargo_warnings(false).objects(objects);
+    archive.try_compile("dfka_emu").map_err(|e| e.to_string())
+}
+
+/// How the runtime is compiled. The kernels get the sanitizers beside it.
+fn flags(sources: &Sources, sanitizers: &[&str]) -> cc::Build {
+    let mut b = cc::Build::new();
+    b.cpp(true).std("c++17").opt_level(2).include(&sources.root);
+    b.warnings(false).cargo_metadata(false).cargo_warnings(false);
+    // No contraction, because Rust has none: the emulator must round as the CPU device does.
+    b.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-pthread");
+    // A fiber's stack overflow must hit its guard page.
+    b.flag("-fstack-clash-protection");
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64") && sanitizers.is_empty() {
+        b.flag("-march=x86-64-v3");
+    }
+    for (sanitizer, define) in [("address", "EMU_ASAN"), ("thread", "EMU_TSAN")] {
+        if sanitizers.contains(&sanitizer) {
+            b.define(define, "1");
+        }
+    }
+    b
+}
+
+fn units(sources: &Sources, out: &Path) -> Vec<Unit> {
+    let runtime = sources.runtime.iter().map(|path| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        Unit { stem: format!("emu_{stem}"), path: path.clone(), text: read(path), is_kernel: false }
+    });
+    let kernels = sources.modules.iter().map(|module| {
+        let (path, wrapper) = (out.join(format!("{}.emu.cpp", module.stem)), wrapper(module));
+        write(&path, &wrapper);
+        let text = format!("{wrapper}{}", module.text);
+        Unit { stem: module.stem.clone(), path, text, is_kernel: true }
+    });
+    runtime.chain(kernels).collect()
+}
+
+/// The translation unit of a module's emulated kernels: a namespace of its own, because helpers in two files may have the
+/// same name, and an entry for every instance.
+fn wrapper(module: &Module) -> String {
+    let (stem, file) = (&module.stem, module.path.display().to_string());
+    let mut text = format!("#include \"emu/emu.h\"\nnamespace kernels_{stem} {{\n#include {file:?}\n");
+    for (i, k) in module.kernels.iter().enumerate() {
+        let (entry, instance) = (entry(stem, i), &k.instance);
+        writeln!(text, "extern \"C\" void {entry}(void** a) {{ emu::call(&{instance}, a); }}").unwrap();
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// The C name of an emulated kernel.
+pub fn entry(stem: &str, instance: usize) -> String {
+    format!("dfka_emu_{stem}_{instance}")
+}

@@ -1,0 +1,11 @@
+//! Tests of the engine: the compiled kernels, the emulator that runs them without a GPU, whole runs on the emulator or a GPU,
+//! and that a step allocates no memory.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod emulator;
+mod kernels;
+mod lab;
+mod machines;
+mod no_alloc;

@@ -1,0 +1,353 @@
+//! Whole runs on teachers of a few thousand parameters: the same seed gives the same bits, whatever happens on the way,
+//! and the summary says what is in the files.
+
+use crate::common::{LEFT, Lab, RIGHT, THIRD, load, mapped, network};
+use dfka_engine::device::philox::{Draws, below};
+use dfka_engine::labelled::evaluate::evaluate;
+use dfka_engine::models::filter::Filter;
+use dfka_engine::models::resnet::ResNetSpec;
+use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
+use dfka_engine::pipeline::Device;
+use dfka_engine::pipeline::spec::EvaluationData;
+use dfka_engine::summary::{Score, Summary};
+use dfka_engine::weights::npz;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+const ALL_STUDENTS: [&str; 2] = ["baselines.noise=true", "baselines.ka=ka.npz"];
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_another_seed_others() {
+    let lab = Lab::new();
+    for (out, seed) in [("a", "5"), ("b", "5"), ("c", "6")] {
+        lab.run(out, &[&format!("seed={seed}"), ALL_STUDENTS[0], ALL_STUDENTS[1]]).unwrap();
+    }
+    for name in ["student.npz", "student-block1.npz", "noise.student.npz", "ka.student.npz", "samples.png"] {
+        assert!(lab.bytes(&format!("a/{name}")) == lab.bytes(&format!("b/{name}")), "{name} differs");
+    }
+    assert!(lab.bytes("a/student.npz") != lab.bytes("c/student.npz"), "another seed made the same student");
+}
+
+/// The student is a function of the teachers and the config: nothing of the evaluation set reaches it.
+#[test]
+fn the_student_does_not_depend_on_the_evaluation_set() {
+    let lab = Lab::new();
+    let spec = lab.spec(&[]);
+    let with = lab.run_spec("with", &spec).unwrap();
+    assert!(with.student.is_some() && with.teachers.contains_key("mean"));
+    let mut without = spec.clone();
+    without.evaluation = None;
+    let summary = lab.run_spec("without", &without).unwrap();
+    assert!(summary.student.is_none() && summary.teachers.is_empty());
+    assert_eq!(with.branch, summary.branch);
+
+    // Removed before the run: it fails when it scores, after the student was trained and stored.
+    std::fs::remove_file(lab.path("evaluation.npz")).unwrap();
+    let e = lab.run_spec("gone", &spec).unwrap_err();
+    assert!(e.exit_code() == 4 && e.to_string().contains("evaluation.npz"), "{e}");
+    // Other targets, and a file that is no archive.
+    std::fs::write(lab.path("evaluation.npz"), b"no zip").unwrap();
+    assert_eq!(lab.run_spec("rubbish", &spec).unwrap_err().exit_code(), 4);
+    let all: Vec<&str> = LEFT.iter().chain(&RIGHT).copied().collect();
+    crate::common::labelled(9, network().image, &all, 1234).save(lab.path("evaluation.npz")).unwrap();
+    let other = lab.run_spec("other", &spec).unwrap();
+    assert!(other.student.unwrap().score.ap != with.student.unwrap().score.ap);
+    for out in ["without", "gone", "rubbish", "other"] {
+        assert!(lab.bytes("with/student.npz") == lab.bytes(&format!("{out}/student.npz")), "{out}");
+    }
+}
+
+/// A run that is killed twice, anywhere, and resumed has the same bits as one that was never killed.
+#[test]
+fn a_killed_run_resumes_to_the_same_bits() {
+    let lab = Lab::new();
+    // Five steps a stage: every step prints a line, and leaves a checkpoint.
+    let sets = [
+        "checkpoint_seconds=0",
+        "generator.steps=5",
+        "dual.steps=[5, 5, 5, 5]",
+        ALL_STUDENTS[0],
+        ALL_STUDENTS[1],
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
+    let run = |out: &str, more: &[&str]| {
+        let mut c = lab.program(&[&["run", "c.toml", "--out", out], &sets[..], more].concat());
+        c.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let whole = run("whole", &[]).wait_with_output().unwrap();
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let lines = String::from_utf8(whole.stderr).unwrap().lines().count();
+    assert_eq!(lines, 1 + 5 * (1 + 3 * 4));
+
+    let draws = Draws::new(99, 0, 0);
+    // A few lines at random, and those around a change of stage or student: the last line before it and the first after.
+    let random = (0..3).map(|i| 1 + below(draws.words(i, 0)[0], lines - 2));
+    for (i, first) in random.chain([6, 11, 26, 27, 47]).enumerate() {
+        let out = format!("killed{i}");
+        let mut left = lines - first;
+        let mut kill_after = first;
+        for round in 0..2 {
+            let more: &[&str] = if round == 0 { &[] } else { &["--resume"] };
+            let mut child = run(&out, more);
+            let mut err = BufReader::new(child.stderr.take().unwrap());
+            for _ in 0..kill_after {
+                err.read_line(&mut String::new()).unwrap();
+            }
+            child.kill().unwrap(); // SIGKILL
+            child.wait().unwrap();
+            // The second kill comes soon after the first, in half of the cases much later.
+            left = left.saturating_sub(2);
+            kill_after = if i % 2 == 0 { 2 } else { 1 + left / 2 };
+        }
+        let end = run(&out, &["--resume"]).wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&end.stderr);
+        assert!(end.status.success(), "killed after line {first}: {text}");
+        assert!(text.lines().count() < lines || first < 4, "killed after line {first}, began anew:\n{text}");
+        for prefix in ["", "noise.", "ka."] {
+            for name in ["student.npz", "student-block1.npz", "student-block4.npz"] {
+                let same = lab.bytes(&format!("whole/{prefix}{name}"))
+                    == lab.bytes(&format!("{out}/{prefix}{name}"));
+                assert!(same, "killed after line {first}: {prefix}{name} differs");
+            }
+        }
+        let branch = |out: &str| {
+            let s: Summary = serde_json::from_slice(&lab.bytes(&format!("{out}/summary.json"))).unwrap();
+            (s.branch, s.student, s.noise, s.ka, s.diversity.to_bits())
+        };
+        assert_eq!(branch("whole"), branch(&out), "killed after line {first}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let lab = Lab::new();
+    lab.run("out", &[]).unwrap();
+    let resume = |sets: &[&str]| {
+        let spec = lab.spec(sets);
+        dfka_engine::labelled::run::run(
+            &spec,
+            &lab.path("out"),
+            true,
+            &mut dfka_engine::pipeline::observer::Silent,
+        )
+    };
+    let student = lab.bytes("out/student.npz");
+    resume(&["checkpoint_seconds=3"]).unwrap();
+    assert_eq!(lab.bytes("out/student.npz"), student);
+    for other in ["seed=6", "generator.steps=7"] {
+        let e = resume(&[other]).unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("another configuration"), "{other}: {e}");
+    }
+    let teacher = load(&lab.path("left.npz"));
+    let louder = mapped(&teacher, |_, shape, v| Some((shape.to_vec(), v.iter().map(|v| v * 1.01).collect())));
+    npz::save(lab.path("left.npz"), &louder).unwrap();
+    assert_eq!(resume(&[]).unwrap_err().exit_code(), 2, "resumed with another teacher");
+}
+
+#[test]
+fn one_teacher_three_teachers_and_some_labels() {
+    let lab = Lab::new();
+    let one = "teachers=[{ name = 'left', weights = 'left.npz' }]";
+    let third = "teachers=[{ name = 'left', weights = 'left.npz' }, { name = 'right', weights = 'right.npz' }, \
+                 { name = 'third', weights = 'third.npz' }]";
+    let labels = |s: &Summary| s.labels.iter().map(|l| l.to_string()).collect::<Vec<_>>();
+    let tasks =
+        |s: &Summary| s.branch.iter().map(|t| (t.teacher.clone(), t.labels.len())).collect::<Vec<_>>();
+
+    let s = lab.run("one", &[one]).unwrap();
+    assert_eq!((labels(&s), tasks(&s)), (LEFT.map(String::from).to_vec(), vec![("left".into(), 3)]));
+
+    let s = lab.run("three", &[third]).unwrap();
+    let all: Vec<&str> = LEFT.iter().chain(&RIGHT).chain(&THIRD).copied().collect();
+    assert_eq!(labels(&s), all);
+    assert_eq!(tasks(&s), [("left".into(), 3), ("right".into(), 2), ("third".into(), 2)]);
+
+    // Tasks are in the order of the chosen labels, across teachers; a teacher without a chosen label gives no task.
+    let s = lab.run("some", &[third, "student.labels=['tree', 'car', 'bus']"]).unwrap();
+    assert_eq!(labels(&s), ["tree", "car", "bus"]);
+    assert_eq!(tasks(&s), [("left".into(), 2), ("third".into(), 1)]);
+    assert_eq!(s.student.unwrap().score.ap.len(), 3);
+    assert!(!s.teachers.contains_key("right") && s.teachers["left"].ap.len() == 2);
+}
+
+#[test]
+fn every_number_of_groups_and_every_recipe_runs() {
+    let lab = Lab::new();
+    let mut students = vec![];
+    for sets in [
+        &["generator.groups=1"][..],
+        &["generator.groups=2"],
+        &["generator.groups=4"],
+        &["loss.recipe=\"published\""],
+        &["loss.recipe=\"balanced\"", "loss.share=0.3"],
+        &["student.norm=\"batch\""],
+        &["student.norm=\"folded\""],
+        &["student.init=\"scratch\""],
+        &["student.init=\"teacher:right\""],
+        &["dual.images=\"noise\""],
+        &["dual.images=\"real:ka.npz\""],
+        &["generator.shift=0", "dual.lambda_in=[1, 0]"],
+    ] {
+        let s = lab.run(&format!("run{}", students.len()), sets).unwrap_or_else(|e| panic!("{sets:?}: {e}"));
+        let score = s.student.unwrap();
+        assert!(score.by_block.len() == 4 && score.score.ap.len() == 5, "{sets:?}: {score:?}");
+        assert!(score.score.map > 0.0 && score.score.map <= 100.0, "{sets:?}: {score:?}");
+        let chosen = s.branch[0].block;
+        assert_eq!(score.score, score.by_block[chosen - 1], "{sets:?}");
+        assert!(s.branch.iter().all(|t| t.loss_by_block.iter().all(|l| l.is_finite())), "{sets:?}");
+        students.push(lab.bytes(&format!("run{}/student.npz", students.len())));
+    }
+    for (i, s) in students.iter().enumerate() {
+        assert!(
+            !students[..i].contains(s),
+            "case {i} made the student of an earlier one: its key does nothing"
+        );
+    }
+}
+
+#[test]
+fn the_summary_lists_the_baselines() {
+    let lab = Lab::new();
+    let s = lab.run("out", &ALL_STUDENTS).unwrap();
+    let (student, noise, ka) = (s.student.unwrap(), s.noise.unwrap(), s.ka.unwrap());
+    assert!(student.by_block.len() == 4 && noise.by_block.len() == 4 && ka.by_block.len() == 4);
+    // Three different students, not the same one three times.
+    let files =
+        ["student.npz", "noise.student.npz", "ka.student.npz"].map(|n| lab.bytes(&format!("out/{n}")));
+    assert!(files[0] != files[1] && files[1] != files[2] && files[0] != files[2]);
+    let stages = s.seconds.keys().cloned().collect::<Vec<_>>();
+    for stage in ["generator", "block4", "noise.block4", "ka.block1", "total"] {
+        assert!(stages.iter().any(|s| s == stage), "{stage} is missing among {stages:?}");
+    }
+}
+
+/// With `freeze_earlier`, stage b leaves the blocks before b as they were.
+#[test]
+fn frozen_blocks_stay_as_they_were() {
+    let lab = Lab::new();
+    lab.run("free", &["dual.freeze_earlier=false"]).unwrap();
+    lab.run("frozen", &["dual.freeze_earlier=true"]).unwrap();
+    let trunk = |out: &str, b: usize, prefix: &str| {
+        let t = load(&lab.path(&format!("{out}/student-block{b}.npz")));
+        let of =
+            t.iter().filter(|(n, _)| n.starts_with(prefix)).map(|(n, t)| (n.to_string(), t.data.clone()));
+        let all: Vec<_> = of.collect();
+        assert!(!all.is_empty(), "{prefix}");
+        all
+    };
+    for (earlier, prefix) in
+        [(1, "trunk.layer1"), (1, "trunk.conv1"), (2, "trunk.layer2"), (3, "trunk.layer3")]
+    {
+        assert_eq!(trunk("frozen", earlier, prefix), trunk("frozen", earlier + 1, prefix), "{prefix}");
+        assert_ne!(trunk("free", earlier, prefix), trunk("free", earlier + 1, prefix), "{prefix}");
+    }
+    assert_ne!(trunk("frozen", 1, "task0.filter"), trunk("frozen", 2, "task0.filter"));
+}
+
+#[test]
+fn a_collapsed_generator_stops_the_run() {
+    let lab = Lab::new();
+    for (set, what) in
+        [("loss.least_diversity=2.0", "at least 2 expected"), ("loss.least_entropy=1.0", "at least 1")]
+    {
+        let out = format!("runs/{}", set.len());
+        let run = lab.call(&["run", "c.toml", "--out", &out, "--quiet", "--set", set]);
+        let text = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(run.status.code(), Some(7), "{text}");
+        assert!(
+            text.starts_with("error: generator: collapsed: diversity of its images ") && text.contains(what),
+            "{text}"
+        );
+        assert!(!lab.path(&out).join("student.npz").exists());
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_stops_the_run() {
+    let lab = Lab::new();
+    let teacher = load(&lab.path("left.npz"));
+    let huge = mapped(&teacher, |name, shape, v| {
+        let v =
+            if name == "layer3.0.conv2.weight" { v.iter().map(|v| v * 1e38).collect() } else { v.to_vec() };
+        Some((shape.to_vec(), v))
+    });
+    npz::save(lab.path("left.npz"), &huge).unwrap();
+    let out = lab.call(&["run", "c.toml", "--quiet", "--set", "student.init=scratch"]);
+    let text = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(7), "{text}");
+    assert!(text.starts_with("error: generator: loss is ") && text.contains(" at step 0"), "{text}");
+}
+
+/// Equal up to the last digit, which the way through JSON may change.
+fn same(a: &Score, b: &Score) {
+    let close = |a: &f64, b: &f64| (a - b).abs() < 1e-9;
+    assert!(close(&a.map, &b.map) && close(&a.map_11_point, &b.map_11_point), "{a:?}\n{b:?}");
+    for (a, b) in [(&a.ap, &b.ap), (&a.ap_11_point, &b.ap_11_point)] {
+        assert!(
+            a.keys().eq(b.keys()) && a.values().zip(b.values()).all(|(a, b)| close(a, b)),
+            "{a:?}\n{b:?}"
+        );
+    }
+}
+
+#[test]
+fn the_summary_describes_the_files() {
+    let lab = Lab::new();
+    let out = lab.call(&["run", "c.toml", "--out", "out", "--quiet", "--set", ALL_STUDENTS[0]]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let s: Summary = serde_json::from_slice(&lab.bytes("out/summary.json")).unwrap();
+    let student = s.student.unwrap();
+
+    // The stored student has the scores in the summary, both through the library and through the program.
+    let evaluation = EvaluationData::Npz(lab.path("evaluation.npz"));
+    same(&evaluate(&lab.path("out/student.npz"), &evaluation, &Device::default()).unwrap(), &student.score);
+    same(
+        &evaluate(&lab.path("out/noise.student.npz"), &evaluation, &Device::default()).unwrap(),
+        &s.noise.unwrap().score,
+    );
+    for b in 1..=4 {
+        let file = lab.path(&format!("out/student-block{b}.npz"));
+        same(&evaluate(&file, &evaluation, &Device::default()).unwrap(), &student.by_block[b - 1]);
+    }
+    let eval = lab.call(&["eval", "out/student.npz", "evaluation.npz", "--json"]);
+    let printed: Score = serde_json::from_slice(&eval.stdout).unwrap();
+    same(&printed, &student.score);
+
+    // Parameters as PyTorch counts them: a batch norm has gamma and beta, which the student's file holds as one bias.
+    let elems = |file: &str, keep: fn(&str) -> bool| -> usize {
+        load(&lab.path(file)).iter().filter(|(n, _)| keep(n)).map(|(_, t)| t.data.len()).sum()
+    };
+    let teachers =
+        elems("left.npz", |n| !n.contains("running")) + elems("right.npz", |n| !n.contains("running"));
+    assert_eq!(s.parameters.teachers, teachers);
+    let is_folded = |n: &str| n.ends_with(".bias") && !n.contains("fc");
+    assert_eq!(
+        s.parameters.student,
+        elems("out/student.npz", |_| true) + elems("out/student.npz", is_folded)
+    );
+    assert_eq!(s.parameters.filters, elems("out/student.npz", |n| n.contains("filter")));
+    assert!(s.parameters.filters > 0 && s.parameters.student < s.parameters.teachers);
+}
+
+/// docs/method.md 4: two tasks on ResNet-101 that leave the trunk after block 3.
+#[test]
+fn the_papers_parameter_counts() {
+    let network = ResNetSpec::torchvision(101, 224).unwrap();
+    let voc: Vec<String> = (0..20).map(|i| format!("label{i}")).collect();
+    let student = |labels: [&[String]; 2]| TargetNetSpec {
+        network: network.clone(),
+        filter_reduction: 4,
+        tasks: labels
+            .iter()
+            .map(|l| TaskSpec { teacher: "t".into(), labels: l.to_vec(), block: 3 })
+            .collect(),
+        labels: labels.concat(),
+    };
+    let (parameters, filters) = student([&voc[..1], &voc[1..2]]).parameters();
+    assert!((57_000_000..60_000_000).contains(&parameters), "{parameters}");
+    let of_teachers = 2 * (network.parameters(1..=4) + network.head_parameters(10));
+    assert!((85_000_000..89_000_000).contains(&of_teachers), "{of_teachers}");
+    assert!((filters as f64) < 0.04 * parameters as f64 && filters == 2 * Filter::parameters(1024, 4));
+    // torchvision's ResNet-101 without its head of 1000 classes.
+    assert_eq!(network.parameters(1..=4), 44_549_160 - 2049 * 1000);
+}

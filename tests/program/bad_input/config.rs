@@ -1,0 +1,138 @@
+//! Config files: types, ranges, unknown keys, contradictions, and files that are not configs.
+
+use super::{Case, edit, nothing, put};
+
+const fn case(what: &'static str, spoil: fn(&super::Lab), words: &'static [&'static str]) -> Case {
+    Case { what, spoil, args: "* c.toml", code: 3, words }
+}
+
+/// A case with its own arguments.
+const fn set(what: &'static str, args: &'static str, words: &'static [&'static str]) -> Case {
+    Case { what, spoil: nothing, args, code: 3, words }
+}
+
+#[rustfmt::skip] // one line per case
+pub const CASES: &[Case] = &[
+    // Keys.
+    case("a key with a slip", |l| edit(l, "latent", "latnet"), &["c.toml:9: unknown key `latnet`; did you mean `latent`?"]),
+    case("a table with a slip", |l| edit(l, "[generator]", "[genertor]"), &["c.toml:8: unknown key `genertor`; did you mean `generator`?"]),
+    case("a strange key", |l| edit(l, "shift = 1", "optimiser = 1"), &["c.toml:13: unknown key `optimiser`; known here: groups, latent"]),
+    case("a slip in an inline table", |l| edit(l, "flip", "flop"), &["c.toml:25: unknown key `flop`; did you mean `flip`?"]),
+    case("a missing key", |l| edit(l, "steps = [3, 3, 3, 3]", ""), &["c.toml:19: missing key `dual.steps`"]),
+    case("a missing key of a teacher", |l| edit(l, ", weights = \"right.npz\"", ""), &["c.toml:3: missing key `teachers.1.weights`"]),
+    case("a missing table", |l| edit(l, "[dual]", "[loss.dual]"), &["c.toml"]),
+    case("an empty file", |l| put(l, "c.toml", ""), &["c.toml: missing key `name`"]),
+    case("a key twice", |l| edit(l, "seed = 5", "name = \"again\""), &["c.toml:2: not valid TOML: duplicate key"]),
+    case("a table twice", |l| edit(l, "[evaluation]", "[loss]"), &["c.toml:27: not valid TOML: duplicate key"]),
+    // Types.
+    case("a string for a number", |l| edit(l, "feature = 1.0", "feature = \"fast\""), &["c.toml:23: `dual.feature`: found string \"fast\", expected a number"]),
+    case("a number for a list", |l| edit(l, "[3, 3, 3, 3]", "3"), &["c.toml:20: `dual.steps`: found integer `3`, expected a list"]),
+    case("a fraction for a count", |l| edit(l, "latent = 6", "latent = 6.5"), &["c.toml:9: `generator.latent`", "6.5", "expected a whole number"]),
+    case("a table for a string", |l| edit(l, "\"tiny\"", "{}"), &["c.toml:1: `name`", "expected a string"]),
+    case("a string for a table", |l| edit(l, "augment = {", "augment = \"all\"\nx = {"), &["c.toml:25: `dual.augment`: found string \"all\"; expected a table"]),
+    case("a date for a number", |l| edit(l, "seed = 5", "seed = 2026-01-01"), &["c.toml:2: `seed`", "expected a whole number"]),
+    case("labels that are a number", |l| edit(l, "[student]", "[student]\nlabels = 3"), &["c.toml:6", "found integer `3`, expected \"all\" or a list of labels"]),
+    case("a label that is a number", |l| edit(l, "[student]", "[student]\nlabels = [\n\"bus\",\n4]"), &["c.toml:8", "`student.labels.1`", "expected a string"]),
+    case("teachers that are a table", |l| edit(l, "teachers = [{ name = \"left\", weights = \"left.npz\" }, { name = \"right\", weights = \"right.npz\" }]", "[teachers]\nname = \"a\""), &["c.toml:3: `teachers`", "expected a list"]),
+    // Ranges.
+    case("a rate of 0", |l| edit(l, "shift = 1", "learning_rate = 0.0"), &["c.toml:13: `generator.learning_rate` is 0; expected above 0 and at most 1"]),
+    case("a rate that is no number", |l| edit(l, "shift = 1", "learning_rate = nan"), &["c.toml:13: `generator.learning_rate` is NaN"]),
+    case("a rate meant as 1e-3", |l| edit(l, "shift = 1", "learning_rate = 1e3"), &["c.toml:13: `generator.learning_rate` is 1000; expected above 0 and at most 1"]),
+    case("a batch of 0", |l| edit(l, "batch = 8", "batch = 0"), &["c.toml:12: `generator.batch` is 0; expected at least 1"]),
+    case("an endless batch", |l| edit(l, "batch = 8", "batch = 9000000"), &["c.toml:12: `generator.batch` is 9000000; expected at least 1 and at most 65536"]),
+    case("steps below 0", |l| edit(l, "[3, 3, 3, 3]", "[3, 3, -1, 3]"), &["c.toml:20: `dual.steps.2` is -1"]),
+    case("a seed below 0", |l| edit(l, "seed = 5", "seed = -1"), &["c.toml:2: `seed` is -1; expected 0 to"]),
+    case("a seed beyond 64 bits", |l| edit(l, "seed = 5", "seed = 99999999999999999999"), &["c.toml:2: "]),
+    case("a probability above 1", |l| edit(l, "flip = 0.5", "flip = 1.5"), &["c.toml:25: `dual.augment.flip` is 1.5; expected at least 0 and at most 1"]),
+    case("no groups", |l| edit(l, "shift = 1", "groups = 0"), &["c.toml:13: `generator.groups` is 0; expected at least 1"]),
+    case("a bank smaller than a batch", |l| edit(l, "bank = 32", "bank = 7"), &["c.toml:22: `dual.bank` is 7; expected at least a batch of the generator's, which is 8 images"]),
+    case("no widths", |l| edit(l, "[8, 8, 6]", "[]"), &["c.toml:10: `generator.widths` is empty"]),
+    case("a pair of three", |l| edit(l, "shift = 1", "betas = [0.1, 0.2, 0.3]"), &["c.toml:13: `generator.betas`", "list of length 2"]),
+    // Names and words.
+    case("no teachers", |l| edit(l, "teachers = [{ name = \"left\", weights = \"left.npz\" }, { name = \"right\", weights = \"right.npz\" }]", "teachers = []"), &["c.toml:3: `teachers` is empty; expected at least one"]),
+    case("a thousand teachers and one", |l| edit(l, "{ name = \"right\"", &format!("{}{{ name = \"right\"", (0..999).map(|i| format!("{{ name = \"t{i}\", weights = \"x\" }}, ")).collect::<String>())), &["c.toml:3: `teachers` has 1001 tables; expected at most 1000"]),
+    case("two teachers of one name", |l| edit(l, "name = \"right\"", "name = \"left\""), &["c.toml:3: two teachers are named `left`"]),
+    case("teachers whose tensors would share names", |l| edit(l, "\"right\"", "\"left.layer1.0\""), &["c.toml:3: teachers are named `left` and `left.layer1.0`: expected no name to begin another"]),
+    case("a label twice", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \"bus\"]"), &["c.toml:6: label `bus` is listed twice"]),
+    case("a label that no teacher has", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \"tabel\"]"), &["c.toml:6: no teacher knows the label `tabel`; did you mean `table`?"]),
+    case("a label like no other", |l| edit(l, "[student]", "[student]\nlabels = [\"submarine\"]"), &["c.toml:6: no teacher knows the label `submarine`; they know: bus, car, cat, dog, table"]),
+    case("an empty list of labels", |l| edit(l, "[student]", "[student]\nlabels = []"), &["c.toml:6: `student.labels` is an empty list; write \"all\""]),
+    case("a run named like a path", |l| edit(l, "\"tiny\"", "\"../tiny\""), &["c.toml:1: `name` names the output folder", "\"../tiny\""]),
+    case("images of an unknown kind", |l| edit(l, "[dual]", "[dual]\nimages = \"nosie\""), &["c.toml:20: unknown `dual.images` \"nosie\"; did you mean `noise`?"]),
+    case("a start from an unknown teacher", |l| edit(l, "\"mean\"", "\"teacher:lfet\""), &["c.toml:6: `student.init` names no teacher: `lfet`; did you mean `left`?"]),
+    case("an unknown recipe", |l| edit(l, "[loss]", "[loss]\nrecipe = \"publishd\""), &["c.toml:16: unknown `loss.recipe` \"publishd\"; did you mean `published`?"]),
+    case("a key of another recipe", |l| edit(l, "[loss]", "[loss]\nrecipe = \"balanced\"\nmax_labels = 3"), &["c.toml:17: `loss.max_labels` applies to recipe = \"conditional\" only"]),
+    case("an unknown precision", |l| edit(l, "seed = 5", "precision = \"fp8\""), &["c.toml:2", "precision", "bf16", "f32"]),
+    case("an unknown network", |l| edit(l, "weights = \"left.npz\"", "weights = \"left.npz\", network = \"resnet19\", labels = [\"bus\"]"), &["c.toml:3: unknown `teachers.0.network` \"resnet19\"; did you mean `resnet18`?"]),
+    // Against the teachers.
+    case("more groups than blocks", |l| edit(l, "shift = 1", "groups = 5"), &["c.toml:13: `generator.groups` is 5; the teachers have 4 blocks"]),
+    case("steps for three blocks", |l| edit(l, "[3, 3, 3, 3]", "[3, 3, 3]"), &["c.toml:20: `dual.steps` has 3 entries; expected 4"]),
+    case("a branch behind the last block", |l| edit(l, "[student]", "[student]\nbranch = 9"), &["c.toml:6: `student.branch` is 9; the teachers have 4 blocks"]),
+    case("a reduction that does not divide", |l| edit(l, "[student]", "[student]\nfilter_reduction = 3"), &["c.toml:6: `student.filter_reduction` is 3, which does not divide"]),
+    // Syntax and files.
+    case("a value left out", |l| edit(l, "seed = 5", "seed = "), &["c.toml:2: not valid TOML"]),
+    case("a string left open", |l| edit(l, "\"tiny\"", "\"tiny"), &["c.toml:1: not valid TOML"]),
+    case("an escape that is none", |l| edit(l, "\"tiny\"", "\"ti\\qny\""), &["c.toml:1: not valid TOML"]),
+    case("brackets without end", |l| put(l, "c.toml", "[".repeat(100_000)), &["c.toml:1: not valid TOML"]),
+    case("lists in lists in lists", |l| put(l, "c.toml", format!("name = {}1{}", "[".repeat(50_000), "]".repeat(50_000))), &["c.toml:1: "]),
+    case("a zero byte", |l| put(l, "c.toml", "\0"), &["c.toml:1: not valid TOML"]),
+    case("bytes that are no text", |l| put(l, "c.toml", b"name = 'a'\n\xff\xfe"), &["c.toml:2: not UTF-8 text"]),
+    case("UTF-16", |l| put(l, "c.toml", b"\xff\xfen\0a\0m\0e\0"), &["c.toml:1: not UTF-8 text"]),
+    case("a file of many megabytes", |l| put(l, "c.toml", "# padding\n".repeat(2_000_000)), &["c.toml: ", "at most", "found"]),
+    case("a name with control characters", |l| edit(l, "latent = 6", "\"\\u001b[31mred\" = 6"), &["c.toml:9: unknown key"]),
+    case("a key of many parts", |l| put(l, "c.toml", format!("a{} = 1", ".a".repeat(100_000))), &["c.toml: not valid TOML: recursion limit"]),
+    case("a hundred thousand labels", |l| edit(l, "[student]", &format!("[student]\nlabels = [{}\"0\"]", (0..100_000).map(|i| format!("\"{i}\",")).collect::<String>())), &["c.toml:6: label `0` is listed twice"]),
+    case("a key without end", |l| put(l, "c.toml", format!("{} = 1", "k".repeat(60_000))), &["c.toml:1: unknown key `kkkk"]),
+    case("a config that is a folder", |l| { std::fs::remove_file(l.path("c.toml")).unwrap(); std::fs::create_dir(l.path("c.toml")).unwrap() }, &["c.toml: cannot read the config", "directory"]),
+    set("a config that is not there", "* none.toml", &["none.toml: cannot read the config", "No such file"]),
+    set("a config that never ends", "* /dev/zero", &["/dev/zero: ", "at most"]),
+    // Changes on the command line.
+    set("a change out of range", "* c.toml --set generator.batch=0", &["--set generator.batch=0: `generator.batch` is 0; expected at least 1"]),
+    set("a change of an unknown key", "* c.toml --set generator.bacth=8", &["--set generator.bacth=8: unknown key `bacth`; did you mean `batch`?"]),
+    set("a change of another type", "* c.toml --set dual.steps=many", &["--set dual.steps=many: `dual.steps`: found string \"many\", expected a list"]),
+    set("a change of a teacher that is not there", "* c.toml --set teachers.2.name=x", &["--set teachers.2.name=x: `teachers` is a list of 2, counted from 0; there is no `teachers.2`"]),
+    set("a change below a number", "* c.toml --set seed.x=1", &["--set seed.x=1: `seed`"]),
+    // A teacher's training.
+    Case { what: "a teacher's config for a run", spoil: |l| edit(l, "[dual]", "[network]\n[dual]"), args: "* c.toml", code: 3, words: &["c.toml:19: unknown key `network`"] },
+    Case { what: "a run's config for a teacher", spoil: nothing, args: "teach c.toml", code: 3, words: &["c.toml:"] },
+    Case { what: "an even kernel", spoil: |l| put(l, "t.toml", TEACH.replace("kernel = 3", "kernel = 4")), args: "teach t.toml", code: 3, words: &["t.toml:8: `network.stem.kernel` is 4; expected an odd number"] },
+    Case { what: "widths and depths that differ", spoil: |l| put(l, "t.toml", TEACH.replace("[1, 1]", "[1]")), args: "teach t.toml", code: 3, words: &["t.toml:7: `network.depths` has 1 entries and `network.widths` 2"] },
+    Case { what: "a scenes' seed below 0", spoil: |l| put(l, "t.toml", TEACH.replace("train = \"evaluation.npz\"", "scenes = { archives = \"x\", count = 1, seed = -1 }")), args: "teach t.toml", code: 3, words: &["t.toml:3: `data.scenes.seed` is -1; expected 0 to"] },
+    Case { what: "two kinds of data", spoil: |l| put(l, "t.toml", TEACH.replace("[network]", "scenes = { archives = \"x\", count = 1 }\n[network]")), args: "teach t.toml", code: 3, words: &["t.toml:2", "either"] },
+    // An experiment's file.
+    experiment("an experiment: no such scale", |l| put(l, "e.toml", EXPERIMENT.replace("demo", "dmo")), &["e.toml:4: no scale `demo`, found dmo; did you mean `dmo`?"]),
+    experiment("an experiment: a seed twice", |l| put(l, "e.toml", EXPERIMENT.replace("[0]", "[0, 1, 0]")), &["e.toml:3: seed 0 stands twice"]),
+    experiment("an experiment: a row of two kinds", |l| put(l, "e.toml", EXPERIMENT.replace("run =", "teacher = 1\nrun =")), &["e.toml:6: `rows.0` takes exactly one of `run`, `teacher` and `teachers_of`"]),
+    experiment("an experiment: a change without a value", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "groups")), &["e.toml:9: `rows.0.set.0` is \"generator.groups\"; expected KEY=VALUE"]),
+    experiment("an experiment: a change with a slip", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "gruops=1")), &["e.toml:9: generator.gruops=1: unknown key `gruops`; did you mean `groups`?"]),
+    experiment("an experiment: a change out of range", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "groups=0")), &["e.toml:9: generator.groups=0: `generator.groups` is 0; expected at least 1"]),
+    experiment("an experiment: a config that is not there", |l| put(l, "e.toml", EXPERIMENT.replace("c.toml", "d.toml")), &["d.toml: cannot read the config"]),
+];
+
+const fn experiment(what: &'static str, spoil: fn(&super::Lab), words: &'static [&'static str]) -> Case {
+    Case { what, spoil, args: "experiment e.toml --scale demo --device cpu", code: 3, words }
+}
+
+/// A config that would run.
+const EXPERIMENT: &str = r#"title = "t"
+source = "s"
+seeds = [0]
+[scales.demo]
+config = "c.toml"
+[[rows]]
+name = "ours"
+run = "a"
+set = ["generator.groups=1"]
+"#;
+
+pub const TEACH: &str = r#"name = "t"
+[data]
+train = "evaluation.npz"
+[network]
+block = "basic"
+widths = [4, 8]
+depths = [1, 1]
+stem = { width = 4, kernel = 3, stride = 1, max_pool = false }
+[training]
+steps = 2
+"#;

@@ -1,0 +1,30 @@
+//! Faults that appear only after a run has begun.
+
+use super::{Case, Lab, edit, nothing, put};
+use crate::common::{load, mapped};
+use dfka_engine::weights::npz;
+
+/// Finite weights whose sums are not finite.
+fn immense(lab: &Lab) {
+    let changed = mapped(&load(&lab.path("right.npz")), |name, shape, v| {
+        Some((shape.to_vec(), if name == "fc.weight" { vec![3e38; v.len()] } else { v.to_vec() }))
+    });
+    npz::save(lab.path("right.npz"), &changed).unwrap();
+}
+
+/// A run that has ended.
+fn begun(lab: &Lab) {
+    let out = lab.call(&["run", "c.toml", "--out", "out", "--quiet", "--device", "cpu"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[rustfmt::skip] // one line per case
+pub const CASES: &[Case] = &[
+    Case { what: "a generator that collapsed", spoil: |l| edit(l, "least_diversity = 0", "least_diversity = 2"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed: diversity of its images", "at least 2 expected", "--resume --set loss.least_diversity=0"] },
+    Case { what: "a generator that knows one label", spoil: |l| edit(l, "least_entropy = 0", "least_entropy = 1"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed", "label entropy", "at least 1 expected"] },
+    Case { what: "a teacher whose predictions overflow", spoil: immense, args: "run c.toml --quiet --device cpu", code: 7, words: &["training diverged; lower the learning rate of this stage"] },
+    Case { what: "a folder that cannot be made", spoil: nothing, args: "run c.toml --quiet --device cpu --out /proc/none", code: 1, words: &["cannot make the output folder /proc/none"] },
+    Case { what: "a checkpoint of nonsense", spoil: |l| { begun(l); ["checkpoint", "checkpoint-previous"].iter().for_each(|name| put(l, &format!("out/{name}.npz"), "PK")) }, args: "run c.toml --quiet --device cpu --out out --resume", code: 4, words: &["out: no checkpoint to resume from: out/checkpoint.npz is damaged", "checkpoint-previous.npz is damaged"] },
+    Case { what: "a bank beyond this machine's memory", spoil: |l| edit(l, "bank = 32", "bank = 90000000"), args: "run c.toml --quiet --device cpu --set generator.steps=90000000", code: 6, words: &["`dual.bank`: needs", "GB are available"] },
+    Case { what: "a batch beyond this machine's memory", spoil: nothing, args: "run c.toml --quiet --device cpu --set generator.batch=65536 --set dual.bank=65536 --set generator.widths=[8192,8192,8192]", code: 6, words: &["GB", "available", "--set generator.batch="] },
+];

@@ -1,0 +1,93 @@
+//! Weights files. `bad_weights.rs` has the cases of single damaged tensors.
+
+use super::{Case, Lab, edit, nothing, put};
+use crate::common::{RIGHT, load, mapped, network, teacher_tensors};
+use dfka_engine::models::resnet::ResNetSpec;
+use dfka_engine::weights::{Tensors, npz};
+use serde_json::json;
+
+const fn case(what: &'static str, spoil: fn(&Lab), words: &'static [&'static str]) -> Case {
+    Case { what, spoil, args: "* c.toml", code: 4, words }
+}
+
+/// Replaces a teacher's file by a changed copy.
+fn changed(lab: &Lab, change: impl Fn(&str, &[usize], &[f32]) -> Option<(Vec<usize>, Vec<f32>)>) {
+    npz::save(lab.path("right.npz"), &mapped(&load(&lab.path("right.npz")), change)).unwrap();
+}
+
+fn with_meta(lab: &Lab, change: impl Fn(&mut Tensors)) {
+    let mut t = load(&lab.path("right.npz"));
+    change(&mut t);
+    npz::save(lab.path("right.npz"), &t).unwrap();
+}
+
+fn truncated(lab: &Lab, percent: usize) {
+    let whole = lab.bytes("right.npz");
+    put(lab, "right.npz", &whole[..whole.len() * percent / 100]);
+}
+
+/// An npz whose one array would inflate to 5 GB.
+fn bomb() -> Vec<u8> {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let deflated = zip::write::SimpleFileOptions::default();
+    zip.start_file("x.npy", deflated).unwrap();
+    zip.write_all(b"\x93NUMPY\x01\x00\x40\x00").unwrap();
+    zip.write_all(
+        format!("{:<63}\n", "{'descr': '<f4', 'fortran_order': False, 'shape': (9,), }").as_bytes(),
+    )
+    .unwrap();
+    let zeros = vec![0u8; 1 << 20];
+    (0..8).for_each(|_| zip.write_all(&zeros).unwrap());
+    let mut bytes = zip.finish().unwrap().into_inner();
+    // The inflated size that the directory claims: byte 24 of its last entry.
+    let entry = bytes.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap();
+    bytes[entry + 24..entry + 28].copy_from_slice(&u32::MAX.to_le_bytes());
+    bytes
+}
+
+#[rustfmt::skip] // one line per case
+pub const CASES: &[Case] = &[
+    case("a teacher that is not there", |l| std::fs::remove_file(l.path("right.npz")).unwrap(), &["right.npz: cannot open", "No such file"]),
+    case("a teacher that is a folder", |l| { std::fs::remove_file(l.path("right.npz")).unwrap(); std::fs::create_dir(l.path("right.npz")).unwrap() }, &["right.npz", "directory"]),
+    case("a teacher of no bytes", |l| put(l, "right.npz", ""), &["right.npz: expected an npz, safetensors or ONNX file, found"]),
+    case("a teacher that is a text", |l| put(l, "right.npz", "weights"), &["right.npz: expected an npz, safetensors or ONNX file, found"]),
+    case("a teacher without end", |l| edit(l, "left.npz", "/dev/zero"), &["/dev/zero: expected an npz, safetensors or ONNX file, found"]),
+    case("a teacher cut in half", |l| truncated(l, 50), &["right.npz: expected an npz file"]),
+    case("a teacher cut by its last bytes", |l| truncated(l, 99), &["right.npz: expected an npz file"]),
+    case("a teacher that is a pickle", |l| put(l, "right.npz", b"\x80\x02}q\0."), &["right.npz: expected an npz", "found a pickle of PyTorch's", "scripts/torch_to_npz.py"]),
+    case("a zip bomb", |l| put(l, "right.npz", bomb()), &["right.npz", "expected", "found"]),
+    case("a zip of other files", |l| put(l, "right.npz", zip_of("readme.txt", b"hello")), &["right.npz: expected only .npy entries, found \"readme.txt\""]),
+    case("an array that is none", |l| put(l, "right.npz", zip_of("x.npy", b"hello")), &["right.npz: array \"x\": expected an npy header"]),
+    case("a tensor left out", |l| changed(l, |n, s, v| (n != "layer2.0.conv1.weight").then(|| (s.to_vec(), v.to_vec()))), &["right.npz: expected the tensors of a ResNet of basic blocks", "1 missing (layer2.0.conv1.weight)"]),
+    case("a tensor turned", |l| changed(l, |n, s, v| Some((if n == "fc.weight" { vec![s[1], s[0]] } else { s.to_vec() }, v.to_vec()))), &["right.npz: __meta__: labels: expected 16, one for each row of fc.weight, found 2"]),
+    case("a tensor too many", |l| with_meta(l, |t| t.insert("layer5.0.conv1.weight", &[1], vec![0.0]).unwrap()), &["right.npz: expected the tensors of a ResNet of basic blocks", "1 unexpected (layer5.0.conv1.weight)"]),
+    case("a variance below 0", |l| changed(l, |n, s, v| Some((s.to_vec(), if n == "bn1.running_var" { vec![-1.0; v.len()] } else { v.to_vec() }))), &["right.npz", "bn1.running_var", "found -1"]),
+    case("no metadata", |l| with_meta(l, |t| t.meta.clear()), &["right.npz: labels: expected 2, one for each row of fc.weight, found none in the file or the config"]),
+    case("no labels", |l| with_meta(l, |t| t.meta["labels"] = json!([])), &["right.npz: labels: expected 2, one for each row of fc.weight, found none in the file or the config"]),
+    case("a label twice in a file", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat", "cat"])), &["right.npz: __meta__: labels: \"cat\" stands twice"]),
+    case("labels of another type", |l| with_meta(l, |t| t.meta["labels"] = json!({"cat": 1})), &["right.npz: array \"__meta__\": entry \"labels\": invalid type"]),
+    case("fewer labels than the head has", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat"])), &["right.npz: __meta__: labels: expected 2, one for each row of fc.weight, found 1"]),
+    case("half a network", |l| with_meta(l, |t| t.meta["network"] = json!({"block": "basic"})), &["right.npz: array \"__meta__\": entry \"network\": missing field"]),
+    case("an unknown block", |l| with_meta(l, |t| t.meta["network"]["block"] = json!("dense")), &["right.npz", "unknown variant `dense`", "basic", "bottleneck"]),
+    case("a network of no blocks", |l| with_meta(l, |t| { t.meta["network"]["widths"] = json!([]); t.meta["network"]["depths"] = json!([]) }), &["right.npz: __meta__: network: "]),
+    case("an even stem", |l| with_meta(l, |t| t.meta["network"]["stem"]["kernel"] = json!(4)), &["right.npz: __meta__: network: the stem's kernel must be odd and at most 15, found 4"]),
+    case("a stem of stride 0", |l| with_meta(l, |t| t.meta["network"]["stem"]["stride"] = json!(0)), &["right.npz: __meta__: network: every size must be between 1 and 65536"]),
+    case("a network deeper than any", |l| with_meta(l, |t| t.meta["network"]["depths"] = json!([60000, 60000, 60000, 60000])), &["right.npz"]),
+    case("teachers of two architectures", |l| npz::save(l.path("right.npz"), &teacher_tensors(&ResNetSpec { widths: vec![4, 8, 12, 16], ..network() }, &RIGHT, 2)).unwrap(), &["right.npz", "one architecture", "[4, 8, 8, 16]", "[4, 8, 12, 16]"]),
+    case("teachers of two image sizes", |l| npz::save(l.path("right.npz"), &teacher_tensors(&ResNetSpec { image: [20, 16, 1], ..network() }, &RIGHT, 2)).unwrap(), &["right.npz", "one architecture", "[16, 16, 1]", "[20, 16, 1]"]),
+    case("another network than the config says", |l| edit(l, "weights = \"left.npz\"", "weights = \"left.npz\", network = \"resnet18\", labels = [\"bus\"]"), &["left.npz: the config's network is \"ResNet-18\", the file's"]),
+    case("a backbone that is not there", |l| edit(l, "\"mean\"", "\"none.npz\""), &["none.npz: cannot open"]),
+    case("a backbone of another width", |l| { edit(l, "\"mean\"", "\"b.npz\""); npz::save(l.path("b.npz"), &teacher_tensors(&ResNetSpec { widths: vec![4, 8, 12, 16], ..network() }, &RIGHT, 2)).unwrap() }, &["b.npz", "layer3.0.conv1.weight", "expected shape"]),
+    Case { what: "weights to score that are not there", spoil: nothing, args: "eval none.npz evaluation.npz", code: 4, words: &["none.npz: cannot open"] },
+    Case { what: "images for weights", spoil: nothing, args: "eval ka.npz evaluation.npz", code: 4, words: &["ka.npz: array \"images\": expected dtype float32"] },
+    Case { what: "a student of nonsense", spoil: |l| with_meta(l, |t| { t.meta.insert("student".into(), json!({"tasks": 3})); }), args: "eval right.npz evaluation.npz", code: 4, words: &["right.npz: array \"__meta__\": entry \"student\""] },
+];
+
+fn zip_of(name: &str, bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+    zip.write_all(bytes).unwrap();
+    zip.finish().unwrap().into_inner()
+}

@@ -1,0 +1,438 @@
+//! The contents of the committed fixtures, the errors for broken copies of them, and that a batch depends on its step alone. `scripts/make_fixtures.py` makes the fixtures.
+
+use dfka_engine::data::dataset::Dataset;
+use dfka_engine::data::image::{Encoded, decode, load};
+use dfka_engine::data::loader::Loader;
+use dfka_engine::data::transform::{Transform, View};
+use dfka_engine::data::{coco, folder, voc};
+use dfka_engine::error::Error;
+use dfka_engine::weights::npz::Archive;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn year() -> PathBuf {
+    fixtures().join("voc/VOCdevkit/VOC2007")
+}
+
+/// A copy that a test may break.
+fn copy(from: &Path) -> tempfile::TempDir {
+    fn walk(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                walk(&entry.path(), &to);
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    walk(from, dir.path());
+    dir
+}
+
+/// The targets of image `i` that are not 0, with their labels' names.
+fn nonzero_targets(set: &Dataset, i: usize) -> Vec<(&str, u8)> {
+    let pairs = set.labels.iter().zip(set.targets(i));
+    pairs.filter(|(_, t)| **t > 0).map(|(l, t)| (&**l, *t)).collect()
+}
+
+fn assert_message(e: Error, parts: &[&str]) {
+    let text = e.to_string();
+    assert_eq!(e.exit_code(), 4, "{text}");
+    for part in parts {
+        assert!(text.contains(part), "expected {part:?} in: {text}");
+    }
+}
+
+#[test]
+fn voc_targets_are_the_class_lists() {
+    let set = Dataset::voc(&year(), "trainval").unwrap();
+    assert_eq!((set.len(), set.labels.len()), (6, 20));
+    let expected: [&[(&str, u8)]; 6] = [
+        &[("bus", 1), ("person", 1)],
+        &[("diningtable", 1)],
+        &[("bus", 1), ("car", 2)],
+        &[("car", 2)],
+        &[("person", 1)],
+        &[("chair", 1), ("diningtable", 1)],
+    ];
+    for (i, e) in expected.iter().enumerate() {
+        assert_eq!(nonzero_targets(&set, i), *e, "image {i}");
+    }
+    assert_eq!(Dataset::voc(&year(), "test").unwrap().len(), 3);
+    let set = set.select(&["diningtable".into(), "bus".into()]).unwrap();
+    assert_eq!((set.targets(1), set.targets(2)), (&[1, 0][..], &[0, 1][..]));
+    assert_message(set.select(&["cow".into()]).unwrap_err(), &["VOC2007", "\"cow\"", "diningtable, bus"]);
+}
+
+#[test]
+fn voc_annotations_say_the_same_as_the_class_lists() {
+    let listed = voc::open(&year(), "trainval").unwrap();
+    let dir = copy(&year());
+    for entry in fs::read_dir(dir.path().join("ImageSets/Main")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().contains('_') {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    assert_eq!(voc::open(dir.path(), "trainval").unwrap().targets, listed.targets);
+
+    let xml = dir.path().join("Annotations/000007.xml");
+    let text = fs::read_to_string(&xml).unwrap();
+    let edited = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        fs::write(&xml, text.replace(from, to)).unwrap();
+        voc::open(dir.path(), "trainval").unwrap_err()
+    };
+    assert_message(
+        edited("diningtable", "dinning"),
+        &["000007.xml: line 9: ", "twenty labels, found \"dinning\""],
+    );
+    assert_message(
+        edited("<difficult>0", "<difficult>yes"),
+        &["line 9: expected <difficult> of 0 or 1, found \"yes\""],
+    );
+    assert_message(edited("<name>diningtable</name>", ""), &["line 9: expected an object with a <name>"]);
+    assert_message(edited("</annotation>", ""), &["000007.xml: expected an annotation in XML"]);
+    assert_message(edited("annotation", "notation"), &["expected an element <annotation>, found <notation>"]);
+    let bomb = "<!DOCTYPE a [<!ENTITY x \"y\">]><annotation>";
+    assert_message(edited("<annotation>", bomb), &["000007.xml: expected an annotation in XML"]);
+    fs::remove_file(&xml).unwrap();
+    assert_message(voc::open(dir.path(), "trainval").unwrap_err(), &["000007.xml: cannot read"]);
+}
+
+#[test]
+fn broken_voc_folders_are_named() {
+    type Break = fn(&Path);
+    let list = |name: &str, text: &str| (format!("ImageSets/Main/{name}.txt"), text.to_string());
+    for ((file, text), parts) in [
+        (list("trainval", ""), &["trainval.txt: expected a list of images, found none"][..]),
+        (list("trainval", "000005 1\n"), &["trainval.txt: line 1: ", "found 2 columns"]),
+        (list("trainval", "000005\n\n../a\n"), &["line 3: expected the name of an image, found \"../a\""]),
+        (list("trainval", "000005\n000007\n000005\n"), &["line 3: ", "\"000005\" again (first on line 1)"]),
+        (list("trainval", "000005\n000006\n"), &["line 2: expected 000006.jpg in JPEGImages, found no such"]),
+        (list("bus_trainval", ""), &["bus_trainval.txt: expected a list of images, found none"]),
+        (list("bus_trainval", "000005\n"), &["bus_trainval.txt: line 1: ", "found 1 columns"]),
+        (list("bus_trainval", "000005 2\n"), &["line 1: expected 1 (present), -1 (absent) or 0", "\"2\""]),
+        (list("bus_trainval", "000006 1\n"), &["line 1: expected an image of the split, found \"000006\""]),
+        (
+            list("bus_trainval", "000005 1\n000005 1\n"),
+            &["line 2: expected each image once, found \"000005\""],
+        ),
+        (list("bus_trainval", "000005 1\n"), &["bus_trainval.txt: ", "found no \"000007\""]),
+    ] {
+        let dir = copy(&year());
+        fs::write(dir.path().join(file), text).unwrap();
+        assert_message(voc::open(dir.path(), "trainval").unwrap_err(), parts);
+    }
+    for (breaks, parts) in [
+        (
+            (|d| fs::remove_file(d.join("JPEGImages/000009.jpg")).unwrap()) as Break,
+            &["trainval.txt: line 3: expected 000009.jpg"][..],
+        ),
+        (
+            |d| fs::remove_file(d.join("ImageSets/Main/bus_trainval.txt")).unwrap(),
+            &["bus_trainval.txt: cannot read"],
+        ),
+        (
+            |d| fs::write(d.join("ImageSets/Main/bus_trainval.txt"), b"000005 1\n\xff").unwrap(),
+            &["line 2: not UTF-8"],
+        ),
+        (|d| fs::remove_dir_all(d.join("JPEGImages")).unwrap(), &["JPEGImages: cannot read the folder"]),
+        (|d| fs::remove_dir_all(d.join("ImageSets")).unwrap(), &["trainval.txt: cannot read"]),
+    ] {
+        let dir = copy(&year());
+        breaks(dir.path());
+        assert_message(voc::open(dir.path(), "trainval").unwrap_err(), parts);
+    }
+    assert_message(voc::open(&year(), "traival").unwrap_err(), &["traival.txt: cannot read"]);
+}
+
+#[test]
+fn coco_targets_are_the_instances() {
+    let (images, json) = coco_files();
+    let set = Dataset::coco(&images, &json).unwrap();
+    assert_eq!(set.labels, ["person", "bus", "dining table"], "by category id");
+    let expected: [&[(&str, u8)]; 5] = [
+        &[("person", 1), ("dining table", 1)],
+        &[("bus", 1)],
+        &[],
+        &[("person", 1), ("bus", 1)], // the person is a crowd
+        &[("dining table", 1)],
+    ];
+    for (i, e) in expected.iter().enumerate() {
+        assert_eq!(nonzero_targets(&set, i), *e, "image {i}");
+    }
+    assert_eq!(set.pixels(4).unwrap().c, 4, "a grey JPEG becomes RGBX");
+}
+
+fn coco_files() -> (PathBuf, PathBuf) {
+    let root = fixtures().join("coco");
+    (root.join("images"), root.join("annotations/instances_val2017.json"))
+}
+
+#[test]
+fn broken_coco_files_are_named() {
+    let (images, json) = coco_files();
+    let text = fs::read_to_string(&json).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("instances.json");
+    let mutilated = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from}");
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        coco::open(&images, &path).unwrap_err()
+    };
+    for (from, to, parts) in [
+        ("\"images\"", "\"pictures\"", &["expected COCO's instances: missing field `images`"][..]),
+        ("\"id\": 139", "\"id\": -1", &["invalid value: integer `-1`", "line "]),
+        ("\"image_id\": 139", "\"image_id\": 140", &["image_id 140 is not listed", "annotations["]),
+        ("\"category_id\": 67", "\"category_id\": 68", &["annotations[0]: category_id 68 is not listed"]),
+        ("\"id\": 139", "\"id\": 285", &["images: id 285 occurs twice"]),
+        ("000000000139.jpg", "000000000285.jpg", &["images: expected each file once", "000000000285.jpg"]),
+        (
+            "000000000139.jpg",
+            "../139.jpg",
+            &["images: expected a file's name, found \"../139.jpg\" (id 139)"],
+        ),
+        ("000000000139.jpg", "000000000140.jpg", &["expected 000000000140.jpg in ", "found no such file"]),
+        ("\"name\": \"bus\"", "\"name\": \"person\"", &["categories: expected distinct names", "\"person\""]),
+        ("\"id\": 67,", "\"id\": 6,", &["categories: id 6 occurs twice"]),
+        ("{", "[", &["instances.json: expected COCO's instances: "]),
+    ] {
+        assert_message(mutilated(from, to), parts);
+    }
+    fs::write(&path, &text[..text.len() / 2]).unwrap();
+    assert_message(
+        coco::open(&images, &path).unwrap_err(),
+        &["instances.json: expected COCO's instances: EOF", "line "],
+    );
+    fs::write(&path, r#"{"images": [], "annotations": [], "categories": []}"#).unwrap();
+    assert_message(
+        coco::open(&images, &path).unwrap_err(),
+        &["expected images and categories, found 0 and 0"],
+    );
+    assert_message(coco::open(&images, &dir.path().join("no.json")).unwrap_err(), &["no.json: cannot read"]);
+    assert_message(coco::open(&dir.path().join("no"), &json).unwrap_err(), &["no: cannot read the folder"]);
+}
+
+/// The decoder gives the same bits as Pillow: both have libjpeg-turbo's arithmetic.
+#[test]
+fn the_decoder_agrees_with_pillow() {
+    let root = fixtures().join("folder");
+    let mut pillow = Archive::open(root.join("pillow.npz")).unwrap();
+    let mut compared = 0;
+    for file in folder::list(&root).unwrap() {
+        let name = file.strip_prefix(&root).unwrap().to_str().unwrap();
+        let found = load(&file).unwrap();
+        let (shape, expected) = pillow.bytes(name).unwrap();
+        assert_eq!((&shape[..], found.c), (&[found.h, found.w, 3][..], 4), "{name}");
+        let pairs = found.data.chunks_exact(4).zip(expected.chunks_exact(3));
+        let differences = pairs.filter(|(found, expected)| found[..3] != **expected).count();
+        assert_eq!(differences, 0, "{name}: of {} pixels", found.h * found.w);
+        compared += 1;
+    }
+    assert_eq!(compared, 8);
+}
+
+/// The rows that a crop needs are the same whether or not the rest is decoded, for every kind of file and every row.
+#[test]
+fn the_first_rows_are_the_same_when_the_rest_is_not_decoded() {
+    let mut shortened = Vec::new();
+    for file in ["folder", "voc"].iter().flat_map(|f| folder::list(&fixtures().join(f)).unwrap()) {
+        let all = load(&file).unwrap();
+        for rows in 0..=all.h + 1 {
+            let some = Encoded::open(&file).unwrap().decode(rows, vec![7; 5]).unwrap();
+            assert_eq!((some.w, some.c), (all.w, all.c));
+            assert!(some.h >= rows.min(all.h) && some.data.len() == some.h * some.w * 4);
+            let seen = rows.min(all.h) * all.w * 4;
+            assert!(some.data[..seen] == all.data[..seen], "{}: {rows} rows", file.display());
+            if rows == 1 && some.h < all.h {
+                shortened.push(file.file_name().unwrap().to_str().unwrap().to_string());
+            }
+        }
+    }
+    // Every JPEG but b.JPEG, which is progressive. VOC's have their chroma halved both ways.
+    assert_eq!(shortened[..4], ["a.jpg", "c.jpg", "d.jpg", "h.jpg"]);
+    assert!(shortened.len() > 4 && shortened[4..].iter().all(|f| f.starts_with("0000")), "{shortened:?}");
+}
+
+/// The centre crop is torchvision's: resized by Pillow, then cropped. The resize here differs by fixed-point rounding, and
+/// computes only the pixels that are kept.
+#[test]
+fn the_centre_crop_is_that_of_torchvision() {
+    let root = fixtures().join("folder");
+    let (shape, expected) = Archive::open(root.join("pillow.npz")).unwrap().bytes("centre").unwrap();
+    let set = folder::load(&root, [24, 24, 3]).unwrap();
+    assert_eq!(shape, set.shape());
+    for (i, expected) in expected.chunks_exact(set.image_len()).enumerate() {
+        let differences: Vec<f64> =
+            set.image(i).iter().zip(expected).map(|(a, b)| f64::from(a.abs_diff(*b))).collect();
+        let (mean, worst) = (
+            differences.iter().sum::<f64>() / differences.len() as f64,
+            differences.iter().copied().fold(0.0, f64::max),
+        );
+        assert!(mean <= 0.8 && worst <= 6.0, "image {i}: mean {mean:.3}, worst {worst}");
+    }
+}
+
+/// Bytes after the image, which cameras and broken tools leave, are ignored, as Pillow does.
+#[test]
+fn bytes_after_the_image_are_ignored() {
+    for name in ["a.jpg", "b.JPEG", "c.jpg", "d.jpg", "more/h.jpg"] {
+        let file = fixtures().join("folder").join(name);
+        let (whole, expected) = (fs::read(&file).unwrap(), load(&file).unwrap());
+        for behind in [0, 2] {
+            let (picture, end) = whole.split_at(whole.len() - behind);
+            let bytes = [picture, &[0, 1, 2, 3, 0xff, 0, 0x55, 7], end].concat();
+            assert!(decode(&bytes, &file).unwrap() == expected, "{name}: {behind} bytes before its end");
+        }
+    }
+}
+
+/// No file of the folder is accepted when it is cut short, wherever it is cut.
+#[test]
+fn truncated_images_are_refused() {
+    for file in folder::list(&fixtures().join("folder")).unwrap() {
+        let whole = fs::read(&file).unwrap();
+        for tenths in 0..10 {
+            let cut = &whole[..whole.len() * tenths / 10];
+            match decode(cut, &file) {
+                Ok(_) => panic!("{}: {tenths} tenths of it pass for the whole", file.display()),
+                Err(e) => assert_message(e, &[file.file_name().unwrap().to_str().unwrap()]),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_folder_is_read_completely_in_the_order_of_its_names() {
+    let root = fixtures().join("folder");
+    let names: Vec<String> = folder::list(&root)
+        .unwrap()
+        .iter()
+        .map(|f| f.strip_prefix(&root).unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["a.jpg", "b.JPEG", "c.jpg", "d.jpg", "e.png", "f.png", "more/g.png", "more/h.jpg"]);
+    let set = folder::load(&root, [16, 24, 3]).unwrap();
+    assert_eq!(set.shape(), [8, 16, 24, 3]);
+    let c = set.image(2);
+    assert!(c.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]), "c.jpg is grey");
+
+    let dir = copy(&root);
+    let half = fs::read(root.join("b.JPEG")).unwrap();
+    fs::write(dir.path().join("b.JPEG"), &half[..half.len() / 2]).unwrap();
+    assert_message(folder::load(dir.path(), [16, 24, 3]).unwrap_err(), &["b.JPEG: not a whole JPEG"]);
+    let empty = tempfile::tempdir().unwrap();
+    assert_message(
+        folder::list(empty.path()).unwrap_err(),
+        &["expected .jpg, .jpeg or .png files, found none"],
+    );
+    assert_message(folder::list(&empty.path().join("no")).unwrap_err(), &["no: cannot read the folder"]);
+}
+
+const BATCH: usize = 4;
+
+/// Images and targets of one step.
+fn batch(loader: &mut Loader, set: &Dataset, transform: &Transform, step: u64) -> (Vec<f32>, Vec<f32>) {
+    let mut images = vec![f32::NAN; BATCH * transform.len()];
+    let mut targets = vec![f32::NAN; BATCH * set.labels.len()];
+    loader.fill(step, &mut images, &mut targets).unwrap();
+    assert!(images.iter().all(|v| (-1.0..=1.0).contains(v)));
+    assert!(targets.iter().all(|t| [0.0, 1.0, -1.0].contains(t)));
+    (images, targets)
+}
+
+#[test]
+fn a_batch_is_a_function_of_its_step() {
+    let set = Arc::new(Dataset::voc(&year(), "trainval").unwrap());
+    let transform = Transform::train([24, 24, 3]);
+    let of = |loader: &mut Loader, step| batch(loader, &set, &transform, step);
+    let mut one = Loader::with_threads(set.clone(), transform, BATCH, 7, 1).unwrap();
+    let all: Vec<_> = (0..9).map(|s| of(&mut one, s)).collect();
+    for threads in [2, 5] {
+        let mut other = Loader::with_threads(set.clone(), transform, BATCH, 7, threads).unwrap();
+        for (s, expected) in all.iter().enumerate() {
+            assert!(of(&mut other, s as u64) == *expected, "{threads} threads, step {s}");
+        }
+    }
+    let mut resumed = Loader::new(set.clone(), transform, BATCH, 7, 5).unwrap();
+    assert!(of(&mut resumed, 5) == all[5] && of(&mut resumed, 6) == all[6]);
+    assert!(of(&mut resumed, 2) == all[2] && of(&mut resumed, 8) == all[8], "a jump, back and forth");
+    let mut other = Loader::new(set.clone(), transform, BATCH, 8, 0).unwrap();
+    assert!(of(&mut other, 0) != all[0], "another seed, another batch");
+    assert!(all.iter().enumerate().all(|(i, a)| !all[..i].contains(a)), "steps differ");
+}
+
+#[test]
+fn an_epoch_has_every_image_once_in_its_own_order() {
+    let set = Arc::new(Dataset::voc(&year(), "trainval").unwrap());
+    let transform = Transform { image: [8, 8, 3], view: View::Squash };
+    let mut loader = Loader::new(set.clone(), transform, BATCH, 3, 0).unwrap();
+    // An image that is only resized is the same in every epoch: 6 steps of 4 are 4 epochs of 6.
+    let images: Vec<Vec<u32>> = (0..6)
+        .flat_map(|s| {
+            let (images, _) = batch(&mut loader, &set, &transform, s);
+            images
+                .chunks(transform.len())
+                .map(|i| i.iter().map(|v| v.to_bits()).collect())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let mut sorted: Vec<Vec<Vec<u32>>> = images.chunks(6).map(<[_]>::to_vec).collect();
+    assert!(sorted[0] != sorted[1] || sorted[1] != sorted[2], "no two epochs differ");
+    sorted.iter_mut().for_each(|e| e.sort());
+    assert!(sorted.iter().all(|e| *e == sorted[0]));
+    sorted[0].dedup();
+    assert_eq!(sorted[0].len(), 6, "six images, all different");
+}
+
+#[test]
+fn the_last_batch_in_order_has_the_remaining_images() {
+    let set = Arc::new(Dataset::voc(&year(), "trainval").unwrap());
+    let transform = Transform::eval([24, 24, 3]);
+    let mut loader = Loader::in_order(set.clone(), transform, BATCH).unwrap();
+    let mut images = vec![9.0; BATCH * transform.len()];
+    let mut targets = vec![9.0; BATCH * 20];
+    loader.fill(0, &mut images, &mut targets).unwrap();
+    assert!(images.iter().chain(&targets).all(|v| *v != 9.0));
+    let (bus, car) = (5, 6);
+    assert_eq!(
+        (targets[bus], targets[2 * 20 + bus], targets[2 * 20 + car]),
+        (1.0, 1.0, -1.0),
+        "difficult does not count"
+    );
+    images.fill(9.0);
+    loader.fill(1, &mut images, &mut targets).unwrap();
+    assert_eq!(images.iter().filter(|v| **v == 9.0).count(), 2 * transform.len(), "two of six are left");
+}
+
+#[test]
+fn a_damaged_image_stops_the_loader_with_its_name() {
+    let dir = copy(&year());
+    let path = dir.path().join("JPEGImages/000012.jpg");
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let set = Arc::new(Dataset::voc(dir.path(), "trainval").unwrap());
+    let transform = Transform::eval([24, 24, 3]);
+    let mut loader = Loader::new(set.clone(), transform, 6, 1, 0).unwrap();
+    let (mut images, mut targets) = (vec![0.0; 6 * transform.len()], vec![0.0; 6 * 20]);
+    for _ in 0..2 {
+        let e = loader.fill(0, &mut images, &mut targets).unwrap_err();
+        assert_message(e, &["000012.jpg: not a whole JPEG"]);
+    }
+    drop(loader);
+    fs::write(&path, whole).unwrap();
+    let mut loader = Loader::new(set.clone(), transform, 6, 1, 0).unwrap();
+    loader.fill(0, &mut images, &mut targets).unwrap();
+    let e = loader.fill(1, &mut images[1..], &mut targets).unwrap_err();
+    assert!(e.to_string().contains("expected an output of 6 x 1728 pixels and 20 targets"), "{e}");
+    assert!(Loader::new(set, transform, 0, 1, 0).is_err());
+}

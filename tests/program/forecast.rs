@@ -1,0 +1,188 @@
+//! The forecasts of `check`: for the paper's configuration without its weights, and compared with the memory that a machine
+//! really allocates.
+
+use crate::common::{LEFT, Lab, network, skipped};
+use dfka_engine::autograd::Store;
+use dfka_engine::config::{self, Override};
+use dfka_engine::device::Choice;
+use dfka_engine::pipeline::forecast::forecast;
+use dfka_engine::pipeline::spec::{Recipe, RunSpec, Stated};
+use dfka_engine::pipeline::stage::Stage;
+use dfka_engine::pipeline::stage_one::StageOne;
+use dfka_engine::pipeline::stage_two::StageTwo;
+use dfka_engine::pipeline::tasks::tasks;
+use dfka_engine::pipeline::teachers::{Absent, OpenedTeacher, Teachers};
+use dfka_engine::pipeline::{Device, engine_on};
+use dfka_engine::tensor::Elem;
+use serde_json::Value;
+use std::path::Path;
+
+fn opened(spec: &RunSpec) -> Vec<OpenedTeacher> {
+    OpenedTeacher::open_all(&spec.teachers, Absent::IsDrawn).unwrap()
+}
+
+fn voc() -> String {
+    crate::common::root().join("configs/voc.toml").display().to_string()
+}
+
+/// Two ResNet-101 at 224 px: nothing is allocated and nothing is run.
+#[test]
+fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
+    let lab = Lab::new();
+    for card in [&[][..], &["--card", "h200"]] {
+        let out = lab.call(&[&["check", &voc()], card].concat());
+        let text = String::from_utf8(out.stdout).unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        for part in [
+            "weights/voc/teacher_a.safetensors: not found; forecast with random weights\n",
+            "weights/voc/teacher_b.safetensors: not found; forecast with random weights\n",
+            "teacher A2: 10 labels, channels [256, 512, 1024, 2048]\n",
+            "(the least that an H200 needs for these launches; nothing was timed)\n",
+            "\nGPU memory ",
+            // torchvision's ResNet-101 with ten labels has 42.52 M; the student has 27.5 M up to block 3 and block 4's 15.0 M
+            // twice.
+            "\nparameters 85.04 M in the teachers, 58.52 M in the student\n",
+            "conv2d backward, teachers",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+    // The same networks with the losses as the paper prints them.
+    let published = voc().replace("voc.toml", "voc-published.toml");
+    let text = String::from_utf8(lab.call(&["check", &published, "--card", "h200"]).stdout).unwrap();
+    assert!(text.contains("\nparameters 85.04 M in the teachers, 58.52 M in the student\n"), "{text}");
+    let spec = config::load_run(Path::new(&published), &[]).unwrap().spec;
+    assert_eq!((spec.loss.alpha, spec.loss.beta, spec.loss.gamma), (1.0, 1.0, 5.0));
+    assert_eq!((&spec.loss.recipe, spec.loss.statistics), (&Recipe::Published, 0.0));
+    assert!(spec.dual.freeze_earlier && spec.dual.lambda_in == [1.0, 1.0] && spec.dual.feature == 0.0);
+    let out = lab.call(&["run", &voc()]);
+    let text = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(4), "{text}");
+    assert!(text.contains("teacher_a.safetensors: cannot open"), "{text}");
+    assert!(!lab.path("runs").exists());
+    let out = lab.call(&["check", &voc(), "--card", "b300"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8(out.stderr).unwrap().contains("h200, h100, a100, a100-40gb"));
+}
+
+#[test]
+fn json_has_every_part_and_op_of_every_stage() {
+    let out = Lab::new().call(&["check", &voc(), "--card", "h100", "--json"]);
+    let all: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(all["teachers"][0]["is_drawn"], true);
+    let f = &all["forecast"];
+    assert_eq!((&f["card"]["name"], &f["is_measured"]), (&"h100".into(), &false.into()));
+    let stages = f["stages"].as_array().unwrap();
+    let names: Vec<&str> = stages.iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["generator", "block1", "block2", "block3", "block4"]);
+    let number = |v: &Value, key: &str| v[key].as_f64().unwrap_or_else(|| panic!("no {key} in {v}"));
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs());
+    let keys = ["launches", "flops", "bytes_moved", "minimal_bytes", "roofline_ms", "planned_ms"];
+    for s in stages {
+        let gpu = &s["gpu"];
+        let parts = gpu["parts"].as_array().unwrap();
+        for key in keys {
+            let sum =
+                |list: &Value, key| list.as_array().unwrap().iter().map(|v| number(v, key)).sum::<f64>();
+            for p in parts {
+                assert!(close(number(p, key), sum(&p["ops"], key)), "{key} of {}", p["part"]);
+            }
+            let whole = if key == "flops" { 2.0 * number(gpu, "macs") } else { number(gpu, key) };
+            assert!(close(whole, sum(&gpu["parts"], key)), "{key} of {}", s["name"]);
+        }
+        for p in parts {
+            assert!(["teachers", "generator", "student", "rest"].contains(&p["part"].as_str().unwrap()));
+            let (moved, least) = (number(p, "bytes_moved"), number(p, "minimal_bytes"));
+            assert!(close(number(p, "ratio"), moved / least));
+            assert!(number(p, "planned_ms") > 0.0 && number(p, "roofline_ms") > 0.0, "{p}");
+            for op in p["ops"].as_array().unwrap() {
+                assert!(
+                    op["op"].is_string()
+                        && ["forward", "backward", "update"].contains(&op["phase"].as_str().unwrap())
+                );
+            }
+        }
+        let held = |key: &str| number(&gpu["memory"], key);
+        assert!(held("store_bytes") > 2.0 * 4.0 * 42.5e6 && held("copies_bytes") > 2.0 * 2.0 * 42.4e6);
+        assert!(close(number(s, "step_ms"), number(gpu, "planned_ms")));
+    }
+    assert!(number(f, "gpu_peak_bytes") < number(&f["card"], "memory_bytes"));
+}
+
+/// Where the file exists it determines the teacher, and the config must agree with it.
+#[test]
+fn a_teachers_description_must_agree_with_its_file_and_replaces_a_missing_one() {
+    let lab = Lab::new();
+    let mut spec = lab.spec(&[]);
+    let labels = LEFT.map(String::from).to_vec();
+    spec.teachers[0].stated =
+        Stated { network: Some(network()), labels: labels.clone(), ..Stated::default() };
+    let load =
+        |spec: &RunSpec, absent| Teachers::load_or(&mut Store::<f32>::default(), &spec.teachers, absent);
+    for absent in [Absent::Fails, Absent::IsDrawn] {
+        assert!(load(&spec, absent).unwrap().all.iter().all(|t| !t.is_drawn()));
+    }
+    let mut other = spec.clone();
+    other.teachers[0].stated.labels[1] = "cat".into();
+    let e = load(&other, Absent::IsDrawn).map(|_| ()).unwrap_err();
+    assert_eq!(e.exit_code(), 4);
+    for part in ["left.npz", "the config's labels are", "\"cat\"", "the file's", "\"car\""] {
+        assert!(e.to_string().contains(part), "{e}");
+    }
+    other = spec.clone();
+    other.teachers[0].stated.network.as_mut().unwrap().depths[0] = 2;
+    let e = load(&other, Absent::Fails).map(|_| ()).unwrap_err().to_string();
+    assert!(e.contains("left.npz") && e.contains("the config's network is"), "{e}");
+
+    std::fs::remove_file(&spec.teachers[0].weights).unwrap();
+    assert_eq!(load(&spec, Absent::Fails).map(|_| ()).unwrap_err().exit_code(), 4);
+    let [a, b] = [(), ()].map(|()| {
+        let mut store = Store::<f32>::default();
+        let drawn = Teachers::load_or(&mut store, &spec.teachers, Absent::IsDrawn).unwrap();
+        assert_eq!((drawn.all[0].is_drawn(), drawn.all[1].is_drawn()), (true, false));
+        store.to_f32(drawn.all[0].net.head.unwrap()[0])
+    });
+    assert!(a == b && a.iter().any(|v| *v != 0.0), "drawn from a fixed seed");
+    // Nor is the mean of random teachers the mean of stored ones.
+    spec.student.init = dfka_engine::pipeline::spec::StudentInit::Mean;
+    assert!(!forecast(&spec, &opened(&spec), None).unwrap().is_measured);
+}
+
+/// Every stage of the demo allocates on a machine as much as was forecast.
+#[test]
+fn a_machine_allocates_what_was_forecast() {
+    if let Err(e) = Choice::Emu.machine(Elem::F32) {
+        assert!(std::env::var_os("DFKA_REQUIRE_EMU").is_none(), "{e}");
+        return skipped(&e.to_string());
+    }
+    for precision in ["f32", "bf16"] {
+        let sets = [format!("precision={precision:?}"), "generator.batch=8".into(), "dual.batch=8".into()];
+        let sets: Vec<Override> = sets.iter().map(|s| Override::set(s).unwrap()).collect();
+        let file = crate::common::root().join("configs/demo.toml");
+        let spec = config::load_run(&file, &sets).unwrap().spec;
+        let expected = forecast(&spec, &opened(&spec), Some(Default::default())).unwrap();
+        let mut expected = expected.stages.iter();
+        let device = Device { choice: Choice::Emu, ..Device::default() };
+        let mut engine = engine_on(&device, spec.precision).unwrap();
+        let mut compare = |engine: &mut dfka_engine::autograd::Engine<f32>, stage: Stage| {
+            stage.plan.reserve(engine).unwrap();
+            let expected = expected.next().unwrap();
+            let held = expected.gpu.memory;
+            assert_eq!(stage.name, expected.name);
+            let found = engine.machine().unwrap().held_bytes();
+            assert_eq!(held.total() - held.tables_bytes, found, "{precision}: {}: {held:?}", stage.name);
+            assert_eq!(held.copies_bytes > 0, precision == "bf16");
+        };
+        let teachers = Teachers::load(&mut engine.store, &spec.teachers).unwrap();
+        let one = StageOne::new(&mut engine.store, &spec, &teachers);
+        let stage = one.stage(&mut engine, &spec, &teachers).unwrap();
+        compare(&mut engine, stage);
+        let tasks = tasks(&teachers, &spec.student.labels).unwrap();
+        let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, Some(&one)).unwrap();
+        for b in 1..=teachers.network.blocks() {
+            let name = format!("block{b}");
+            let stage = two.stage(&mut engine, &name, &spec, &teachers, Some(&one), b).unwrap();
+            compare(&mut engine, stage);
+        }
+    }
+}

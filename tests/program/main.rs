@@ -1,0 +1,15 @@
+//! Tests of the program as its users see it: files read and written, error messages, forecasts, reports, and runs that are
+//! killed.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod bad_weights;
+mod browser;
+mod data;
+mod export;
+mod forecast;
+mod fuzz_corpus;
+mod kill;
+mod report;
