@@ -46,7 +46,6 @@ pub use loaded::Loaded;
 pub use overrides::Override;
 pub use run::load_run;
 pub use source::Source;
-pub use suggest::nearest;
 pub use teach::load_teach;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 /// The candidate nearest to `word`, if it is near enough to be what was meant. The distance counts
 /// insertions, deletions, substitutions and swaps of neighbouring letters, without regard to case; at most a
 /// third of the longer word's letters may differ, or one in a short word, but never all of them.
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let (distance, candidate, length) = candidates
         .into_iter()
