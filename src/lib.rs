@@ -8,8 +8,8 @@
 //! ```
 //!
 //! An arrow means "may use", and a test checks every import against it. A reader can stop at any module of
-//! the chain and has understood everything before it. `weights`, `data` and `report` are leaves beside the chain,
-//! which the modules up to `models` may use. Every module may use `tensor`, `summary`, `splitmix` and
+//! the chain and has understood everything before it. `weights`, `data` and `report` are leaves beside the
+//! chain, which the modules up to `models` may use. Every module may use `tensor`, `summary`, `splitmix` and
 //! `error`.
 
 pub mod autograd;
