@@ -1,44 +1,46 @@
-//! Every way a run can fail, each with the exit code a caller's script sees.
+//! The error type of the crate. Each kind of failure has an exit code of its own, for scripts.
 
 use std::path::{Path, PathBuf};
 
+/// A result whose error is [`Error`] unless stated otherwise.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure that a person reads. Messages name the file, line or tensor, what was expected and what was found.
+/// A failure, with a message for a person: it names the file, line or tensor, what was expected and what was
+/// found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The run itself failed: an I/O error, a worker that died, an internal contradiction.
+    /// The run itself failed: an I/O error, a worker thread that died, an internal contradiction.
     #[error("{0}")]
     Run(String),
-    /// The command line asks for something that does not exist or does not fit together.
+    /// The command line names something that does not exist, or its arguments contradict each other.
     #[error("{0}")]
     Usage(String),
-    /// The configuration is malformed; `line` is 1-based, 0 when no single line is at fault.
+    /// The config is malformed. `line` is 1-based, or 0 if no single line is at fault.
     #[error("{}{}: {message}", file.display(), if *line > 0 { format!(":{line}") } else { String::new() })]
     Config { file: PathBuf, line: usize, message: String },
     /// Weights or data are missing or malformed.
     #[error("{}: {message}", file.display())]
     Data { file: PathBuf, message: String },
-    /// The device asked for is not there.
+    /// The requested device is not available.
     #[error("{0}")]
     NoDevice(String),
-    /// The plan does not fit the memory at hand.
+    /// The plan needs more memory than there is.
     #[error("{0}")]
     OutOfMemory(String),
-    /// A loss stopped being finite, or the generator collapsed.
+    /// A loss is no longer finite, or the generator has collapsed.
     #[error("{0}")]
     Diverged(String),
-    /// Somebody asked the run to stop, and it can be resumed.
+    /// A signal stopped the run, which can be resumed.
     #[error("{message}")]
     Stopped { exit_code: u8, message: String },
-    /// An op was recorded with operands it cannot take: op, operand, expected, found.
+    /// An op was recorded with operands that it cannot take. The message names operand, expected and found.
     #[error("{op}: {message}")]
     Shape { op: &'static str, message: String },
 }
 
 impl Error {
-    /// The process exit code: 1 run, 2 usage, 3 config, 4 weights or data, 5 device, 6 memory, 7 diverged;
-    /// 128 and the signal's number where one stopped the run.
+    /// The exit code of the process: 1 run, 2 usage, 3 config, 4 weights or data, 5 device, 6 memory, 7
+    /// diverged, or 128 plus the number of the signal that stopped the run.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Run(_) | Error::Shape { .. } => 1,
@@ -52,15 +54,17 @@ impl Error {
         }
     }
 
+    /// [`Error::Data`] for `file`.
     pub fn data(file: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Data { file: file.as_ref().into(), message: message.into() }
     }
 
+    /// [`Error::Shape`] for `op`.
     pub fn shape(op: &'static str, message: impl Into<String>) -> Self {
         Error::Shape { op, message: message.into() }
     }
 
-    /// An operating-system failure while doing `what` to `file`.
+    /// The operating system's error `e` for `file`: "cannot `what` `file`".
     pub fn io(what: &str, file: impl AsRef<Path>, e: std::io::Error) -> Self {
         Error::Run(format!("cannot {what} {}: {e}", file.as_ref().display()))
     }

@@ -1,14 +1,16 @@
-//! dfka-engine: data-free knowledge amalgamation with a group-stack dual GAN.
+//! dfka-engine: data-free knowledge amalgamation with a group-stack dual GAN (Ye et al., CVPR 2020).
 //!
-//! Several trained multi-label classifiers go in, one smaller student that predicts a chosen set of their labels comes
-//! out, and no image is ever needed. A reader can stop at any level of
+//! The inputs are several trained multi-label classifiers, the teachers. The output is one smaller network,
+//! the student, that predicts a chosen set of their labels. No image is needed. The modules form a chain:
 //!
 //! ```text
 //! main -> cli -> config -> labelled -> pipeline -> models -> autograd -> ops -> device
 //! ```
 //!
-//! and has understood everything above it: an arrow means "may use", and a test holds every import to it. `weights`,
-//! `data` and `report` are leaves; `tensor`, `splitmix` and `error` are vocabulary.
+//! An arrow means "may use", and a test checks every import against it. A reader can stop at any module of
+//! the chain and has understood everything before it. `weights`, `data` and `report` are leaves beside the
+//! chain, which the modules up to `models` may use. Every module may use `tensor`, `summary`, `splitmix` and
+//! `error`.
 
 pub mod autograd;
 pub mod cli;

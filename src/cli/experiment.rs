@@ -66,7 +66,7 @@ pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<S
     fs::create_dir_all(&runner.out).map_err(|e| Error::io("make the output folder", &runner.out, e))?;
 
     let rows = experiment.rows.iter().map(|row| {
-        let figures = match &row.what {
+        let figures = match &row.kind {
             RowKind::Student { run, overrides } => {
                 let of_seed = |seed| Ok(Figures::of_student(seed, &runner.run(run, overrides, seed)?));
                 experiment.seeds.iter().map(|seed| of_seed(*seed)).collect::<Result<Vec<_>>>()?
@@ -166,7 +166,7 @@ impl Runner<'_> {
     /// Checks every row's config and files, so that an error shows before hours of training.
     fn check_rows(&self) -> Result<()> {
         for row in &self.experiment.rows {
-            match &row.what {
+            match &row.kind {
                 RowKind::Student { overrides, .. } => {
                     let loaded = self.load(overrides, self.experiment.seeds[0])?;
                     if loaded.spec.evaluation.is_none() {
@@ -199,7 +199,7 @@ impl Runner<'_> {
 
     fn overrides_of(&self, run: &str) -> &[Override] {
         let of = |what: &'_ RowKind| matches!(what, RowKind::Student { run: r, .. } if r == run);
-        match self.experiment.rows.iter().find(|r| of(&r.what)).map(|r| &r.what) {
+        match self.experiment.rows.iter().find(|r| of(&r.kind)).map(|r| &r.kind) {
             Some(RowKind::Student { overrides, .. }) => overrides,
             _ => &[],
         }

@@ -78,7 +78,7 @@ fn a_label_that_no_teacher_has_is_a_config_error_and_creates_no_folder() {
     let e = call(&[&["run", config.to_str().unwrap(), "--out", out.to_str().unwrap()][..], &args].concat());
     let e = e.unwrap_err();
     assert_eq!(e.exit_code(), 3);
-    assert!(e.to_string().ends_with("no teacher knows the label `cat`; did you mean `car`?"), "{e}");
+    assert!(e.to_string().ends_with("no teacher predicts the label `cat`; did you mean `car`?"), "{e}");
     assert!(!out.exists());
     let json = call(&["check", config.to_str().unwrap(), "--json"]).unwrap();
     let json: Value = serde_json::from_str(&json).unwrap();

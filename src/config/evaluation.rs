@@ -1,17 +1,17 @@
-//! `[evaluation]`: labelled images of any kind.
+//! The `[evaluation]` table: labelled images of one of three kinds.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::or;
+use super::keys::value_or;
 use super::source::Source;
 use crate::error::Result;
 use crate::pipeline::spec::EvaluationData;
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawEvaluation {
+pub(super) struct RawEvaluation {
     data: Option<String>,
     voc: Option<RawVoc>,
     coco: Option<RawCoco>,
@@ -32,15 +32,17 @@ struct RawCoco {
     annotations: String,
 }
 
-/// The folder of a year of PASCAL VOC, the paper's 2007 unless said otherwise, whose lists one of the name `split` is.
-pub(super) fn voc(
+/// The folder of one year of PASCAL VOC, by default the paper's 2007.
+///
+/// Errors: a year outside 2007 to 2012, a `split` that cannot be the name of a list in that folder.
+pub(super) fn voc_folder(
     source: &Source,
     path: &str,
     root: &mut String,
     year: &mut Option<i64>,
     split: &str,
 ) -> Result<PathBuf> {
-    let year = source.count(&format!("{path}.year"), or(year, 2007), 2007..=2012)?;
+    let year = source.count(&format!("{path}.year"), value_or(year, 2007), 2007..=2012)?;
     if split.is_empty() || split.contains(['/', '\\']) {
         let path = format!("{path}.split");
         let message = format!("`{path}` is {split:?}; expected the name of a list such as \"test\"");
@@ -54,8 +56,8 @@ impl RawEvaluation {
         match (&mut self.data, &mut self.voc, &mut self.coco) {
             (Some(file), None, None) => Ok(EvaluationData::Npz(source.file("evaluation.data", file)?)),
             (None, Some(v), None) => {
-                let split = or(&mut v.split, "test".into());
-                let folder = voc(source, "evaluation.voc", &mut v.root, &mut v.year, &split)?;
+                let split = value_or(&mut v.split, "test".into());
+                let folder = voc_folder(source, "evaluation.voc", &mut v.root, &mut v.year, &split)?;
                 Ok(EvaluationData::Voc { folder, split })
             }
             (None, None, Some(c)) => Ok(EvaluationData::Coco {

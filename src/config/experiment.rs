@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{folder_name, seed};
-use super::source::{Override, Source};
+use super::overrides::Override;
+use super::source::Source;
 use super::suggest::nearest;
 use super::teacher::MOST_TEACHERS;
 use crate::error::Result;
@@ -15,15 +16,16 @@ use crate::error::Result;
 #[derive(Debug)]
 pub struct Experiment {
     pub title: String,
-    /// Where the published figures stand.
+    /// The place of the published figures in the paper.
     pub source: String,
     /// At least one, each once.
     pub seeds: Vec<u64>,
-    /// The students' figures after each block, not only where they branch.
+    /// Whether the students' figures are given for a branch after each block, instead of for their own
+    /// branch only.
     pub by_block: bool,
     /// The run config that all rows share.
     pub config: PathBuf,
-    /// What this scale changes in it.
+    /// This scale's changes to `config`.
     pub overrides: Vec<Override>,
     pub rows: Vec<Row>,
 }
@@ -31,18 +33,19 @@ pub struct Experiment {
 #[derive(Debug)]
 pub struct Row {
     pub name: String,
-    pub what: RowKind,
-    /// By column: `mAP`, `M parameters`, or a label.
+    pub kind: RowKind,
+    /// The published figures by column: `mAP`, `M parameters`, or a label.
     pub published: BTreeMap<String, f64>,
 }
 
 #[derive(Debug)]
 pub enum RowKind {
-    /// A student, of the run of this name with these changes. Runs of one name are one run, whichever table asks.
+    /// The student of the run of this name, with these changes to the config. Tables that name the same run
+    /// share its folder.
     Student { run: String, overrides: Vec<Override> },
-    /// One teacher (from 0) on all of its labels.
+    /// The teacher of this index, from 0, on all of its labels.
     Teacher(usize),
-    /// The teachers on the labels of this run's student.
+    /// All teachers, on the labels of this run's student.
     TeachersOf(String),
 }
 
@@ -72,7 +75,7 @@ struct RawRow {
     run: Option<String>,
     teacher: Option<i64>,
     teachers_of: Option<String>,
-    /// The one scale that has this row.
+    /// The only scale that has this row; none: every scale.
     only: Option<String>,
     #[serde(default)]
     set: Vec<String>,
@@ -86,19 +89,50 @@ struct RawRow {
 
 /// Reads an experiment at the scale of that name.
 ///
-/// Errors: a malformed file, no such scale, a row that is not one kind of row.
+/// Errors: [`Source::open`]'s, no such scale, no row or no seed, a seed listed more than once, a row that is
+/// of no kind or of several, a malformed override.
 pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
     let (source, mut raw) = Source::open::<RawExperiment>(file, &[])?;
     let source = &source;
-    let known: Vec<&str> = raw.scales.keys().map(String::as_str).collect();
-    if !known.contains(&scale) {
-        let hint =
-            nearest(scale, known.iter().copied()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
-        let message = format!("no scale `{scale}`, found {}{hint}", known.join(", "));
-        return Err(source.fail("scales", message));
+    let Some(mut at_scale) = raw.scales.remove(scale) else {
+        let known: Vec<&str> = raw.scales.keys().map(String::as_str).collect();
+        let hint = nearest(scale, known.iter().copied());
+        let hint = hint.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        return Err(source.fail("scales", format!("no scale `{scale}`, found {}{hint}", known.join(", "))));
+    };
+    let rows = rows(source, raw.rows, scale)?;
+    let seeds = seeds(source, &raw.seeds)?;
+    if rows.is_empty() || seeds.is_empty() {
+        return Err(source.fail("seeds", "expected at least one row and one seed"));
     }
-    let rows = std::mem::take(&mut raw.rows);
-    let rows: Vec<Row> = rows
+    Ok(Experiment {
+        title: raw.title,
+        source: raw.source,
+        seeds,
+        by_block: raw.by_block.unwrap_or(false),
+        config: source.file(&format!("scales.{scale}.config"), &mut at_scale.config)?,
+        overrides: source.overrides(&format!("scales.{scale}.set"), &at_scale.set)?,
+        rows,
+    })
+}
+
+/// The seeds, each listed once.
+fn seeds(source: &Source, raw: &[i64]) -> Result<Vec<u64>> {
+    let (mut seeds, mut seen) = (Vec::new(), BTreeSet::new());
+    for (i, value) in raw.iter().enumerate() {
+        let path = format!("seeds.{i}");
+        let seed = seed(source, &path, *value)?;
+        if !seen.insert(seed) {
+            return Err(source.fail(&path, format!("seed {seed} is listed more than once")));
+        }
+        seeds.push(seed);
+    }
+    Ok(seeds)
+}
+
+/// The rows at `scale`. A `teachers_of` must name the run of one of them.
+fn rows(source: &Source, raw: Vec<RawRow>, scale: &str) -> Result<Vec<Row>> {
+    let rows: Vec<Row> = raw
         .into_iter()
         .enumerate()
         .filter(|(_, row)| row.only.as_deref().is_none_or(|only| only == scale))
@@ -106,7 +140,7 @@ pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
         .collect::<Result<_>>()?;
     let runs: Vec<&str> = rows.iter().filter_map(Row::run).collect();
     for (i, row) in rows.iter().enumerate() {
-        if let RowKind::TeachersOf(run) = &row.what
+        if let RowKind::TeachersOf(run) = &row.kind
             && !runs.contains(&run.as_str())
         {
             let message =
@@ -114,35 +148,13 @@ pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
             return Err(source.fail(&format!("rows.{i}"), message));
         }
     }
-    let (mut seeds, mut seen) = (Vec::new(), BTreeSet::new());
-    for (i, value) in raw.seeds.iter().enumerate() {
-        let path = format!("seeds.{i}");
-        let seed = seed(source, &path, *value)?;
-        if !seen.insert(seed) {
-            return Err(source.fail(&path, format!("seed {seed} stands twice")));
-        }
-        seeds.push(seed);
-    }
-    if rows.is_empty() || seeds.is_empty() {
-        return Err(source.fail("seeds", "expected at least one row and one seed"));
-    }
-    let at = raw.scales.get_mut(scale).map(|s| (&mut s.config, &s.set));
-    let Some((config, set)) = at else { return Err(source.fail("scales", "no such scale")) };
-    Ok(Experiment {
-        title: raw.title,
-        source: raw.source,
-        seeds,
-        by_block: raw.by_block.unwrap_or(false),
-        config: source.file(&format!("scales.{scale}.config"), config)?,
-        overrides: source.overrides(&format!("scales.{scale}.set"), set)?,
-        rows,
-    })
+    Ok(rows)
 }
 
 impl Row {
-    /// The run that the row needs, by name.
+    /// The name of the run whose student the row shows, if it shows one.
     pub fn run(&self) -> Option<&str> {
-        match &self.what {
+        match &self.kind {
             RowKind::Student { run, .. } => Some(run),
             RowKind::Teacher(_) | RowKind::TeachersOf(_) => None,
         }
@@ -155,7 +167,7 @@ fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
         "paper" => &raw.set_paper,
         _ => &Vec::new(),
     };
-    let what = match (raw.run, raw.teacher, raw.teachers_of) {
+    let kind = match (raw.run, raw.teacher, raw.teachers_of) {
         (Some(run), None, None) => RowKind::Student {
             run: folder_name(source, &format!("{path}.run"), &run)?,
             overrides: [
@@ -174,7 +186,7 @@ fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
             return Err(source.fail(path, message));
         }
     };
-    Ok(Row { name: raw.name, what, published: raw.published })
+    Ok(Row { name: raw.name, kind, published: raw.published })
 }
 
 #[cfg(test)]
@@ -220,13 +232,13 @@ teacher = 1
         let demo = load(GOOD, "demo").unwrap();
         assert!(demo.config.ends_with("d.toml") && demo.config != Path::new("d.toml"));
         assert_eq!(demo.rows.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["ours", "A"]);
-        let RowKind::Student { run, overrides } = &demo.rows[0].what else { panic!("{:?}", demo.rows[0]) };
+        let RowKind::Student { run, overrides } = &demo.rows[0].kind else { panic!("{:?}", demo.rows[0]) };
         assert_eq!((run.as_str(), overrides.len()), ("two", 2));
         assert_eq!(demo.rows[0].published["mAP"], 71.7);
     }
 
     #[test]
-    fn what_does_not_fit_names_its_line() {
+    fn an_error_names_its_line() {
         for (from, to, scale, expected) in [
             ("", "", "papr", "did you mean `paper`?"),
             ("teacher = 1", "teacher = 0", "demo", "e.toml:21: `rows.2.teacher` is 0; expected at least 1"),
@@ -249,7 +261,7 @@ teacher = 1
                 "e.toml:12: `rows.0.set.1` is \"seed\"; expected KEY=VALUE, such as generator.steps=200",
             ),
             ("[\"dual.batch=4\"]", "[\"a..b=4\"]", "paper", "e.toml:8: `scales.paper.set.0` is \"a..b=4\""),
-            ("[0, 2]", "[0, 2, 0]", "demo", "e.toml:3: seed 0 stands twice"),
+            ("[0, 2]", "[0, 2, 0]", "demo", "e.toml:3: seed 0 is listed more than once"),
         ] {
             let text = GOOD.replacen(from, to, 1);
             let e = load(&text, scale).unwrap_err();
@@ -266,10 +278,10 @@ teacher = 1
             for scale in ["demo", "paper"] {
                 let e = load_experiment(&entry.as_ref().unwrap().path(), scale).unwrap();
                 for row in &e.rows {
-                    if let RowKind::Student { overrides, .. } = &row.what {
+                    if let RowKind::Student { overrides, .. } = &row.kind {
                         let all = [e.overrides.clone(), overrides.clone(), vec![Override::seed(e.seeds[0])]];
                         let spec = crate::config::load_run(&e.config, &all.concat()).unwrap().spec;
-                        // The mean of one teacher is the teacher: such a student compares nothing.
+                        // The mean of one teacher is that teacher: such a student would show nothing.
                         let is_mean = matches!(spec.student.init, StudentInit::Mean);
                         assert!(!is_mean || spec.teachers.len() > 1, "{}, {scale}: {}", e.title, row.name);
                     }

@@ -1,38 +1,51 @@
-//! Text to a validated spec: `RawRun` and `RawTeach` mirror the TOML, [`RunSpec`](crate::pipeline::spec::RunSpec) and
-//! [`TeachSpec`](crate::labelled::spec::TeachSpec) cannot hold a value that is invalid on its own.
+//! From a TOML file to a validated spec. [`load_run`] gives a [`RunSpec`](crate::pipeline::spec::RunSpec),
+//! [`load_teach`] a [`TeachSpec`](crate::labelled::spec::TeachSpec); neither can hold a value that is
+//! invalid on its own.
 //!
-//! Adding a key takes three lines: the field of the spec (`pipeline/spec.rs`); the field of the raw table that mirrors
-//! the file, an `Option` where there is a default; and one line in `build`, which gives the default and the range:
+//! Each table of a file has a struct here, `RawGenerator` for `[generator]`, whose fields mirror the keys
+//! and whose `build` checks them and gives the spec. Adding a key takes three lines: the field of the spec
+//! (`pipeline/spec.rs`), the field of the raw struct (an `Option` if the key has a default), and one line in
+//! `build` with the default and the range:
 //!
 //! ```text
-//! shift: source.count("generator.shift", or(&mut raw.shift, 6), 0..=64)?,
+//! shift: source.count("generator.shift", value_or(&mut self.shift, 6), 0..=64)?,
 //! ```
 //!
-//! Nothing else: `or` also stores the default in the raw table, which is what `resolved.toml` is printed from; unknown
-//! keys, wrong types and the nearest suggestion follow from the struct; the line of an error follows from the path.
+//! The rest follows. `value_or` also stores the default in the raw struct, from which `resolved.toml` is
+//! printed. Errors for unknown keys and wrong types follow from the struct, and the line in an error follows
+//! from the key's path.
 //!
-//! What only the teachers' files can tell (labels, blocks, channels) is checked by [`check_labels`] and
-//! [`check_network`], which still know the lines.
+//! What depends on the teachers' files (labels, blocks, channels) is checked by [`check_labels`] and
+//! [`check_network`] once they are open. Their errors name the config's line too.
 
+mod compatibility;
+mod document;
+mod dual;
 mod evaluation;
 pub mod experiment;
-mod fit;
-mod fixed;
+mod fixed_length;
+mod generator;
 mod keys;
 mod labels;
 mod loaded;
+mod loss;
+mod network;
+mod overrides;
 mod run;
 mod source;
+mod student;
 mod suggest;
 mod teach;
 mod teacher;
 mod training;
+mod training_data;
+mod wording;
 
-pub use fit::{check_labels, check_network};
+pub use compatibility::{check_labels, check_network};
 pub use loaded::Loaded;
+pub use overrides::Override;
 pub use run::load_run;
-pub use source::{Override, Source};
-pub use suggest::nearest;
+pub use source::Source;
 pub use teach::load_teach;
 
 #[cfg(test)]

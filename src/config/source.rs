@@ -1,109 +1,50 @@
-//! A config file with the command line's changes applied, which remembers where every value was written.
+//! A config file with overrides applied. It keeps the place of every value, so that an error found later
+//! still names the line or the override at fault.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
-use std::ops::{Bound, Range, RangeBounds};
+use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
-use super::suggest::nearest;
+use super::document::{Places, merge, places};
+use super::overrides::{EXPECTED, Override};
+use super::wording::{Fault, reword};
 use crate::error::{Error, Result};
 
-/// A hundred times the longest config here; a file without end (a device, a pipe) is refused as soon as it is longer.
+/// About 250 times the longest config in `configs/`. An endless file (a device, a pipe) is refused at this
+/// length.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What an assignment looks like, for who wrote something else.
-const EXPECTED: &str = "expected KEY=VALUE, such as generator.steps=200";
-
-/// A value from the command line, or from an experiment's file, that takes the place of one in a config.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Override {
-    /// As errors show it: `--set student.branch=3`, or where the file has it.
-    shown: String,
-    /// Dotted path.
-    key: String,
-    /// TOML, or a bare string.
-    value: String,
-}
-
-impl Override {
-    /// `--set key=value`.
-    pub fn set(assignment: &str) -> Result<Self> {
-        Self::shown_as(format!("--set {assignment}"), assignment)
-            .ok_or_else(|| Error::Usage(format!("--set {assignment}: {EXPECTED}")))
-    }
-
-    /// `key=value`; none where it is something else.
-    fn shown_as(shown: String, assignment: &str) -> Option<Self> {
-        let (key, value) = assignment.split_once('=')?;
-        let (key, value) = (key.trim(), value.trim());
-        let fits = |part: &str| {
-            !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
-        };
-        key.split('.').all(fits).then(|| Override { shown, key: key.into(), value: value.into() })
-    }
-
-    /// `--seed n`.
-    pub fn seed(n: u64) -> Self {
-        Override { shown: format!("--seed {n}"), key: "seed".into(), value: n.to_string() }
-    }
-
-    /// `key = value` as TOML; what is no TOML value is a string.
-    fn toml(&self) -> String {
-        let as_typed = format!("{} = {}", self.key, self.value);
-        let is_one_value = DeTable::parse(&as_typed).is_ok() && !self.value.contains('\n');
-        if is_one_value {
-            return as_typed;
-        }
-        format!("{} = {}", self.key, toml::Value::String(self.value.clone()))
-    }
-}
-
-/// Where one key was written, as offsets into the file's text. What an override wrote lies beyond its end, each
-/// override in a stretch of its own.
-#[derive(Clone, Debug)]
-struct Place {
-    key: usize,
-    value: Range<usize>,
-}
-
-/// See the module's head.
+/// A config file with overrides applied; see the head of this file.
 #[derive(Debug)]
 pub struct Source {
     file: PathBuf,
     text: String,
-    /// The end of each override's stretch, and how the override is shown.
+    /// The end of each override's range of offsets, and how errors cite the override.
     overrides: Vec<(usize, String)>,
-    /// By dotted path, list items by number from 0: `teachers.0.weights`.
-    places: BTreeMap<String, Place>,
+    places: Places,
 }
 
 impl Source {
-    /// Reads `file`, applies `overrides` in order and parses the result as `Raw`.
+    /// Reads `file`, applies `overrides` in order and deserialises the result as `Raw`.
+    ///
+    /// Errors: a file that cannot be read, is not UTF-8 or not TOML, an override of a list's item that does
+    /// not exist, a key that `Raw` does not have, lacks, or has with another type. Each names its line or
+    /// override.
     pub fn open<Raw: DeserializeOwned>(file: &Path, overrides: &[Override]) -> Result<(Self, Raw)> {
-        let at_file = |message: String| Error::Config { file: file.into(), line: 0, message };
-        let bytes = read(file).map_err(|e| at_file(format!("cannot read the config: {e}")))?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(at_file(format!("expected a config of at most {MAX_BYTES} bytes, found more")));
-        }
-        let text = String::from_utf8(bytes).map_err(|e| Error::Config {
-            file: file.into(),
-            line: line_of(e.as_bytes(), e.utf8_error().valid_up_to()),
-            message: "not UTF-8 text".into(),
-        })?;
-        let mut source = Source { file: file.into(), text, overrides: Vec::new(), places: BTreeMap::new() };
-        // Blanks in front move the spans of each override beyond everything before it.
+        let text = read(file)?;
+        let mut source = Source { file: file.into(), text, overrides: Vec::new(), places: Places::new() };
+        // Leading blanks shift the spans of each override beyond everything before it.
         let mut changes = Vec::new();
         let mut end = source.text.len();
         for o in overrides {
             let padded = format!("{}{}", " ".repeat(end + 1), o.toml());
             end = padded.len();
-            source.overrides.push((end, o.shown.clone()));
+            source.overrides.push((end, o.shown().into()));
             changes.push(padded);
         }
 
@@ -111,13 +52,12 @@ impl Source {
         for (change, o) in changes.iter().zip(overrides) {
             let change = DeTable::parse(change).map_err(|e| source.malformed(&e))?;
             merge(document.get_mut(), change.into_inner()).map_err(|message| Error::Config {
-                file: o.shown.clone().into(),
+                file: o.shown().into(),
                 line: 0,
                 message,
             })?;
         }
-        let mut places = BTreeMap::new();
-        record_table("", document.get_ref(), &mut places);
+        let places = places(document.get_ref());
         let raw = Raw::deserialize(toml::de::Deserializer::from(document));
         source.places = places;
         match raw {
@@ -126,12 +66,13 @@ impl Source {
         }
     }
 
-    /// The error of the value at `path`, or of the nearest table around it that was written down.
+    /// The error `message` with the place of the value at `path`, or, if that value is not written anywhere,
+    /// of the innermost table around it that is.
     pub fn fail(&self, path: &str, message: impl Into<String>) -> Error {
         let mut at = path;
         loop {
             if let Some(place) = self.places.get(at) {
-                // An override leaves the file's key and replaces the value.
+                // An override replaces the value only: the key keeps its place in the file.
                 let replaced = place.value.start > self.text.len();
                 let at = if replaced { place.value.start } else { place.key };
                 return self.error(Some(at), message.into());
@@ -143,7 +84,7 @@ impl Source {
         }
     }
 
-    /// A whole number within `range`.
+    /// `value`, the one at `path`, as a count. Errors: it is outside `range`.
     pub fn count(&self, path: &str, value: i64, range: impl RangeBounds<i64>) -> Result<usize> {
         match usize::try_from(value) {
             Ok(n) if range.contains(&value) => Ok(n),
@@ -151,7 +92,7 @@ impl Source {
         }
     }
 
-    /// A number within `range`.
+    /// `value`, the one at `path`, in single precision. Errors: it is outside `range`.
     pub fn number(&self, path: &str, value: f64, range: impl RangeBounds<f64>) -> Result<f32> {
         if range.contains(&value) && (value as f32).is_finite() {
             return Ok(value as f32);
@@ -159,7 +100,8 @@ impl Source {
         Err(self.out_of_range(path, value, range))
     }
 
-    /// A file: relative to the config's folder. The raw text becomes absolute, so that a copy elsewhere still finds it.
+    /// The path of the file that `raw` names relative to the config's folder. `raw` becomes absolute, so
+    /// that a copy of the config in another folder names the same file.
     pub fn file(&self, path: &str, raw: &mut String) -> Result<PathBuf> {
         if raw.is_empty() {
             return Err(self.fail(path, format!("`{path}` is empty; expected the path of a file")));
@@ -171,12 +113,13 @@ impl Source {
         Ok(joined)
     }
 
-    /// A list of assignments `key=value` for another config. What is wrong with one is told with its place in this file.
+    /// The list of assignments `key=value` at `path`, for another config. Their errors cite the place in
+    /// this file.
     pub fn overrides(&self, path: &str, assignments: &[String]) -> Result<Vec<Override>> {
         let one = |(i, assignment): (usize, &String)| {
             let place = format!("{path}.{i}");
             let shown = self.fail(&place, assignment.as_str()).to_string();
-            Override::shown_as(shown, assignment)
+            Override::parse(assignment, shown)
                 .ok_or_else(|| self.fail(&place, format!("`{place}` is {assignment:?}; {EXPECTED}")))
         };
         assignments.iter().enumerate().map(one).collect()
@@ -213,34 +156,25 @@ impl Source {
         Error::Config { file: self.file.clone(), line: line_of(self.text.as_bytes(), offset), message }
     }
 
-    /// serde's message in the words of somebody who writes TOML.
+    /// The error `e` of deserialising, reworded, with its place.
     fn explain(&self, e: &toml::de::Error) -> Error {
         let offset = e.span().map(|s| s.start);
-        let path = offset.and_then(|o| self.path_at(o)).unwrap_or_default();
-        let message = e.message();
-        let mut quoted = message.split('`').skip(1).step_by(2);
-        let text = if message.starts_with("unknown field") {
-            let key = quoted.next().unwrap_or_default();
-            let known: Vec<&str> = quoted.collect();
-            match nearest(key, known.iter().copied()) {
-                Some(near) => format!("unknown key `{key}`; did you mean `{near}`?"),
-                None if known.is_empty() => format!("unknown key `{key}`"),
-                None => format!("unknown key `{key}`; known here: {}", known.join(", ")),
+        match reword(e.message()) {
+            Fault::UnknownKey(text) => self.error(offset, text),
+            Fault::MissingKey(key) => {
+                // The span is that of the table that lacks the key. The whole document has no entry in
+                // `places`.
+                let table = self.places.iter().find(|(_, p)| Some(&p.value) == e.span().as_ref());
+                match table {
+                    None => self.error(None, format!("missing key `{key}`")),
+                    Some((table, _)) => self.error(offset, format!("missing key `{table}.{key}`")),
+                }
             }
-        } else if message.starts_with("missing field") {
-            // The span is that of the table that lacks the key; the file itself is in no table.
-            let key = quoted.next().unwrap_or_default();
-            let table = self.places.iter().find(|(_, p)| Some(&p.value) == e.span().as_ref());
-            let Some((table, _)) = table else {
-                return self.error(None, format!("missing key `{key}`"));
-            };
-            format!("missing key `{table}.{key}`")
-        } else if path.is_empty() {
-            plain(message)
-        } else {
-            format!("`{path}`: {}", plain(message))
-        };
-        self.error(offset, text)
+            Fault::WrongValue(text) => match offset.and_then(|o| self.path_at(o)) {
+                None | Some("") => self.error(offset, text),
+                Some(path) => self.error(offset, format!("`{path}`: {text}")),
+            },
+        }
     }
 
     /// The innermost path whose value covers `offset`.
@@ -250,103 +184,26 @@ impl Source {
     }
 }
 
-/// Rust's type names in words.
-fn plain(message: &str) -> String {
-    let mut text = message.replace('\n', ", ");
-    for (rust, word) in [
-        ("expected f64", "expected a number"),
-        ("expected i64", "expected a whole number"),
-        ("expected a boolean", "expected true or false"),
-        ("expected a sequence", "expected a list"),
-        ("expected an array of length", "expected a list of length"),
-        (", expected struct", "; expected a table:"),
-        ("invalid type: ", "found "),
-        ("sequence", "list"),
-        ("map", "table"),
-        ("floating point", "number"),
-    ] {
-        text = text.replace(rust, word);
-    }
-    // "expected a table: RawGenerator" names a type of this program, which helps nobody.
-    if let Some(end) = text.find(": Raw") {
-        text.truncate(end);
-    }
-    text
-}
-
-/// A file's bytes, and no more of them than show that it is too long.
-fn read(file: &Path) -> std::io::Result<Vec<u8>> {
+/// A config's text. Reads no more than one byte beyond [`MAX_BYTES`].
+fn read(file: &Path) -> Result<String> {
+    let at_file = |message: String| Error::Config { file: file.into(), line: 0, message };
     let mut bytes = Vec::new();
-    File::open(file)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    File::open(file)
+        .and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|e| at_file(format!("cannot read the config: {e}")))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(at_file(format!("expected a config of at most {MAX_BYTES} bytes, found more")));
+    }
+    String::from_utf8(bytes).map_err(|e| Error::Config {
+        file: file.into(),
+        line: line_of(e.as_bytes(), e.utf8_error().valid_up_to()),
+        message: "not UTF-8 text".into(),
+    })
 }
 
 /// 1-based line of a byte offset.
 fn line_of(text: &[u8], offset: usize) -> usize {
     1 + text[..offset.min(text.len())].iter().filter(|&&b| b == b'\n').count()
-}
-
-/// Writes `change` over `into`. A number as a key counts a list's items.
-fn merge<'i>(into: &mut DeTable<'i>, change: DeTable<'i>) -> Result<(), String> {
-    for (key, value) in change {
-        match (into.get_mut(key.get_ref().as_ref()), value) {
-            (Some(old), value) => merge_value(key.get_ref(), old, value)?,
-            (None, value) => {
-                into.insert(key, value);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn merge_value<'i>(
-    key: &str,
-    old: &mut Spanned<DeValue<'i>>,
-    value: Spanned<DeValue<'i>>,
-) -> Result<(), String> {
-    let span = value.span();
-    match (old.get_mut(), value.into_inner()) {
-        (DeValue::Table(table), DeValue::Table(change)) => merge(table, change),
-        (DeValue::Array(items), DeValue::Table(change)) => {
-            for (index, value) in change {
-                let index = index.into_inner();
-                let length = items.len();
-                let item = index.parse().ok().and_then(|i: usize| items.get_mut(i)).ok_or_else(|| {
-                    format!("`{key}` is a list of {length}, counted from 0; there is no `{key}.{index}`")
-                })?;
-                merge_value(&format!("{key}.{index}"), item, value)?;
-            }
-            Ok(())
-        }
-        (_, value) => {
-            *old = Spanned::new(span, value);
-            Ok(())
-        }
-    }
-}
-
-fn record_table(path: &str, table: &DeTable, places: &mut BTreeMap<String, Place>) {
-    for (key, value) in table {
-        let dot = if path.is_empty() { "" } else { "." };
-        record(&format!("{path}{dot}{}", key.get_ref()), key.span().start, value, places);
-    }
-}
-
-fn record(path: &str, key: usize, value: &Spanned<DeValue>, places: &mut BTreeMap<String, Place>) {
-    places.insert(path.into(), Place { key, value: value.span() });
-    match value.get_ref() {
-        DeValue::Table(table) => record_table(path, table, places),
-        DeValue::Array(items) => {
-            for (i, item) in items.iter().enumerate() {
-                record(&format!("{path}.{i}"), item.span().start, item, places);
-            }
-        }
-        DeValue::String(_)
-        | DeValue::Integer(_)
-        | DeValue::Float(_)
-        | DeValue::Boolean(_)
-        | DeValue::Datetime(_) => {}
-    }
 }
 
 #[cfg(test)]
@@ -378,7 +235,7 @@ mod tests {
         Source::open(&path, &overrides)
     }
 
-    /// The error without its folder.
+    /// The error's message, without the folder of the file.
     fn error(text: &str, sets: &[&str]) -> String {
         let e = open(text, sets).unwrap_err();
         assert_eq!(e.exit_code(), 3);
@@ -389,7 +246,7 @@ mod tests {
     fn errors_name_file_line_and_key() {
         for (text, expected) in [
             ("name = 'a'\n\n[iner]\n", "a.toml:3: unknown key `iner`; did you mean `inner`?"),
-            ("name = 'a'\nqqq = 1\n", "a.toml:2: unknown key `qqq`; known here: name, inner, list"),
+            ("name = 'a'\nqqq = 1\n", "a.toml:2: unknown key `qqq`; expected one of: name, inner, list"),
             (
                 "name = 'a'\n[inner]\nrate = 'x'",
                 "a.toml:3: `inner.rate`: found string \"x\", expected a number",
@@ -452,13 +309,6 @@ mod tests {
         assert!(e.to_string().ends_with("`inner.rate` is 2; expected above 0 and at most 1"), "{e}");
         assert!(source.number("inner.rate", f64::NAN, 0.0..).is_err());
         assert!(source.count("inner.rate", -1, ..).is_err());
-    }
-
-    #[test]
-    fn an_override_needs_a_key_and_a_value() {
-        for wrong in ["a", "=1", "a..b=1", "a b=1", ""] {
-            assert_eq!(Override::set(wrong).unwrap_err().exit_code(), 2, "{wrong}");
-        }
     }
 
     #[test]

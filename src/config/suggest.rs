@@ -1,8 +1,9 @@
-//! "Did you mean": the nearest of the names that exist.
+//! Suggestions for a misspelt word: "did you mean".
 
-/// The candidate nearest to `word` by insertions, deletions, substitutions and swaps of neighbours, if it is near enough to
-/// be what was meant: at most a third of the letters differ (one letter always may), and never all of them.
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// The candidate nearest to `word`, if it is near enough to be what was meant. The distance counts
+/// insertions, deletions, substitutions and swaps of neighbouring letters, without regard to case; at most a
+/// third of the longer word's letters may differ, or one in a short word, but never all of them.
+pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let (distance, candidate, length) = candidates
         .into_iter()
@@ -15,7 +16,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     (distance <= (longest / 3).max(1) && distance < longest).then_some(candidate)
 }
 
-/// The end of a message about a word that is none of `known`: the nearest one, or all of them.
+/// The end of an error about `word`, which is not among `known`: the nearest of them, or all of them.
 pub(super) fn suggest(word: &str, known: &[&str]) -> String {
     match nearest(word, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_slips_and_refuses_strangers() {
+    fn a_misspelt_word_has_a_suggestion_and_an_unrelated_one_none() {
         let keys = ["learning_rate", "latent", "batch", "steps"];
         assert_eq!(nearest("lerning_rate", keys), Some("learning_rate"));
         assert_eq!(nearest("Bacth", keys), Some("batch"));

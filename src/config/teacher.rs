@@ -1,11 +1,11 @@
-//! What a run's config says of its teachers.
+//! The `[[teachers]]` tables of a run.
 
 use serde::{Deserialize, Serialize};
 
-use super::fixed;
-use super::labels::Labels;
+use super::fixed_length;
+use super::labels::RawLabels;
+use super::network::torchvision;
 use super::source::Source;
-use super::suggest::suggest;
 use crate::error::Result;
 use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::pipeline::spec::{Stated, TeacherSpec};
@@ -19,17 +19,20 @@ pub(super) struct RawTeacher {
     network: Option<String>,
     image_size: Option<i64>,
     labels: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "fixed::optional")]
+    #[serde(default, deserialize_with = "fixed_length::optional")]
     mean: Option<[f64; 3]>,
-    #[serde(default, deserialize_with = "fixed::optional")]
+    #[serde(default, deserialize_with = "fixed_length::optional")]
     std: Option<[f64; 3]>,
     stride: Option<StridePlace>,
 }
 
-/// Far beyond what any machine holds, and an end to comparing their names, each with every other one.
+/// Far more than any machine holds. The limit bounds the comparison of every teacher's name with every other.
 pub(super) const MOST_TEACHERS: usize = 1000;
 
-/// The `[[teachers]]` of a run, 1 to [`MOST_TEACHERS`], each of another name.
+/// Builds the teachers of a run.
+///
+/// Errors: none of them or more than [`MOST_TEACHERS`], names that are empty, equal or could clash, and the
+/// errors of each table.
 pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>> {
     if raw.is_empty() {
         return Err(source.fail("teachers", "`teachers` is empty; expected at least one [[teachers]] table"));
@@ -47,11 +50,13 @@ pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<Te
         if teachers.iter().any(|other| other.name == t.name) {
             return Err(source.fail(&path, format!("two teachers are named `{}`", t.name)));
         }
-        // Tensors are named after their teacher: `a` with `layer1.0.conv1` and `a.layer1` with `0.conv1` would be one.
-        let begins = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('.'));
-        if let Some(other) = teachers.iter().find(|o| begins(&o.name, &t.name) || begins(&t.name, &o.name)) {
+        // Tensors are named TEACHER.TENSOR: `conv1` of a teacher `a.layer1` and `layer1.conv1` of a teacher
+        // `a` would clash.
+        let extends = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.starts_with('.'));
+        if let Some(other) = teachers.iter().find(|o| extends(&o.name, &t.name) || extends(&t.name, &o.name))
+        {
             let message = format!(
-                "teachers are named `{}` and `{}`: expected no name to begin another, before a dot",
+                "two teachers are named `{}` and `{}`; expected names of which none begins with another one and a dot",
                 other.name, t.name
             );
             return Err(source.fail(&path, message));
@@ -63,7 +68,7 @@ pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<Te
     Ok(teachers)
 }
 
-/// What the config says of a teacher beside the place of its file.
+/// What the config states about a teacher besides the path of its file.
 fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
     let image_size = match raw.image_size {
         Some(size) => Some(source.count(&format!("{path}.image_size"), size, 8..=4096)?),
@@ -73,14 +78,9 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
     let network = match &raw.network {
         None => None,
         Some(name) => {
-            let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
-            let of_size = |depth| ResNetSpec::torchvision(depth, image_size.unwrap_or(IMAGE_SIZE));
-            let Some(network) = depth.and_then(of_size) else {
-                let known = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
-                let message = format!("unknown `{path}.network` \"{name}\"; {}", suggest(name, &known));
-                return Err(source.fail(&format!("{path}.network"), message));
-            };
-            // torchvision's weights expect ImageNet's.
+            let size = image_size.unwrap_or(IMAGE_SIZE);
+            let network = torchvision(source, &format!("{path}.network"), name, size)?;
+            // torchvision's weights expect images normalised by ImageNet's mean and deviation.
             let normalisation = normalisation.clone().unwrap_or_else(Normalisation::imagenet);
             let normalisation = Some(normalisation).filter(|n| !n.is_identity());
             Some(ResNetSpec { normalisation, stride: stride.unwrap_or_default(), ..network })
@@ -91,21 +91,21 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         None => Vec::new(),
         Some(labels) if labels.is_empty() => {
             return Err(
-                source.fail(&path, format!("`{path}` is empty; leave it out where the file has labels"))
+                source.fail(&path, format!("`{path}` is empty; omit it to take the labels in the file"))
             );
         }
-        Some(labels) => Labels::List(labels.clone()).names(source, &path)?,
+        Some(labels) => RawLabels::List(labels.clone()).names(source, &path)?,
     };
     Ok(Stated { network, labels, image_size, normalisation, stride })
 }
 
-/// `mean` and `std` of pixels from 0 to 1, one number a channel.
+/// `mean` and `std` of pixels from 0 to 1, one number per channel.
 fn normalisation(source: &Source, path: &str, raw: &RawTeacher) -> Result<Option<Normalisation>> {
     let (mean, std) = match (&raw.mean, &raw.std) {
         (None, None) => return Ok(None),
         (Some(mean), Some(std)) => (mean, std),
         (Some(_), None) | (None, Some(_)) => {
-            let message = format!("`{path}.mean` and `{path}.std` come together or not at all");
+            let message = format!("`{path}.mean` and `{path}.std` must be given together or not at all");
             return Err(source.fail(path, message));
         }
     };

@@ -39,7 +39,7 @@ fn teach_text(text: &str, sets: &[&str]) -> Result<Loaded<TeachSpec>> {
 }
 
 #[test]
-fn a_small_config_gets_every_default() {
+fn missing_keys_get_their_defaults() {
     let spec = load_text(SMALL, &[]).unwrap().spec;
     assert_eq!((spec.name.as_str(), spec.seed, spec.student.labels.len()), ("small", 0, 0));
     assert!(spec.teachers[0].weights.ends_with("weights/left.npz"));
@@ -53,7 +53,7 @@ fn a_small_config_gets_every_default() {
 }
 
 #[test]
-fn the_published_recipe_is_the_papers_and_keys_override_it() {
+fn the_published_recipe_has_the_papers_weights_unless_keys_override_them() {
     let loss = |sets: &[&str]| load_text(SMALL, sets).unwrap().spec.loss;
     let l = loss(&["loss.recipe=published"]);
     assert_eq!((l.alpha, l.beta, l.gamma, l.statistics), (1.0, 1.0, 5.0, 0.0));
@@ -64,7 +64,7 @@ fn the_published_recipe_is_the_papers_and_keys_override_it() {
 }
 
 #[test]
-fn every_key_reaches_the_spec_and_the_resolved_text_gives_it_again() {
+fn keys_reach_the_spec_and_the_resolved_text_gives_it_again() {
     let sets = [
         "seed=7",
         "student.labels=['b', 'a']",
@@ -89,7 +89,7 @@ fn every_key_reaches_the_spec_and_the_resolved_text_gives_it_again() {
     assert_eq!(spec.dual.lambda_in, [1.0, 0.3]);
     assert_eq!(spec.baselines.len(), 2);
     let floored = load_text(SMALL, &["student.branch_least=2", "student.branch=2"]).unwrap();
-    assert_eq!(floored.spec.student.branch, Branch::Block(2), "a floor has no say where a block is named");
+    assert_eq!(floored.spec.student.branch, Branch::Block(2), "branch_least has no effect on a named block");
     let again = load_text(&loaded.resolved, &[]).unwrap();
     assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(spec).unwrap());
     assert_eq!(again.resolved, loaded.resolved);
@@ -97,7 +97,7 @@ fn every_key_reaches_the_spec_and_the_resolved_text_gives_it_again() {
 }
 
 #[test]
-fn out_of_range_and_contradiction_are_refused() {
+fn values_out_of_range_and_contradictions_are_refused() {
     for (set, expected) in [
         ("generator.learning_rate=0", "expected above 0 and at most 1"),
         ("generator.learning_rate=nan", "`generator.learning_rate` is NaN"),
@@ -113,7 +113,7 @@ fn out_of_range_and_contradiction_are_refused() {
         ("loss.share=0.1", "`loss.share` applies to recipe = \"balanced\" only"),
         ("student.labels=some", "\"all\" or a list"),
         ("student.labels=3", "found integer `3`, expected \"all\" or a list of labels"),
-        ("student.labels=['a','b','a']", "label `a` is listed twice"),
+        ("student.labels=['a','b','a']", "label `a` is listed more than once"),
         ("student.labels=[]", "empty list"),
         ("student.labels=['']", "empty label"),
         ("student.init='teacher:rigth'", "did you mean `right`?"),
@@ -135,7 +135,7 @@ fn out_of_range_and_contradiction_are_refused() {
 }
 
 #[test]
-fn a_teacher_may_say_what_its_file_holds() {
+fn a_config_may_state_what_a_teachers_file_holds() {
     use crate::models::resnet::{Normalisation, StridePlace};
     let text = SMALL.replace(
         "weights = \"weights/left.npz\"",
@@ -175,8 +175,8 @@ fn a_teacher_may_say_what_its_file_holds() {
         ("teachers.0.network=vgg", "expected one of: resnet18, resnet34"),
         ("teachers.0.image_size=4", "`teachers.0.image_size` is 4; expected at least 8"),
         ("teachers.0.labels=[]", "`teachers.0.labels` is empty"),
-        ("teachers.0.labels=['a', 'a']", "label `a` is listed twice"),
-        ("teachers.0.mean=[0.5, 0.5, 0.5]", "`teachers.0.mean` and `teachers.0.std` come together"),
+        ("teachers.0.labels=['a', 'a']", "label `a` is listed more than once"),
+        ("teachers.0.mean=[0.5, 0.5, 0.5]", "`teachers.0.mean` and `teachers.0.std` must be given together"),
         (
             "teachers.0={name='l', weights='w', mean=[123.7, 0, 0], std=[1, 1, 1]}",
             "`teachers.0.mean.0` is 123.7",
@@ -194,7 +194,7 @@ fn a_teacher_may_say_what_its_file_holds() {
 }
 
 #[test]
-fn evaluation_takes_one_kind_of_data() {
+fn evaluation_takes_exactly_one_kind_of_data() {
     let with = |table: &str, sets: &[&str]| load_text(&format!("{SMALL}{table}"), sets);
     let voc = "[evaluation.voc]\nroot = \"/data/VOCdevkit\"\n";
     let loaded = with(voc, &[]).unwrap();
@@ -225,14 +225,14 @@ fn evaluation_takes_one_kind_of_data() {
 }
 
 #[test]
-fn the_second_phase_knows_the_lines() {
+fn checks_against_the_teachers_name_the_line() {
     let text = SMALL.to_owned()
         + "[student]\nlabels = [\n  \"bus\",\n  \"tabel\",\n]\nfilter_reduction = 3\n[generator]\ngroups = 3\n";
     let l = load_text(&text, &[]).unwrap();
     let of = |names: &[&str]| names.iter().map(|s| s.to_string()).collect::<Vec<_>>();
     check_labels(&l.spec, &[of(&["bus"]), of(&["tabel"])], &l.source).unwrap();
     let e = check_labels(&l.spec, &[of(&["bus", "car"]), of(&["table"])], &l.source).unwrap_err().to_string();
-    assert!(e.ends_with("c.toml:13: no teacher knows the label `tabel`; did you mean `table`?"), "{e}");
+    assert!(e.ends_with("c.toml:13: no teacher predicts the label `tabel`; did you mean `table`?"), "{e}");
 
     let network = |sets: &[&str], channels: &[usize]| {
         let l = load_text(&text, sets).unwrap();
@@ -250,7 +250,7 @@ fn the_second_phase_knows_the_lines() {
 }
 
 #[test]
-fn a_teachers_config_loads_resolves_and_refuses() {
+fn a_teachers_config_loads_and_its_resolved_text_gives_it_again() {
     let loaded = teach_text(TEACH, &["training.steps=7", "init=b.npz"]).unwrap();
     assert_eq!((loaded.spec.training.steps, &loaded.spec.widths[..]), (7, &[16, 32][..]));
     let again = teach_text(&loaded.resolved, &[]).unwrap();
@@ -286,7 +286,7 @@ fn a_teachers_config_loads_resolves_and_refuses() {
 }
 
 #[test]
-fn a_teacher_of_photographs_is_a_few_lines() {
+fn the_config_of_a_teacher_on_photographs_needs_few_keys() {
     let text = r#"name = "t"
 init = "resnet50.safetensors"
 network = "resnet50"
@@ -324,7 +324,7 @@ year = 2007
 }
 
 #[test]
-fn no_mutilation_of_a_config_panics() {
+fn a_damaged_config_never_panics() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
     let whole = load_text(SMALL, &["student.labels=['a']", "evaluation.data=e"]).unwrap().resolved;
@@ -349,5 +349,5 @@ fn no_mutilation_of_a_config_panics() {
             Err(e) => assert_eq!(e.exit_code(), 3, "{e}"),
         }
     }
-    assert!((1..400).contains(&accepted), "{accepted} of 500: the mutilation is too mild or too harsh");
+    assert!((1..400).contains(&accepted), "{accepted} of 500: the damage is too mild or too harsh");
 }

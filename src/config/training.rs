@@ -1,10 +1,10 @@
-//! How a teacher learns: the `[training]` table. Defaults are ours.
+//! The `[training]` table of a teacher. Defaults are ours unless a comment names their source.
 
-use std::ops::Bound::{Excluded, Included};
+use std::ops::Bound::{self, Excluded, Included};
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::{only_with, or};
+use super::keys::{BATCH, LEARNING_RATE, STEPS, only_with, value_or};
 use super::source::Source;
 use crate::error::Result;
 use crate::labelled::spec::{OptimiserSpec, TeacherNorm, TrainingSpec};
@@ -12,7 +12,7 @@ use crate::pipeline::schedule::Schedule;
 
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawTraining {
+pub(super) struct RawTraining {
     steps: Option<i64>,
     batch: Option<i64>,
     optimiser: Option<RawOptimiser>,
@@ -44,69 +44,84 @@ enum RawSchedule {
     Step,
 }
 
-pub fn build(source: &Source, t: &mut RawTraining, has_init: bool) -> Result<TrainingSpec> {
-    let steps = source.count("training.steps", or(&mut t.steps, 2000), 1..=100_000_000)?;
-    let rate = (Excluded(0.0), Included(1.0));
-    let learning_rate = source.number("training.learning_rate", or(&mut t.learning_rate, 1e-3), rate)?;
-    let backbone = *t.backbone_learning_rate.get_or_insert(f64::from(learning_rate));
-    let norm = or(&mut t.norm, TeacherNorm::Batch);
-    if norm == TeacherNorm::Stored && !has_init {
-        let message = "`training.norm` = \"stored\" keeps the statistics of `init`, and there is no `init`";
-        return Err(source.fail("training.norm", message));
-    }
-    Ok(TrainingSpec {
-        steps,
-        batch: source.count("training.batch", or(&mut t.batch, 64), 1..=65_536)?,
-        optimiser: optimiser(source, t)?,
-        schedule: schedule(source, t, steps)?,
-        learning_rate,
-        backbone_learning_rate: source.number("training.backbone_learning_rate", backbone, rate)?,
-        layer_decay: source.number("training.layer_decay", or(&mut t.layer_decay, 1.0), rate)?,
-        norm,
-    })
-}
+/// Above 0 and at most 1.
+const FACTOR: (Bound<f64>, Bound<f64>) = (Excluded(0.0), Included(1.0));
 
-fn optimiser(source: &Source, t: &mut RawTraining) -> Result<OptimiserSpec> {
-    let weight_decay = source.number("training.weight_decay", or(&mut t.weight_decay, 0.0), 0.0..=1.0)?;
-    match or(&mut t.optimiser, RawOptimiser::Adam) {
-        RawOptimiser::Adam => {
-            only_with(source, "training.momentum", t.momentum.is_some(), "`optimiser = \"sgd\"`")?;
-            Ok(OptimiserSpec::Adam { weight_decay })
+impl RawTraining {
+    /// `has_init`: whether the training starts from given weights.
+    pub fn build(&mut self, source: &Source, has_init: bool) -> Result<TrainingSpec> {
+        let steps = source.count("training.steps", value_or(&mut self.steps, 2000), STEPS)?;
+        let rate = value_or(&mut self.learning_rate, 1e-3);
+        let learning_rate = source.number("training.learning_rate", rate, LEARNING_RATE)?;
+        let backbone_rate = value_or(&mut self.backbone_learning_rate, f64::from(learning_rate));
+        let norm = value_or(&mut self.norm, TeacherNorm::Batch);
+        if norm == TeacherNorm::Stored && !has_init {
+            let message = "`training.norm` = \"stored\" keeps the statistics of `init`, but there is no `init`; \
+                           set `init`, or take norm = \"batch\"";
+            return Err(source.fail("training.norm", message));
         }
-        RawOptimiser::Sgd => {
-            let momentum = source.number("training.momentum", or(&mut t.momentum, 0.9), 0.0..1.0)?;
-            Ok(OptimiserSpec::Sgd { momentum, weight_decay })
-        }
+        Ok(TrainingSpec {
+            steps,
+            batch: source.count("training.batch", value_or(&mut self.batch, 64), BATCH)?,
+            optimiser: self.optimiser(source)?,
+            schedule: self.schedule(source, steps)?,
+            learning_rate,
+            backbone_learning_rate: source.number(
+                "training.backbone_learning_rate",
+                backbone_rate,
+                LEARNING_RATE,
+            )?,
+            layer_decay: source.number(
+                "training.layer_decay",
+                value_or(&mut self.layer_decay, 1.0),
+                FACTOR,
+            )?,
+            norm,
+        })
     }
-}
 
-fn schedule(source: &Source, t: &mut RawTraining, steps: usize) -> Result<Schedule> {
-    let schedule = or(&mut t.schedule, RawSchedule::OneCycle);
-    if schedule != RawSchedule::Cosine {
-        only_with(source, "training.warm_up", t.warm_up.is_some(), "`schedule = \"cosine\"`")?;
-    }
-    if schedule != RawSchedule::Step {
-        let step = "`schedule = \"step\"`";
-        only_with(source, "training.step_every", t.step_every.is_some(), step)?;
-        only_with(source, "training.step_factor", t.step_factor.is_some(), step)?;
-    }
-    Ok(match schedule {
-        RawSchedule::Constant => Schedule::Constant,
-        RawSchedule::OneCycle => Schedule::OneCycle,
-        RawSchedule::Cosine => {
-            let most = steps as i64;
-            Schedule::Cosine { warm_up: source.count("training.warm_up", or(&mut t.warm_up, 0), 0..=most)? }
-        }
-        RawSchedule::Step => {
-            let third = (steps as i64).div_euclid(3).max(1);
-            Schedule::Step {
-                every: source.count("training.step_every", or(&mut t.step_every, third), 1..=100_000_000)?,
-                factor: source.number(
-                    "training.step_factor",
-                    or(&mut t.step_factor, 0.1),
-                    (Excluded(0.0), Included(1.0)),
-                )?,
+    fn optimiser(&mut self, source: &Source) -> Result<OptimiserSpec> {
+        let weight_decay = value_or(&mut self.weight_decay, 0.0);
+        let weight_decay = source.number("training.weight_decay", weight_decay, 0.0..=1.0)?;
+        match value_or(&mut self.optimiser, RawOptimiser::Adam) {
+            RawOptimiser::Adam => {
+                only_with(source, "training.momentum", self.momentum.is_some(), "`optimiser = \"sgd\"`")?;
+                Ok(OptimiserSpec::Adam { weight_decay })
+            }
+            RawOptimiser::Sgd => {
+                let momentum = value_or(&mut self.momentum, 0.9);
+                let momentum = source.number("training.momentum", momentum, 0.0..1.0)?;
+                Ok(OptimiserSpec::Sgd { momentum, weight_decay })
             }
         }
-    })
+    }
+
+    fn schedule(&mut self, source: &Source, steps: usize) -> Result<Schedule> {
+        let schedule = value_or(&mut self.schedule, RawSchedule::OneCycle);
+        if schedule != RawSchedule::Cosine {
+            only_with(source, "training.warm_up", self.warm_up.is_some(), "`schedule = \"cosine\"`")?;
+        }
+        if schedule != RawSchedule::Step {
+            let step = "`schedule = \"step\"`";
+            only_with(source, "training.step_every", self.step_every.is_some(), step)?;
+            only_with(source, "training.step_factor", self.step_factor.is_some(), step)?;
+        }
+        Ok(match schedule {
+            RawSchedule::Constant => Schedule::Constant,
+            RawSchedule::OneCycle => Schedule::OneCycle,
+            RawSchedule::Cosine => {
+                let warm_up = value_or(&mut self.warm_up, 0);
+                Schedule::Cosine { warm_up: source.count("training.warm_up", warm_up, 0..=steps as i64)? }
+            }
+            RawSchedule::Step => {
+                let third = (steps as i64).div_euclid(3).max(1);
+                let every = value_or(&mut self.step_every, third);
+                let factor = value_or(&mut self.step_factor, 0.1);
+                Schedule::Step {
+                    every: source.count("training.step_every", every, STEPS)?,
+                    factor: source.number("training.step_factor", factor, FACTOR)?,
+                }
+            }
+        })
+    }
 }

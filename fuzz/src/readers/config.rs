@@ -31,7 +31,7 @@ pub fn experiment(bytes: &[u8]) -> Outcome {
     assert!(!experiment.rows.is_empty() && !seeds.is_empty() && seeds.len() == experiment.seeds.len());
     let runs: Vec<&str> = experiment.rows.iter().filter_map(|r| r.run()).collect();
     for row in &experiment.rows {
-        match &row.what {
+        match &row.kind {
             RowKind::Student { run, .. } => assert!(!run.is_empty()),
             RowKind::TeachersOf(run) => assert!(runs.contains(&&**run), "{run:?} of {runs:?}"),
             RowKind::Teacher(index) => assert!(*index < 1000),

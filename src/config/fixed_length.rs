@@ -1,11 +1,11 @@
-//! Lists of a fixed length: serde's arrays take the first two of three numbers and say nothing.
+//! Lists of a fixed length. serde's own arrays would take the first two of three numbers without an error.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
-/// For `deserialize_with`: exactly `N` values where the key is given.
+/// For `deserialize_with`: exactly `N` values, if the key is given.
 pub fn optional<'de, D, T, const N: usize>(d: D) -> Result<Option<[T; N]>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,4 +1,4 @@
-//! Does a config fit the teachers? Asked once their files are open; answered with the config's line.
+//! Checks of a run's config against its teachers, once their files are open. Errors name the config's line.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::suggest::nearest;
 use crate::error::Result;
 use crate::pipeline::spec::{Branch, RunSpec};
 
-/// Every wanted label is known to a teacher.
+/// Every label of the student is one of a teacher's. `teacher_labels` has a list for each teacher.
 pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Source) -> Result<()> {
     let known: BTreeSet<&str> = teacher_labels.iter().flatten().map(String::as_str).collect();
     for (i, label) in spec.student.labels.iter().enumerate() {
@@ -16,15 +16,16 @@ pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Sou
         }
         let hint = match nearest(label, known.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("they know: {}", shortened(&known)),
+            None => format!("the teachers predict: {}", shortened(&known)),
         };
-        let message = format!("no teacher knows the label `{label}`; {hint}");
+        let message = format!("no teacher predicts the label `{label}`; {hint}");
         return Err(source.fail(&format!("student.labels.{i}"), message));
     }
     Ok(())
 }
 
-/// Everything that counts blocks or divides channels agrees with teachers whose block outputs have `channels`.
+/// The values that count blocks or divide channels fit the teachers, whose blocks have `channels` output
+/// channels each.
 pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Result<()> {
     let blocks = channels.len();
     let r = spec.student.filter_reduction;
@@ -58,6 +59,7 @@ pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Res
     Ok(())
 }
 
+/// `names`, comma-separated, of which at most 20.
 fn shortened(names: &BTreeSet<&str>) -> String {
     const SHOWN: usize = 20;
     let mut text = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");

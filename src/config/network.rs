@@ -1,0 +1,128 @@
+//! The key `network`: a ResNet by its name or as a table.
+
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::source::Source;
+use super::suggest::suggest;
+use crate::error::Result;
+use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
+
+/// torchvision's ResNet of that name. `path` is that of the key `network`, `image_size` in pixels a side.
+pub(super) fn torchvision(source: &Source, path: &str, name: &str, image_size: usize) -> Result<ResNetSpec> {
+    let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+    depth.and_then(|depth| ResNetSpec::torchvision(depth, image_size)).ok_or_else(|| {
+        let hint = suggest(name, &["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]);
+        source.fail(path, format!("unknown `{path}` \"{name}\"; {hint}"))
+    })
+}
+
+/// `"resnet101"`, or a table.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum RawNetwork {
+    Named(String),
+    Table(RawTable),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTable {
+    block: BlockKind,
+    widths: Vec<i64>,
+    depths: Vec<i64>,
+    stem: RawStem,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawStem {
+    width: i64,
+    kernel: i64,
+    stride: i64,
+    max_pool: bool,
+}
+
+// Written by hand because a derived untagged enum loses the place of an error.
+impl<'de> Deserialize<'de> for RawNetwork {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct NameOrTable;
+        impl<'de> Visitor<'de> for NameOrTable {
+            type Value = RawNetwork;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a name such as \"resnet101\" or a table")
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<RawNetwork, E> {
+                Ok(RawNetwork::Named(v.into()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawNetwork, A::Error> {
+                RawTable::deserialize(MapAccessDeserializer::new(map)).map(RawNetwork::Table)
+            }
+        }
+        d.deserialize_any(NameOrTable)
+    }
+}
+
+/// The parts of a network that do not depend on its images.
+pub(super) struct Architecture {
+    pub block: BlockKind,
+    pub stem: Stem,
+    /// Output channels of each block.
+    pub widths: Vec<usize>,
+    /// Residual units of each block.
+    pub depths: Vec<usize>,
+}
+
+impl RawNetwork {
+    pub fn build(&self, source: &Source) -> Result<Architecture> {
+        match self {
+            RawNetwork::Named(name) => {
+                // Any size: none of the parts that are taken depends on it.
+                let known = torchvision(source, "network", name, 224)?;
+                let ResNetSpec { block, stem, widths, depths, .. } = known;
+                Ok(Architecture { block, stem, widths, depths })
+            }
+            RawNetwork::Table(table) => Ok(Architecture {
+                block: table.block,
+                stem: table.stem.build(source)?,
+                widths: table.by_block(source, "widths", &table.widths, 65_536)?,
+                depths: table.by_block(source, "depths", &table.depths, 1024)?,
+            }),
+        }
+    }
+}
+
+impl RawTable {
+    /// The values of the key `name`, one for each block, each at most `most`.
+    fn by_block(&self, source: &Source, name: &str, values: &[i64], most: i64) -> Result<Vec<usize>> {
+        if self.widths.is_empty() || self.depths.len() != self.widths.len() {
+            let message = format!(
+                "`network.depths` has {} entries and `network.widths` {}; expected one of each for every block",
+                self.depths.len(),
+                self.widths.len()
+            );
+            return Err(source.fail("network.depths", message));
+        }
+        let at = |i| format!("network.{name}.{i}");
+        values.iter().enumerate().map(|(i, &v)| source.count(&at(i), v, 1..=most)).collect()
+    }
+}
+
+impl RawStem {
+    fn build(&self, source: &Source) -> Result<Stem> {
+        let kernel = source.count("network.stem.kernel", self.kernel, 1..=15)?;
+        if kernel % 2 == 0 {
+            let message = format!("`network.stem.kernel` is {kernel}; expected an odd number");
+            return Err(source.fail("network.stem.kernel", message));
+        }
+        Ok(Stem {
+            width: source.count("network.stem.width", self.width, 1..=65_536)?,
+            kernel,
+            stride: source.count("network.stem.stride", self.stride, 1..=8)?,
+            max_pool: self.max_pool,
+        })
+    }
+}
