@@ -1,13 +1,15 @@
-//! Compiles every kernel below `kernels/` twice: for GPUs through NVRTC, and for the CPU emulator through g++. Neither CUDA nor
-//! a GPU is needed: without NVRTC the sources are embedded and compiled at first use; without a C++ compiler there is no
-//! emulator. `DFKA_REQUIRE_NVRTC=1` and `DFKA_REQUIRE_EMU=1` make their absence an error.
+//! Compiles every kernel below `kernels/` twice: for GPUs through NVRTC, and for the CPU emulator through
+//! g++. Neither CUDA nor a GPU is needed: without NVRTC the sources are embedded and compiled at first use;
+//! without a C++ compiler there is no emulator. `DFKA_REQUIRE_NVRTC=1` and `DFKA_REQUIRE_EMU=1` make their
+//! absence an error.
 //!
-//! `DFKA_CUDA_TARGETS` (default `sm_80,sm_90a`) names the devices to compile for; the first also gives the assembly that
-//! newer devices' drivers compile. `DFKA_EMU_SANITIZE=address,undefined` or `thread` instruments the emulated kernels.
-//! `DFKA_EMU=off` leaves out the emulator although there is a compiler (scripts/fuzz.sh: half of its build's time).
+//! `DFKA_CUDA_TARGETS` (default `sm_80,sm_90a`) names the devices to compile for; the first also gives the
+//! assembly that newer devices' drivers compile. `DFKA_EMU_SANITIZE=address,undefined` or `thread`
+//! instruments the emulated kernels. `DFKA_EMU=off` leaves out the emulator although there is a compiler
+//! (scripts/fuzz.sh: half of its build's time).
 //!
-//! Both compilers' results stay in OUT_DIR: after a change in one kernel only its file is compiled again, after a change in a
-//! header the files that include it, after a change in comments none.
+//! Both compilers' results stay in OUT_DIR: after a change in one kernel only its file is compiled again,
+//! after a change in a header the files that include it, after a change in comments none.
 
 #[path = "build/emulator.rs"]
 mod emulator;

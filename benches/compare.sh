@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Times every training step here and in PyTorch, in turn, and prints a table.
+# Times every training step in the engine and in PyTorch, alternately, and prints a table.
 #   benches/compare.sh [ROUNDS [SECONDS [THREADS]]]     PYTHON names an interpreter with torch.
-# Columns: medians over the rounds of each round's median; least of all; ours / PyTorch of both, and of the least
-# processor time. PyTorch counts with its fastest variant of each row, column by column.
+# Columns: the median over the rounds of each round's median; the least time of all; ours / PyTorch for both, and for the least
+# processor time. For each row and column PyTorch's fastest variant counts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-5} seconds=${2:-1} threads=${3:-2}

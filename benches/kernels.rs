@@ -1,20 +1,21 @@
-//! Every launch of real steps, timed alone: `cargo bench --bench kernels -- [--device cuda|emu|plan] [--json FILE]
-//! [--seconds S] [--filter TEXT]`.
+//! Every launch of real steps, timed alone:
+//! `cargo bench --bench kernels -- [--device cuda|emu|plan] [--json FILE] [--seconds S] [--filter TEXT]`.
 //!
-//! Steps: a ResNet-101 in training (batch 64, 224x224; Adam over 42 M parameters), the generator's step and the last dual
-//! block's with two ResNet-50 teachers at 224x224, and both at the demo's size. A step runs launch by launch after a
-//! warm-up; 256 MiB are written before each launch, so that nothing of it is in the 50 MB of L2; a time is the one between
-//! two CUDA events. A row holds all launches of one kernel with one op and one set of shapes: median, tenth and ninetieth
-//! percentile, number of times.
+//! Steps: a ResNet-101 in training (batch 64, 224x224; Adam over 42 M parameters), the generator's step and
+//! the last dual block's with two ResNet-50 teachers at 224x224, and both at the demo's size. A step runs
+//! launch by launch after a warm-up; 256 MiB are written before each launch, so that none of its operands
+//! are in the 50 MB of L2. Times are measured between two CUDA events. A row has all launches of one kernel
+//! with one op and one set of shapes: median, tenth and ninetieth percentile, number of times.
 //!
-//! Bytes are counted from the operands, each once (what is read and overwritten: twice), so GB/s is a lower bound of the
-//! traffic. The share of the roof is the least time that bytes and multiply-adds allow by the device's data sheet over the
-//! median; a device that the table does not know has none. Events resolve about half a microsecond, and a launch that does
-//! nothing (the `fill` of one number) takes some two: rows near that say nothing of the kernel.
+//! Bytes are the sizes of the operands, each counted once (twice if it is read and overwritten), so that
+//! GB/s is a lower bound of the traffic. The share of the roof is the least time that bytes and
+//! multiply-adds allow by the device's data sheet over the median; a device that is not in the table has
+//! none. Events resolve about half a microsecond, and a launch that does nothing (the `fill` of one number)
+//! takes about two; times near that do not describe the kernel.
 //!
-//! After the rows, the whole step: the launches' medians added up, a replay of the captured graph, a replay launch by
-//! launch, and what the host spends on starting one. `emu` runs tiny shapes once, to show that the bench itself runs;
-//! `plan` runs nothing and says what the steps will need.
+//! After the rows, the whole step: the launches' medians added up, a replay of the captured graph, a replay
+//! launch by launch, and the host's time to start one. `emu` runs tiny shapes once, to show that the bench
+//! itself runs; `plan` runs nothing and prints what the steps will need.
 
 mod common;
 
@@ -45,17 +46,17 @@ use std::time::Instant;
 /// Written before each launch: five times an H200's L2.
 const FLUSH_BYTES: usize = 256 << 20;
 
-/// Steps from here on run launch by launch: the engine is told to profile them, but never begins to, for it does that at
-/// the first of them.
+/// Steps with this number or a higher one run launch by launch: the engine profiles them, and therefore
+/// captures no graph. Profiling itself starts only at the first of them, which never runs.
 const EAGER: u64 = 1 << 32;
 
-/// Rows that are printed of a step; the file holds all.
+/// The number of rows printed per step; the file has all.
 const SHOWN: usize = 40;
 
 struct Args {
     device: Choice,
     json: Option<PathBuf>,
-    /// Seconds of repeats a step.
+    /// Seconds of repeats per step.
     seconds: f64,
     /// Steps whose name, or rows whose kernel or label, contain it.
     filter: String,
@@ -63,7 +64,7 @@ struct Args {
 
 fn arguments() -> Result<Args> {
     let mut args = Args { device: Choice::Cuda(0), json: None, seconds: 5.0, filter: String::new() };
-    // Cargo adds `--bench` to what the caller asks for.
+    // Cargo adds `--bench` to the arguments.
     let mut words = std::env::args().skip(1).filter(|a| a != "--bench");
     while let Some(word) = words.next() {
         let usage = || {
@@ -125,7 +126,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What the steps need, for machines without a GPU.
+/// Prints what the steps need, on machines without a GPU.
 fn plans() -> Result<()> {
     println!(
         "{:30} {:>9} {:>9} {:>9} {:>9} {:>9}",
@@ -168,7 +169,7 @@ enum Part {
     Dual,
 }
 
-/// An engine whose plans are a GPU's; on the CPU they only say what they cost.
+/// An engine that plans for a GPU; on the CPU its plans only compute their cost.
 fn engine(choice: Choice) -> Result<Engine<f32>> {
     if choice == Choice::Cpu {
         return Ok(Engine::planning(Target::h200(Elem::Bf16)));
@@ -176,8 +177,8 @@ fn engine(choice: Choice) -> Result<Engine<f32>> {
     engine_on(&Device { choice, profile: EAGER..u64::MAX }, Elem::Bf16)
 }
 
-/// torchvision's ResNet of that depth at 224x224, and a batch; on the emulator one with the same kinds of layers that runs
-/// in seconds.
+/// torchvision's ResNet of that depth at 224x224, and a batch; on the emulator one with the same kinds of
+/// layers that runs in seconds.
 fn network(choice: Choice, depth: usize) -> Result<(ResNetSpec, usize)> {
     if choice == Choice::Emu {
         let stem = Stem { width: 8, kernel: 7, stride: 2, max_pool: true };
@@ -254,18 +255,18 @@ fn amalgamation(choice: Choice, large: bool, part: Part) -> Result<Step> {
     Ok(Step { engine, plan: stage.plan })
 }
 
-/// What was found out of a step.
+/// The measurements of a step.
 #[derive(serde::Serialize)]
 struct Report {
     name: &'static str,
     launches: usize,
-    /// The launches' medians, added up: what a step would take without a gap, from a cold cache.
+    /// The sum of the launches' medians: the time of a step without gaps, every launch from a cold cache.
     kernels_ms: f64,
-    /// A replay of the captured graph, the host's copy of the step's state included.
+    /// A replay of the captured graph, with the host's copy of the step's state.
     graph_ms: f64,
     /// A replay launch by launch.
     eager_ms: f64,
-    /// What the host spends on starting a replay of the graph; its copy of the step's state included.
+    /// The host's time to start a replay of the graph, with its copy of the step's state.
     host_ms: f64,
     /// The same launch by launch.
     host_eager_ms: f64,
@@ -300,13 +301,13 @@ impl Row {
 fn measure(name: &'static str, step: Step, args: &Args, roof: Option<&Card>) -> Result<Report> {
     let Step { mut engine, mut plan } = step;
     plan.reserve(&mut engine)?;
-    // A rate of 0: thousands of replays must not lead the weights astray.
+    // A learning rate of 0: thousands of replays must not change the weights.
     let state = |step| StepState { seed: 1, step, lr: [0.0; 4] };
     let is_emulated = args.device == Choice::Emu;
     let flush = if is_emulated { 1 << 16 } else { FLUSH_BYTES };
     let start = Instant::now();
     let mut timings = plan.time_launches(&mut engine, &state(0), 1, flush)?;
-    // That was two runs, the first of which also loaded the kernels.
+    // Those were two runs, the first of which also loaded the kernels.
     let once = start.elapsed().as_secs_f64() / 2.0;
     let mut repeats = 1;
     if !is_emulated {
@@ -348,7 +349,7 @@ fn replays(
     Ok((per_step(start.elapsed().as_secs_f64()), per_step(host)))
 }
 
-/// Pools equal launches; the longest together first.
+/// Pools equal launches, sorted by their total time.
 fn rows(timings: &[Timing], roof: Option<&Card>) -> Vec<Row> {
     let mut pooled: Vec<(Row, Vec<f64>)> = Vec::new();
     for t in timings {
@@ -389,7 +390,8 @@ fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<&Card>) -> Row {
     row
 }
 
-/// Additions and multiplications of a convolution's three products; of all else none, memory bounds it.
+/// Additions and multiplications of a convolution's three products; 0 for all other kernels, which are bound
+/// by memory.
 fn flops(t: &Timing) -> u64 {
     let is_product = ["conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"].iter().any(|p| t.kernel.starts_with(p));
     match (&t.input_shapes[..], &t.output_shapes[..]) {

@@ -1,10 +1,10 @@
 //! The ladder of the convolution's kernels (kernels/lab/conv2d/README.md), every rung on every hot shape:
 //! `cargo bench --bench lab -- [--device cuda|emu] [--filter TEXT]`.
 //!
-//! Shapes are those that hold most of the multiply-adds and bytes of two ResNet-101 teachers at batch 64 and 224x224. A time
-//! is the median of 20 launches, each from a cold L2 (256 MiB are written before it). The share of the roof is the least time
-//! that 790 TFLOP/s and 4.3 TB/s (assumed of an H200, see below) allow over the time. `emu` runs tiny shapes once, to show
-//! that the bench runs.
+//! The shapes have most of the multiply-adds and bytes of two ResNet-101 teachers at batch 64 and 224x224. A
+//! time is the median of 20 launches, each from a cold L2 (256 MiB are written before it). The share of the
+//! roof is the least time that 790 TFLOP/s and 4.3 TB/s (assumed for an H200, see below) allow, divided by
+//! the time. `emu` runs tiny shapes once, to show that the bench runs.
 
 #[path = "common/lab.rs"]
 mod lab;
@@ -17,8 +17,8 @@ use lab::{H200, Problem, RUNGS};
 /// Written before each launch: five times an H200's L2.
 const FLUSH_BYTES: usize = 256 << 20;
 const REPEATS: usize = 20;
-/// Assumed, until a card is measured: about 80 % of the 989 TFLOP/s and 90 % of the 4.8 TB/s of an H200's data sheet, what
-/// large products and copies usually reach.
+/// Assumed until a card is measured: about 80 % of the 989 TFLOP/s and 90 % of the 4.8 TB/s of an H200's
+/// data sheet, which large products and copies usually reach.
 const FLOPS: f64 = 790e12;
 const BYTES: f64 = 4.3e12;
 
@@ -41,7 +41,7 @@ const SHAPES: [(usize, [usize; 2], usize, usize, bool); 13] = [
 
 fn main() -> Result<()> {
     let (mut device, mut filter) = (Choice::Cuda(0), String::new());
-    // Cargo adds `--bench` to what the caller asks for.
+    // Cargo adds `--bench` to the arguments.
     let mut words = std::env::args().skip(1).filter(|a| a != "--bench");
     while let Some(word) = words.next() {
         let value = words.next().unwrap_or_default();

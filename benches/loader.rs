@@ -1,8 +1,9 @@
-//! Batches of photographs for training, here against PyTorch's: `cargo bench --bench loader -- FOLDER [SECONDS] [THREADS]`.
+//! Batches of photographs for training, here against PyTorch's: `cargo bench --bench loader -- FOLDER
+//! [SECONDS] [THREADS]`.
 //!
-//! FOLDER holds JPEGs (`benches/torch/loader.py --make FOLDER` draws some); the loader cuts, resizes to 224, mirrors and
-//! makes batches of 64 of them. Prints images a second, and the processor's milliseconds an image, which a busy machine
-//! leaves alone. A first line says what decoding alone takes.
+//! FOLDER has JPEGs (`benches/torch/loader.py --make FOLDER` draws some); the loader crops, resizes to 224,
+//! mirrors and makes batches of 64. Prints images per second, and processor milliseconds per image, which
+//! other load on the machine hardly changes. The first line has the time of decoding alone.
 
 use dfka_engine::data::dataset::Dataset;
 use dfka_engine::data::folder;
@@ -63,7 +64,7 @@ fn main() {
     );
 }
 
-/// The files as a set of one label, which all of them lack.
+/// The files as a set with one label, which none of them has.
 fn one_label(folder: &Path, files: &[PathBuf]) -> Dataset {
     let images: Vec<_> = files
         .iter()
@@ -77,7 +78,7 @@ fn one_label(folder: &Path, files: &[PathBuf]) -> Dataset {
     Dataset::coco(folder, &json).unwrap()
 }
 
-/// Processor time of all threads of this process so far; 0 where the system does not say.
+/// Processor time of all threads of this process so far; 0 where `/proc` does not have it.
 fn cpu_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // After the name in brackets: state is field 3, user and system time 14 and 15, in hundredths on Linux.

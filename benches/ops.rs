@@ -1,6 +1,7 @@
 //! Convolution on the CPU, forward and both gradients, in GFLOP/s: `cargo bench --bench ops`.
 //!
-//! Median of the repeats that fit a quarter second a row, after one warm-up. Compare two builds in one sitting only.
+//! Each row is the median of as many repeats as fit into a quarter of a second, after one warm-up. Compare
+//! two builds only when they run right after each other.
 
 use dfka_engine::autograd::{Engine, Plan, Tape, tape::Learn};
 use dfka_engine::device::StepState;

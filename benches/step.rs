@@ -1,19 +1,20 @@
 //! One training step of every kind, timed: generator steps of 1, 2 and 4 groups, dual steps of every block.
 //!
 //! ```text
-//! step [SECONDS [THREADS [ROW]]]                                  the CPU, benches/step.toml, tab-separated
-//! step --device cuda --config configs/voc.toml --json FILE        a GPU: beside its roof, its forecast and PyTorch
-//! step --device plan --config configs/voc.toml                    what the steps would cost, on any machine
+//! step [SECONDS [THREADS [ROW]]]                                  on the CPU, benches/step.toml, tab-separated
+//! step --device cuda --config configs/voc.toml --json FILE        on a GPU: with roofline, forecast and PyTorch
+//! step --device plan --config configs/voc.toml                    the cost of the steps, on any machine
 //! step --device cuda --config configs/demo.toml --export FILE     a loss and its gradients, for step.py --parity
-//! step --report FOLDER                                            bars and figures, from what the above left in FOLDER
+//! step --report FOLDER                                            targets and figures, from the files in FOLDER
 //! ```
 //!
-//! and `--set KEY=VALUE` of the config, `--rows TEXT`, `--seconds S` of repeats a row, `--threads N`, `--torch FILE` (what
-//! benches/torch/step.py wrote: ratios), `--tiny` (a small network and batch: shows that all of it runs).
+//! Further options: `--set KEY=VALUE` of the config, `--rows TEXT`, `--seconds S` of repeats per row,
+//! `--threads N`, `--torch FILE` (the file that benches/torch/step.py wrote, for ratios), `--tiny` (a small
+//! network and batch, to show that everything runs).
 //!
-//! On the CPU a line holds row, `ours`, median, minimum and least processor time of all threads together (Linux; on a busy
-//! machine the steadiest number, with one thread above all), in milliseconds. `benches/compare.sh` runs this and
-//! `benches/torch/step.py` in turn. What is measured on a GPU, `step/measure.rs` says.
+//! On the CPU a line has row, `ours`, median, minimum and least processor time of all threads together (Linux;
+//! on a busy machine the steadiest number, above all with one thread), in milliseconds. `benches/compare.sh`
+//! runs this and `benches/torch/step.py` alternately. `step/measure.rs` describes the measurements on a GPU.
 
 #[path = "step/export.rs"]
 mod export;
@@ -38,7 +39,7 @@ use dfka_engine::pipeline::{Device, engine_on};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// What is asked for on the command line.
+/// The command line.
 pub struct Args {
     device: On,
     config: PathBuf,
@@ -57,7 +58,7 @@ pub struct Args {
 #[derive(Clone, Copy, PartialEq)]
 pub enum On {
     Machine(Choice),
-    /// Nowhere: they are compiled for a GPU.
+    /// Nowhere: they are only planned, for a GPU.
     Plan,
 }
 
@@ -76,7 +77,7 @@ fn arguments() -> Result<Args> {
         report: None,
     };
     let mut plain = 0;
-    // Cargo adds `--bench` to what the caller asks for.
+    // Cargo adds `--bench` to the arguments.
     let mut words = std::env::args().skip(1).filter(|a| a != "--bench");
     while let Some(word) = words.next() {
         let usage = || Error::Usage(format!("{word}: benches/step.rs says what there is"));
@@ -151,7 +152,7 @@ pub enum Row {
 }
 
 impl Row {
-    /// As benches/torch/step.py has it.
+    /// The name in benches/torch/step.py.
     fn name(self) -> String {
         match self {
             Row::Generator { groups } => format!("generator, {groups}-stack"),
@@ -160,14 +161,15 @@ impl Row {
     }
 }
 
-/// The rows that are asked for.
+/// The rows that the command line chooses.
 pub fn rows(args: &Args) -> Vec<Row> {
     let generators = [1, 2, 4].map(|groups| Row::Generator { groups });
     let all = generators.into_iter().chain((1..=4).map(|block| Row::Dual { block }));
     all.filter(|r| args.rows.split(';').any(|part| r.name().contains(part.trim()))).collect()
 }
 
-/// Networks of the same kinds of layers that run in moments, on the emulator too; with benches/torch/nets.py.
+/// Small networks with the same kinds of layers, which run in seconds on the emulator too; the same as in
+/// benches/torch/nets.py.
 fn shrink(spec: &mut RunSpec) -> Result<()> {
     let stem = Stem { width: 8, kernel: 7, stride: 2, max_pool: true };
     let (widths, depths) = (vec![16, 32, 32, 32], vec![1; 4]);
@@ -199,7 +201,7 @@ pub fn build(spec: &RunSpec, row: Row, engine: &mut Engine<f32>) -> Result<Stage
     let tasks = tasks(&teachers, &spec.student.labels)?;
     let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, one.as_ref())?;
     if let (Some(one), true) = (&one, engine.store.holds_values()) {
-        // A prime number of values over and over: a bank of gigabytes is filled at memory's pace.
+        // Repeats a prime number of values, so that a bank of gigabytes is filled at the speed of memory.
         let noise: Vec<f32> = (0..1_000_003).map(|i| (i as f32 * 0.37).sin()).collect();
         let bank = engine.store.get_mut(one.bank);
         bank.chunks_mut(noise.len()).for_each(|c| c.copy_from_slice(&noise[..c.len()]));
@@ -239,7 +241,7 @@ fn time(row: &str, engine: &mut Engine<f32>, mut stage: Stage, seconds: f64) -> 
     Ok(())
 }
 
-/// Processor time of this process so far; 0 where `/proc` does not say.
+/// Processor time of this process so far; 0 where `/proc` does not have it.
 fn cpu_ms() -> f64 {
     let of_thread = |folder: std::io::Result<std::fs::DirEntry>| {
         let times = std::fs::read_to_string(folder.ok()?.path().join("schedstat")).ok()?;

@@ -1,5 +1,6 @@
-//! Kernels for the CPU: every source through a C++ compiler, and the runtime that gives each CUDA thread a fiber. An object
-//! stays in OUT_DIR under the fingerprint of what it was made from, so that only sources that changed are compiled.
+//! Kernels for the CPU: every source through a C++ compiler, and the runtime that gives each CUDA thread a
+//! fiber. An object stays in OUT_DIR under the fingerprint of what it was made from, so that only sources
+//! that changed are compiled.
 
 use crate::parallel;
 use crate::sources::{Module, Sources, read, required, write};
@@ -35,8 +36,9 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static=dfka_emu");
     println!("cargo:rustc-link-lib=dylib=stdc++");
-    // rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing: name the runtimes. As link arguments
-    // and not as libraries, because another library would make rustc drop its incremental results.
+    // rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing: name the runtimes.
+    // As link arguments and not as libraries, because another library would make rustc drop its incremental
+    // results.
     for sanitizer in sanitizers {
         let library = match sanitizer {
             "address" => "asan",
@@ -124,8 +126,8 @@ fn units(sources: &Sources, out: &Path) -> Vec<Unit> {
     runtime.chain(kernels).collect()
 }
 
-/// The translation unit of a module's emulated kernels: a namespace of its own, because helpers in two files may have the
-/// same name, and an entry for every instance.
+/// The translation unit of a module's emulated kernels: a namespace of its own, because helpers in two files
+/// may have the same name, and an entry for every instance.
 fn wrapper(module: &Module) -> String {
     let (stem, file) = (&module.stem, module.path.display().to_string());
     let mut text = format!("#include \"emu/emu.h\"\nnamespace kernels_{stem} {{\n#include {file:?}\n");

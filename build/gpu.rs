@@ -1,5 +1,5 @@
-//! Kernels for GPUs: every source through NVRTC, for every target. A result stays in OUT_DIR under the fingerprint of what it
-//! was made from, so that only sources that changed are compiled.
+//! Kernels for GPUs: every source through NVRTC, for every target. A result stays in OUT_DIR under the
+//! fingerprint of what it was made from, so that only sources that changed are compiled.
 
 use crate::nvrtc::{self, Nvrtc};
 use crate::parallel;
@@ -14,7 +14,8 @@ pub struct Built {
     pub images: Vec<(String, String)>,
     /// Of each kernel; empty for one that no target gets.
     pub symbols: Vec<String>,
-    /// Of each target, each kernel: registers, spilled bytes, static shared bytes. Zeros where the target lacks it.
+    /// Of each target, each kernel: registers, spilled bytes, static shared bytes. Zeros where the target
+    /// lacks it.
     pub figures: Vec<Vec<[u32; 3]>>,
 }
 

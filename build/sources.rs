@@ -1,4 +1,5 @@
-//! The kernel sources below `kernels/`: which files there are, what each declares, and when one must be compiled again.
+//! The kernel sources below `kernels/`: which files there are, what each declares, and when one must be
+//! compiled again.
 
 use crate::source;
 use std::collections::hash_map::DefaultHasher;
@@ -50,8 +51,9 @@ impl Sources {
         Sources { root, modules, headers, emulator_headers, runtime }
     }
 
-    /// A number that changes when `text`, a header that it includes (directly or through others), or `settings` changes.
-    /// Comments do not count; lines do, because machine code and messages have line numbers.
+    /// A number that changes when `text`, a header that it includes (directly or through others), or
+    /// `settings` changes. Comments do not count; lines do, because machine code and messages have line
+    /// numbers.
     pub fn fingerprint(&self, text: &str, settings: &impl Hash) -> u64 {
         let headers: BTreeMap<&str, &str> = self
             .headers

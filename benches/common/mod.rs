@@ -1,4 +1,4 @@
-//! What the benches share: networks of random weights, and a recipe for the steps to time.
+//! Shared by the benches: networks of random weights, and the config of the steps to time.
 
 use dfka_engine::autograd::Store;
 use dfka_engine::error::Result;
@@ -33,8 +33,8 @@ pub fn write_teacher(path: &Path, name: &str, seed: u64, network: &ResNetSpec) -
     npz::save(path, &out)
 }
 
-/// The conditional recipe at the demo's size, with everything that costs time switched on. `teachers` holds the files
-/// `a` and `b`.
+/// The conditional recipe at the demo's size with every optional part switched on. The folder `teachers` has
+/// the files `a` and `b`.
 pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
     RunSpec {
         name: "bench".into(),

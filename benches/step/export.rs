@@ -1,4 +1,5 @@
-//! The teachers' part of a generator step on fixed inputs: its loss and gradients, for PyTorch to compute again.
+//! The teachers' part of a generator step on fixed inputs: its loss and gradients, which PyTorch then
+//! computes too.
 
 use crate::{Args, On, engine};
 use dfka_engine::autograd::tape::Learn;
@@ -21,11 +22,11 @@ use dfka_engine::weights::npz::{Array, CompressionMethod, Elems, write};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Writes the teachers as they are folded, the filters, every level's input, the wanted labels, the loss with its terms, and
-/// the gradient at every level and filter: arrays `teacherM.*`, `filterL.M.*`, `levelL`, `wanted`, `loss`, `metric.*` and
-/// `gradient.*`. Maps are NHWC, filters as PyTorch has them.
+/// Writes the teachers as they are folded, the filters, every level's input, the wanted labels, the loss
+/// with its terms, and the gradient at every level and filter: arrays `teacherM.*`, `filterL.M.*`, `levelL`,
+/// `wanted`, `loss`, `metric.*` and `gradient.*`. Maps are NHWC, filters as PyTorch has them.
 pub fn export(args: &Args, mut spec: RunSpec, path: &Path) -> Result<()> {
-    // Shifts are random, and PyTorch draws others.
+    // No shifts: they are random, and PyTorch would draw others.
     spec.generator.shift = 0;
     let is_cpu = args.device == On::Machine(Choice::Cpu);
     let (batch, precision) = (spec.generator.batch, if is_cpu { Elem::F32 } else { spec.precision });
@@ -39,7 +40,7 @@ pub fn export(args: &Args, mut spec: RunSpec, path: &Path) -> Result<()> {
         .map(|level| {
             let (name, shape) = (format!("parity.level{level}"), net.feature(*level, batch));
             let noise = normal(1, &name, shape.elems(), 1.0);
-            // As the generator gives them: an image behind a tanh, features behind a rectifier.
+            // As the generator's outputs: the image comes after a tanh, features after a ReLU.
             let values: Vec<f32> =
                 noise.iter().map(|v| if *level == 0 { v.tanh() } else { v.max(0.0) }).collect();
             store.add_with(&name, shape, &values)
@@ -65,7 +66,7 @@ pub fn export(args: &Args, mut spec: RunSpec, path: &Path) -> Result<()> {
     for (input, [zeros, ones]) in inputs.iter().zip(&vectors) {
         let x = r.leaf(*input, Learn::Trainable);
         let [zeros, ones] = [zeros, ones].map(|id| r.leaf(*id, Learn::Frozen));
-        // Changes nothing but the type: a leaf is f32, a feature map what the machine stores.
+        // Changes only the type: a leaf is f32, a feature map has the machine's type.
         let same = BatchNorm { stats: Stats::Running, act: Act::None, momentum: 0.0, eps: 0.0 };
         levels.push(r.apply(same, &[x, ones, zeros, zeros, ones])?);
     }

@@ -1,13 +1,14 @@
-//! Steps on a GPU, beside what they could be.
+//! Steps on a GPU, compared with the least time that the card allows.
 //!
-//! A step is replayed as its captured graph. `ms` is the time between CUDA events behind successive replays, the host never
-//! waiting in between: median, tenth and ninetieth percentile. `host` is what the host spends on starting a replay, its copy
-//! of the step's state included. `roof` is the forecast's layer-wise roofline: of every instruction the longer of moving
-//! its minimal bytes and multiplying, by the card's data sheet, added up. `held` is what the engine holds of the card's
-//! memory, `driver` what the card has less of than before the step's tensors came, code included, `forecast` what the plan
-//! said. Then every launch alone, with what the launch before it left in the caches: rows of one kernel, op and set of
-//! shapes, by the time they lose to their own roof. Those times are longer than in the graph by what an event takes, about
-//! half a microsecond each.
+//! A step is replayed as its captured graph. `ms` is the time between CUDA events after successive replays,
+//! without any wait of the host in between: median, tenth and ninetieth percentile. `host` is the host's
+//! time to start a replay, with its copy of the step's state. `roof` is the forecast's layer-wise roofline:
+//! the sum over all instructions of the longer of moving the minimal bytes and multiplying, by the card's
+//! data sheet. `held` is the card's memory that the engine holds, `driver` the decrease of the card's free
+//! memory since before the step's tensors were made, with the code, and `forecast` the plan's number. Then
+//! every launch is timed alone, with the caches as the launch before it left them: one row per kernel, op
+//! and set of shapes, sorted by the time above their own roof. Those times are longer than in the graph by
+//! about half a microsecond each, which an event takes.
 
 use crate::report::{self, read};
 use crate::{Args, On, Row, build, engine, rows};
@@ -21,16 +22,16 @@ use dfka_engine::pipeline::spec::RunSpec;
 use serde_json::json;
 use std::time::Instant;
 
-/// Rows of launches that are printed of a step; the file holds all.
+/// The number of rows of launches printed per step; the file has all.
 const SHOWN: usize = 12;
 
-/// Replays before those that count: the first loads modules, the second captures.
+/// Replays before those that are measured: the first loads modules, the second captures the graph.
 const WARM_UPS: u64 = 5;
 
-/// Replays between two looks at the metrics, for which the host waits.
+/// Replays between two reads of the metrics, for which the host waits.
 const CHUNK: usize = 20;
 
-/// What there is to say of a step.
+/// The report of a step.
 #[derive(Default, serde::Serialize)]
 pub struct Found {
     pub row: String,
@@ -41,7 +42,7 @@ pub struct Found {
     /// Bytes moved over minimal bytes of the teachers' part.
     pub teachers_ratio: Option<f64>,
     pub roofline_ms: f64,
-    /// What the launches could be at best.
+    /// The sum of the launches' least times.
     pub planned_ms: f64,
     pub forecast_bytes: usize,
     #[serde(flatten)]
@@ -61,7 +62,7 @@ pub struct Times {
     pub roof_percent: f64,
     pub held_bytes: usize,
     pub driver_bytes: usize,
-    /// The launches alone, added up.
+    /// The sum of the launches timed alone.
     pub kernels_ms: f64,
     pub ops: Vec<Op>,
 }
@@ -75,7 +76,7 @@ pub struct Op {
     /// Microseconds of one launch: the median, and the least by the card's data sheet.
     pub us: f64,
     pub least_us: f64,
-    /// Milliseconds a step above the least.
+    /// Milliseconds per step above the least.
     pub lost_ms: f64,
 }
 
@@ -103,7 +104,8 @@ pub fn measure(args: &Args, spec: &RunSpec) -> Result<()> {
                 before.saturating_sub(free(&engine)?.0),
             );
             times.held_bytes = engine.machine().map_or(0, |m| m.held_bytes());
-            // Between two launches the device writes this, five times an H200's L2: the host brings the next meanwhile.
+            // Between two launches the device writes this (five times an H200's L2), while the host prepares
+            // the next.
             let flush = if args.is_tiny { 1 << 16 } else { 256 << 20 };
             let timings =
                 stage.plan.time_launches(&mut engine, &state(0), if args.is_tiny { 1 } else { 5 }, flush)?;
@@ -130,7 +132,7 @@ pub fn measure(args: &Args, spec: &RunSpec) -> Result<()> {
     Ok(())
 }
 
-/// A rate of 0: hundreds of replays must not lead the weights astray.
+/// A learning rate of 0: hundreds of replays must not change the weights.
 fn state(step: u64) -> StepState {
     StepState { seed: 1, step, lr: [0.0; 4] }
 }
@@ -183,7 +185,7 @@ fn times(
             marks.push(engine.machine().ok_or_else(lost)?.gpu.mark()?);
             step += 1;
         }
-        // The first of a chunk finds an idle device: it also takes what the host does.
+        // The first of a chunk finds an idle device, so that its time includes the host's work.
         let skipped = usize::from(chunk > 2);
         for pair in marks.windows(2).skip(skipped) {
             ms.push(f64::from(pair[1].ms_since(&pair[0])?));
@@ -211,7 +213,7 @@ fn times(
     })
 }
 
-/// Pools equal launches; what loses most first.
+/// Pools equal launches, sorted by the time above their roof.
 fn ops(timings: &[Timing], card: &Card) -> Vec<Op> {
     let mut pooled: Vec<(Op, u64, Vec<f64>)> = Vec::new();
     for t in timings {
@@ -241,12 +243,13 @@ fn ops(timings: &[Timing], card: &Card) -> Vec<Op> {
     ops
 }
 
-/// Whether a kernel's products are bf16's: those with wgmma know no other.
+/// Whether a kernel multiplies bf16; those with wgmma always do.
 fn is_bf16(kernel: &str) -> bool {
     kernel.contains("bf16") || kernel.contains("wgmma")
 }
 
-/// Additions and multiplications of a convolution's three products; of all else none, memory bounds it.
+/// Additions and multiplications of a convolution's three products; 0 for all other kernels, which are bound
+/// by memory.
 fn flops(t: &Timing) -> u64 {
     let is_product = ["conv2d_fwd", "conv2d_dgrad", "conv2d_wgrad"].iter().any(|p| t.kernel.starts_with(p));
     match (&t.input_shapes[..], &t.output_shapes[..]) {
@@ -295,7 +298,7 @@ fn line(f: &Found) -> String {
     )
 }
 
-/// Where a step's time goes that its bytes and products do not need.
+/// Prints which launches take more time than their bytes and products need.
 fn losses(f: &Found) {
     let Some(t) = &f.times else { return };
     println!(

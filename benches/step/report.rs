@@ -1,8 +1,8 @@
-//! Bars and figures: what a step's files say of them.
+//! The performance targets (bars), and the measured figures from the files of a step.
 //!
-//! A folder holds `step.json` (of `step --json`) and `torch.json` (of benches/torch/step.py) of one call of
-//! `benches/gpu.sh run`, `step2.json` and `torch2.json` of the next, and `parity-*.json`. A ratio is taken within a call,
-//! where both ran on one card within minutes.
+//! A folder has `step.json` (of `step --json`) and `torch.json` (of benches/torch/step.py) of one call of
+//! `benches/gpu.sh run`, `step2.json` and `torch2.json` of the next, and `parity-*.json`. Ratios are taken
+//! within a call only, where both ran on the same card within minutes.
 
 use dfka_engine::error::{Error, Result};
 use serde_json::Value;
@@ -35,7 +35,8 @@ pub fn ratios(ours: &Value, torch: &Value) {
     }
 }
 
-/// The fastest of the variants of PyTorch whose first word is one of `kinds`, as a ratio to ours, over all calls.
+/// The fastest of the variants of PyTorch whose first word is one of `kinds`, as a ratio to ours, over all
+/// calls.
 #[derive(Default)]
 struct Fastest {
     ratio: Option<f64>,
@@ -53,7 +54,7 @@ impl Fastest {
 const EAGER: &[&str] = &["eager", "graphed"];
 const COMPILED: &[&str] = &["compile", "units"];
 
-/// Prints what is wanted of a step at the paper's scale, and what was reached.
+/// Prints the targets for a step at the paper's scale, and the measured figures.
 pub fn report(folder: &Path) -> Result<()> {
     let suffixes = std::iter::once(String::new()).chain((2..10).map(|n| n.to_string()));
     let calls: Vec<(Value, Option<Value>)> = suffixes

@@ -1,9 +1,9 @@
-// What the words of lib/dev.cuh and lib/mma.cuh mean to g++: a CUDA thread is a fiber, a block one OS thread's
-// work.
+// The functions and macros of lib/dev.cuh and lib/mma.cuh for g++: a CUDA thread is a fiber, and one OS thread
+// runs a block.
 //
-// build.rs wraps every kernel file in a namespace of its own, so that DEV helpers of the same name in two files
-// are two functions (DEV is plain `inline`, for `DEV static` members must compile), and includes this header
-// before, outside:
+// The build script wraps every kernel file in its own namespace, so that DEV helpers of the same name in two
+// files are two functions (DEV is plain `inline`, because `DEV static` members must compile). It includes this
+// header before the namespace:
 //
 //   #include "emu/emu.h"
 //   namespace kernels_max_pool {
@@ -11,8 +11,8 @@
 //   extern "C" void emu_entry_max_pool_0(void** a) { emu::call(max_pool_fwd<float>, a); }
 //   }
 //
-// Everything here is `static`: kernels are compiled with -fsanitize and the runtime is not, and the linker must
-// not let one side have the other's copy of a function.
+// Everything here is `static`: kernels are compiled with -fsanitize and the runtime without it, and the linker
+// must not replace one side's copy of a function by the other's.
 #pragma once
 #include <math.h> // not <cmath>: this one makes exp(float) float in the global namespace, as CUDA does
 #include <stddef.h>
@@ -33,7 +33,7 @@ namespace emu {
 struct Dim3 {
     u32 x, y, z;
 };
-// What a kernel may ask about its thread and its block. The runtime's Fiber derives from Thread.
+// A kernel's thread and block. The runtime's Fiber derives from Thread.
 struct Thread {
     Dim3 idx;
     u32 id; // within the block, x fastest: lane is id % 32, warp is id / 32
@@ -41,11 +41,11 @@ struct Thread {
 struct Block {
     Dim3 idx, dim, grid;
 };
-// __thread, not thread_local: no initialiser is to be checked on each of the many reads.
+// __thread and not thread_local, which would check for an initialiser at each of the many reads.
 extern __thread Thread* self;
 extern __thread Block block;
 
-// A line of a kernel, for messages and for telling one call of a collective from another.
+// A line of a kernel, for messages and to distinguish the calls of a collective.
 struct Place {
     const char* file;
     int line;
@@ -64,7 +64,7 @@ struct MmaArgs {
 };
 
 void sync_block(Place);
-// Waits until the whole warp has called; the result is what each lane brought, 32 cells.
+// Waits until the whole warp has called; returns the values of all 32 lanes.
 const u64* rendezvous(Op op, u64 brought, Place);
 u64 shuffle(u64 v, int from_lane, Place);
 u32 ballot(bool v, Place);
@@ -100,7 +100,8 @@ template <class T> static T from_cell(u64 cell) {
 
 #define DEV inline
 #define KERNEL(...) inline void
-// The address of a static of the function names the array: the first thread of a block that asks makes it.
+// The address of a static variable identifies the array; the first thread of a block that gets here creates
+// it.
 #define SHARED(T, name, n)            \
     static const char name##_key = 0; \
     T(&name)[n] = *static_cast<T(*)[n]>(emu::shared_array(&name##_key, #name, sizeof(T) * (n), alignof(T)))
@@ -123,7 +124,8 @@ struct bf16 {
 
 static inline float bits_to_float(u32 u) { return emu::from_cell<float>(u); }
 static inline u32 float_to_bits(float f) { return (u32)emu::to_cell(f); }
-// Nearest even. The carry of the addition would turn some NaN into infinity, so a NaN is kept, made quiet.
+// Rounds to nearest even. The carry of the addition would turn some NaN into infinity, so NaN is treated
+// separately and made quiet.
 static inline bf16 to_bf16(float f) {
     const u32 u = float_to_bits(f);
     if ((u & 0x7fffffffu) > 0x7f800000u) return {(u16)(u >> 16 | 0x40)};

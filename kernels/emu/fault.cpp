@@ -1,6 +1,6 @@
-// A fault inside a kernel becomes an error of the launch instead of the end of the process.
+// Turns a fault inside a kernel into an error of the launch; otherwise it would end the process.
 //
-// Not under a sanitizer, whose own report says more. x86-64 only: elsewhere a fault is what it always was.
+// Not under a sanitizer, whose own report says more. On x86-64 only; elsewhere a fault ends the process.
 #include "emu/runtime.h"
 
 #if defined(__x86_64__) && !EMU_ASAN && !EMU_TSAN
@@ -19,7 +19,8 @@ static __thread int fault_signal;
 static __thread const void* fault_address;
 static __thread bool ready_here;
 
-// Runs outside the handler, on a stack of its own, as if the fiber had called it: the fiber's may have overflowed.
+// Runs after the handler has returned, as if the fiber had called it, on a separate stack, because the
+// fiber's own may have overflowed.
 [[noreturn]] static void land() {
     if (fault_signal == SIGFPE) fail("integer division by zero or overflow");
     char where[200];
@@ -31,7 +32,7 @@ static __thread bool ready_here;
 }
 
 static void on_fault(int number, siginfo_t* info, void* state) {
-    if (!self) { // not in a kernel: whoever was there first
+    if (!self) { // not in a kernel: call the handler that was installed before
         for (int i = 0; i < 3; i++) {
             if (SIGNALS[i] == number) sigaction(number, &previous[i], nullptr);
         }
@@ -51,7 +52,8 @@ void catch_faults() {
     for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &action, &previous[i]);
 }
 
-// The handler cannot run on a fiber's stack. Rust gives its threads an alternate one; others get ours, for good.
+// The handler cannot run on a fiber's stack. Rust gives its threads an alternate stack; other threads get
+// one here, which is never freed.
 void catch_faults_here() {
     if (ready_here) return;
     ready_here = true;

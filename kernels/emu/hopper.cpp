@@ -1,11 +1,13 @@
-// What a block's threads start and do not wait for on compute capability 9.0: barriers in shared memory, TMA, wgmma.
+// The asynchronous operations of compute capability 9.0: barriers in shared memory (mbarrier), TMA loads,
+// wgmma.
 //
-// A load lands as late as is legal, when no thread can go on, or at random; until then its box holds NaN, so that who
-// reads a stage too early, or still reads the one before, shows in the result. A product is done when a thread waits
-// for it, or at random once all of the warpgroup have issued it; until a thread's own wait its accumulators hold NaN.
+// A load arrives as late as is legal (when no thread can go on), or at random. Until then its destination
+// holds NaN, so that a thread that reads a stage too early, or still reads the previous one, gets a wrong
+// result. A product is computed when a thread waits for it, or at random once the whole warpgroup has issued
+// it; until a thread's own wait, its accumulators hold NaN.
 //
-// Nothing here may call memcpy or the like on what several fibers use: with TSan they are its own, and it would hold
-// one fiber's bookkeeping against another's.
+// Nothing here may call memcpy or the like on memory that several fibers use: TSan intercepts these
+// functions, and would report races between the fibers' bookkeeping.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -16,7 +18,7 @@ namespace emu {
 
 constexpr u32 MAX_BARRIERS = 64, MAX_LOADS = 64, MAX_PRODUCTS = 64, MAX_SUMS = 8, MAX_NAMED = 16;
 constexpr u32 WARPGROUP = 128;
-constexpr u32 MAX_BYTES = (1 << 20) - 1; // that one mbarrier can count
+constexpr u32 MAX_BYTES = (1 << 20) - 1; // the most that one mbarrier can count
 constexpr u32 ATOM = 1024, ROW = 128;    // of the 128-byte swizzle
 
 // Fibers that wait for one thing.
@@ -30,11 +32,11 @@ struct Barrier {
     u32 count, pending; // arrivals of a phase, and those still to come
     i64 bytes;          // announced and not yet there
     u32 phase;          // parity of the one that is not over
-    u32 maker;          // who initialised it
+    u32 maker;          // the thread that initialised it
     bool fenced;        // mbar_fence_init
-    bool unseen;        // a load has landed, and nobody has waited for it since
+    bool unseen;        // a load has arrived, and no thread has waited for it since
     Queue waiting;
-    char order[2]; // what a phase orders memory through, for TSan
+    char order[2]; // TSan's synchronisation objects, by the parity of the phase
 };
 
 struct Named {
@@ -53,7 +55,7 @@ struct Flight {
     char order;
 };
 
-// A product that not all of the warpgroup have issued, or that is not done.
+// A product that not all threads of the warpgroup have issued, or that is not computed yet.
 struct Product {
     u64 a, b;
     u32 n, group, issued;
@@ -62,7 +64,8 @@ struct Product {
     u32 sum;
 };
 
-// The accumulators of a warpgroup's products while they are in flight; each thread's own array is NaN meanwhile.
+// The accumulators of a warpgroup's products while they are in flight; each thread's own array is NaN
+// meanwhile.
 struct Sum {
     float* d[WARPGROUP]; // null: not in flight for that thread
     u32 group[WARPGROUP];  // of the thread's last product into it
@@ -92,11 +95,11 @@ struct Hopper {
     Named named[MAX_NAMED];
     Warpgroup groups[MAX_THREADS / WARPGROUP];
     Lane lanes[MAX_THREADS];
-    // Shared memory as TMA and wgmma see it: what an ordinary store changed is there after fence_async_shared.
+    // Shared memory as TMA and wgmma see it: ordinary stores become visible here by fence_async_shared.
     char* view;
     u32 fences;
     u32 seen[SHARED_SIZE / ATOM + 1]; // fences at the last look at each atom
-    void* tsan;                       // what lands, lands in this fiber's name
+    void* tsan;                       // the fiber that TSan takes for the writer of loaded data
 };
 
 static void fill_words(char* p, size_t bytes) {
@@ -104,7 +107,7 @@ static void fill_words(char* p, size_t bytes) {
     for (size_t i = 0; i < bytes / 8; i++) q[i] = (u64)POISON << 32 | POISON;
 }
 
-// The block's, as new when its first word comes.
+// The block's state, reset at the block's first use.
 static Hopper& hopper(Context& c) {
     if (!c.hopper) {
         c.hopper = static_cast<Hopper*>(calloc(1, sizeof(Hopper)));
@@ -236,8 +239,8 @@ void describe_mbarrier(Context& c, const void* bar, char* out, size_t out_len) {
 
 void fence_async_shared() { hopper(*context).fences++; }
 
-// 16 bytes as wgmma sees them. An ordinary store since TMA wrote them, or since they were looked at, needs a fence,
-// of whichever thread: which one stored is not known.
+// 16 bytes as wgmma sees them. If an ordinary store changed them since TMA wrote them or since the last
+// check, there must have been a fence. Any thread's fence counts, because the storing thread is not known.
 static inline const char* seen_by_async(Context& c, Hopper& h, u32 offset, const Product& p) {
     const char* at = c.shared + offset;
     u64 now[2], before[2];
@@ -258,7 +261,7 @@ static inline const char* seen_by_async(Context& c, Hopper& h, u32 offset, const
     return at;
 }
 
-// The 16-byte piece of a 128-byte row goes where the row's number in its atom says.
+// The swizzle: the place of a 16-byte piece within its 128-byte row depends on the row's number in its atom.
 static inline u32 swizzled(u32 offset) { return offset ^ (offset >> 7 & 7) << 4; }
 
 // ---- TMA ----
@@ -353,7 +356,7 @@ bool land_one(Context& c) {
 }
 
 void land_at_random(Context& c) {
-    // Odd orders have loads that come soon, even ones late.
+    // In odd orders loads arrive soon, in even orders late.
     if (c.hopper->n_loads && (random(c) & (c.order & 1 ? 3 : 63)) == 0) land_one(c);
 }
 
@@ -440,7 +443,7 @@ void wgmma_fence() { hopper(*context).lanes[self->id].fenced = true; }
 
 void wgmma_commit() { hopper(*context).lanes[self->id].group++; }
 
-// 64 x n of `d` += a b. Products of bf16 are exact in f32, so that to contract changes no bit.
+// 64 x n of `d` += a b. Products of bf16 are exact in f32, so that fused multiply-add changes no bit.
 __attribute__((optimize("O3,fp-contract=fast"))) static void multiply(float (*d)[256], const float (*a)[16],
                                                                        const float (*b)[256], u32 n) {
     typedef float Eight __attribute__((vector_size(32)));
@@ -509,11 +512,11 @@ __attribute__((optimize("O3"))) static void perform(Context& c, Hopper& h, Warpg
         }
     }
     multiply(g.sums[p.sum]->values, a, b, p.n);
-    san::release(&g.order); // to whom waits next: its operands may be overwritten
+    san::release(&g.order); // for the next thread that waits: it may overwrite the operands
 }
 
-// Does products in the order of their issue, up to the first that some thread has not issued or that belongs to
-// a group from `end` on.
+// Computes products in the order of their issue, up to the first that some thread has not issued or whose
+// group is `end` or later.
 static void perform_up_to(Context& c, Hopper& h, Warpgroup& g, u32 end) {
     while (g.done < g.made) {
         const Product& p = g.products[g.done % MAX_PRODUCTS];
@@ -637,10 +640,10 @@ void wgmma_wait(u32 in_flight, Place p) {
     Warpgroup& g = h.groups[id / WARPGROUP];
     Lane& me = h.lanes[id];
     if (me.group <= in_flight) return;
-    const u32 end = me.group - in_flight; // groups before this one are waited for
+    const u32 end = me.group - in_flight; // waits for all groups before this one
     for (;;) {
         perform_up_to(c, h, g, end);
-        // What this thread has issued of those groups, all the others must have.
+        // Every product of those groups that this thread has issued, all other threads must have issued too.
         if (g.done >= me.issued || g.products[g.done % MAX_PRODUCTS].group >= end) break;
         wait_in(c, g.waiting, State::InProducts, p);
     }
@@ -652,7 +655,7 @@ void wgmma_wait(u32 in_flight, Place p) {
     }
 }
 
-// ---- barriers of some threads ----
+// ---- named barriers ----
 
 void named_barrier(int id, int threads, bool waits, Place p) {
     Context& c = *context;

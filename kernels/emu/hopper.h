@@ -1,8 +1,8 @@
-// What the words of lib/hopper.cuh mean to g++; emu/hopper.cpp does the work. The last part of emu.h, which includes it
-// where no kernel file's namespace is around it yet.
+// The functions of lib/hopper.cuh for g++; emu/hopper.cpp implements them. The last part of emu.h, which is
+// included outside the namespace of a kernel file.
 #pragma once
 
-// What src/device/gpu/tensor_map.rs encodes for the emulator, where a GPU has what its driver encodes.
+// As src/device/gpu/tensor_map.rs encodes it for the emulator; for a GPU the driver encodes it.
 struct alignas(64) CUtensorMap {
     static constexpr u64 MAGIC = 0x50414d20414b4644; // "DFKA MAP"
     enum : u32 { TILED = 0, IM2COL = 1 };
@@ -19,7 +19,7 @@ static_assert(sizeof(CUtensorMap) == 128, "as large as the driver's");
 struct TensorMaps {
     CUtensorMap of[16];
 };
-// The launch's own: 2 KiB that each of a block's threads would copy, and that must outlive the thread that loads.
+// By reference: each thread of a block would copy 2 KiB, and the maps must outlive the thread that loads.
 #define MAPS_PARAM const TensorMaps&
 
 namespace emu {

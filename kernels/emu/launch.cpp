@@ -1,4 +1,4 @@
-// A launch: is it one the GPU would take, and which OS thread runs which block.
+// A launch: checks that a GPU would accept it, and spreads its blocks over OS threads.
 #include <semaphore.h>
 #include <stdio.h>
 
@@ -10,7 +10,7 @@
 
 namespace emu {
 
-// Waking an OS thread takes about 10 us; so many CUDA threads that do next to nothing take as long.
+// Waking an OS thread takes about 10 us, as long as this many CUDA threads that do next to nothing.
 constexpr u64 WORTH_A_WORKER = 4096;
 
 struct Job {
@@ -22,7 +22,7 @@ struct Job {
     char error[sizeof(Context::error)];
 };
 
-// Threads and contexts are kept for the next launch. Their number is that of the most that ever ran at once.
+// Threads and contexts are kept for the next launch; there are as many as ever ran at once.
 struct Worker {
     Context context{};
     sem_t start, done;
@@ -34,7 +34,7 @@ struct Pool {
     std::vector<Context*> contexts;
     std::vector<Worker*> workers;
 };
-static Pool& pool = *new Pool; // never destroyed: workers wait when main has returned
+static Pool& pool = *new Pool; // never destroyed: workers still wait after main has returned
 
 static u64 hash(u64 v) {
     v = (v ^ v >> 31) * 0x9e3779b97f4a7c15ull;
@@ -45,7 +45,8 @@ static void run_share(Context& c, Job& job, u32 index) {
     const Launch& l = *job.launch;
     const u64 shift = l.order >= 2 ? hash(l.order) % job.blocks : 0;
     for (u64 i = index; !job.failed.load(std::memory_order_relaxed); i += job.workers) {
-        // To TSan the blocks that one OS thread runs are ordered. Dealt out, at least neighbours are not.
+        // TSan takes the blocks of one OS thread for ordered and finds no race between them. Interleaved,
+        // neighbouring blocks at least run on different threads.
         if (!san::THREAD) i = job.next.fetch_add(1, std::memory_order_relaxed);
         if (i >= job.blocks) break;
         const u64 n = l.order == 1 ? job.blocks - 1 - i : (i + shift) % job.blocks;
@@ -57,7 +58,7 @@ static void run_share(Context& c, Job& job, u32 index) {
     }
 }
 
-// Semaphores, one pair a worker: to TSan a mutex that workers share would order their blocks.
+// One pair of semaphores per worker: TSan would take blocks for ordered by a mutex that workers share.
 static void work(Worker* w) {
     catch_faults_here();
     for (;;) {
@@ -110,7 +111,7 @@ static void run(Job& job) {
     pool.workers.insert(pool.workers.end(), workers.begin(), workers.end());
 }
 
-// What the driver would answer with CUDA_ERROR_INVALID_VALUE, in words.
+// Describes the mistakes that the driver reports as CUDA_ERROR_INVALID_VALUE.
 static bool valid(const Launch& l, char* error, size_t error_len) {
     const Dim3 b = l.block, g = l.grid;
     if (!b.x || !b.y || !b.z || b.x > 1024 || b.y > 1024 || b.z > 64 || (u64)b.x * b.y * b.z > MAX_THREADS) {

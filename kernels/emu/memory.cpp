@@ -1,8 +1,10 @@
-// Device memory: every allocation ends at a page that faults, so that an access past it cannot go unseen.
+// Device memory: every allocation is followed by a page that faults, so that no access past it goes
+// unnoticed.
 //
-// Addresses are multiples of 256, as cuMemAlloc's are, so up to 255 bytes remain between the end and that page.
-// They hold CANARY, looked at after every launch, and so do the bytes from the start of the first page to the
-// allocation. Under ASan all of this is malloc's: its redzones begin at the very end.
+// Addresses are multiples of 256, as cuMemAlloc's are, so up to 255 bytes remain between the end and that
+// page. They hold CANARY, which is checked after every launch, and so do the bytes from the start of the
+// first page to the allocation. Under ASan memory comes from malloc instead, whose redzones begin right at
+// the end.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -53,10 +55,10 @@ bool allocations_intact(char* error, size_t error_len) {
     if (san::ADDRESS) return true;
     std::lock_guard<std::mutex> guard(registry.lock);
     for (auto& [at, a] : registry.all) {
-        if (a.owner != &this_thread) continue; // another's kernel may be the culprit, and it looks itself
+        if (a.owner != &this_thread) continue; // the other thread checks its own
         if (const char* side = damage(at, a)) {
             report(at, a, side, error, error_len);
-            // Reported once: the next launch is not to blame.
+            // Reported once, and not for the next launch, which is not at fault.
             lay_canaries(at, a);
             return false;
         }
@@ -86,7 +88,7 @@ void describe_address(const void* address, char* out, size_t out_len) {
 
 using namespace emu;
 
-// Contents are NaN: memory that nobody wrote shows in results.
+// Filled with NaN, so that a read of memory that was never written shows in the result.
 extern "C" void* emu_alloc(size_t bytes) {
     if (san::ADDRESS) {
         void* p = nullptr;

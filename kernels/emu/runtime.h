@@ -1,4 +1,4 @@
-// What the files of the runtime share: the state of one block on one OS thread.
+// Shared by the files of the runtime: the state of one block on one OS thread.
 #pragma once
 #include <vector>
 
@@ -17,17 +17,18 @@ constexpr size_t MAX_STATIC = 48 << 10;  // of which arrays declared with SHARED
 // A sanitizer's frames are several times larger. A page of a stack is committed when first touched.
 constexpr size_t STACK = san::ADDRESS || san::THREAD ? 256 << 10 : 64 << 10;
 constexpr size_t PAGE = 4096;
-// Shared memory of the emulator: 1 KiB in front, so that dynamic shared memory may start aligned to as much, then
-// the arrays, with REDZONE bytes behind each.
+// Shared memory of the emulator: 1 KiB in front, so that dynamic shared memory may start aligned to as much,
+// then the arrays, with REDZONE bytes behind each.
 constexpr size_t SHARED_FRONT = 1024, REDZONE = 128, MAX_ARRAYS = 64;
 constexpr size_t SHARED_SIZE = (SHARED_FRONT + MAX_SHARED + MAX_ARRAYS * (REDZONE + 1024)) / PAGE * PAGE + PAGE;
-// NaN as float, as double and as either bf16 half: what an uninitialised or stray read finds shows in results.
+// NaN as float, as double and as either bf16 half, so that an uninitialised or stray read shows in the
+// result.
 constexpr u32 POISON = 0xffffffffu;
 constexpr u32 CANARY = 0xfffafffau; // in redzones; not POISON, so that copying poison there shows
 
 enum class State : u8 { Ready, InSyncBlock, InCollective, InMbarrier, InNamedBarrier, InProducts, Exited };
 
-// A cp.async that has been issued and not yet performed.
+// A cp.async that has been issued and has not copied yet.
 struct Copy {
     void* to;
     const void* from; // null: zeros
@@ -36,7 +37,7 @@ struct Copy {
 
 // One CUDA thread.
 struct Fiber : Thread {
-    void* sp;    // where it stopped; null until it has been switched away from
+    void* sp;    // stack pointer where it stopped; null before its first switch
     char* stack; // lowest usable byte; null until it starts
     State state;
     Place place; // where it waits
@@ -55,7 +56,7 @@ struct Warp {
     Op op;
     Place place;
     u64 cells[2][32];
-    char order[2]; // what sync_warp orders memory through, for TSan
+    char order[2]; // TSan's synchronisation objects of sync_warp
 };
 
 struct Array {
@@ -65,7 +66,7 @@ struct Array {
     size_t bytes;
 };
 
-// Which of the launch's blocks run in what order, and all they share.
+// What all blocks of a launch share.
 struct Launch {
     void (*entry)(void**);
     void** args;
@@ -88,7 +89,7 @@ struct Context {
     u32 waiting; // in sync_block
     Place barrier;
     u32 barrier_generation;
-    char barrier_order[2]; // a late leaver of one barrier must not see what was released into the next
+    char barrier_order[2]; // two, so that a thread that leaves one barrier late does not acquire what the next released
 
     Fiber fibers[MAX_THREADS];
     Warp warps[MAX_THREADS / 32];
@@ -102,7 +103,7 @@ struct Context {
     u32 made_stacks; // with their guard pages in place
     u32 n_free;
     char* free_stacks[MAX_THREADS];
-    bool abandoned; // the last block failed: sanitizers still believe in its frames
+    bool abandoned; // the last block failed, and sanitizers still take its stack frames for live
 
     void* main_sp; // the OS thread, while a fiber runs
     void* main_tsan;
@@ -117,7 +118,7 @@ struct Context {
     bool failed;
     char error[1024];
 
-    alignas(64) char landing[16 << 10]; // where a fault goes on: the fiber's stack may have overflowed
+    alignas(64) char landing[16 << 10]; // stack after a fault, because the fiber's may have overflowed
 };
 
 extern __thread Context* context;
@@ -142,7 +143,7 @@ inline bool is_canary(const char* p, size_t n) {
     for (; p < end && (uintptr_t)p % 8; p++) {
         if (*p != canary_at(p)) return false;
     }
-    // Eight at a time: after every launch, some 200 bytes of each allocation are looked at.
+    // Eight at a time: after every launch, some 200 bytes of each allocation are checked.
     for (; p + 8 <= end; p += 8) {
         if (*reinterpret_cast<const u64*>(p) != ((u64)CANARY << 32 | CANARY)) return false;
     }
@@ -156,10 +157,10 @@ inline const char* file_name(Place p) {
     return slash ? slash + 1 : p.file;
 }
 
-// scheduler.cpp
-// Ends the block with a message that says which thread of which block it was. Its fibers are dropped as they are.
+// scheduler.cpp Ends the block with a message that names the thread and the block. Its fibers are abandoned
+// where they stand.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
-// Leaves the running fiber for a ready one.
+// Suspends the running fiber and continues in a ready one.
 void wait(Context&, State, Place);
 // The same, but the running one stays ready.
 void yield(Context&, Place);
@@ -168,18 +169,18 @@ void run_block(Context&, const Launch&, Dim3 at, u64 number);
 
 // shared.cpp
 void reset_shared(Context&);
-const Array* array_around(Context&, const void* p, size_t n); // null if the bytes lie not within one array
+const Array* array_around(Context&, const void* p, size_t n); // null if the bytes do not lie within one array
 bool redzones_intact(Context&);                               // writes c.error if not
 
 // hopper.cpp; these need c.hopper_used
-bool land_one(Context&);        // one TMA load that is in flight; false if there is none
-void land_at_random(Context&);  // or none
+bool land_one(Context&);        // completes one TMA load; false if none is in flight
+void land_at_random(Context&);  // or does nothing
 void retire_hopper(Context&, Fiber&);
 void describe_mbarrier(Context&, const void* bar, char* out, size_t out_len);
 
 // stack.cpp
 char* take_stack(Context&);
-void* first_frame(char* stack, u32 colour, void (*entry)()); // what switch_stack can switch to
+void* first_frame(char* stack, u32 colour, void (*entry)()); // a stack pointer for emu_switch
 extern "C" void emu_switch(void** save, void* to);
 
 // fault.cpp

@@ -1,4 +1,4 @@
-// What the sanitizers must be told about fibers and about memory that the runtime touches for a kernel.
+// Calls that tell the sanitizers about fibers and about memory that the runtime accesses for a kernel.
 //
 // The runtime is compiled without -fsanitize and the kernels with it; EMU_ASAN or EMU_TSAN says with which.
 // Without either, all of this is empty.
@@ -38,7 +38,7 @@ inline bool poisoned(const void* p, size_t n) { return __asan_region_is_poisoned
 inline void before_switch(void** save, const void* bottom, size_t size) {
     __sanitizer_start_switch_fiber(save, bottom, size);
 }
-// After arriving; tells which stack was left.
+// After arriving; returns the bounds of the stack that was left.
 inline void after_switch(void* save, const void** bottom, size_t* size) {
     __sanitizer_finish_switch_fiber(save, bottom, size);
 }
@@ -54,7 +54,7 @@ inline void after_switch(void*, const void**, size_t*) {}
 #if EMU_TSAN
 constexpr bool THREAD = true;
 inline void* create_fiber() { return __tsan_create_fiber(0); }
-// A switch orders nothing by itself: only barriers do, through release and acquire.
+// A switch does not order memory; only barriers do, through release and acquire.
 inline void switch_to(void* f) { __tsan_switch_to_fiber(f, 1); }
 inline void* current_fiber() { return __tsan_get_current_fiber(); }
 inline void acquire(void* p) { __tsan_acquire(p); }

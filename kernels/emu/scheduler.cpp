@@ -1,4 +1,4 @@
-// A block: its fibers, who runs next, sync_block, and what went wrong.
+// A block: its fibers, the choice of the next one, sync_block, and error messages.
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -62,7 +62,7 @@ static const char* in_words(State s) {
     fail("divergence, no thread can go on:%s", text);
 }
 
-// ---- who runs next ----
+// ---- the next thread ----
 
 static Fiber& next_ready(Context& c) {
     if (c.hopper_used) {
@@ -80,7 +80,7 @@ static Fiber& next_ready(Context& c) {
 
 static void fiber_main();
 
-// Goes on in `to`; returns when someone switches back. `over`: nobody will.
+// Continues in `to`; returns when another fiber switches back. With `over` none ever does.
 static void switch_fiber(Context& c, Fiber& from, Fiber& to, bool over) {
     if (!to.stack) {
         to.stack = take_stack(c);
@@ -169,8 +169,9 @@ static void fiber_main() {
         if (c.live == 0) to_main(c);
         Fiber& next = next_ready(c);
         if (!san::THREAD) {
-            // A thread that has not started takes over this stack, warm in the cache and without a switch: all
-            // that an elementwise kernel needs. (TSan would see its use of the stack race with ours.)
+            // A thread that has not started reuses this stack, which is in the cache, without a switch; in
+            // an elementwise kernel no thread needs more. (TSan would report a race between both uses of the
+            // stack.)
             if (!next.stack) {
                 next.stack = me.stack;
                 self = &next;
@@ -194,7 +195,8 @@ static void start_block(Context& c, const Launch& l, Dim3 at, u64 number) {
     c.launch = &l;
     c.threads = c.live = l.block.x * l.block.y * l.block.z;
     c.order = l.order;
-    // Seeded by the block, not by what ran before on this OS thread, so that a failure can be repeated.
+    // The seed depends on the block and not on earlier blocks of this OS thread, so that a failure can be
+    // repeated.
     c.random = (number + 1) * 0x9e3779b97f4a7c15ull ^ (u64)l.order << 40;
     for (int i = 0; i < 4; i++) random(c);
     c.head = c.tail = c.waiting = 0;
@@ -213,7 +215,7 @@ static void start_block(Context& c, const Launch& l, Dim3 at, u64 number) {
         f.sp = f.stack = nullptr;
         f.fake_stack = nullptr;
         f.group = 0;
-        if (san::THREAD && !f.tsan) f.tsan = san::create_fiber(); // for good: one takes 0.8 ms
+        if (san::THREAD && !f.tsan) f.tsan = san::create_fiber(); // kept: making one takes 0.8 ms
         make_ready(c, i);
         if (++idx.x == l.block.x) {
             idx.x = 0;
@@ -243,7 +245,7 @@ void run_block(Context& c, const Launch& l, Dim3 at, u64 number) {
     san::switch_to(first.tsan);
     emu_switch(&c.main_sp, first.sp);
     san::after_switch(c.main_fake_stack, nullptr, nullptr);
-    if (c.failed && san::THREAD) { // what abandoned threads did is over, too
+    if (c.failed && san::THREAD) { // also order the accesses of abandoned threads before what follows
         for (u32 i = 0; i < c.threads; i++) {
             san::switch_to(c.fibers[i].tsan);
             san::release(&c.done_order);

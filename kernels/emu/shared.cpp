@@ -7,8 +7,8 @@
 
 namespace emu {
 
-// A loop that stays one: memset is the sanitizer's, if there is one, and it would hold the write against this
-// thread.
+// A loop that the compiler must not turn into memset, which a sanitizer intercepts and would count as a
+// write of this thread.
 __attribute__((optimize("O3,no-tree-loop-distribute-patterns"))) static void fill(char* p, size_t bytes,
                                                                                   u32 word) {
     u32* q = reinterpret_cast<u32*>(p);
@@ -17,7 +17,7 @@ __attribute__((optimize("O3,no-tree-loop-distribute-patterns"))) static void fil
 
 static size_t words(size_t bytes) { return (bytes + 3) & ~(size_t)3; }
 
-// The array's contents become NaN: what a kernel reads before it writes shows in its result.
+// Fills the array with NaN, so that a read before the first write shows in the result.
 static char* add_array(Context& c, const void* key, const char* name, size_t bytes, size_t align) {
     char* at = c.shared + ((c.shared_top + align - 1) & ~(align - 1));
     fill(at, words(bytes), POISON);
@@ -32,7 +32,7 @@ static char* add_array(Context& c, const void* key, const char* name, size_t byt
 
 void reset_shared(Context& c) {
     if (!c.shared || san::THREAD) {
-        // TSan forgets who accessed memory when it is mapped anew.
+        // TSan forgets earlier accesses to memory when it is mapped again.
         void* p = mmap(c.shared, SHARED_SIZE, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | (c.shared ? MAP_FIXED : 0), -1, 0);
         if (p == MAP_FAILED) abort();
@@ -87,8 +87,8 @@ bool redzones_intact(Context& c) {
 
 // ---- cp.async ----
 //
-// Performed as late as is legal, at the wait, so that a missing wait leaves NaN in shared memory; in a random
-// order, half of them at once, for a kernel must not rely on late either.
+// Copies as late as is legal, at the wait, so that a missing wait leaves NaN in shared memory. In a random order
+// half of the copies happen at once, because a kernel must not rely on late copies either.
 
 static void perform(const Copy& copy) {
     san::writes(copy.to, 16);
@@ -112,7 +112,8 @@ void cp_async(void* to, const void* from, bool valid, Place p) {
     if (valid && san::poisoned(from, 16)) {
         fail("cp.async at %s:%d: source is not within a device allocation", file_name(p), p.line);
     }
-    // Both ends of the time in which the copy may happen are accesses of this thread: here, and in `perform`.
+    // TSan sees an access of this thread at both ends of the time in which the copy may happen: here, and in
+    // `perform`.
     san::writes(to, 16);
     if (valid) san::reads(from, 16);
     Fiber& me = running();

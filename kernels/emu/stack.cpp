@@ -5,8 +5,8 @@
 #include "emu/runtime.h"
 
 #if defined(__x86_64__) && !defined(EMU_UCONTEXT)
-// The registers a call must preserve are on the stack that is left, so a switch is a call that returns elsewhere:
-// about 3 ns, where swapcontext needs two system calls.
+// The registers that a call must preserve are saved on the stack that is left, so that a switch is a call
+// that returns elsewhere. It takes about 3 ns; swapcontext would need two system calls.
 asm(R"(
 .text
 .globl emu_switch
@@ -41,8 +41,8 @@ extern "C" void emu_switch(void** save, void* to) {
 namespace emu {
 
 void* first_frame(char* stack, u32 colour, void (*entry)()) {
-    // Stacks are a power of two apart: were all tops at the same offset, the threads of a block would share the 8
-    // to 12 ways of one set of the L1 cache. The colour spreads them over its 64 sets.
+    // Stacks are a power of two apart. With all tops at the same offset, the threads of a block would
+    // compete for the 8 to 12 ways of one set of the L1 cache; the colour spreads them over its 64 sets.
     char* top = stack + (STACK - PAGE) - (colour * 7 % 64) * 64;
 #if defined(__x86_64__) && !defined(EMU_UCONTEXT)
     void** sp = reinterpret_cast<void**>(top);

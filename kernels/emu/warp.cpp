@@ -1,9 +1,9 @@
-// Collectives of a warp. The last lane to arrive does the work of all.
+// Collectives of a warp: the last lane to arrive computes the result for all.
 #include "emu/runtime.h"
 
 namespace emu {
 
-// d[16x8] += a[16x16] b[16x8]. The order of the sum is not that of a tensor core, which documents none.
+// d[16x8] += a[16x16] b[16x8]. The order of the sum is not that of a tensor core, which is not documented.
 static void mma(const u64* cells) {
     alignas(32) float a[16][16], b[16][8], d[16][8];
     for (int lane = 0; lane < 32; lane++) {
@@ -49,7 +49,7 @@ static void ldmatrix(const u64* cells, bool transposed) {
     }
 }
 
-// Each lane's own row, checked where the message can name the lane.
+// Checks each lane's row while that lane runs, so that the message names it.
 static void check_row(Context& c, const void* row, Place p) {
     if ((uintptr_t)row % 16) {
         fail("ldmatrix at %s:%d: row address not a multiple of 16 bytes", file_name(p), p.line);
@@ -104,7 +104,7 @@ const u64* rendezvous(Op op, u64 brought, Place p) {
 u64 shuffle(u64 v, int from_lane, Place p) {
     const u32 lanes = context->warps[self->id / 32].lanes;
     const u64* cells = rendezvous(Op::Shuffle, v, p);
-    // What a lane that does not exist would say is undefined: NaN, as float and as double.
+    // The value of a lane that does not exist is undefined: NaN, as float and as double.
     return lanes >> from_lane & 1 ? cells[from_lane] : ((u64)CANARY << 32 | CANARY);
 }
 

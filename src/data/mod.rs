@@ -19,6 +19,7 @@ pub mod image;
 mod jpeg;
 pub mod labelled;
 pub mod loader;
+mod resizer;
 mod rng;
 pub mod scenes;
 pub mod transform;

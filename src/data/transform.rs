@@ -3,8 +3,9 @@
 //! Resizing matches torchvision's `antialias=True`: a triangle filter whose width is the scale (Pillow's
 //! `BILINEAR`), in 8 bits.
 
+use super::resizer::Resizer;
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
 
 use super::image::Pixels;
 use super::rng::Rng;

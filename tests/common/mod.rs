@@ -1,4 +1,5 @@
-//! What whole runs need in tests: teachers of a few thousand parameters, image sets, and a config of a few steps.
+//! What whole runs need in tests: teachers of a few thousand parameters, image sets, and a config of a few
+//! steps.
 
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -17,8 +18,8 @@ use dfka_engine::weights::{self, Tensors, npz};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// The repository; or, where the tests were built on another machine (`benches/gpu.sh`), the folder with its `configs` and
-/// `weights` that `DFKA_TEST_ROOT` names.
+/// The repository; or, where the tests were built on another machine (`benches/gpu.sh`), the folder with its
+/// `configs` and `weights` that `DFKA_TEST_ROOT` names.
 pub fn root() -> PathBuf {
     std::env::var_os("DFKA_TEST_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
@@ -182,8 +183,8 @@ pub fn mapped(t: &Tensors, f: impl Fn(&str, &[usize], &[f32]) -> Option<(Vec<usi
     out
 }
 
-/// Prints to the terminal that a test did not run. `eprintln!` would not do: the test harness hides what it prints in a test
-/// that passes.
+/// Prints to the terminal that a test did not run. `eprintln!` would not do: the test harness hides what it
+/// prints in a test that passes.
 #[allow(clippy::explicit_write)]
 pub fn skipped(why: &str) {
     use std::io::Write;

@@ -1,7 +1,9 @@
-//! The emulator that runs CUDA kernels on a CPU must find the mistakes in the kernels of `emulator/bugs.cu`, and must accept
-//! their correct twins. It is built here by g++ without a sanitizer, with AddressSanitizer, and with ThreadSanitizer.
+//! The emulator that runs CUDA kernels on a CPU must find the mistakes in the kernels of `emulator/bugs.cu`,
+//! and must accept their correct twins. It is built here by g++ without a sanitizer, with AddressSanitizer,
+//! and with ThreadSanitizer.
 //!
-//! Without g++ or a sanitizer's library a test prints that it is skipped; with `DFKA_REQUIRE_EMU` set it fails.
+//! Without g++ or a sanitizer's library a test prints that it is skipped; with `DFKA_REQUIRE_EMU` set it
+//! fails.
 
 use crate::common::skipped;
 use std::fs::File;
@@ -9,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// 0: threads run in the order in which they became ready; 1: in reverse; others: at random, with the number as seed.
+/// 0: threads run in the order in which they became ready; 1: in reverse; others: at random, with the number
+/// as seed.
 const ORDERS: [u32; 5] = [0, 1, 2, 3, 4];
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
@@ -50,11 +53,12 @@ const PRODUCTS: [&str; 15] = [
     "conv_7x7_stride_2",
 ];
 
-/// A wrong kernel, and a part of the output that each build must give: without a sanitizer, with ASan and UBSan, with TSan.
-/// "ok" marks a mistake that only another build finds. ASan and TSan end the process at a fault with their own message.
+/// A wrong kernel, and a part of the output that each build must give: without a sanitizer, with ASan and
+/// UBSan, with TSan. "ok" marks a mistake that only another build finds. ASan and TSan end the process at a
+/// fault with their own message.
 const WRONG: [(&str, [&str; 3]); 46] = [
-    // Missing barriers: poison in shared memory shows a read that comes before its write; other thread orders show a
-    // write that comes before the read of the old value.
+    // Missing barriers: poison in shared memory shows a read that comes before its write; other thread
+    // orders show a write that comes before the read of the old value.
     ("neighbour_no_barrier", ["nan, should be", "nan, should be", "data race"]),
     ("rounds_no_second_barrier", ["wrong: element", "wrong: element", "data race"]),
     ("neighbour_hidden_race", ["ok", "ok", "data race"]),
@@ -170,7 +174,8 @@ fn compile(folder: &Path, flags: &[&str], args: &[PathBuf]) -> Result<(), String
     if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
 }
 
-/// Compiles the test program: `define` applies to the runtime and the kernels, `instrument` to the kernels only.
+/// Compiles the test program: `define` applies to the runtime and the kernels, `instrument` to the kernels
+/// only.
 fn build(define: &[&str], instrument: &[&str]) -> Option<Driver> {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();

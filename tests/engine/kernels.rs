@@ -1,5 +1,6 @@
-//! Checks of the compiled kernels that need no GPU: they fit their targets, spill nothing, and use the tensor cores where they
-//! must. And a plan's own list of launches, bytes and operations equals a count by hand.
+//! Checks of the compiled kernels that need no GPU: they fit their targets, spill nothing, and use the
+//! tensor cores where they must. And a plan's own list of launches, bytes and operations equals a count by
+//! hand.
 
 use crate::common::skipped;
 use dfka_engine::autograd::plan::{Optimiser, Phase, Plan};
@@ -37,8 +38,8 @@ fn is_compiled() -> bool {
     compiled
 }
 
-/// Whether each warpgroup of the kernel either copies or multiplies, with its own number of registers (`setmaxnreg`). In the
-/// ladder's first rung every warpgroup does both.
+/// Whether each warpgroup of the kernel either copies or multiplies, with its own number of registers
+/// (`setmaxnreg`). In the ladder's first rung every warpgroup does both.
 fn has_roles(kernel: &Kernel) -> bool {
     kernel.needs_90a && kernel.name != "conv2d_rung1"
 }
@@ -63,8 +64,8 @@ fn every_kernel_compiles_for_every_target_without_spills() {
             let block = (kernel.threads.div_ceil(32) * (registers * 32).next_multiple_of(256)).max(1);
             assert!(block <= 65536, "{name}: a block of {} threads does not fit", kernel.threads);
             if has_roles(kernel) {
-                // setmaxnreg redistributes the registers that a block starts with. If it started with fewer than its
-                // launch bounds allow, a warpgroup that requests more would wait forever.
+                // setmaxnreg redistributes the registers that a block starts with. If it started with fewer
+                // than its launch bounds allow, a warpgroup that requests more would wait forever.
                 assert_eq!(*registers, 65536 / kernel.threads / 8 * 8, "{name}: registers at entry");
             }
             assert!(*shared <= 48 << 10, "{name}: {shared} bytes of static shared memory");
@@ -135,8 +136,8 @@ fn machine_code_uses_tensor_cores_and_no_local_memory() {
     assert!(seen >= 6, "only {seen} tensor-core kernels");
 }
 
-/// ptxas warns when it ignores setmaxnreg (C7508) or waits for every wgmma separately (C7510 to C7520). Either costs most of a
-/// kernel's speed and changes no result, so that no other test would notice.
+/// ptxas warns when it ignores setmaxnreg (C7508) or waits for every wgmma separately (C7510 to C7520).
+/// Either costs most of a kernel's speed and changes no result, so that no other test would notice.
 #[test]
 fn ptxas_warns_of_nothing_in_the_kernels_for_sm_90a() {
     let Ok(compiler) = Nvrtc::open() else {
@@ -161,7 +162,8 @@ fn ptxas_warns_of_nothing_in_the_kernels_for_sm_90a() {
     assert!(seen >= 11, "only {seen} kernels");
 }
 
-/// The functions of kernels/lib/hopper.cuh, as used by the kernels of the emulator's tests (tests/engine/emulator/products.cu).
+/// The functions of kernels/lib/hopper.cuh, as used by the kernels of the emulator's tests
+/// (tests/engine/emulator/products.cu).
 #[test]
 fn the_functions_for_sm_90a_become_its_instructions() {
     let (Ok(compiler), Some(nvdisasm)) = (Nvrtc::open(), nvdisasm()) else {
@@ -219,8 +221,8 @@ fn launches_bytes_and_flops_are_those_counted_by_hand() {
     let cost = plan.cost();
 
     let pixels = 4 * 6 * 6;
-    // Both forward products, the first's filter gradient, the second's input gradient; the loss takes two operations per
-    // element forward and one backward.
+    // Both forward products, the first's filter gradient, the second's input gradient; the loss takes two
+    // operations per element forward and one backward.
     let (conv1, conv2, elements) = (pixels * 8 * 9 * 8, pixels * 16 * 8, (pixels * 16) as u64);
     assert_eq!(cost.macs, (2 * conv1 + 2 * conv2) as u64 + 3 * elements);
 

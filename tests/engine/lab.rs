@@ -1,5 +1,6 @@
-//! The rungs of kernels/lab/conv2d/, and the production kernels that came from them, against the definition of a convolution:
-//! grouped launches, rows that fill no whole number of tiles, and every order of a block's threads. Runs on the emulator.
+//! The rungs of kernels/lab/conv2d/, and the production kernels that came from them, against the definition
+//! of a convolution: grouped launches, rows that fill no whole number of tiles, and every order of a block's
+//! threads. Runs on the emulator.
 
 #[path = "../../benches/common/lab.rs"]
 #[allow(dead_code)] // the bench uses more of it

@@ -1,4 +1,5 @@
-//! Whole runs on the machines that run kernels: the emulator, or the GPU that `DFKA_TEST_DEVICE=cuda` asks for.
+//! Whole runs on the machines that run kernels: the emulator, or the GPU that `DFKA_TEST_DEVICE=cuda` asks
+//! for.
 
 use crate::common::{Lab, network, skipped};
 use dfka_engine::autograd::tape::Learn;
@@ -83,9 +84,10 @@ fn losses(spec: &RunSpec) -> Vec<(String, usize, String, f32)> {
     losses.all
 }
 
-/// f32 feature maps differ from the CPU's by the order of additions, bf16 maps by 2^-9 per stored element. Adam divides by the
-/// gradient's size, so that a difference in the last digit of a small gradient can turn the direction of a step: at the demo's
-/// learning rates, the bf16 losses of two correct programs differ by a quarter after one step. bf16 therefore takes small steps.
+/// f32 feature maps differ from the CPU's by the order of additions, bf16 maps by 2^-9 per stored element.
+/// Adam divides by the gradient's size, so that a difference in the last digit of a small gradient can turn
+/// the direction of a step: at the demo's learning rates, the bf16 losses of two correct programs differ by
+/// a quarter after one step. bf16 therefore takes small steps.
 #[test]
 fn every_stage_of_the_demo_has_the_losses_of_the_cpu() {
     let Some(choice) = machine() else { return };
@@ -96,8 +98,8 @@ fn every_stage_of_the_demo_has_the_losses_of_the_cpu() {
         spec.device.choice = choice;
         let found = losses(&spec);
         assert_eq!(found.len(), cpu.len());
-        // The first bound is for the very first step, where the weights are still equal. Every later stage starts from
-        // weights that already differ.
+        // The first bound is for the very first step, where the weights are still equal. Every later stage
+        // starts from weights that already differ.
         let bound = |stage: &str, step: usize| bounds[usize::from(stage != "generator" || step > 0)];
         for (expected, found) in cpu.iter().zip(&found) {
             let (stage, step, name, value) = expected;
@@ -200,7 +202,8 @@ fn a_teacher_is_trained_and_scored() {
         on_cpu.loss,
         on_machine.loss
     );
-    // The same file scored on both: predictions differ by rounding, which may swap two images with equal scores.
+    // The same file scored on both: predictions differ by rounding, which may swap two images with equal
+    // scores.
     let evaluation = EvaluationData::Npz(lab.path("evaluation.npz"));
     let device = Device { choice, ..Device::default() };
     let cpu = evaluate(&on_machine.weights, &evaluation, &Device::default()).unwrap();
@@ -235,8 +238,8 @@ fn a_small_device_names_the_batch_that_fits() {
     assert_eq!(code, Some(0), "a batch of {batch}: {text}");
 }
 
-/// Two frozen networks over one image, and over features that enter their second block: the loss, the gradients of the image
-/// and of the features, and the plan that computed them.
+/// Two frozen networks over one image, and over features that enter their second block: the loss, the
+/// gradients of the image and of the features, and the plan that computed them.
 fn side_by_side<R: Real>(
     mut engine: Engine<R>,
     block: BlockKind,
@@ -288,8 +291,8 @@ fn side_by_side<R: Real>(
     (found, plan)
 }
 
-/// Networks side by side share launches, and the last writer of a gradient that flows into a ReLU applies the ReLU's mask.
-/// Neither changes a result.
+/// Networks side by side share launches, and the last writer of a gradient that flows into a ReLU applies
+/// the ReLU's mask. Neither changes a result.
 #[test]
 fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
     let Some(choice) = machine() else { return };
@@ -317,8 +320,8 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
         };
         let (one, two) = convolutions;
         assert_eq!(launches("conv2d_fwd"), [vec![2; one], vec![4; two]].concat(), "{block:?}");
-        // A launch that adds to a gradient set by another cannot be grouped: at the level's features, and at the image.
-        // A normalisation gives each network its own copy of the image.
+        // A launch that adds to a gradient set by another cannot be grouped: at the level's features, and at
+        // the image. A normalisation gives each network its own copy of the image.
         let stems = if normalisation.is_some() { vec![2] } else { vec![1, 1] };
         let entry = vec![3, 1, 3, 1];
         let backward = [vec![4; two - 2], entry, vec![2; one - 1], stems].concat();
@@ -328,9 +331,9 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
     }
 }
 
-/// A trained convolution with its batch norm, then two frozen residual units whose convolutions have a statistics loss, with
-/// some means far from zero: the loss, the gradient of the trained filter, the running estimates, and the plan that computed
-/// them.
+/// A trained convolution with its batch norm, then two frozen residual units whose convolutions have a
+/// statistics loss, with some means far from zero: the loss, the gradient of the trained filter, the running
+/// estimates, and the plan that computed them.
 fn watched<R: Real>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
     let mut names = 0;
     let mut add = |store: &mut Store<R>, s: Shape, k: f32, size: f32, about: f32| {
@@ -387,8 +390,9 @@ fn watched<R: Real>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
     ([vec![value], stored.to_vec()].concat(), plan)
 }
 
-/// A convolution also computes its output's channel statistics and the activation after it, and a residual unit's gradient is
-/// read in place. So no launch reads a feature map again for any of these, and no result changes.
+/// A convolution also computes its output's channel statistics and the activation after it, and a residual
+/// unit's gradient is read in place. So no launch reads a feature map again for any of these, and no result
+/// changes.
 #[test]
 fn channel_statistics_of_a_convolution_need_no_extra_pass() {
     let Some(choice) = machine() else { return };

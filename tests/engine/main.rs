@@ -1,5 +1,5 @@
-//! Tests of the engine: the compiled kernels, the emulator that runs them without a GPU, whole runs on the emulator or a GPU,
-//! and that a step allocates no memory.
+//! Tests of the engine: the compiled kernels, the emulator that runs them without a GPU, whole runs on the
+//! emulator or a GPU, and that a step allocates no memory.
 
 #[path = "../common/mod.rs"]
 mod common;

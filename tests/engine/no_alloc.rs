@@ -126,7 +126,8 @@ fn replay(engine: &mut Engine<f32>, stage: &mut Stage, steps: std::ops::Range<u6
     }
 }
 
-/// The number of allocations in the twenty replays after the first, on a worker thread, where runs train their stages.
+/// The number of allocations in the twenty replays after the first, on a worker thread, where runs train
+/// their stages.
 fn allocations(engine: &mut Engine<f32>, mut stage: Stage) -> usize {
     stage.plan.reserve(engine).unwrap();
     on_a_worker(|| {
@@ -139,8 +140,8 @@ fn allocations(engine: &mut Engine<f32>, mut stage: Stage) -> usize {
     })
 }
 
-/// Set in the process that counts. The test runs itself in a process of its own, because the allocations of other tests'
-/// threads would be counted too.
+/// Set in the process that counts. The test runs itself in a process of its own, because the allocations of
+/// other tests' threads would be counted too.
 const ALONE: &str = "DFKA_TEST_ALONE";
 
 #[test]

@@ -1,5 +1,5 @@
-//! Photographs as the input of a run: PASCAL VOC and MS-COCO as evaluation sets, a folder of images for KA (knowledge
-//! amalgamation on real images). Each gives the same bits as an npz of the same pixels.
+//! Photographs as the input of a run: PASCAL VOC and MS-COCO as evaluation sets, a folder of images for KA
+//! (knowledge amalgamation on real images). Each gives the same bits as an npz of the same pixels.
 
 use crate::common::{Lab, images, network, teacher_tensors};
 use dfka_engine::data::folder;

@@ -126,8 +126,8 @@ impl Golden {
         }
     }
 
-    /// Compares every gradient below `grads` with that of the engine's tensor of the same name below `prefix`, which [`step`]
-    /// left in the store.
+    /// Compares every gradient below `grads` with that of the engine's tensor of the same name below
+    /// `prefix`, which [`step`] left in the store.
     fn check_gradients(&self, engine: &Engine<f64>, grads: &str, prefix: &str, learning: &[TensorId]) {
         let mut names: Vec<String> = self.below(grads).map(|(name, _)| format!("{prefix}.{name}")).collect();
         let mut learnt: Vec<String> = learning.iter().map(|id| engine.store.name(*id).to_string()).collect();

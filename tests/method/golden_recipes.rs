@@ -1,11 +1,12 @@
-//! Cases that `golden.rs` leaves out: the conditional recipe with the statistics loss, stage two from a bank with other settings,
-//! the running estimates afterwards, and all of it in the float32 that runs use. `fixtures/golden_recipes.py` made the
-//! fixture; seed and versions are in its metadata.
+//! Cases that `golden.rs` leaves out: the conditional recipe with the statistics loss, stage two from a bank
+//! with other settings, the running estimates afterwards, and all of it in the float32 that runs use.
+//! `fixtures/golden_recipes.py` made the fixture; seed and versions are in its metadata.
 //!
-//! In f64 the two must agree to 1e-9 of a tensor's largest element: both round at 1e-16, and sums of some thousand terms and
-//! batch norms over few values lose up to six digits of that. In f32 the bound is four times the error of PyTorch's own float32
-//! on the same case (`naive`), plus four roundings: PyTorch's run is one sample of rounding errors, and the engine, which adds in
-//! another order, was seen to have three times as large an error on a small ResNet.
+//! In f64 the two must agree to 1e-9 of a tensor's largest element: both round at 1e-16, and sums of some
+//! thousand terms and batch norms over few values lose up to six digits of that. In f32 the bound is four
+//! times the error of PyTorch's own float32 on the same case (`naive`), plus four roundings: PyTorch's run
+//! is one sample of rounding errors, and the engine, which adds in another order, was seen to have three
+//! times as large an error on a small ResNet.
 
 use dfka_engine::autograd::tape::{Learn, Value};
 use dfka_engine::autograd::{Engine, Optimiser, Plan, Tape};
@@ -96,8 +97,8 @@ impl Fixture {
     }
 }
 
-/// Runs a step of gradient descent at a learning rate of zero, which changes nothing but the optimiser's memory: the gradient.
-/// Returns the gradients that are not all zero, by the tensor's name.
+/// Runs a step of gradient descent at a learning rate of zero, which changes nothing but the optimiser's
+/// memory: the gradient. Returns the gradients that are not all zero, by the tensor's name.
 fn gradients<R: Real>(
     engine: &mut Engine<R>,
     tape: &Tape,
@@ -199,7 +200,8 @@ fn the_conditional_loss_of_stage_one() {
     stage_one::<f32>("conditional", config);
 }
 
-/// L_u^2 (16): both inputs through the trunk, the filters, the teachers' suffixes, soft targets and feature errors.
+/// L_u^2 (16): both inputs through the trunk, the filters, the teachers' suffixes, soft targets and feature
+/// errors.
 fn stage_two<R: Real + Default>() {
     let f = Fixture::load::<R>();
     let dir = tempfile::tempdir().unwrap();

@@ -58,7 +58,8 @@ fn a_run_that_is_told_to_stop_resumes_to_the_same_bits() {
     let lab = Lab::new();
     lab.run("whole", &[]).unwrap();
     let spec = lab.spec(&["checkpoint_seconds=1000"]);
-    // In the middle of a stage, after its last step, between two stages, twice in a row; the run has 6 + 4 x 3 steps.
+    // In the middle of a stage, after its last step, between two stages, twice in a row; the run has 6 + 4 x
+    // 3 steps.
     for (i, stops) in [&[3][..], &[6], &[7, 1, 1], &[18]].into_iter().enumerate() {
         let out = format!("stopped{i}");
         for (round, steps) in stops.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! The committed configs at the paper's scale, from end to end at 224 px: one step each turns a backbone of random weights into
-//! two teachers, and one step per stage turns these into a student, which is scored on photographs. ResNet-50 replaces
-//! ResNet-101: the same blocks at half the work.
+//! The committed configs at the paper's scale, from end to end at 224 px: one step each turns a backbone of
+//! random weights into two teachers, and one step per stage turns these into a student, which is scored on
+//! photographs. ResNet-50 replaces ResNet-101: the same blocks at half the work.
 
 use crate::common::{Lab, load, mapped, root, teacher_tensors};
 use dfka_engine::models::resnet::ResNetSpec;
@@ -21,7 +21,8 @@ fn a_backbone_two_teachers_and_a_student_of_photographs() {
     let lab = Lab::new();
     let file = |name: &str| format!("{:?}", lab.path(name).display().to_string());
     let drawn = teacher_tensors(&ResNetSpec::torchvision(50, 224).unwrap(), &["any"], 11);
-    // Small residual branches, as in trained networks: sixteen of random size make logits of thousands, whose losses are 0.
+    // Small residual branches, as in trained networks: sixteen of random size make logits of thousands,
+    // whose losses are 0.
     let mut backbone = mapped(&drawn, |name, shape, data| {
         let gain = if name.ends_with("bn3.weight") { 0.2 } else { 1.0 };
         Some((shape.to_vec(), data.iter().map(|v| gain * v).collect()))
@@ -65,8 +66,8 @@ fn a_backbone_two_teachers_and_a_student_of_photographs() {
     call(&lab, "run", "voc.toml", "student", &sets);
     let summary: Summary = serde_json::from_slice(&lab.bytes("student/summary.json")).unwrap();
     assert_eq!(summary.labels, ["bus", "diningtable"]);
-    // torchvision's ResNet-50 with ten labels has 23.53 M parameters. The student: 8.54 M up to block 3, block 4's 14.96 M
-    // twice, and filters of 1.05 M.
+    // torchvision's ResNet-50 with ten labels has 23.53 M parameters. The student: 8.54 M up to block 3,
+    // block 4's 14.96 M twice, and filters of 1.05 M.
     let millions = |count: usize| (count as f64 / 1e4).round() / 100.0;
     let p = &summary.parameters;
     assert_eq!([p.teachers, p.student, p.filters].map(millions), [47.06, 39.53, 1.05]);

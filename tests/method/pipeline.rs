@@ -1,5 +1,5 @@
-//! Whole runs on teachers of a few thousand parameters: the same seed gives the same bits, whatever happens on the way,
-//! and the summary says what is in the files.
+//! Whole runs on teachers of a few thousand parameters: the same seed gives the same bits, whatever happens
+//! on the way, and the summary says what is in the files.
 
 use crate::common::{LEFT, Lab, RIGHT, THIRD, load, mapped, network};
 use dfka_engine::device::philox::{Draws, below};
@@ -80,7 +80,8 @@ fn a_killed_run_resumes_to_the_same_bits() {
     assert_eq!(lines, 1 + 5 * (1 + 3 * 4));
 
     let draws = Draws::new(99, 0, 0);
-    // A few lines at random, and those around a change of stage or student: the last line before it and the first after.
+    // A few lines at random, and those around a change of stage or student: the last line before it and the
+    // first after.
     let random = (0..3).map(|i| 1 + below(draws.words(i, 0)[0], lines - 2));
     for (i, first) in random.chain([6, 11, 26, 27, 47]).enumerate() {
         let out = format!("killed{i}");
@@ -162,7 +163,8 @@ fn one_teacher_three_teachers_and_some_labels() {
     assert_eq!(labels(&s), all);
     assert_eq!(tasks(&s), [("left".into(), 3), ("right".into(), 2), ("third".into(), 2)]);
 
-    // Tasks are in the order of the chosen labels, across teachers; a teacher without a chosen label gives no task.
+    // Tasks are in the order of the chosen labels, across teachers; a teacher without a chosen label gives
+    // no task.
     let s = lab.run("some", &[third, "student.labels=['tree', 'car', 'bus']"]).unwrap();
     assert_eq!(labels(&s), ["tree", "car", "bus"]);
     assert_eq!(tasks(&s), [("left".into(), 2), ("third".into(), 1)]);
@@ -313,7 +315,8 @@ fn the_summary_describes_the_files() {
     let printed: Score = serde_json::from_slice(&eval.stdout).unwrap();
     same(&printed, &student.score);
 
-    // Parameters as PyTorch counts them: a batch norm has gamma and beta, which the student's file holds as one bias.
+    // Parameters as PyTorch counts them: a batch norm has gamma and beta, which the student's file holds as
+    // one bias.
     let elems = |file: &str, keep: fn(&str) -> bool| -> usize {
         load(&lab.path(file)).iter().filter(|(n, _)| keep(n)).map(|(_, t)| t.data.len()).sum()
     };

@@ -1,5 +1,5 @@
-//! Training a teacher: from an npz and from photographs, from scratch and from a backbone, by every optimiser and
-//! schedule; stopped and resumed to the same bits.
+//! Training a teacher: from an npz and from photographs, from scratch and from a backbone, by every
+//! optimiser and schedule; stopped and resumed to the same bits.
 
 use crate::common::{Lab, load, root, teacher_tensors};
 use dfka_engine::config::{self, Override};
@@ -67,7 +67,8 @@ impl Observer for Watch {
     }
 }
 
-/// Trains by the config with overrides `sets` into the folder `out`; stops after each of these numbers of steps and resumes.
+/// Trains by the config with overrides `sets` into the folder `out`; stops after each of these numbers of
+/// steps and resumes.
 fn train(lab: &Lab, out: &str, data: &str, sets: &[&str], stops: &[usize]) -> (TeachSummary, Vec<f32>) {
     fs::write(lab.path("t.toml"), format!("{CONFIG}{data}\n")).unwrap();
     let sets: Vec<Override> = sets.iter().map(|s| Override::set(s).unwrap()).collect();
@@ -143,8 +144,8 @@ fn every_optimiser_schedule_and_start_learns_two_squares() {
     }
 }
 
-/// One step of gradient descent moves a tensor in proportion to its learning rate: the head by the full rate, each block by
-/// its own share of it.
+/// One step of gradient descent moves a tensor in proportion to its learning rate: the head by the full
+/// rate, each block by its own share of it.
 #[test]
 fn blocks_learn_at_their_own_rates() {
     let lab = lab();
@@ -189,8 +190,8 @@ fn blocks_learn_at_their_own_rates() {
     }
 }
 
-/// Objects marked difficult do not enter the loss: a label whose every object is difficult leaves its row of the head as it
-/// was.
+/// Objects marked difficult do not enter the loss: a label whose every object is difficult leaves its row of
+/// the head as it was.
 #[test]
 fn difficult_targets_do_not_enter_the_loss() {
     let lab = lab();

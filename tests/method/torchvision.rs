@@ -1,8 +1,9 @@
 //! torchvision's ResNets of every depth, from files as PyTorch saves them, against torchvision's own logits.
 //!
-//! `tests/fixtures/torchvision_golden.py` made the fixture and has the same formula for the weights as [`uniform`]. One test
-//! runs that script and `scripts/torch_to_npz.py` with the first of `DFKA_PYTHON`, `.venv/bin/python` and python3 that has
-//! torchvision. Without one the test is skipped, or fails if `DFKA_REQUIRE_PYTHON` is set.
+//! `tests/fixtures/torchvision_golden.py` made the fixture and has the same formula for the weights as
+//! [`uniform`]. One test runs that script and `scripts/torch_to_npz.py` with the first of `DFKA_PYTHON`,
+//! `.venv/bin/python` and python3 that has torchvision. Without one the test is skipped, or fails if
+//! `DFKA_REQUIRE_PYTHON` is set.
 
 use crate::common::{Lab, load, mapped, network, root, skipped};
 use dfka_engine::data::unlabelled::ImageSet;
@@ -21,7 +22,8 @@ const LABELS: [&str; 5] = ["bus", "car", "cat", "dog", "table"];
 /// The largest allowed difference at every depth, in float32, of logits of the order 1 to 10.
 const BOUND: f32 = 1e-4;
 
-/// 32 random bits for an index: FNV-1a of the name, then a mixing function of Wellons (Prospecting for Hash Functions).
+/// 32 random bits for an index: FNV-1a of the name, then a mixing function of Wellons (Prospecting for Hash
+/// Functions).
 fn words(name: &str) -> impl Fn(u32) -> u32 + use<> {
     let h = name.bytes().fold(0x811C_9DC5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
     move |i| {
@@ -32,7 +34,8 @@ fn words(name: &str) -> impl Fn(u32) -> u32 + use<> {
     }
 }
 
-/// Uniform from `low` to `high`: 24 bits as a fraction, times the width, plus `low`, each operation rounded to float32.
+/// Uniform from `low` to `high`: 24 bits as a fraction, times the width, plus `low`, each operation rounded
+/// to float32.
 fn uniform(name: &str, count: usize, low: f64, high: f64) -> Vec<f32> {
     let (bits, width) = (words(name), (high - low) as f32);
     let value = |i| (bits(i) >> 8) as f32 * 2f32.powi(-24) * width + low as f32;
@@ -138,7 +141,8 @@ fn resnet152() {
     depth_agrees(152, 64, 2, "", "safetensors");
 }
 
-/// The shapes of weights do not determine stride and normalisation: the config does, and they change the result.
+/// The shapes of weights do not determine stride and normalisation: the config does, and they change the
+/// result.
 #[test]
 fn the_config_decides_stride_and_normalisation() {
     let golden = load(&root().join("tests/fixtures/torchvision_golden.npz"));
@@ -166,7 +170,8 @@ fn the_config_decides_stride_and_normalisation() {
     assert!(stride > 100.0 * BOUND && plain > 100.0 * BOUND, "{stride} {plain}");
 }
 
-/// A run from torchvision's kind of files (names, wrapper, format, labels) has the same bits as one from the engine's own.
+/// A run from torchvision's kind of files (names, wrapper, format, labels) has the same bits as one from the
+/// engine's own.
 #[test]
 fn a_run_has_the_same_bits_from_every_format() {
     let lab = Lab::new();

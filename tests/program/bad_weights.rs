@@ -1,5 +1,6 @@
-//! What the program answers when a file that a run needs is missing, damaged or of another kind: exit code 4, and a message
-//! that names the file and the tensor, within two seconds and before an output folder is made.
+//! What the program answers when a file that a run needs is missing, damaged or of another kind: exit code
+//! 4, and a message that names the file and the tensor, within two seconds and before an output folder is
+//! made.
 
 use crate::common::{LEFT, Lab, RIGHT, load, mapped, network, teacher_tensors};
 use dfka_engine::models::resnet::{Normalisation, ResNetSpec, StridePlace};
@@ -82,7 +83,8 @@ fn damaged_teachers() {
     npz::write(lab.path("right.npz"), &arrays, &good.meta, CompressionMethod::Stored).unwrap();
     refused(&lab, &[], &["right.npz", name, "uint8"]);
 
-    // Not a number: the writer refuses it, so the test replaces the bytes of a stored 1.0 and mends the checksum.
+    // Not a number: the writer refuses it, so the test replaces the bytes of a stored 1.0 and mends the
+    // checksum.
     let marked = replaced(&|shape, v| Some((shape.to_vec(), vec![1.2345678; v.len()])));
     let arrays: Vec<Array> =
         marked.iter().map(|(name, t)| Array { name, shape: &t.shape, elems: Elems::F32(&t.data) }).collect();
@@ -143,7 +145,8 @@ fn metadata_that_is_missing_or_wrong() {
         };
         npz::save(lab.path("left.npz"), &t).unwrap();
     };
-    // Without an architecture in its metadata, a file's shapes determine the network, for images of 224 pixels.
+    // Without an architecture in its metadata, a file's shapes determine the network, for images of 224
+    // pixels.
     with("network", None);
     refused(&lab, &[], &["right.npz", "one architecture", "[224, 224, 1]", "[16, 16, 1]"]);
     with("network", Some(serde_json::json!(7)));

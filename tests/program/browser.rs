@@ -1,8 +1,9 @@
-//! Reports in a real browser: nothing on the console, no network request, the headings and figures of the run, no page wider
-//! than a phone, readable in the light and the dark colour scheme, and a screenshot that is not blank.
+//! Reports in a real browser: nothing on the console, no network request, the headings and figures of the
+//! run, no page wider than a phone, readable in the light and the dark colour scheme, and a screenshot that
+//! is not blank.
 //!
-//! The browser is the one that `DFKA_BROWSER` names, or Chromium or Chrome in PATH. `DFKA_SCREENSHOTS=DIR` keeps the
-//! screenshots.
+//! The browser is the one that `DFKA_BROWSER` names, or Chromium or Chrome in PATH. `DFKA_SCREENSHOTS=DIR`
+//! keeps the screenshots.
 
 use crate::common::{Lab, network, skipped, teacher_tensors};
 use dfka_engine::summary::Summary;
@@ -15,7 +16,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-/// The browser's path. Without one the test prints that it is skipped, or fails if `DFKA_REQUIRE_BROWSER` is set.
+/// The browser's path. Without one the test prints that it is skipped, or fails if `DFKA_REQUIRE_BROWSER` is
+/// set.
 fn browser() -> Option<PathBuf> {
     let named = std::env::var_os("DFKA_BROWSER").map(PathBuf::from);
     let folders: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();

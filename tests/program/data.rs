@@ -1,4 +1,5 @@
-//! The contents of the committed fixtures, the errors for broken copies of them, and that a batch depends on its step alone. `scripts/make_fixtures.py` makes the fixtures.
+//! The contents of the committed fixtures, the errors for broken copies of them, and that a batch depends on
+//! its step alone. `scripts/make_fixtures.py` makes the fixtures.
 
 use dfka_engine::data::dataset::Dataset;
 use dfka_engine::data::image::{Encoded, decode, load};
@@ -242,7 +243,8 @@ fn the_decoder_agrees_with_pillow() {
     assert_eq!(compared, 8);
 }
 
-/// The rows that a crop needs are the same whether or not the rest is decoded, for every kind of file and every row.
+/// The rows that a crop needs are the same whether or not the rest is decoded, for every kind of file and
+/// every row.
 #[test]
 fn the_first_rows_are_the_same_when_the_rest_is_not_decoded() {
     let mut shortened = Vec::new();
@@ -264,8 +266,8 @@ fn the_first_rows_are_the_same_when_the_rest_is_not_decoded() {
     assert!(shortened.len() > 4 && shortened[4..].iter().all(|f| f.starts_with("0000")), "{shortened:?}");
 }
 
-/// The centre crop is torchvision's: resized by Pillow, then cropped. The resize here differs by fixed-point rounding, and
-/// computes only the pixels that are kept.
+/// The centre crop is torchvision's: resized by Pillow, then cropped. The resize here differs by fixed-point
+/// rounding, and computes only the pixels that are kept.
 #[test]
 fn the_centre_crop_is_that_of_torchvision() {
     let root = fixtures().join("folder");

@@ -1,8 +1,9 @@
-//! Exported students: the same tensors in every format, the same logits in every program that opens them, and what `run`,
-//! `export`, `eval` and `sample` write and print.
+//! Exported students: the same tensors in every format, the same logits in every program that opens them,
+//! and what `run`, `export`, `eval` and `sample` write and print.
 //!
-//! PyTorch and ONNX Runtime run in the Python of `DFKA_PYTHON`, of the repository's `.venv`, or `python3`. Without the package a
-//! test prints that it is skipped; with `DFKA_REQUIRE_TORCH` or `DFKA_REQUIRE_ONNX` set it fails.
+//! PyTorch and ONNX Runtime run in the Python of `DFKA_PYTHON`, of the repository's `.venv`, or `python3`.
+//! Without the package a test prints that it is skipped; with `DFKA_REQUIRE_TORCH` or `DFKA_REQUIRE_ONNX`
+//! set it fails.
 
 use crate::common::{LEFT, Lab, images, load, root, skipped, teacher_tensors};
 use dfka_engine::autograd::Store;
@@ -235,8 +236,8 @@ fn asked(what: &str, folder: &Path) -> Option<Value> {
     let why = match &out {
         Err(e) => format!("{}: {e}", python.display()),
         Ok(out) if out.status.success() => return Some(serde_json::from_slice(&out.stdout).unwrap()),
-        // The script exits with 3 when an import fails, and Python with 1 when numpy is missing, which the script needs
-        // first.
+        // The script exits with 3 when an import fails, and Python with 1 when numpy is missing, which the
+        // script needs first.
         Ok(out) => {
             let text = String::from_utf8_lossy(&out.stderr).trim().to_string();
             let is_missing = out.status.code() == Some(3) || text.contains("No module named 'numpy'");
@@ -353,7 +354,8 @@ fn a_run_writes_its_student_in_every_format() {
     );
     assert!(lab.bytes("mine.onnx") == lab.bytes("out/student.onnx"));
 
-    // The run's own seed draws the images of its report, another seed draws others, and fewer images are the first ones.
+    // The run's own seed draws the images of its report, another seed draws others, and fewer images are the
+    // first ones.
     call(&["sample", "out", "--count", "16", "--out", "grid.png", "--device", "cpu"]);
     assert!(lab.bytes("grid.png") == lab.bytes("out/samples.png"), "not the images of the report");
     // From a student's file in any format, the generator beside it is found.

@@ -1,5 +1,5 @@
-//! The forecasts of `check`: for the paper's configuration without its weights, and compared with the memory that a machine
-//! really allocates.
+//! The forecasts of `check`: for the paper's configuration without its weights, and compared with the memory
+//! that a machine really allocates.
 
 use crate::common::{LEFT, Lab, network, skipped};
 use dfka_engine::autograd::Store;
@@ -39,8 +39,8 @@ fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
             "teacher A2: 10 labels, channels [256, 512, 1024, 2048]\n",
             "(the least that an H200 needs for these launches; nothing was timed)\n",
             "\nGPU memory ",
-            // torchvision's ResNet-101 with ten labels has 42.52 M; the student has 27.5 M up to block 3 and block 4's 15.0 M
-            // twice.
+            // torchvision's ResNet-101 with ten labels has 42.52 M; the student has 27.5 M up to block 3 and
+            // block 4's 15.0 M twice.
             "\nparameters 85.04 M in the teachers, 58.52 M in the student\n",
             "conv2d backward, teachers",
         ] {

@@ -1,5 +1,5 @@
-//! Every seed, and every input that once broke a reader, through the functions that the fuzz targets call. This needs no
-//! fuzzer.
+//! Every seed, and every input that once broke a reader, through the functions that the fuzz targets call.
+//! This needs no fuzzer.
 
 #[path = "../../fuzz/src/readers/mod.rs"]
 mod readers;

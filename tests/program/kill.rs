@@ -120,7 +120,8 @@ fn a_run_killed_anywhere_and_resumed_gives_the_same_bits() {
     for i in 0..kills {
         let (moment, out) = (MOMENTS[i as usize % MOMENTS.len()], format!("killed{i}"));
         let mut killed = 0;
-        // One to three kills, soon after each other or late. A run that ended before it was killed does not count.
+        // One to three kills, soon after each other or late. A run that ended before it was killed does not
+        // count.
         let rounds = 1 + draws.next().unwrap() % 3;
         for round in 0..rounds.max(1) + 20 {
             if killed >= rounds {

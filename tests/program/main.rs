@@ -1,5 +1,5 @@
-//! Tests of the program as its users see it: files read and written, error messages, forecasts, reports, and runs that are
-//! killed.
+//! Tests of the program as its users see it: files read and written, error messages, forecasts, reports, and
+//! runs that are killed.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! What whole runs write for people: sample images, which do not change the student, the page, and TensorBoard's files, which
-//! have the values of `metrics.jsonl` once per step, also after a kill.
+//! What whole runs write for people: sample images, which do not change the student, the page, and
+//! TensorBoard's files, which have the values of `metrics.jsonl` once per step, also after a kill.
 
 use crate::common::{Lab, skipped};
 use dfka_engine::autograd::Engine;
@@ -95,7 +95,8 @@ fn trained(lab: &Lab, out: &str, is_watched: bool) -> Vec<(String, Vec<u32>)> {
     engine.store.ids().map(|id| (engine.store.name(id).to_owned(), bits(id))).collect()
 }
 
-/// Weights, Adam's moments, running estimates and the bank that stage two draws from are the same with and without snapshots.
+/// Weights, Adam's moments, running estimates and the bank that stage two draws from are the same with and
+/// without snapshots.
 #[test]
 fn snapshots_of_the_generator_change_no_bit() {
     let lab = Lab::new();

@@ -1,5 +1,5 @@
-// Kernels that are wrong on purpose, and correct twins of some: what the emulator must tell apart
-// (tests/engine/emulator.rs). All run in blocks of 128 threads, unless bugs_main.cpp says otherwise.
+// Kernels that are wrong on purpose, and correct twins of some, which the emulator must tell apart
+// (tests/engine/emulator.rs). All run in blocks of 128 threads unless bugs_main.cpp has another number.
 #include "lib/mma.cuh"
 #include "lib/reduce.cuh"
 
@@ -13,8 +13,8 @@ template <bool barrier> DEV void neighbour(float* out) {
 KERNEL(128) neighbour_right(float* out) { neighbour<true>(out); }
 KERNEL(128) neighbour_no_barrier(float* out) { neighbour<false>(out); }
 
-// The value is right in every order, for the shuffle makes all lanes wait, but it orders nothing: only TSan sees
-// it.
+// The value is right in every order, for the shuffle makes all lanes wait, but it orders nothing: only TSan
+// sees it.
 KERNEL(128) neighbour_hidden_race(float* out) {
     SHARED(float, s, 128);
     s[threadIdx.x] = (float)threadIdx.x;
@@ -28,8 +28,8 @@ KERNEL(128) neighbour_sync_warp(float* out) {
     out[threadIdx.x] = s[threadIdx.x ^ 1];
 }
 
-// `rounds` of writing one's own element and reading the next thread's; without the second barrier a fast thread
-// overwrites what a slow one has still to read.
+// `rounds` of writing one's own element and reading the next thread's; without the second barrier a fast
+// thread overwrites what a slow one has still to read.
 KERNEL(128) rounds_right(float* out) {
     SHARED(float, s, 128);
     float sum = 0;
@@ -188,8 +188,8 @@ KERNEL(32) matrix_misaligned(float* out) {
     out[threadIdx.x] = 1;
 }
 
-// out[16,8] = a[16,16] b[16,8], both given as bf16, row-major. B is loaded transposed; its upper half pads the
-// four matrices of one load.
+// out[16,8] = a[16,16] b[16,8], both given as bf16, row-major. B is loaded transposed; its upper half pads
+// the four matrices of one load.
 KERNEL(32) matrix_product(float* out, const bf16* a, const bf16* b) {
     SHARED(bf16, sa, 256);
     SHARED(bf16, sb, 256);

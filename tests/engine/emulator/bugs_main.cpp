@@ -1,6 +1,6 @@
 // Runs one kernel of bugs.cu: `bugs_main <case> <order>` prints "ok", "wrong: ..." or "error: ...".
-// tests/engine/emulator.rs builds it plainly and with each sanitizer. `bugs_main arithmetic` checks bf16 rounding
-// instead, and `bugs_main again` that launches after failed ones are unharmed.
+// tests/engine/emulator.rs builds it plainly and with each sanitizer. `bugs_main arithmetic` checks bf16
+// rounding instead, and `bugs_main again` that launches after failed ones are unharmed.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -332,7 +332,8 @@ static std::string arithmetic() {
             } else if (isinf(f)) {
                 right = back == f;
             } else {
-                // Neighbours in magnitude are `high` and `high + 1`; past the largest finite one comes infinity.
+                // Neighbours in magnitude are `high` and `high + 1`; past the largest finite one comes
+                // infinity.
                 const u32 magnitude = high & 0x7fff;
                 const bool up = low > 0x8000 || (low == 0x8000 && (high & 1));
                 right = got == ((high & 0x8000) | (magnitude + (up ? 1 : 0)));

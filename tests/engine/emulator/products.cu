@@ -1,9 +1,10 @@
-// Products and convolutions in the words of lib/hopper.cuh, right and wrong on purpose: what the emulator must
-// compute or find (tests/engine/emulator.rs), and what must become wgmma and TMA instructions (tests/engine/kernels.rs).
+// Products and convolutions in the words of lib/hopper.cuh, right and wrong on purpose: what the emulator
+// must compute or find (tests/engine/emulator.rs), and what must become wgmma and TMA instructions
+// (tests/engine/kernels.rs).
 #include "lib/hopper.cuh"
 
-// out[m, N] = a[m, k] b[k, N] in blocks of 128 rows. As a convolution (im2col) m is an output pixel (n, p, q) and
-// k = (tap, c); `channels` is c, otherwise k.
+// out[m, N] = a[m, k] b[k, N] in blocks of 128 rows. As a convolution (im2col) m is an output pixel (n, p,
+// q) and k = (tap, c); `channels` is c, otherwise k.
 struct ProductDims {
     int rows, channels, taps, filter_width, p, q, stride, pad;
 };
@@ -113,8 +114,8 @@ KERNEL(288, 1) product(float* out, MAPS_PARAM maps, ProductDims s) {
     pipeline<N, trans_b, im2col, bug>(maps, out, s);
 }
 
-// Two warpgroups and no ring: every step is loaded by thread 0 when all are done with the one before, which is what
-// the barrier at the end of the step says; `early` loads before even the own products are done.
+// Two warpgroups and no ring: every step is loaded by thread 0 when all are done with the one before, which
+// is what the barrier at the end of the step says; `early` loads before even the own products are done.
 template <bool last_barrier, bool early> DEV void one_stage(const TensorMaps& maps, float* out, const ProductDims& s) {
     DYN_SHARED(char, shared);
     SHARED(u64, full, 1);
@@ -189,7 +190,8 @@ template <bool fenced> KERNEL(128, 1) product_stored(float* out, const bf16* a, 
     for (int i = 0; i < 32; i++) out[(row + i % 4 / 2 * 8) * 64 + column + i / 4 * 8 + i % 2] = d[i];
 }
 
-// The first warp hands its numbers to the other three, twice, and does not wait for them to have read the second.
+// The first warp hands its numbers to the other three, twice, and does not wait for them to have read the
+// second.
 template <bool right> DEV void handed(float* out) {
     SHARED(float, s, 64);
     const int t = threadIdx.x, warp = t / 32;

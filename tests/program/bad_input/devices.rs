@@ -1,4 +1,5 @@
-//! Devices that do not exist. No machine has a thousand GPUs; the words about the driver depend on the machine.
+//! Devices that do not exist. No machine has a thousand GPUs; the words about the driver depend on the
+//! machine.
 
 use super::{Case, nothing};
 

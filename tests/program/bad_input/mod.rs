@@ -1,5 +1,5 @@
-//! What the program answers to wrong input: a table of cases, each with its exit code and the words that the message must have.
-//! `bad_weights.rs` and the readers' own tests have more cases of single formats.
+//! What the program answers to wrong input: a table of cases, each with its exit code and the words that the
+//! message must have. `bad_weights.rs` and the readers' own tests have more cases of single formats.
 
 mod command_line;
 mod config;
@@ -90,7 +90,8 @@ impl Case {
     }
 }
 
-/// Calls the program; if that was slow, perhaps because the machine was busy, takes the fastest of three calls.
+/// Calls the program; if that was slow, perhaps because the machine was busy, takes the fastest of three
+/// calls.
 fn timed(lab: &Lab, args: &[&str]) -> (Output, Duration) {
     let call = || {
         let begun = Instant::now();
