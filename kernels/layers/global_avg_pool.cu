@@ -29,7 +29,7 @@ global_avg_pool_bwd(T* RESTRICT dx, const float* RESTRICT dy, const u8* RESTRICT
     for (int i = 0; i < n; i++) v.v[i] *= 1.0f / (float)d.pixels;
     i64 pixel = t.first / d.c;
     for (i64 at = t.first; at < t.last; at += t.step, pixel += t.rows) {
-        put_f32<n>(dx + at, v, add, mask_bits<n>(gate, pixel, t.channel, d.c), slope);
+        put_f32<n>(dx + at, v, add, mask_bits<n>(mask, pixel, t.channel, d.c), slope);
     }
 }
 INSTANCE(global_avg_pool_bwd<float, 4>)

@@ -71,7 +71,7 @@ max_pool_bwd(T* RESTRICT dx, const u8* RESTRICT places, const T* RESTRICT dy, co
                 for (int k = 0; k < n; k++) sum.v[k] += place.v[k] == mine ? v.v[k] : 0.0f;
             }
         }
-        const u32 bits = mask_bits<n>(gate, (i64)blockIdx.x * d.h * d.w + i / packs, channel, d.c);
+        const u32 bits = mask_bits<n>(mask, (i64)blockIdx.x * d.h * d.w + i / packs, channel, d.c);
         put_f32<n>(dx + (i64)blockIdx.x * d.h * d.w * d.c + (i64)i * n, sum, add, bits, slope);
     }
 }
