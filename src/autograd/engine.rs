@@ -7,7 +7,8 @@ use crate::device::memory::{Borrows, Buffer};
 use crate::error::Result;
 use crate::tensor::Real;
 
-/// A store, and what all plans over it share, because only one step runs at a time. The default runs steps on the CPU.
+/// A store, and what all plans over it share, because only one step runs at a time. The default runs steps
+/// on the CPU.
 pub struct Engine<R> {
     /// The tensors that outlive a step, as the host sees them ([`Engine::pull`]).
     pub store: Store<R>,
@@ -34,17 +35,18 @@ impl<R: Real> Engine<R> {
     pub fn on(machine: Machine) -> Self {
         Engine { store: Store::on(machine.target), machine: Some(machine), ..Engine::default() }
     }
-    /// An engine whose plans are compiled for their cost alone: nothing can be replayed, and tensors have no values.
-    /// Plans are for the GPU `target`, or without one for the CPU.
+    /// An engine whose plans are compiled for their cost alone: nothing can be replayed, and tensors have no
+    /// values. Plans are for the GPU `target`, or without one for the CPU.
     pub fn planning(target: impl Into<Option<Target>>) -> Self {
         Engine { store: Store::planned(target.into()), ..Engine::default() }
     }
-    /// Bytes of the arena, which [`Plan::reserve`](super::Plan::reserve) enlarges to those of the largest plan.
+    /// Bytes of the arena, which [`Plan::reserve`](super::Plan::reserve) enlarges to those of the largest
+    /// plan.
     pub fn arena_bytes(&self) -> usize {
         self.machine.as_ref().map_or(self.arena.bytes(), Machine::arena_bytes)
     }
-    /// Copies the tensors that steps on a GPU changed to the host, and ends a profiler's recording. Nothing to do on the
-    /// CPU.
+    /// Copies the tensors that steps on a GPU changed to the host, and ends a profiler's recording. Nothing
+    /// to do on the CPU.
     ///
     /// Errors: a kernel of an earlier replay that failed.
     pub fn pull(&mut self) -> Result<()> {

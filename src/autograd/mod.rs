@@ -1,9 +1,9 @@
 //! A minimal autograd for steps of fixed shapes: record once, plan once, replay any number of times.
 //!
-//! The shapes of a step never change, so the step is recorded on a [`Tape`], compiled to a [`Plan`] (which gradients
-//! exist, which op stores and which adds to each, when every buffer is last read, and its address) and replayed without
-//! an allocation. Whatever outlives a step (weights, moments, data) is a named tensor of a [`Store`]; an [`Engine`] has
-//! the store and the memory of the steps.
+//! The shapes of a step never change, so the step is recorded on a [`Tape`], compiled to a [`Plan`] (which
+//! gradients exist, which op stores and which adds to each, when every buffer is last read, and its address)
+//! and replayed without an allocation. Whatever outlives a step (weights, moments, data) is a named tensor
+//! of a [`Store`]; an [`Engine`] has the store and the memory of the steps.
 //!
 //! A linear layer that learns a rule from eight fixed rows, with binary cross-entropy and Adam, on the CPU:
 //!

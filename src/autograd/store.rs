@@ -1,7 +1,7 @@
 //! The tensors that outlive a step: weights, moments, running estimates and image banks, each with a name.
 //!
-//! [`Store::get`] and [`Store::set`] read and write the host's copy. A GPU has a second copy: buffers that the host
-//! changed are uploaded before a step, and buffers that steps changed are downloaded by
+//! [`Store::get`] and [`Store::set`] read and write the host's copy. A GPU has a second copy: buffers that
+//! the host changed are uploaded before a step, and buffers that steps changed are downloaded by
 //! [`Engine::pull`](crate::autograd::Engine::pull).
 
 use crate::device::gpu::target::Target;
@@ -23,8 +23,8 @@ struct Entry {
 /// Bytes of the buffers that small tensors share; a larger tensor has a buffer of its own.
 const CHUNK: usize = 1 << 20;
 
-/// Named tensors, in buffers that never move or grow: adding a tensor copies nothing, and no memory is left unused by
-/// growth. `R` is the scalar that the host stores; a default store is one for steps on the CPU.
+/// Named tensors, in buffers that never move or grow: adding a tensor copies nothing, and no memory is left
+/// unused by growth. `R` is the scalar that the host stores; a default store is one for steps on the CPU.
 pub struct Store<R> {
     pub(super) buffers: Vec<Buffer>,
     /// By buffer: whether the host changed it since it was last uploaded.
@@ -66,12 +66,13 @@ impl<R: Real> Store<R> {
     pub(super) fn on(target: Target) -> Self {
         Store { target: Some(target), ..Store::default() }
     }
-    /// A store for plans that are not replayed. Its tensors have shapes but no values, so that they take no memory. Plans
-    /// are for the GPU `target`, or without one for the CPU.
+    /// A store for plans that are not replayed. Its tensors have shapes but no values, so that they take no
+    /// memory. Plans are for the GPU `target`, or without one for the CPU.
     pub fn planned(target: Option<Target>) -> Self {
         Store { target, is_planned: true, ..Store::default() }
     }
-    /// Initial values for [`Store::add_with`]. A planned store does not call `values`, and the result is empty.
+    /// Initial values for [`Store::add_with`]. A planned store does not call `values`, and the result is
+    /// empty.
     pub fn drawn(&self, values: impl FnOnce() -> Vec<f32>) -> Vec<f32> {
         if self.is_planned { Vec::new() } else { values() }
     }
@@ -86,8 +87,9 @@ impl<R: Real> Store<R> {
         let slot = self.room(shape.elems() * size_of::<R>());
         self.enter(name, shape, slot)
     }
-    /// Adds a tensor of zeros in a buffer of its own. Needed for tensors that the host writes between steps: an upload
-    /// copies a whole buffer and would overwrite what steps on a GPU made of the other tensors in it.
+    /// Adds a tensor of zeros in a buffer of its own. Needed for tensors that the host writes between steps:
+    /// an upload copies a whole buffer and would overwrite what steps on a GPU made of the other tensors in
+    /// it.
     ///
     /// Panics: a second tensor of the same name.
     pub fn add_alone(&mut self, name: &str, shape: Shape) -> TensorId {
@@ -164,8 +166,8 @@ impl<R: Real> Store<R> {
     }
     /// The elements of a tensor, in memory order.
     ///
-    /// Panics: a tensor that steps on a GPU changed since the last [`Engine::pull`](crate::autograd::Engine::pull); a
-    /// tensor of a planned store that was never written.
+    /// Panics: a tensor that steps on a GPU changed since the last
+    /// [`Engine::pull`](crate::autograd::Engine::pull); a tensor of a planned store that was never written.
     pub fn get(&self, id: TensorId) -> &[R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);
@@ -179,7 +181,8 @@ impl<R: Real> Store<R> {
     }
     /// The same, to be changed.
     ///
-    /// Panics: a tensor that steps on a GPU changed since the last [`Engine::pull`](crate::autograd::Engine::pull).
+    /// Panics: a tensor that steps on a GPU changed since the last
+    /// [`Engine::pull`](crate::autograd::Engine::pull).
     pub fn get_mut(&mut self, id: TensorId) -> &mut [R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);

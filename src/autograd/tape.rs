@@ -14,7 +14,8 @@ pub struct Value(pub(super) u32);
 /// Whether a leaf needs a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learn {
-    /// It needs none: backward computes no gradient for it, and keeps no activation in memory for that gradient.
+    /// It needs none: backward computes no gradient for it, and keeps no activation in memory for that
+    /// gradient.
     Frozen,
     /// It needs one.
     Trainable,
@@ -51,8 +52,8 @@ pub struct Tape {
 }
 
 impl Tape {
-    /// A tensor of the store, as a value. The same tensor is the same value wherever it is used, so that its gradients add
-    /// up.
+    /// A tensor of the store, as a value. The same tensor is the same value wherever it is used, so that its
+    /// gradients add up.
     ///
     /// Panics: a tensor that is already recorded, frozen then and trainable now, or the reverse.
     pub fn leaf<R: Real>(&mut self, store: &Store<R>, id: TensorId, learn: Learn) -> Value {
@@ -71,8 +72,8 @@ impl Tape {
         v
     }
 
-    /// Sets the scope of the ops that are recorded from here on, and returns the previous one. A scope names a part of the
-    /// step ("teachers") in forecasts and in the labels of launches.
+    /// Sets the scope of the ops that are recorded from here on, and returns the previous one. A scope names
+    /// a part of the step ("teachers") in forecasts and in the labels of launches.
     pub fn scope(&mut self, scope: &'static str) -> &'static str {
         std::mem::replace(&mut self.scope, scope)
     }
@@ -90,8 +91,8 @@ impl Tape {
 
     /// Records `op` and returns all its outputs.
     ///
-    /// Errors: operands that the op refuses; a value that needs a gradient and is passed twice, because the op would have
-    /// to write the same gradient twice.
+    /// Errors: operands that the op refuses; a value that needs a gradient and is passed twice, because the
+    /// op would have to write the same gradient twice.
     pub fn apply_all(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>> {
         for (i, v) in inputs.iter().enumerate() {
             let is_same = |u: &Value| self.needs_grad(*u) && self.root(*u) == self.root(*v);

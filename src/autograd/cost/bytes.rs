@@ -16,8 +16,8 @@ pub struct Cost {
     pub arena_bytes: usize,
     /// Multiply-adds of convolutions and linear layers.
     pub macs: u64,
-    /// Bytes read and written: on a GPU by all launches, on the CPU by all instructions. Each operand counts once, and
-    /// twice if a GPU reads it before it overwrites it.
+    /// Bytes read and written: on a GPU by all launches, on the CPU by all instructions. Each operand counts
+    /// once, and twice if a GPU reads it before it overwrites it.
     pub bytes_moved: u64,
     /// Kernel launches of a GPU; 0 for a plan of the CPU.
     pub launches: usize,
@@ -41,8 +41,8 @@ pub(crate) fn owners<'a>(
     program.owners[i].iter().map(|o| &instructions[*o]).collect()
 }
 
-/// Bytes that a launch moves for these instructions: each of its operands once, and twice what it reads before it
-/// overwrites it (an optimiser's state, a gradient that is added to). A lower bound of its traffic.
+/// Bytes that a launch moves for these instructions, a lower bound of its traffic. Each operand counts once,
+/// and twice if it is read before it is overwritten (an optimiser's state, a gradient that is added to).
 pub(crate) fn launch_bytes<'a>(launch: &Launch, owners: impl IntoIterator<Item = &'a Instruction>) -> u64 {
     let mut twice: Vec<Slot> = Vec::new();
     // Operands of which forward touches only some bytes: the rows that it takes from a bank of images.

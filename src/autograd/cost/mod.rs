@@ -1,4 +1,5 @@
-//! What a plan costs: bytes, launches and arithmetic counted from the plan itself, and times measured by running it.
+//! What a plan costs: bytes, launches and arithmetic counted from the plan itself, and times measured by
+//! running it.
 
 pub(super) mod bytes;
 pub(super) mod timing;

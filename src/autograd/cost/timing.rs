@@ -17,23 +17,24 @@ pub struct Timing {
     pub kernel: &'static str,
     /// Instructions that share the launch.
     pub members: usize,
-    /// Shapes of the op's inputs, which are the same for all members. Empty for a launch that the plan itself adds (the
-    /// gradient of the loss, the metrics).
+    /// Shapes of the op's inputs, which are the same for all members. Empty for a launch that the plan
+    /// itself adds (the gradient of the loss, the metrics).
     pub input_shapes: Vec<Shape>,
     /// The same for the op's outputs.
     pub output_shapes: Vec<Shape>,
-    /// Bytes of the operands, each counted once, and twice if it is read before it is overwritten (an optimiser's state,
-    /// a gradient that is added to). A lower bound of the traffic.
+    /// Bytes of the operands, each counted once, and twice if it is read before it is overwritten (an
+    /// optimiser's state, a gradient that is added to). A lower bound of the traffic.
     pub bytes: u64,
     /// Milliseconds, one number for each repeat.
     pub ms: Vec<f32>,
 }
 
 impl<R: Real> Plan<R> {
-    /// Runs the step `1 + repeats` times, launch by launch, and times each launch of all runs but the first. Before each
-    /// launch `flush_bytes` are written, so that the launch finds none of its operands in a cache of fewer bytes; with 0
-    /// it finds in the cache what the launch before it left there. A CUDA device's time is that between two events, the
-    /// emulator's that of the clock. The store ends as after `1 + repeats` replays of this step.
+    /// Runs the step `1 + repeats` times, launch by launch, and times each launch of all runs but the first.
+    /// Before each launch `flush_bytes` are written, so that the launch finds none of its operands in a
+    /// cache of fewer bytes; with 0 it finds in the cache what the launch before it left there. A CUDA
+    /// device's time is that between two events, the emulator's that of the clock. The store ends as after
+    /// `1 + repeats` replays of this step.
     ///
     /// Errors: a plan of the CPU, a kernel that fails, no memory for `flush_bytes`.
     pub fn time_launches(

@@ -16,7 +16,8 @@ pub struct Traffic {
     /// The scope of the tape; empty for ops outside all scopes.
     #[serde(skip)]
     pub part: &'static str,
-    /// The op's name; `plan` for the launches that the plan itself adds (the gradient of the loss, the metrics).
+    /// The op's name; `plan` for the launches that the plan itself adds (the gradient of the loss, the
+    /// metrics).
     pub op: &'static str,
     /// The phase of the instructions.
     pub phase: Phase,
@@ -38,8 +39,8 @@ pub struct Sum {
     pub minimal_bytes: u64,
     /// `bytes_moved / minimal_bytes`; none if nothing has to move.
     pub ratio: Option<f64>,
-    /// The least time on the card, in milliseconds: of each instruction the longer of moving its minimal bytes and of its
-    /// arithmetic, summed.
+    /// The least time on the card, in milliseconds: of each instruction the longer of moving its minimal
+    /// bytes and of its arithmetic, summed.
     pub roofline_ms: f64,
     /// The same for the bytes moved: these launches cannot be faster.
     pub planned_ms: f64,
@@ -65,8 +66,9 @@ struct Share {
     bytes: u64,
 }
 
-/// The share of each instruction, and at the end that of the launches that the plan itself adds. A launch counts for the
-/// first instruction that it runs; its bytes are divided equally, and the first instruction takes the remainder.
+/// The share of each instruction, and at the end that of the launches that the plan itself adds. A launch
+/// counts for the first instruction that it runs; its bytes are divided equally, and the first instruction
+/// takes the remainder.
 fn shares(instructions: &[Instruction], program: &Program) -> Vec<Share> {
     let mut shares = vec![Share::default(); instructions.len() + 1];
     for (i, launch) in program.launches.iter().enumerate() {
@@ -88,7 +90,8 @@ impl<R: Real> Plan<R> {
         room.take(store.buffer_sizes(), launches, self.cost.arena_bytes)
     }
 
-    /// What every op of every part costs on `card`, in the order in which they first run. Empty for a plan of the CPU.
+    /// What every op of every part costs on `card`, in the order in which they first run. Empty for a plan
+    /// of the CPU.
     pub fn traffic(&self, card: &Card) -> Vec<Traffic> {
         let Some(program) = &self.program else { return Vec::new() };
         let mut rows: Vec<Traffic> = Vec::new();
@@ -137,7 +140,7 @@ mod tests {
     use crate::ops::movement::gather_images::GatherImages;
     use crate::tensor::Shape;
 
-    /// A plan of: trainable rows, seen as a bf16 map `[2, 4, 4, 8]`; `layers` on it in the scope "toy"; a loss.
+    /// Trainable rows, seen as a bf16 map `[2, 4, 4, 8]`, `layers` on it in the scope "toy", and a loss.
     fn plan(
         filters: &[(Shape, Learn)],
         layers: impl FnOnce(&mut Tape, Value, &[Value]) -> Value,
@@ -206,7 +209,8 @@ mod tests {
         });
         let least = |phase| row(&unit, card, "toy", "conv2d", phase).minimal_bytes;
         assert_eq!(least(Phase::Forward), (512 + 128 + 512 + 32) + (512 + 128 + 512 + 512 + 32));
-        // The second writes the residual's gradient, which is its dz; the first adds to it and writes a filter's gradient.
+        // The second writes the residual's gradient, which is its dz; the first adds to it and writes a
+        // filter's gradient.
         let backward = (512 + 32 + 128 + 512) + (512 + 32 + 128 + 2 * 512 + 512 + 256);
         assert_eq!(least(Phase::Backward), backward);
 

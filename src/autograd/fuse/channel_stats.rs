@@ -1,21 +1,21 @@
 //! Which ops write partial statistics of their output's channels, and which ops read them.
 //!
-//! A batch norm on batch statistics and a statistics loss begin with sums over a whole map. The op that computes the map
-//! has it in registers, tile by tile, and can store partial sums (`kernels/lib/moments.cuh`), which saves reading the map
-//! once more.
+//! A batch norm on batch statistics and a statistics loss begin with sums over a whole map. The op that
+//! computes the map has it in registers, tile by tile, and can store partial sums
+//! (`kernels/lib/channel_stats.cuh`), which saves reading the map once more.
 
 use crate::autograd::tape::Tape;
 use crate::ops::fusion::Fusion;
 use crate::tensor::Elem;
 
-/// One op that reads the partial statistics of the map that another computes.
+/// An op that reads the partial statistics of its input, and the op that writes them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct StatsFusion {
     pub writer: usize,
     pub reader: usize,
-    /// Pixels that each partial is computed of.
+    /// Pixels per partial.
     pub pixels: usize,
-    /// Bytes of all partials: of each, a mean and a sum of squares per channel, f32.
+    /// Bytes of all partials: for each channel a mean and a sum of squared distances from it, f32.
     pub bytes: usize,
 }
 
@@ -69,7 +69,7 @@ mod tests {
     fn a_convolution_writes_the_statistics_that_a_batch_norm_reads() {
         let [pair] = found(Stats::Batch, conv)[..] else { panic!("expected one pair") };
         assert_eq!((pair.writer, pair.reader), (0, 1));
-        // A mean and a sum of squares for each of 64 channels, 4 bytes each.
+        // Two numbers for each of 64 channels, 4 bytes each.
         assert_eq!(pair.bytes, (8 * 16 * 16usize).div_ceil(pair.pixels) * 2 * 64 * 4);
     }
 

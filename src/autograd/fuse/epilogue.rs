@@ -1,8 +1,8 @@
 //! Which activations the kernel of their input computes in its epilogue.
 //!
-//! When a statistics loss needs the pre-activation output, the activation cannot be fused while recording: the tape then
-//! has a convolution and an activation. The convolution's kernel can store both outputs, which saves reading the map
-//! again.
+//! When a statistics loss needs the pre-activation output, the activation cannot be fused while recording:
+//! the tape then has a convolution and an activation. The convolution's kernel can store both outputs, which
+//! saves reading the map again.
 
 use crate::autograd::tape::Tape;
 use crate::ops::fusion::Fusion;

@@ -1,9 +1,10 @@
 //! Which op applies an activation's mask to the gradient that flows back through the activation.
 //!
-//! An op with an activation at its end would begin backward with a pass of its own: `dz = dy * act'`. The op that writes
-//! dy last has the sum in registers and can multiply it there, at the price of reading one bit per element; the first op
-//! then reads dz in place of dy. In a residual unit this leaves one read and one write of each gradient, and the gradient
-//! of the skip connection is the unit's own dz, in the same buffer (`Fusion::grad_alias`).
+//! An op with an activation at its end would begin backward with a pass of its own: `dz = dy * act'`. The op
+//! that writes dy last has the sum in registers and can multiply it there, at the price of reading one bit
+//! per element; the first op then reads dz in place of dy. In a residual unit this leaves one read and one
+//! write of each gradient, and the gradient of the skip connection is the unit's own dz, in the same buffer
+//! (`Fusion::grad_alias`).
 
 use crate::autograd::tape::Tape;
 use crate::ops::fusion::Fusion;
@@ -72,8 +73,8 @@ mod tests {
     use crate::ops::losses::activation_loss::ActivationLoss;
     use crate::tensor::{Elem, Shape};
 
-    /// A ReLU convolution of a map, `layers` on its output, the mean over pixels and a loss: `(writer, producer)` of each
-    /// mask fusion.
+    /// A ReLU convolution of a map, `layers` on its output, the mean over pixels and a loss. Returns writer
+    /// and producer of each mask fusion.
     fn found(
         target: Option<Target>,
         layers: impl FnOnce(&mut Tape, Value, Value) -> Value,
@@ -115,7 +116,8 @@ mod tests {
 
     #[test]
     fn the_mask_is_not_fused_if_the_gradient_is_last_written_as_a_residuals() {
-        // Backward runs from the end: the unit's first convolution writes to dy last, the one with the residual before.
+        // Backward runs from the end: the unit's first convolution writes to dy last, the one with the
+        // residual before.
         let relu = Conv2d { act: Act::Relu, ..Conv2d::new(1, 0) };
         let unit = |t: &mut Tape, y, w| {
             let z = t.apply(relu, &[y, w]).unwrap();

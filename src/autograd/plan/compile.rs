@@ -26,7 +26,8 @@ pub struct Plan<R> {
     pub(crate) cost: Cost,
     /// None for a plan of the CPU.
     pub(crate) program: Option<Program>,
-    /// Whether it was replayed before, so that the scratch memory of all worker threads is as large as it has to be.
+    /// Whether it was replayed before, so that the scratch memory of all worker threads is as large as it
+    /// has to be.
     pub(crate) is_warm: bool,
     pub(crate) scalar: PhantomData<R>,
 }
@@ -34,8 +35,8 @@ pub struct Plan<R> {
 impl<R: Real> Plan<R> {
     /// Compiles a tape, for the device that the store's steps run on.
     ///
-    /// With a `loss`, a scalar, gradients flow from it to every trainable leaf. The `optimisers` then update, in this
-    /// order, those of their tensors that have a gradient.
+    /// With a `loss`, a scalar, gradients flow from it to every trainable leaf. The `optimisers` then
+    /// update, in this order, those of their tensors that have a gradient.
     ///
     /// Errors: operands that an op refuses.
     pub fn compile(
@@ -82,11 +83,13 @@ impl<R: Real> Plan<R> {
     pub fn cost(&self) -> &Cost {
         &self.cost
     }
-    /// The phase and op of every instruction, in order, and the bytes of its operands, scratch included, each counted once.
+    /// The phase and op of every instruction, in order, and the bytes of its operands, scratch included,
+    /// each counted once.
     pub fn listing(&self) -> impl Iterator<Item = (Phase, &'static str, u64)> {
         self.instructions.iter().map(|i| (i.phase, i.op.name(), i.operands.bytes()))
     }
-    /// What a GPU runs, in order: each launch, and a label with its op, phase and shapes. Empty for a plan of the CPU.
+    /// What a GPU runs, in order: each launch, and a label with its op, phase and shapes. Empty for a plan
+    /// of the CPU.
     pub fn launches(&self) -> impl Iterator<Item = (&Launch, &str)> {
         self.program.iter().flat_map(|p| p.launches.iter().zip(p.labels.iter().map(String::as_str)))
     }

@@ -7,8 +7,8 @@ use crate::device::gpu::launch::MAX_GROUP;
 use crate::ops::operator::Signature;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// The nodes of a step in groups, one group after the other. The nodes of a group are independent of each other and have
-/// the same `Fusion::group_key`, so that a GPU can merge their launches.
+/// The nodes of a step in groups, one group after the other. The nodes of a group are independent of each
+/// other and have the same `Fusion::group_key`, so that a GPU can merge their launches.
 ///
 /// The index of a group, forward groups before backward groups, is the time at which its nodes run.
 pub(crate) struct Groups {
@@ -17,8 +17,8 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Forward in an order that keeps every dependency; without keys, as on the CPU, that is the order of the tape.
-    /// Backward in the reverse order of forward, without the nodes that no gradient flows through.
+    /// Forward in an order that keeps every dependency; without keys, as on the CPU, that is the order of
+    /// the tape. Backward in the reverse order of forward, without the nodes that no gradient flows through.
     pub(crate) fn of(tape: &Tape, needs: &Needs, epilogues: &Epilogues) -> Groups {
         let nodes = needs.live_nodes();
         let graph = Graph::of(tape, &nodes, &needs.signatures, epilogues);
@@ -66,8 +66,9 @@ struct Graph {
 }
 
 impl Graph {
-    /// A node waits for the last node before it that writes one of its operands, or an operand of the activation in its
-    /// epilogue. A node that updates a leaf in place also waits for all nodes before it that read the leaf.
+    /// A node waits for the last node before it that writes one of its operands, or an operand of the
+    /// activation in its epilogue. A node that updates a leaf in place also waits for all nodes before it
+    /// that read the leaf.
     fn of(tape: &Tape, nodes: &[usize], signatures: &[Signature], epilogues: &Epilogues) -> Graph {
         let mut graph = Graph { after: vec![Vec::new(); nodes.len()], waits_for: vec![0; nodes.len()] };
         let mut writer: HashMap<usize, usize> = HashMap::new();
@@ -97,10 +98,10 @@ impl Graph {
 
     /// All nodes, in groups of equal keys.
     ///
-    /// Networks that run side by side (teachers; the levels of features, each through the teachers' remaining blocks) end
-    /// together: the node with the longest way to the end goes first, counted in nodes with a key, and the nodes with the
-    /// same key and as long a way go with it. A level of features therefore enters a teacher's blocks when the image's
-    /// features arrive there.
+    /// Networks that run side by side (teachers; the levels of features, each through the teachers'
+    /// remaining blocks) end together: the node with the longest way to the end goes first, counted in nodes
+    /// with a key, and the nodes with the same key and as long a way go with it. A level of features
+    /// therefore enters a teacher's blocks when the image's features arrive there.
     fn groups(mut self, keys: Vec<Option<&str>>) -> Vec<Vec<usize>> {
         let mut distance = vec![0usize; keys.len()];
         for i in (0..keys.len()).rev() {
@@ -173,7 +174,8 @@ mod tests {
     use crate::ops::losses::weighted_sum::WeightedSum;
     use crate::tensor::{Elem, Shape};
 
-    /// Networks of `depths` layers, recorded one after the other on the same rows, and the mean of their losses.
+    /// Networks of `depths` layers, recorded one after the other on the same rows, and the sum of their
+    /// losses.
     fn networks(depths: &[usize]) -> (Tape, Value) {
         let mut store = Store::<f32>::default();
         let x = store.add("x", Shape::rows(2, 8));
@@ -199,7 +201,8 @@ mod tests {
 
     #[test]
     fn equal_layers_of_two_networks_run_together_on_a_gpu() {
-        // Nodes 0 and 1 are the first network's layers and 2 its loss; 3, 4 and 5 the second's; 6 is the sum.
+        // Nodes 0 and 1 are the first network's layers and 2 its loss; 3, 4 and 5 the second's; 6 is the
+        // sum.
         let (t, loss) = networks(&[2, 2]);
         let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
         assert_eq!(gpu.forward, [vec![0, 3], vec![1, 4], vec![2], vec![5], vec![6]]);

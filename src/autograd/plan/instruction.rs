@@ -50,7 +50,7 @@ impl Instruction {
     }
 }
 
-/// The gradient of the loss by itself, which is 1.
+/// The gradient of the loss with respect to itself, which is 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct LossGrad {
     /// It is stored before this instruction, the first of backward.

@@ -1,7 +1,7 @@
 //! Which buffers a step has in the arena, and from when to when each is in use.
 //!
-//! Values of the store (leaves) are not buffers of the arena, but their gradients are. Time passes from group to group:
-//! whatever the nodes of one group use is in use at once.
+//! Values of the store (leaves) are not buffers of the arena, but their gradients are. Time passes from
+//! group to group: whatever the nodes of one group use is in use at once.
 
 use super::placement::Lives;
 use super::step::Step;
@@ -11,7 +11,8 @@ use crate::ops::operands::Write;
 use crate::ops::operator::Extent;
 use std::collections::HashMap;
 
-/// The buffers of a step, each by its index in `lives`. Values are listed by the index of the value that owns the memory.
+/// The buffers of a step, each by its index in `lives`. Values are listed by the index of the value that
+/// owns the memory.
 pub(crate) struct Buffers {
     pub lives: Lives,
     /// By value; none for leaves.
@@ -23,8 +24,8 @@ pub(crate) struct Buffers {
     /// By node: temporary buffers of forward and of backward.
     pub forward_scratch: Vec<Vec<usize>>,
     pub backward_scratch: Vec<Vec<usize>>,
-    /// By node, then by input: where backward writes the gradient. None where the input needs no gradient, or where the
-    /// gradient is found in the buffer of another.
+    /// By node, then by input: where backward writes the gradient. None where the input needs no gradient,
+    /// or where the gradient is found in the buffer of another.
     pub input_grads: Vec<Vec<Option<(usize, Write)>>>,
     /// By node: the first term of the gradient of input 0, where that is in another buffer than the sum.
     pub first_terms: Vec<Option<usize>>,
@@ -67,8 +68,8 @@ impl Buffers {
         buffers
     }
 
-    /// The outputs and saved buffers of forward. An activation in the epilogue of another node's kernel runs with that
-    /// node.
+    /// The outputs and saved buffers of forward. An activation in the epilogue of another node's kernel runs
+    /// with that node.
     fn add_values(&mut self, step: &Step) {
         let (tape, needs) = (step.tape, &step.needs);
         for (t, i) in step.groups.forward_nodes() {
@@ -145,8 +146,8 @@ impl Buffers {
         }
     }
 
-    /// Where node `i` writes the gradient of its input `j` at time `t`: the first writer of a gradient stores it, later
-    /// writers add to it. None if the gradient of the node's output serves instead.
+    /// Where node `i` writes the gradient of its input `j` at time `t`: the first writer of a gradient
+    /// stores it, later writers add to it. None if the gradient of the node's output serves instead.
     fn add_input_grad(&mut self, step: &Step, t: usize, i: usize, j: usize) -> Option<(usize, Write)> {
         let (tape, node, fusion) = (step.tape, &step.tape.nodes[i], &step.needs.fusions[i]);
         let (v, value) = (tape.root(node.inputs[j]), node.inputs[j]);
@@ -154,7 +155,8 @@ impl Buffers {
             self.lives.extend(buffer, t);
             return Some((buffer, Write::Add));
         }
-        // The gradient of this input equals the masked gradient of the output, which has to be masked already.
+        // The gradient of this input equals the masked gradient of the output, which has to be masked
+        // already.
         let is_masked = step.masks.dy_is_masked(i) || fusion.act_mask.is_none();
         if let Some(alias) = fusion.grad_alias.filter(|_| is_masked) {
             let y = node.outputs[0];
@@ -162,8 +164,9 @@ impl Buffers {
                 self.grads[v] = self.grads[tape.root(y)];
                 return None;
             }
-            // Input 0 may have the same gradient. It needs a buffer of its own, because the two sums differ later, but
-            // no copy if the op that adds the next term reads the first term from the output's gradient.
+            // Input 0 may have the same gradient. It needs a buffer of its own, because the two sums differ
+            // later, but no copy if the op that adds the next term reads the first term from the output's
+            // gradient.
             if j == 0 && alias > 0 && fusion.copies_grad {
                 let later = step.groups.backward_after(t);
                 if first_term::next_writer_adds_it(tape, &step.needs.fusions, later, i) {
@@ -232,8 +235,8 @@ mod tests {
     use crate::ops::losses::weighted_sum::WeightedSum;
     use crate::tensor::{Elem, Shape};
 
-    /// Two residual units on a map that learns, and a loss. `watched`: each unit's sum is looked at by a statistics loss in
-    /// front of its activation.
+    /// Two residual units on a trainable map, and a loss. `watched`: a statistics loss reads each unit's sum
+    /// before the activation.
     fn residual_units(learn: Learn, watched: bool) -> (Tape, Value) {
         let mut store = Store::<f32>::planned(None);
         let x = store.add("x", Shape::new(2, 4, 4, 8));
@@ -284,15 +287,17 @@ mod tests {
 
     #[test]
     fn a_frozen_layer_keeps_its_activations_no_longer_than_forward_needs_them() {
-        // Values 0 to 4 are x and the first unit's leaves; 5 is the first layer's output, which the second layer reads.
-        for (learn, last) in [(Learn::Frozen, 1), (Learn::Trainable, 8)] {
+        // Values 0 to 4 are x and the first unit's leaves; 5 is the first layer's output, which the second
+        // layer reads.
+        for (learn, last) in [(Learn::Frozen, 1), (Learn::Trainable, 12)] {
             let (t, loss) = residual_units(learn, false);
             let step = Step::of::<f32>(&t, Some(loss), None).unwrap();
             assert_eq!((step.groups.forward_end(), step.groups.end()), (7, 14));
             let buffers = Buffers::of(&step, 0);
             assert_eq!(buffers.values[0], None, "a leaf is in the store");
-            let expected = if learn == Learn::Frozen { (0, last) } else { (0, 12) };
-            assert_eq!(life(&buffers, buffers.values[5].unwrap()), expected);
+            // Trainable, the second layer needs it again for its filter's gradient: node 1 runs backward at
+            // time 12.
+            assert_eq!(life(&buffers, buffers.values[5].unwrap()), (0, last));
             // Its mask is needed when node 0 runs backward, the last of 14.
             assert_eq!(life(&buffers, buffers.saved[0][0]), (0, 13));
         }
@@ -315,7 +320,8 @@ mod tests {
         let (t, loss) = residual_units(Learn::Frozen, false);
         let step = Step::of::<f32>(&t, Some(loss), None).unwrap();
         let buffers = Buffers::of(&step, 0);
-        // Node 1 is the first unit's second layer; its residual is x. Node 0 reads x too and runs backward later.
+        // Node 1 is the first unit's second layer; its residual is x. Node 0 reads x too and runs backward
+        // later.
         let (first, second) = (buffers.input_grads[1][2].unwrap(), buffers.input_grads[0][0].unwrap());
         assert_eq!((first.0, first.1, second.1), (second.0, Write::Set, Write::Add));
         assert_eq!(buffers.input_grads[1][1], None, "a frozen filter has no gradient");

@@ -12,7 +12,7 @@ use crate::ops::fusion::FusedActivation;
 use crate::ops::operands::Operands;
 use crate::tensor::{Elem, Real};
 
-/// What instructions are made of.
+/// The results of the passes before, which instructions are built from.
 pub(crate) struct Lowering<'a, R> {
     pub step: &'a Step<'a>,
     pub buffers: &'a Buffers,
@@ -36,7 +36,7 @@ impl<R: Real> Lowering<'_, R> {
         }
         all
     }
-    /// The gradient of the loss by itself, if a gradient flows from the loss.
+    /// The gradient of the loss with respect to itself, if a gradient flows from the loss.
     pub(crate) fn loss_grad(&self) -> Option<LossGrad> {
         let before = self.step.groups.forward_nodes().count();
         self.buffers.loss_grad.map(|b| LossGrad { before, slot: self.slot(b) })
@@ -46,7 +46,8 @@ impl<R: Real> Lowering<'_, R> {
         let root = self.step.tape.root(v);
         match self.step.tape.values[root].leaf {
             Some(id) => self.store.slot(id),
-            None => self.slot(self.buffers.values[root].expect("a node that runs writes every value in use")),
+            None => self
+                .slot(self.buffers.values[root].expect("a live node reads a value that no live node writes")),
         }
     }
 
@@ -113,8 +114,8 @@ impl<R: Real> Lowering<'_, R> {
         }
     }
 
-    /// Of each tensor the parameter, its gradient and its moments. A tensor that the loss does not reach has no gradient
-    /// and is left out, so that it keeps its value.
+    /// Of each tensor the parameter, its gradient and its moments. A tensor that the loss does not reach has
+    /// no gradient and is left out, so that it keeps its value.
     fn update_operands(&self, optimiser: &Optimiser) -> Operands {
         let mut operands = Operands::default();
         for (id, moments) in &optimiser.tensors {
@@ -142,8 +143,8 @@ mod tests {
     use crate::ops::optim::sgd::Sgd;
     use crate::tensor::Shape;
 
-    /// A map times a frozen filter, a ReLU of its own, times a filter that learns, the mean and a loss; SGD for that filter
-    /// and for a tensor that the tape does not use.
+    /// A convolution with a frozen filter, a ReLU as an op, a convolution with a trainable filter, the mean
+    /// and a loss. SGD updates the trainable filter and a tensor that the tape does not use.
     fn lowered(target: Option<Target>) -> (Vec<Instruction>, Option<LossGrad>) {
         let mut store = Store::<f32>::planned(target);
         let x = store.add("x", Shape::new(2, 4, 4, 8));
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(update.inputs.len(), 3, "p, g and m of one tensor");
         assert_eq!(update.inputs[1], conv.input_grads[1].unwrap().0);
         assert!(update.inputs.iter().enumerate().all(|(i, s)| (s.space == Space::Arena) == (i == 1)));
-        assert_eq!(conv.input_grads[0], None, "x is frozen");
+        assert_eq!(conv.input_grads[0], None, "everything before is frozen");
     }
 
     #[test]

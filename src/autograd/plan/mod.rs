@@ -1,7 +1,7 @@
 //! From a tape to a list of instructions with addresses, and the replay of that list.
 //!
-//! `compile.rs` has [`Plan::compile`], which names the passes in their order. Each pass is a file of its own, whose
-//! inputs and outputs are plain values:
+//! `compile.rs` has [`Plan::compile`], which names the passes in their order. Each pass is a file of its
+//! own, whose inputs and outputs are plain values:
 //!
 //! | file | what it decides |
 //! |---|---|
@@ -14,7 +14,8 @@
 //! | `lowering.rs` | the list of instructions, with the memory of every operand |
 //! | `program.rs` | for a GPU, the launches of every instruction |
 //!
-//! A replay (`replay.rs`) only walks the list.
+//! `step.rs` collects the results of the passes before `lifetimes.rs`. A replay (`replay.rs`) only walks the
+//! list.
 
 mod compile;
 pub(super) mod groups;

@@ -91,7 +91,8 @@ mod tests {
     use crate::ops::movement::columns::Columns;
     use crate::tensor::Elem;
 
-    /// Rows times a filter, twice, and a loss: node 0 has the filter `first`, node 1 the filter `second`, node 2 the loss.
+    /// Two linear layers on rows, and a loss: node 0 has a filter that is `first`, node 1 a filter that is
+    /// `second`, node 2 is the loss.
     fn two_layers(first: Learn, second: Learn) -> (Tape, Vec<Value>) {
         let mut store = Store::<f32>::default();
         let x = store.add("x", Shape::rows(2, 8));

@@ -17,8 +17,8 @@ impl Life {
     }
 }
 
-/// The buffers of a step. A buffer is named by its index; the index decides between buffers of equal size when they are
-/// placed, so that the order in which buffers are added decides addresses.
+/// The buffers of a step. A buffer is named by its index; the index decides between buffers of equal size
+/// when they are placed, so that the order in which buffers are added decides addresses.
 #[derive(Default)]
 pub(crate) struct Lives(pub Vec<Life>);
 

@@ -16,8 +16,8 @@ pub(crate) struct Program {
     pub launches: Vec<Launch>,
     /// By launch: op, phase, scope and shapes.
     pub labels: Vec<String>,
-    /// By launch: the instructions that it runs, one for each member of a grouped launch; none for a launch that the plan
-    /// itself adds (the gradient of the loss, the metrics).
+    /// By launch: the instructions that it runs, one for each member of a grouped launch; none for a launch
+    /// that the plan itself adds (the gradient of the loss, the metrics).
     pub owners: Vec<Vec<usize>>,
     /// The launches with addresses, if they have been prepared.
     pub ready: Option<Ready>,
@@ -26,8 +26,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The launches of all instructions in order, those of equal time merged where they can be, and a last launch that
-    /// stores the metrics in the machine's ring.
+    /// The launches of all instructions in order, those of equal time merged where they can be, and a last
+    /// launch that stores the metrics in the machine's ring.
     ///
     /// Errors: operands that no kernel of an op takes.
     pub(crate) fn new(
@@ -86,7 +86,7 @@ impl Program {
         Ok(())
     }
 
-    /// The launches of instructions of equal time, the first of which has the index `first`.
+    /// Adds the launches of instructions of equal time; `first` is the index of the first instruction.
     fn add_group(&mut self, group: &[Instruction], lists: Vec<(Vec<Launch>, String)>, first: usize) {
         if !may_interleave(group, &lists) {
             for (i, (list, label)) in lists.into_iter().enumerate() {
@@ -108,8 +108,8 @@ impl Program {
         self.owners.push(owners);
     }
 
-    /// Joins a launch to one of those from `start` on, or adds it; either way after the last of them that uses memory
-    /// which this launch writes.
+    /// Joins a launch to one of those from `start` on, or adds it; either way after the last of them that
+    /// uses memory which this launch writes.
     fn join_or_add(&mut self, start: usize, launch: &Launch, label: &str, owner: usize) {
         let written: Vec<Slot> = launch.writes().collect();
         let conflicts = |l: &Launch| l.operands().iter().any(|(slot, _)| written.contains(slot));
@@ -135,10 +135,10 @@ fn launches(instruction: &Instruction, target: &Target) -> Result<(Vec<Launch>, 
     Ok((l.list, format!("{} {phase:?}{scope} of {x:?} -> {y:?}", op.name())))
 }
 
-/// Whether the launches of these instructions may be interleaved: the first launch of each, then the second of each. They
-/// may not if the kernels differ, or if a gradient that one instruction uses is another operand of a second one. All
-/// instructions may add to the same gradient with the same kernel: `join_or_add` keeps these additions in the order of
-/// the instructions.
+/// Whether the launches of these instructions may be interleaved: the first launch of each, then the second
+/// of each. They may not if the kernels differ, or if a gradient that one instruction uses is another
+/// operand of a second one. All instructions may add to the same gradient with the same kernel:
+/// `join_or_add` keeps these additions in the order of the instructions.
 fn may_interleave(group: &[Instruction], lists: &[(Vec<Launch>, String)]) -> bool {
     let gradients = |i: &Instruction| -> Vec<(usize, Slot)> {
         let Operands { output_grads, input_grads, .. } = &i.operands;
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_launch_joins_no_launch_before_another_that_writes_to_the_same_memory() {
         let mut p = Program::default();
-        // The third fits the first, but what it adds to is written by the second.
+        // The third has the kernel and sizes of the first, but it adds to memory that the second writes.
         for (owner, (y, slope)) in [(1, 0.0), (2, 1.0), (2, 0.0), (3, 1.0), (4, 0.0)].into_iter().enumerate()
         {
             p.join_or_add(0, &launch(y, slope), "", owner);

@@ -3,8 +3,8 @@
 use crate::device::Slot;
 use crate::device::gpu::machine::ring_rows;
 
-/// Scalars that a plan reports after every replay. On the CPU they are read at the end of a replay; a GPU stores those of
-/// the last replays in a ring of rows, one row for each, until they are collected.
+/// Scalars that a plan reports after every replay. On the CPU they are read at the end of a replay; a GPU
+/// stores those of the last replays in a ring of rows, one row for each, until they are collected.
 #[derive(Default)]
 pub(crate) struct Readings {
     pub names: Vec<String>,

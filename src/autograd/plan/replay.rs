@@ -26,7 +26,8 @@ impl<R: Real> Plan<R> {
         }
         if engine.arena.bytes() < self.cost.arena_bytes {
             memory::expect_room("the step", self.cost.arena_bytes)?;
-            // Nothing in the arena outlives a step, so the old arena is dropped before the new one is allocated.
+            // Nothing in the arena outlives a step, so the old arena is dropped before the new one is
+            // allocated.
             engine.arena = Buffer::default();
             engine.arena = Buffer::with_bytes(self.cost.arena_bytes);
         }
@@ -34,13 +35,13 @@ impl<R: Real> Plan<R> {
         Ok(())
     }
 
-    /// Runs the step once. From the second replay on it allocates nothing, if the calling thread is a worker of the pool.
-    /// Outputs can be read until the engine replays another plan. On a GPU the step is only started; [`Plan::collect`]
-    /// waits for it.
+    /// Runs the step once. From the second replay on it allocates nothing, if the calling thread is a worker
+    /// of the pool. Outputs can be read until the engine replays another plan. On a GPU the step is only
+    /// started; [`Plan::collect`] waits for it.
     ///
     /// Panics: on the CPU without [`Plan::reserve`].
-    /// Errors: a plan for a GPU with an engine on the CPU; a kernel that fails, named if `DFKA_SYNC=1`; more than
-    /// [`Plan::most_pending`] replays without `collect`.
+    /// Errors: a plan for a GPU with an engine on the CPU; a kernel that fails, named if `DFKA_SYNC=1`; more
+    /// than [`Plan::most_pending`] replays without `collect`.
     pub fn replay(&mut self, engine: &mut Engine<R>, step: &StepState) -> Result<()> {
         if self.program.is_some() {
             return self.start(engine, step);
@@ -54,8 +55,8 @@ impl<R: Real> Plan<R> {
         Ok(())
     }
 
-    /// Replays that may be started before their metrics are collected: on a GPU the rows of the ring of metrics, 1 on the
-    /// CPU.
+    /// Replays that may be started before their metrics are collected: on a GPU the rows of the ring of
+    /// metrics, 1 on the CPU.
     pub fn most_pending(&self) -> usize {
         if self.program.is_some() { self.readings.ring_rows() } else { 1 }
     }
@@ -95,7 +96,8 @@ impl<R: Real> Plan<R> {
         self.readings.read(step.step, |slot| memory.views().read::<R>(slot)[0].f64() as f32);
     }
 
-    /// Waits for the replays since the last call and reads their metrics. On the CPU they have been read already.
+    /// Waits for the replays since the last call and reads their metrics. On the CPU they have been read
+    /// already.
     ///
     /// Errors: a kernel of these replays that failed.
     pub fn collect(&mut self, engine: &Engine<R>) -> Result<()> {
@@ -115,7 +117,8 @@ impl<R: Real> Plan<R> {
         self.readings.rows()
     }
 
-    /// The names and values of the metrics of the last replay that was collected; nothing before the first replay.
+    /// The names and values of the metrics of the last replay that was collected; nothing before the first
+    /// replay.
     pub fn metrics(&self) -> impl Iterator<Item = (&str, f32)> {
         self.readings.last()
     }

@@ -34,7 +34,8 @@ impl<'a> Step<'a> {
     ) -> Result<Step<'a>> {
         let needs = Needs::of(tape, loss, target)?;
         let storage = Storage::of::<R>(tape, &needs.fusions, target);
-        // Before the groups: a producer with an activation in its epilogue also waits for the activation's residual.
+        // Before the groups: a producer with an activation in its epilogue also waits for the activation's
+        // residual.
         let epilogues = Epilogues::of(tape, &needs.fusions, &needs.live_nodes());
         let groups = Groups::of(tape, &needs, &epilogues);
         // After the groups: which op writes a gradient last depends on the order.

@@ -8,8 +8,8 @@ use crate::ops::layers::activation::{Act, Activation};
 use crate::ops::layers::conv2d::Conv2d;
 use crate::tensor::{Elem, Shape};
 
-/// A trainable convolution, a frozen one, their sum's tanh, and a trainable convolution to one number per sample, which is
-/// the result; and an op that nothing uses.
+/// A trainable convolution, a frozen one, the tanh of their sum, and a trainable convolution to one number
+/// per sample, which is the result; and an op whose output is unused.
 fn net(store: &mut Store<f64>) -> (Tape, Value) {
     let mut seed = 1u32;
     let mut tensor = |store: &mut Store<f64>, name: &str, shape: Shape| {
