@@ -1,10 +1,10 @@
-//! A loss of one's own on the autograd: a linear classifier trained with binary cross-entropy plus a term that makes its
-//! predictions confident. Runs on the CPU in a second:
+//! A loss of one's own on the autograd: a linear classifier trained with binary cross-entropy plus a term that
+//! favours few labels per row (L_dis of the paper). Runs on the CPU in a second:
 //!
 //!     cargo run --release --example custom_loss
 //!
-//! The loss is composed of existing ops, so it also runs on the emulator and on a GPU. A term that no op computes is a
-//! new op: docs/kernels.md writes one from nothing.
+//! The loss is composed of existing ops, so it also runs on the emulator and on a GPU. A term that no op
+//! computes needs a new op: docs/kernels.md writes one from nothing.
 
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Optimiser, Plan, Tape, Value};
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     let total = loss(&mut tape, logits, t)?;
     tape.metric("loss", total);
 
-    // Adam keeps two moments for every tensor that learns.
+    // Adam has two moments, m and v, for every tensor that learns.
     let tensors = [w, b]
         .map(|id| {
             let (name, shape) = (store.name(id).to_string(), store.shape(id));

@@ -1,8 +1,10 @@
-//! A run through the library, without the command line: the demo's two teachers, a short schedule, two labels.
+//! A run through the library, without the command line: the demo's two teachers, a short schedule, two
+//! labels.
 //!
 //!     cargo run --release --example library_run
 //!
-//! It takes some seconds on two cores, so the student is poor; leave out the step counts for the demo's full schedule.
+//! It takes some seconds on two cores, and the student is poor. Without the step counts below it trains for
+//! the demo's full schedule.
 
 use std::path::Path;
 
@@ -40,7 +42,7 @@ fn main() -> Result<()> {
         "generator.steps=30",
         "dual.steps=[10, 10, 10, 10]",
         "dual.bank=640",
-        // Thirty steps do not make diverse images, so the collapse alarm is off.
+        // After thirty steps the images are not diverse yet, so the collapse alarm is off.
         "loss.least_diversity=0",
         "loss.least_entropy=0",
     ];

@@ -7,10 +7,10 @@
 //! main -> cli -> config -> labelled -> pipeline -> models -> autograd -> ops -> device
 //! ```
 //!
-//! An arrow means "may use", and a test checks every import against it. A reader can stop at any module of
-//! the chain and has understood everything before it. `weights`, `data` and `report` are leaves beside the
-//! chain, which the modules up to `models` may use. Every module may use `tensor`, `summary`, `splitmix` and
-//! `error`.
+//! An arrow means "may use", also over several arrows, and a test checks every import against it. Read from
+//! the right, each module uses only what has been read before. `weights`, `data` and `report` are leaves
+//! beside the chain, which `models` and everything to its left may use. Every module may use `tensor`,
+//! `summary`, `splitmix` and `error`. `docs/architecture.md` has a drawing and a glossary.
 
 pub mod autograd;
 pub mod cli;

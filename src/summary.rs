@@ -48,8 +48,8 @@ pub struct Parameters {
     pub trunk: usize,
 }
 
-/// The labels that generated images were to show, and those that the teachers predict for them (eq. 5: probability 0.5 or
-/// more).
+/// The labels that generated images were to show, and those that the teachers predict for them (eq. 5:
+/// probability 0.5 or more).
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LabelStatistics {
     /// Number of images that were counted.
@@ -84,7 +84,8 @@ impl LabelShare {
         }
     }
 
-    /// Counts one image. `is_drawn` tells whether it was to show the label; `None` for an unconditional generator.
+    /// Counts one image. `is_drawn` tells whether it was to show the label; `None` for an unconditional
+    /// generator.
     pub fn count(&mut self, is_drawn: Option<bool>, is_predicted: bool) {
         let is_drawn = is_drawn.unwrap_or(false);
         self.drawn.iter_mut().for_each(|d| *d += usize::from(is_drawn));
@@ -115,7 +116,8 @@ pub struct Summary {
     pub seed: u64,
     /// The student's labels, in the order of its predictions.
     pub labels: Vec<String>,
-    /// Scores on the student's labels: by teacher, and `mean` over all of the labels. Empty without evaluation data.
+    /// Scores on the student's labels: by teacher, and `mean` over all of the labels. Empty without evaluation
+    /// data.
     pub teachers: BTreeMap<String, Score>,
     /// The student's scores; absent without evaluation data.
     pub student: Option<StudentScore>,
@@ -127,11 +129,12 @@ pub struct Summary {
     pub parameters: Parameters,
     /// Where each task branches.
     pub branch: Vec<TaskBranch>,
-    /// Diversity of the generated images' features: 0 where all are alike, otherwise more.
+    /// Diversity of the generated images' features: 0 if all are alike, larger if they differ.
     pub diversity: f64,
-    /// Entropy of a label's mean prediction over the generated images, in bits, averaged over labels: from 0 to 1.
+    /// Entropy of a label's mean prediction over the generated images, in bits, averaged over labels: from 0
+    /// to 1.
     pub label_entropy: f64,
-    /// Absent where no generator was trained.
+    /// Labels that the generated images show; absent if no generator was trained.
     #[serde(default)]
     pub label_statistics: Option<LabelStatistics>,
     /// Wall clock by stage, and `total`.
@@ -140,8 +143,8 @@ pub struct Summary {
     pub version: String,
 }
 
-/// Largest number of parameters, images or steps that is accepted: no run has as many, and sums of such numbers do not
-/// overflow.
+/// Largest number of parameters, images or steps that is accepted: no run has as many, and sums of such
+/// numbers do not overflow.
 pub const MOST: usize = 1 << 40;
 
 impl Summary {
@@ -164,7 +167,9 @@ impl Summary {
 }
 
 impl LabelStatistics {
-    /// Errors: a label with more counted images than there are.
+    /// Checks counts that were read from a file.
+    ///
+    /// Errors: more than [`MOST`] images; a label with more counted images than there are.
     pub fn validate(&self) -> Result<(), String> {
         if self.images > MOST {
             return Err(format!("images: more than {MOST}"));

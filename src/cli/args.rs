@@ -46,7 +46,7 @@ pub struct OutputArgs {
 impl ConfigArgs {
     /// The values of `--set`, then that of `--seed`.
     ///
-    /// Errors: a `--set` that is not `KEY=VALUE` with a TOML value.
+    /// Errors: as [`Override::set`].
     pub fn overrides(&self) -> Result<Vec<Override>> {
         let sets: Result<Vec<_>> = self.sets.iter().map(|s| Override::set(s)).collect();
         Ok(sets?.into_iter().chain(self.seed.map(Override::seed)).collect())

@@ -21,7 +21,8 @@ pub struct TeacherFacts {
     pub labels: Vec<String>,
     /// Channels after each block, first block first.
     pub channels: Vec<usize>,
-    /// The teacher's file is missing: the config describes the network, and a forecast uses random weights.
+    /// Whether the teacher's file is missing: the config describes the network, and a forecast uses random
+    /// weights.
     pub is_drawn: bool,
 }
 
@@ -32,6 +33,7 @@ impl TeacherFacts {
     }
 }
 
+/// One function for each thing that a command has the pipeline do.
 pub struct Commands {
     /// Opens the files of a run's teachers, each once.
     pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<OpenedTeacher>>,
@@ -45,11 +47,14 @@ pub struct Commands {
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
     /// Scores one teacher (counted from 0) on the run's evaluation data, on all of the teacher's labels.
     pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
+    /// Scores a weights file on labelled images.
     pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Score>,
-    /// Forecasts for the named card, or times steps on this machine. The result is JSON, because it is only printed.
+    /// Forecasts for the named card, or times steps on this machine. The result is JSON, because it is only
+    /// printed.
     pub forecast: fn(&RunSpec, &[OpenedTeacher], Option<&'static Card>) -> Result<Value>,
 }
 
+/// The functions that the program runs with.
 pub const PIPELINE: Commands = Commands {
     open_teachers: |spec, absent| OpenedTeacher::open_all(&spec.teachers, absent),
     check: labelled::run::check,

@@ -44,7 +44,7 @@ impl EventLog {
         }
     }
 
-    /// Writes with `put`, unless an earlier write failed; flushes once per second.
+    /// Writes with `put`, unless an earlier write failed; flushes at most once per second.
     pub fn write(&mut self, put: impl FnOnce(&mut EventFile) -> io::Result<()>) {
         if self.failure.is_some() {
             return;
@@ -56,7 +56,9 @@ impl EventLog {
         self.failure = result.err();
     }
 
-    /// Errors: the first failure.
+    /// Flushes and closes the file.
+    ///
+    /// Errors: the first write that failed.
     pub fn close(mut self) -> Result<()> {
         match self.failure.take().map_or_else(|| self.file.flush(), Err) {
             Ok(()) => Ok(()),

@@ -105,7 +105,7 @@ impl ExperimentArgs {
     }
 }
 
-/// Checks that a finished run read the same weights as the current files.
+/// Checks that the weights a finished run read are still those of the files.
 ///
 /// Errors: a file that has changed since.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
@@ -154,7 +154,7 @@ fn find(name: &str) -> Result<PathBuf> {
 /// The settings that all rows of one experiment share.
 struct Runner<'a> {
     experiment: &'a Experiment,
-    /// Overrides of the command line, which win over all others.
+    /// Overrides of the command line, which replace those of the experiment.
     sets: Vec<Override>,
     out: PathBuf,
     choice: Choice,
@@ -197,6 +197,7 @@ impl Runner<'_> {
         config::load_run(&self.experiment.config, &all)
     }
 
+    /// The overrides of the row that defines this run.
     fn overrides_of(&self, run: &str) -> &[Override] {
         let of = |what: &'_ RowKind| matches!(what, RowKind::Student { run: r, .. } if r == run);
         match self.experiment.rows.iter().find(|r| of(&r.kind)).map(|r| &r.kind) {

@@ -8,7 +8,7 @@ use serde_json::Value;
 const LEAST_SHARE: f64 = 0.01;
 
 /// A table of the stages, then time, memory and parameters, then the cost of each stage's step on the card.
-/// JSON without stages prints as plain lines.
+/// JSON without stages is printed as plain lines.
 pub fn text(forecast: &Value) -> String {
     let Some(stages) = forecast["stages"].as_array() else { return lines(forecast) };
     let mut text = format!(

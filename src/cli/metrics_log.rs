@@ -27,8 +27,8 @@ impl MetricsLog {
         Ok(MetricsLog { path, file: BufWriter::new(file), flushed: Instant::now(), failure: None })
     }
 
-    /// Removes all records but those of steps with `is_kept`, repeated steps, and lines that are not records,
-    /// such as the last one of a killed run.
+    /// Keeps the records of the steps for which `is_kept` holds, each step once, and removes all other lines,
+    /// such as the incomplete last line of a killed run.
     pub fn keep(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
         let cannot = |e| Error::io("read", &self.path, e);
         let old = std::fs::read(&self.path).map_err(cannot)?;
@@ -78,7 +78,7 @@ impl MetricsLog {
     fn try_write(&mut self, record: &Record) -> io::Result<()> {
         serde_json::to_writer(&mut self.file, record)?;
         self.file.write_all(b"\n")?;
-        // Once per second is often enough for `tail -f` and costs nothing.
+        // A flush per second is often enough for `tail -f` and costs nothing.
         if self.flushed.elapsed() > Duration::from_secs(1) {
             self.file.flush()?;
             self.flushed = Instant::now();
@@ -86,7 +86,9 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Errors: the first failure.
+    /// Flushes and closes the file.
+    ///
+    /// Errors: the first write that failed.
     pub fn close(mut self) -> Result<()> {
         match self.failure.take().map_or_else(|| self.file.flush(), Err) {
             Ok(()) => Ok(()),

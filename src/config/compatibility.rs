@@ -7,7 +7,7 @@ use super::suggest::nearest;
 use crate::error::Result;
 use crate::pipeline::spec::{Branch, RunSpec};
 
-/// Every label of the student is one of a teacher's. `teacher_labels` has a list for each teacher.
+/// Checks that every label of the student is a teacher's. `teacher_labels` has a list for each teacher.
 pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Source) -> Result<()> {
     let known: BTreeSet<&str> = teacher_labels.iter().flatten().map(String::as_str).collect();
     for (i, label) in spec.student.labels.iter().enumerate() {
@@ -24,8 +24,8 @@ pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Sou
     Ok(())
 }
 
-/// The values that count blocks or divide channels fit the teachers, whose blocks have `channels` output
-/// channels each.
+/// Checks that the values that count blocks or divide channels fit the teachers. `channels` has the output
+/// channels of each block.
 pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Result<()> {
     let blocks = channels.len();
     let r = spec.student.filter_reduction;
@@ -59,7 +59,7 @@ pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Res
     Ok(())
 }
 
-/// `names`, comma-separated, of which at most 20.
+/// The first 20 of `names`, separated by commas, and the number of the others.
 fn shortened(names: &BTreeSet<&str>) -> String {
     const SHOWN: usize = 20;
     let mut text = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");

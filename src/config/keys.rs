@@ -50,7 +50,7 @@ pub(super) fn folder_name(source: &Source, path: &str, name: &str) -> Result<Str
     ))
 }
 
-/// The seed at `path`. It ends at 2^63 - 1, as TOML's integers do.
+/// The seed at `path`: at most 2^63 - 1, as TOML's integers are.
 pub(super) fn seed(source: &Source, path: &str, value: i64) -> Result<u64> {
     u64::try_from(value)
         .map_err(|_| source.fail(path, format!("`{path}` is {value}; expected 0 to {}", i64::MAX)))

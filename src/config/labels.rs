@@ -42,7 +42,7 @@ impl<'de> Deserialize<'de> for RawLabels {
 }
 
 impl RawLabels {
-    /// The names, or none for `"all"`. `path` is the key's.
+    /// The names, or an empty list for `"all"`. `path` is the key's.
     ///
     /// Errors: another word, an empty list, an empty label, a label that is listed more than once.
     pub fn names(&self, source: &Source, path: &str) -> Result<Vec<String>> {

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 /// length.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A config file with overrides applied; see the head of this file.
+/// A config file with overrides applied, and the place of every value.
 #[derive(Debug)]
 pub struct Source {
     file: PathBuf,

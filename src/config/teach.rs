@@ -16,7 +16,6 @@ use crate::error::Result;
 use crate::labelled::spec::{TeachSpec, TrainingData};
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
-
 use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]

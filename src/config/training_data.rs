@@ -59,7 +59,7 @@ struct RawCoco {
 }
 
 impl RawData {
-    /// The labels to learn, in order; none for all.
+    /// The labels to learn, in order; an empty list for all.
     pub fn labels(&mut self, source: &Source) -> Result<Vec<String>> {
         value_or(&mut self.labels, RawLabels::Word("all".into())).names(source, "data.labels")
     }

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 pub struct Dataset {
     /// The file or folder that was opened, for error messages.
     pub file: PathBuf,
-    /// At least one label, and none twice.
+    /// At least one label, each listed once.
     pub labels: Vec<String>,
     /// Where the images come from, for reports.
     pub provenance: String,

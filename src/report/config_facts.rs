@@ -19,7 +19,7 @@ pub struct ConfigFacts {
     pub least_diversity: Option<f64>,
     pub least_entropy: Option<f64>,
     pub has_evaluation: bool,
-    /// The config is that of a teacher's training (`teach`), not of a run.
+    /// Whether the config is that of a teacher's training (`teach`), not of a run.
     pub is_teacher_training: bool,
 }
 
@@ -33,6 +33,7 @@ pub struct PlannedStage {
 }
 
 impl ConfigFacts {
+    /// The facts in the text of a config; a text that is not TOML has none.
     pub fn read(text: &str) -> ConfigFacts {
         let root: Table = text.parse().unwrap_or_default();
         let at = |path: &str| {

@@ -56,9 +56,9 @@ impl Figures {
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ExperimentRow {
     pub name: String,
-    /// One for each seed.
+    /// One for each seed; a single one for teachers.
     pub figures: Vec<Figures>,
-    /// Published figures by column, in percent.
+    /// Published figures by column: in percent, parameters in millions.
     pub published: BTreeMap<String, f64>,
 }
 

@@ -1,8 +1,8 @@
 //! What a run leaves for people: the final table, `summary.json`, pictures, `report.html` and TensorBoard's
 //! files.
 //!
-//! `write` is the top: it reads a run's folder (`run_folder`), has `page` assemble `report.html` from it, and
-//! stores the result. Each section of the page is a file of its own on top of `html`, `chart` and `table`.
+//! Start with `write`: it reads a run's folder (`run_folder`), lets `page` assemble `report.html`, and stores
+//! the result. Each section of the page is a file of its own, built on `html`, `chart` and `table`.
 
 mod bars;
 mod blocks;

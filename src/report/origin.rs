@@ -28,12 +28,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A signal stopped the run: exit codes from 128 on.
+    /// Whether a signal stopped the run: exit codes from 128 on.
     pub(super) fn is_stop(&self) -> bool {
         self.exit_code >= 128
     }
 
-    /// The training itself diverged or collapsed, so that a resumed run fails in the same way.
+    /// Whether the training itself diverged or collapsed, so that a resumed run fails in the same way.
     pub(super) fn is_repeatable(&self) -> bool {
         self.exit_code == Error::Diverged(String::new()).exit_code()
     }
@@ -96,6 +96,8 @@ impl Call {
 }
 
 impl WeightsFile {
+    /// Length and hash of a file.
+    ///
     /// Errors: a file that cannot be read.
     pub fn of(name: &str, file: &Path) -> Result<WeightsFile> {
         let bytes =
@@ -113,6 +115,8 @@ impl Origin {
         Ok(bytes.and_then(|b| serde_json::from_slice(&b).ok()))
     }
 
+    /// Writes the folder's `run.json`.
+    ///
     /// Errors: a folder that cannot be written to.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self)

@@ -12,9 +12,9 @@ use super::tensorboard::TENSORBOARD;
 use crate::error::{Error, Result};
 use crate::summary::{LabelStatistics, Summary};
 
-/// The contents of a run's folder. What is missing is empty.
+/// The contents of a run's folder. Fields whose files are missing are empty.
 pub struct RunFolder {
-    /// For an unfinished run, made up from its config and the stages so far.
+    /// For an unfinished run, derived from its config and the stages so far.
     pub summary: Summary,
     pub is_finished: bool,
     pub config: ConfigFacts,

@@ -2,7 +2,7 @@
 //! and the config.
 //!
 //! A resumed run writes a new file. It computes the steps after its checkpoint again, but does not write
-//! those that an earlier file holds already.
+//! those that an earlier file already has.
 
 mod event;
 mod record;
@@ -154,7 +154,7 @@ impl EventFile {
         }
     }
 
-    /// The value to write; `None` if an earlier file holds this step.
+    /// The value to write; `None` if an earlier file already has this step of the tag.
     fn value(
         &self,
         tag: String,

@@ -70,7 +70,7 @@ pub struct PluginData {
     pub plugin_name: String,
 }
 
-/// Number of strings in TensorFlow's enum `DataType`.
+/// The value of `DT_STRING` in TensorFlow's enum `DataType`.
 pub const DT_STRING: i32 = 7;
 
 #[derive(Clone, PartialEq, prost::Message)]

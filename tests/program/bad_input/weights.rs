@@ -65,7 +65,7 @@ pub const CASES: &[Case] = &[
     case("a variance below 0", |l| changed(l, |n, s, v| Some((s.to_vec(), if n == "bn1.running_var" { vec![-1.0; v.len()] } else { v.to_vec() }))), &["right.npz", "bn1.running_var", "found -1"]),
     case("no metadata", |l| with_meta(l, |t| t.meta.clear()), &["right.npz: labels: expected 2, one for each row of fc.weight, found none in the file or the config"]),
     case("no labels", |l| with_meta(l, |t| t.meta["labels"] = json!([])), &["right.npz: labels: expected 2, one for each row of fc.weight, found none in the file or the config"]),
-    case("a label twice in a file", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat", "cat"])), &["right.npz: __meta__: labels: \"cat\" stands twice"]),
+    case("a label twice in a file", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat", "cat"])), &["right.npz: __meta__: labels: \"cat\" is listed more than once"]),
     case("labels of another type", |l| with_meta(l, |t| t.meta["labels"] = json!({"cat": 1})), &["right.npz: array \"__meta__\": entry \"labels\": invalid type"]),
     case("fewer labels than the head has", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat"])), &["right.npz: __meta__: labels: expected 2, one for each row of fc.weight, found 1"]),
     case("half a network", |l| with_meta(l, |t| t.meta["network"] = json!({"block": "basic"})), &["right.npz: array \"__meta__\": entry \"network\": missing field"]),
