@@ -7,8 +7,8 @@ use crate::device::memory::{Borrows, Buffer};
 use crate::error::Result;
 use crate::tensor::Real;
 
-/// A store, and what all plans over it share, because only one step runs at a time. The default runs steps
-/// on the CPU.
+/// A store, and the memory that all plans over it share, because only one step runs at a time. The default
+/// runs steps on the CPU.
 pub struct Engine<R> {
     /// The tensors that outlive a step, as the host sees them ([`Engine::pull`]).
     pub store: Store<R>,

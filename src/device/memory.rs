@@ -16,7 +16,7 @@ pub const ALIGN: usize = 64;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Line([u8; ALIGN]);
 
-/// A growable, 64-byte aligned, zero-initialised buffer.
+/// A zero-initialised buffer, aligned to [`ALIGN`] bytes.
 #[derive(Default)]
 pub struct Buffer {
     lines: Vec<Line>,
@@ -31,7 +31,7 @@ impl Buffer {
     pub fn bytes(&self) -> usize {
         self.lines.len() * ALIGN
     }
-    /// Sets every byte.
+    /// Sets every byte to `byte`.
     pub fn fill(&mut self, byte: u8) {
         self.lines.fill(Line([byte; ALIGN]));
     }

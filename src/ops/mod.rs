@@ -1,4 +1,5 @@
-//! The operators, in a folder for each kind; every op has one file, and one line in the registry below.
+//! The operators, in a folder for each kind. Every op has a file (`conv2d` a folder) and a line in the
+//! registry below.
 //!
 //! An op defines shapes, memory slots and arithmetic. It does not depend on the tape, on models, or on a
 //! device beyond its own loops and launches. The CPU code is generic over [`Real`]: `f32` is the CPU backend,

@@ -81,6 +81,7 @@ pub struct Operands {
 }
 
 impl Operands {
+    /// All slots except those of `fused_activation` and `first_term`.
     fn all(&self) -> impl Iterator<Item = &Slot> {
         let grads =
             self.output_grads.iter().flatten().chain(self.input_grads.iter().flatten().map(|(s, _)| s));
@@ -98,7 +99,7 @@ impl Operands {
             .chain(grads)
             .chain(masks)
     }
-    /// The number of slots.
+    /// The number of slots that [`Operands::bytes`] counts.
     pub fn slots(&self) -> usize {
         self.all().count()
     }
@@ -113,7 +114,8 @@ impl Operands {
             Write::Add => 2 * slot.bytes as u64,
         })
     }
-    /// The bytes of all operands, each counted once.
+    /// The bytes of all operands, each counted once, without those of a fused activation and of a first
+    /// term, which only GPUs have.
     pub fn bytes(&self) -> u64 {
         self.all().map(|s| s.bytes as u64).sum()
     }

@@ -21,7 +21,7 @@ pub struct Traffic {
     pub op: &'static str,
     /// The phase of the instructions.
     pub phase: Phase,
-    /// What they cost together.
+    /// What these instructions cost together.
     #[serde(flatten)]
     pub sum: Sum,
 }
@@ -209,12 +209,13 @@ mod tests {
         });
         let least = |phase| row(&unit, card, "toy", "conv2d", phase).minimal_bytes;
         assert_eq!(least(Phase::Forward), (512 + 128 + 512 + 32) + (512 + 128 + 512 + 512 + 32));
-        // The second writes the residual's gradient, which is its dz; the first adds to it and writes a
-        // filter's gradient.
+        // The second convolution writes the residual's gradient, which is its dz. The first adds to that
+        // gradient, and writes its filter's gradient.
         let backward = (512 + 32 + 128 + 512) + (512 + 32 + 128 + 2 * 512 + 512 + 256);
         assert_eq!(least(Phase::Backward), backward);
 
-        // The neighbours of an activation of its own do its work, except for reading the residual.
+        // The kernels before and after an activation that is an op of its own can compute it. The activation
+        // then costs only the read of the residual.
         let apart = plan(&filters, |t, x, w| {
             let y = t.apply(Conv2d::new(1, 0), &[x, w[0]]).unwrap();
             t.apply(crate::ops::layers::activation::Activation(Act::Relu), &[y, x]).unwrap()

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_convolution_applies_the_mask_and_the_mean_applies_its() {
+    fn the_next_convolution_and_the_mean_apply_the_masks_of_their_inputs() {
         let conv =
             |t: &mut Tape, y, w| t.apply(Conv2d { act: Act::Relu, ..Conv2d::new(1, 0) }, &[y, w]).unwrap();
         assert_eq!(found(h200(), conv), [(1, 0), (2, 1)]);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_is_not_fused_if_the_gradient_is_last_written_as_a_residuals() {
+    fn the_mask_is_not_fused_if_the_last_writer_writes_a_residuals_gradient() {
         // Backward runs from the end: the unit's first convolution writes to dy last, the one with the
         // residual before.
         let relu = Conv2d { act: Act::Relu, ..Conv2d::new(1, 0) };

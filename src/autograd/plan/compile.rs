@@ -84,7 +84,7 @@ impl<R: Real> Plan<R> {
         &self.cost
     }
     /// The phase and op of every instruction, in order, and the bytes of its operands, scratch included,
-    /// each counted once.
+    /// each counted once ([`Operands::bytes`](crate::ops::operands::Operands::bytes)).
     pub fn listing(&self) -> impl Iterator<Item = (Phase, &'static str, u64)> {
         self.instructions.iter().map(|i| (i.phase, i.op.name(), i.operands.bytes()))
     }

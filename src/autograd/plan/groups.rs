@@ -98,10 +98,11 @@ impl Graph {
 
     /// All nodes, in groups of equal keys.
     ///
-    /// Networks that run side by side (teachers; the levels of features, each through the teachers'
-    /// remaining blocks) end together: the node with the longest way to the end goes first, counted in nodes
-    /// with a key, and the nodes with the same key and as long a way go with it. A level of features
-    /// therefore enters a teacher's blocks when the image's features arrive there.
+    /// Networks that run side by side end together: teachers, and the levels of features, each of which
+    /// passes through the teachers' remaining blocks. The node with the longest path to the end goes first,
+    /// and the nodes with the same key and an equally long path go with it; the length of a path is its
+    /// number of nodes with a key. A level of features therefore enters a teacher's blocks when the image's
+    /// features arrive there.
     fn groups(mut self, keys: Vec<Option<&str>>) -> Vec<Vec<usize>> {
         let mut distance = vec![0usize; keys.len()];
         for i in (0..keys.len()).rev() {
@@ -127,11 +128,11 @@ impl Graph {
 /// The nodes that wait for nothing.
 struct Ready<'a> {
     keys: Vec<Option<&'a str>>,
-    /// Nodes with a key on the longest way from each to the end, itself included.
+    /// Nodes with a key on the longest path from each node to the end, itself included.
     distance: Vec<usize>,
     /// Nodes without a key: they run as soon as they can.
     single: BTreeSet<usize>,
-    /// Nodes with a key, by distance: they run when no single node is ready, so that more of them meet.
+    /// Nodes with a key, by distance: they run when no single node is ready, so that groups are larger.
     grouped: BTreeMap<usize, BTreeSet<usize>>,
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Buffers {
     pub forward_scratch: Vec<Vec<usize>>,
     pub backward_scratch: Vec<Vec<usize>>,
     /// By node, then by input: where backward writes the gradient. None where the input needs no gradient,
-    /// or where the gradient is found in the buffer of another.
+    /// or where another gradient's buffer has the same values.
     pub input_grads: Vec<Vec<Option<(usize, Write)>>>,
     /// By node: the first term of the gradient of input 0, where that is in another buffer than the sum.
     pub first_terms: Vec<Option<usize>>,
@@ -235,9 +235,9 @@ mod tests {
     use crate::ops::losses::weighted_sum::WeightedSum;
     use crate::tensor::{Elem, Shape};
 
-    /// Two residual units on a trainable map, and a loss. `watched`: a statistics loss reads each unit's sum
-    /// before the activation.
-    fn residual_units(learn: Learn, watched: bool) -> (Tape, Value) {
+    /// Two residual units on a trainable map, and a loss. `has_statistics_losses`: a statistics loss reads
+    /// each unit's last convolution before the residual is added.
+    fn residual_units(learn: Learn, has_statistics_losses: bool) -> (Tape, Value) {
         let mut store = Store::<f32>::planned(None);
         let x = store.add("x", Shape::new(2, 4, 4, 8));
         let mut t = Tape::default();
@@ -252,7 +252,7 @@ mod tests {
             let [w1, w2] = ["w1", "w2"].map(|n| leaf(n, Shape::new(8, 1, 1, 8), learn));
             let [mean, std] = ["mean", "std"].map(|n| leaf(n, Shape::vector(8), Learn::Frozen));
             let y = t.apply(relu, &[x, w1]).unwrap();
-            x = if watched {
+            x = if has_statistics_losses {
                 let z = t.apply(Conv2d::new(1, 0), &[y, w2]).unwrap();
                 losses.push(t.apply(StatisticsLoss { eps: 1e-8 }, &[z, mean, std]).unwrap());
                 t.apply(Activation(Act::Relu), &[z, x]).unwrap()
@@ -275,8 +275,8 @@ mod tests {
     fn no_two_buffers_in_use_share_bytes() {
         for target in [None, Some(Target::h200(Elem::F32)), Some(Target::h200(Elem::Bf16))] {
             for learn in [Learn::Frozen, Learn::Trainable] {
-                for watched in [false, true] {
-                    let (t, loss) = residual_units(learn, watched);
+                for has_statistics_losses in [false, true] {
+                    let (t, loss) = residual_units(learn, has_statistics_losses);
                     let step = Step::of::<f32>(&t, Some(loss), target.as_ref()).unwrap();
                     let buffers = Buffers::of(&step, 1);
                     expect_no_overlap(&buffers.lives, &Placement::of(&buffers.lives));
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watched_sum_takes_the_first_term_of_its_gradient_from_the_skip() {
+    fn a_statistics_loss_reads_the_first_term_of_its_gradient_from_the_skip() {
         let (t, loss) = residual_units(Learn::Frozen, true);
         let is_loss = |i: &usize| t.nodes[*i].op.name() == "statistics_loss";
         let losses: Vec<usize> = (0..t.nodes.len()).filter(is_loss).collect();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fused_activation_names_the_same_memory_as_the_activations_own_instruction() {
+    fn a_fused_activation_has_the_memory_of_the_activations_own_instruction() {
         let (list, _) = lowered(Some(Target::h200(Elem::Bf16)));
         let (conv, activation) = (&list[0].operands, &list[1].operands);
         let fused = conv.fused_activation.unwrap();

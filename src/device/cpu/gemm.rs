@@ -7,9 +7,9 @@
 //! over pixels, `step` apart) are therefore the same loop: broadcast an element of `x`, multiply it by a
 //! vector of `B`, and add to `P x N` accumulators in registers.
 //!
-//! Tiles have 12 rows, whose pointers just fit the general registers. With 24 rows of one vector, each
-//! pointer was loaded again at every step (64x16x16x16 -> 16, 3x3: 1143 us instead of 854, measured in one
-//! run).
+//! With AVX-512, tiles have 12 rows, whose pointers just fit the general registers. With 24 rows of one
+//! vector, each pointer was loaded again at every step (64x16x16x16 -> 16, 3x3: 1143 us instead of 854,
+//! measured in one run).
 
 use super::vector::dispatch;
 use crate::tensor::Real;

@@ -8,7 +8,7 @@ pub trait Split: Sized + Send {
     fn split(self, at: usize) -> (Self, Self);
 }
 
-/// A writable slice whose items are runs of equally many elements, none for an absent operand.
+/// A writable slice whose items are runs of equally many elements. For an absent operand the runs are empty.
 pub struct Rows<'a, T> {
     /// The elements of all items.
     pub data: &'a mut [T],

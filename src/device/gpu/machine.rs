@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Elem;
 use std::ops::Range;
 
-/// Bytes of the ring to which steps write their losses: 256 steps of 64 losses.
+/// Bytes of the ring to which steps write their metrics: 256 steps of 64 metrics.
 pub(super) const RING_BYTES: usize = 64 << 10;
 
 /// One buffer of the store on the device.
@@ -71,8 +71,8 @@ impl Machine {
         })
     }
 
-    /// Sets the steps of every stage that a profiler records. They run launch by launch, each in a range
-    /// with its op's name.
+    /// Sets the steps of every stage that a profiler records. They run launch by launch, each launch in a
+    /// range with its label.
     pub fn profile(&mut self, steps: Range<u64>) {
         self.profile = steps;
     }
@@ -359,7 +359,7 @@ pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
     pointers.filter_map(|p| if let Pointer::Bf16Copy(slot) = p { Some(slot) } else { None })
 }
 
-/// Rows of the ring for steps with so many losses.
+/// Rows of the ring for steps with so many metrics.
 pub fn ring_rows(metrics: usize) -> usize {
     (RING_BYTES / (4 * metrics.max(1))).min(256)
 }

@@ -1,5 +1,6 @@
-//! NVRTC, NVIDIA's run-time compiler: found and opened at run time, so that neither a build nor a program needs CUDA
-//! installed. The build script compiles with it; a program that was built without does so at its first launch.
+//! NVRTC, NVIDIA's run-time compiler. It is found and opened at run time, so that neither a build nor a
+//! program needs CUDA installed. The build script compiles with it; a program that was built without it
+//! compiles each module at the first launch of one of its kernels.
 
 use libloading::{Library, Symbol};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -9,27 +10,29 @@ use std::{env, fs};
 /// A header as kernels include it, and its text.
 pub type Header = (String, String);
 
-/// How every kernel is compiled, beside its target. `-v` has ptxas report registers and spills.
+/// The options that every kernel is compiled with, beside its target. `-v` makes ptxas report registers and
+/// spills.
 pub const OPTIONS: [&str; 3] = ["--std=c++17", "-lineinfo", "--ptxas-options=-v"];
 
-/// What one source became for one target.
+/// A source file compiled for one target.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Machine code for the target.
     pub cubin: Vec<u8>,
-    /// Assembly that newer devices' drivers compile; ends with NUL, as the driver wants it.
+    /// Assembly that newer devices' drivers compile; ends with NUL, as the driver expects.
     pub ptx: Vec<u8>,
     /// The mangled name of each instance, in the order asked for.
     pub symbols: Vec<String>,
-    /// What ptxas said: registers and spills of each kernel.
+    /// The compiler's log, which has ptxas's report on registers and spills of each kernel.
     pub log: String,
 }
 
 /// An opened compiler.
 pub struct Nvrtc {
     library: Library,
-    /// Kept open: NVRTC opens it by bare name when it compiles, and finds the one that is already there.
+    /// Kept open: NVRTC opens it by bare name when it compiles, and finds the copy that is already loaded.
     _builtins: Option<Library>,
+    /// The library's file.
     pub path: PathBuf,
 }
 
@@ -37,7 +40,8 @@ type Program = *mut c_void;
 type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 
-/// Folders that may hold NVRTC, most deliberate choice first.
+/// Folders that may hold NVRTC: those that the user names in `DFKA_NVRTC_DIR`, `CUDA_PATH` and `CUDA_HOME`
+/// first, then the usual places.
 pub fn folders() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = env::var_os("DFKA_NVRTC_DIR").map(PathBuf::from).into_iter().collect();
     let roots = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(env::var_os).map(PathBuf::from);
@@ -58,7 +62,8 @@ pub fn folders() -> Vec<PathBuf> {
     found
 }
 
-/// Entries of `folder` whose name begins with `prefix`, newest version first.
+/// Entries of `folder` whose name begins with `prefix`, in reverse alphabetical order, so that of two
+/// versions the newer usually comes first.
 fn glob(folder: impl AsRef<Path>, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
     let begins = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
@@ -77,8 +82,8 @@ impl Nvrtc {
         let found = folders.iter().find_map(|d| glob(d, "libnvrtc.so").into_iter().next());
         let path = found.ok_or_else(|| {
             format!(
-                "no libnvrtc.so in {} folders (DFKA_NVRTC_DIR, CUDA_PATH, /usr/local/cuda*, LD_LIBRARY_PATH, Python \
-                 wheels' nvidia/*/lib)",
+                "no libnvrtc.so in {} folders (DFKA_NVRTC_DIR, CUDA_PATH, /usr/local/cuda*, LD_LIBRARY_PATH, \
+                 Python wheels' nvidia/*/lib)",
                 folders.len()
             )
         })?;
@@ -92,7 +97,8 @@ impl Nvrtc {
     }
 
     fn function<T>(&self, name: &CStr) -> Result<Symbol<'_, T>, String> {
-        // SAFETY: every caller names an NVRTC function together with its type in nvrtc.h, unchanged since CUDA 11.1.
+        // SAFETY: every caller names an NVRTC function together with its type in nvrtc.h, which has not
+        // changed since CUDA 11.1.
         unsafe { self.library.get(name.to_bytes_with_nul()) }
             .map_err(|e| format!("{}: {e}", self.path.display()))
     }
@@ -109,9 +115,9 @@ impl Nvrtc {
         }
     }
 
-    /// Compiles `source` for `target` (`sm_90a`), every one of `instances` in it.
+    /// Compiles all `instances` of the kernels in `source` for `target`, such as `sm_90a`.
     ///
-    /// Errors: the compiler's log, when it refuses.
+    /// Errors: a source that the compiler refuses, with its log; a function that the library does not have.
     pub fn compile(
         &self,
         name: &str,
@@ -148,7 +154,8 @@ impl Nvrtc {
         let options = options.map(&text).collect::<Result<Vec<_>, _>>()?;
         let pointers = |v: &[CString]| v.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
         let mut program: Program = std::ptr::null_mut();
-        // SAFETY: all strings and arrays outlive the calls; the program is destroyed once, after its last use.
+        // SAFETY: all strings and arrays outlive the calls; the program is destroyed once, after its last
+        // use.
         unsafe {
             let (bodies, names, options) = (pointers(&bodies), pointers(&names), pointers(&options));
             let count = headers.len() as c_int;

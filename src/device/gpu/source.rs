@@ -1,7 +1,7 @@
-//! What a kernel source declares: read from its text, by the build script and by the program alike.
+//! Reads what a kernel source declares from its text: the build script does so for the table of kernels.
 //!
-//! A kernel's parameter list is written once, in CUDA C++. Reading it here is what lets a launch check the number and the
-//! kinds of its arguments without a second copy of the list in Rust.
+//! A kernel's parameter list is written once, in CUDA C++. Because it is read here, a launch can check the
+//! number and the kinds of its arguments without a second copy of the list in Rust.
 
 /// What one parameter of a kernel takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,10 +38,11 @@ pub fn runs_on(needs_90a: bool, target: &str) -> bool {
     !needs_90a || target == "sm_90a"
 }
 
-/// The kernels that `source` declares by `INSTANCE(...)` and `INSTANCE_90A(...)`; groups' structures may be in `headers`, the
-/// text of what it includes.
+/// The kernels that `source` declares by `INSTANCE(...)` and `INSTANCE_90A(...)`. The structures of groups
+/// may be in `headers`, the text of what it includes.
 ///
-/// Errors: an instance of a kernel that the file does not define, and a parameter of a type that no launch can pass.
+/// Errors: an instance of a kernel that the file does not define; a parameter of a type that no launch can
+/// pass.
 pub fn kernels(source: &str, headers: &str) -> Result<Vec<Declared>, String> {
     let code = without_comments(source);
     let structures = [&code, &without_comments(headers)].map(String::as_str).join("\n");
@@ -61,7 +62,8 @@ pub fn kernels(source: &str, headers: &str) -> Result<Vec<Declared>, String> {
     Ok(found)
 }
 
-/// The launch bound and the parameters of `KERNEL(threads) name(...)`, or of `KERNEL(threads, blocks) name(...)`.
+/// The launch bound and the parameters of `KERNEL(threads) name(...)`, or of
+/// `KERNEL(threads, blocks) name(...)`.
 fn definition(code: &str, structures: &str, name: &str) -> Result<(u32, Vec<Parameter>), String> {
     for (at, _) in code.match_indices("KERNEL(") {
         let rest = &code[at + "KERNEL(".len()..];
@@ -77,7 +79,7 @@ fn definition(code: &str, structures: &str, name: &str) -> Result<(u32, Vec<Para
     Err(format!("no `KERNEL(threads) {name}(...)` in this file"))
 }
 
-/// A parameter list at its outer commas.
+/// Cuts a parameter list at its outer commas.
 fn split(list: &str) -> Vec<String> {
     let (mut parts, mut depth) = (vec![String::new()], 0);
     for c in list.chars() {
@@ -122,7 +124,7 @@ fn parameter(text: &str, structures: &str) -> Result<Parameter, String> {
     Ok(kind)
 }
 
-/// Fields of `struct name`, all of them pointers.
+/// The number of fields of `struct name`, all of which must be pointers.
 fn pointers(code: &str, name: &str) -> Result<usize, String> {
     let wrong = |what: &str| format!("Group<{name}>: {what}");
     let (_, rest) =
@@ -135,7 +137,7 @@ fn pointers(code: &str, name: &str) -> Result<usize, String> {
     }
 }
 
-/// The text with comments blanked out, lines kept.
+/// The text without `//` comments, with the same lines.
 pub fn without_comments(source: &str) -> String {
     source.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
@@ -146,8 +148,9 @@ mod tests {
 
     #[test]
     fn reads_templates_bounds_and_parameters() {
-        let source = "template <class T>\nKERNEL(128) f(T* RESTRICT y, const Pack<T, 8>* x, // rows\n  int n, const u64 seed,\
-                      Conv2dDims d) {}\n// INSTANCE(g)\nINSTANCE(f<float>)\nINSTANCE(f<bf16>)\n";
+        let source = "template <class T>\nKERNEL(128) f(T* RESTRICT y, const Pack<T, 8>* x, // rows\n  \
+                      int n, const u64 seed, Conv2dDims d) {}\n\
+                      // INSTANCE(g)\nINSTANCE(f<float>)\nINSTANCE(f<bf16>)\n";
         let found = kernels(source, "").unwrap();
         let structure = Parameter::Structure("Conv2dDims".into());
         let expected = [Parameter::Pointer, Parameter::Pointer, Parameter::I32, Parameter::U64, structure];
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_only_sm_90a_gets() {
+    fn reads_kernels_that_only_sm_90a_has() {
         let source = "KERNEL(384, 1) f(float* y, MAPS_PARAM maps) {}\nINSTANCE_90A(f)\n";
         let f = kernels(source, "").unwrap().remove(0);
         assert_eq!((f.instance.as_str(), f.threads, f.needs_90a), ("f", 384, true));

@@ -17,11 +17,11 @@ const ELEMENT_BYTES: u64 = 2;
 pub struct TensorMap {
     /// The bf16 tensor, or the bf16 copy of one.
     pub tensor: Pointer,
-    /// The boxes of it that copies bring.
+    /// The boxes that it is copied in.
     pub boxes: Boxes,
 }
 
-/// The boxes that copies bring. Elements outside the tensor are zeros.
+/// The part of a tensor that one copy brings to shared memory. Elements outside the tensor are zeros.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Boxes {
     /// A box has `boxes[i]` elements of dimension i, innermost first, and begins at any coordinate

@@ -67,8 +67,9 @@ impl Tiles {
         Tiles::new(target, x.n(), x.h() * x.w(), x.c(), elem, 0)
     }
 
-    /// At most `wanted` blocks for each multiprocessor; 0 gives one chunk for each image. A chunk has at
-    /// least four pixels for each thread, so that loading the coefficients of its channels pays off.
+    /// At most `wanted` blocks for each multiprocessor; 0 gives one chunk for each image. A chunk of a large
+    /// map has about four pixels or more for each thread, so that loading the coefficients of its channels
+    /// pays off.
     fn new(target: &Target, images: usize, pixels: usize, c: usize, elem: Elem, wanted: usize) -> Self {
         let pack = pack(elem, c);
         // A block has at most 32 packs of 16 bytes side by side, which are four full cache lines. Without

@@ -217,8 +217,10 @@ impl<'a> Launches<'a> {
         self.list.push(launch.map_err(|e| Error::Run(format!("{}: {e}", self.op)))?);
         Ok(())
     }
-    /// Fails if two operands have different types and the op's kernels take only equal ones. `what` names
-    /// the found one.
+    /// Checks that two operands have the same element type, for kernels that take no others. `what` names
+    /// the `found` one in the message.
+    ///
+    /// Errors: different types.
     pub fn expect_same(&self, what: &str, expected: DeviceTensor, found: DeviceTensor) -> Result<()> {
         if expected.elem == found.elem {
             return Ok(());

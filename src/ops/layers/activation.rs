@@ -137,7 +137,7 @@ pub fn sigmoid<R: Real>(v: R) -> R {
 /// `y = act(x)`, or `y = act(x + residual)` with two operands.
 ///
 /// Shapes: x, residual, y `[n, h, w, c]`.
-/// Source: ResNet's block end (He et al. 2016, eq. 1); tanh and sigmoid as docs/method.md 1 and 2 use them.
+/// Source: ResNet's block end (He et al. 2016, eq. 1); sigmoid as docs/method.md 1 and 2 use it.
 /// Backward: `dx = dresidual = dy * act'`, from the saved output. On a GPU, a piecewise linear activation
 /// saves one bit per element instead.
 /// Errors: operands of different shapes.
@@ -317,7 +317,7 @@ pub(super) fn step_backward(
     )
 }
 
-/// Every thread takes 16 bytes at a time.
+/// Blocks of a loop in which every thread takes 16 bytes at a time.
 fn blocks(l: &Launches, elements: usize, elem: Elem) -> u32 {
     l.blocks_for(elements, THREADS as usize * 16 / elem.bytes())
 }

@@ -11,6 +11,7 @@ use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
 use crate::ops::layers::activation::Act;
+use crate::ops::losses::common::expect_frozen;
 use crate::ops::operands::{Io, Operands, store_or_add};
 use crate::ops::operator::{
     Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape, operands_once,
@@ -61,9 +62,7 @@ impl Operator for BatchNorm {
             expect_shape("batch_norm", name, Shape::vector(x.c()), arg.shape)?;
         }
         for i in [3, 4] {
-            if args[i].needs_grad {
-                return Err(Error::shape("batch_norm", format!("{} has no gradient", names[i])));
-            }
+            expect_frozen("batch_norm", names[i], args[i])?;
         }
         if self.stats == Stats::Batch && x.elems() == x.c() {
             let message = format!("x {x} has one value a channel, batch statistics need two or more");
@@ -440,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_of_a_hundred_deviations_costs_no_digits() {
+    fn a_mean_of_a_hundred_standard_deviations_costs_no_digits() {
         for x in [Shape::new(3, 5, 7, 11), Shape::new(4, 32, 33, 5)] {
             check(case(op(Stats::Batch, Act::Relu), x).map(0, |v| v + 100.0));
             check(case(op(Stats::Running, Act::None), x).map(0, |v| v + 100.0).map(3, |v| v + 100.0));
@@ -460,7 +459,10 @@ mod tests {
             e(batch, x, Shape::vector(4), false),
             "batch_norm: beta: expected [1, 1, 1, 3], found [1, 1, 1, 4]"
         );
-        assert_eq!(e(batch, x, v, true), "batch_norm: running_mean has no gradient");
+        assert_eq!(
+            e(batch, x, v, true),
+            "batch_norm: running_mean: needs a gradient, but the op passes none to it; detach it first"
+        );
         assert!(e(batch, v, v, false).contains("[1, 1, 1, 3] has one value a channel"));
         assert!(e(op(Stats::Running, Act::Tanh), x, v, false).contains("Tanh cannot be fused"));
         assert!(batch.signature(&[]).unwrap_err().to_string().contains("expected 5 operands (x, gamma"));

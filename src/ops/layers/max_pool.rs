@@ -61,8 +61,8 @@ impl Operator for MaxPool {
         let (x, window) = (args[0].shape, self.window);
         if window == 0 || window > MAX_WINDOW || self.stride == 0 || 2 * self.pad > window {
             let message = format!(
-                "window {window}, stride {}, padding {}: expected a window of 1 to {MAX_WINDOW}, a stride of 1 or more, \
-                 at most half a window of padding",
+                "window {window}, stride {}, padding {}: expected a window of 1 to {MAX_WINDOW}, \
+                 a stride of 1 or more, at most half a window of padding",
                 self.stride, self.pad
             );
             return Err(Error::shape("max_pool", message));

@@ -23,8 +23,8 @@ use crate::tensor::{Real, Shape};
 /// w2; saves pooled, gain and hidden (`2 c + k` scalars per sample).
 /// Errors: no hidden unit, weights that do not fit x's channels or each other.
 /// Cost: `2 n c k` multiply-adds forward, twice that backward. Memory-bound on x: forward reads x and writes
-/// y, backward reads x and dy and writes dx. Images are processed one at a time, so that the second pass over
-/// one finds it in cache.
+/// y, backward reads x and dy and writes dx. The CPU processes one image at a time, so that its second pass
+/// over an image finds it in cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SeFilter {
     /// The upper limit of the gain: 1 as published; with 2, small initial weights give a gain near 1, the
@@ -101,7 +101,7 @@ impl Operator for SeFilter {
         let (w1, w2, small) = (io.x(1), io.x(3), io.saved::<R>(0));
         let below = R::of(1.0 / f64::from(self.top));
         let sample = |i: usize| &small[i * saved_len(c, k)..][..saved_len(c, k)];
-        // Gradients with respect to the inputs of the sigmoid and of the relu, `[c][k]` for each sample.
+        // Gradients with respect to the inputs of the sigmoid (`c`) and of the ReLU (`k`), for each sample.
         let inner = io.scratch::<R>(0);
         let dx = io.dx(0);
         let write = dx.as_ref().map(|dx| dx.write);

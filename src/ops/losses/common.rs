@@ -62,15 +62,15 @@ pub fn expect_setting(op: &'static str, holds: bool, message: impl FnOnce() -> S
     if holds { Ok(()) } else { Err(Error::shape(op, message())) }
 }
 
-/// Checks an operand of kernels that read f32 only. Rows and scalars are stored in f32 unless they come from
-/// a feature map.
+/// Checks an operand of kernels that read f32 only. Leaves, scalars, and rows that come from no feature map
+/// are stored in f32.
 ///
 /// Errors: a bf16 operand.
 pub fn expect_f32(op: &'static str, what: &str, found: DeviceTensor) -> Result<DeviceTensor> {
     if found.elem == Elem::F32 {
         return Ok(found);
     }
-    Err(Error::shape(op, format!("{what}: expected rows of float, found {}", found.elem)))
+    Err(Error::shape(op, format!("{what}: expected float elements, found {}", found.elem)))
 }
 
 /// The threads of the single block that sums a loss of `terms` terms.

@@ -117,8 +117,8 @@ mod tests {
 
     #[test]
     fn equals_a_result_computed_by_hand() {
-        // Supplement eq. 3. Label 0: y = 3/4, 1/4, so p = 1/2, H = -ln 2. Label 1: y = 1/4 twice, H =
-        // ln(1/4)/4 + 3 ln(3/4)/4.
+        // Supplement eq. 3. Label 0: y = 3/4, 1/4, so p = 1/2, H = -ln 2. Label 1: y = 1/4, 1/4, so p = 1/4,
+        // H = ln(1/4)/4 + 3 ln(3/4)/4.
         let (odds3, h) = (3f64.ln(), 0.25 * 0.25f64.ln() + 0.75 * 0.75f64.ln());
         let case =
             Case::new(EntropyLoss, &[Shape::rows(2, 2)]).values(0, vec![odds3, -odds3, -odds3, -odds3]);

@@ -1,4 +1,5 @@
-//! The losses: every op here reduces rows or feature maps to one number, and writes its gradient.
+//! The losses: every op here reduces its operands to one number, and all but `diversity`, a measure, pass a
+//! gradient on.
 
 pub mod activation_loss;
 pub mod bce;

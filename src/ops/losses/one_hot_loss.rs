@@ -210,8 +210,8 @@ mod tests {
         check(case(PseudoLabels::Threshold, -(27f64 / 128.0).ln() / 4.0));
         // Half of two samples: the first of each column. t = 1, 1; 0, 0, as above.
         check(case(PseudoLabels::Balanced { share: 0.5 }, -(27f64 / 128.0).ln() / 4.0));
-        // Round(0.8 * 2) = 2 samples: t = 1 everywhere. (-ln 3/4 - ln 1/2 - ln 1/4 - ln 1/4) / 4 = -ln(3/128)
-        // / 4.
+        // Round(0.8 * 2) = 2 samples: t = 1 everywhere.
+        // (-ln 3/4 - ln 1/2 - ln 1/4 - ln 1/4) / 4 = -ln(3/128) / 4.
         check(case(PseudoLabels::Balanced { share: 0.8 }, -(3f64 / 128.0).ln() / 4.0));
     }
 

@@ -4,12 +4,13 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
 use crate::device::gpu::target::Target;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_stats::sum_channel_stats;
 use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels};
 use crate::ops::launch::launches::Launches;
 use crate::ops::launch::launches::THREADS;
+use crate::ops::losses::common::expect_frozen;
 use crate::ops::operands::{Io, Operands, Write, store_or_add};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
@@ -47,9 +48,7 @@ impl Operator for StatisticsLoss {
         let u = args[0].shape;
         for i in [1, 2] {
             expect_shape("statistics_loss", names[i], Shape::vector(u.c()), args[i].shape)?;
-            if args[i].needs_grad {
-                return Err(Error::shape("statistics_loss", format!("{} has no gradient", names[i])));
-            }
+            expect_frozen("statistics_loss", names[i], args[i])?;
         }
         Ok(Signature {
             outputs: vec![Shape::SCALAR],
@@ -139,9 +138,9 @@ impl Operator for StatisticsLoss {
         l.launch(name, tiles.grid(), tiles.block(), 0, args)
     }
 
-    /// Forward: u must be stored in addition to its activation; its statistics are summed while it is
-    /// written. Backward reads u where its gradient is written, and stores that gradient on its own if the
-    /// first term is also the gradient of a skip connection.
+    /// Forward: u must be stored in addition to its activation, and its statistics can be summed while it is
+    /// written. Backward: u is read where its gradient is written. That gradient needs a buffer of its own if
+    /// the first term is also the gradient of a skip connection.
     fn minimal_bytes(&self, o: &Operands) -> u64 {
         let u = o.inputs[0].bytes as u64;
         if o.first_term.is_some() { 2 * u } else { u }
@@ -162,7 +161,7 @@ mod tests {
     const EPS: f64 = 0.00390625;
 
     /// Mean and biased variance of channel `ch`.
-    fn moments(x: &[f64], c: usize, ch: usize) -> (f64, f64) {
+    fn mean_and_var(x: &[f64], c: usize, ch: usize) -> (f64, f64) {
         let v: Vec<f64> = x.iter().skip(ch).step_by(c).copied().collect();
         let mean = v.iter().sum::<f64>() / v.len() as f64;
         (mean, v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / v.len() as f64)
@@ -172,7 +171,7 @@ mod tests {
         let c = t[1].len();
         let mut terms = Vec::new();
         for ch in (0..c).filter(|ch| t[2][*ch] >= 1e-3) {
-            let ((mean, var), std) = (moments(&t[0], c, ch), t[2][ch]);
+            let ((mean, var), std) = (mean_and_var(&t[0], c, ch), t[2][ch]);
             terms.push(((mean - t[1][ch]) / std).powi(2) + ((var / std.powi(2) + eps).sqrt() - 1.0).powi(2));
         }
         vec![vec![terms.iter().sum::<f64>() / terms.len().max(1) as f64]]
@@ -216,7 +215,7 @@ mod tests {
             .map(|(i, v)| gamma[i] * (v - mean[i]) / scale(i) + beta[i])
             .collect();
         let matching = (0..c).map(|i| {
-            let (m, v) = moments(&before, c, i);
+            let (m, v) = mean_and_var(&before, c, i);
             ((m - mean[i]) / scale(i)).powi(2) + (v.sqrt() / scale(i) - 1.0).powi(2)
         });
         let want = matching.sum::<f64>() / c as f64;
@@ -238,7 +237,7 @@ mod tests {
         );
         assert_eq!(
             e(&[arg(3, true), arg(3, true), arg(3, false)]),
-            "statistics_loss: target_mean has no gradient"
+            "statistics_loss: target_mean: needs a gradient, but the op passes none to it; detach it first"
         );
         assert!(e(&[]).contains("expected 3 operands (u, target_mean, target_std)"));
     }

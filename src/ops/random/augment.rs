@@ -69,7 +69,7 @@ impl Mix {
 }
 
 impl Place {
-    /// The pixel of an `h x w` image that appears at `(p, q)`; `None` where `fill` does.
+    /// The pixel of an `h x w` image that appears at `(p, q)`; `None` where `fill` appears instead.
     #[inline(always)]
     fn source(&self, p: usize, q: usize, h: usize, w: usize) -> Option<usize> {
         let q = if self.mirrored { w - 1 - q } else { q };
@@ -377,8 +377,8 @@ mod tests {
         check(Case::new(op, &[Shape::new(3, 4, 5, 2)]).reference(|x| x.to_vec()));
     }
 
-    /// Of 20 000 samples a quarter each is mixed in either way, half is mirrored, and every shift is as
-    /// likely as the next; five standard errors allowed.
+    /// Of 20 000 samples, a quarter is mixed by maximum, a quarter by pasting, and half are mirrored; all
+    /// shifts are equally likely. Five standard errors are allowed.
     #[test]
     fn choices_have_the_set_probabilities() {
         let op = Augment { flip: 0.5, mix_max: 0.25, cutmix: 0.25, ..SHIFT };

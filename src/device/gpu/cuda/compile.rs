@@ -40,7 +40,7 @@ pub(super) fn compile(
     let name = format!("{}.cu", module.stem);
     let compiled = compiler
         .compile(&name, module.source, &headers, &instances, &target)
-        .map_err(|e| Error::Run(format!("{}: kernels/{e}", compiler.path.display())))?;
+        .map_err(|e| Error::Run(format!("{}: {e}", compiler.path.display())))?;
     // If the cache cannot be written, the next run spends a second to compile again.
     if std::fs::create_dir_all(cache_folder()).is_ok() {
         let save = |to: &Path, bytes: &[u8]| {

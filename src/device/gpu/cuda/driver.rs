@@ -58,7 +58,8 @@ pub(super) fn check(result: CUresult, what: &str) -> Result<()> {
             format!("{what}: a kernel failed: {text} ({result:?})")
         } else {
             format!(
-                "a kernel launched before \"{what}\" failed: {text} ({result:?}); run again with DFKA_SYNC=1 to learn which"
+                "a kernel launched before \"{what}\" failed: {text} ({result:?}); run again with \
+                 DFKA_SYNC=1 to learn which"
             )
         }),
         _ => Error::Run(format!("CUDA: {what}: {text} ({result:?})")),

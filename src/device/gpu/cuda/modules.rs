@@ -81,15 +81,16 @@ impl Cuda {
         let mut handle = std::ptr::null_mut();
         // SAFETY: a complete CUBIN, or PTX that ends with NUL; the driver copies it.
         let result = unsafe { cuModuleLoadData(&mut handle, image.as_ptr().cast::<c_void>()) };
-        check(result, &format!("kernels/{}.cu", module.stem)).map_err(|e| match result {
+        check(result, &format!("{}.cu", module.stem)).map_err(|e| match result {
             CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
             | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_IMAGE
             | CUresult::CUDA_ERROR_INVALID_PTX => {
                 let (major, minor) = self.found.capability;
                 Error::NoDevice(format!(
-                    "{e}: the driver supports CUDA {}.{} and the device has compute capability {major}.{minor}; the kernels were \
-                     compiled by a newer NVRTC: update the driver, or build with that CUDA's NVRTC (DFKA_NVRTC_DIR)",
+                    "{e}: the driver supports CUDA {}.{} and the device has compute capability \
+                     {major}.{minor}; the kernels were compiled by a newer NVRTC: update the driver, or \
+                     build with that CUDA's NVRTC (DFKA_NVRTC_DIR)",
                     self.driver / 1000,
                     self.driver % 1000 / 10
                 ))

@@ -7,7 +7,7 @@ use cudarc::driver::sys::*;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Steps whose states may be on their way at once. The host collects losses, and so waits, long before that
+/// Steps whose states may be on their way at once. The host collects metrics, and so waits, long before that
 /// many.
 const STATES: usize = 1024;
 

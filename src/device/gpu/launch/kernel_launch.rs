@@ -26,7 +26,8 @@ pub struct Launch {
     pub shared: u32,
     /// One for each parameter of the kernel.
     pub args: Vec<KernelArg>,
-    /// What kernel and geometry are chosen from, again after each member that joins the group.
+    /// The kernels and geometries to choose from, if there are several. The choice is made again after each
+    /// member that joins the group.
     pub(super) candidates: Option<Candidates>,
 }
 
@@ -55,8 +56,8 @@ impl Launch {
         }
         Ok(Launch { kernel, grid, block, shared, args, candidates: None })
     }
-    /// A launch of the fastest of several kernels that take the same arguments, with one block for each
-    /// multiprocessor.
+    /// A launch of the fastest of several kernels that take the same arguments, with at most one block for
+    /// each multiprocessor.
     ///
     /// Errors: those of [`Launch::new`] for any candidate; no candidate.
     pub fn by_fastest(all: Vec<Candidate>, multiprocessors: usize, args: Vec<KernelArg>) -> Result<Launch> {
@@ -83,8 +84,10 @@ impl Launch {
             maps[..first].iter_mut().for_each(|m| m.set_box_rows(box_rows));
         }
     }
-    /// Fails if the launch, or one of its candidates, needs more than `bytes` of dynamic shared memory for a
-    /// block.
+    /// Checks that a block of the launch, and of each of its candidates, needs at most `bytes` of dynamic
+    /// shared memory.
+    ///
+    /// Errors: one that needs more.
     pub fn expect_shared_at_most(&self, bytes: u32) -> Result<()> {
         let candidates = self.candidates.iter().flat_map(|c| &c.all).map(|c| (c.kernel.name, c.shared));
         match candidates.chain([(self.kernel.name, self.shared)]).find(|(_, shared)| *shared > bytes) {

@@ -34,8 +34,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Lays out the arguments. `address` returns the address that an argument stands for and puts tables
-    /// into device memory; `encode` writes a tensor map in the machine's format.
+    /// Lays out the arguments. `address` returns the address that an argument stands for; `encode` writes a
+    /// tensor map in the machine's format.
     ///
     /// Errors: those of `address` and `encode`, and an argument that a table cannot hold.
     pub(in crate::device::gpu) fn new(

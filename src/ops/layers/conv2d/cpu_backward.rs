@@ -15,7 +15,7 @@ use std::ops::Range;
 /// the threads.
 const WGRAD_PARTS: usize = 8;
 
-/// Rows of output that one packing of scratch should serve: four tiles of the micro-kernel.
+/// Half of the output pixels that a pass of the weight gradient should have at least.
 const ROWS_PER_PASS: usize = 48;
 
 /// Most rows of pixels that one gathered product of a weight gradient sums over.
@@ -176,8 +176,8 @@ fn pack_phases<R: Real>(d: &Dims, w: &[R], panels: &mut [R]) {
 }
 
 /// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the
-/// gathered product are filter taps, its runs are rows of pixels. Images fall into a fixed number of parts,
-/// added in order.
+/// gathered product are filter taps, its runs are rows of pixels. The images are cut into at most
+/// [`WGRAD_PARTS`] parts, whose number depends on that of the images alone and whose sums are added in order.
 fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R], dw: Grad<R>) {
     let (lanes, depth) = (gemm::lanes(d.k), d.depth());
     let grain = d.n.div_ceil(WGRAD_PARTS);
@@ -239,7 +239,7 @@ fn pack_pixels<R: Real>(d: &Dims, dz: &Masked<R>, start: usize, panels: &mut [R]
     );
 }
 
-/// Copies `h x w x c` images into the interior of `padded` ones, with zeros around.
+/// Copies `h x w x c` images into the interior of padded ones, and sets their borders to zero.
 fn pad_images<R: Real>(d: &Dims, to: &mut [R], images: &[R]) {
     let (hp, wp) = d.padded();
     let (c, w, left, top) = (d.c, d.w, d.pad, d.pad);
@@ -254,8 +254,8 @@ fn pad_images<R: Real>(d: &Dims, to: &mut [R], images: &[R]) {
     }
 }
 
-/// Adds the products of `count` padded images `x` with their packed `dz` to a part's sum `[k /
-/// lanes][rsc][lanes]`.
+/// Adds the products of `count` padded images `x` with their packed `dz` to a part's sum
+/// `[k / lanes][rsc][lanes]`.
 fn add_pass<R: Real>(d: &Dims, x: &[R], count: usize, panels: &[R], sum: &mut [R]) {
     let (lanes, depth, (hp, wp)) = (gemm::lanes(d.k), d.depth(), d.padded());
     let rows = count * d.p * d.q;

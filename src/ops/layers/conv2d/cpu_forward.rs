@@ -15,12 +15,12 @@ use std::ops::Range;
 /// f32.
 const PASS_ELEMS: usize = 1 << 17;
 
-/// Most filter rows (or rows of taps of a phase) of a gathered product: a 7x7 stem is the largest filter of
-/// our networks.
+/// Most filter rows (or rows of taps of a phase) of a gathered product. The largest filter of our networks
+/// has 7: that of a stem.
 const MAX_TAPS: usize = 16;
 
-/// Images that a worker takes at once: at 2x2 pixels each image gives every tile of 12 rows one row, and 16
-/// images are a tile and a rest of 4.
+/// Images that a worker takes at once. With 2x2 output pixels a product has one row for each image, so that
+/// 16 images fill one tile of 12 rows and a rest of 4.
 pub fn image_grain(n: usize) -> usize {
     even_grain(n).max((n / rayon::current_num_threads()).min(16))
 }

@@ -139,13 +139,13 @@ pub struct Phase {
     pub cols: Taps,
 }
 
-/// The taps `first, first - stride, ...` of one dimension: they read consecutive outputs `base, base + 1,
-/// ...`
+/// The taps `first, first - stride, ...` of one dimension. For the class's first input they read consecutive
+/// outputs, from `base - (count - 1)` to `base`.
 pub struct Taps {
     pub count: usize,
     pub first: usize,
-    /// Output that tap `first` reads for the class's first input, plus `count - 1` so that it is never
-    /// negative.
+    /// Output that the last and smallest tap reads for the class's first input. It is never negative, as the
+    /// output of tap `first` can be.
     pub base: usize,
 }
 

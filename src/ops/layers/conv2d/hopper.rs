@@ -14,7 +14,7 @@ use crate::tensor::Elem;
 /// and k must be multiples of it.
 const SLAB: usize = 64;
 
-/// Rows of the filter in one box; mirrors BOX there.
+/// Rows of the filter in one box. BOX there is the bytes of such a box: 64 rows of a slab.
 const FILTER_ROWS: u32 = 64;
 
 /// Pixels per partial of the channel statistics, whatever the tile; mirrors STATS_ROWS of
@@ -60,8 +60,8 @@ const TILES: [Tile; 3] = [
 ];
 
 impl Tile {
-    /// `SHARED_BYTES` of the kernels: as many stages as 224 KB hold, two barriers per stage, two turns, and
-    /// the scratch of two pingpong warpgroups for channel statistics.
+    /// `SHARED_BYTES` of the kernels: as many stages as 224 KB hold, two barriers per stage, two barriers
+    /// between pingpong warpgroups, and the scratch of two pingpong warpgroups for channel statistics.
     fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 128;
         let stages = (224 << 10) / stage;
@@ -75,7 +75,7 @@ impl Tile {
         // faster than both can multiply.
         if self.is_pingpong { multiply.max((multiply + self.write) / 2) } else { multiply + self.write }
     }
-    /// Whether at most half of the tile's columns are wasted on a product with so many columns.
+    /// Whether a product with so many columns leaves less than half of the tile's columns unused.
     fn suits(&self, columns: usize) -> bool {
         self.columns < 2 * columns
     }

@@ -15,8 +15,8 @@ use crate::ops::operands::Write;
 use crate::ops::operator::{Extent, OperandInfo, Signature};
 use crate::tensor::Elem;
 
-/// Fewest pixels of a part of a weight gradient: eight slabs of bf16, and a multiple of a slab of either
-/// type.
+/// Fewest pixels of a part of a weight or bias gradient, if there are several: eight slabs of bf16, and a
+/// multiple of a slab of either type.
 const PART_PIXELS: usize = 512;
 
 /// Mirrors TILE_STAGES of kernels/lib/tile.cuh.
@@ -50,8 +50,9 @@ impl Tile {
     fn blocks(self, rows: usize, columns: usize) -> usize {
         rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
     }
-    /// A stage holds 128 bytes of each row and column of the tile, and 16 bytes of padding for each row of
-    /// its two slabs: as many rows as the tile's, or the 64 of a slab of bf16.
+    /// A stage has a slab of each operand: 128 bytes for each row or column of the tile, and 16 bytes of
+    /// padding for each row of the slab's layout. The layout has as many rows as the tile has rows or columns
+    /// or, transposed, the 64 rows of a slab of bf16; the larger number counts.
     fn shared_bytes(self) -> u32 {
         let slab = |len: usize| len * 128 + len.max(64) * 16;
         (STAGES * (slab(self.rows) + slab(self.columns))) as u32

@@ -17,19 +17,20 @@ mod geometry;
 mod hopper;
 mod launch;
 
-/// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride -
-/// pad + s, c] )`
+/// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k]
+/// + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride - pad + s, c] )`
 ///
-/// Shapes: x `[n, h, w, c]`, w `[k, r, s, c]`, then, if declared, bias `[1, 1, 1, k]` and residual `[n, p, q,
-/// k]`; y `[n, p, q, k]` with `p = (h + 2 pad - r) / stride + 1`. A linear layer is `h = w = r = s = 1`.
+/// Shapes: x `[n, h, w, c]`, w `[k, r, s, c]`, then, if declared, bias `[1, 1, 1, k]` and residual
+/// `[n, p, q, k]`; y `[n, p, q, k]` with `p = (h + 2 pad - r) / stride + 1`. A linear layer is
+/// `h = w = r = s = 1`.
 /// Source: He et al. 2016 (the teachers' blocks); a frozen batch norm is folded into w and b
 /// (`models::fold`).
 /// Backward: dx (reads w), dw (reads x), db and dresidual, each if it is needed. The activation's derivative
 /// comes from one saved bit per element; a frozen convolution therefore keeps neither x nor y.
 /// Errors: channel counts that differ, a filter larger than the padded image, an activation that is not
 /// piecewise linear.
-/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw. Forward and dx skip
-/// those with padding, which the plan's count includes.
+/// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw. These counts include
+/// those with padding, which forward and dx skip on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
     /// Pixels between neighbouring windows, in both directions.
@@ -286,15 +287,15 @@ mod tests {
     }
 
     /// Channels in whole slabs, for the kernels for compute capability 9.0: forward and gradient, both kinds
-    /// of tensor maps, and rows that fill no whole number of tiles. Beside it the tiles on two
-    /// multiprocessors.
+    /// of tensor maps, and rows that fill no whole number of tiles. The comments name the tiles of forward
+    /// and of the gradient on two multiprocessors.
     fn cases_of_whole_slabs() -> Vec<(Conv2d, Shape, usize, usize)> {
         vec![
             (FUSED, Shape::new(2, 13, 13, 64), 256, 3), // 192x256; 128x64
             (Conv2d::new(1, 1), Shape::new(2, 13, 13, 256), 64, 3), // 128x64; 192x256
             (LEAKY, Shape::new(3, 9, 7, 128), 192, 1),  // 128x128, plain maps
             (LEAKY, Shape::new(2, 6, 7, 64), 128, 3),   // windows of dz that reach two pixels beyond it
-            (Conv2d::new(1, 2), Shape::new(2, 5, 6, 64), 64, 3), // and none
+            (Conv2d::new(1, 2), Shape::new(2, 5, 6, 64), 64, 3), // windows that stay inside dz
             (Conv2d { stride: 2, ..FUSED }, Shape::new(3, 9, 8, 64), 128, 3),
             (Conv2d { stride: 2, ..LEAKY }, Shape::new(3, 9, 8, 128), 64, 1),
         ]
