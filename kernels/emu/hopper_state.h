@@ -19,15 +19,16 @@ struct Queue {
 struct Barrier {
     u64* at;
     u32 count, pending; // arrivals of a phase, and those still to come
-    i64 bytes;          // announced and not yet there
+    i64 bytes;          // announced and not yet copied
     u32 phase;          // parity of the one that is not over
     u32 maker;          // the thread that initialised it
-    bool fenced;        // mbar_fence_init
+    bool fenced;        // its maker has called mbar_fence_init
     bool unseen;        // a load has arrived, and no thread has waited for it since
     Queue waiting;
     char order[2]; // TSan's synchronisation objects, by the parity of the phase
 };
 
+// A named barrier.
 struct Named {
     u32 threads, arrived;
     u32 generation;
@@ -36,6 +37,7 @@ struct Named {
     char order[2];
 };
 
+// A TMA load in flight.
 struct Flight {
     Load load;
     Place place;
@@ -63,17 +65,18 @@ struct Sum {
 };
 
 struct Warpgroup {
-    u64 done, made; // products, counted
+    u64 done, made; // products that are computed, and that a thread has issued
     Product products[MAX_PRODUCTS];
     Sum* sums[MAX_SUMS];
     Queue waiting;
     char order;
 };
 
+// What a thread has issued.
 struct Lane {
     u64 issued;
-    u32 group; // of the products issued next
-    bool fenced;
+    u32 group;   // of the products issued next
+    bool fenced; // wgmma_fence since the accumulators were last free
 };
 
 struct Hopper {
@@ -84,10 +87,10 @@ struct Hopper {
     Named named[MAX_NAMED];
     Warpgroup groups[MAX_THREADS / WARPGROUP];
     Lane lanes[MAX_THREADS];
-    // Shared memory as TMA and wgmma see it: ordinary stores become visible here by fence_async_shared.
+    // Shared memory as TMA and wgmma see it; fence_async_shared makes ordinary stores visible here.
     char* view;
     u32 fences;
-    u32 seen[SHARED_SIZE / ATOM + 1]; // fences at the last look at each atom
+    u32 seen[SHARED_SIZE / ATOM + 1]; // `fences` when each atom was last copied to the view
     void* tsan;                       // the fiber that TSan takes for the writer of loaded data
 };
 

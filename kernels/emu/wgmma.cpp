@@ -16,8 +16,9 @@ namespace emu {
 
 void fence_async_shared() { hopper(*context).fences++; }
 
-// 16 bytes as wgmma sees them. If an ordinary store changed them since TMA wrote them or since the last
-// check, there must have been a fence. Any thread's fence counts, because the storing thread is not known.
+// 16 bytes as wgmma sees them. If an ordinary store has changed them since TMA wrote them or since their atom
+// was last copied to the view, there must have been a fence since that copy. Any thread's fence counts,
+// because the storing thread is not known.
 static inline const char* seen_by_async(Context& c, Hopper& h, u32 offset, const Product& p) {
     const char* at = c.shared + offset;
     u64 now[2], before[2];
@@ -57,7 +58,7 @@ void wgmma_fence() { hopper(*context).lanes[self->id].fenced = true; }
 
 void wgmma_commit() { hopper(*context).lanes[self->id].group++; }
 
-// 64 x n of `d` += a b. Products of bf16 are exact in f32, so that fused multiply-add changes no bit.
+// 64 x n of `d` += a b. Products of bf16 are exact in f32, so fused multiply-add changes no bit.
 __attribute__((optimize("O3,fp-contract=fast"))) static void multiply(float (*d)[256], const float (*a)[16],
                                                                        const float (*b)[256], u32 n) {
     typedef float Eight __attribute__((vector_size(32)));
@@ -140,7 +141,8 @@ static void perform_up_to(Context& c, Hopper& h, Warpgroup& g, u32 end) {
     }
 }
 
-// A thread's part of the 64 x n accumulators: row r and r + 8, two columns in every eight.
+// Moves a thread's part of the 64 x n accumulators to the sum (`give`) and back: rows r and r + 8, two
+// columns in every eight.
 static void give(Sum& s, u32 lane, u32 n) {
     float* d = s.d[lane];
     const u32 row = lane / 32 * 16 + lane % 32 / 4, column = lane % 4 * 2;
@@ -257,7 +259,7 @@ void wgmma_wait(u32 in_flight, Place p) {
     const u32 end = me.group - in_flight; // waits for all groups before this one
     for (;;) {
         perform_up_to(c, h, g, end);
-        // Every product of those groups that this thread has issued, all other threads must have issued too.
+        // Waits for other threads that have not yet issued a product of these groups that this one has.
         if (g.done >= me.issued || g.products[g.done % MAX_PRODUCTS].group >= end) break;
         wait_in(c, g.waiting, State::InProducts, p);
     }
