@@ -3,13 +3,14 @@
 //! without a C++ compiler there is no emulator. `DFKA_REQUIRE_NVRTC=1` and `DFKA_REQUIRE_EMU=1` make their
 //! absence an error.
 //!
-//! `DFKA_CUDA_TARGETS` (default `sm_80,sm_90a`) names the devices to compile for; the first also gives the
-//! assembly that newer devices' drivers compile. `DFKA_EMU_SANITIZE=address,undefined` or `thread`
-//! instruments the emulated kernels. `DFKA_EMU=off` leaves out the emulator although there is a compiler
-//! (scripts/fuzz.sh: half of its build's time).
+//! `DFKA_CUDA_TARGETS` (default `sm_80,sm_90a`) names the devices to compile for. Other devices get the
+//! assembly (PTX) of the first target without an `a`, which their drivers compile.
+//! `DFKA_EMU_SANITIZE=address,undefined` or `thread` instruments the emulated kernels. `DFKA_EMU=off` leaves
+//! out the emulator although there is a compiler; scripts/fuzz.sh sets it, which halves its build time.
 //!
-//! Both compilers' results stay in OUT_DIR: after a change in one kernel only its file is compiled again,
-//! after a change in a header the files that include it, after a change in comments none.
+//! Both compilers' results stay in OUT_DIR. After a change in one kernel only its file is compiled again,
+//! after a change in a header the files that include it, and after a change in comments none, unless it moves
+//! lines.
 
 #[path = "build/emulator.rs"]
 mod emulator;
@@ -46,7 +47,7 @@ const SWITCHES: [&str; 11] = [
 ];
 
 fn main() {
-    // Cargo itself runs this again when the script or a file that it includes has changed.
+    // Cargo runs the script again when the script itself or a file that it includes has changed.
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rustc-check-cfg=cfg(has_emulator)");
     SWITCHES.iter().for_each(|s| println!("cargo:rerun-if-env-changed={s}"));

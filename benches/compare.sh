@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Times every training step in the engine and in PyTorch, alternately, and prints a table.
 #   benches/compare.sh [ROUNDS [SECONDS [THREADS]]]     PYTHON names an interpreter with torch.
-# Columns: the median over the rounds of each round's median; the least time of all; ours / PyTorch for both, and for the least
-# processor time. For each row and column PyTorch's fastest variant counts.
+# Columns: the median over the rounds of each round's median, the least time of all rounds, and the least
+# processor time, each for the engine and PyTorch and as a ratio ours / PyTorch. For each row and column
+# PyTorch's fastest variant counts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-5} seconds=${2:-1} threads=${3:-2}

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Answers most of what needs a GPU, in calls of less than nine minutes each (benches/PENDING.md lists the questions, and what
-# answers the others).
+# Answers most of the questions that need a GPU, in calls of less than nine minutes each (benches/PENDING.md
+# lists the questions, and what answers the others).
 #
-#   benches/gpu.sh pack         where there are Rust, g++ and NVRTC: builds and collects all of it in target/gpu
-#   benches/gpu.sh run [OUT]    on the machine with the GPU: needs target/gpu, glibc 2.34 and a driver, but no Rust.
-#                               Is it right, is it fast: op checks, machines, parity, steps, PyTorch
-#   benches/gpu.sh run2 [OUT]   why, and what else: sanitizers, kernels, lab, whole runs
+#   benches/gpu.sh pack         on a machine with Rust, g++ and NVRTC: builds everything into target/gpu
+#   benches/gpu.sh run [OUT]    on the machine with the GPU, which needs target/gpu, glibc 2.34 and a driver,
+#                               no Rust. Correctness and speed: op checks, machines, parity, steps, PyTorch
+#   benches/gpu.sh run2 [OUT]   details: sanitizers, kernels, lab, whole runs
 #   benches/gpu.sh run3 [OUT]   steps again, and those of PyTorch's variants that no call has measured yet
 #
-# They write raw results to OUT (default benches/runs/<date>-<device>), and a table last; a call adds to what others left
-# there. A part that fails or takes too long does not stop the others, and none starts once a call has taken TOTAL seconds
-# (530). The exit code is 0 if the op checks, the whole runs and the parity passed. DRY=1, or no GPU, runs the same on the
-# emulator, cut to what it can do in moments. PYTHON names an interpreter with torch (python3).
+# They write raw results to OUT (default benches/runs/<date>-<device>), and a table last. `run` removes the
+# results of earlier calls; `run2` and `run3` add to them. A part that fails or takes too long does not stop
+# the others, and none starts once a call has taken TOTAL seconds (530). The exit code is 0 if the op checks,
+# the machines' tests and the parity passed. DRY=1, or no GPU, runs small versions of the same on the
+# emulator. PYTHON names an interpreter with torch (python3).
 #
 # target/gpu.tar.gz is target/gpu in one file; unpacked anywhere it works alone: ./gpu.sh run OUT.
 # PACK names another folder than target/gpu, CARGO_TARGET_DIR another place to build.
@@ -30,7 +31,7 @@ fail() {
   exit 2
 }
 
-# ---- pack ------------------------------------------------------------------------------------------------------------
+# ---- pack ----
 
 pack() {
   cd "$root"
@@ -73,12 +74,12 @@ pack() {
   du -sh "$pack" "$pack.tar.gz"
 }
 
-# ---- run -------------------------------------------------------------------------------------------------------------
+# ---- run ----
 
 rows=() # part|result|seconds|note
 
-# part FILE NAME LIMIT COMMAND...: output goes behind what is in OUT/FILE, and to $log; sets `result` (passed, failed or
-# cut) and `seconds`, adds no row.
+# part FILE NAME LIMIT COMMAND...: runs COMMAND for at most LIMIT seconds. Appends its output to OUT/FILE, and
+# writes it to $log; sets `result` (passed, FAILED, cut or no time) and `seconds`, adds no row.
 part() {
   local file=$1 name=$2 limit=$3 start end code=0
   shift 3
@@ -112,19 +113,19 @@ row() { rows+=("$1|$2|$3|$4"); }
 # Whole seconds that the call has left.
 left() { echo $((${TOTAL:-530} - $(date +%s) + begin)); }
 
-# Whether the part went well, and was not a filter that no test fits.
+# Whether the part passed, and its filter matched at least one test.
 passed() { [[ $result == passed ]] && grep -q '^test result: ok. [1-9]' "$log"; }
 
-# Of libtest's output: tests passed and failed, and the first that failed.
+# From libtest's output: the number of tests that passed and failed, and the first that failed.
 tests() {
   awk '/^test .* \.\.\. ok$/ { ok++ }
        /^test .* \.\.\. FAILED$/ { bad++; if (!first) first = $2 }
        END { printf "%d passed, %d failed%s", ok, bad, first ? ", first " first : "" }' "$log"
 }
 
-# one_by_one NAME PROGRAM FILTER...: after a run of PROGRAM whose output is in $log, runs every test that did not pass in a
-# process of its own that waits for every launch. After one bad address CUDA refuses all further work in a process, so that
-# every later test fails as well.
+# one_by_one NAME PROGRAM FILTER...: after a run of PROGRAM whose output is in $log, runs every test that did
+# not pass in a process of its own that waits for every launch. After one bad address CUDA refuses all further
+# work in a process, so that every later test fails as well.
 one_by_one() {
   local name=$1 program=$2 before=$log t ran=0 alone=0 failed=() mma=0 end=$((SECONDS + ${APART:-90}))
   shift 2
@@ -160,18 +161,18 @@ sanitise() {
   # One thread: the tool serialises launches anyway, and reports stay in order.
   part sanitizers.txt "$tool" "$limit" "$sanitizer" --tool "$tool" --error-exitcode 9 "$pack/bin/op_checks" ops:: --test-threads=1
   summary=$(sed -n 's/^=* *\(.*SUMMARY.*\)/\1/p' "$log" | tail -1)
-  # One that was cut has no summary, but what it found so far.
+  # A tool that was cut prints no summary, so count what it has found.
   row "$tool" "$result" "$seconds" "$(tests); ${summary:-no summary; findings: $(grep -cE '^=+ (Invalid|Error|.*hazard)' "$log" || true)}"
 }
 
-# demo NAME LIMIT DEVICE SET...: a run of the demo; its row has what a comparison needs.
+# demo NAME LIMIT DEVICE SET...: a run of the demo. Its row has the score, the time and the losses to compare.
 demo() {
   local name=$1 limit=$2 on=$3 folder=$work/$1 sets=() s note=
   shift 3
   for s in "$@"; do sets+=(--set "$s"); done
   part demo.txt "$name" "$limit" "$pack/bin/dfka-engine" run "$pack/configs/demo.toml" --device "$on" --out "$folder" \
     --quiet ${sets[@]+"${sets[@]}"}
-  # The student's figure, and the steps' time without the evaluation's.
+  # The student's mAP, and the time of the steps without the evaluation.
   if [[ -s $folder/summary.json ]]; then
     note=$(awk '/^  "student": / { in_student = 1 }
                 in_student && /"map":/ { printf "mAP %.2f", $2; in_student = 0 }
@@ -184,7 +185,7 @@ demo() {
   row "$name" "$result" "$seconds" "${note:-no result}"
 }
 
-# torch_there: sets `torch_device` to where PyTorch runs here, empty without a PyTorch.
+# torch_there: sets `torch_device` to the device on which PyTorch runs here, empty without PyTorch.
 torch_there() {
   torch_device= without_torch="no $python whose torch sees a GPU"
   local seen
@@ -194,7 +195,8 @@ torch_there() {
   fi
 }
 
-# The same losses and gradients from the same networks and inputs: the demo's, and two ResNet-101 of random weights.
+# The engine's and PyTorch's losses and gradients from the same networks and inputs: the demo's networks, and
+# two ResNet-101 with random weights.
 parity() {
   local precision config files=() exported=1 name code
   if [[ -z $torch_device ]]; then
@@ -218,7 +220,7 @@ parity() {
     grep -c 'MISSED' "$log" || true) missed$(((exported)) || echo '; an export failed')"
 }
 
-# Ours and PyTorch's, one after the other: a ratio needs both from one call. steps TORCH_SECONDS.
+# steps TORCH_SECONDS: times the engine's steps and then PyTorch's, because a ratio needs both from one call.
 steps() {
   local seconds_of_torch=$1 n='' i done=() tiny=() variants=() limit=300
   for i in '' 2 3 4 5 6 7 8 9; do
@@ -244,7 +246,7 @@ steps() {
     grep -c '"error":' "$out/torch$n.json" 2>/dev/null || true) not, in torch$n.json"
 }
 
-# What a report needs: bars, figures.
+# Prints the targets and the measured figures, if a step was measured.
 bars() {
   if compgen -G "$out/step*.json" >/dev/null; then
     "$pack/bin/step" --report "$out" 2>&1 || true
@@ -323,7 +325,7 @@ run() {
   [[ $op_checks_passed == 1 && $machines_passed == 1 && $parity_passed == 1 ]] || exit 1
 }
 
-# ---- the calls -------------------------------------------------------------------------------------------------------
+# ---- the calls ----
 
 call_run() {
   part op_checks.txt compiled 15 "$pack/bin/engine" kernels::
@@ -358,7 +360,7 @@ call_run2() {
   part kernels.txt kernels 95 "$pack/bin/kernels" --device "$on" --json "$out/kernels.json" --seconds 5
   row kernels "$result" "$seconds" "$(cat "$out/kernels.json" 2>/dev/null | grep -c '"kernel":' || true) rows in kernels.json"
 
-  # Rungs of the hot kernels' ladders (kernels/lab), where the pack has them.
+  # The rungs of the convolution's ladder (kernels/lab), if the pack has them.
   if [[ -x $pack/bin/lab ]]; then
     part lab.txt lab 90 "$pack/bin/lab" --device "$on"
     row lab "$result" "$seconds" "$(grep -c . "$log" || true) lines in lab.txt"
@@ -366,7 +368,8 @@ call_run2() {
     row lab SKIPPED 0 "no benches/lab.rs in the pack"
   fi
 
-  # The whole demo on the device, then a quarter of its steps there and on the CPU: the three to compare.
+  # The whole demo on the device, then a quarter of its steps in bf16, in f32 and on the CPU, to compare these
+  # three.
   local short=(generator.steps=125 'dual.steps=[25, 100, 200, 325]' loss.least_diversity=0 loss.least_entropy=0)
   if [[ -n $dry ]]; then
     short=(generator.steps=1 'dual.steps=[1, 1, 1, 1]' generator.batch=4 dual.batch=4 dual.bank=8

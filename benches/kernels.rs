@@ -10,8 +10,8 @@
 //! Bytes are the sizes of the operands, each counted once (twice if it is read and overwritten), so that
 //! GB/s is a lower bound of the traffic. The share of the roof is the least time that bytes and
 //! multiply-adds allow by the device's data sheet over the median; a device that is not in the table has
-//! none. Events resolve about half a microsecond, and a launch that does nothing (the `fill` of one number)
-//! takes about two; times near that do not describe the kernel.
+//! none. Events resolve about half a microsecond, and a launch that does almost nothing (the `fill` of one
+//! number) takes about two; times near that do not describe the kernel.
 //!
 //! After the rows, the whole step: the launches' medians added up, a replay of the captured graph, a replay
 //! launch by launch, and the host's time to start one. `emu` runs tiny shapes once, to show that the bench
@@ -46,8 +46,8 @@ use std::time::Instant;
 /// Written before each launch: five times an H200's L2.
 const FLUSH_BYTES: usize = 256 << 20;
 
-/// Steps with this number or a higher one run launch by launch: the engine profiles them, and therefore
-/// captures no graph. Profiling itself starts only at the first of them, which never runs.
+/// Steps with this number or a higher one run launch by launch: the engine takes them for steps that a
+/// profiler records, for which it replays no graph.
 const EAGER: u64 = 1 << 32;
 
 /// The number of rows printed per step; the file has all.
@@ -234,7 +234,8 @@ fn amalgamation(choice: Choice, large: bool, part: Part) -> Result<Step> {
         (demo_network(), if choice == Choice::Emu { 2 } else { 64 })
     };
     if large {
-        // Of the projected noise, then at a sixteenth, an eighth, ... of the image's size up to all of it.
+        // Channels of the projected noise, then at a sixteenth, an eighth and so on of the image's size, up
+        // to the whole.
         spec.generator.widths =
             if choice == Choice::Emu { vec![8] } else { vec![512, 512, 256, 128, 64, 32] };
     }
@@ -332,7 +333,7 @@ fn replays(
     first: u64,
     repeats: usize,
 ) -> Result<(f64, f64)> {
-    // The first loads modules, the second captures.
+    // The first replay loads modules, the second captures the graph.
     for step in 0..3 {
         plan.replay(engine, &state(first + step))?;
     }

@@ -115,7 +115,7 @@ fn measure(name: &str, p: &Problem, device: Choice, is_emulated: bool) -> Result
         let repeats = if is_emulated { 1 } else { REPEATS };
         let ready = machine.prepare(&vec![launch; repeats + 1], |_| rung.name.into())?;
         let mut ms = machine.time(&ready, &StepState::default(), &flush)?;
-        // The first loads the module.
+        // The first launch loads the module.
         ms.remove(0);
         ms.sort_by(f32::total_cmp);
         let seconds = f64::from(ms[ms.len() / 2]).max(1e-6) * 1e-3;

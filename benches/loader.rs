@@ -1,5 +1,5 @@
-//! Batches of photographs for training, here against PyTorch's: `cargo bench --bench loader -- FOLDER
-//! [SECONDS] [THREADS]`.
+//! Batches of photographs for training, to be compared with PyTorch's:
+//! `cargo bench --bench loader -- FOLDER [SECONDS [THREADS]]`.
 //!
 //! FOLDER has JPEGs (`benches/torch/loader.py --make FOLDER` draws some); the loader crops, resizes to 224,
 //! mirrors and makes batches of 64. Prints images per second, and processor milliseconds per image, which

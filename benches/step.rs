@@ -1,20 +1,21 @@
 //! One training step of every kind, timed: generator steps of 1, 2 and 4 groups, dual steps of every block.
 //!
 //! ```text
-//! step [SECONDS [THREADS [ROW]]]                                  on the CPU, benches/step.toml, tab-separated
-//! step --device cuda --config configs/voc.toml --json FILE        on a GPU: with roofline, forecast and PyTorch
-//! step --device plan --config configs/voc.toml                    the cost of the steps, on any machine
-//! step --device cuda --config configs/demo.toml --export FILE     a loss and its gradients, for step.py --parity
-//! step --report FOLDER                                            targets and figures, from the files in FOLDER
+//! step [SECONDS [THREADS [ROW]]]                                 benches/step.toml on the CPU, as TSV
+//! step --device cuda --config configs/voc.toml --json FILE       on a GPU: with roofline and forecast
+//! step --device plan --config configs/voc.toml                   the cost of the steps, on any machine
+//! step --device cuda --config configs/demo.toml --export FILE    loss and gradients, for step.py --parity
+//! step --report FOLDER                                           targets and figures, from FOLDER's files
 //! ```
 //!
 //! Further options: `--set KEY=VALUE` of the config, `--rows TEXT`, `--seconds S` of repeats per row,
 //! `--threads N`, `--torch FILE` (the file that benches/torch/step.py wrote, for ratios), `--tiny` (a small
 //! network and batch, to show that everything runs).
 //!
-//! On the CPU a line has row, `ours`, median, minimum and least processor time of all threads together (Linux;
-//! on a busy machine the steadiest number, above all with one thread), in milliseconds. `benches/compare.sh`
-//! runs this and `benches/torch/step.py` alternately. `step/measure.rs` describes the measurements on a GPU.
+//! On the CPU a line has row, `ours`, and in milliseconds the median, the minimum and the least processor
+//! time of all threads together (Linux only; on a busy machine the steadiest number, above all with one
+//! thread). `benches/compare.sh` runs this and `benches/torch/step.py` alternately. `step/measure.rs`
+//! describes the measurements on a GPU.
 
 #[path = "step/export.rs"]
 mod export;
@@ -80,7 +81,8 @@ fn arguments() -> Result<Args> {
     // Cargo adds `--bench` to the arguments.
     let mut words = std::env::args().skip(1).filter(|a| a != "--bench");
     while let Some(word) = words.next() {
-        let usage = || Error::Usage(format!("{word}: benches/step.rs says what there is"));
+        let usage =
+            || Error::Usage(format!("{word}: expected an option that benches/step.rs lists at its top"));
         let number = |text: &str| text.parse::<f64>().map_err(|_| usage());
         if !word.starts_with("--") {
             match plain {

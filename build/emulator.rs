@@ -1,6 +1,6 @@
-//! Kernels for the CPU: every source through a C++ compiler, and the runtime that gives each CUDA thread a
-//! fiber. An object stays in OUT_DIR under the fingerprint of what it was made from, so that only sources
-//! that changed are compiled.
+//! Kernels for the CPU: a C++ compiler compiles every source, and the runtime that gives each CUDA thread a
+//! fiber. An object stays in OUT_DIR under the fingerprint of its inputs, so that only sources that changed
+//! are compiled.
 
 use crate::parallel;
 use crate::sources::{Module, Sources, read, required, write};
@@ -13,12 +13,12 @@ use std::{env, fs};
 struct Unit {
     stem: String,
     path: PathBuf,
-    /// What its object depends on, besides the headers and the compiler: all of the text that goes into it.
+    /// All of the text that is compiled, without the headers.
     text: String,
     is_kernel: bool,
 }
 
-/// Compiles the emulator and links it; false where no compiler builds it, or `DFKA_EMU=off`.
+/// Compiles the emulator and links it; false if no compiler builds it, or with `DFKA_EMU=off`.
 pub fn build(sources: &Sources, out: &Path) -> bool {
     if env::var("DFKA_EMU").is_ok_and(|v| v == "off") {
         return false;
@@ -51,7 +51,7 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
     true
 }
 
-/// Objects of all sources that have none yet, and `libdfka_emu.a` of all objects.
+/// Compiles all sources that have no object yet, and makes `libdfka_emu.a` of all objects.
 fn archive(sources: &Sources, sanitizers: &[&str], out: &Path) -> Result<(), String> {
     let runtime = flags(sources, sanitizers);
     let mut kernels = runtime.clone();
@@ -71,13 +71,13 @@ fn archive(sources: &Sources, sanitizers: &[&str], out: &Path) -> Result<(), Str
         let fingerprint = sources.fingerprint(&unit.text, &settings);
         let object = out.join(format!("{}.{fingerprint:016x}.o", unit.stem));
         if !object.exists() {
-            // Under another name until it is complete: a build may be interrupted.
+            // The object has another name until it is complete, because a build may be interrupted.
             let partial = object.with_extension("partial");
             let mut command = tool.to_command();
             command.arg("-c").arg(&unit.path).arg("-o").arg(&partial);
             let output = command.output().map_err(|e| format!("{}: {e}", tool.path().display()))?;
             if !output.status.success() {
-                // The first line that names an error; cargo shows one line of a warning.
+                // Only the first line that names an error, because cargo shows one line of a warning.
                 let text = String::from_utf8_lossy(&output.stderr).into_owned();
                 let line = text.lines().find(|l| l.contains("error")).unwrap_or(text.trim());
                 return Err(format!("{}: {}: {line}", unit.path.display(), output.status));
@@ -92,12 +92,13 @@ fn archive(sources: &Sources, sanitizers: &[&str], out: &Path) -> Result<(), Str
     archive.try_compile("dfka_emu").map_err(|e| e.to_string())
 }
 
-/// How the runtime is compiled. The kernels get the sanitizers beside it.
+/// The flags for the runtime. For the kernels those of the sanitizers are added.
 fn flags(sources: &Sources, sanitizers: &[&str]) -> cc::Build {
     let mut b = cc::Build::new();
     b.cpp(true).std("c++17").opt_level(2).include(&sources.root);
     b.warnings(false).cargo_metadata(false).cargo_warnings(false);
-    // No contraction, because Rust has none: the emulator must round as the CPU device does.
+    // No contraction to fused multiply-add, because Rust has none: the emulator must round as the CPU device
+    // does.
     b.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-pthread");
     // A fiber's stack overflow must hit its guard page.
     b.flag("-fstack-clash-protection");

@@ -1,5 +1,5 @@
-//! Kernels for GPUs: every source through NVRTC, for every target. A result stays in OUT_DIR under the
-//! fingerprint of what it was made from, so that only sources that changed are compiled.
+//! Kernels for GPUs: NVRTC compiles every source for every target. A result stays in OUT_DIR under the
+//! fingerprint of its inputs, so that only sources that changed are compiled.
 
 use crate::nvrtc::{self, Nvrtc};
 use crate::parallel;
@@ -7,19 +7,19 @@ use crate::sources::{Module, Sources, read, required, write};
 use std::env;
 use std::path::Path;
 
-/// The result of one module for every target; empty without NVRTC.
+/// The results of one module for all targets; empty without NVRTC.
 #[derive(Clone, Default)]
 pub struct Built {
-    /// Target, and the stem of the files in OUT_DIR.
+    /// Each target, and the stem of its files in OUT_DIR.
     pub images: Vec<(String, String)>,
-    /// Of each kernel; empty for one that no target gets.
+    /// The symbol of each kernel; empty for a kernel that no target gets.
     pub symbols: Vec<String>,
-    /// Of each target, each kernel: registers, spilled bytes, static shared bytes. Zeros where the target
-    /// lacks it.
+    /// For each target and each kernel: registers, spilled bytes, static shared bytes. Zeros if the target
+    /// does not get the kernel.
     pub figures: Vec<Vec<[u32; 3]>>,
 }
 
-/// Every module, in their order.
+/// Compiles every module; the results are in the modules' order.
 pub fn compile(sources: &Sources, out: &Path) -> Vec<Built> {
     let targets = targets();
     let compiler = match Nvrtc::open() {
@@ -27,7 +27,8 @@ pub fn compile(sources: &Sources, out: &Path) -> Vec<Built> {
         Err(e) if required("DFKA_REQUIRE_NVRTC") => panic!("DFKA_REQUIRE_NVRTC is set, and there is {e}"),
         Err(e) => {
             println!(
-                "cargo:warning={e}: kernels will be compiled where they first run on a GPU (touch build.rs once NVRTC is there)"
+                "cargo:warning={e}: kernels will be compiled when they first run on a GPU (touch build.rs once NVRTC \
+                 is installed)"
             );
             return vec![Built::default(); sources.modules.len()];
         }

@@ -1,9 +1,9 @@
-//! Compilations side by side.
+//! Runs several compilations at a time.
 
 use std::env;
 use std::sync::Mutex;
 
-/// `f` of every item, in the items' order, on as many threads as cargo has jobs (at most 8).
+/// The results of `f` for all items, in the items' order, on as many threads as cargo has jobs (at most 8).
 pub fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads: usize = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     let next = Mutex::new(items.iter().enumerate());

@@ -1,5 +1,5 @@
-//! The kernel sources below `kernels/`: which files there are, what each declares, and when one must be
-//! compiled again.
+//! The kernel sources below `kernels/`: which files there are, which kernels each declares, and the
+//! fingerprint by which a build knows that a file must be compiled again.
 
 use crate::source;
 use std::collections::hash_map::DefaultHasher;
@@ -52,8 +52,8 @@ impl Sources {
     }
 
     /// A number that changes when `text`, a header that it includes (directly or through others), or
-    /// `settings` changes. Comments do not count; lines do, because machine code and messages have line
-    /// numbers.
+    /// `settings` changes. The text of comments does not count. The number of lines does, because machine
+    /// code and messages have line numbers.
     pub fn fingerprint(&self, text: &str, settings: &impl Hash) -> u64 {
         let headers: BTreeMap<&str, &str> = self
             .headers

@@ -1,4 +1,4 @@
-//! The Rust source of the kernel table, which `src/device/gpu/mod.rs` includes.
+//! The Rust source of the kernel table, which `src/device/gpu/kernel.rs` includes.
 
 use crate::emulator::entry;
 use crate::gpu::Built;
@@ -79,7 +79,7 @@ fn entries(t: &mut String, sources: &Sources) -> Result {
     Ok(())
 }
 
-/// A parameter as the table spells it.
+/// A parameter as Rust source.
 fn parameter(p: &Parameter) -> String {
     match p {
         Parameter::Structure(name) => format!("Parameter::Structure({name:?})"),

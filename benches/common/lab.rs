@@ -1,4 +1,5 @@
-//! The ladder of kernels/lab/conv2d/: one convolution, its forward product or its input gradient, by any of the rungs.
+//! The ladder of kernels/lab/conv2d/: launches of one convolution, its forward product or its input gradient,
+//! by any of the rungs.
 
 use dfka_engine::device::gpu::launch::{KernelArg, Launch};
 use dfka_engine::device::gpu::pointer::Pointer;
@@ -12,11 +13,11 @@ pub struct Problem {
     pub members: usize,
     pub images: usize,
     pub size: usize,
-    /// In, out.
+    /// Of the input and of the output.
     pub channels: [usize; 2],
     pub taps: usize,
     pub stride: usize,
-    /// Forward: whether a residual is added. Gradient: whether the sum is added to what is there.
+    /// Forward: whether a residual is added. Gradient: whether the sum is added to the old gradient.
     pub adds: bool,
     pub is_gradient: bool,
     /// Whether the forward product writes channel statistics; only the pingpong tiles of production can.
@@ -26,7 +27,8 @@ pub struct Problem {
 /// Pixels per partial of the channel statistics.
 pub const STATS_ROWS: usize = 64;
 
-/// A member's operands in the arena. `mask` is the activation's: written by the forward product, applied by the gradient.
+/// A member's operands in the arena. `mask` is the activation's mask, which the forward product writes and
+/// the gradient applies.
 pub struct Operands {
     pub x: Slot,
     pub filter: Slot,
@@ -48,7 +50,7 @@ impl Problem {
     pub fn pixels(&self) -> [usize; 2] {
         [self.size, self.out()].map(|s| self.images * s * s)
     }
-    /// Rows, columns of the product, and channels of a tap.
+    /// Rows and columns of the product, and channels of a tap.
     fn product(&self) -> [usize; 3] {
         let ([x, y], [c, k]) = (self.pixels(), self.channels);
         if self.is_gradient { [x, c, k] } else { [y, k, c] }
@@ -57,7 +59,7 @@ impl Problem {
         let [c, k] = self.channels;
         2.0 * (self.members * self.pixels()[1] * c * k * self.taps * self.taps) as f64
     }
-    /// Bytes of all operands, each once; what is added to, twice.
+    /// Bytes of all operands. Each counts once; a gradient that is added to counts twice.
     pub fn bytes(&self) -> f64 {
         let ([x, y], [c, k]) = (self.pixels(), self.channels);
         let added = if !self.adds {
@@ -70,7 +72,7 @@ impl Problem {
         let bits = if self.is_gradient { x * c } else { y * k } / 8;
         (self.members * (2 * (x * c + y * k + added + c * k * self.taps * self.taps) + bits)) as f64
     }
-    /// The operands of every member, and the bytes of them all.
+    /// The operands of every member, and the bytes that all of them take.
     pub fn operands(&self) -> (Vec<Operands>, usize) {
         let ([x, y], [c, k]) = (self.pixels(), self.channels);
         let mut end = 0;
@@ -132,10 +134,10 @@ pub struct Rung {
     rows: usize,
     columns: usize,
     threads: u32,
-    /// Of slabs under way; 0 for as many as 224 KB hold, with their barriers.
+    /// Slabs in flight; 0 for as many as fit 224 KB, with their barriers.
     stages: usize,
-    /// Whether blocks stay, one a multiprocessor; else there is one a tile.
-    stays: bool,
+    /// Whether there is one persistent block per multiprocessor; otherwise there is a block per tile.
+    is_persistent: bool,
 }
 
 const fn rung(
@@ -143,9 +145,9 @@ const fn rung(
     kernel: &'static str,
     [rows, columns]: [usize; 2],
     threads: u32,
-    stays: bool,
+    is_persistent: bool,
 ) -> Rung {
-    Rung { name, kernels: [Some(kernel), None], rows, columns, threads, stages: 0, stays }
+    Rung { name, kernels: [Some(kernel), None], rows, columns, threads, stages: 0, is_persistent }
 }
 
 const fn production(
@@ -155,14 +157,14 @@ const fn production(
     threads: u32,
 ) -> Rung {
     let kernels = [Some(kernels[0]), Some(kernels[1])];
-    Rung { name, kernels, rows, columns, threads, stages: 0, stays: true }
+    Rung { name, kernels, rows, columns, threads, stages: 0, is_persistent: true }
 }
 
 /// In the order of kernels/lab/conv2d/README.md.
 pub const RUNGS: [Rung; 10] = [
     Rung {
         stages: 3,
-        stays: false,
+        is_persistent: false,
         ..production(
             "0 mma.sync 128x128",
             ["conv2d_fwd<bf16, 128, 128>", "conv2d_dgrad<bf16, 128, 128>"],
@@ -207,13 +209,13 @@ impl Rung {
             stages if self.is_mma() => stages * (stage + (self.rows + self.columns) * 16),
             0 => {
                 let stages = (224 << 10) / stage;
-                let stats = if self.rows == 128 && self.stays { 2 * 768 } else { 0 };
+                let stats = if self.rows == 128 && self.is_persistent { 2 * 768 } else { 0 };
                 stages * stage + (2 * stages + 2) * 8 + stats
             }
             stages => stages * stage,
         }
     }
-    /// The problem's launch on so many multiprocessors; none if the rung has no such kernel.
+    /// The launch for the problem on so many multiprocessors; none if the rung has no such kernel.
     pub fn launch(
         &self,
         p: &Problem,
@@ -227,7 +229,7 @@ impl Rung {
         }
         let [rows, columns, _] = p.product();
         let tiles = rows.div_ceil(self.rows) * columns.div_ceil(self.columns);
-        let grid = match self.stays {
+        let grid = match self.is_persistent {
             true => [(tiles * p.members).min(multiprocessors) as u32, 1, 1],
             false if self.is_mma() => [tiles as u32, p.members as u32, 1],
             false => [(tiles * p.members) as u32, 1, 1],
@@ -255,8 +257,8 @@ impl Rung {
     }
 }
 
-/// Of the activation.
+/// The activation's slope below 0.
 pub const SLOPE: f32 = 0.2;
 
-/// Of the device the rungs are launched for.
+/// The multiprocessors of an H200, for which the bench launches the rungs.
 pub const H200: usize = 132;

@@ -40,7 +40,7 @@ pub fn export(args: &Args, mut spec: RunSpec, path: &Path) -> Result<()> {
         .map(|level| {
             let (name, shape) = (format!("parity.level{level}"), net.feature(*level, batch));
             let noise = normal(1, &name, shape.elems(), 1.0);
-            // As the generator's outputs: the image comes after a tanh, features after a ReLU.
+            // Like the generator's outputs: the image comes after a tanh, features after a ReLU.
             let values: Vec<f32> =
                 noise.iter().map(|v| if *level == 0 { v.tanh() } else { v.max(0.0) }).collect();
             store.add_with(&name, shape, &values)
@@ -66,7 +66,7 @@ pub fn export(args: &Args, mut spec: RunSpec, path: &Path) -> Result<()> {
     for (input, [zeros, ones]) in inputs.iter().zip(&vectors) {
         let x = r.leaf(*input, Learn::Trainable);
         let [zeros, ones] = [zeros, ones].map(|id| r.leaf(*id, Learn::Frozen));
-        // Changes only the type: a leaf is f32, a feature map has the machine's type.
+        // This batch norm changes only the type: a leaf is f32, a feature map has the machine's type.
         let same = BatchNorm { stats: Stats::Running, act: Act::None, momentum: 0.0, eps: 0.0 };
         levels.push(r.apply(same, &[x, ones, zeros, zeros, ones])?);
     }

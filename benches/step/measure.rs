@@ -5,9 +5,9 @@
 //! time to start a replay, with its copy of the step's state. `roof` is the forecast's layer-wise roofline:
 //! the sum over all instructions of the longer of moving the minimal bytes and multiplying, by the card's
 //! data sheet. `held` is the card's memory that the engine holds, `driver` the decrease of the card's free
-//! memory since before the step's tensors were made, with the code, and `forecast` the plan's number. Then
-//! every launch is timed alone, with the caches as the launch before it left them: one row per kernel, op
-//! and set of shapes, sorted by the time above their own roof. Those times are longer than in the graph by
+//! memory since before the step's tensors were made, including the kernels' code, and `forecast` the plan's
+//! number. Then every launch is timed alone, after the device has overwritten its caches: one row per kernel,
+//! op and set of shapes, sorted by the time above their own roof. Those times are longer than in the graph by
 //! about half a microsecond each, which an event takes.
 
 use crate::report::{self, read};
@@ -175,7 +175,7 @@ fn times(
     let wanted = if args.is_tiny { 2 } else { ((args.seconds / once) as usize).clamp(10, 200) };
     let chunk = plan.most_pending().min(CHUNK).min(wanted);
     let (mut ms, mut host, mut step) = (Vec::new(), Vec::new(), WARM_UPS);
-    let lost = || Error::Run("a machine that is gone".into());
+    let lost = || Error::Run("the engine has no machine".into());
     while ms.len() < wanted {
         let mut marks = vec![engine.machine().ok_or_else(lost)?.gpu.mark()?];
         for _ in 0..chunk {
@@ -185,7 +185,7 @@ fn times(
             marks.push(engine.machine().ok_or_else(lost)?.gpu.mark()?);
             step += 1;
         }
-        // The first of a chunk finds an idle device, so that its time includes the host's work.
+        // The first replay of a chunk finds an idle device, so that its time includes the host's work.
         let skipped = usize::from(chunk > 2);
         for pair in marks.windows(2).skip(skipped) {
             ms.push(f64::from(pair[1].ms_since(&pair[0])?));

@@ -86,9 +86,9 @@ pub fn report(folder: &Path) -> Result<()> {
                     }
                 }
             }
-            // Units alone leave seams that a whole step's compilation would close.
-            let seams = if best.name.starts_with("units") { ", whole step not compiled" } else { "" };
-            let figure = best.ratio.map(|r| (format!("{r:.2}x ({}{seams})", best.name), r >= bar));
+            // `units` compiles each residual unit alone; a compiled whole step could be faster.
+            let note = if best.name.starts_with("units") { ", whole step not compiled" } else { "" };
+            let figure = best.ratio.map(|r| (format!("{r:.2}x ({}{note})", best.name), r >= bar));
             table.row(&format!("{row}: against {what}"), &format!(">= {bar}x"), figure);
         }
     }
@@ -99,13 +99,13 @@ pub fn report(folder: &Path) -> Result<()> {
         let share = of("roof_percent").map(|v| (format!("{v:.1} %"), v >= 55.0));
         table.row(&format!("{row}: share of the layer-wise roofline"), ">= 55 %", share);
         let host = of("host_percent").map(|v| (format!("{v:.3} %"), v < 1.0));
-        table.row(&format!("{row}: host time a replayed step"), "< 1 %", host);
+        table.row(&format!("{row}: host time per replayed step"), "< 1 %", host);
         let ratio = of("teachers_ratio").map(|v| (format!("{v:.3}"), v <= 1.15));
         table.row(&format!("{row}: bytes moved / minimal, teachers"), "<= 1.15", ratio);
-        // What the card itself lacks has the modules' code in it, and the driver's own.
-        let memory = of("driver_bytes").zip(of("forecast_bytes")).map(|(lacks, said)| {
-            let text = format!("{:.2} GB, forecast {:.2} GB", lacks / 1e9, said / 1e9);
-            (text, (lacks / said - 1.0).abs() <= 0.05)
+        // The decrease of the card's free memory includes the kernels' code and the driver's own memory.
+        let memory = of("driver_bytes").zip(of("forecast_bytes")).map(|(used, forecast)| {
+            let text = format!("{:.2} GB, forecast {:.2} GB", used / 1e9, forecast / 1e9);
+            (text, (used / forecast - 1.0).abs() <= 0.05)
         });
         table.row(&format!("{row}: memory against its forecast"), "within 5 %", memory);
     }
@@ -130,7 +130,7 @@ pub fn report(folder: &Path) -> Result<()> {
         table.row(&format!("{}: gradients", name.trim_end_matches(".json")), bar, Some(figure));
     }
     let tiny = if calls.iter().any(|(ours, _)| ours["tiny"] == true) {
-        " (tiny shapes: no figure means a thing)"
+        " (tiny shapes: the figures mean nothing)"
     } else {
         ""
     };

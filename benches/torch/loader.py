@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""PyTorch's side of `cargo bench --bench loader`: the same JPEGs, the same cut, size, mirror and batch.
+"""PyTorch's side of `cargo bench --bench loader`: the same JPEGs, crop, size, mirroring and batch.
 
     python3 benches/torch/loader.py --make FOLDER [--count 400]     # draws photo-like JPEGs of about 500 x 375
     python3 benches/torch/loader.py FOLDER --seconds 5 --workers 2
 
-Rows: `pil`, what torchvision's references do (PIL decode, RandomResizedCrop, flip, ToTensor, Normalize on a DataLoader);
-`v2`, the best that torchvision offers on a CPU: `torchvision.io.decode_jpeg` and the v2 transforms on 8-bit tensors, to
-f32 and normalised as a whole batch. The processor's time counts the workers.
+Rows: `pil` does what torchvision's reference scripts do (PIL decode, RandomResizedCrop, flip, ToTensor, Normalize
+in a DataLoader). `v2` is the fastest that torchvision offers on a CPU: `torchvision.io.decode_jpeg` and the v2
+transforms on 8-bit tensors, converted to f32 and normalised as a whole batch. Processor time includes the workers.
 """
 import argparse
 import os
@@ -20,7 +20,7 @@ from PIL import Image
 
 
 def draw(folder, count):
-    """Noise of falling amplitude over six octaves, grey for three quarters, as photographs have; with edges."""
+    """Draws noise over eight octaves whose amplitude falls as in photographs, mostly grey, with six edges."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = []
     for i in range(count):
@@ -78,7 +78,7 @@ class V2(torch.utils.data.Dataset):
 
 
 def cpu():
-    """Of this process and of its children, living (the workers) and ended."""
+    """Processor seconds of this process and of its children, running (the workers) and ended."""
     me = os.getpid()
     total = sum(os.times()[:4])
     for task in Path("/proc").glob("[0-9]*/stat"):

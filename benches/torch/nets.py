@@ -1,8 +1,8 @@
 """The networks and the two kinds of steps of src/models and src/pipeline in PyTorch, from the same config file.
 
-Eager PyTorch at its best, and written so that `torch.compile` takes a step's loss as one graph: no gradient where none
-is needed, frozen weights stored as what they compute in, targets under no_grad, in-place activations, the two losses
-over whole feature maps with a backward of one pass (autograd's own needs four).
+Written for the fastest eager PyTorch, and so that `torch.compile` takes a step's loss as one graph: no gradient where
+none is needed, frozen weights stored in the type in which they are used, targets under no_grad, in-place activations,
+and the two losses over whole feature maps with a backward of one pass (autograd's own needs four).
 """
 
 import ast
@@ -24,7 +24,7 @@ except ImportError:  # Python 3.10
 BN_EPS, STATISTICS_EPS, MIN_STD, LEAK, GAIN = 1e-5, 1e-5, 1e-3, 0.2, 2.0
 
 
-# ---- config --------------------------------------------------------------------------------------------------------
+# ---- config ----
 
 
 def torchvision(depth, size):
@@ -36,7 +36,7 @@ def torchvision(depth, size):
     return {"block": block, "image": [size, size, 3], "stem": stem, "widths": widths, "depths": depths}
 
 
-# What a dry run takes instead: the same kinds of layers in moments.
+# A small network for dry runs, with the same kinds of layers.
 TINY = {
     "block": "bottleneck",
     "image": [32, 32, 3],
@@ -88,7 +88,8 @@ class Config:
         self.augment = {k: augment.get(k, 0) for k in ("shift", "flip", "mix_max", "cutmix")}
         wanted = student.get("labels", "all")
         every = [name for labels in self.labels for name in labels]
-        # As `dual::tasks`: every label belongs to the first teacher that has it; (teacher, its columns).
+        # As src/pipeline/tasks.rs: every label belongs to the first teacher that has it. Pairs (teacher,
+        # columns).
         owned = {}
         for name in every if wanted == "all" else wanted:
             m = next(m for m, labels in enumerate(self.labels) if name in labels)
@@ -105,7 +106,7 @@ class Config:
 
 
 def teacher(raw, folder, index):
-    """Network and labels of a [[teachers]] table: of its weights file, or of the network it names."""
+    """Network and labels of a [[teachers]] table: from its weights file, or from the network that it names."""
     if "network" not in raw:
         meta = json.loads(bytes(arrays(folder / raw["weights"], only="__meta__")["__meta__"].tolist()))
         return meta["network"], meta["labels"]
@@ -119,7 +120,7 @@ def teacher(raw, folder, index):
 
 
 def arrays(path, only=None):
-    """The arrays of an npz as tensors; without NumPy, which PyTorch does not bring."""
+    """The arrays of an npz as tensors. Without NumPy, because PyTorch does not install it."""
     out = {}
     with zipfile.ZipFile(path) as z:
         for entry in z.namelist():
@@ -138,11 +139,11 @@ def arrays(path, only=None):
     return out
 
 
-# ---- losses over feature maps --------------------------------------------------------------------------------------
+# ---- losses over feature maps ----
 
 
 def wide(x):
-    """The type that sums over x are taken in."""
+    """The type in which sums over x are computed."""
     return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 
@@ -174,7 +175,7 @@ class Statistics(torch.autograd.Function):
         slope, offset = ((v * dloss)[:, None, None] for v in (slope, offset))
         if torch.compiler.is_compiling():
             return torch.addcmul(offset, u, slope).to(u.dtype), None, None
-        # In f32, rounded once as it is written.
+        # Computed in f32, and rounded once when it is stored.
         return torch.addcmul(offset, u, slope, out=torch.empty_like(u)), None, None
 
 
@@ -195,7 +196,7 @@ class RelativeError(torch.autograd.Function):
 
 
 class Moved(torch.autograd.Function):
-    """Every image moved by (down, right) pixels, `fill` moving in; the backward moves back."""
+    """Shifts every image by (down, right) pixels and fills the gap with `fill`; backward shifts the gradient back."""
 
     @staticmethod
     def forward(ctx, x, down, right, most, fill):
@@ -250,11 +251,11 @@ def augmented(x, shift, flip, mix_max, cutmix):
     return x
 
 
-# ---- networks ------------------------------------------------------------------------------------------------------
+# ---- networks ----
 
 
 class Norm(nn.Module):
-    """A batch norm: on its stored statistics, or on the batch's."""
+    """A batch norm with its stored statistics, or with those of the batch."""
 
     def __init__(self, c, batch):
         super().__init__()
@@ -278,7 +279,7 @@ class Conv(nn.Module):
         if folded:
             nn.init.zeros_(self.conv.bias)
         self.norm = None if folded else Norm(k, batch)
-        # What the batch norm remembers, for the statistics loss.
+        # The targets of the statistics loss; with a folded batch norm its beta and |gamma|.
         self.register_buffer("mean", torch.zeros(k))
         self.register_buffer("std", torch.ones(k))
 
@@ -286,7 +287,7 @@ class Conv(nn.Module):
         u = self.conv(x)
         y = u if self.norm is None else self.norm(u)
         if watch:
-            # Behind an unfolded batch norm, y is what a folded convolution gives.
+            # The output of an unfolded batch norm equals that of a folded convolution.
             losses.append(Statistics.apply(y, self.mean, self.std))
         return y
 
@@ -307,7 +308,7 @@ class Unit(nn.Module):
         for i, conv in enumerate(self.body):
             x = conv(x, watch, losses)
             if i + 1 < len(self.body):
-                # The statistics loss keeps what the activation would overwrite.
+                # The statistics loss keeps x, which an in-place activation would overwrite.
                 x = F.relu(x) if watch else F.relu_(x)
         return F.relu_(x + skip), losses
 
@@ -326,7 +327,7 @@ class Stem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Blocks 1..=blocks of a network, and a head where `labels` says for how many."""
+    """The first `blocks` blocks of a network, and a head for `labels` labels unless that is 0."""
 
     def __init__(self, spec, labels, folded, batch=False, blocks=None):
         super().__init__()
@@ -360,7 +361,7 @@ class ResNet(nn.Module):
         return self.head(x)
 
     def convs(self):
-        """By torchvision's names."""
+        """Yields torchvision's names of each convolution and its batch norm, and the module."""
         yield "conv1", "bn1", self.stem.conv
         for b, units in enumerate(self.blocks, 1):
             for u, unit in enumerate(units):
@@ -433,7 +434,7 @@ class Generator(nn.Module):
 
 
 def feature_size(spec, level):
-    """Height and width behind a block."""
+    """Height and width after a block."""
     stem = spec["stem"]
 
     def size(s):
@@ -445,11 +446,11 @@ def feature_size(spec, level):
     return size(spec["image"][0]), size(spec["image"][1])
 
 
-# ---- steps ---------------------------------------------------------------------------------------------------------
+# ---- steps ----
 
 
 class Place:
-    """Where and how a variant runs."""
+    """The device, memory format and types of a variant."""
 
     def __init__(self, device, folded, nhwc=True, autocast=False, dtype=torch.float32):
         self.device, self.folded, self.autocast, self.dtype = torch.device(device), folded, autocast, dtype
@@ -461,7 +462,7 @@ class Place:
     def frozen(self, module):
         module = self.put(module).requires_grad_(False)
         if self.autocast:
-            # Autocast casts a frozen weight at every use; stored as bf16 it need not.
+            # Autocast would cast a frozen f32 weight at every use.
             for m in module.modules():
                 if isinstance(m, (nn.Conv2d, nn.Linear)):
                     m.to(torch.bfloat16)
@@ -484,7 +485,7 @@ def teachers(config, place):
 
 
 def draws(config, place, n):
-    """z, and the wanted labels where the recipe has them."""
+    """z, and the wanted labels if the recipe has them."""
     z = torch.randn(n, config.latent, device=place.device, dtype=place.dtype)
     if config.recipe != "conditional":
         return z, None
@@ -564,12 +565,12 @@ CAPTURED = ("graphed", "units")
 
 
 def compiled(step, kind, modules):
-    """The step's loss function; `compile` makes one graph of it, `units` one of every kind of residual unit."""
+    """The step's loss function. `compile` makes one graph of it, `units` a graph of every kind of residual unit."""
     settings = {"fullgraph": True, "dynamic": False}
     if kind == "compile":
         return torch.compile(step.forward, mode="max-autotune", **settings)
     if kind == "units":
-        # Units of one shape share what was compiled; there are more shapes than the default limit expects.
+        # Units of one shape share their compiled code; there are more shapes than the default limit allows.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.cache_size_limit = 256
         for module in modules:
             whole = isinstance(module, (Generator, Filter))
@@ -613,7 +614,7 @@ class GeneratorStep:
         )
         self.filters = place.put(nn.ModuleList(make(level) for level in self.g.levels[:-1]))
         learning = [*self.g.parameters(), *self.filters.parameters()]
-        # A rate of 0: hundreds of repeats must not lead the weights astray.
+        # A learning rate of 0: hundreds of repeats must not change the weights.
         self.adam = torch.optim.Adam(learning, 0.0, config.betas, fused=True, capturable=kind in CAPTURED)
         self.bank, self.at = place.bank(config), 0
         own = [f for level in self.filters for f in level]

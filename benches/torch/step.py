@@ -1,4 +1,4 @@
-"""The training steps of a config in PyTorch, timed; and the parity of the engine's losses and gradients with PyTorch's.
+"""Times the training steps of a config in PyTorch; or compares the engine's losses and gradients with PyTorch's.
 
     step.py --config configs/voc.toml --device cuda --json OUT/torch.json      # rows of benches/step.rs, variants below
     step.py --device cpu --seconds 1 --threads 2 --tsv                         # what benches/compare.sh reads
@@ -12,13 +12,13 @@ Rows: `generator, K-stack` for K = 1, 2, 4 and `dual block B` for B = 1..4, name
                 minutes less to compile than
     compile     torch.compile (max-autotune, its own CUDA graphs) of the whole loss, as one graph
 
-each also `folded`: the teachers' batch norms inside their convolutions. On a GPU all are channels_last under bf16
-autocast, TF32 for what stays f32, cudnn.benchmark; on a CPU f32, and `nchw` names the other memory format. A step is
-forward, backward and the fused Adam on random data. Times are between CUDA events behind successive steps (a CPU: the
-clock), peak memory is PyTorch's own count.
+each also `folded`, with the teachers' batch norms folded into their convolutions. On a GPU all are channels_last under
+bf16 autocast, with TF32 for what stays f32, and cudnn.benchmark. On a CPU all are f32, and `nchw` names the other
+memory format. A step is forward, backward and the fused Adam on random data. Times are taken between CUDA events after
+successive steps (on a CPU from the clock); peak memory is PyTorch's own count.
 
-Every job runs in a worker process, which is ended when a job takes longer than --limit; the JSON file is written after
-every job, and jobs that it or a --done file already holds are not repeated. --budget ends it all.
+With --limit every job runs in a worker process, which is ended when the job takes longer. The JSON file is written
+after every job, and jobs that it or a --done file already has are not repeated. After --budget seconds no job starts.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def arguments():
 
 
 def jobs(args):
-    """(row, variant): the eager ones first, for they take seconds; then by the variants' order."""
+    """Pairs (row, variant): first the eager ones, which take seconds, then the others in the variants' order."""
     wanted = [part.strip() for part in args.rows.split(";")]
     rows = [row for row in ROWS if any(part in row for part in wanted)]
     variants = [v.strip() for v in (args.variants or DEFAULT[args.device]).split(",")]
@@ -75,7 +75,7 @@ def jobs(args):
     return quick + slow
 
 
-# ---- one job ---------------------------------------------------------------------------------------------------------
+# ---- one job ----
 
 
 def setup(args):
@@ -89,7 +89,7 @@ def setup(args):
 
 
 def measure(args, row, variant):
-    """A result row; raises what PyTorch raises."""
+    """The result of a job; raises what PyTorch raises."""
     import torch
 
     import nets
@@ -160,7 +160,7 @@ def mark_step(torch, kind):
 
 
 def on_cuda(torch, step, kind, count, _):
-    """Intervals between events behind successive steps: nothing waits for the host unless the host is slower."""
+    """Intervals between events after successive steps: the device waits for the host only if the host is slower."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     events[0].record()
     for event in events[1:]:
@@ -194,7 +194,7 @@ def attempt(args, row, variant):
 
 
 def worker(args, pipe):
-    # Its own group, so that the compiler's helpers end with it.
+    # The worker leads a process group, so that the compiler's helper processes end with it.
     os.setsid()
     torch = setup(args)
     about = {"torch": torch.__version__, "device": "cpu", "cuda": torch.version.cuda}
@@ -217,7 +217,7 @@ class Workers:
         self.args, self.context, self.process = args, multiprocessing.get_context("spawn"), None
 
     def start(self):
-        """What PyTorch says of itself; an error's text."""
+        """Starts a worker; returns its versions and device, or an error."""
         self.pipe, end = self.context.Pipe()
         self.process = self.context.Process(target=worker, args=(self.args, end))
         self.process.start()
@@ -245,7 +245,8 @@ class Workers:
         if self.process is None:
             return
         try:
-            # Refuses once the process is gone; its group has its number as long as it is not waited for.
+            # The worker's group has the worker's number, which no other process gets before the join below.
+            # This fails if the group does not exist yet, or has ended.
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             self.process.kill()
@@ -253,7 +254,7 @@ class Workers:
         self.process = None
 
 
-# ---- all jobs --------------------------------------------------------------------------------------------------------
+# ---- all jobs ----
 
 
 def save(path, results):
@@ -294,7 +295,7 @@ def bench(args):
         elif workers:
             result = workers.run(row, variant, min(args.limit, left))
             if variant.split()[0] in ("units", "compile"):
-                # What a compiler leaves behind would count as the next job's memory.
+                # Memory that a compiler keeps would count for the next job.
                 workers.end()
         else:
             result = attempt(args, row, variant)
@@ -305,7 +306,7 @@ def bench(args):
     if workers:
         workers.end()
     save(args.json, results)
-    # All failed: the caller should know.
+    # Exit code 1 if every job failed.
     return 0 if not results["rows"] or any("ms" in r for r in results["rows"]) else 1
 
 
@@ -328,18 +329,19 @@ def show(args, row, variant, r):
     print(f"{row:20} {variant:22} {text}", flush=True)
 
 
-# ---- parity ----------------------------------------------------------------------------------------------------------
+# ---- parity ----
 
 F32_BAR, BF16_BAR = 1e-5, 0.999
 
 
 def parity(args, path):
-    """The engine's loss and gradients (src/pipeline/objective.rs) against PyTorch's.
+    """Compares the engine's loss and gradients (StageOne::record_objective) with PyTorch's.
 
-    The f32 bar holds for the loss and the gradients at the levels, the bf16 bar for the latter, against PyTorch's f32 or
-    its bf16 autocast, whichever is nearer. The filters' own gradients are sums that cancel, where PyTorch's f32 is 1e-5 off
-    too. A cosine below the bar still exits with 0 where PyTorch's own bf16 is as far off its f32 (a quarter more at most):
-    rectifiers that bf16 turns over are a property of the type.
+    The f32 bar applies to the loss and to the gradients at the levels. The bf16 bar applies to these gradients, against
+    PyTorch's f32 or its bf16 autocast, whichever is nearer. It does not apply to the filters' own gradients: they are
+    sums that cancel, in which PyTorch's f32 has an error of 1e-5 too. A cosine below the bar still exits with 0 if the
+    deviation is at most a quarter larger than that of PyTorch's own bf16 from its f32, because in any bf16 program
+    rounding moves some units to the other side of a ReLU's kink.
     """
     torch = setup(args)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -417,7 +419,7 @@ def parity(args, path):
         print(f"{name:24} {worst(g, single):28.2e} {worst(g, double):10.2e} {worst(single, double):16.2e}", end=" ")
         print(f"{cosine(g, single):20.6f} {cosine(g, half):10.6f} {cosine(half, single):17.6f}")
     error = max(worst(ours[name], f32[2][name]) for name in levels)
-    # To PyTorch in either type, whichever is nearer; and how near those two are to each other.
+    # The cosine to PyTorch in either type, whichever is nearer; and the cosine of these two to each other.
     nearest = lambda name: max(cosine(ours[name], of[2][name]) for of in (f32, bf16))
     similar = {name: (nearest(name), cosine(bf16[2][name], f32[2][name])) for name in levels}
     least = min(similar, key=lambda name: similar[name][0])

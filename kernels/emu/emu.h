@@ -1,18 +1,18 @@
-// The functions and macros of lib/dev.cuh and lib/mma.cuh for g++: a CUDA thread is a fiber, and one OS thread
-// runs a block.
+// The functions and macros of lib/dev.cuh and lib/mma.cuh for g++: a CUDA thread is a fiber, and one OS
+// thread runs a block.
 //
-// The build script wraps every kernel file in its own namespace, so that DEV helpers of the same name in two
-// files are two functions (DEV is plain `inline`, because `DEV static` members must compile). It includes this
-// header before the namespace:
+// The build script (build/emulator.rs) wraps every kernel file in its own namespace, so that DEV helpers of
+// the same name in two files are two functions (DEV is plain `inline`, because `DEV static` members must
+// compile). It includes this header before the namespace:
 //
 //   #include "emu/emu.h"
 //   namespace kernels_max_pool {
-//   #include "max_pool.cu"
-//   extern "C" void emu_entry_max_pool_0(void** a) { emu::call(max_pool_fwd<float>, a); }
+//   #include "<path>/max_pool.cu"
+//   extern "C" void dfka_emu_max_pool_0(void** a) { emu::call(&max_pool_fwd<float, 4>, a); }
 //   }
 //
-// Everything here is `static`: kernels are compiled with -fsanitize and the runtime without it, and the linker
-// must not replace one side's copy of a function by the other's.
+// Everything here is `static`: a sanitizer instruments the kernels and not the runtime, and the linker must
+// not replace one side's copy of a function by the other's.
 #pragma once
 #include <math.h> // not <cmath>: this one makes exp(float) float in the global namespace, as CUDA does
 #include <stddef.h>
@@ -45,7 +45,7 @@ struct Block {
 extern __thread Thread* self;
 extern __thread Block block;
 
-// A line of a kernel, for messages and to distinguish the calls of a collective.
+// A line of a kernel, for messages, and to tell one call of a collective from another.
 struct Place {
     const char* file;
     int line;
@@ -100,8 +100,8 @@ template <class T> static T from_cell(u64 cell) {
 
 #define DEV inline
 #define KERNEL(...) inline void
-// The address of a static variable identifies the array; the first thread of a block that gets here creates
-// it.
+// The address of a static variable identifies the array. The first thread of a block that gets here creates
+// the array.
 #define SHARED(T, name, n)            \
     static const char name##_key = 0; \
     T(&name)[n] = *static_cast<T(*)[n]>(emu::shared_array(&name##_key, #name, sizeof(T) * (n), alignof(T)))
@@ -124,7 +124,7 @@ struct bf16 {
 
 static inline float bits_to_float(u32 u) { return emu::from_cell<float>(u); }
 static inline u32 float_to_bits(float f) { return (u32)emu::to_cell(f); }
-// Rounds to nearest even. The carry of the addition would turn some NaN into infinity, so NaN is treated
+// Rounds to nearest even. The carry of the addition would turn some NaNs into infinity, so a NaN is treated
 // separately and made quiet.
 static inline bf16 to_bf16(float f) {
     const u32 u = float_to_bits(f);

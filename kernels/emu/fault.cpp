@@ -32,7 +32,7 @@ static __thread bool ready_here;
 }
 
 static void on_fault(int number, siginfo_t* info, void* state) {
-    if (!self) { // not in a kernel: call the handler that was installed before
+    if (!self) { // not in a kernel: restore the handler that was installed before
         for (int i = 0; i < 3; i++) {
             if (SIGNALS[i] == number) sigaction(number, &previous[i], nullptr);
         }

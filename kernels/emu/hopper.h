@@ -1,5 +1,5 @@
-// The functions of lib/hopper.cuh for g++; emu/hopper.cpp implements them. The last part of emu.h, which is
-// included outside the namespace of a kernel file.
+// The functions of lib/hopper.cuh for g++; emu/hopper.cpp and emu/wgmma.cpp implement them. The last part of
+// emu.h, which is included outside the namespace of a kernel file.
 #pragma once
 
 // As src/device/gpu/tensor_map.rs encodes it for the emulator; for a GPU the driver encodes it.

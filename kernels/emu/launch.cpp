@@ -1,4 +1,4 @@
-// A launch: checks that a GPU would accept it, and spreads its blocks over OS threads.
+// A launch: checks that a GPU would accept it, and distributes its blocks over OS threads.
 #include <semaphore.h>
 #include <stdio.h>
 
@@ -10,7 +10,8 @@
 
 namespace emu {
 
-// Waking an OS thread takes about 10 us, as long as this many CUDA threads that do next to nothing.
+// A launch uses one OS thread for each so many CUDA threads: waking an OS thread takes about 10 us, as long
+// as running this many CUDA threads that do next to nothing.
 constexpr u64 WORTH_A_WORKER = 4096;
 
 struct Job {
@@ -22,7 +23,7 @@ struct Job {
     char error[sizeof(Context::error)];
 };
 
-// Threads and contexts are kept for the next launch; there are as many as ever ran at once.
+// Threads and contexts are kept for the next launch; there are as many as ever ran at the same time.
 struct Worker {
     Context context{};
     sem_t start, done;
@@ -45,8 +46,8 @@ static void run_share(Context& c, Job& job, u32 index) {
     const Launch& l = *job.launch;
     const u64 shift = l.order >= 2 ? hash(l.order) % job.blocks : 0;
     for (u64 i = index; !job.failed.load(std::memory_order_relaxed); i += job.workers) {
-        // TSan takes the blocks of one OS thread for ordered and finds no race between them. Interleaved,
-        // neighbouring blocks at least run on different threads.
+        // TSan takes the blocks of one OS thread for ordered and finds no race between them. With TSan,
+        // blocks are therefore dealt out in turn, so that neighbours run on different OS threads.
         if (!san::THREAD) i = job.next.fetch_add(1, std::memory_order_relaxed);
         if (i >= job.blocks) break;
         const u64 n = l.order == 1 ? job.blocks - 1 - i : (i + shift) % job.blocks;
@@ -134,7 +135,7 @@ static bool valid(const Launch& l, char* error, size_t error_len) {
 
 using namespace emu;
 
-// `threads`: how many OS threads may share the blocks. 0, or 1 with `error` filled.
+// `threads` is how many OS threads may share the blocks. Returns 0, or 1 and the message in `error`.
 extern "C" int emu_launch(void (*entry)(void**), const unsigned grid[3], const unsigned block[3],
                           size_t dynamic_shared, void** args, int order, int threads, char* error,
                           size_t error_len) {

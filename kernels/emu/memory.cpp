@@ -1,10 +1,9 @@
-// Device memory: every allocation is followed by a page that faults, so that no access past it goes
-// unnoticed.
+// Device memory: every allocation is followed by a guard page, so that an access past it faults.
 //
-// Addresses are multiples of 256, as cuMemAlloc's are, so up to 255 bytes remain between the end and that
-// page. They hold CANARY, which is checked after every launch, and so do the bytes from the start of the
-// first page to the allocation. Under ASan memory comes from malloc instead, whose redzones begin right at
-// the end.
+// Addresses are multiples of 256, as cuMemAlloc's are, so up to 255 bytes remain between the end of an
+// allocation and the guard page. They hold CANARY, and so do the bytes from the start of the first page to
+// the allocation. After every launch the bytes behind the allocation and the last 64 before it are checked.
+// Under ASan memory comes from malloc instead, whose redzones begin right at the end.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -58,7 +57,7 @@ bool allocations_intact(char* error, size_t error_len) {
         if (a.owner != &this_thread) continue; // the other thread checks its own
         if (const char* side = damage(at, a)) {
             report(at, a, side, error, error_len);
-            // Reported once, and not for the next launch, which is not at fault.
+            // Repairs the canaries, so that the next launch is not blamed too.
             lay_canaries(at, a);
             return false;
         }
@@ -126,7 +125,7 @@ extern "C" void emu_free(void* p) {
         side = damage(at, a);
         registry.all.erase(it);
     }
-    if (side) { // made by another thread than the one that launched, or the host wrote it
+    if (side) { // another thread made it than launched the kernel, or the host wrote outside it
         char text[200];
         report(at, a, side, text, sizeof text);
         fprintf(stderr, "emu_free: %s\n", text);

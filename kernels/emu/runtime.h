@@ -1,4 +1,4 @@
-// Shared by the files of the runtime: the state of one block on one OS thread.
+// The state of one block on one OS thread, and the functions that the files of the runtime share.
 #pragma once
 #include <vector>
 
@@ -17,8 +17,8 @@ constexpr size_t MAX_STATIC = 48 << 10;  // of which arrays declared with SHARED
 // A sanitizer's frames are several times larger. A page of a stack is committed when first touched.
 constexpr size_t STACK = san::ADDRESS || san::THREAD ? 256 << 10 : 64 << 10;
 constexpr size_t PAGE = 4096;
-// Shared memory of the emulator: 1 KiB in front, so that dynamic shared memory may start aligned to as much,
-// then the arrays, with REDZONE bytes behind each.
+// Shared memory of the emulator: 1 KiB in front, so that dynamic shared memory can be aligned to 1 KiB, then
+// the arrays, with REDZONE bytes behind each.
 constexpr size_t SHARED_FRONT = 1024, REDZONE = 128, MAX_ARRAYS = 64;
 constexpr size_t SHARED_SIZE = (SHARED_FRONT + MAX_SHARED + MAX_ARRAYS * (REDZONE + 1024)) / PAGE * PAGE + PAGE;
 // NaN as float, as double and as either bf16 half, so that an uninitialised or stray read shows in the
@@ -52,7 +52,8 @@ struct Warp {
     u32 lanes;   // those that exist: the last warp of a block may be partial
     u32 arrived; // at the collective that is being gathered
     u32 exited;
-    u32 generation; // its parity picks the cells: a lane may be at the next collective before all have read these
+    // Its parity picks the cells: a lane may be at the next collective before all have read these.
+    u32 generation;
     Op op;
     Place place;
     u64 cells[2][32];
@@ -72,7 +73,9 @@ struct Launch {
     void** args;
     Dim3 grid, block;
     size_t dynamic_shared;
-    int order; // 0: threads go on in the order of their release; 1: reverse; otherwise random with this seed
+    // 0: threads go on in the order in which they became ready; 1: in reverse; others: at random, with the
+    // number as seed.
+    int order;
 };
 
 struct Context {
@@ -89,7 +92,9 @@ struct Context {
     u32 waiting; // in sync_block
     Place barrier;
     u32 barrier_generation;
-    char barrier_order[2]; // two, so that a thread that leaves one barrier late does not acquire what the next released
+    // TSan's synchronisation objects, by the parity of the generation: a thread that leaves one barrier late
+    // must not acquire what the next one released.
+    char barrier_order[2];
 
     Fiber fibers[MAX_THREADS];
     Warp warps[MAX_THREADS / 32];
@@ -157,14 +162,14 @@ inline const char* file_name(Place p) {
     return slash ? slash + 1 : p.file;
 }
 
-// scheduler.cpp Ends the block with a message that names the thread and the block. Its fibers are abandoned
-// where they stand.
+// scheduler.cpp
+// Ends the block with a message that names the thread and the block. Its fibers are abandoned.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 // Suspends the running fiber and continues in a ready one.
 void wait(Context&, State, Place);
-// The same, but the running one stays ready.
+// The same, but the running fiber stays ready.
 void yield(Context&, Place);
-// Leaves c.failed and c.error.
+// Runs one block; sets c.failed, and c.error if it failed.
 void run_block(Context&, const Launch&, Dim3 at, u64 number);
 
 // shared.cpp
@@ -172,9 +177,9 @@ void reset_shared(Context&);
 const Array* array_around(Context&, const void* p, size_t n); // null if the bytes do not lie within one array
 bool redzones_intact(Context&);                               // writes c.error if not
 
-// hopper.cpp; these need c.hopper_used
+// hopper.cpp; to be called only if c.hopper_used
 bool land_one(Context&);        // completes one TMA load; false if none is in flight
-void land_at_random(Context&);  // or does nothing
+void land_at_random(Context&);  // completes one TMA load, or does nothing
 void retire_hopper(Context&, Fiber&);
 void describe_mbarrier(Context&, const void* bar, char* out, size_t out_len);
 

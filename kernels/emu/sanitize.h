@@ -1,7 +1,7 @@
 // Calls that tell the sanitizers about fibers and about memory that the runtime accesses for a kernel.
 //
-// The runtime is compiled without -fsanitize and the kernels with it; EMU_ASAN or EMU_TSAN says with which.
-// Without either, all of this is empty.
+// The runtime is compiled without -fsanitize and the kernels with it. EMU_ASAN or EMU_TSAN names the
+// sanitizer; without either, all of these functions are empty.
 #pragma once
 #include <stddef.h>
 
@@ -34,7 +34,7 @@ inline void poison(const void* p, size_t n) { __asan_poison_memory_region(p, n);
 inline void unpoison(const void* p, size_t n) { __asan_unpoison_memory_region(p, n); }
 // Whether a kernel could not have accessed all of these bytes itself.
 inline bool poisoned(const void* p, size_t n) { return __asan_region_is_poisoned(const_cast<void*>(p), n); }
-// Before leaving a stack for another. Without `save` the stack that is left is over.
+// Before leaving a stack for another. A null `save` means that the stack that is left is not used again.
 inline void before_switch(void** save, const void* bottom, size_t size) {
     __sanitizer_start_switch_fiber(save, bottom, size);
 }

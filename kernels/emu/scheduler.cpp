@@ -1,4 +1,4 @@
-// A block: its fibers, the choice of the next one, sync_block, and error messages.
+// A block: its fibers, the choice of the next one, sync_block, and how a failure ends it.
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -80,7 +80,7 @@ static Fiber& next_ready(Context& c) {
 
 static void fiber_main();
 
-// Continues in `to`; returns when another fiber switches back. With `over` none ever does.
+// Continues in `to`; returns when another fiber switches back. `over`: `from` has ended, and none will.
 static void switch_fiber(Context& c, Fiber& from, Fiber& to, bool over) {
     if (!to.stack) {
         to.stack = take_stack(c);
@@ -169,9 +169,9 @@ static void fiber_main() {
         if (c.live == 0) to_main(c);
         Fiber& next = next_ready(c);
         if (!san::THREAD) {
-            // A thread that has not started reuses this stack, which is in the cache, without a switch; in
-            // an elementwise kernel no thread needs more. (TSan would report a race between both uses of the
-            // stack.)
+            // A thread that has not started reuses this stack, which is in the cache, without a switch. All
+            // threads of an elementwise kernel run like this. (TSan would report a race between the two uses
+            // of the stack.)
             if (!next.stack) {
                 next.stack = me.stack;
                 self = &next;

@@ -7,8 +7,8 @@
 
 namespace emu {
 
-// A loop that the compiler must not turn into memset, which a sanitizer intercepts and would count as a
-// write of this thread.
+// The compiler must not turn this loop into memset, which a sanitizer intercepts and would count as a write
+// of this thread.
 __attribute__((optimize("O3,no-tree-loop-distribute-patterns"))) static void fill(char* p, size_t bytes,
                                                                                   u32 word) {
     u32* q = reinterpret_cast<u32*>(p);
@@ -87,8 +87,8 @@ bool redzones_intact(Context& c) {
 
 // ---- cp.async ----
 //
-// Copies as late as is legal, at the wait, so that a missing wait leaves NaN in shared memory. In a random order
-// half of the copies happen at once, because a kernel must not rely on late copies either.
+// Copies as late as is legal, at the wait, so that a missing wait leaves NaN in shared memory. In a random
+// order half of the copies happen at once, because a kernel must not rely on late copies either.
 
 static void perform(const Copy& copy) {
     san::writes(copy.to, 16);

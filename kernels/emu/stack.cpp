@@ -67,7 +67,7 @@ char* take_stack(Context& c) {
     if (!c.stacks) {
         void* p = mmap(nullptr, MAX_THREADS * STACK, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) abort(); // 64 MiB of addresses
+        if (p == MAP_FAILED) abort(); // 64 MiB of addresses, 256 MiB with a sanitizer
         c.stacks = static_cast<char*>(p);
     }
     char* stack = c.stacks + c.made_stacks++ * STACK;

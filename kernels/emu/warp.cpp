@@ -95,7 +95,7 @@ const u64* rendezvous(Op op, u64 brought, Place p) {
         for (u32 others = w.lanes & ~(1u << lane); others; others &= others - 1) {
             make_ready(c, id - lane + __builtin_ctz(others));
         }
-        if (c.order != 0) yield(c, p); // in order 0 the last lane just goes on, which saves a switch
+        if (c.order != 0) yield(c, p); // in order 0 the last lane continues at once, which saves a switch
     }
     if (op == Op::Sync) san::acquire(order);
     return cells;

@@ -1,6 +1,5 @@
-// Partial channel statistics, as a convolution writes them, into sums over all pixels: what a batch norm or a
-// statistics loss would otherwise compute by a pass over the map. Launched by
-// src/ops/launch/channel_stats.rs.
+// Turns the partial channel statistics that a convolution writes into sums over all pixels, for which a batch
+// norm or a statistics loss would otherwise read the whole map. Launched by src/ops/launch/channel_stats.rs.
 #include "lib/dev.cuh"
 
 // Merges the statistics of tiles of `rows` pixels (the last tile has the rest) into the sums of x - shift and

@@ -1,6 +1,6 @@
 // Batch normalisation with an activation: see src/ops/layers/batch_norm.rs. Forward with batch statistics is
-// three launches: sums over chunks of pixels, a fold that also updates the running estimates, and one pass
-// that writes y; with running estimates, it is the last one only. Backward likewise: sums, fold, dx. Feature
+// three launches: sums over chunks of pixels, a fold that also updates the running estimates, and a pass that
+// writes y. With running estimates it is only the last of them. Backward likewise: sums, fold, dx. Feature
 // maps are [pixels, c], vectors [c]; blocks and chunks as in lib/channels.cuh. x and y may differ in type: x
 // is float where a view turned rows into pixels.
 #include "lib/channels.cuh"
@@ -56,8 +56,8 @@ template <int n> struct Channels {
     }
 };
 
-// y = act((x - shift) * scale + bias). Without running estimates (null), `coefficients` holds the batch's
-// statistics. With them, they are the statistics, and `coefficients`, if not null, is written for backward.
+// y = act((x - shift) * scale + bias). If the running estimates are null, `coefficients` holds the batch's
+// statistics. Otherwise they are the statistics, and `coefficients`, if not null, is written for backward.
 template <class X, class Y, int n>
 KERNEL(256) batch_norm_fwd(Y* RESTRICT y, float* RESTRICT coefficients, const X* RESTRICT x, const float* RESTRICT gamma,
                            const float* RESTRICT beta, const float* RESTRICT running_mean, const float* RESTRICT running_var,

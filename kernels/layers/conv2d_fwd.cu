@@ -1,6 +1,6 @@
 // Forward of the 2-D convolution: a matrix product whose left operand is gathered from x while it is copied
-// to shared memory (implicit GEMM); no patch matrix ever exists. src/ops/layers/conv2d/README.md has the
-// drawing, launch.rs and hopper.rs there choose the kernel and the tile.
+// to shared memory (implicit GEMM); no patch matrix exists in memory. src/ops/layers/conv2d/README.md has the
+// drawing; launch.rs and hopper.rs there choose the kernel and the tile.
 #include "lib/channel_stats.cuh"
 #include "lib/conv_gather.cuh"
 #include "lib/conv_wgmma.cuh"
@@ -61,11 +61,11 @@ template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Group<Conv2dForward<T>
 }
 
 // The same on compute capability 9.0, where both c and k are multiples of 64. `maps`: im2col maps of the
-// members' x (a plain map for 1x1 filters at stride 1 without padding), then maps of their filters [k, r s
-// c].
+// members' x (a plain map for 1x1 filters at stride 1 without padding), then maps of their filters
+// [k, (r, s, c)].
 // Grid: (min(tiles, multiprocessors)), each block takes tile after tile; shared memory: Wgmma::SHARED_BYTES,
-// up to 227 KB. Pingpong: 384 threads, two warpgroups multiply a tile each in turn. Cooperative: 512 threads,
-// three share one tile; it cannot write channel statistics.
+// up to 227 KB. Pingpong: 384 threads, two warpgroups multiply a tile each, alternately. Cooperative: 512
+// threads, three warpgroups share one tile; it cannot write channel statistics.
 template <int BM, int BN>
 KERNEL(384, 1)
 conv2d_fwd_wgmma(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {

@@ -78,7 +78,7 @@ template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const T
     Floats<n> sum = floats<n>(0.0f);
     for (int s = t.row; s < count; s += t.rows) {
         i64 pixel = s * step;
-        // Once is enough: 31 (pixels / 32 + 1) is less than twice the pixels.
+        // Subtracting once is enough, because 31 (pixels / 32 + 1) is less than twice the pixels.
         if (pixel >= d.pixels) pixel -= d.pixels;
         const Floats<n> v = load_f32<n>(x + pixel * d.c + t.channel);
         UNROLL
@@ -100,9 +100,9 @@ DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second,
     store_f32<n>(parts + (i64)(2 * blockIdx.y + 1) * d.c + t.channel, second);
 }
 
-// Sums of x - shift and of its square over this block's chunk, into parts [chunks][2][c]. Every block
-// computes the same shift (32 pixels of x, from the L2 after the first block), which saves a launch; the
-// blocks of chunk 0 store it in `shift` [c].
+// Stores sums of x - shift and of its square over this block's chunk in parts [chunks][2][c]. Every block
+// computes the same shift (from 32 pixels of x, which are in the L2 after the first block), which saves a
+// launch; the blocks of chunk 0 store it in `shift` [c].
 template <int n, class T>
 DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RESTRICT x, const TilesDims& d, float* scratch) {
     const Tile<n> t = Tile<n>::of(d);
@@ -130,8 +130,8 @@ DEV int fold_channel() { return blockIdx.x * FOLD_CHANNELS + threadIdx.x % FOLD_
 // One thread per channel owns the reduced result.
 DEV bool is_fold_leader(int c) { return threadIdx.x < FOLD_CHANNELS && fold_channel() < c; }
 
-// Both sums of `fold_channel()` over all chunks, in every thread. In double: a few numbers per channel cost
-// nothing.
+// Both sums of `fold_channel()` over all chunks, in every thread, in double: for a few numbers per channel it
+// costs nothing.
 DEV void fold_parts(double (&sums)[2], const float* RESTRICT parts, int c, int chunks, double* scratch) {
     const int channel = fold_channel(), me = threadIdx.x;
     sums[0] = sums[1] = 0.0;

@@ -3,8 +3,9 @@
 #pragma once
 #include "lib/dev.cuh"
 
-// Mirrors `Dims::kernel_arg` of src/ops/layers/conv2d/geometry.rs, which checks that the products of three
-// sizes that count pixels fit an int. Products with channels are 64-bit.
+// Mirrors `Dims::kernel_arg` of src/ops/layers/conv2d/geometry.rs, which checks that there are fewer than
+// 2^30 pixels and filter elements per output channel, so that an int counts either. Offsets of elements in a
+// map are 64-bit.
 struct Conv2dDims {
     int n, h, w, c; // of x
     int k, r, s;    // output channels, filter height and width

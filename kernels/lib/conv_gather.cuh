@@ -144,9 +144,9 @@ template <class T, int len> struct LoadWindowsAcross {
     DEV void load(T* slab) { copy_column<S>(*this, slab, g.wide()); }
 };
 
-// The filter taps of one dimension that reach the inputs `phase`, `phase + stride`, ...: first, first -
-// stride, ... They read the outputs base - count + 1 + j, ... for the j-th of these inputs. `Taps` of
-// src/ops/layers/conv2d/geometry.rs.
+// The filter taps of one dimension that reach the inputs `phase`, `phase + stride`, and so on: `count` taps,
+// `first`, `first - stride`, and so on. For the j-th of these inputs they read the outputs from
+// base - count + 1 + j on. Mirrors `Taps` of src/ops/layers/conv2d/geometry.rs.
 struct Taps {
     int count, first, base;
 

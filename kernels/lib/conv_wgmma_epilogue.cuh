@@ -5,8 +5,8 @@
 #include "lib/conv_wgmma_tile.cuh"
 
 // Eight bf16 as they lie in memory: four registers, where eight separate bf16 would take eight. Maps have
-// fewer than 2^31 elements (src/ops/layers/conv2d/hopper.rs checks it): a 32-bit byte offset and an address
-// that all lanes share take one register, where a pointer takes two.
+// fewer than 2^31 elements (src/ops/layers/conv2d/hopper.rs checks it), so that a byte offset has 32 bits.
+// With an address that all lanes share it takes one register, where a pointer takes two.
 using Eight = Pack<u32, 4>;
 DEV Eight load_bf16x8(const bf16* map, u32 at) {
     return load_pack<4>(reinterpret_cast<const u32*>(reinterpret_cast<const char*>(map) + at * 2));
@@ -19,7 +19,7 @@ DEV void store_bf16x8(bf16* map, u32 at, const float (&v)[8]) {
 }
 DEV float element(const Eight& of, int i) { return bits_to_float(i % 2 ? of.v[i / 2] & 0xffff0000u : of.v[i / 2] << 16); }
 
-// act(sum + bias + residual), and the mask of what is above 0.
+// act(sum + bias + residual), and the mask of the sums above 0.
 template <class Io> struct StoreForward {
     const Io& io;
     float slope;
@@ -89,7 +89,7 @@ DEV void transpose_quad(float (&v)[4][2]) {
 // in the map. `old`, what `store` needs from memory, is loaded 32 columns ahead where registers allow.
 template <class W, class Out>
 DEV void epilogue(const float (&d)[W::PARTS][W::N / 2], const Product& g, int first_row, int first_column, const Out& out) {
-    // A thread's rows, 8 or 64 apart; blocks of 32 columns; how many of them a part has.
+    // A thread's rows, which are 8 or 64 apart; blocks of 32 columns, in all and in a part.
     constexpr int ROWS = W::PART_ROWS ? 4 : 2, BLOCKS = W::BLOCKS, PART = W::N / 32;
     const int lane = lane_id(), row = first_row + (warp_id() & 3) * 16 + lane / 4, column = first_column + lane % 4 * 8;
     auto row_of = [&](int i) { return row + i / 2 * 64 + i % 2 * 8; };

@@ -1,5 +1,5 @@
-// The producer-consumer pipeline of the wgmma convolution: one warp copies slabs into a ring of stages (TMA),
-// warpgroups multiply them (wgmma) and write what they multiplied.
+// The producer-consumer pipeline of the wgmma convolution: one warp copies slabs into a ring of stages (TMA);
+// warpgroups multiply them (wgmma) and write the results.
 #pragma once
 #include "lib/conv_wgmma_epilogue.cuh"
 #include "lib/conv_wgmma_stats.cuh"
@@ -123,8 +123,9 @@ DEV void consume(const Product& g, int tiles, const char* slabs, Barriers<W::STA
             UNROLL
             for (int j = 0; j < W::N / 2; j++) d[i][j] = 0.0f;
         }
-        // Without turns the second warpgroup would wait for a slab several rounds of the ring ahead, and a
-        // parity distinguishes a round only from the next one. The first group begins with the turn.
+        // The two warpgroups multiply alternately. Otherwise the second one could wait for a slab several
+        // rounds of the ring ahead, but a parity distinguishes a round only from the next one. The first
+        // warpgroup does not wait for its first tile.
         if (pingpong) mbar_wait(&bars.turn[group], (taken++ & 1) ^ (group == 0));
         int reading = 0;
         for (int slab = 0; slab < count; slab++) {

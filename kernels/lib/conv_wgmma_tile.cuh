@@ -16,10 +16,11 @@ constexpr int BOX = 64 * 128;
 // so that one writes its tile while the other multiplies. Otherwise they are cooperative: they share one
 // tile, 64 rows each, three of them on 192 rows.
 //
-// A slab of 192 x 256 keeps the tensor cores busy for 1536 cycles (2048 multiply-adds a cycle), copies 56 KB
-// and has wgmma read 144 KB: 37 bytes a cycle from the L2, and 133 of shared memory's 128. A slab of 128 x
-// 128, pingpong: 512 cycles, 32 KB and 48 KB, so 64 and 160 bytes. Pingpong is faster where a tile has few
-// slabs: a cooperative block multiplies nothing while it writes a tile.
+// A slab of 192 x 256 keeps the tensor cores busy for 1536 cycles (2048 multiply-adds a cycle). TMA copies
+// 56 KB of it and wgmma reads 144 KB: 37 bytes a cycle from the L2, and 133 through shared memory, which
+// moves 128. For a slab of 128 x 128, pingpong, these are 512 cycles, 32 KB and 48 KB, so 64 and 160 bytes.
+// Pingpong is faster where a tile has few slabs, because a cooperative block multiplies nothing while it
+// writes a tile.
 template <int BM, int BN, bool pingpong> struct Wgmma {
     // Warpgroups that multiply.
     static constexpr int GROUPS = pingpong ? 2 : BM / 64;
@@ -30,8 +31,8 @@ template <int BM, int BN, bool pingpong> struct Wgmma {
     static_assert(BM % 64 == 0 && BN % N == 0 && PARTS * N <= 256, "a thread has registers for 128 sums");
     static_assert(!pingpong || (BM == 128 && BN <= 128), "a pingpong warpgroup has all rows of a tile");
     // Registers of a thread after setmaxnreg. 65536 over 384 threads are 168 rounded down to a multiple of 8,
-    // over 512 threads 128. Only one thread copies, so its warpgroup gives most of them away: 40 + 2 * 232 =
-    // 3 * 168, 32 + 3 * 160 = 4 * 128.
+    // over 512 threads 128. Only one thread copies, so its warpgroup gives most of its registers to the
+    // others: 40 + 2 * 232 = 3 * 168, 32 + 3 * 160 = 4 * 128.
     static constexpr int COPY_REGISTERS = GROUPS == 3 ? 32 : 40, MULTIPLY_REGISTERS = GROUPS == 3 ? 160 : 232;
     // Whether the epilogue has registers to load 32 columns ahead.
     static constexpr bool IS_AHEAD = GROUPS < 3;

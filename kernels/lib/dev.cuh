@@ -7,12 +7,12 @@
 //   INSTANCE(max_pool_fwd<float>)
 //   INSTANCE(max_pool_fwd<bf16>)
 //
-// `INSTANCE` names a kernel that the program launches, in exactly this spelling; build.rs reads these lines
-// and the parameter lists.
+// `INSTANCE` names a kernel that the program launches, in exactly this spelling. The build script reads these
+// lines and the parameter lists (src/device/gpu/source.rs).
 #pragma once
 
-// Names an instance of a template (or a plain kernel) to compile. build.rs reads it; to the compiler it is
-// empty.
+// Names an instance of a template (or a plain kernel) to compile. The build script reads it; to the compiler
+// it is empty.
 #define INSTANCE(...)
 // The same for kernels that use lib/hopper.cuh, which are compiled for sm_90a and the emulator only.
 #define INSTANCE_90A(...)
@@ -45,7 +45,7 @@ struct bf16 {
 
 DEV float bits_to_float(u32 u) { return __uint_as_float(u); }
 DEV u32 float_to_bits(float f) { return __float_as_uint(f); }
-// Rounds to nearest even, as PyTorch and the CPU tests do.
+// Rounds to nearest even, as PyTorch and the CPU's code do.
 DEV bf16 to_bf16(float f) {
     bf16 r;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r.bits) : "f"(f));

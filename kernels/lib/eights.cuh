@@ -2,7 +2,7 @@
 #pragma once
 #include "lib/dev.cuh"
 
-// Elements in 16 bytes, the unit of every copy.
+// Elements in 16 bytes, the unit of a copy.
 template <class T> constexpr int CHUNK = 16 / (int)sizeof(T);
 
 // Loads eight neighbours, or the `count` of them that exist (the others are 0). `aligned` promises that the

@@ -28,7 +28,7 @@ DEV void mbar_init(u64* bar, u32 count) {
 }
 // Makes initialised barriers visible to TMA. The thread that initialised them calls it before sync_block.
 DEV void mbar_fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-// Arrives, and announces that the phase has `bytes` more.
+// Arrives, and announces that `bytes` more will be copied in this phase.
 DEV void mbar_expect_tx(u64* bar, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_window(bar)), "r"(bytes)
                  : "memory");
@@ -36,8 +36,8 @@ DEV void mbar_expect_tx(u64* bar, u32 bytes) {
 DEV void mbar_arrive(u64* bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_window(bar)) : "memory");
 }
-// Waits for the end of the phase of that parity, 0 for the first phase. On a new barrier parity 1 does not
-// wait.
+// Waits for the end of the phase of that parity. The first phase has parity 0; on a new barrier parity 1 does
+// not wait.
 DEV void mbar_wait(u64* bar, u32 parity) {
     asm volatile(
         "{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra AGAIN;\n}" ::"r"(
@@ -45,14 +45,15 @@ DEV void mbar_wait(u64* bar, u32 parity) {
         "r"(parity)
         : "memory");
 }
-// Makes what this thread stored in shared memory visible to wgmma and TMA (issued by other threads: after a
-// barrier).
+// Makes what this thread stored in shared memory visible to wgmma and TMA. If other threads issue those, a
+// barrier must follow.
 DEV void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- TMA: one thread copies a box, with the 128-byte swizzle of its map; its bytes count at `bar` ----
+// ---- TMA: one thread copies a box, with the 128-byte swizzle of its map; its bytes are counted at `bar` ----
 //
 // Element (r, c) of a box with rows of 128 bytes is stored in `to` (1024-byte aligned) at byte
-// r * 128 + ((c / 8) ^ (r % 8)) * 16 + c % 8 * 2. Elements outside the tensor are copied as zeros, and count as bytes.
+// r * 128 + ((c / 8) ^ (r % 8)) * 16 + c % 8 * 2. Elements outside the tensor are copied as zeros, and their
+// bytes count.
 
 // Copies the box at column x, row y.
 DEV void tma_load_2d(void* to, const CUtensorMap* map, int x, int y, u64* bar) {
@@ -76,13 +77,15 @@ DEV void tma_load_im2col_4d(void* to, const CUtensorMap* map, int c, int w, int 
 
 // ---- wgmma: products of a warpgroup (four warps, the first a multiple of four) ----
 
-// Orders the first product of a sequence behind the threads' accesses of its registers.
+// Orders the first product of a sequence after the threads' accesses to its registers.
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Ends a group: the products issued since the last commit.
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most `n` groups are in flight. Their registers and operands must not be accessed before.
+// Waits until at most `n` groups are in flight. The registers of a group must not be accessed, and its
+// operands not overwritten, before it is complete.
 template <int n> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory"); }
-// Keeps the compiler from moving accesses of `d`: after wgmma_wait, and before wgmma_fence.
+// Keeps the compiler from moving accesses to `d` across it. To be called after wgmma_wait and before
+// wgmma_fence.
 template <int n> DEV void wgmma_hold(float (&d)[n]) {
     UNROLL
     for (int i = 0; i < n; i++) asm volatile("" : "+f"(d[i])::"memory");

@@ -1,7 +1,7 @@
 // One launch of an optimiser covers all parameters: it takes a table of tensors and a table of chunks, one
 // row for each 4096 elements of a tensor. A block finds its chunk with one load. A search through the
-// tensors' sizes would cost log2(tensors) dependent loads instead, and save 16 bytes per chunk, whose
-// elements move 100 KB.
+// tensors' sizes would cost log2(tensors) dependent loads instead, and save only 16 bytes per chunk, whose
+// update moves 100 KB.
 #pragma once
 #include "lib/dev.cuh"
 

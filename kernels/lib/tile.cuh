@@ -85,8 +85,8 @@ template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<bf16, BM, BN, 
     }
 };
 
-// 16 x 16 threads of BM / 16 x BN / 16 sums each. A thread's rows (columns) are 16 apart if the inner
-// dimension is contiguous, else they come in runs of four: either way a load has 16 bytes.
+// 16 x 16 threads with BM / 16 x BN / 16 sums each. A thread's rows (columns) are 16 apart if the inner
+// dimension is contiguous, otherwise they come in runs of four. In both cases a load has 16 bytes.
 template <int BM, int BN, bool a_inner, bool b_inner> struct Tile<float, BM, BN, a_inner, b_inner> {
     using A = Slab<float, BM, a_inner>;
     using B = Slab<float, BN, b_inner>;
@@ -165,7 +165,7 @@ DEV void accumulate(Tile<T, BM, BN, a_inner, b_inner>& tile, LoadA& load_a, Load
     for (int slab = 0; slab < TILE_STAGES - 1; slab++) load(slab);
     for (int slab = 0; slab < slabs; slab++) {
         cp_async_wait<TILE_STAGES - 2>();
-        // After the barrier all threads' copies of this slab have landed, and no thread reads the slab that
+        // After the barrier all threads' copies of this slab are complete, and no thread reads the slab that
         // the next copies replace.
         sync_block();
         load(slab + TILE_STAGES - 1);

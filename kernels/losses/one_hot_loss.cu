@@ -3,9 +3,9 @@
 #include "lib/dev.cuh"
 #include "lib/loss.cuh"
 
-// t[i, l] = 1 for the `positives` highest of x[:, l], the earlier one among equals. One thread per element
-// counts the rows that come before its own: n reads, which neighbouring threads share line by line. A sort
-// would need shared memory for n rows.
+// t[i, l] = 1 for the `positives` highest of x[:, l]; among equals the earlier row counts as higher. The
+// thread of an element counts the rows that rank before its own: n reads, whose cache lines neighbouring
+// threads share. A sort would need shared memory for n rows.
 KERNEL(256) one_hot_labels(u8* RESTRICT t,           // [n, c]
                            const float* RESTRICT x,  // [n, c] logits
                            int n, int c, int positives) {

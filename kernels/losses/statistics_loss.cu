@@ -1,7 +1,7 @@
-// Matching channel statistics of u [pixels, c]: see src/ops/losses/statistics_loss.rs. Forward is three
-// launches: sums over chunks of pixels, a fold for each channel, and one block that sums over the channels.
-// The last one stores three vectors, with which backward is linear in u. Blocks and chunks as in
-// lib/channels.cuh.
+// The deviation of the channel statistics of u [pixels, c] from targets: see
+// src/ops/losses/statistics_loss.rs. Forward is three launches: sums over chunks of pixels, a fold for each
+// channel, and one block that sums over the channels. The last one stores three vectors, with which backward
+// is linear in u. Blocks and chunks as in lib/channels.cuh.
 #include "lib/channels.cuh"
 #include "lib/reduce.cuh"
 

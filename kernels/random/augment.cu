@@ -18,7 +18,7 @@ enum AugmentMix : int { ALONE, MAXIMUM, PASTE };
 struct AugmentChoice {
     int down, across, mirrored, mix, with, top, bottom, left, right;
 
-    // The pixel that appears at (p, q), or -1 where the fill value does.
+    // The index of the pixel that appears at (p, q), or -1 if the fill value does.
     DEV int source(int p, int q, const AugmentDims& d) const {
         const int row = p - down, column = (mirrored ? d.w - 1 - q : q) - across;
         return row >= 0 && row < d.h && column >= 0 && column < d.w ? row * d.w + column : -1;

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 const ORDERS: [u32; 5] = [0, 1, 2, 3, 4];
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-const RUNTIME: [&str; 8] = ["stack", "scheduler", "warp", "shared", "memory", "launch", "fault", "hopper"];
+const RUNTIME: [&str; 9] =
+    ["stack", "scheduler", "warp", "shared", "memory", "launch", "fault", "hopper", "wgmma"];
 
 const RIGHT: [&str; 13] = [
     "arithmetic",

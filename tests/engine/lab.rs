@@ -27,7 +27,8 @@ fn load(machine: &Machine, slot: Slot, elem: Elem, values: &[f32]) {
     machine.write(slot, &bytes).unwrap();
 }
 
-/// The expected output of one convolution of the group: after the activation going forward, after the mask going backward.
+/// The expected output of one convolution of the group: forward after the activation, backward after the
+/// mask.
 fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], mask: &[u8]) -> Vec<f32> {
     let ([c, k], [size, out]) = (p.channels, [p.size, p.out()]);
     let at = |n: usize, a: usize, b: usize, side: usize| (n * side + a) * side + b;
@@ -60,8 +61,8 @@ fn expected(p: &Problem, [x, filter, bias, added, dz]: [&[f32]; 5], mask: &[u8])
     y.iter().enumerate().map(|(i, v)| v + bias[i % k]).map(|v| if v > 0.0 { v } else { v * SLOPE }).collect()
 }
 
-/// Checks the partial channel statistics: for every 64 pixels and each channel, the mean of the activation's input and the sum
-/// of squared distances from it.
+/// Checks the partial channel statistics: for every 64 pixels and each channel, the mean of the activation's
+/// input and the sum of squared distances from it.
 fn check_channel_stats(p: &Problem, found: &[f32], y: &[f32]) {
     let (k, pixels) = (p.channels[1], p.pixels()[1]);
     let before = |m: usize, c: usize| {

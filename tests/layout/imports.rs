@@ -1,10 +1,10 @@
-//! The import graph between files, read from the source text: no two files may import each other, directly or in a
-//! longer circle. `super::`, `self::`, `crate::` and calls through a declared child module all count.
+//! The import graph between files, read from the source text: no two files may import each other, directly or
+//! in a longer circle. `super::`, `self::`, `crate::` and calls through a declared child module all count.
 
 use crate::{Source, sources};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A piece of Rust text that matters for paths.
+/// A token of Rust source, as far as paths need it.
 #[derive(Clone, Debug, PartialEq)]
 enum Token {
     Word(String),
@@ -46,7 +46,8 @@ fn tokens(code: &str) -> Vec<Token> {
     out
 }
 
-/// Reads the paths that begin with `prefix` at `at`, through braces of a `use` tree; returns where they end.
+/// Reads the paths that continue `prefix` from token `at` on, through the braces of a `use` tree. Returns the
+/// token after them.
 fn read_path(tokens: &[Token], mut at: usize, mut prefix: Vec<String>, out: &mut Vec<Vec<String>>) -> usize {
     loop {
         match tokens.get(at) {
@@ -98,7 +99,7 @@ fn module_of(name: &str) -> Vec<String> {
     if stem == "lib" { Vec::new() } else { stem.split('/').map(str::to_string).collect() }
 }
 
-/// Whether a file only declares modules and passes names on.
+/// Whether a file only declares modules and re-exports names.
 fn is_facade(code: &str) -> bool {
     let defines = ["fn ", "struct ", "enum ", "trait ", "impl", "const ", "static ", "type ", "macro_rules!"];
     code.lines().all(|l| {
@@ -108,7 +109,7 @@ fn is_facade(code: &str) -> bool {
     })
 }
 
-/// Every file, the files it imports, and through which path.
+/// For every file, the files that it imports, each with the path in the source.
 pub fn edges(all: &[Source]) -> BTreeMap<String, BTreeMap<String, String>> {
     let modules: BTreeMap<Vec<String>, &Source> = all.iter().map(|s| (module_of(&s.name), s)).collect();
     let mut graph = BTreeMap::new();
@@ -122,13 +123,13 @@ pub fn edges(all: &[Source]) -> BTreeMap<String, BTreeMap<String, String>> {
                 found.entry(to).or_insert_with(|| path.join("::"));
             }
         }
-        // What a facade passes on is imported from where it is defined.
+        // A facade has no imports here: a name that it re-exports counts as imported from the defining file.
         graph.insert(s.name.clone(), if is_facade(&s.code) { BTreeMap::new() } else { found });
     }
     graph
 }
 
-/// The file that a path of module `here` leads to; none if it leads out of the crate.
+/// The file that defines what a path in module `here` names; none if it is outside the crate.
 fn resolve(
     modules: &BTreeMap<Vec<String>, &Source>,
     here: &[String],
@@ -164,7 +165,7 @@ fn resolve(
     resolve(modules, &full[..known], from, depth + 1)
 }
 
-/// The files that lie on a circle, in groups that reach one another.
+/// The files on circles, in groups whose members all import each other directly or indirectly.
 fn circles(graph: &BTreeMap<String, BTreeMap<String, String>>) -> Vec<Vec<String>> {
     let reach = |from: &String| {
         let (mut seen, mut open) = (BTreeSet::new(), vec![from.clone()]);
@@ -190,16 +191,16 @@ fn no_two_files_import_each_other() {
     let graph = edges(&sources());
     let count: usize = graph.values().map(BTreeMap::len).sum();
     assert!(count > 400, "only {count} imports were found");
-    let mut told = Vec::new();
+    let mut found = Vec::new();
     for group in circles(&graph) {
         let inside = |(from, to): (&String, &BTreeMap<String, String>)| {
             let to = to.iter().filter(|(t, _)| group.contains(t));
             to.map(|(t, path)| format!("{from} -> {t} ({path})")).collect::<Vec<_>>()
         };
         let lines: Vec<String> = graph.iter().filter(|(f, _)| group.contains(f)).flat_map(inside).collect();
-        told.push(lines.join("\n    "));
+        found.push(lines.join("\n    "));
     }
-    assert!(told.is_empty(), "{} circles:\n\n    {}", told.len(), told.join("\n\n    "));
+    assert!(found.is_empty(), "{} circles:\n\n    {}", found.len(), found.join("\n\n    "));
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The honesty rule: no label of an image can reach the training of a student. The proof is the import graph: from the files
-//! of the pipeline, and of what it is built on, no path of imports leads to a file that reads labels.
+//! The honesty rule: no label of an image can reach the training of a student. The proof is the import graph:
+//! no path of imports leads from a file of the pipeline, or of the modules below it, to a file that reads
+//! labels.
 
 use crate::imports::{edges, paths};
 use crate::{Source, module, sources};
@@ -7,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The modules that train a student.
 const BLIND: [&str; 5] = ["pipeline", "models", "autograd", "ops", "device"];
-/// The files of `data` that read, hold or score labels (`digits` and `idx` read the classes of single objects). The module
-/// `labelled` is their only user below the command line.
+/// The files of `data` that read, hold or score labels (`digits` and `idx` read the classes of single
+/// objects). The module `labelled` is their only user below the command line.
 const WITH_LABELS: [&str; 9] =
     ["average_precision", "coco", "dataset", "digits", "idx", "labelled", "loader", "scenes", "voc"];
 /// The other files of `data`.
@@ -21,18 +22,18 @@ fn reader(file: &str) -> Option<&str> {
 }
 
 /// The path of imports from `from` to a file that sees labels, if there is one.
-fn way_to_labels(graph: &BTreeMap<String, BTreeMap<String, String>>, from: &str) -> Option<Vec<String>> {
+fn path_to_labels(graph: &BTreeMap<String, BTreeMap<String, String>>, from: &str) -> Option<Vec<String>> {
     let sees =
         |file: &str| module(file) == "labelled" || reader(file).is_some_and(|n| WITH_LABELS.contains(&n));
     let mut before: BTreeMap<&str, &str> = BTreeMap::new();
     let mut open = vec![from];
     while let Some(at) = open.pop() {
         if sees(at) {
-            let mut way = vec![at.to_string()];
-            while let Some(previous) = before.get(way[0].as_str()).filter(|_| way[0] != from) {
-                way.insert(0, previous.to_string());
+            let mut path = vec![at.to_string()];
+            while let Some(previous) = before.get(path[0].as_str()).filter(|_| path[0] != from) {
+                path.insert(0, previous.to_string());
             }
-            return Some(way);
+            return Some(path);
         }
         for to in graph.get(at).into_iter().flat_map(BTreeMap::keys) {
             if to != from && !before.contains_key(to.as_str()) {
@@ -51,10 +52,10 @@ fn no_import_leads_from_the_training_of_a_student_to_a_label() {
     let (mut held, mut wrong) = (0, Vec::new());
     for s in all.iter().filter(|s| BLIND.contains(&module(&s.name))) {
         held += 1;
-        if let Some(way) = way_to_labels(&graph, &s.name) {
-            wrong.push(way.join(" -> "));
+        if let Some(path) = path_to_labels(&graph, &s.name) {
+            wrong.push(path.join(" -> "));
         }
-        // A name of the whole module would hide which of its files are used.
+        // An import of the whole module would hide which of its files are used.
         for path in paths(&s.code) {
             if matches!(path.join("::").as_str(), "crate::data" | "crate::data::self") {
                 wrong.push(format!("{}: imports all of data", s.name));
@@ -94,7 +95,7 @@ fn a_path_to_a_label_is_found_through_other_files_and_facades() {
     ];
     let expected: Vec<String> =
         ["pipeline/b.rs", "pipeline/c.rs", "models/a.rs", "data/voc.rs"].map(String::from).into();
-    assert_eq!(way_to_labels(&edges(&all), "pipeline/b.rs"), Some(expected));
+    assert_eq!(path_to_labels(&edges(&all), "pipeline/b.rs"), Some(expected));
     all[4].code = "use crate::data::image;\nfn g() {}".into();
-    assert_eq!(way_to_labels(&edges(&all), "pipeline/b.rs"), None);
+    assert_eq!(path_to_labels(&edges(&all), "pipeline/b.rs"), None);
 }

@@ -1,5 +1,6 @@
-//! The architecture as `lib.rs` draws it, held by a test: which module may use which, which files may see labels, where
-//! `unsafe` is allowed, and what every op's docstring says.
+//! The architecture that `lib.rs` describes, checked by tests: which module may use which, which files may
+//! see labels, where `unsafe` is allowed, how long files and functions may be, and which headings an op's
+//! docstring has.
 
 mod imports;
 mod labels;
@@ -9,18 +10,20 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each may use those to its right.
+/// The chain of modules. Each may use those to its right.
 const CHAIN: [&str; 9] =
     ["main", "cli", "config", "labelled", "pipeline", "models", "autograd", "ops", "device"];
-/// What a leaf may use beside the vocabulary; anybody above `autograd` may use a leaf.
+/// The leaves, and what each may use beside the vocabulary. The modules before `autograd` in the chain may
+/// use a leaf.
 const LEAVES: [(&str, &[&str]); 3] = [("weights", &[]), ("data", &["weights"]), ("report", &["weights"])];
+/// Modules that every module may use.
 const VOCABULARY: [&str; 4] = ["error", "tensor", "splitmix", "summary"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Files below `folder`, except in folders that git ignores or that hide.
+/// Files below `folder`, except in hidden folders and in folders that git ignores.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut out = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -62,7 +65,7 @@ fn is_test(name: &str) -> bool {
     name.ends_with("/tests.rs") || name.starts_with("ops/op_check")
 }
 
-/// Tests stand last in a file.
+/// The text before the tests, which are the last item of a file.
 fn without_tests(text: &str) -> &str {
     let is_start = |at: usize| text[at..].lines().nth(1).is_some_and(|l| l.contains("mod tests"));
     let end = text.match_indices("#[cfg(test)]\n").map(|(at, _)| at).find(|at| is_start(*at));
@@ -74,7 +77,7 @@ fn module(name: &str) -> &str {
     name.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// Modules that `code` reaches through `prefix`, from single paths and from lists in braces.
+/// The modules that follow `prefix` in `code`, in single paths and in lists in braces.
 fn reached(code: &str, prefix: &str) -> BTreeSet<String> {
     let word =
         |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
@@ -145,10 +148,10 @@ fn no_arrow_points_back() {
                 }
             }
         }
-        // `super` must not climb out of the top-level module either: what lies outside is named from the crate.
+        // `super` must not leave the top-level module either: paths to other modules begin with `crate`.
         let depth = s.name.matches('/').count() + usize::from(!s.name.ends_with("/mod.rs"));
         if s.code.contains(&"super::".repeat(depth)) {
-            wrong.push(format!("{}: climbs out of {from} by `super`", s.name));
+            wrong.push(format!("{}: leaves {from} through `super`", s.name));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -163,13 +166,13 @@ fn every_module_has_its_place() {
 }
 
 #[test]
-fn unsafe_stands_below_the_device_and_says_why() {
+fn unsafe_is_used_in_device_only_and_has_a_safety_comment() {
     let mut found = 0;
     for s in sources() {
         let is_word = |l: &str| l.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
         let lines: Vec<&str> = s.text.lines().collect();
         for (i, line) in lines.iter().enumerate() {
-            // Declaring a foreign function promises nothing; calling it does.
+            // A declaration of foreign functions needs no comment, because only calling them is unsafe.
             let code = line.split("//").next().unwrap().replace("unsafe extern", "extern");
             if !is_word(&code) {
                 continue;
@@ -206,8 +209,9 @@ fn every_op_documents_itself() {
             assert!(is_there, "{}: the docstring of {op} has no `{heading}:`", s.name);
         }
     }
-    // One op, two files of one stem: `ops/losses/bce.rs` and `kernels/losses/bce.cu`; a large op has a folder in `ops` and
-    // kernels that begin with its name. `kernels/engine` holds what no op launches.
+    // An op has two files with one stem, such as `ops/losses/bce.rs` and `kernels/losses/bce.cu`. A large op
+    // has a folder in `ops`, and several kernel files whose names begin with its own. `kernels/engine` has
+    // the kernels that no op launches.
     let registered: BTreeSet<&str> = ops.iter().map(|(file, _)| file.as_str()).collect();
     let kinds = ["layers", "losses", "movement", "optim", "random"];
     for kind in kinds {

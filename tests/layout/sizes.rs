@@ -1,14 +1,15 @@
-//! Files and functions that one can hold in one's head.
+//! The longest that files and functions may be.
 
 use crate::{files, root, sources};
 use std::fs;
 
-/// Lines of a source file, its tests aside; of a function; of a kernels' header.
+/// Limits in lines: for a source file without its tests, for a function, for a header of the kernels.
 const FILE: usize = 450;
 const FUNCTION: usize = 80;
 const HEADER: usize = 350;
 
-/// The functions of a formatted file: first line, name and length. A body ends at a brace that is indented like its `fn`.
+/// The functions of a formatted file: first line, name and length. A body ends at a brace that is indented
+/// like its `fn`.
 fn functions(code: &str) -> Vec<(usize, String, usize)> {
     let lines: Vec<&str> = code.lines().collect();
     let indent = |l: &str| l.len() - l.trim_start().len();

@@ -1,6 +1,6 @@
-// Rung 1: wgmma fed by TMA, and nothing else: no roles. Both warpgroups multiply 64 rows of a tile of 128 x
-// 128 each, thread 0 issues the copies, and the whole block synchronises once per slab. Three stages are 96
-// KB, so that two blocks share a multiprocessor and one multiplies while the other waits or writes.
+// Rung 1: wgmma fed by TMA, without roles. Each of the two warpgroups multiplies 64 rows of a tile of
+// 128 x 128, thread 0 issues the copies, and the whole block synchronises once per slab. Three stages are
+// 96 KB, so that two blocks share a multiprocessor and one multiplies while the other waits or writes.
 // Parameters as conv2d_fwd_wgmma (kernels/layers/conv2d_fwd.cu), without statistics. Grid: a block per tile;
 // block: 256 threads.
 #include "lib/conv_wgmma.cuh"
@@ -45,7 +45,7 @@ conv2d_rung1(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, 
         multiply_slab<Rung1, false>(sum, from + group * 64 * 128, from + 128 * 128);
         wgmma_commit();
         wgmma_wait<0>();
-        // All threads have read this slab and the one before it, which the next copies replace.
+        // After the barrier no thread reads this slab or the one before it, which the next copies replace.
         sync_block();
         copy(slab + RUNG1_STAGES - 1);
     }

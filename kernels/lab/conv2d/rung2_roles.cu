@@ -1,6 +1,6 @@
-// Rung 2: roles. One warpgroup copies, two multiply 64 rows each of a tile of 128 x 128. The block never
-// synchronises as a whole, and seven stages of 32 KB are in flight. One block per multiprocessor, a block per
-// tile.
+// Rung 2: roles. One warpgroup copies, and two multiply 64 rows each of a tile of 128 x 128. While it works,
+// the block never synchronises as a whole, and seven stages of 32 KB are in flight. One block per
+// multiprocessor, a block per tile.
 #include "lib/conv_wgmma.cuh"
 
 KERNEL(384, 1)

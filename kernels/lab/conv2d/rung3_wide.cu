@@ -1,5 +1,5 @@
-// Rung 3: tiles of 128 x 256, four stages of 48 KB. Rows are read half as often, by TMA and by wgmma; the 128
-// sums of a thread need setmaxnreg. A block per tile.
+// Rung 3: tiles of 128 x 256, four stages of 48 KB. TMA and wgmma read rows half as often; the 128 sums of a
+// thread need setmaxnreg. A block per tile.
 #include "lib/conv_wgmma.cuh"
 
 KERNEL(384, 1)

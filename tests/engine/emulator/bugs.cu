@@ -13,8 +13,8 @@ template <bool barrier> DEV void neighbour(float* out) {
 KERNEL(128) neighbour_right(float* out) { neighbour<true>(out); }
 KERNEL(128) neighbour_no_barrier(float* out) { neighbour<false>(out); }
 
-// The value is right in every order, for the shuffle makes all lanes wait, but it orders nothing: only TSan
-// sees it.
+// The value is right in every order, because the shuffle makes all lanes wait. But a shuffle does not order
+// memory, which only TSan finds.
 KERNEL(128) neighbour_hidden_race(float* out) {
     SHARED(float, s, 128);
     s[threadIdx.x] = (float)threadIdx.x;
@@ -28,8 +28,8 @@ KERNEL(128) neighbour_sync_warp(float* out) {
     out[threadIdx.x] = s[threadIdx.x ^ 1];
 }
 
-// `rounds` of writing one's own element and reading the next thread's; without the second barrier a fast
-// thread overwrites what a slow one has still to read.
+// In each round a thread writes its own element and reads the next thread's. Without the second barrier a
+// fast thread overwrites an element that a slow one has still to read.
 KERNEL(128) rounds_right(float* out) {
     SHARED(float, s, 128);
     float sum = 0;
@@ -52,7 +52,8 @@ KERNEL(128) rounds_no_second_barrier(float* out) {
     out[threadIdx.x] = sum;
 }
 
-// Global to shared and out again, 4 floats a thread, in two groups; `in_flight` of them are not waited for.
+// Copies from global to shared memory and out again, 4 floats per thread and group, in two groups; the last
+// `in_flight` groups are not waited for.
 template <int in_flight> DEV void copies(float* out, const float* in) {
     DYN_SHARED(float, s);
     const int t = threadIdx.x;
@@ -155,13 +156,13 @@ KERNEL(128) shared_too_large(float* out) {
 KERNEL(128) divided_by_zero(float* out) { out[threadIdx.x] = (float)(7 / ((int)threadIdx.x - 5)); }
 KERNEL(128) signed_overflow(float* out) { out[threadIdx.x] = (float)(2147483647 - 64 + (int)threadIdx.x); }
 
-// Two blocks that both write all of `out`, the same values, so that no order shows it.
+// Two blocks that both write all of `out`, with the same values, so that no order changes the result.
 KERNEL(128) blocks_race(float* out) {
     for (int i = threadIdx.x; i < 1024; i += 128) out[i] = 1;
 }
 KERNEL(128) blocks_right(float* out) { out[global_thread()] = 1; }
 
-// Sums over a block; a partial last warp has lanes that do not exist.
+// Sums over a block, whose last warp may be partial.
 KERNEL(1024) sum_right(float* out) {
     SHARED(float, s, 32);
     SHARED(double, d, 32);
@@ -188,8 +189,8 @@ KERNEL(32) matrix_misaligned(float* out) {
     out[threadIdx.x] = 1;
 }
 
-// out[16,8] = a[16,16] b[16,8], both given as bf16, row-major. B is loaded transposed; its upper half pads
-// the four matrices of one load.
+// out[16,8] = a[16,16] b[16,8], both given as bf16, row-major. B is loaded transposed, and padded with zeros
+// to the four matrices of one load.
 KERNEL(32) matrix_product(float* out, const bf16* a, const bf16* b) {
     SHARED(bf16, sa, 256);
     SHARED(bf16, sb, 256);

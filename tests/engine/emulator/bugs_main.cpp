@@ -45,8 +45,8 @@ static float product(int i) {
     for (int k = 0; k < 16; k++) sum += element(i / 8 * 16 + k) * element(k * 8 + i % 8 + 3);
     return sum;
 }
-// n (n + 1) / 2 + n (n - 1) / 2
 static float product_64(int i);
+// n (n + 1) / 2 + n (n - 1) / 2
 static float sum_416(int) { return 416 * 416; }
 static float sum_1024(int) { return 1024 * 1024; }
 
@@ -105,7 +105,7 @@ static const Case CASES[] = {
     {"grid_too_deep", ENTRY(blocks_right), one, 1, 128, 0, 128, 1, 65536},
 };
 
-// What the case comes to: "ok", "wrong: ..." or "error: ...".
+// The result of a case: "ok", "wrong: ..." or "error: ...".
 static std::string run(const Case& c, int order) {
     float* out = (float*)emu_alloc(c.out * sizeof(float));
     float* in = (float*)emu_alloc(1024 * sizeof(float));
@@ -136,7 +136,7 @@ static std::string run(const Case& c, int order) {
     return result;
 }
 
-// ---- products in the words of lib/hopper.cuh ----
+// ---- products with the functions of lib/hopper.cuh ----
 
 struct ProductCase {
     const char* name;
@@ -150,7 +150,7 @@ struct ProductCase {
 };
 
 #define PRODUCT(N, trans_b, im2col, bug) [](void** a) { emu::call(product<N, trans_b, im2col, Bug::bug>, a); }
-// 200 rows are a block and a part of one, 144 columns two boxes and a part of one.
+// 200 rows are one block and a part of another; a depth of 144 is two boxes and a part of another.
 #define MATRIX {200, 144, 1, 1, 1, 200, 1, 0}
 #define WRONG_PRODUCT(name, bug) {name, PRODUCT(64, 0, false, bug), 64, false, false, MATRIX, 0, 0, 0, 288, 2}
 
@@ -189,7 +189,7 @@ static const ProductCase PRODUCTS[] = {
     WRONG_PRODUCT("product_released_early", ReleasedEarly),
 };
 
-// Dims and boxes innermost first, rows without gaps.
+// A map of a matrix without gaps between its rows. Dimensions and boxes are innermost first.
 static CUtensorMap tiled(const bf16* at, u32 columns, u32 rows, u32 box_rows) {
     return {CUtensorMap::MAGIC, (u64)(uintptr_t)at, CUtensorMap::TILED, 2,      {columns, rows, 1, 1},
             {columns * 2, 0, 0}, {64, box_rows},     {0, 0},             {0, 0}, {1, 1}};

@@ -1,6 +1,6 @@
-// Products and convolutions in the words of lib/hopper.cuh, right and wrong on purpose: what the emulator
-// must compute or find (tests/engine/emulator.rs), and what must become wgmma and TMA instructions
-// (tests/engine/kernels.rs).
+// Products and convolutions with the functions of lib/hopper.cuh, right ones and wrong ones. The emulator
+// must compute the right ones and find the mistakes (tests/engine/emulator.rs), and NVRTC must compile the
+// functions to wgmma and TMA instructions (tests/engine/kernels.rs).
 #include "lib/hopper.cuh"
 
 // out[m, N] = a[m, k] b[k, N] in blocks of 128 rows. As a convolution (im2col) m is an output pixel (n, p,
@@ -15,9 +15,9 @@ enum class Bug {
     NoEmptyWait,    // fills a stage that is still to be read
     NoProductWait,  // reads the accumulators of products in flight
     NoFence,        // wgmma on registers that were just written
-    NoInitFence,    // TMA on a barrier it may not see
-    NoInitBarrier,  // other threads use barriers before they are there
-    TooFewBytes,    // announces less than comes
+    NoInitFence,    // TMA may not see that the barrier is initialised
+    NoInitBarrier,  // other threads use barriers before they are initialised
+    TooFewBytes,    // announces fewer bytes than are copied
     TooManyBytes,
     NoLastWait,     // ends with groups in flight
     LoadsLeft,      // ends with loads in flight
@@ -89,7 +89,7 @@ DEV void pipeline(const TensorMaps& maps, float* out, const ProductDims& s) {
             if (t % 128 == 0) mbar_arrive(&empty[stage]);
             wgmma_wait<1>();
         } else {
-            // The products of the step before are done, and its stage is free.
+            // The products of the step before are computed, and its stage is free.
             wgmma_wait<1>();
             if (i > 0 && t % 128 == 0) mbar_arrive(&empty[stage ^ 1]);
         }
@@ -114,8 +114,8 @@ KERNEL(288, 1) product(float* out, MAPS_PARAM maps, ProductDims s) {
     pipeline<N, trans_b, im2col, bug>(maps, out, s);
 }
 
-// Two warpgroups and no ring: every step is loaded by thread 0 when all are done with the one before, which
-// is what the barrier at the end of the step says; `early` loads before even the own products are done.
+// Two warpgroups and no ring: thread 0 loads every step when all threads have finished the one before, which
+// the barrier at the end of a step ensures. With `early` it loads before its own products are done.
 template <bool last_barrier, bool early> DEV void one_stage(const TensorMaps& maps, float* out, const ProductDims& s) {
     DYN_SHARED(char, shared);
     SHARED(u64, full, 1);
@@ -162,7 +162,7 @@ KERNEL(256, 1) product_one_stage(float* out, MAPS_PARAM maps, ProductDims s) {
     one_stage<last_barrier, early>(maps, out, s);
 }
 
-// One step of 64: A and B stored by the threads themselves, where TMA would have put them.
+// One step of 64. The threads themselves store A and B where TMA would have put them.
 template <bool fenced> KERNEL(128, 1) product_stored(float* out, const bf16* a, const bf16* b) {
     DYN_SHARED(char, shared);
     for (int i = threadIdx.x; i < 64 * 64; i += 128) {
@@ -190,8 +190,8 @@ template <bool fenced> KERNEL(128, 1) product_stored(float* out, const bf16* a, 
     for (int i = 0; i < 32; i++) out[(row + i % 4 / 2 * 8) * 64 + column + i / 4 * 8 + i % 2] = d[i];
 }
 
-// The first warp hands its numbers to the other three, twice, and does not wait for them to have read the
-// second.
+// The first warp passes its numbers to the other three, twice. It waits for them to have read the first, but
+// not the second.
 template <bool right> DEV void handed(float* out) {
     SHARED(float, s, 64);
     const int t = threadIdx.x, warp = t / 32;
