@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the runs of docs/results.md, except the paper's tables, which `dfka-engine experiment` makes, and prints their table.
-# The runs go to $1 (default runs/experiments); a run that is already there is not repeated. 13 runs take about 20 minutes
-# on 2 idle cores.
+# Makes the runs of docs/results.md, except the paper's tables, which `dfka-engine experiment` makes, and
+# prints their table. The runs go to $1 (default runs/experiments); a run that is already there is not
+# repeated. 13 runs take about 20 minutes on 2 idle cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/experiments}

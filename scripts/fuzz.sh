@@ -4,10 +4,10 @@
 #     scripts/fuzz.sh [SECONDS [TARGET...]]      the default is 20 seconds for each target of fuzz/targets
 #
 # Any toolchain works: the flags below are those of cargo-fuzz without a sanitizer. The corpus goes to
-# $DFKA_FUZZ_CORPUS/TARGET, by default a new temporary folder, so that two runs with the same DFKA_FUZZ_SEED begin alike.
-# Inputs that crash go to fuzz/artifacts, logs to fuzz/logs. DFKA_FUZZ_JOBS=2 runs two targets at a time. DFKA_FUZZ_LEVEL=2
-# optimises the engine (twice the build time, 1.2 to 2.1 times the executions). DFKA_FUZZ_SANITIZER=address needs a nightly
-# toolchain.
+# $DFKA_FUZZ_CORPUS/TARGET, by default a new temporary folder, so that two runs with the same DFKA_FUZZ_SEED
+# begin alike. Inputs that crash go to fuzz/artifacts, logs to fuzz/logs. DFKA_FUZZ_JOBS=2 runs two targets at
+# a time. DFKA_FUZZ_LEVEL=2 optimises the engine (twice the build time, 1.2 to 2.1 times the executions).
+# DFKA_FUZZ_SANITIZER=address needs a nightly toolchain.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
@@ -19,7 +19,9 @@ targets=("$@")
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 flags="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
-for part in inline-8bit-counters pc-table trace-compares; do flags+=" -Cllvm-args=-sanitizer-coverage-$part"; done
+for part in inline-8bit-counters pc-table trace-compares; do
+  flags+=" -Cllvm-args=-sanitizer-coverage-$part"
+done
 built=${CARGO_TARGET_DIR:-target}
 if [ -n "${DFKA_FUZZ_SANITIZER:-}" ]; then
   flags+=" -Zsanitizer=$DFKA_FUZZ_SANITIZER"

@@ -3,8 +3,8 @@
 
     python3 scripts/fuzz_seeds.py
 
-Needs only the standard library, and writes the same bytes each time. Inputs that fuzzing found are in fuzz/regressions,
-one file per fault; no script makes them.
+Needs only the standard library, and writes the same bytes each time. Inputs that fuzzing found are in
+fuzz/regressions, one file per fault; no script makes them.
 """
 
 import gzip
@@ -177,7 +177,8 @@ teacher = 1
 def configs():
     seed("run_config", "full", RUN)
     seed("run_config", "least", LEAST)
-    sets = ["seed=7", "student.branch=auto", "teachers.0.name=x y", "loss.recipe=published", "dual.steps=[3, 4]"]
+    sets = ["seed=7", "student.branch=auto", "teachers.0.name=x y", "loss.recipe=published"]
+    sets.append("dual.steps=[3, 4]")
     seed("run_config", "sets", LEAST + "".join("\0" + s for s in sets))
     seed("run_config", "wrong_sets", LEAST + "\0generator.bacth=3\0teachers.7.name=a\0dual.steps.0={}")
     seed("run_config", "unknown", LEAST + "[genertor]\n")
@@ -200,7 +201,8 @@ def image_sets():
     meta = record_json("__meta__", {"labels": ["bus", "cat"], "provenance": "made up"})
     seed("labelled", "good", meta + images + record_bytes("targets", 3, 2))
     seed("labelled", "turned", meta + images + record_bytes("targets", 2, 3))
-    seed("labelled", "twice", record_json("__meta__", {"labels": ["a", "a"]}) + images + record_bytes("targets", 3, 2))
+    twice = record_json("__meta__", {"labels": ["a", "a"]})
+    seed("labelled", "twice", twice + images + record_bytes("targets", 3, 2))
     seed("labelled", "raw", meta + images + record_npy("targets", npy("|u1", "(3, 2)", b"\0\1\2\0\1\3")))
     seed("unlabelled", "good", record_json("__meta__", {"provenance": "made up"}) + images)
     seed("unlabelled", "bare", images)
@@ -233,12 +235,14 @@ def convolution(name, norm, k, c, r):
 
 
 def norm(name, k):
-    return b"".join(record_floats(f"{name}.norm.{p}", k) for p in ["weight", "bias", "running_mean", "running_var"])
+    parts = ["weight", "bias", "running_mean", "running_var"]
+    return b"".join(record_floats(f"{name}.norm.{p}", k) for p in parts)
 
 
 def layer1():
     stem = convolution("conv1", "bn1", 2, 1, 3)
-    return stem + convolution("layer1.0.conv1", "layer1.0.bn1", 2, 2, 3) + convolution("layer1.0.conv2", "layer1.0.bn2", 2, 2, 3)
+    stem += convolution("layer1.0.conv1", "layer1.0.bn1", 2, 2, 3)
+    return stem + convolution("layer1.0.conv2", "layer1.0.bn2", 2, 2, 3)
 
 
 def layer2():
@@ -254,7 +258,8 @@ def models():
     counter = record_floats("layer1.0.bn1.num_batches_tracked", 1)
     bottleneck = {**NETWORK, "block": "bottleneck", "widths": [4], "depths": [1]}
     neck = convolution("conv1", "bn1", 2, 1, 3) + convolution("layer1.0.conv1", "layer1.0.bn1", 1, 2, 1)
-    neck += convolution("layer1.0.conv2", "layer1.0.bn2", 1, 1, 3) + convolution("layer1.0.conv3", "layer1.0.bn3", 4, 1, 1)
+    neck += convolution("layer1.0.conv2", "layer1.0.bn2", 1, 1, 3)
+    neck += convolution("layer1.0.conv3", "layer1.0.bn3", 4, 1, 1)
     neck += convolution("layer1.0.downsample.0", "layer1.0.downsample.1", 4, 2, 1)
     for target in ["teacher", "student"]:
         seed(target, "whole", whole)
@@ -262,7 +267,8 @@ def models():
         seed(target, "no_head", whole[: -len(head)])
     seed("teacher", "counter", whole + counter)
     seed("teacher", "bottleneck", record_json("__meta__", {**meta, "network": bottleneck}) + neck + head)
-    seed("teacher", "huge", record_json("__meta__", {**meta, "network": {**NETWORK, "depths": [65536, 65536]}}))
+    deep = {**NETWORK, "depths": [65536, 65536]}
+    seed("teacher", "huge", record_json("__meta__", {**meta, "network": deep}))
     tasks = [{"teacher": "a", "labels": ["bus"], "block": 1}, {"teacher": "b", "labels": ["cat"], "block": 2}]
     student = {"network": NETWORK, "filter_reduction": 2, "tasks": tasks, "labels": ["cat", "bus"]}
     seed("student", "student", record_json("__meta__", {"student": student}) + folded_student())
@@ -286,7 +292,7 @@ def generators():
 
 
 def folded_student():
-    """The tensors of a student: convolutions with folded batch norms, and a filter and a head for each task."""
+    """The tensors of a student: convolutions with folded batch norms, a filter and a head for each task."""
 
     def folded(name, k, c, r):
         return record_floats(name + ".weight", k, c, r, r) + record_floats(name + ".bias", k)
@@ -297,12 +303,15 @@ def folded_student():
         return b"".join(record_floats(f"task{task}.filter.{n}", *s) for n, s in zip(names, shapes))
 
     def second(at):
-        return folded(at + "layer2.0.conv1", 4, 2, 3) + folded(at + "layer2.0.conv2", 4, 4, 3) + folded(at + "layer2.0.downsample.0", 4, 2, 1)
+        unit = at + "layer2.0."
+        body = folded(unit + "conv1", 4, 2, 3) + folded(unit + "conv2", 4, 4, 3)
+        return body + folded(unit + "downsample.0", 4, 2, 1)
 
     def head(task):
         return record_floats(f"task{task}.fc.weight", 1, 4) + record_floats(f"task{task}.fc.bias", 1)
 
-    trunk = folded("trunk.conv1", 2, 1, 3) + folded("trunk.layer1.0.conv1", 2, 2, 3) + folded("trunk.layer1.0.conv2", 2, 2, 3)
+    trunk = folded("trunk.conv1", 2, 1, 3)
+    trunk += folded("trunk.layer1.0.conv1", 2, 2, 3) + folded("trunk.layer1.0.conv2", 2, 2, 3)
     trunk += second("trunk.")
     return trunk + filters(0, 2, 2) + second("task0.") + head(0) + filters(1, 4, 2) + head(1)
 
@@ -349,7 +358,7 @@ def checkpoints():
     seed("checkpoint", "nothing", b"")
 
 
-def photographs():
+def safetensors_files():
     header = {
         "__metadata__": {"dfka": json.dumps({"labels": ["bus"]}), "labels": '["bus"]'},
         "a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]},
@@ -372,6 +381,9 @@ def photographs():
     seed("safetensors", "nothing", safetensors({}, b""))
     seed("safetensors", "short", safetensors(header, body[:-1]))
     seed("safetensors", "integers", safetensors({"x": {**one["x"], "dtype": "I32"}}, body[:4]))
+
+
+def photographs():
     seed("voc_list", "split", "000005\n000007\n\n2008_000003\n")
     seed("voc_list", "class", "c000005 -1\n000007  1\n2008_000003  0\n")
     seed("voc_list", "twice", "000005\n000005\n")
@@ -383,7 +395,8 @@ def photographs():
         seed("voc_xml", name, text)
     seed("voc_xml", "doctype", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>')
     seed("voc_xml", "stranger", "<annotation><object><name>zebra</name></object></annotation>")
-    seed("voc_xml", "words", "<annotation><object><name><![CDATA[cat]]></name><difficult> 1 </difficult></object></annotation>")
+    cat = "<object><name><![CDATA[cat]]></name><difficult> 1 </difficult></object>"
+    seed("voc_xml", "words", f"<annotation>{cat}</annotation>")
     coco = {
         "images": [{"id": 9, "file_name": "9.jpg", "width": 4}, {"id": 3, "file_name": "3.jpg"}],
         "annotations": [{"image_id": 3, "category_id": 18, "bbox": [1, 2, 3, 4], "iscrowd": 0}],
@@ -405,7 +418,8 @@ def photographs():
 
 
 def run_folders():
-    score = {"map": 71.5, "map_11_point": 70.25, "ap": {"bus": 80.5, "cat": 62.5}, "ap_11_point": {"bus": 79.5, "cat": 61.0}}
+    by_label = {"ap": {"bus": 80.5, "cat": 62.5}, "ap_11_point": {"bus": 79.5, "cat": 61.0}}
+    score = {"map": 71.5, "map_11_point": 70.25, **by_label}
     student = {**score, "by_block": [score, score]}
     shares = [{"teacher": "a", "label": "bus", "drawn": 9, "predicted": 8, "shown": 3}]
     shares += [{"teacher": "b", "label": "cat", "drawn": None, "predicted": 7, "shown": 0}]
@@ -427,8 +441,9 @@ def run_folders():
         "version": "0.1.0",
     }
     metrics = [("generator", 0, 0.5), ("generator", 2, 1.0), ("block1", 0, 0.25), ("generator", 2, 0.5)]
+    losses = {"loss": 0.5, "dual.a": None, "task.a": -1e-3}
     lines = [
-        json.dumps({"stage": stage, "step": step, "seconds": s, "metrics": {"loss": 0.5, "dual.a": None, "task.a": -1e-3}})
+        json.dumps({"stage": stage, "step": step, "seconds": s, "metrics": losses})
         for stage, step, s in metrics
     ]
     config = """name = "r"
@@ -448,8 +463,8 @@ data = "e"
 [baselines]
 noise = true
 """
-    call = {"command": ["dfka-engine", "run", "r x.toml"], "started": 1790000000, "version": "0.1.0", "device": "cpu"}
-    call |= {"threads": 2, "system": "linux x86_64"}
+    call = {"command": ["dfka-engine", "run", "r x.toml"], "started": 1790000000, "version": "0.1.0"}
+    call |= {"device": "cpu", "threads": 2, "system": "linux x86_64"}
     file = {"name": "teacher a", "file": "a.npz", "bytes": 9, "sha256": "ab" * 32}
     failure = {"message": "generator: collapsed", "exit_code": 7}
     origin = {"calls": [call, call], "weights": [file], "failure": None}
@@ -476,7 +491,9 @@ def png(w, h, depth, kind, rows, extra=()):
 
 if __name__ == "__main__":
     shutil.rmtree(SEEDS, ignore_errors=True)
-    for make in [arrays, configs, image_sets, models, generators, onnx, checkpoints, photographs, run_folders]:
+    texts = [configs, run_folders]
+    tensors = [arrays, safetensors_files, models, generators, onnx, checkpoints]
+    for make in [*texts, *tensors, image_sets, photographs]:
         make()
     files = [p for p in SEEDS.rglob("*") if p.is_file()]
     print(f"{len(files)} seeds, {sum(p.stat().st_size for p in files)} bytes in {SEEDS}")

@@ -5,7 +5,8 @@
     logits = model(images)                          # [N, channels, height, width] in [0, 1] to [N, labels]
     names = model.predict(images)                   # for each image the list of labels above their thresholds
 
-Needs torch and numpy, and for .safetensors files the package safetensors. The parameters have the names of the file's tensors.
+Needs torch and numpy, and for .safetensors files the package safetensors. The parameters have the names of
+the file's tensors.
 """
 
 import json
@@ -45,7 +46,7 @@ class Unit(nn.Module):
 
 
 class Filter(nn.Module):
-    """Multiplies each channel by a gain from 0 to 2 that is computed from the channels' means (the paper's supplement 1.2)."""
+    """Multiplies each channel by a gain from 0 to 2, computed from the channels' means (supplement 1.2)."""
 
     def __init__(self, channels, reduction):
         super().__init__()

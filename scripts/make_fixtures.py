@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes tests/fixtures/{voc,coco,folder}: a few tiny images in the layouts of PASCAL VOC, of MS-COCO and of a plain folder.
+"""Makes tests/fixtures/{voc,coco,folder}: tiny images as in PASCAL VOC, in MS-COCO and in a plain folder.
 
-    python3 scripts/make_fixtures.py            # with numpy 2.4 and pillow 13; other versions may encode other bytes
+    python3 scripts/make_fixtures.py    # numpy 2.4 and pillow 13; other versions may encode other bytes
 
-Pixels come from fixed seeds. The images of one label share a tint, so that a network can learn the label. tests/program/data.rs
-checks the contents of the files, and makes broken files from copies of them.
+Pixels come from fixed seeds. The images of one label share a tint, so that a network can learn the label.
+tests/program/data.rs checks the contents of the files, and makes broken files from copies of them.
 """
 import json
 import shutil
@@ -15,11 +15,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 VOC = [
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]  # fmt: skip
-# Objects of each image: (label, difficult). Three trainval images have no difficult object, one has only a difficult one,
-# and one has two objects of one label of which one is difficult.
+# Objects of each image: (label, difficult). Three trainval images have no difficult object, one has only a
+# difficult one, one has a difficult object beside one of another label, and one has two objects of one label
+# of which one is difficult.
 TRAINVAL = {
     "000005": [("bus", 0), ("person", 0)],
     "000007": [("diningtable", 0)],
@@ -28,7 +29,11 @@ TRAINVAL = {
     "000016": [("person", 0), ("person", 1)],
     "000017": [("diningtable", 0), ("chair", 0)],
 }
-TEST = {"000001": [("dog", 0), ("bus", 0)], "000002": [("train", 0)], "000003": [("sofa", 1), ("diningtable", 0)]}
+TEST = {
+    "000001": [("dog", 0), ("bus", 0)],
+    "000002": [("train", 0)],
+    "000003": [("sofa", 1), ("diningtable", 0)],
+}
 
 
 def picture(seed, w, h, tint):
@@ -66,11 +71,13 @@ def voc():
                 year / f"JPEGImages/{name}.jpg", quality=90, subsampling=2 if int(name) % 2 else 0
             )
             xml = [f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{name}.jpg</filename>\n"]
-            xml.append(f"\t<size>\n\t\t<width>{w}</width>\n\t\t<height>{h}</height>\n\t\t<depth>3</depth>\n\t</size>\n")
+            size = f"\t\t<width>{w}</width>\n\t\t<height>{h}</height>\n\t\t<depth>3</depth>\n"
+            xml.append(f"\t<size>\n{size}\t</size>\n")
             for label, difficult in objects:
                 xml.append(
                     f"\t<object>\n\t\t<name>{label}</name>\n\t\t<truncated>0</truncated>\n"
-                    f"\t\t<difficult>{difficult}</difficult>\n\t\t<bndbox>\n\t\t\t<xmin>1</xmin>\n\t\t\t<ymin>1</ymin>\n"
+                    f"\t\t<difficult>{difficult}</difficult>\n\t\t<bndbox>\n"
+                    "\t\t\t<xmin>1</xmin>\n\t\t\t<ymin>1</ymin>\n"
                     "\t\t\t<xmax>20</xmax>\n\t\t\t<ymax>20</ymax>\n\t\t</bndbox>\n\t</object>\n"
                 )
             xml.append("</annotation>\n")
@@ -78,7 +85,7 @@ def voc():
 
 
 def coco():
-    """Three categories with ids that are out of order and have gaps, as in COCO; one image has no annotation."""
+    """Three categories whose ids are out of order and have gaps, as in COCO; an image without annotation."""
     folder = ROOT / "coco"
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
@@ -119,7 +126,10 @@ def coco():
 
 
 def unlabelled():
-    """Every kind of image that the decoder accepts (baseline, progressive, grey and CMYK JPEGs, restart markers, PNGs); a subfolder."""
+    """Every kind of image that the decoder accepts, some of them in a subfolder.
+
+    These are baseline, progressive, grey and CMYK JPEGs, one with restart markers, and PNGs.
+    """
     folder = ROOT / "folder"
     (folder / "more").mkdir(parents=True)
     of = lambda seed, w=40, h=30: picture(seed, w, h, (120, 120, 120))  # noqa: E731
@@ -153,5 +163,6 @@ if __name__ == "__main__":
     voc()
     coco()
     unlabelled()
-    total = sum(p.stat().st_size for n in ["voc", "coco", "folder"] for p in (ROOT / n).rglob("*") if p.is_file())
+    files = [p for n in ["voc", "coco", "folder"] for p in (ROOT / n).rglob("*") if p.is_file()]
+    total = sum(p.stat().st_size for p in files)
     print(f"{total} bytes")

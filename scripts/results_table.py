@@ -1,4 +1,7 @@
-"""Prints the summaries of all runs in a folder as one Markdown table: mAP of the teachers and of the student after each block."""
+"""Prints the summaries of all runs in a folder as one Markdown table.
+
+Its columns have the mAP of the teachers, and of the student after each block.
+"""
 
 import json
 import pathlib

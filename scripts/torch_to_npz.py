@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Converts a PyTorch checkpoint of a ResNet to a file that dfka-engine reads. The engine itself never unpickles a file.
+"""Converts a PyTorch checkpoint of a ResNet to a file that dfka-engine reads.
+
+The engine itself never unpickles a file.
 
     python3 scripts/torch_to_npz.py teacher.pth teacher.safetensors --labels bus,car,person
 
-IN is a state dict, a dictionary that holds one (under state_dict, model_state_dict, model, net or ema), or, with --unsafe,
-a whole module. OUT ends in .safetensors (which needs the package safetensors) or .npz. The script needs torch and numpy,
-but neither torchvision nor timm.
+IN is a state dict, a dictionary that holds one (under state_dict, model_state_dict, model, net or ema), or,
+with --unsafe, a whole module. OUT ends in .safetensors (which needs the package safetensors) or .npz. The
+script needs torch and numpy, but neither torchvision nor timm.
 """
 
 import argparse
@@ -40,12 +42,16 @@ def arguments():
     labels = p.add_mutually_exclusive_group()
     labels.add_argument("--labels", help="names of the head's rows, in order, separated by commas")
     labels.add_argument("--labels-file", type=Path, help="a file with the same names, one per line")
-    p.add_argument("--mean", help="mean of pixels from 0 to 1: three numbers separated by commas [default: ImageNet's]")
+    mean = "mean of pixels from 0 to 1: three numbers separated by commas [default: ImageNet's]"
+    p.add_argument("--mean", help=mean)
     p.add_argument("--std", help="standard deviation, in the same form; required with --mean")
     p.add_argument("--image-size", type=int, help="height and width in pixels [default: 224]")
-    p.add_argument("--stride", choices=["3x3", "1x1"], help="the convolution of a bottleneck that has the stride [default: 3x3]")
-    p.add_argument("--arch", choices=sorted(ARCHITECTURES), help="fail if the checkpoint is of another network")
-    p.add_argument("--unsafe", action="store_true", help="run the code in the pickle; only for files that you trust")
+    stride = "the convolution of a bottleneck that has the stride [default: 3x3]"
+    p.add_argument("--stride", choices=["3x3", "1x1"], help=stride)
+    arch = "fail if the checkpoint is of another network"
+    p.add_argument("--arch", choices=sorted(ARCHITECTURES), help=arch)
+    unsafe = "run the code in the pickle; only for files that you trust"
+    p.add_argument("--unsafe", action="store_true", help=unsafe)
     return p.parse_args()
 
 
@@ -63,7 +69,8 @@ def state_dict(path, unsafe):
     try:
         found = torch.load(path, map_location="cpu", weights_only=not unsafe)
     except Exception as e:  # unpickling can raise any exception
-        hint = "" if unsafe else "; a file that holds more than tensors needs --unsafe, which runs the code in it"
+        hint = "; a file that holds more than tensors needs --unsafe, which runs the code in it"
+        hint = "" if unsafe else hint
         fail(f"{path}: cannot load: {str(e).splitlines()[0]}{hint}")
     while True:
         if isinstance(found, torch.nn.Module):
@@ -94,7 +101,8 @@ def check_architecture(tensors, name, path):
     found = [sum(b == str(layer) for b, _ in units) for layer in range(1, 5)]
     kind = 3 if any(".conv3." in k for k in tensors) else 2
     if (kind, found) != (convolutions, depths):
-        fail(f"{path}: expected {name} ({depths} units of {convolutions} convolutions), found {found} of {kind}")
+        expected = f"{name} ({depths} units of {convolutions} convolutions)"
+        fail(f"{path}: expected {expected}, found {found} of {kind}")
 
 
 def main():

@@ -4,8 +4,8 @@ use std::fmt;
 
 /// The shape of a tensor: four extents in memory order, the last one contiguous.
 ///
-/// Activations are `[n, h, w, c]` (NHWC), convolution filters `[k, r, s, c]`, per-channel vectors `[1, 1, 1, c]`,
-/// predictions and other per-sample vectors `[n, 1, 1, c]`, scalars `[1, 1, 1, 1]`.
+/// Activations are `[n, h, w, c]` (NHWC), convolution filters `[k, r, s, c]`, per-channel vectors
+/// `[1, 1, 1, c]`, predictions and other per-sample vectors `[n, 1, 1, c]`, scalars `[1, 1, 1, 1]`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape(pub [usize; 4]);
 

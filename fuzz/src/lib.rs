@@ -3,9 +3,9 @@
 
 pub mod readers;
 
-/// The most bytes that may be allocated at a time, whether or not they are used; libFuzzer's own limit
-/// counts only pages in use. An input has at most 64 KiB, deflate inflates it at most a thousandfold, and
-/// decoding keeps a few copies.
+/// The most bytes that may be allocated at a time, whether or not they are used; libFuzzer's own limit counts
+/// only pages in use. An input has at most 16 KiB (`-max_len` in scripts/fuzz.sh), deflate inflates it at
+/// most a thousandfold, and decoding keeps a few copies.
 const MOST_BYTES: usize = 768 << 20;
 
 #[global_allocator]

@@ -132,7 +132,8 @@ impl Loader {
             return Err(Error::shape(
                 "loader",
                 format!(
-                    "expected at least one image and a batch of at least one, found {n} images and a batch of {batch}"
+                    "expected at least one image and a batch of at least one, found {n} images \
+                     and a batch of {batch}"
                 ),
             ));
         }
@@ -168,16 +169,17 @@ impl Loader {
     }
 
     /// Waits for the batch of `step` and writes it to `images` (`[n, h, w, c]`, in [-1, 1]) and `targets`
-    /// (`[n, labels]`, see [`loss_target`]). Batches of consecutive steps are prepared ahead; after any
-    /// other step loading starts anew. If fewer images are left than a batch holds (see
-    /// [`Loader::in_order`]), the rest of both slices keeps its values.
+    /// (`[n, labels]`, see [`loss_target`]). Batches of consecutive steps are prepared ahead; after any other
+    /// step, loading starts again. If fewer images are left than a batch holds (see [`Loader::in_order`]),
+    /// the rest of both slices keeps its values.
     ///
     /// Errors: slices of another size; an image that cannot be read, by its name.
     pub fn fill(&mut self, step: u64, images: &mut [f32], targets: &mut [f32]) -> Result<()> {
         let (len, labels) = (self.shared.transform.len(), self.shared.set.labels.len());
         if images.len() != self.batch * len || targets.len() != self.batch * labels {
             let message = format!(
-                "expected an output of {} x {len} pixels and {labels} targets each, found {} pixels and {} targets",
+                "expected an output of {} x {len} pixels and {labels} targets each, found {} pixels and \
+                 {} targets",
                 self.batch,
                 images.len(),
                 targets.len()

@@ -1,8 +1,8 @@
 //! `fast_image_resize` for images of one, three or four bytes per pixel.
 //!
 //! The library's own `Resizer::resize` is generic, so that its caller compiles every filter for all 13 pixel
-//! types: 6.2 of the 13.9 MB of machine code in this library's tests, built again after most changes. This one
-//! compiles three.
+//! types: 6.2 of the 13.9 MB of machine code in this library's tests, which most changes compile again. This
+//! one compiles three.
 
 use fast_image_resize::images::Image;
 use fast_image_resize::pixels::{U8, U8x3, U8x4};

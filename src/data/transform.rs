@@ -74,7 +74,8 @@ impl Transform {
         let fits = [1, 3].contains(&c) || (c > 0 && self.view == View::Squash);
         if h == 0 || w == 0 || h > 8192 || w > 8192 || !fits {
             return fail(format!(
-                "expected images of 1 to 8192 pixels in height and width and 1 or 3 channels, found {h} x {w} x {c}"
+                "expected images of 1 to 8192 pixels in height and width and 1 or 3 channels, \
+                 found {h} x {w} x {c}"
             ));
         }
         match self.view {
@@ -82,7 +83,8 @@ impl Transform {
                 let fits = 0.0 < a && a <= b && b <= 1.0 && 0.0 < c && c <= d && d.is_finite();
                 if !fits || !(0.0..=1.0).contains(&flip) {
                     return fail(format!(
-                        "expected 0 < scale <= 1 and 0 < ratio, each ascending, and 0 <= flip <= 1, found {:?}",
+                        "expected 0 < scale <= 1 and 0 < ratio, each ascending, and 0 <= flip <= 1, \
+                         found {:?}",
                         self.view
                     ));
                 }

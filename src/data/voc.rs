@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! VOC2007/ImageSets/Main/<split>.txt           one image per line
-//!         ImageSets/Main/<label>_<split>.txt   one image per line, then 1 (present), -1 (absent) or 0 (difficult)
+//!         ImageSets/Main/<label>_<split>.txt   one image per line, then 1 (present), -1 (absent)
+//!                                              or 0 (difficult)
 //!         JPEGImages/<image>.jpg
 //!         Annotations/<image>.xml              the objects, some with <difficult>1</difficult>
 //! ```
@@ -45,7 +46,7 @@ pub const LABELS: [&str; 20] = [
     "tvmonitor",
 ];
 
-/// The largest list that is read, of a hundred times as many images as VOC 2012 has.
+/// The largest list that is read: a hundred times as many images as VOC 2012 has.
 const MAX_LIST_BYTES: u64 = 32 << 20;
 /// The largest annotation that is read; the largest of VOC 2012 has 30 kB.
 const MAX_XML_BYTES: u64 = 4 << 20;

@@ -23,14 +23,15 @@ pub fn evaluate(weights: &Path, data: &EvaluationData, device: &Device) -> Resul
     score(&mut model, &open(data)?, &[])
 }
 
-/// Average precision of the teacher of this index (from 0) on the run's evaluation data, over all of its own labels.
+/// Average precision of the teacher of this index (from 0) on the run's evaluation data, over all of its own
+/// labels.
 ///
 /// Errors: a run without evaluation data, or without such a teacher.
 pub fn score_teacher(spec: &RunSpec, index: usize) -> Result<Score> {
     let (Some(data), Some(teacher)) = (&spec.evaluation, spec.teachers.get(index)) else {
         let n = spec.teachers.len();
         return Err(Error::Usage(format!(
-            "teacher {} of {n}: expected one of them, and [evaluation]",
+            "teacher {} of {n}: expected a teacher of the config, and a config with [evaluation]",
             index + 1
         )));
     };
@@ -82,7 +83,8 @@ fn score_teachers(
     Ok(())
 }
 
-/// The student with this file prefix, branched after each block in turn. Baselines are reported at the student's branch.
+/// The student with this file prefix, branched after each block in turn. Baselines are reported at the
+/// student's branch.
 fn score_student(
     spec: &RunSpec,
     run: &Amalgamated,
@@ -110,8 +112,8 @@ pub fn open(data: &EvaluationData) -> Result<Arc<Dataset>> {
     Ok(Arc::new(set))
 }
 
-/// Checks that `data` has the labels `wanted` and images of the size `image`, or files of any size. Nothing of the data is
-/// kept, so this may run before the training, which must not see labels.
+/// Checks that `data` has the labels `wanted` and images of the size `image`, or files of any size. Nothing
+/// of the data is kept, so this may run before the training, which must not see labels.
 ///
 /// Errors: data that does not open, images of another size, a missing label.
 pub fn check(data: &EvaluationData, image: [usize; 3], wanted: &[String]) -> Result<()> {

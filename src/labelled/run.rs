@@ -26,8 +26,8 @@ pub fn run(spec: &RunSpec, out: &Path, resume: bool, observer: &mut dyn Observer
     run_opened(spec, &RunInputs::open(spec)?, out, resume, observer)
 }
 
-/// Trains everything that `spec` asks for, and then, where there is evaluation data, scores it. Files go to the folder `out`;
-/// with `resume` the run continues from the checkpoint there.
+/// Trains everything that `spec` asks for, and then, where there is evaluation data, scores it. Files go to
+/// the folder `out`; with `resume` the run continues from the checkpoint there.
 ///
 /// Errors: those of [`pipeline::run::run`]; evaluation data that does not fit.
 pub fn run_opened(

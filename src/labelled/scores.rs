@@ -9,8 +9,8 @@ use crate::pipeline::predictor::{BATCH, Predictor};
 use crate::summary::Score;
 use std::sync::Arc;
 
-/// Logits `[n, labels]` of all images of a set; only a few batches are in memory at once. The images of an npz are used as
-/// they are; files are resized and cropped as torchvision does for evaluation.
+/// Logits `[n, labels]` of all images of a set; only a few batches are in memory at once. The images of an
+/// npz are used as they are; files are resized and cropped as torchvision does for evaluation.
 fn logits_of(model: &mut Predictor, data: &Arc<Dataset>) -> Result<Vec<f32>> {
     let image = model.image();
     let transform = match data.image_size() {
@@ -25,7 +25,8 @@ fn logits_of(model: &mut Predictor, data: &Arc<Dataset>) -> Result<Vec<f32>> {
     model.predict(data.len(), |range, to| loader.read((range.start / batch) as u64, to))
 }
 
-/// Average precision of a model on the labels that it and `wanted` share; with no `wanted`, on all of the model's labels.
+/// Average precision of a model on the labels that it and `wanted` share; with no `wanted`, on all of the
+/// model's labels.
 ///
 /// Errors: a label that the data does not have, images of another size, a damaged file.
 pub fn score(model: &mut Predictor, data: &Arc<Dataset>, wanted: &[String]) -> Result<Score> {

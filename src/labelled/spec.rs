@@ -70,8 +70,8 @@ pub struct TrainingSpec {
     pub learning_rate: f32,
     /// Peak learning rate of the last block.
     pub backbone_learning_rate: f32,
-    /// Factor from the last block's rate to that of the block before it, and from there to the one rate of all earlier
-    /// blocks.
+    /// Factor from the last block's rate to that of the block before it, and from there to the one rate of
+    /// all earlier blocks.
     pub layer_decay: f32,
     /// What batch norms do during training.
     pub norm: TeacherNorm,
@@ -101,7 +101,8 @@ pub enum OptimiserSpec {
 pub enum TeacherNorm {
     /// The statistics of the batch; their running means become the network's.
     Batch,
-    /// The running statistics of the initial weights, unchanged: for batches that are too small for statistics.
+    /// The running statistics of the initial weights, unchanged: for batches that are too small for
+    /// statistics.
     Stored,
 }
 

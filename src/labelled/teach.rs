@@ -39,8 +39,8 @@ pub struct TeachSummary {
     pub seconds: f64,
 }
 
-/// Checks everything that a training reads, before its folder is touched: the data, the initial weights, and the evaluation
-/// data.
+/// Checks everything that a training reads, before its folder is touched: the data, the initial weights, and
+/// the evaluation data.
 ///
 /// Errors: the first file that does not open or does not fit the network.
 pub fn check(spec: &TeachSpec) -> Result<()> {
@@ -60,8 +60,8 @@ pub fn check(spec: &TeachSpec) -> Result<()> {
     }
 }
 
-/// Trains the network that `spec` describes, writes it to `weights.npz` in the folder `out`, and scores it where there is
-/// evaluation data.
+/// Trains the network that `spec` describes, writes it to `weights.npz` in the folder `out`, and scores it
+/// where there is evaluation data.
 ///
 /// Errors: those of [`check`], [`Session::open`] and [`Session::train`].
 pub fn teach(
@@ -124,8 +124,8 @@ pub fn teach(
 /// Name of the one stage.
 const STAGE: &str = "teach";
 
-/// Records the draw of a batch from all images and targets. Both are drawn from the same stream, so that images keep their
-/// targets.
+/// Records the draw of a batch from all images and targets. Both are drawn from the same stream, so that
+/// images keep their targets.
 fn draw(r: &mut Recorder<f32>, n: usize, [images, targets]: [Value; 2]) -> Result<[Value; 2]> {
     let draw = GatherImages { n, stream: stream::TEACH_GATHER };
     Ok([r.apply(draw, &[images])?, r.apply(draw, &[targets])?])
@@ -180,8 +180,8 @@ fn fingerprint(spec: &TeachSpec, data: &Data) -> Result<String> {
     fingerprint::of(&(relevant, targets), &files, &[])
 }
 
-/// The optimisers, one for each learning rate, and the rates by slot: first the head's, then the blocks', last block first. A
-/// step has four slots, so all blocks before the last two share one.
+/// The optimisers, one for each learning rate, and the rates by slot: first the head's, then the blocks',
+/// last block first. A step has four slots, so all blocks before the last two share one.
 fn optimisers(store: &mut Store<f32>, t: &TrainingSpec, net: &ResNet) -> (Vec<Optimiser>, [f32; 4]) {
     let (blocks, head) = (net.spec.blocks(), net.head.into_iter().flatten());
     let rates: [f32; 4] = std::array::from_fn(|slot| match slot {
@@ -217,8 +217,8 @@ fn optimisers(store: &mut Store<f32>, t: &TrainingSpec, net: &ResNet) -> (Vec<Op
     (groups.into_iter().map(of_group).collect(), rates)
 }
 
-/// The network that the config describes, for images `[h, w, c]`. Normalisation and the place of the strides are those of
-/// the initial weights.
+/// The network that the config describes, for images `[h, w, c]`. Normalisation and the place of the strides
+/// are those of the initial weights.
 fn network(spec: &TeachSpec, image: [usize; 3], start: Option<&Backbone>) -> Result<ResNetSpec> {
     let network = ResNetSpec {
         block: spec.block,

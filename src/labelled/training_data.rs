@@ -26,7 +26,8 @@ pub(super) struct Data {
 impl Data {
     /// Opens the data. Of image files, only names and targets are read.
     ///
-    /// Errors: data that does not open, a label that it does not have, images of another size than the config's.
+    /// Errors: data that does not open, a label that it does not have, images of another size than the
+    /// config's.
     pub(super) fn open(spec: &TeachSpec) -> Result<Data> {
         let (set, crop) = match &spec.data {
             TrainingData::Labelled(path) => (Dataset::npz(path)?, None),
@@ -61,8 +62,9 @@ impl Data {
         &self.set.labels
     }
 
-    /// Adds images and targets to the store. Images of the network's size are all stored, and each step draws from them. For
-    /// others the store holds the batch of one step, and the feed that is returned fills it, from step `first_step` on.
+    /// Adds images and targets to the store. Images of the network's size are all stored, and each step draws
+    /// from them. For others the store holds the batch of one step, and the feed that is returned fills it,
+    /// from step `first_step` on.
     ///
     /// Errors: an image that cannot be read.
     pub(super) fn place(

@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::ops::layers::se_filter::SeFilter;
 use crate::tensor::{Real, Shape};
 
-/// The tensors of one filter over `c` channels with reduction `r` (supplement 1.2): two fully connected layers.
+/// The tensors of one filter over `c` channels with reduction `r` (supplement 1.2): two fully connected
+/// layers.
 #[derive(Clone, Debug)]
 pub struct Filter {
     /// Weight of the first layer, `[c/r, 1, 1, c]`.
@@ -21,8 +22,9 @@ pub struct Filter {
     pub expand_bias: TensorId,
 }
 
-/// A channel's gain is `GAIN * sigmoid(...)` *[ours]*. With zero biases and small weights it starts near one, so a filter
-/// begins as the identity; the published sigmoid alone would begin by halving the features that the teacher expects.
+/// A channel's gain is `GAIN * sigmoid(...)` *[ours]*. With zero biases and small weights it starts near one,
+/// so a filter begins as the identity; the published sigmoid alone would begin by halving the features that
+/// the teacher expects.
 pub const GAIN: f32 = 2.0;
 
 impl Filter {
@@ -46,8 +48,8 @@ impl Filter {
         Self::shapes(c, r).iter().map(|(_, s)| s.elems()).sum()
     }
 
-    /// Adds a new filter to the store. Weights are Gaussian with variance `1 / (3 fan_in)`, the second layer's with a tenth
-    /// of that deviation; biases are zero.
+    /// Adds a new filter to the store. Weights are Gaussian with variance `1 / (3 fan_in)`, the second
+    /// layer's with a tenth of that deviation; biases are zero.
     pub fn new<R: Real>(store: &mut Store<R>, prefix: &str, c: usize, r: usize, seed: u64) -> Filter {
         let id = Self::shapes(c, r).map(|(part, shape)| {
             let name = format!("{prefix}.{part}");

@@ -17,9 +17,9 @@ pub struct StoredNorm<'a> {
 /// Epsilon of every batch norm: PyTorch's default, which torchvision's models use.
 pub const BN_EPS: f64 = 1e-5;
 
-/// Weights and bias of the one convolution that equals a convolution with filter `w` (`[k, ...]`, of shape `shape`) and the
-/// batch norm after it:
-/// `gamma (conv(x, w) - mean) / sqrt(var + eps) + beta = conv(x, w * g) + (beta - mean * g)`, `g = gamma / sqrt(var + eps)`.
+/// Weights and bias of the one convolution that equals a convolution with filter `w` (`[k, ...]`, of shape
+/// `shape`) and the batch norm after it. With `g = gamma / sqrt(var + eps)`,
+/// `gamma (conv(x, w) - mean) / sqrt(var + eps) + beta = conv(x, w * g) + (beta - mean * g)`.
 /// Computed in f64, so that rounding happens once, to the engine's scalar.
 pub fn fold(shape: Shape, w: &[f32], norm: &StoredNorm) -> (Vec<f64>, Vec<f64>) {
     let gains: Vec<f64> = norm
@@ -71,7 +71,7 @@ mod tests {
     fn the_two_layout_changes_are_inverse() {
         let shape = Shape::new(2, 3, 1, 4);
         let w: Vec<f32> = (0..24).map(|v| v as f32).collect();
-        // [k=0][c=1][r=2] of PyTorch is element 1 * 3 + 2 = 5; in the engine's layout it is (r * 1) * 4 + c = 9.
+        // Element [k=0][c=1][r=2] has index 1 * 3 + 2 = 5 in PyTorch's layout, and r * 4 + c = 9 in ours.
         assert_eq!(from_oihw(shape, &w)[9], 5.0);
         assert_eq!(to_oihw(shape, &from_oihw(shape, &w)), w);
     }

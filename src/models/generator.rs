@@ -1,4 +1,5 @@
-//! The group-stack generator, from noise over features to an image. Each level has the shape of a teacher's block output.
+//! The group-stack generator, from noise through features to an image. Each level has the shape of a
+//! teacher's block output.
 
 use super::fold::BN_EPS;
 use super::resnet::ResNetSpec;
@@ -12,11 +13,12 @@ use crate::ops::layers::conv2d::Conv2d;
 use crate::ops::layers::upsample::{Mode, Upsample};
 use crate::tensor::{Real, Shape};
 
-/// The levels that `groups` = K groups end at (docs/method.md 2): `K - 1` feature levels of the teachers, deepest first,
-/// then the image (level 0).
+/// The levels that `groups` = K groups end at (docs/method.md 2): `K - 1` feature levels of the teachers,
+/// deepest first, then the image (level 0).
 ///
-/// Level `l` has the shape of the teachers' `F^l`. The levels are spread evenly over the `blocks` = B blocks: with B = 4,
-/// K = 2 keeps level 2 and K = 4 keeps 3, 2, 1; K = 1 is a plain generator. *[ours: the supplement leaves the choice open]*
+/// Level `l` has the shape of the teachers' `F^l`. The levels are spread evenly over the `blocks` = B blocks:
+/// with B = 4, K = 2 keeps level 2 and K = 4 keeps 3, 2, 1; K = 1 is a plain generator. *[ours: the
+/// supplement leaves the choice open]*
 pub fn levels(blocks: usize, groups: usize) -> Vec<usize> {
     let round = |j: usize| (2 * blocks * (groups - j) + groups) / (2 * groups);
     (1..groups).map(round).chain([0]).collect()
@@ -87,9 +89,10 @@ impl<R: Real> Builder<'_, R> {
 }
 
 impl Generator {
-    /// Builds a generator of `groups` groups for teachers of architecture `spec`, under the names `prefix.*` in the store.
-    /// `z_len` is the length of its input. `widths` are the channels of the projected noise, then of the convolutions at
-    /// each resolution from the deepest level's to the image's; the last one is repeated as needed.
+    /// Builds a generator of `groups` groups for teachers of architecture `spec`, under the names `prefix.*`
+    /// in the store. `z_len` is the length of its input. `widths` are the channels of the projected noise,
+    /// then of the convolutions at each resolution from the deepest level's to the image's; the last one is
+    /// repeated as needed.
     pub fn new<R: Real>(
         store: &mut Store<R>,
         prefix: &str,
@@ -110,8 +113,8 @@ impl Generator {
         let mut channels = width(0);
         let mut size = [deepest.h(), deepest.w()];
         let image = spec.feature(0, 1);
-        // Feature maps of the deep groups are upsampled by repetition; after the last feature level upsampling is
-        // bilinear, which leaves no checkerboard in the image.
+        // Feature maps of the deep groups are upsampled by repetition; after the last feature level
+        // upsampling is bilinear, which leaves no checkerboard in the image.
         let shallowest = levels[levels.len().saturating_sub(2)].min(spec.blocks() - 1);
         let image_only = levels.len() == 1;
         for i in 0.. {
@@ -152,8 +155,9 @@ impl Generator {
         Generator { levels, project, project_norm, start, steps, learning, tensors }
     }
 
-    /// Records the generator on `z` `[n, 1, 1, z_len]`; returns `F_g` of each level, in the order of `self.levels`. Batch
-    /// norm uses the batch's statistics even when the generator is frozen: it was trained to produce that distribution.
+    /// Records the generator on `z` `[n, 1, 1, z_len]`; returns `F_g` of each level, in the order of
+    /// `self.levels`. Batch norm uses the batch's statistics even when the generator is frozen: it was
+    /// trained to produce that distribution.
     pub fn record<R: Real>(&self, r: &mut Recorder<R>, z: Value, learn: Learn) -> Result<Vec<Value>> {
         let n = r.tape.shape(z).n();
         let w = r.leaf(self.project, learn);

@@ -1,10 +1,12 @@
-//! Initial values: pure functions of a seed and a tensor's name, so that adding a layer changes no other layer's values.
+//! Initial values: pure functions of a seed and a tensor's name, so that adding a layer changes no other
+//! layer's values.
 
 use crate::device::philox::Draws;
 use crate::tensor::Shape;
 use sha2::{Digest, Sha256};
 
-/// Gaussian values with standard deviation `sqrt(gain / fan_in)`, for `[k, r, s, c]` filters (He et al. 2015 with gain 2).
+/// Gaussian values with standard deviation `sqrt(gain / fan_in)`, for `[k, r, s, c]` filters (He et al. 2015
+/// with gain 2).
 pub fn he_normal(seed: u64, name: &str, shape: Shape, gain: f64) -> Vec<f32> {
     let std = (gain / shape.per_sample() as f64).sqrt();
     normal(seed, name, shape.elems(), std)

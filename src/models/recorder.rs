@@ -20,7 +20,8 @@ impl<R: Real> Recorder<'_, R> {
         self.tape.leaf(self.store, id, learn)
     }
 
-    /// Records everything that `part` records under the name `scope`; forecasts give the cost of a step by these names.
+    /// Records everything that `part` records under the name `scope`; forecasts give the cost of a step by
+    /// these names.
     pub fn within<T>(&mut self, scope: &'static str, part: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.tape.scope(scope);
         let out = part(self);

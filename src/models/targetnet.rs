@@ -1,5 +1,5 @@
-//! The TargetNet: a shared trunk, and per task a filter, one teacher's remaining blocks and its head cut down to the
-//! wanted labels (docs/method.md 4). It is frozen and folded: the result of a run.
+//! The TargetNet: a shared trunk, and per task a filter, one teacher's remaining blocks and its head cut down
+//! to the wanted labels (docs/method.md 4). It is frozen and folded: the result of a run.
 
 use super::Recorder;
 use super::filter::Filter;

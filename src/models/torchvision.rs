@@ -1,5 +1,5 @@
-//! ResNet state dicts as torchvision and timm save them. They do not describe the network: it is inferred from the
-//! tensors' names and shapes.
+//! ResNet state dicts as torchvision and timm save them. They do not describe the network: it is inferred
+//! from the tensors' names and shapes.
 
 use super::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::error::{Error, Result};
@@ -29,9 +29,9 @@ pub fn strip_wrappers(t: Tensors) -> Result<Tensors> {
 
 /// The network whose tensors these are, for images of `size` pixels a side.
 ///
-/// Widths and depths follow from names and shapes. What no shape shows is assumed to be torchvision's: a 7x7 stem has
-/// stride 2 and a max pool after it, bottlenecks have their stride in the 3x3. A 3x3 stem is assumed to be that of networks
-/// for small images: stride 1, no pool.
+/// Widths and depths follow from names and shapes. What no shape shows is assumed to be torchvision's: a 7x7
+/// stem has stride 2 and a max pool after it, bottlenecks have their stride in the 3x3. A 3x3 stem is assumed
+/// to be that of networks for small images: stride 1, no pool.
 ///
 /// Errors: tensors that belong to no such network.
 pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
@@ -39,8 +39,8 @@ pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
     let no_stem = || {
         let first: Vec<&str> = t.iter().map(|(name, _)| name).take(5).collect();
         wrong(format!(
-            "no `network` in the metadata, so a ResNet under torchvision's names was expected: conv1.weight with a 7x7 or \
-             3x3 filter; found {} tensors, first {first:?}",
+            "no `network` in the metadata, so a ResNet under torchvision's names was expected: \
+             conv1.weight with a 7x7 or 3x3 filter; found {} tensors, first {first:?}",
             t.len()
         ))
     };
@@ -48,12 +48,14 @@ pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
         Some(&[k, c, r, s]) if r == s && (r == 7 || r == 3) => (k, c, r),
         Some(_) | None => return Err(no_stem()),
     };
-    // All names are read, so that a missing one is reported as missing and does not pass for a smaller network.
+    // All names are read, so that a missing one is reported as missing and does not pass for a smaller
+    // network.
     let mut depths: Vec<usize> = Vec::new();
     let mut block = BlockKind::Basic;
     for (name, _) in t.iter() {
         let Some((b, u, part)) = unit(name) else { continue };
-        // A network cannot have more blocks or units than tensors: such a number would only be a large allocation.
+        // A network cannot have more blocks or units than tensors: such a number would only be a large
+        // allocation.
         if b == 0 || b > t.len() || u >= t.len() {
             return Err(wrong(format!("array {name:?}: no ResNet of {} tensors has it", t.len())));
         }
@@ -93,7 +95,8 @@ fn unit(name: &str) -> Option<(usize, usize, &str)> {
     Some((block.parse().ok()?, unit.parse().ok()?, part))
 }
 
-/// Compares the names in `t` with those of `network`'s blocks and, with [`Head::Wanted`], of a fully connected layer.
+/// Compares the names in `t` with those of `network`'s blocks and, with [`Head::Wanted`], of a fully
+/// connected layer.
 ///
 /// Errors: names that are missing or unexpected; the message lists both.
 pub fn check_names(t: &Tensors, network: &ResNetSpec, head: Head) -> Result<()> {

@@ -6,8 +6,9 @@ use super::tasks::TaskLabels;
 use super::teachers::Teachers;
 use crate::summary::TaskBranch;
 
-/// The block (1-based) after which all tasks leave the trunk. `losses` are by task, then by block. There is one branch for
-/// all tasks, because the blocks before it are trained together: the block with the lowest sum of the tasks' losses.
+/// The block (1-based) after which all tasks leave the trunk. `losses` are by task, then by block. There is
+/// one branch for all tasks, because the blocks before it are trained together: the block with the lowest sum
+/// of the tasks' losses.
 pub fn choose(branch: Branch, losses: &[Vec<f64>]) -> usize {
     let blocks = losses.iter().map(Vec::len).min().unwrap_or(0);
     let total = |b: usize| losses.iter().map(|task| task[b - 1]).sum::<f64>();
@@ -20,8 +21,8 @@ pub fn choose(branch: Branch, losses: &[Vec<f64>]) -> usize {
     }
 }
 
-/// Chooses the branch from the results of the blocks' stages, first block first. Returns it with each task's converged
-/// losses.
+/// Chooses the branch from the results of the blocks' stages, first block first. Returns it with each task's
+/// converged losses.
 pub fn decide(
     branch: Branch,
     teachers: &Teachers,

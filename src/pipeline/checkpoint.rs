@@ -1,10 +1,10 @@
 //! Progress that survives a kill: which stages are finished, and the tensors of the current one.
 //!
-//! Random draws and learning rates are functions of the step, and optimiser moments are tensors, so the tensors and the
-//! step number are all of a run's state: a resumed run computes the same bits.
+//! Random draws and learning rates are functions of the step, and optimiser moments are tensors, so the
+//! tensors and the step number are all of a run's state: a resumed run computes the same bits.
 //!
-//! The last two checkpoints are kept, each sealed by a checksum. If the newest one is damaged, the run resumes from the one
-//! before it and repeats some steps.
+//! The last two checkpoints are kept, each sealed by a checksum. If the newest one is damaged, the run
+//! resumes from the one before it and repeats some steps.
 
 use crate::autograd::Store;
 use crate::error::{Error, Result};
@@ -128,8 +128,8 @@ fn open(file: &Path) -> Result<npz::Archive> {
     npz::Archive::open_up_to(file, u64::MAX)
 }
 
-/// Restores the tensors of the checkpoint `file`. Tensors of the store that it does not hold keep their initial values: the
-/// stage that they belong to had not begun.
+/// Restores the tensors of the checkpoint `file`. Tensors of the store that it does not hold keep their
+/// initial values: the stage that they belong to had not begun.
 ///
 /// Errors: a tensor that the store does not have, or has in another shape.
 pub fn restore(file: &Path, store: &mut Store<f32>) -> Result<()> {

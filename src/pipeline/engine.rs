@@ -15,7 +15,8 @@ pub struct Device {
     pub profile: Range<u64>,
 }
 
-/// An engine whose steps run on `device`. On a GPU, feature maps are stored as `precision`; the CPU ignores it.
+/// An engine whose steps run on `device`. On a GPU, feature maps are stored as `precision`; the CPU ignores
+/// it.
 ///
 /// Errors: no such device.
 pub fn engine_on(device: &Device, precision: Elem) -> Result<Engine<f32>> {

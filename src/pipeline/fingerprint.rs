@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The fingerprint of a run: its configuration, except the evaluation data, the interval of checkpoints and the thresholds of
-/// the collapse check, and the files that it names (teachers, initial weights, KA's images). Files in `hashed` are not read
-/// again.
+/// The fingerprint of a run: its configuration, except the evaluation data, the interval of checkpoints and
+/// the thresholds of the collapse check, and the files that it names (teachers, initial weights, KA's
+/// images). Files in `hashed` are not read again.
 ///
 /// Errors: a file that cannot be read.
 pub fn of_run(spec: &RunSpec, hashed: &[WeightsFile]) -> Result<String> {
@@ -32,8 +32,8 @@ pub fn of_run(spec: &RunSpec, hashed: &[WeightsFile]) -> Result<String> {
     of(&relevant, &files, hashed)
 }
 
-/// SHA-256 of `spec` and of the contents of `files`; those in `hashed` are not read again. A folder counts by the names and
-/// lengths of its files, because reading the images of a large one would take minutes.
+/// SHA-256 of `spec` and of the contents of `files`; those in `hashed` are not read again. A folder counts by
+/// the names and lengths of its files, because reading the images of a large one would take minutes.
 ///
 /// Errors: a file or folder that cannot be read.
 pub fn of(spec: &impl Serialize, files: &[&Path], hashed: &[WeightsFile]) -> Result<String> {

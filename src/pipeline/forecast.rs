@@ -90,19 +90,21 @@ pub struct Forecast {
     pub gpu_peak_bytes: usize,
     /// Time of all stages.
     pub seconds: f64,
-    /// Of a student that branches after the block that `student.branch` names, or after the last one where it is automatic.
+    /// Of a student that branches after the block that `student.branch` names, or after the last one where it
+    /// is automatic.
     pub parameters: Parameters,
 }
 
-/// Memory of the process beside tensors: code, libraries, thread stacks and file buffers. Measured on Linux: 7 MB at the
-/// start, 5 MB of transient buffers while files are read.
+/// Memory of the process beside tensors: code, libraries, thread stacks and file buffers. Measured on Linux:
+/// 7 MB at the start, 5 MB of transient buffers while files are read.
 const PROCESS_BYTES: usize = 12 << 20;
 
 /// Timed replays of a stage's step, after one that is not timed.
 const TIMED: usize = 3;
 
-/// Builds every stage as the run would, and times a few steps of each on values that are thrown away. With a `card`, or
-/// where a teacher's file does not exist, nothing is timed: the figures come from the plans, which need no tensor's values.
+/// Builds every stage as the run would, and times a few steps of each on values that are thrown away. With a
+/// `card`, or where a teacher's file does not exist, nothing is timed: the figures come from the plans, which
+/// need no tensor's values.
 ///
 /// Errors: teachers that do not fit each other or the spec, no such device, too little memory.
 pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'static Card>) -> Result<Forecast> {
@@ -195,7 +197,8 @@ fn every_stage(
     Ok(student_parameters(spec, &teachers, &two))
 }
 
-/// The cost on `card` of a stage that was planned for a GPU. `room` is the memory that the stages before it have reserved.
+/// The cost on `card` of a stage that was planned for a GPU. `room` is the memory that the stages before it
+/// have reserved.
 fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) -> GpuForecast {
     let mut parts: Vec<PartForecast> = Vec::new();
     let mut all = Sum::default();

@@ -11,7 +11,8 @@ use crate::models::resnet::ResNetSpec;
 use crate::tensor::Real;
 use std::path::Path;
 
-/// Loads the images of `path` into the store as `[n, h, w, c]` in [-1, 1]; a store without values gets only the shape.
+/// Loads the images of `path` into the store as `[n, h, w, c]` in [-1, 1]; a store without values gets only
+/// the shape.
 ///
 /// Errors: those of [`check_images`], damaged files, and more images than fit in memory.
 pub(super) fn load_images<R: Real>(
@@ -33,10 +34,10 @@ pub(super) fn load_images<R: Real>(
     Ok(id)
 }
 
-/// The number of images in `path`, which is an npz that holds only images, of the teachers' size, or a folder of JPEG and
-/// PNG files of any size. Only headers are read.
+/// The number of images in `path`, which is an npz that holds only images, of the teachers' size, or a folder
+/// of JPEG and PNG files of any size. Only headers are read.
 ///
-/// Errors: images of another size, no images, teachers whose images are neither gray nor RGB.
+/// Errors: images of another size, no images, teachers whose images are neither grey nor RGB.
 pub fn check_images(path: &Path, network: &ResNetSpec) -> Result<usize> {
     if path.is_dir() {
         Transform::eval(network.image).check()?;

@@ -1,5 +1,6 @@
-//! The files that a run reads: each teacher's is opened once and hashed once, and what was learned is passed on. All files
-//! are checked before the run begins, because an error then costs a second and later twenty minutes.
+//! The files that a run reads: each teacher's is opened once and hashed once, and what was learned is passed
+//! on. All files are checked before the run begins, because an error then costs a second and later twenty
+//! minutes.
 
 use super::images::check_images;
 use super::spec::{ImageSource, RunSpec, StudentInit};
@@ -28,8 +29,8 @@ impl RunInputs {
     }
 }
 
-/// Name, length and SHA-256 of every file that the student's bits depend on. Folders are left out, and so is a file that
-/// cannot be read: the run reports it.
+/// Name, length and SHA-256 of every file that the student's bits depend on. Folders are left out, and so is
+/// a file that cannot be read: the run reports it.
 pub fn hashes(spec: &RunSpec) -> Vec<WeightsFile> {
     let teachers = spec.teachers.iter().map(|t| (format!("teacher {}", t.name), &t.weights));
     let init = match &spec.student.init {
@@ -52,8 +53,8 @@ pub struct Needed {
     pub labels: Vec<String>,
 }
 
-/// Checks that a config fits its teachers and that its other files can be used. Teachers and student are built in a store
-/// without memory; of images, only the headers are read.
+/// Checks that a config fits its teachers and that its other files can be used. Teachers and student are
+/// built in a store without memory; of images, only the headers are read.
 ///
 /// Errors: the first file or value that does not fit.
 pub fn check(spec: &RunSpec, opened: &[OpenedTeacher]) -> Result<Needed> {

@@ -1,7 +1,8 @@
-//! A run from teachers to student: generator, dual blocks, branch. Nothing here sees a label of an image: scoring, and the
-//! training of teachers, are in [`labelled`](crate::labelled).
+//! A run from teachers to student: generator, dual blocks, branch. Nothing here sees a label of an image:
+//! scoring, and the training of teachers, are in [`labelled`](crate::labelled).
 //!
-//! The order to read it in: [`run`], then [`stage_one`] and [`stage_two`], then [`session`], which trains their stages.
+//! The order to read it in: [`run`], then [`stage_one`] and [`stage_two`], then [`session`], which trains
+//! their stages.
 
 #![warn(missing_docs)]
 

@@ -30,7 +30,7 @@ pub(super) struct Objective<'a> {
     pub(super) filters: &'a [Vec<Filter>],
 }
 
-/// What the teachers make of a batch of images.
+/// The teachers' outputs for a batch of images.
 struct Views {
     /// Features before the head, by teacher.
     features: Vec<Value>,
@@ -44,8 +44,8 @@ struct Views {
 type Term = (&'static str, f32, Value);
 
 impl Objective<'_> {
-    /// Records the loss of the levels' values `levels` (deepest first, the image last), where the images are to show the
-    /// labels `wanted`. A term of weight 0 is recorded as a metric only.
+    /// Records the loss of the levels' values `levels` (deepest first, the image last), where the images are
+    /// to show the labels `wanted`. A term of weight 0 is recorded as a metric only.
     pub(super) fn record<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -83,7 +83,7 @@ impl Objective<'_> {
         r.apply(augment, &[image])
     }
 
-    /// The images through every teacher (4).
+    /// Records every teacher on the images (4).
     fn views<R: Real>(&self, r: &mut Recorder<R>, images: Value) -> Result<Views> {
         let mut statistics = Vec::new();
         let (mut features, mut logits) = (Vec::new(), Vec::new());
@@ -91,8 +91,8 @@ impl Objective<'_> {
             let (f, y) = r.within(part::TEACHERS, |r| {
                 let mut x = images;
                 for b in 1..=self.teachers.network.blocks() {
-                    let watch = (self.spec.loss.statistics > 0.0).then_some(&mut statistics);
-                    x = t.net.block(r, b, x, Mode::FROZEN, watch)?;
+                    let losses = (self.spec.loss.statistics > 0.0).then_some(&mut statistics);
+                    x = t.net.block(r, b, x, Mode::FROZEN, losses)?;
                 }
                 t.net.head(r, x, Mode::FROZEN)
             })?;
@@ -123,7 +123,8 @@ impl Objective<'_> {
             _ => r.apply(OneHotLoss { targets: PseudoLabels::Threshold }, &[all])?,
         };
         terms.push(("one_hot", 1.0, one_hot));
-        // The published L_a is a sum over features; ours is their mean, which does not grow with the network's width.
+        // The published L_a is a sum over features; ours is their mean, which does not grow with the
+        // network's width.
         let mean_over_features = *self.recipe != Recipe::Published;
         let activations = views
             .features
@@ -139,8 +140,9 @@ impl Objective<'_> {
         Ok(terms)
     }
 
-    /// The second term of (11): every feature level must predict what the image predicts. The image's prediction, without
-    /// the random shift, is the constant target. There is no such term where the image is the only level.
+    /// The second term of (11): every feature level must predict what the image predicts. The image's
+    /// prediction, without the random shift, is the constant target. There is no such term where the image is
+    /// the only level.
     fn inner<R: Real>(&self, r: &mut Recorder<R>, levels: &[Value], logits: Value) -> Result<Option<Term>> {
         let count = levels.len() - 1;
         if count == 0 {

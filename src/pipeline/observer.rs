@@ -8,20 +8,20 @@ pub trait Observer: Send {
     fn stage(&mut self, name: &str, steps: usize);
     /// Step `step` (from 0) of the current stage is done; `metrics` gives its losses by name.
     fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>);
-    /// A picture of the generator's images after `step` steps of the current stage: an RGB or gray PNG.
+    /// A picture of the generator's images after `step` steps of the current stage: an RGB or grey PNG.
     fn picture(&mut self, _step: usize, _png: &[u8]) {}
     /// A line for the user.
     fn note(&mut self, line: &str);
-    /// The run resumes from a checkpoint. Of the steps that were reported before, those for which `is_kept(stage, step)`
-    /// holds are not repeated; the others will be reported again.
+    /// The run resumes from a checkpoint. Of the steps that were reported before, those for which
+    /// `is_kept(stage, step)` holds are not repeated; the others will be reported again.
     ///
     /// Errors: the record of the repeated steps cannot be removed.
     fn resumed(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
         let _ = is_kept;
         Ok(())
     }
-    /// A checkpoint is about to be written. A run that resumes from it will not repeat the reports made so far, so the
-    /// observer must store them now.
+    /// A checkpoint is about to be written. A run that resumes from it will not repeat the reports made so
+    /// far, so the observer must store them now.
     ///
     /// Errors: the reports cannot be stored.
     fn store(&mut self) -> Result<()> {

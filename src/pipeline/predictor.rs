@@ -36,8 +36,8 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Opens a teacher's or a student's file. Feature maps are f32 on every device, so that predictions do not depend on the
-    /// precision of a training.
+    /// Opens a teacher's or a student's file. Feature maps are f32 on every device, so that predictions do
+    /// not depend on the precision of a training.
     ///
     /// Errors: a file that is neither's; no such device.
     pub fn open(path: &Path, device: &Device) -> Result<Predictor> {
@@ -60,7 +60,7 @@ impl Predictor {
         Predictor::of(known, tensors, device)
     }
 
-    /// A teacher whose file has been read.
+    /// A predictor of a teacher whose file has been read.
     ///
     /// Errors: a teacher without a file; no such device.
     pub fn of_opened(teacher: &OpenedTeacher, device: &Device) -> Result<Predictor> {
@@ -107,8 +107,8 @@ impl Predictor {
         self.predict(n, |range, to| images.gather(&all[range], to))
     }
 
-    /// Logits `[n, labels]` of `n` images in batches of at most [`BATCH`]. `read` writes the images of a range, in [-1, 1], to
-    /// the slice.
+    /// Logits `[n, labels]` of `n` images in batches of at most [`BATCH`]. `read` writes the images of a
+    /// range, in [-1, 1], to the slice.
     ///
     /// Errors: those of `read`; too little memory.
     pub fn predict(

@@ -27,7 +27,7 @@ use std::time::Instant;
 pub struct Amalgamated<'o> {
     /// Everything that the run found out so far.
     pub summary: Summary,
-    /// The run's session, which a stop during the evaluation can be asked of.
+    /// The run's session, which the evaluation asks whether to stop.
     pub session: Session<'o>,
     /// Number of blocks of a student.
     pub blocks: usize,
@@ -48,7 +48,8 @@ impl Amalgamated<'_> {
     }
 }
 
-/// Trains everything that `spec` asks for: the student, and one more for each baseline. Files go to the folder `out`.
+/// Trains everything that `spec` asks for: the student, and one more for each baseline. Files go to the
+/// folder `out`.
 ///
 /// Errors: see [`Session::open`] and [`Session::train`]; a collapsed generator.
 pub fn run<'o>(
@@ -91,7 +92,8 @@ pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
     out.join(format!("{prefix}student-block{b}.npz"))
 }
 
-/// Trains one student: stage one where its images are generated, stage two, branch. Returns the block of the branch.
+/// Trains one student: stage one where its images are generated, stage two, branch. Returns the block of the
+/// branch.
 fn amalgamate(
     spec: &RunSpec,
     inputs: &RunInputs,
@@ -125,7 +127,7 @@ fn amalgamate(
     summary.labels = description.labels;
     // A baseline's student is for comparison only, so it is not exported in every format.
     match prefix {
-        "" => export::leave_student(session.out(), student)?,
+        "" => export::write_student(session.out(), student)?,
         _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
     }
     Ok(chosen)
@@ -196,14 +198,15 @@ fn train_blocks(
     Ok(TrainedBlocks { tasks: two.tasks, results, best })
 }
 
-/// Metadata as a file gives it back: its numbers have gone through text, so that the student has the same bytes whether or
-/// not the run was resumed after the block.
+/// Metadata as a file gives it back: its numbers have gone through text, so that the student has the same
+/// bytes whether or not the run was resumed after the block.
 fn reread(meta: &weights::Meta) -> Result<weights::Meta> {
     let text = serde_json::to_string(meta).and_then(|text| serde_json::from_str(&text));
     text.map_err(|e| Error::Run(format!("student metadata: {e}")))
 }
 
-/// Errors: a collapsed generator. A student that was trained on its images would seem to converge and be useless.
+/// Errors: a collapsed generator. A student that was trained on its images would seem to converge and be
+/// useless.
 fn expect_no_collapse(spec: &RunSpec, summary: &Summary) -> Result<()> {
     let (d, e) = (summary.diversity, summary.label_entropy);
     let (least_d, least_e) = (spec.loss.least_diversity, spec.loss.least_entropy);
@@ -212,8 +215,8 @@ fn expect_no_collapse(spec: &RunSpec, summary: &Summary) -> Result<()> {
     }
     let key = if d >= f64::from(least_d) { "least_entropy" } else { "least_diversity" };
     Err(Error::Diverged(format!(
-        "generator: collapsed: diversity of its images {d:.4} (at least {least_d} expected), label entropy {e:.3} (at least \
-         {least_e} expected); try loss.recipe = \"conditional\" or a lower loss.gamma, or go on all the same with --resume \
-         --set loss.{key}=0"
+        "generator: collapsed: diversity of its images {d:.4} (at least {least_d} expected), label entropy \
+         {e:.3} (at least {least_e} expected); try loss.recipe = \"conditional\" or a lower loss.gamma, \
+         or go on all the same with --resume --set loss.{key}=0"
     )))
 }

@@ -1,4 +1,5 @@
-//! Images from a trained generator: writing its file at the end of stage one, and drawing images from that file.
+//! Images from a trained generator: writing its file at the end of stage one, and drawing images from that
+//! file.
 
 use super::seed::stage_seed;
 use super::snapshots::{MOST_IMAGES, images_at_once};
@@ -35,8 +36,9 @@ struct SavedGenerator {
     /// As in the config.
     widths: Vec<usize>,
     draw: Draw,
-    /// Images that are drawn at once, as for the run's report. Batch norm uses the batch's statistics, so an image depends
-    /// on the others of its batch: the batch is therefore always of this size, whatever number of images is wanted.
+    /// Images that are drawn at once, as for the run's report. Batch norm uses the batch's statistics, so an
+    /// image depends on the others of its batch: the batch is therefore always of this size, whatever number
+    /// of images is wanted.
     batch: usize,
     /// The run's seed.
     seed: u64,
@@ -57,7 +59,7 @@ impl SavedGenerator {
             && conditions <= 65_536
             && (1..=MOST_IMAGES).contains(&self.batch)
             && (!is_conditional || (1..=conditions).contains(&max_labels));
-        if fits { Ok(()) } else { Err(format!("no generator is like this: {self:?}")) }
+        if fits { Ok(()) } else { Err(format!("no generator can have this description: {self:?}")) }
     }
 
     fn build(&self, store: &mut Store<f32>) -> Generator {
@@ -98,7 +100,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Opens a generator's file. `path` may also be a run's folder, or the file of its student in that folder.
+    /// Opens a generator's file. `path` may also be a run's folder, or the file of its student in that
+    /// folder.
     ///
     /// Errors: no generator, or one whose description and tensors do not fit.
     pub fn open(path: &Path, device: &Device) -> Result<Sampler> {
@@ -108,7 +111,7 @@ impl Sampler {
             let beside = path.with_file_name(GENERATOR);
             if !beside.exists() {
                 let message =
-                    format!("a student, which draws nothing; expected its run's {GENERATOR} beside it");
+                    format!("a student, which draws no images; expected its run's {GENERATOR} beside it");
                 return Err(Error::data(&path, message));
             }
             tensors = weights::load(&beside)?;
@@ -116,7 +119,8 @@ impl Sampler {
         }
         let spec: SavedGenerator = tensors.meta_as("generator")?;
         spec.validate().map_err(|e| Error::data(&path, format!("__meta__: generator: {e}")))?;
-        // Shapes are compared first, in a store without memory: a description may claim more than the file holds.
+        // Shapes are compared first, in a store without memory: a description may claim more than the file
+        // holds.
         let mut planned = Store::planned(None);
         let generator = spec.build(&mut planned);
         let mut values = Vec::new();
@@ -137,8 +141,8 @@ impl Sampler {
         self.spec.network.image
     }
 
-    /// Draws `count` images `[count, h, w, c]` in [-1, 1]. Without a seed the run's is used, which gives the images of the
-    /// run's report.
+    /// Draws `count` images `[count, h, w, c]` in [-1, 1]. Without a seed the run's is used, which gives the
+    /// images of the run's report.
     pub fn images(&mut self, count: usize, seed: Option<u64>) -> Result<Vec<f32>> {
         let (Sampler { engine, generator, spec }, mut tape) = (self, Tape::default());
         let mut r = Recorder { tape: &mut tape, store: &engine.store };

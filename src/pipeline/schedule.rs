@@ -6,11 +6,11 @@
 pub enum Schedule {
     /// The peak at every step.
     Constant,
-    /// Half-cosine up from a 25th of the peak over the first tenth, half-cosine down to zero (Smith and Topin 2019, with
-    /// PyTorch's `OneCycleLR` defaults but for the shorter warm-up).
+    /// Half-cosine up from a 25th of the peak over the first tenth, half-cosine down to zero (Smith and Topin
+    /// 2019, with PyTorch's `OneCycleLR` defaults but for the shorter warm-up).
     OneCycle,
-    /// Linear up over `warm_up` steps, the last of them at the peak, then half-cosine down, to zero after the last step
-    /// (Loshchilov and Hutter 2017, one period; PyTorch's `LinearLR` and `CosineAnnealingLR`).
+    /// Linear up over `warm_up` steps, the last of them at the peak, then half-cosine down, to zero after the
+    /// last step (Loshchilov and Hutter 2017, one period; PyTorch's `LinearLR` and `CosineAnnealingLR`).
     Cosine {
         /// Steps of the linear rise.
         warm_up: usize,
@@ -73,8 +73,8 @@ mod tests {
         assert_eq!(Schedule::Constant.at(0.3, 7, 9), 0.3);
     }
 
-    /// PyTorch 2.15.0: the rates of `SequentialLR([LinearLR(sgd, 1/3, 1.0, 2), CosineAnnealingLR(sgd, 5)], [3])` and of
-    /// `StepLR(sgd, 3, 0.1)`, for SGD with lr=0.8.
+    /// PyTorch 2.15.0: the rates of `SequentialLR([LinearLR(sgd, 1/3, 1.0, 2), CosineAnnealingLR(sgd, 5)],
+    /// [3])` and of `StepLR(sgd, 3, 0.1)`, for SGD with lr=0.8.
     #[test]
     fn cosine_and_step_are_pytorchs() {
         let close = |a: f32, b: f64| assert!((f64::from(a) - b).abs() < 1e-7, "{a} {b}");

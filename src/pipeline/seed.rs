@@ -1,5 +1,5 @@
-//! Seeds and streams of a run's random draws. A draw is a function of (seed, stream, step), so that stages and ops draw
-//! independently and a resumed run draws the same numbers.
+//! Seeds and streams of a run's random draws. A draw is a function of (seed, stream, step), so that stages
+//! and ops draw independently and a resumed run draws the same numbers.
 
 use crate::device::philox::derive_seed;
 

@@ -12,14 +12,16 @@ use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Default of the seconds between checkpoints. Writing one takes about a tenth of a second at the demo's scale.
+/// Default of the seconds between checkpoints. Writing one takes about a tenth of a second at the demo's
+/// scale.
 pub const CHECKPOINT_SECONDS: f32 = 20.0;
 
-/// Largest share of the time that is spent on checkpoints (ours). At 224 px one has gigabytes and takes many seconds.
+/// Largest share of the time that is spent on checkpoints (ours). At 224 px one has gigabytes and takes many
+/// seconds.
 const CHECKPOINT_SHARE: f32 = 0.05;
 
-/// Steps of a GPU between two reads of its losses (ours). A read waits for the device; divergence is noticed up to this many
-/// steps late.
+/// Steps of a GPU between two reads of its losses (ours). A read waits for the device; divergence is noticed
+/// up to this many steps late.
 const READ_EVERY: usize = 16;
 
 /// What a stage is trained with beside its step.
@@ -40,12 +42,14 @@ pub struct Session<'o> {
     checkpoint_seconds: f32,
     /// File prefix of the student whose stages are being trained.
     student: String,
-    /// After a resume: the checkpoint whose tensors the first unfinished stage gets, if they are of its student.
+    /// After a resume: the checkpoint whose tensors the first unfinished stage gets, if they are of its
+    /// student.
     pending_restore: Option<PathBuf>,
 }
 
 impl<'o> Session<'o> {
-    /// Starts a run in the folder `out`, or with `resume` continues it from the checkpoint there, if there is one.
+    /// Starts a run in the folder `out`, or with `resume` continues it from the checkpoint there, if there is
+    /// one.
     ///
     /// Errors: with `resume`, damaged checkpoints, or one of another `fingerprint`.
     pub fn open(
@@ -69,8 +73,8 @@ impl<'o> Session<'o> {
         if let Some(Found { file, progress, fell_back }) = checkpoint::find(out)? {
             if progress.fingerprint != session.progress.fingerprint {
                 return Err(Error::Usage(format!(
-                    "{} is of another configuration, seed, or contents of the files it names; start afresh with \
-                     --force, or resume with the same ones",
+                    "{} is of another configuration, seed, or contents of the files it names; start over \
+                     with --force, or resume with the same ones",
                     file.display()
                 )));
             }
@@ -78,7 +82,8 @@ impl<'o> Session<'o> {
             if let Some(why) = fell_back {
                 session.note(&format!("{why}; going on from {}", file.display()));
             }
-            // The next checkpoint renames the newest one to the previous one: that must be this one, not a damaged one.
+            // The next checkpoint renames the newest one to the previous one: that must be this one, not a
+            // damaged one.
             if file != newest {
                 std::fs::rename(&file, &newest).map_err(|e| Error::io("rename", &file, e))?;
             }
@@ -119,10 +124,11 @@ impl<'o> Session<'o> {
         if self.progress.stage == stage { self.progress.step } else { 0 }
     }
 
-    /// Trains a stage to its end, unless it is finished already. Then `finish` stores what the stage produced; only after it
-    /// does the stage count as finished.
+    /// Trains a stage to its end, unless it is finished already. Then `finish` stores what the stage
+    /// produced; only after it does the stage count as finished.
     ///
-    /// Errors: too little memory, divergence, a stop, a checkpoint that does not fit or cannot be written; those of `finish`.
+    /// Errors: too little memory, divergence, a stop, a checkpoint that does not fit or cannot be written;
+    /// those of `finish`.
     pub fn train(
         &mut self,
         engine: &mut Engine<f32>,
@@ -208,7 +214,8 @@ impl<'o> Session<'o> {
             for (step, row) in plan.rows() {
                 if let Some(i) = row.iter().position(|v| !v.is_finite()) {
                     return Err(Error::Diverged(format!(
-                        "{name}: {} is {} at step {step}: training diverged; lower the learning rate of this stage",
+                        "{name}: {} is {} at step {step}: training diverged; lower the learning rate of \
+                         this stage",
                         names[i], row[i]
                     )));
                 }
@@ -247,14 +254,16 @@ impl<'o> Session<'o> {
 }
 
 impl Session<'_> {
-    /// Stops the run if the observer asks for it. Called between stages and in other places without a checkpoint of their own.
+    /// Stops the run if the observer asks for it. Called between stages and in other places without a
+    /// checkpoint of their own.
     ///
     /// Errors: [`Error::Stopped`], which names `place`.
     pub fn stop_if_asked(&self, place: &str) -> Result<()> {
         self.observer.should_stop().map_or(Ok(()), |stop| Err(stopped(stop, place)))
     }
 
-    /// Ends the run: both checkpoints are replaced by ones that list every stage as finished and hold no tensors.
+    /// Ends the run: both checkpoints are replaced by ones that list every stage as finished and hold no
+    /// tensors.
     pub fn finish(&mut self) -> Result<()> {
         // Once for each of the two that are kept.
         (0..2).try_for_each(|_| self.save(&Store::default()))
@@ -278,7 +287,8 @@ fn expect_finite(store: &Store<f32>, stage: &str, after: &str) -> Result<()> {
     match checkpoint::not_finite(store) {
         None => Ok(()),
         Some(name) => Err(Error::Diverged(format!(
-            "{stage}: {name} is not finite after {after}: training diverged; lower the learning rate of this stage"
+            "{stage}: {name} is not finite after {after}: training diverged; lower the learning rate of \
+             this stage"
         ))),
     }
 }

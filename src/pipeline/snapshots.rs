@@ -1,5 +1,5 @@
-//! Pictures of the generator: its images of one z during training, and the labels that the teachers predict for its images
-//! at the end. Nothing here changes a tensor of the run.
+//! Pictures of the generator: its images of one z during training, and the labels that the teachers predict
+//! for its images at the end. Nothing here changes a tensor of the run.
 
 use super::observer::Observer;
 use super::seed::stage_seed;
@@ -21,7 +21,7 @@ use std::path::Path;
 /// When pictures are taken, in percent of stage one's steps. The images change most at first.
 const PERCENT: [usize; 5] = [0, 10, 30, 60, 100];
 
-/// Images in the last picture.
+/// Most images in the last picture.
 pub(super) const MOST_IMAGES: usize = 64;
 
 /// Takes pictures of the generator during stage one, always from the same z.
@@ -35,8 +35,8 @@ pub struct Snapshots {
     due: Vec<u64>,
 }
 
-/// Images that are generated at once. Not many more than in a training step, so that a picture never needs more memory than
-/// training has.
+/// Images that are generated at once. Not many more than in a training step, so that a picture never needs
+/// more memory than training has.
 pub(super) fn images_at_once(spec: &RunSpec) -> usize {
     spec.generator.batch.clamp(STRIP_IMAGES, MOST_IMAGES)
 }
@@ -68,7 +68,8 @@ impl Snapshots {
         self.due.iter().any(|d| steps.start < *d && *d <= steps.end)
     }
 
-    /// Writes a picture of the generator after `done` steps; the last picture comes with a second one of all images.
+    /// Writes a picture of the generator after `done` steps; the last picture comes with a second one of all
+    /// images.
     ///
     /// Errors: a file that cannot be written.
     pub fn take(
@@ -95,10 +96,10 @@ impl Snapshots {
 /// Most images that label statistics count: with 512, the standard error of a share of 5 % is 1 %.
 const COUNTED_IMAGES: usize = 512;
 
-/// Counts the labels that the generator was to show and those that the teachers predict (eq. 5: probability 0.5 or more),
-/// over newly generated images, and stores the counts in the run's folder.
+/// Counts the labels that the generator was to show and those that the teachers predict (eq. 5: probability
+/// 0.5 or more), over newly generated images, and stores the counts in the run's folder.
 ///
-/// Cost: the forward pass of a hundredth of stage one's images, 0.3 % of its time.
+/// Cost: the forward pass of at most a hundredth of stage one's images, about 0.3 % of its time.
 ///
 /// Errors: a file that cannot be written.
 pub fn count_labels(

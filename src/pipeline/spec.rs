@@ -24,10 +24,11 @@ pub struct RunSpec {
     pub dual: DualSpec,
     /// Where labelled images for the final table lie; `None` means no table. Training never opens them.
     pub evaluation: Option<EvaluationData>,
-    /// More students, trained on other images from the same initial values with the same budget, for comparison.
+    /// More students, trained on other images from the same initial values with the same budget, for
+    /// comparison.
     pub baselines: Vec<ImageSource>,
-    /// Least seconds between two checkpoints. With 0 there is one after every step, on a GPU after every read of the losses.
-    /// The result does not depend on it.
+    /// Least seconds between two checkpoints. With 0 there is one after every step, on a GPU after every read
+    /// of the losses. The result does not depend on it.
     pub checkpoint_seconds: f32,
     /// How a GPU stores feature maps; the CPU computes in f32.
     pub precision: Elem,
@@ -70,11 +71,12 @@ impl TeacherSpec {
     }
 }
 
-/// What a config says of the contents of a teacher's file. It must agree with the file, and completes what the file does not
-/// say. Where the file does not exist, network and labels are enough for a forecast.
+/// What a config says of the contents of a teacher's file. It must agree with the file, and completes what
+/// the file does not say. Where the file does not exist, network and labels are enough for a forecast.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Stated {
-    /// Architecture. Block kind, channels, stem, widths and depths must be the file's; a forecast uses all of it.
+    /// Architecture. Block kind, channels, stem, widths and depths must be the file's; a forecast uses all of
+    /// it.
     pub network: Option<ResNetSpec>,
     /// Each once; empty where the config states none.
     pub labels: Vec<String>,
@@ -107,7 +109,8 @@ pub struct StudentOptions {
 pub enum StudentInit {
     /// Random values.
     Scratch,
-    /// The mean of all teachers' blocks (ours): data-free, and the best start where the teachers share a backbone.
+    /// The mean of all teachers' blocks (ours): data-free, and the best start where the teachers share a
+    /// backbone.
     Mean,
     /// The blocks of the teacher of this index.
     Teacher(usize),

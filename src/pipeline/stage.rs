@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::tensor::{Elem, Real};
 
-/// Names of the parts of a step, whose costs forecasts tell apart. Losses, optimisers and random draws are in none of them.
+/// Names of the parts of a step, whose costs forecasts tell apart. Losses, optimisers and random draws are in
+/// none of them.
 pub(crate) mod part {
     /// The teachers.
     pub const TEACHERS: &str = "teachers";
@@ -41,15 +42,18 @@ pub type Feed = Box<dyn FnMut(u64, &mut Store<f32>) -> Result<()> + Send>;
 impl Stage {
     /// Reserves the memory of a step.
     ///
-    /// Errors: a device without that much memory; the message says how much is needed and which batch would fit.
+    /// Errors: a device without that much memory; the message says how much is needed and which batch would
+    /// fit.
     pub(crate) fn reserve(&self, engine: &mut Engine<f32>) -> Result<()> {
         self.plan.reserve(engine).map_err(|e| {
             let Error::OutOfMemory(message) = &e else { return e };
             let (needed, (batch, key)) = (self.plan.cost().arena_bytes, self.batch);
-            // Memory that does not depend on the batch: the store, and on a bf16 GPU copies of at most all of it.
+            // Memory that does not depend on the batch: the store, and on a bf16 GPU copies of at most all of
+            // it.
             let (fixed, room) = match engine.machine() {
                 Some(machine) => {
-                    let copies = if machine.target.map_dtype == Elem::Bf16 { engine.store.bytes() / 2 } else { 0 };
+                    let is_bf16 = machine.target.map_dtype == Elem::Bf16;
+                    let copies = if is_bf16 { engine.store.bytes() / 2 } else { 0 };
                     let fixed = engine.store.bytes() + copies;
                     let free = machine.gpu.memory().map_or(0, |(free, _)| free) + machine.held_bytes();
                     (fixed, free.saturating_sub(fixed))
@@ -66,8 +70,8 @@ impl Stage {
             };
             let mb = |bytes: usize| bytes as f64 / 1e6;
             Error::OutOfMemory(format!(
-                "{}: {message}; a step of {batch} images needs {:.0} MB beside {:.0} MB of weights, moments and images; \
-                 {way_out}",
+                "{}: {message}; a step of {batch} images needs {:.0} MB beside {:.0} MB of weights, \
+                 moments and images; {way_out}",
                 self.name,
                 mb(needed),
                 mb(fixed)
@@ -76,8 +80,8 @@ impl Stage {
     }
 }
 
-/// An optimiser with two moments per tensor, such as Adam, for `tensors`. The moments are added to the store, zero, under
-/// the names `stage.moments.*`.
+/// An optimiser with two moments per tensor, such as Adam, for `tensors`. The moments are added to the store,
+/// zero, under the names `stage.moments.*`.
 pub fn with_moments<R: Real>(
     store: &mut Store<R>,
     stage: &str,

@@ -1,4 +1,5 @@
-//! Stage one: a generator whose images, and whose features at every level, the teachers recognise (docs/method.md 2).
+//! Stage one: a generator whose images, and whose features at every level, the teachers recognise
+//! (docs/method.md 2).
 
 use super::objective;
 use super::schedule::Schedule;
@@ -25,7 +26,8 @@ use crate::tensor::{Real, Shape};
 pub struct StageOne {
     /// The generator `G`.
     pub generator: Generator,
-    /// Teacher-level filters `f_m^j`, by level (as in `generator.levels`, the image's entry empty) and teacher.
+    /// Teacher-level filters `f_m^j`, by level (as in `generator.levels`, the image's entry empty) and
+    /// teacher.
     filters: Vec<Vec<Filter>>,
     /// The bank of recent images `[n, h, w, c]`, which stage two draws from.
     pub bank: TensorId,
@@ -46,8 +48,8 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// Records the draw of z (noise, and for a conditional generator the labels to show) and the generator on it. Returns
-    /// the levels' values, deepest first, and the labels to show `[n, 1, 1, labels]`.
+    /// Records the draw of z (noise, and for a conditional generator the labels to show) and the generator on
+    /// it. Returns the levels' values, deepest first, and the labels to show `[n, 1, 1, labels]`.
     pub fn record<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -67,14 +69,16 @@ impl Draw {
     }
 }
 
-/// The bank has no more rows than stage one fills after its first fifth; earlier images are not worth keeping.
+/// The bank has no more rows than stage one fills after its first fifth; earlier images are not worth
+/// keeping.
 fn bank_shape(spec: &RunSpec, network: &ResNetSpec) -> Shape {
     let g = &spec.generator;
     network.feature(0, ((g.steps - g.steps / 5) * g.batch).clamp(1, spec.dual.bank.max(1)))
 }
 
 impl StageOne {
-    /// Errors: a bank of images (the config may ask for any number) that does not fit in this machine's memory.
+    /// Errors: a bank of images (the config may ask for any number) that does not fit in this machine's
+    /// memory.
     pub fn expect_room(spec: &RunSpec, network: &ResNetSpec) -> Result<()> {
         memory::expect_room("`dual.bank`", bank_shape(spec, network).elems().saturating_mul(size_of::<f32>()))
     }
@@ -161,8 +165,8 @@ impl StageOne {
         Ok((self.record_objective(r, spec, teachers, &levels, wanted)?, image))
     }
 
-    /// Records `L_joint` (11) of given levels (deepest first, the image last), where the images are to show the labels
-    /// `wanted`. Metrics: the loss, its terms, and the diversity of the images' features.
+    /// Records `L_joint` (11) of given levels (deepest first, the image last), where the images are to show
+    /// the labels `wanted`. Metrics: the loss, its terms, and the diversity of the images' features.
     pub fn record_objective<R: Real>(
         &self,
         r: &mut Recorder<R>,

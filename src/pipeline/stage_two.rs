@@ -1,4 +1,5 @@
-//! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks (docs/method.md 3).
+//! Stage two: the dual generator, block by block, taught by the teachers' own remaining blocks
+//! (docs/method.md 3).
 
 use super::images::load_images;
 use super::schedule::Schedule;
@@ -93,7 +94,8 @@ impl StageTwo {
         Ok(StageTwo { trunk, filters, tasks, images, stats })
     }
 
-    /// Records and compiles a step of block `b` (1-based): `L_u^b` (16) and the update of the trained tensors.
+    /// Records and compiles a step of block `b` (1-based): `L_u^b` (16) and the update of the trained
+    /// tensors.
     pub fn stage(
         &self,
         engine: &mut Engine<f32>,
@@ -158,7 +160,8 @@ impl StageTwo {
             terms.push((d.lambda_in[0], *dual));
             terms.extend(features.iter().map(|(w, f)| (d.lambda_in[0] * w, *f)));
         }
-        // F_in^2 (15): the generator's own features at the level that block b reads, where it has a group for it.
+        // F_in^2 (15): the generator's own features at the level that block b reads, where it has a group for
+        // it.
         if let (Some(one), true) = (stage_one, b > 1 && d.lambda_in[1] > 0.0)
             && let Some(j) = one.generator.levels.iter().position(|l| *l == b - 1)
         {
@@ -175,8 +178,8 @@ impl StageTwo {
         Ok(loss)
     }
 
-    /// Records one input of (16): `x` enters the trunk at block `from`; the teachers' predictions for `image` are the
-    /// targets. Returns each task's losses.
+    /// Records one input of (16): `x` enters the trunk at block `from`; the teachers' predictions for `image`
+    /// are the targets. Returns each task's losses.
     #[allow(clippy::too_many_arguments)]
     fn record_input<R: Real>(
         &self,

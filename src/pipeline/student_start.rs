@@ -6,10 +6,11 @@ use super::teachers::Teachers;
 use crate::error::{Error, Result};
 use crate::weights::Tensors;
 
-/// The tensors that the trunk starts from. `None` means random values, which also replace a teacher's where that teacher's
-/// weights are random themselves.
+/// The tensors that the trunk starts from. `None` means random values, which also replace a teacher's where
+/// that teacher's weights are random themselves.
 ///
-/// Errors: a backbone file that does not open or does not fit the teachers; teachers whose tensors differ in shape.
+/// Errors: a backbone file that does not open or does not fit the teachers; teachers whose tensors differ in
+/// shape.
 pub(super) fn initial_tensors(spec: &RunSpec, teachers: &Teachers) -> Result<Option<Tensors>> {
     match &spec.student.init {
         StudentInit::Scratch => Ok(None),

@@ -14,8 +14,8 @@ pub struct TaskLabels {
     pub columns: Vec<u32>,
 }
 
-/// Splits the wanted labels into tasks; each label goes to the first teacher that has it. No `wanted` means all labels of
-/// all teachers.
+/// Splits the wanted labels into tasks; each label goes to the first teacher that has it. No `wanted` means
+/// all labels of all teachers.
 ///
 /// Errors: a label that no teacher has.
 pub fn tasks(teachers: &Teachers, wanted: &[String]) -> Result<Vec<TaskLabels>> {

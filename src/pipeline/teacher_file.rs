@@ -37,9 +37,9 @@ impl TeacherFile {
         TeacherFile::read(weights::load(&spec.weights)?, &spec.stated)
     }
 
-    /// Reads network and labels from a file's tensors and metadata. Our metadata describes the network. A file without it is
-    /// described by the names and shapes of its tensors; what these leave open is taken from the config, or else is
-    /// torchvision's.
+    /// Reads network and labels from a file's tensors and metadata. Our metadata describes the network. A
+    /// file without it is described by the names and shapes of its tensors; what these leave open is taken
+    /// from the config, or else is torchvision's.
     ///
     /// Errors: tensors that belong to no ResNet, no labels, a config that contradicts the file.
     pub fn read(tensors: Tensors, stated: &Stated) -> Result<TeacherFile> {
@@ -101,8 +101,9 @@ fn network(tensors: &Tensors, image_size: Option<usize>) -> Result<ResNetSpec> {
     Ok(network)
 }
 
-/// The normalisation of the images: the file's, in its network's description or as entries `mean` and `std`; or else the
-/// config's; or else, for three channels and a file without our metadata, ImageNet's. `None` means images in [-1, 1].
+/// The normalisation of the images: the file's, in its network's description or as entries `mean` and `std`;
+/// or else the config's; or else, for three channels and a file without our metadata, ImageNet's. `None`
+/// means images in [-1, 1].
 fn normalisation(
     tensors: &Tensors,
     network: &ResNetSpec,
@@ -113,8 +114,8 @@ fn normalisation(
         None if has("mean") || has("std") => {
             Some(Normalisation { mean: tensors.meta_as("mean")?, std: tensors.meta_as("std")? })
         }
-        // Our metadata without a normalisation means [-1, 1]. A stated one of another number of channels is left to
-        // `ResNetSpec::validate`, which reports it.
+        // Our metadata without a normalisation means [-1, 1]. A stated one of another number of channels is
+        // left to `ResNetSpec::validate`, which reports it.
         None if has("network") && stated.is_none_or(|n| n.mean.len() == network.image[2]) => {
             let half = || vec![0.5; network.image[2]];
             Some(Normalisation { mean: half(), std: half() })

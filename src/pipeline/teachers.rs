@@ -34,8 +34,8 @@ impl Absent {
     }
 }
 
-/// A teacher whose file has been read. A run opens each file once and keeps its tensors for all that need them: the
-/// check of the config, the stores of all students, their initial values, and the evaluation.
+/// A teacher whose file has been read. A run opens each file once and keeps its tensors for all that need
+/// them: the check of the config, the stores of all students, their initial values, and the evaluation.
 #[derive(Clone)]
 pub struct OpenedTeacher {
     /// As in the config.
@@ -114,7 +114,8 @@ impl Teachers {
         Self::build(store, &OpenedTeacher::open_all(specs, absent)?)
     }
 
-    /// Builds the teachers, of which there must be at least one, under the names `teacher.NAME.*` in the store.
+    /// Builds the teachers, of which there must be at least one, under the names `teacher.NAME.*` in the
+    /// store.
     ///
     /// Errors: teachers of different architectures; tensors that do not fit.
     pub fn build<R: Real>(store: &mut Store<R>, opened: &[OpenedTeacher]) -> Result<Teachers> {
@@ -154,8 +155,8 @@ impl Teachers {
     }
 }
 
-/// Records every teacher's blocks from `first` (1-based) on and its head, on the input that `input` records for the teacher
-/// of that index (10). Returns the logits by teacher.
+/// Records every teacher's blocks from `first` (1-based) on and its head, on the input that `input` records
+/// for the teacher of that index (10). Returns the logits by teacher.
 pub fn predictions<R: Real>(
     r: &mut Recorder<R>,
     teachers: &Teachers,
@@ -176,7 +177,8 @@ pub fn predictions<R: Real>(
     Ok(all)
 }
 
-/// Records the predictions or features of several teachers side by side: `[n, 1, 1, c_i]` become one `[n, 1, 1, sum c_i]`.
+/// Records the predictions or features of several teachers side by side: `[n, 1, 1, c_i]` become one
+/// `[n, 1, 1, sum c_i]`.
 pub fn concat<R: Real>(r: &mut Recorder<R>, parts: &[Value]) -> Result<Value> {
     if parts.len() == 1 { Ok(parts[0]) } else { r.apply(ConcatColumns, parts) }
 }

@@ -12,8 +12,8 @@ pub const MAX_BYTES: u64 = 4 << 30;
 pub const CHUNK: usize = 1 << 14;
 
 /// The error for a checkpoint in PyTorch's own format, a pickle.
-pub const PICKLE: &str = "expected an npz or safetensors file, found a PyTorch pickle, which runs code when it is read; \
-                          convert it with scripts/torch_to_npz.py";
+pub const PICKLE: &str = "expected an npz or safetensors file, found a PyTorch pickle, which runs code when \
+                          it is read; convert it with scripts/torch_to_npz.py";
 
 /// The number of elements of a shape, or `None` if the product overflows.
 pub fn element_count(shape: &[usize]) -> Option<usize> {

@@ -83,7 +83,7 @@ fn voc_gives_the_same_scores_as_an_npz_of_the_same_pixels() {
     let left = json(&lab, &["eval", "left.npz", &voc, "--json"]);
     assert_eq!(left.ap.keys().collect::<Vec<_>>(), ["bus"]);
     let test = json(&lab, &["eval", "left.npz", year().to_str().unwrap(), "--json"]);
-    assert_eq!(test.ap.keys().collect::<Vec<_>>(), ["bus"], "the list `test` is what a folder alone means");
+    assert_eq!(test.ap.keys().collect::<Vec<_>>(), ["bus"], "a folder alone means its list `test`");
 }
 
 #[test]
@@ -167,5 +167,5 @@ fn a_folder_of_images_trains_the_same_student_as_an_npz_of_them() {
     let (a, b) = (run("folder", folder).unwrap(), run("npz", "ka.npz").unwrap());
     assert!(a == b, "the students differ");
     images(8, IMAGE, 9).save(lab.path("ka.npz")).unwrap();
-    assert!(run("other", "ka.npz").unwrap() != a, "the images do not matter");
+    assert!(run("other", "ka.npz").unwrap() != a, "other images made the same student");
 }

@@ -144,7 +144,7 @@ impl Golden {
 fn compare(what: &str, found: &[f64], expected: &[f64], bound: f64) {
     assert_eq!(found.len(), expected.len(), "{what}: elements");
     let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    assert!(scale > 0.0, "{what}: nothing but zeros compares with nothing");
+    assert!(scale > 0.0, "{what}: all expected values are zero");
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
         let off = (f - e).abs() / scale;
         assert!(off <= bound, "{what}[{i}]: expected {e}, found {f}: off by {off:.1e} of {scale:.2e}");

@@ -1,6 +1,6 @@
 //! Cases that `golden.rs` leaves out: the conditional recipe with the statistics loss, stage two from a bank
 //! with other settings, the running estimates afterwards, and all of it in the float32 that runs use.
-//! `fixtures/golden_recipes.py` made the fixture; seed and versions are in its metadata.
+//! `tests/fixtures/golden_recipes.py` made the fixture; seed and versions are in its metadata.
 //!
 //! In f64 the two must agree to 1e-9 of a tensor's largest element: both round at 1e-16, and sums of some
 //! thousand terms and batch norms over few values lose up to six digits of that. In f32 the bound is four
@@ -36,9 +36,12 @@ impl Fixture {
     fn load<R: Real>() -> Fixture {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden_recipes.npz");
         let tensors = npz::load(file).unwrap();
-        assert!(tensors.meta.contains_key("torch") && tensors.meta.contains_key("seed"), "made by whom?");
+        assert!(
+            tensors.meta.contains_key("torch") && tensors.meta.contains_key("seed"),
+            "the fixture does not say which torch and which seed made it"
+        );
         let naive: f64 = tensors.meta_as("naive").unwrap();
-        assert!(naive < 1e-5, "float32 itself is off by {naive}: the case is too hard to tell anything");
+        assert!(naive < 1e-5, "float32 itself is off by {naive}: too much for a test");
         let bound = if size_of::<R>() == 8 { 1e-9 } else { 4.0 * naive + 4.0 * f64::from(f32::EPSILON) };
         let step = StepState {
             seed: tensors.meta_as("step_seed").unwrap_or(0),
@@ -78,7 +81,8 @@ impl Fixture {
         let (found, wanted) = (got[worst].f64(), want[worst]);
         assert!(
             off(worst) <= self.bound * largest,
-            "{name}[{worst}]: expected {wanted}, found {found}: off by {:.1e} of {largest:.3}, allowed {:.1e}",
+            "{name}[{worst}]: expected {wanted}, found {found}: off by {:.1e} of {largest:.3}, \
+             allowed {:.1e}",
             off(worst) / largest,
             self.bound
         );
@@ -132,8 +136,10 @@ fn run_spec(f: &Fixture, dir: &Path, recipe: &str) -> RunSpec {
     let labels: BTreeMap<String, Vec<String>> = f.tensors.meta_as("labels").unwrap();
     let mut text = format!(
         "name = 'golden'\nstudent = {{ labels = ['b', 'c'], norm = 'batch', filter_reduction = 2 }}\n\
-         generator = {{ groups = 3, latent = 5, widths = [6, 5], steps = 100, batch = 4, shift = 0 }}\n{recipe}\n\
-         dual = {{ steps = [1, 1, 1], batch = 4, bank = 5, feature = 1.0, late_features = 0.6, lambda_in = [1.0, 0.7] }}\n"
+         generator = {{ groups = 3, latent = 5, widths = [6, 5], steps = 100, batch = 4, shift = 0 }}\n\
+         {recipe}\n\
+         dual = {{ steps = [1, 1, 1], batch = 4, bank = 5, feature = 1.0, late_features = 0.6, \
+         lambda_in = [1.0, 0.7] }}\n"
     );
     for (name, labels) in labels {
         let mut teacher = f.part(&format!("teacher.{name}."));

@@ -58,7 +58,7 @@ fn a_run_that_is_told_to_stop_resumes_to_the_same_bits() {
     let lab = Lab::new();
     lab.run("whole", &[]).unwrap();
     let spec = lab.spec(&["checkpoint_seconds=1000"]);
-    // In the middle of a stage, after its last step, between two stages, twice in a row; the run has 6 + 4 x
+    // In the middle of a stage, after its last step, between two stages, twice in a row. The run has 6 + 4 x
     // 3 steps.
     for (i, stops) in [&[3][..], &[6], &[7, 1, 1], &[18]].into_iter().enumerate() {
         let out = format!("stopped{i}");
@@ -260,8 +260,8 @@ fn an_error_names_the_file_on_a_full_disk_and_the_run_resumes_once_there_is_room
     };
     match unshare(MOUNT) {
         Ok(out) if out.status.success() => {}
-        Ok(out) => return skipped(&format!("no file system of one's own: {}", text(&out).trim())),
-        Err(e) => return skipped(&format!("no file system of one's own: unshare: {e}")),
+        Ok(out) => return skipped(&format!("cannot mount a file system: {}", text(&out).trim())),
+        Err(e) => return skipped(&format!("cannot mount a file system: unshare: {e}")),
     }
     let mut at_fault = std::collections::BTreeSet::new();
     for room in ["48k", "160k", "320k", "480k", "640k", "800k", "960k"] {

@@ -91,9 +91,7 @@ fn lab() -> Lab {
     let lab = Lab::new();
     squares(192, 1).save(lab.path("train.npz")).unwrap();
     squares(128, 2).save(lab.path("test.npz")).unwrap();
-    let mut backbone = teacher_tensors(&crate::common::network(), &["a", "b", "c"], 5);
-    backbone.meta.remove("labels");
-    backbone.meta.insert("labels".into(), serde_json::json!(["a", "b", "c"]));
+    let backbone = teacher_tensors(&crate::common::network(), &["a", "b", "c"], 5);
     npz::save(lab.path("backbone.npz"), &backbone).unwrap();
     lab
 }

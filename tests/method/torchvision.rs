@@ -363,7 +363,7 @@ fn files_that_pytorch_saves_today() {
         (vec![&file("18.pth"), &file("x.bin")], ".npz or .safetensors"),
         (vec![&file("18.pth"), &to, "--labels", "a,b"], "expected 5 labels"),
         (vec![&file("18.pth"), &to, "--arch", "resnet50"], "expected resnet50"),
-        (vec![&file("18.pth"), &to, "--mean", numbers], "come together"),
+        (vec![&file("18.pth"), &to, "--mean", numbers], "must be given together"),
         (vec![&file("18.pth"), &to, "--mean", "1,2", "--std", "1,2"], "three numbers"),
         (vec![&file("none.pth"), &to], "cannot load"),
     ] {

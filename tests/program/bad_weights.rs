@@ -52,12 +52,13 @@ fn damaged_teachers() {
     }
     other.meta = good.meta.clone();
     npz::save(lab.path("right.npz"), &other).unwrap();
-    let missing = "4 missing (layer1.0.conv2.weight, layer2.0.conv2.weight, layer3.0.conv2.weight, layer4.0.conv2.weight)";
+    let missing = "4 missing (layer1.0.conv2.weight, layer2.0.conv2.weight, layer3.0.conv2.weight, \
+                   layer4.0.conv2.weight)";
     let unexpected = "10 unexpected (aux.0, aux.1, aux.2, aux.3, aux.4, ...)";
     refused(&lab, &[], &["right.npz", missing, unexpected]);
 
-    let turned = |shape: &[usize], v: &[f32]| Some((vec![shape[1], shape[0], 3, 3], v.to_vec()));
-    npz::save(lab.path("right.npz"), &replaced(&turned)).unwrap();
+    let transposed = |shape: &[usize], v: &[f32]| Some((vec![shape[1], shape[0], 3, 3], v.to_vec()));
+    npz::save(lab.path("right.npz"), &replaced(&transposed)).unwrap();
     refused(&lab, &[], &["right.npz", name, "expected shape [8, 4, 3, 3], found [4, 8, 3, 3]"]);
 
     let mut extra = good.clone();

@@ -192,7 +192,8 @@ const PROBE: &str = r#"(() => {
         elements: [...new Set([...document.querySelectorAll('body *')].map(e => e.tagName.toLowerCase()))],
         broken: [...document.images].filter(i => !i.complete || i.naturalWidth === 0).length,
         images: document.images.length,
-        handlers: [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a => a.name.startsWith('on'))).length,
+        handlers: [...document.querySelectorAll('*')]
+            .filter(e => [...e.attributes].some(a => a.name.startsWith('on'))).length,
         page, contrast: Math.min(...contrast('p, h1, h2, td, th, dt, dd, figcaption, .key, .badge, .tile b')),
     };
 })()"#;

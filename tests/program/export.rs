@@ -11,7 +11,7 @@ use dfka_engine::data::unlabelled::ImageSet;
 use dfka_engine::device::Choice;
 use dfka_engine::device::philox::Draws;
 use dfka_engine::models::filter::Filter;
-use dfka_engine::models::resnet::{Build, ResNet, ResNetSpec, Source};
+use dfka_engine::models::resnet::{Build, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::export::{STUDENTS, export};
@@ -76,19 +76,25 @@ fn student(network: Value, reduction: usize, tasks: Tasks, order: &[&str]) -> Te
 
 /// Students of several shapes, by name.
 fn students() -> Vec<(&'static str, Tensors)> {
-    let stem = |width, kernel, stride, max_pool| json!({ "width": width, "kernel": kernel, "stride": stride, "max_pool": max_pool });
+    let stem = |width: usize, kernel: usize, stride: usize, max_pool: bool| {
+        serde_json::to_value(Stem { width, kernel, stride, max_pool }).unwrap()
+    };
     let gray = json!({
-        "block": "basic", "image": [16, 16, 1], "stem": stem(4, 3, 1, false), "widths": [4, 8, 8, 16], "depths": [1, 1, 1, 1],
+        "block": "basic", "image": [16, 16, 1], "stem": stem(4, 3, 1, false),
+        "widths": [4, 8, 8, 16], "depths": [1, 1, 1, 1],
     });
     let bottleneck = json!({
-        "block": "bottleneck", "image": [32, 32, 3], "stem": stem(8, 7, 2, true), "widths": [16, 32, 32], "depths": [2, 1, 2],
+        "block": "bottleneck", "image": [32, 32, 3], "stem": stem(8, 7, 2, true),
+        "widths": [16, 32, 32], "depths": [2, 1, 2],
     });
     let oblong = json!({
-        "block": "basic", "image": [40, 24, 3], "stem": stem(8, 5, 2, true), "widths": [8, 16, 16, 32], "depths": [2, 1, 1, 1],
+        "block": "basic", "image": [40, 24, 3], "stem": stem(8, 5, 2, true),
+        "widths": [8, 16, 16, 32], "depths": [2, 1, 1, 1],
         "normalisation": { "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225] },
     });
     let v1 = json!({
-        "block": "bottleneck", "image": [32, 32, 3], "stem": stem(8, 3, 1, false), "widths": [16, 32], "depths": [1, 2],
+        "block": "bottleneck", "image": [32, 32, 3], "stem": stem(8, 3, 1, false),
+        "widths": [16, 32], "depths": [1, 2],
         "stride": "1x1", "normalisation": { "mean": [0.1, 0.5, 0.9], "std": [0.5, 0.25, 1.0] },
     });
     let (left, right, third) = (&["bus", "car", "dog"][..], &["cat", "table"][..], &["sofa"][..]);
@@ -216,7 +222,7 @@ fn a_stored_student_has_pytorchs_logits() {
     let (shape, pixels) = expected.bytes("images").unwrap();
     let set = ImageSet::new(pixels, shape.try_into().unwrap(), "golden").unwrap();
     let wanted = expected.floats("logits").unwrap().data;
-    assert!(wanted.iter().any(|v| v.abs() > 0.5), "logits that say nothing: {wanted:?}");
+    assert!(wanted.iter().any(|v| v.abs() > 0.5), "all logits are near zero: {wanted:?}");
     let dir = tempfile::tempdir().unwrap();
     for to in STUDENTS {
         let to = dir.path().join(to);
@@ -226,8 +232,9 @@ fn a_stored_student_has_pytorchs_logits() {
     }
 }
 
-/// The Python with the packages; `None`, with a line on the terminal, where there is none.
-fn asked(what: &str, folder: &Path) -> Option<Value> {
+/// What `tests/fixtures/run_student.py` prints for the students in `folder`; `None`, with a line on the
+/// terminal, where Python or a package is missing.
+fn python_logits(what: &str, folder: &Path) -> Option<Value> {
     let venv = root().join(".venv/bin/python");
     let python = std::env::var_os("DFKA_PYTHON").map(PathBuf::from).or(venv.exists().then_some(venv));
     let python = python.unwrap_or("python3".into());
@@ -254,7 +261,7 @@ fn asked(what: &str, folder: &Path) -> Option<Value> {
 fn compare(what: &str, kinds: &[&str], cases: &[Case], found: &Value) {
     for (name, folder, set) in cases {
         let ours = logits(&folder.join("student.npz"), set);
-        assert!(ours.iter().any(|v| v.abs() > 0.1), "{name}: logits that say nothing: {ours:?}");
+        assert!(ours.iter().any(|v| v.abs() > 0.1), "{name}: all logits are near zero: {ours:?}");
         for kind in kinds {
             let theirs: Vec<f32> = serde_json::from_value(found[name][kind].clone()).unwrap();
             let apart = most_apart(&ours, &theirs);
@@ -294,7 +301,7 @@ fn onnx_runtime_gives_our_logits() {
     let spec: TargetNetSpec = load(&dir.path().join("strides_first/student.npz")).meta_as("student").unwrap();
     let teacher = teacher_tensors(&spec.network, &LEFT, 21);
     cases.push(lay_out(dir.path(), "teacher", &teacher, spec.network.image));
-    let Some(found) = asked("onnx", dir.path()) else { return };
+    let Some(found) = python_logits("onnx", dir.path()) else { return };
     compare("ONNX Runtime", &["together", "alone"], &cases, &found);
     for (name, folder, _) in &cases {
         let labels: Vec<String> = load(&folder.join("student.npz")).meta_as("labels").unwrap();
@@ -305,7 +312,7 @@ fn onnx_runtime_gives_our_logits() {
 #[test]
 fn pytorch_gives_our_logits() {
     let (dir, cases) = laid_out();
-    let Some(found) = asked("torch", dir.path()) else { return };
+    let Some(found) = python_logits("torch", dir.path()) else { return };
     compare("PyTorch", &["npz", "safetensors"], &cases, &found);
 }
 
@@ -367,7 +374,7 @@ fn a_run_writes_its_student_in_every_format() {
     let out = lab.call(&["sample", "alone.onnx"]);
     let text = String::from_utf8(out.stderr).unwrap();
     assert!(
-        out.status.code() == Some(4) && text.contains("alone.onnx: a student, which draws nothing"),
+        out.status.code() == Some(4) && text.contains("alone.onnx: a student, which draws no images"),
         "{text}"
     );
     call(&["sample", "out/generator.npz", "--seed", "6", "--out", "other.png", "--device", "cpu"]);
@@ -422,7 +429,9 @@ fn what_cannot_be_exported_or_sampled_is_refused_with_the_reason() {
         t.insert("project.weight", &[1], vec![0.0]).unwrap();
         t.meta.insert(
             "generator".into(),
-            json!({ "network": network, "groups": 2, "widths": [8192], "draw": draw, "batch": 16, "seed": 1 }),
+            json!({
+                "network": network, "groups": 2, "widths": [8192], "draw": draw, "batch": 16, "seed": 1,
+            }),
         );
         weights::save(lab.path("g.npz"), &t).unwrap();
     };
@@ -431,6 +440,6 @@ fn what_cannot_be_exported_or_sampled_is_refused_with_the_reason() {
     // Longer noise than a config allows; more labels per image than there are, and none.
     for (latent, conditions, max_labels) in [(1 << 40, 0, 0), (4, 2, 3), (4, 2, 0)] {
         claim(latent, conditions, max_labels);
-        refused(&["sample", "g.npz"], 4, &["g.npz", "no generator is like this"]);
+        refused(&["sample", "g.npz"], 4, &["g.npz", "no generator can have this description"]);
     }
 }

@@ -143,7 +143,7 @@ fn a_teachers_description_must_agree_with_its_file_and_replaces_a_missing_one() 
         store.to_f32(drawn.all[0].net.head.unwrap()[0])
     });
     assert!(a == b && a.iter().any(|v| *v != 0.0), "drawn from a fixed seed");
-    // Nor is the mean of random teachers the mean of stored ones.
+    // Nothing is measured where a teacher's file is missing, also not from the mean of the teachers.
     spec.student.init = dfka_engine::pipeline::spec::StudentInit::Mean;
     assert!(!forecast(&spec, &opened(&spec), None).unwrap().is_measured);
 }

@@ -53,7 +53,8 @@ a = EventAccumulator(sys.argv[1], size_guidance={'scalars': 0, 'images': 0, 'ten
 a.Reload()
 print(json.dumps({
     'scalars': {t: [[e.step, e.value] for e in a.Scalars(t)] for t in a.Tags()['scalars']},
-    'images': {t: [[e.step, e.width, e.height, len(e.encoded_image_string)] for e in a.Images(t)] for t in a.Tags()['images']},
+    'images': {t: [[e.step, e.width, e.height, len(e.encoded_image_string)] for e in a.Images(t)]
+               for t in a.Tags()['images']},
     'text': {t: a.Tensors(t)[0].tensor_proto.string_val[0].decode() for t in a.Tags()['tensors']},
     'plugin': a.SummaryMetadata('config').plugin_data.plugin_name,
 }))";
@@ -75,7 +76,7 @@ print(json.dumps({
 }
 
 /// The bits of every tensor at the end of stage one.
-fn trained(lab: &Lab, out: &str, is_watched: bool) -> Vec<(String, Vec<u32>)> {
+fn trained(lab: &Lab, out: &str, with_snapshots: bool) -> Vec<(String, Vec<u32>)> {
     let spec = lab.spec(&["generator.steps=12"]);
     let out = lab.path(out);
     std::fs::create_dir_all(&out).unwrap();
@@ -85,8 +86,8 @@ fn trained(lab: &Lab, out: &str, is_watched: bool) -> Vec<(String, Vec<u32>)> {
     let stage = one.stage(&mut engine, &spec, &teachers).unwrap();
     let mut observer = Silent;
     let mut session = Session::open(&out, false, String::new(), 1e6, &mut observer).unwrap();
-    let snapshots = is_watched.then(|| Snapshots::new(&one, &engine, &spec).unwrap());
-    let finish = |engine: &mut Engine<f32>, _: &_| match is_watched {
+    let snapshots = with_snapshots.then(|| Snapshots::new(&one, &engine, &spec).unwrap());
+    let finish = |engine: &mut Engine<f32>, _: &_| match with_snapshots {
         true => count_labels(&one, engine, &spec, &teachers, &out),
         false => Ok(()),
     };
@@ -100,13 +101,13 @@ fn trained(lab: &Lab, out: &str, is_watched: bool) -> Vec<(String, Vec<u32>)> {
 #[test]
 fn snapshots_of_the_generator_change_no_bit() {
     let lab = Lab::new();
-    let (watched, alone) = (trained(&lab, "watched", true), trained(&lab, "alone", false));
-    assert!(watched.iter().any(|(name, _)| name.contains("running_mean")));
-    for ((name, a), (other, b)) in watched.iter().zip(&alone) {
+    let (pictured, alone) = (trained(&lab, "pictured", true), trained(&lab, "alone", false));
+    assert!(pictured.iter().any(|(name, _)| name.contains("running_mean")));
+    for ((name, a), (other, b)) in pictured.iter().zip(&alone) {
         assert!(name == other && a == b, "{name} differs");
     }
-    assert_eq!(watched.len(), alone.len());
-    let pictures = [0, 1, 3, 7, 12].map(|step| lab.bytes(&format!("watched/samples-{step}.png")));
+    assert_eq!(pictured.len(), alone.len());
+    let pictures = [0, 1, 3, 7, 12].map(|step| lab.bytes(&format!("pictured/samples-{step}.png")));
     assert!(pictures.windows(2).all(|p| p[0] != p[1]), "the generator learned nothing that shows");
     assert!(!lab.path("alone/samples-0.png").exists());
 }
@@ -161,7 +162,7 @@ fn a_killed_and_resumed_run_logs_every_step_once() {
     let page = String::from_utf8(lab.bytes("out/report.html")).unwrap();
     assert!(page.contains("resumed (1)") && page.contains("The run was resumed 1 time;"), "{page}");
 
-    // With --force a run begins anew and removes everything of the old one.
+    // With --force a run starts over and removes everything of the old one.
     run(&lab, "out", &["--force"]);
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }

@@ -1,5 +1,5 @@
-//! Every reader of a user-supplied file, as a function of bytes. The fuzz targets and `tests/program/fuzz_corpus.rs`
-//! call the same functions.
+//! Every reader of a user-supplied file, as a function of bytes. The fuzz targets and
+//! `tests/program/fuzz_corpus.rs` call the same functions.
 //!
 //! Each function checks more than "no panic". If a reader refuses an input, the error must have the right
 //! exit code and a message that begins with the file's name. If it accepts the input, the content must be

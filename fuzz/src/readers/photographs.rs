@@ -61,10 +61,13 @@ pub fn coco_json(bytes: &[u8]) -> Outcome {
     let count = instances.labels.len();
     assert_eq!(instances.targets.len(), instances.files.len() * count);
     let present = instances.targets.iter().enumerate().filter(|(_, t)| **t == 1).map(|(i, _)| i);
+    let images = instances.files.iter().enumerate().map(|(i, f)| json!({"id": i, "file_name": f}));
+    let categories = instances.labels.iter().enumerate().map(|(i, l)| json!({"id": i, "name": l}));
+    let annotations = present.map(|i| json!({"image_id": i / count, "category_id": i % count}));
     let again = json!({
-        "images": instances.files.iter().enumerate().map(|(i, f)| json!({"id": i, "file_name": f})).collect::<Vec<_>>(),
-        "categories": instances.labels.iter().enumerate().map(|(i, l)| json!({"id": i, "name": l})).collect::<Vec<_>>(),
-        "annotations": present.map(|i| json!({"image_id": i / count, "category_id": i % count})).collect::<Vec<_>>(),
+        "images": images.collect::<Vec<_>>(),
+        "categories": categories.collect::<Vec<_>>(),
+        "annotations": annotations.collect::<Vec<_>>(),
     });
     assert_eq!(
         coco::parse_instances(again.to_string().as_bytes(), path).expect("the rewritten text is accepted"),

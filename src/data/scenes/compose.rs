@@ -138,7 +138,8 @@ mod tests {
     /// F.interpolate(im, size=(s, s), mode='bilinear', align_corners=False)[0, 0][row]
     /// ```
     ///
-    /// The tolerance is half a grey level for our rounding and 1e-3 for the digits that the literals leave out.
+    /// The tolerance is half a grey level for our rounding and 1e-3 for the digits that the literals leave
+    /// out.
     #[test]
     fn resizing_agrees_with_pytorch() {
         let source: Vec<u8> =

@@ -20,7 +20,8 @@ impl Mode {
 
 /// Where a network's initial values come from.
 pub enum Source<'a> {
-    /// The tensors of a weights file, under torchvision's names. Building a network removes them from the set.
+    /// The tensors of a weights file, under torchvision's names. Building a network removes them from the
+    /// set.
     Tensors(&'a mut Tensors),
     /// Random values from this seed (He et al. 2015); batch norms start at gamma 1 and beta 0.
     Random(u64),
@@ -29,7 +30,8 @@ pub enum Source<'a> {
 /// Whether batch norms are folded into the convolutions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Build {
-    /// Folded. The targets of the statistics loss are stored beside each layer.
+    /// Batch norms are folded. The targets of the statistics loss are stored beside each layer, unless the
+    /// file's convolutions were folded already.
     Folded,
     /// Batch norms are ops of their own.
     Normed,

@@ -27,8 +27,8 @@ pub(super) struct Conv {
 /// A convolution's batch norm.
 #[derive(Clone, Debug)]
 pub(super) enum Norm {
-    /// Folded into the convolution. `targets`: the mean and standard deviation that the layer's output had on the
-    /// training data (beta and |gamma|), for the statistics loss.
+    /// Folded into the convolution. `targets`: the mean and standard deviation that the layer's output had on
+    /// the training data (beta and |gamma|), for the statistics loss.
     Folded { bias: TensorId, targets: Option<[TensorId; 2]> },
     /// gamma, beta, running mean, running variance.
     Stored([TensorId; 4]),
@@ -41,7 +41,8 @@ const MOMENTUM: f32 = 0.1;
 const STATISTICS_EPS: f32 = 1e-5;
 
 impl Conv {
-    /// Records `act(norm(conv(x)) + residual)`. A folded layer adds its batch-statistics loss to `watch`.
+    /// Records `act(norm(conv(x)) + residual)`. A layer that was folded here, and not in its file already,
+    /// adds its batch-statistics loss to `statistics`.
     pub(super) fn record<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -49,11 +50,11 @@ impl Conv {
         residual: Option<Value>,
         act: Act,
         mode: Mode,
-        watch: Option<&mut Vec<Value>>,
+        statistics: Option<&mut Vec<Value>>,
     ) -> Result<Value> {
         let w = r.leaf(self.weight, mode.learn);
         let conv = Conv2d::new(self.stride, self.pad);
-        match (&self.norm, watch) {
+        match (&self.norm, statistics) {
             (Norm::Folded { bias, targets: Some(targets) }, Some(losses)) => {
                 let bias = r.leaf(*bias, mode.learn);
                 let u = r.apply(Conv2d { bias: true, ..conv }, &[x, w, bias])?;
@@ -95,7 +96,8 @@ impl Conv {
         }
     }
 
-    /// All tensors, running statistics included.
+    /// All tensors that belong to the network: running statistics included, targets of the statistics loss
+    /// not.
     pub(super) fn tensors(&self) -> Vec<TensorId> {
         match &self.norm {
             Norm::Folded { bias, .. } => vec![self.weight, *bias],
@@ -113,7 +115,7 @@ pub(super) struct LayerValues {
 enum LayerNorm {
     /// Gamma, beta, running mean, running variance.
     Stored([Vec<f32>; 4]),
-    /// The bias that a folded batch norm left.
+    /// The bias of a convolution with a folded batch norm.
     Folded(Vec<f32>),
 }
 

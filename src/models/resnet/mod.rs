@@ -1,8 +1,8 @@
 //! The ResNet family (He et al. 2016): basic and bottleneck blocks; any stem, widths and depths.
 //!
-//! One description covers the demo's small network and ResNet-18 to 152. A network is either *folded* (frozen, with batch
-//! norm inside the convolutions: the discriminators of eq. 4) or *normed* (batch norm as an op of its own, for a network
-//! that is trained). Tensor names are torchvision's.
+//! One description covers the demo's small network and ResNet-18 to 152. A network is either *folded* (batch
+//! norms inside the convolutions, as in the frozen discriminators of eq. 4) or *normed* (batch norms as ops
+//! of their own). Tensor names are torchvision's.
 
 mod build;
 mod layer;

@@ -29,7 +29,8 @@ struct Unit {
 pub struct ResNet {
     /// The whole network's architecture.
     pub spec: ResNetSpec,
-    /// Gamma, beta, mean and variance that normalise the images ([`ResNetSpec::normalisation`]); block 1 alone has them.
+    /// Gamma, beta, mean and variance that normalise the images ([`ResNetSpec::normalisation`]); block 1
+    /// alone has them.
     normalise: Option<[TensorId; 4]>,
     stem: Option<Conv>,
     /// The units of each block (0-based); empty for a block that was not built.
@@ -39,8 +40,8 @@ pub struct ResNet {
 }
 
 impl ResNet {
-    /// Builds the blocks `blocks` (1-based) under the names `prefix.*` in the store, and a head where `labels` says for how
-    /// many labels. The stem belongs to block 1.
+    /// Builds the blocks `blocks` (1-based) under the names `prefix.*` in the store, and, where `labels` is
+    /// given, a head for that many labels. The stem belongs to block 1.
     ///
     /// Errors: a tensor that `source` does not have, or has in another shape; a negative variance.
     pub fn new<R: Real>(
@@ -87,15 +88,16 @@ impl ResNet {
         Ok(ResNet { spec: spec.clone(), normalise, stem, blocks: all, head })
     }
 
-    /// Records block `b` (1-based) on `x` `[n, h, w, c]`. Block 1 begins with the images' normalisation and the stem.
-    /// Where `watch` is given, every folded layer adds its batch-statistics loss to it.
+    /// Records block `b` (1-based) on `x` `[n, h, w, c]`. Block 1 begins with the images' normalisation and
+    /// the stem. Where `statistics` is given, every layer that has targets (see [`Build::Folded`]) adds its
+    /// batch-statistics loss to it.
     pub fn block<R: Real>(
         &self,
         r: &mut Recorder<R>,
         b: usize,
         mut x: Value,
         mode: Mode,
-        mut watch: Option<&mut Vec<Value>>,
+        mut statistics: Option<&mut Vec<Value>>,
     ) -> Result<Value> {
         if let (1, Some(constants)) = (b, self.normalise) {
             // Not folded into the stem's filters: that would also shift the zeros of the padding.
@@ -104,19 +106,26 @@ impl ResNet {
             x = r.apply(op, &[x, gamma, beta, mean, var])?;
         }
         if let (1, Some(stem)) = (b, &self.stem) {
-            x = stem.record(r, x, None, Act::Relu, mode, watch.as_deref_mut())?;
+            x = stem.record(r, x, None, Act::Relu, mode, statistics.as_deref_mut())?;
             if self.spec.stem.max_pool {
                 x = r.apply(MaxPool { window: 3, stride: 2, pad: 1 }, &[x])?;
             }
         }
         for unit in &self.blocks[b - 1] {
             let skip = match &unit.shortcut {
-                Some(conv) => conv.record(r, x, None, Act::None, mode, watch.as_deref_mut())?,
+                Some(conv) => conv.record(r, x, None, Act::None, mode, statistics.as_deref_mut())?,
                 None => x,
             };
             let last = unit.body.len() - 1;
             for (i, conv) in unit.body.iter().enumerate() {
-                x = conv.record(r, x, (i == last).then_some(skip), Act::Relu, mode, watch.as_deref_mut())?;
+                x = conv.record(
+                    r,
+                    x,
+                    (i == last).then_some(skip),
+                    Act::Relu,
+                    mode,
+                    statistics.as_deref_mut(),
+                )?;
             }
         }
         Ok(x)
@@ -139,19 +148,20 @@ impl ResNet {
         stem.into_iter().chain(units.flat_map(|u| u.body.iter().chain(&u.shortcut)))
     }
 
-    /// The tensors of some blocks that an optimiser may change: filters, gammas and betas (or biases). The head is not
-    /// among them.
+    /// The tensors of some blocks that an optimiser may change: filters, gammas and betas (or biases). The
+    /// head is not among them.
     pub fn learning(&self, blocks: RangeInclusive<usize>) -> Vec<TensorId> {
         self.convs(blocks).flat_map(Conv::learning).collect()
     }
 
-    /// All tensors of some blocks, running estimates included.
+    /// All tensors of some blocks that belong to the network: running estimates included, targets of the
+    /// statistics loss not.
     pub fn tensors(&self, blocks: RangeInclusive<usize>) -> Vec<TensorId> {
         self.convs(blocks).flat_map(Conv::tensors).collect()
     }
 
-    /// Adds some blocks to `out`, in torchvision's layouts and under its names after `prefix`. With [`Build::Folded`], batch
-    /// norms are folded into the convolutions.
+    /// Adds some blocks to `out`, in torchvision's layouts and under its names after `prefix`. With
+    /// [`Build::Folded`], batch norms are folded into the convolutions.
     ///
     /// Errors: a name that `out` already has.
     pub fn export<R: Real>(
@@ -194,8 +204,8 @@ impl ResNet {
     }
 }
 
-/// Stores the constants of `(x - mean') / sqrt(var')`, with mean' = 2 mean - 1 and var' = (2 std)^2: `n` is stated for
-/// pixels p in [0, 1], and the engine's images are x = 2 p - 1.
+/// Stores the constants of `(x - mean') / sqrt(var')`, with mean' = 2 mean - 1 and var' = (2 std)^2: `n` is
+/// stated for pixels p in [0, 1], and the engine's images are x = 2 p - 1.
 fn place_normalisation<R: Real>(store: &mut Store<R>, prefix: &str, n: &Normalisation) -> [TensorId; 4] {
     let channel = |f: fn(f64) -> f64, v: &[f32]| v.iter().map(|v| f(f64::from(*v))).collect::<Vec<f64>>();
     let values = [

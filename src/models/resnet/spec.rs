@@ -1,4 +1,5 @@
-//! The architecture of a ResNet, without its weights: block kind, stem, widths, depths, and what follows from them.
+//! The architecture of a ResNet, without its weights: block kind, stem, widths, depths, and what follows from
+//! them.
 
 use crate::error::Result;
 use crate::tensor::Shape;
@@ -76,7 +77,8 @@ impl Normalisation {
 
     /// The means that are accepted.
     pub const MEANS: RangeInclusive<f64> = 0.0..=1.0;
-    /// The deviations that are accepted. The least in use is 1/255, of networks that take pixels from 0 to 255.
+    /// The deviations that are accepted. The least in use is 1/255, of networks that take pixels from 0 to
+    /// 255.
     pub const STDS: RangeInclusive<f64> = 0.001..=10.0;
 }
 
@@ -147,8 +149,8 @@ impl ResNetSpec {
         ResNetSpec { block, image, stem, widths, depths, stride, normalisation: None }
     }
 
-    /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers, for RGB images of `size` pixels a side; `None` for another
-    /// depth.
+    /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers, for RGB images of `size` pixels a side; `None`
+    /// for another depth.
     pub fn torchvision(depth: usize, size: usize) -> Option<ResNetSpec> {
         let (block, depths) = match depth {
             18 => (BlockKind::Basic, [2, 2, 2, 2]),
@@ -218,7 +220,8 @@ impl ResNetSpec {
                 let block = if self.block == BlockKind::Basic { "basic" } else { "bottleneck" };
                 let (widths, depths) = (&self.widths, &self.depths);
                 format!(
-                    "a ResNet of {block} blocks, widths {widths:?}, depths {depths:?}, a {k}x{k} stem on {c} channels"
+                    "a ResNet of {block} blocks, widths {widths:?}, depths {depths:?}, a {k}x{k} stem on {c} \
+                     channels"
                 )
             }
         }
@@ -229,8 +232,8 @@ impl ResNetSpec {
         (self.block, self.image[2], self.stem, &self.widths, &self.depths)
     }
 
-    /// Names of the tensors of all blocks. `is_folded` tells whether the convolution of that name has a bias in place of a
-    /// batch norm.
+    /// Names of the tensors of all blocks. `is_folded` tells whether the convolution of that name has a bias
+    /// in place of a batch norm.
     pub fn tensor_names(&self, is_folded: impl Fn(&str) -> bool) -> Vec<String> {
         let mut names = Vec::new();
         for layer in self.layers_of(1..=self.blocks()) {
@@ -306,7 +309,8 @@ impl ResNetSpec {
         all
     }
 
-    /// Number of parameters of some blocks as PyTorch counts them: filters, and gamma and beta of the batch norms.
+    /// Number of parameters of some blocks as PyTorch counts them: filters, and gamma and beta of the batch
+    /// norms.
     pub fn parameters(&self, blocks: RangeInclusive<usize>) -> usize {
         self.layers_of(blocks).iter().map(|l| l.shape.elems() + 2 * l.shape.n()).sum()
     }

@@ -25,8 +25,8 @@ pub enum Contents {
 }
 
 impl Contents {
-    /// Reads a student's or a teacher's file. The network of a teacher is added to its metadata, where only its tensors
-    /// describe it.
+    /// Reads a student's or a teacher's file. A teacher's network is added to its metadata, because its file
+    /// may describe it by its tensors only.
     ///
     /// Errors: a file that is neither's.
     pub(super) fn open(path: &Path) -> Result<(Tensors, Contents)> {
@@ -58,7 +58,8 @@ impl Contents {
     }
 }
 
-/// What a user of the weights needs to know beside them. It is in the metadata of every format, and in `labels.json`.
+/// What a user of the weights needs to know beside them. It is in the metadata of every format, and in
+/// `labels.json`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Facts {
     /// Order of the predictions.
@@ -96,7 +97,8 @@ impl Facts {
 
     /// As a JSON object, for metadata.
     pub fn json(&self) -> Result<Meta> {
-        // Through text, in which the f32 0.485 is written as 0.485; converted directly it would be 0.48500001430511475.
+        // Through text, in which the f32 0.485 is written as 0.485; converted directly it would be
+        // 0.48500001430511475.
         let parsed = serde_json::to_string(self).and_then(|text| serde_json::from_str(&text));
         parsed.map_err(|e| Error::Run(format!("labels as JSON: {e}")))
     }

@@ -145,7 +145,7 @@ impl<'a> Emitter<'a> {
         let index: Vec<i64> = columns.index.iter().map(|i| i64::from(*i)).collect();
         let x = self.name(inputs[0])?;
         if index.iter().enumerate().all(|(i, from)| *from == i as i64) {
-            return Ok(x); // every column in its place, because the index is as long as the labels
+            return Ok(x); // every label is in its place already
         }
         let order = self.constant("label_order", |name| TensorProto::int64s(name, &index));
         Ok(self.push(NodeProto::new("Gather", vec![x, order], "ordered").int("axis", 1)))

@@ -26,7 +26,8 @@ fn student_file(path: &Path) -> Result<PathBuf> {
 
 /// Writes the weights of `from`, a file or a run's folder, to `to`, in the format of its extension.
 ///
-/// Errors: an extension other than npz, safetensors and onnx; a file that is neither a student's nor a teacher's.
+/// Errors: an extension other than npz, safetensors and onnx; a file that is neither a student's nor a
+/// teacher's.
 pub fn export(from: &Path, to: &Path) -> Result<Facts> {
     let is_known = to.extension().is_some_and(|e| ["npz", "safetensors", "onnx"].iter().any(|k| e == *k));
     if !is_known {
@@ -54,7 +55,7 @@ fn complete(tensors: &mut Tensors, contents: &Contents) -> Result<Facts> {
 }
 
 /// Writes a run's student to its folder, in every format, and its labels.
-pub fn leave_student(folder: &Path, mut student: Tensors) -> Result<()> {
+pub fn write_student(folder: &Path, mut student: Tensors) -> Result<()> {
     let contents = Contents::Student(Box::new(TargetNetSpec::of(&student)?));
     let facts = complete(&mut student, &contents)?;
     for name in STUDENTS {

@@ -1,7 +1,9 @@
-//! A network as an ONNX graph: the ops that the engine records for an image, each translated to ONNX operators.
+//! A network as an ONNX graph: the ops that the engine records for an image, each translated to ONNX
+//! operators.
 //!
-//! Weights keep the names, shapes and bits of their file. The graph takes `image` `[N, c, h, w]`, RGB or gray in [0, 1],
-//! normalises it, and gives `logits` and `probabilities` `[N, labels]`; N is free. Operators are those of opset 17.
+//! Weights keep the names, shapes and bits of their file. The graph takes `image` `[N, c, h, w]`, RGB or grey
+//! in [0, 1], normalises it, and gives `logits` and `probabilities` `[N, labels]`; N is free. Operators are
+//! those of opset 17.
 
 use super::describe::{Contents, Facts};
 use super::emit::{Emitter, IMAGE, PREFIX, unknown};
@@ -69,7 +71,8 @@ pub fn model(tensors: &Tensors, contents: &Contents, facts: &Facts) -> Result<Mo
     })
 }
 
-/// Records the network on one image; returns the image and the logits. The batch norms of a teacher stay ops of their own.
+/// Records the network on one image; returns the image and the logits. The batch norms of a teacher stay ops
+/// of their own.
 fn record(
     store: &mut Store<f32>,
     tape: &mut Tape,

@@ -1,4 +1,5 @@
-//! Students and teachers for use elsewhere: npz, safetensors and ONNX, each with labels, normalisation and thresholds.
+//! Students and teachers for use elsewhere: npz, safetensors and ONNX, each with labels, normalisation and
+//! thresholds.
 
 mod describe;
 mod emit;
@@ -6,4 +7,4 @@ mod files;
 pub mod graph;
 
 pub use describe::{Contents, Facts, THRESHOLD};
-pub use files::{LABELS, STUDENTS, export, leave_student};
+pub use files::{LABELS, STUDENTS, export, write_student};

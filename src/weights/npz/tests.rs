@@ -103,7 +103,8 @@ fn saved_tensors_load_bit_for_bit_and_saving_twice_gives_the_same_bytes() {
 
 /// tests/fixtures/numpy.npz, made with numpy 2.4.6:
 /// `np.savez_compressed(path, f4=np.arange(6, dtype='<f4').reshape(2, 3) / 4,
-///   f8=np.asfortranarray(np.arange(6, dtype='>f8').reshape(2, 3)), f2=np.array([1.5, -65504, 6e-8], dtype='<f2'),
+///   f8=np.asfortranarray(np.arange(6, dtype='>f8').reshape(2, 3)),
+///   f2=np.array([1.5, -65504, 6e-8], dtype='<f2'),
 ///   scalar=np.float32(7), empty=np.zeros((0, 3), 'f4'), u1=np.arange(4, dtype='u1'))`
 #[test]
 fn reads_an_npz_that_numpy_wrote() {

@@ -34,7 +34,7 @@ pub const CASES: &[Case] = &[
     case("evaluation images in colour", |l| labelled(4, [16, 16, 3], &ALL, 1).save(l.path("evaluation.npz")).unwrap(), &["expect [16, 16, 1], found [16, 16, 3]"]),
     case("a teacher for an evaluation set", |l| edit(l, "evaluation.npz", "left.npz"), &["left.npz: expected the arrays [\"images\", \"targets\"], found"]),
     case("labels that are one text", |l| write_set(l, &[3, 7], 0, "bus".into()), &["evaluation.npz: array \"__meta__\": entry \"labels\": invalid type"]),
-    Case { what: "targets turned", spoil: |l| write_set(l, &[7, 3], 0, ALL.as_slice().into()), args: "eval left.npz evaluation.npz", code: 4, words: &["evaluation.npz: array \"targets\": expected shape [3, 7], found [7, 3]"] },
+    Case { what: "transposed targets", spoil: |l| write_set(l, &[7, 3], 0, ALL.as_slice().into()), args: "eval left.npz evaluation.npz", code: 4, words: &["evaluation.npz: array \"targets\": expected shape [3, 7], found [7, 3]"] },
     Case { what: "targets beyond 2", spoil: |l| write_set(l, &[3, 7], 9, ALL.as_slice().into()), args: "eval left.npz evaluation.npz", code: 4, words: &["evaluation.npz: array \"targets\": expected 0, 1 or 2, found 9 for image 0, label \"bus\""] },
     Case { what: "a label twice in the data", spoil: |l| write_set(l, &[3, 4], 0, ["bus", "car", "dog", "bus"].as_slice().into()), args: "eval left.npz evaluation.npz", code: 4, words: &["evaluation.npz: expected distinct labels, found \"bus\" again at position 3"] },
     Case { what: "data without the model's labels", spoil: |l| write_set(l, &[3, 2], 0, ["bus", "car"].as_slice().into()), args: "eval left.npz evaluation.npz", code: 4, words: &["evaluation.npz: expected a label \"dog\", found only bus, car"] },

@@ -17,7 +17,7 @@ pub struct Case {
     pub what: &'static str,
     /// Makes the input wrong, in a folder in which `check c.toml` and `run c.toml` would succeed.
     pub spoil: fn(&Lab),
-    /// Blanks separate the arguments, `~` is a blank inside one, and `*` means both `run` and `check`.
+    /// Blanks separate the arguments, and `*` means both `run` and `check`.
     pub args: &'static str,
     pub code: i32,
     /// The message contains all of them.
@@ -61,9 +61,8 @@ impl Case {
     fn complaints_about(&self, command: &str) -> Vec<String> {
         let lab = Lab::new();
         (self.spoil)(&lab);
-        let words = self.args.split_whitespace().map(|w| if w == "*" { command } else { w });
-        let args: Vec<String> = words.map(|w| w.replace('~', " ")).collect();
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let words = self.args.split_whitespace();
+        let args: Vec<&str> = words.map(|w| if w == "*" { command } else { w }).collect();
         let had_runs = lab.path("runs").exists();
         let (out, took) = timed(&lab, &args);
         let text = String::from_utf8_lossy(&out.stderr);

@@ -60,7 +60,7 @@ pub const CASES: &[Case] = &[
     case("a zip of other files", |l| put(l, "right.npz", zip_of("readme.txt", b"hello")), &["right.npz: expected only .npy entries, found \"readme.txt\""]),
     case("an array that is none", |l| put(l, "right.npz", zip_of("x.npy", b"hello")), &["right.npz: array \"x\": expected an npy header"]),
     case("a tensor left out", |l| changed(l, |n, s, v| (n != "layer2.0.conv1.weight").then(|| (s.to_vec(), v.to_vec()))), &["right.npz: expected the tensors of a ResNet of basic blocks", "1 missing (layer2.0.conv1.weight)"]),
-    case("a tensor turned", |l| changed(l, |n, s, v| Some((if n == "fc.weight" { vec![s[1], s[0]] } else { s.to_vec() }, v.to_vec()))), &["right.npz: __meta__: labels: expected 16, one for each row of fc.weight, found 2"]),
+    case("a transposed tensor", |l| changed(l, |n, s, v| Some((if n == "fc.weight" { vec![s[1], s[0]] } else { s.to_vec() }, v.to_vec()))), &["right.npz: __meta__: labels: expected 16, one for each row of fc.weight, found 2"]),
     case("a tensor too many", |l| with_meta(l, |t| t.insert("layer5.0.conv1.weight", &[1], vec![0.0]).unwrap()), &["right.npz: expected the tensors of a ResNet of basic blocks", "1 unexpected (layer5.0.conv1.weight)"]),
     case("a variance below 0", |l| changed(l, |n, s, v| Some((s.to_vec(), if n == "bn1.running_var" { vec![-1.0; v.len()] } else { v.to_vec() }))), &["right.npz", "bn1.running_var", "found -1"]),
     case("no metadata", |l| with_meta(l, |t| t.meta.clear()), &["right.npz: labels: expected 2, one for each row of fc.weight, found none in the file or the config"]),
