@@ -98,7 +98,8 @@ impl<O: Operator> Case<O> {
         self.step.step = step;
         self
     }
-    /// Plans the launches for these devices in place of an H200, with feature maps in f32 and in bf16 for each.
+    /// Plans the launches for these devices in place of an H200, with feature maps in f32 and in bf16 for
+    /// each.
     pub fn on_targets(mut self, targets: &[Target]) -> Self {
         self.targets = targets.to_vec();
         self

@@ -5,7 +5,7 @@ use super::compare::{compare, compare_calibrated, round};
 use super::cpu::run;
 use super::device::{Delivery, Storage, Values, run_on};
 use super::gradient::GradientCheck;
-use super::layout::base_gradient;
+use super::layout::{GAPS, base_gradient};
 use super::machines::machines;
 use super::mask;
 use super::result::{Part, RunResult, bits, coordinates};
@@ -105,22 +105,24 @@ impl<O: Operator> CpuCheck<O> {
 }
 
 /// Runs the checks that a machine can fail: values, storing and adding, masks, nothing left unwritten,
-/// nothing else written, and the same bits in every order of a block's threads.
+/// nothing else written, and the same bits in every order of a block's threads, whatever lies around the
+/// operands.
 fn check_on_machines<O: Operator>(case: &Case<O>, storage: &Storage, dy: &[Vec<f64>]) {
     let what = format!("{} ({} maps)", case.name, storage.target.map_dtype);
     let values = Values::representable(case, storage, dy);
     let stored = Delivery { write: Write::Set, masked: false };
     let mut first: Option<RunResult> = None;
     for (order, machine) in machines(storage.target.map_dtype).iter_mut().enumerate() {
+        let gap = GAPS[order.min(1)];
         let mut run = |needs_grad: &[bool], delivery| {
-            run_on(machine, case, storage, &values, needs_grad, delivery)
+            run_on(machine, case, storage, &values, needs_grad, delivery, gap)
                 .unwrap_or_else(|e| panic!("{what}: {e}"))
         };
         let set = run(&case.needs_grad, stored);
         if let Some(first) = &first {
             assert!(
                 bits(&set.tensors) == bits(&first.tensors),
-                "{what}: order {order} of the threads gave other bits"
+                "{what}: order {order} of the threads, with other bytes around the operands, gave other bits"
             );
             continue;
         }

@@ -104,7 +104,7 @@ pub fn run<R: Real, O: Operator>(
         dropped_after_forward(&laid.forward, &signature).into_iter().for_each(|s| arena.poison(s));
         run_backward(case, &mut arena, &laid, backward, dy, &mut result);
     }
-    if let Some(stray) = laid.layout.first_stray_byte(Space::Arena, &arena.bytes(whole)) {
+    if let Some(stray) = laid.layout.first_stray_byte(Space::Arena, &arena.bytes(whole), POISON) {
         panic!("{}: {stray}", case.name);
     }
     result

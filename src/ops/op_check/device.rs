@@ -117,7 +117,7 @@ impl Values {
     }
 }
 
-/// Runs the case's launches with a poisoned gap around every operand.
+/// Runs the case's launches, with a gap of the byte `gap` around every operand.
 pub fn run_on<O: Operator>(
     machine: &mut Machine,
     case: &Case<O>,
@@ -125,13 +125,14 @@ pub fn run_on<O: Operator>(
     values: &Values,
     needs_grad: &[bool],
     delivery: Delivery,
+    gap: u8,
 ) -> Result<RunResult> {
     let operands = case.operands(needs_grad);
     let mut signature = case.op.signature(&operands)?;
     case.op.device_extents(&operands, &storage.target, &mut signature);
     let laid = lay_out_on(case, storage, &operands, &signature, delivery);
     let mut run = DeviceRun { machine, case, storage, laid: &laid, signature: &signature };
-    run.begin(values)?;
+    run.begin(values, gap)?;
     let mut result = run.forward()?;
     if let Some(backward) = &laid.backward {
         for slot in dropped_after_forward(&laid.forward, &signature) {
@@ -142,7 +143,7 @@ pub fn run_on<O: Operator>(
         }
         run.backward(backward, &values.dy, &mut result)?;
     }
-    run.expect_poison_in_gaps()?;
+    run.expect_unchanged_gaps(gap)?;
     Ok(result)
 }
 
@@ -203,11 +204,11 @@ impl<O: Operator> DeviceRun<'_, O> {
         Error::Run(format!("{}: {message}", self.case.name))
     }
 
-    /// Fills memory: inputs hold their values, everything else is poison.
-    fn begin(&mut self, values: &Values) -> Result<()> {
+    /// Fills memory: inputs hold their values, the other slots NaN, and gaps the byte `gap`.
+    fn begin(&mut self, values: &Values, gap: u8) -> Result<()> {
         let layout = &self.laid.layout;
         let mut store = [Buffer::with_bytes(layout.whole(Space::Store(0)).bytes)];
-        store[0].fill(POISON);
+        store[0].fill(gap);
         let inputs = || self.laid.forward.inputs.iter().zip(&values.inputs).enumerate();
         for (_, (slot, v)) in inputs().filter(|(i, _)| self.storage.is_in_store(*i)) {
             let to = store[0].get_mut::<f32>(slot.offset, slot.bytes);
@@ -215,7 +216,9 @@ impl<O: Operator> DeviceRun<'_, O> {
         }
         self.machine.reserve(layout.whole(Space::Arena).bytes)?;
         self.machine.push(&store, &mut [true])?;
-        self.poison(Slot { space: Space::Arena, offset: 0, bytes: self.machine.arena_bytes() })?;
+        let arena = Slot { space: Space::Arena, offset: 0, bytes: self.machine.arena_bytes() };
+        self.machine.write(arena, &vec![gap; arena.bytes])?;
+        layout.slots(Space::Arena).try_for_each(|s| self.poison(s))?;
         for (i, (slot, v)) in inputs().filter(|(i, _)| !self.storage.is_in_store(*i)) {
             self.store(*slot, self.storage.inputs[i], v)?;
         }
@@ -292,10 +295,10 @@ impl<O: Operator> DeviceRun<'_, O> {
         Ok(())
     }
 
-    fn expect_poison_in_gaps(&self) -> Result<()> {
+    fn expect_unchanged_gaps(&self, gap: u8) -> Result<()> {
         for space in [Space::Store(0), Space::Arena] {
             let bytes = self.bytes(self.laid.layout.whole(space))?;
-            if let Some(stray) = self.laid.layout.first_stray_byte(space, &bytes) {
+            if let Some(stray) = self.laid.layout.first_stray_byte(space, &bytes, gap) {
                 return Err(self.failure(stray));
             }
         }

@@ -1,5 +1,6 @@
-//! Slots for a run's operands, with a gap around each. All bytes start as 0xFF, which is NaN in every float
-//! type: what is left unwritten shows in a result, and what is written into a gap shows at the end.
+//! Slots for a run's operands, with a gap around each. The slots start as NaN, so that an element left
+//! unwritten shows in a result. The gaps hold one byte throughout, so that a write outside the slots shows at
+//! the end.
 
 use crate::device::memory::ALIGN;
 use crate::device::{Slot, Space};
@@ -7,8 +8,13 @@ use crate::ops::operands::{Operands, Write};
 use crate::ops::operator::{Extent, OperandInfo, Signature};
 use crate::tensor::Shape;
 
-/// The byte that memory holds before anything is written.
+/// The byte that slots hold before anything is written: NaN in every float type.
 pub const POISON: u8 = 0xFF;
+
+/// What gaps hold: NaN, with which a read outside the slots shows, and a number, 0.75 in f32 and bf16. A
+/// kernel that runs past the ends of its input and its output alike writes NaN over NaN; only in a gap of
+/// numbers does that show.
+pub const GAPS: [u8; 2] = [POISON, 0x3F];
 
 /// What a gradient holds before it is added to.
 pub fn base_gradient(elems: usize) -> Vec<f64> {
@@ -49,16 +55,20 @@ impl Layout {
         let bytes = if space == Space::Arena { self.arena_end } else { self.store_end };
         Slot { space, offset: 0, bytes }
     }
-    /// Where a slot was handed out for; `None` for any other.
+    /// The slots of a space.
+    pub fn slots(&self, space: Space) -> impl Iterator<Item = Slot> {
+        self.slots.iter().map(|s| s.slot).filter(move |s| s.space == space)
+    }
+    /// What a slot was handed out for; `None` for a slot of another layout.
     pub fn label(&self, slot: Slot) -> Option<&str> {
         self.slots.iter().find(|s| s.slot == slot).map(|s| s.label.as_str())
     }
-    /// Describes the first byte outside all slots that something wrote; `bytes` are those of the whole space.
-    pub fn first_stray_byte(&self, space: Space, bytes: &[u8]) -> Option<String> {
+    /// Describes the first byte outside all slots that is not `gap`; `bytes` are those of the whole space.
+    pub fn first_stray_byte(&self, space: Space, bytes: &[u8], gap: u8) -> Option<String> {
         let mut gaps = bytes.to_vec();
         let slots = || self.slots.iter().filter(|s| s.slot.space == space);
-        slots().for_each(|s| gaps[s.slot.offset..s.slot.offset + s.slot.bytes].fill(POISON));
-        let at = gaps.iter().position(|b| *b != POISON)?;
+        slots().for_each(|s| gaps[s.slot.offset..s.slot.offset + s.slot.bytes].fill(gap));
+        let at = gaps.iter().position(|b| *b != gap)?;
         let end = |s: &Labelled| s.slot.offset + s.slot.bytes;
         let place = match slots().filter(|s| end(s) <= at).max_by_key(|s| end(s)) {
             Some(s) => format!("{} bytes behind the end of {}", at - end(s), s.label),

@@ -16,7 +16,8 @@ fn cuda_index() -> Option<usize> {
     Some(if index.is_empty() { 0 } else { index.parse().expect("DFKA_TEST_DEVICE=cuda:N") })
 }
 
-/// The orders to test: all, or those that `DFKA_TEST_ORDERS=0,3` names, where each is slow (under a sanitizer).
+/// The orders to test: all, or those that `DFKA_TEST_ORDERS=0,3` names, where each is slow (under a
+/// sanitizer).
 fn orders() -> Vec<i32> {
     let Ok(list) = std::env::var("DFKA_TEST_ORDERS") else { return ORDERS.into() };
     let number = |n: &str| ORDERS.into_iter().find(|o| o.to_string() == n.trim());
