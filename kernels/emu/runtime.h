@@ -73,8 +73,14 @@ struct Launch {
     void** args;
     Dim3 grid, block;
     size_t dynamic_shared;
-    // 0: threads go on in the order in which they became ready; 1: in reverse; others: at random, with the
-    // number as seed.
+    // The order in which things happen that CUDA leaves open.
+    //             0                        1                        from 2 on (the seed of a random order)
+    // threads     as released              the last released first  at random
+    // blocks      from first to last       from last to first       from some block on, in a circle
+    // cp.async    at the wait              at the wait              half of them at once, half at the wait
+    // TMA loads   when no thread can go    as 0, but the newest     at random: soon in odd orders (from 3 on
+    //             on, the oldest first     first                    half of them at once), late in even ones
+    // wgmma       at the wait              at the wait              half of them at once, half at the wait
     int order;
 };
 

@@ -6,11 +6,12 @@
 #include "lib/tile.cuh"
 
 // dx[n,h,w,c] = sum over r, s, k of dz[n, (h + pad - r) / stride, (w + pad - s) / stride, k] * w[k,r,s,c],
-// added to what dx holds if `add`; then multiplied by the slope of the activation that produced x, if there
-// is a mask: 1 where its bit is set, else `slope`. Shapes are those of Conv2dInputGradient.
+// over the taps whose divisions are exact and give a pixel of dz; added to what dx holds if `add`; then
+// multiplied by the slope of the activation that produced x, if there is a mask: 1 where its bit is set, else
+// `slope`. Shapes are those of Conv2dInputGradient.
 // Product: rows are the input pixels of one phase, columns c, inner dimension the taps that reach them times
 // k. A phase is one residue class of input pixels, all reached by the same taps, so that a strided gradient
-// multiplies no zeros.
+// multiplies no zeros of the stride. Zeros of padding are multiplied.
 // Grid: (tiles of the largest phase, members of the group, phases); block: 256 threads.
 // Shared memory: as conv2d_fwd, and the pixel of each row of the tile.
 template <class T, int BM, int BN>

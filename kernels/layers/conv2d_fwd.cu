@@ -62,10 +62,10 @@ template <class T, int BM, int BN> KERNEL(256) conv2d_fwd(Group<Conv2dForward<T>
 
 // The same on compute capability 9.0, where both c and k are multiples of 64. `maps`: im2col maps of the
 // members' x (a plain map for 1x1 filters at stride 1 without padding), then maps of their filters
-// [k, (r, s, c)].
-// Grid: (min(tiles, multiprocessors)), each block takes tile after tile; shared memory: Wgmma::SHARED_BYTES,
-// up to 227 KB. Pingpong: 384 threads, two warpgroups multiply a tile each, alternately. Cooperative: 512
-// threads, three warpgroups share one tile; it cannot write channel statistics.
+// [k, r s c].
+// Grid: (min(tiles of all members, multiprocessors)), each block takes tile after tile; shared memory:
+// Wgmma::SHARED_BYTES, up to 227 KB. Pingpong: 384 threads, two warpgroups multiply a tile each in turn.
+// Cooperative: 512 threads, three share one tile; it cannot write channel statistics.
 template <int BM, int BN>
 KERNEL(384, 1)
 conv2d_fwd_wgmma(MAPS_PARAM maps, Group<Conv2dForward<bf16>> members, Conv2dDims d, float slope) {

@@ -1,6 +1,7 @@
 // The epilogue of a wgmma tile: from the accumulators to bias, residual, activation, mask and stores. What is
-// done to eight neighbouring sums is a structure: StoreForward, StoreInputGradient. A new fusion behind the
-// product is a further one.
+// done to eight neighbouring sums is a structure: StoreForward for y, StoreInputGradient for dx. A new fusion
+// behind the product is applied in `store` of one of them if it works element by element, and beside `bias`
+// if it has a value for each channel. The README of src/ops/layers/conv2d lists the other places.
 #pragma once
 #include "lib/conv_wgmma_tile.cuh"
 

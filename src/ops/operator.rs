@@ -4,9 +4,9 @@ use crate::device::Slot;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
-use crate::ops::launch::launches::Launches;
+use crate::ops::launch::launches::{DeviceTensor, Launches};
 use crate::ops::operands::{Io, Operands};
-use crate::tensor::{Real, Shape};
+use crate::tensor::{Elem, Real, Shape};
 
 /// An operand as seen while recording: its shape, and whether the loss needs its gradient.
 #[derive(Clone, Copy, Debug)]
@@ -137,4 +137,32 @@ pub fn expect_shape(op: &'static str, what: &str, expected: Shape, found: Shape)
         return Ok(());
     }
     Err(Error::shape(op, format!("{what}: expected {expected}, found {found}")))
+}
+
+/// Checks that an operand to which the op passes no gradient needs none.
+///
+/// Errors: an operand that needs a gradient.
+pub fn expect_frozen(op: &'static str, what: &str, arg: OperandInfo) -> Result<()> {
+    if !arg.needs_grad {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{what}: needs a gradient, but the op passes none to it; detach it first")))
+}
+
+/// Checks that a condition on an op's settings holds.
+///
+/// Errors: `message`, if it does not.
+pub fn expect_setting(op: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::shape(op, message())) }
+}
+
+/// Checks an operand of kernels that read f32 only. Leaves, scalars, and rows that come from no feature map
+/// are stored in f32.
+///
+/// Errors: a bf16 operand.
+pub fn expect_f32(op: &'static str, what: &str, found: DeviceTensor) -> Result<DeviceTensor> {
+    if found.elem == Elem::F32 {
+        return Ok(found);
+    }
+    Err(Error::shape(op, format!("{what}: expected float elements, found {}", found.elem)))
 }

@@ -14,7 +14,8 @@ pub struct Cost {
     pub instructions: usize,
     /// Memory that a step needs beside the store.
     pub arena_bytes: usize,
-    /// Multiply-adds of convolutions and linear layers.
+    /// Multiply-adds of all ops that count them in their signature: convolutions, linear layers, and the
+    /// products of `se_filter`, `feature_loss` and `diversity`.
     pub macs: u64,
     /// Bytes read and written: on a GPU by all launches, on the CPU by all instructions. Each operand counts
     /// once, and twice if a GPU reads it before it overwrites it.

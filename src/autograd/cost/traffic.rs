@@ -31,7 +31,7 @@ pub struct Traffic {
 pub struct Sum {
     /// Kernel launches.
     pub launches: usize,
-    /// Additions and multiplications of convolutions and linear layers.
+    /// Additions and multiplications of the ops that count them: two per multiply-add of their signature.
     pub flops: u64,
     /// Bytes that the plan's launches move.
     pub bytes_moved: u64,

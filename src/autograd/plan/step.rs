@@ -3,9 +3,9 @@
 use super::groups::Groups;
 use super::needs::Needs;
 use super::storage::Storage;
+use crate::autograd::fuse::act_mask::MaskFusions;
 use crate::autograd::fuse::channel_stats::{StatsFusion, stats_fusions};
 use crate::autograd::fuse::epilogue::Epilogues;
-use crate::autograd::fuse::relu_mask::MaskFusions;
 use crate::autograd::tape::{Tape, Value};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
@@ -43,7 +43,7 @@ impl<'a> Step<'a> {
         let stats = stats_fusions(tape, &needs.fusions, &groups.forward.concat());
         Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats })
     }
-    /// Multiply-adds of convolutions and linear layers, forward and backward.
+    /// Multiply-adds of all ops that count them in their signature, forward and backward.
     pub(crate) fn macs(&self) -> u64 {
         let signature = |i: usize| &self.needs.signatures[i];
         let forward = self.groups.forward_nodes().map(|(_, i)| signature(i).macs_forward);

@@ -115,7 +115,10 @@ impl<'a> Launches<'a> {
     pub fn x(&self, i: usize) -> DeviceTensor {
         plain(self.operands.inputs[i], self.operands.input_elems[i])
     }
-    /// The bf16 copy of input `i`, an f32 tensor of the store.
+    /// The bf16 copy of input `i`, an f32 tensor of the store. `Machine` (device/gpu/machine.rs) allocates
+    /// and fills it when it prepares the first launch that reads it, and casts it again whenever the host has
+    /// changed the tensor (`Machine::push`). In a step, the kernels of `adam` and `sgd` write it together
+    /// with the tensor ([`Launches::bf16_copy_of_state`]).
     pub fn bf16_copy(&self, i: usize) -> DeviceTensor {
         DeviceTensor { slot: self.operands.inputs[i], elem: Elem::Bf16, is_bf16_copy: true }
     }
@@ -132,7 +135,8 @@ impl<'a> Launches<'a> {
     pub fn saves(&self) -> bool {
         !self.operands.saved.is_empty()
     }
-    /// Saved buffer `i`: filled by forward, read by backward.
+    /// Saved buffer `i`: filled by forward, read by backward. The type is always F32, although some of these
+    /// buffers hold bytes, such as masks and indices: kernels use the address alone.
     pub fn saved(&self, i: usize) -> DeviceTensor {
         plain(self.operands.saved[i], Elem::F32)
     }

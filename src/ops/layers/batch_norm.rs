@@ -8,13 +8,11 @@ use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_stats::sum_channel_stats;
 use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels};
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::Act;
-use crate::ops::losses::common::expect_frozen;
 use crate::ops::operands::{Io, Operands, store_or_add};
 use crate::ops::operator::{
-    Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape, operands_once,
+    Extent, OperandInfo, Operator, Signature, expect_frozen, expect_operands, expect_shape, operands_once,
 };
 use crate::tensor::{Real, Shape};
 

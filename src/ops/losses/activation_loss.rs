@@ -4,11 +4,10 @@
 use crate::device::cpu::sum::sum_of;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::{expect_f32, expect_rows, store_or_add_all};
+use crate::ops::launch::launches::{Launches, THREADS};
+use crate::ops::losses::common::{expect_rows, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_f32, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `L_a = -1/n sum_n ||F(n)||_1` for one teacher; with `mean_over_features`, also divided by the number of

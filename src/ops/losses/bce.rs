@@ -2,14 +2,13 @@
 
 use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{
-    cross_entropy, expect_f32, expect_frozen, expect_rows, one_block, plogp, softplus, store_or_add_all,
-};
+use crate::ops::losses::common::{cross_entropy, expect_rows, one_block, plogp, softplus, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
+use crate::ops::operator::{
+    OperandInfo, Operator, Signature, expect_f32, expect_frozen, expect_operands, expect_shape,
+};
 use crate::tensor::{Real, Shape};
 
 /// What the second operand holds.

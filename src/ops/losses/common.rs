@@ -4,10 +4,8 @@
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::error::{Error, Result};
-use crate::ops::launch::launches::DeviceTensor;
 use crate::ops::operands::{Grad, store_or_add};
-use crate::ops::operator::OperandInfo;
-use crate::tensor::{Elem, Real, Shape};
+use crate::tensor::{Real, Shape};
 
 /// `log(1 + e^v)`, without overflow.
 pub fn softplus(v: f64) -> f64 {
@@ -43,34 +41,6 @@ pub fn expect_rows(op: &'static str, what: &str, found: Shape) -> Result<()> {
         return Ok(());
     }
     Err(Error::shape(op, format!("{what}: expected rows [n, 1, 1, c], found {found}")))
-}
-
-/// Checks that an operand to which the op passes no gradient needs none.
-///
-/// Errors: an operand that needs a gradient.
-pub fn expect_frozen(op: &'static str, what: &str, arg: OperandInfo) -> Result<()> {
-    if !arg.needs_grad {
-        return Ok(());
-    }
-    Err(Error::shape(op, format!("{what}: needs a gradient, but the op passes none to it; detach it first")))
-}
-
-/// Checks that a condition on an op's settings holds.
-///
-/// Errors: `message`, if it does not.
-pub fn expect_setting(op: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::shape(op, message())) }
-}
-
-/// Checks an operand of kernels that read f32 only. Leaves, scalars, and rows that come from no feature map
-/// are stored in f32.
-///
-/// Errors: a bf16 operand.
-pub fn expect_f32(op: &'static str, what: &str, found: DeviceTensor) -> Result<DeviceTensor> {
-    if found.elem == Elem::F32 {
-        return Ok(found);
-    }
-    Err(Error::shape(op, format!("{what}: expected float elements, found {}", found.elem)))
 }
 
 /// The threads of the single block that sums a loss of `terms` terms.

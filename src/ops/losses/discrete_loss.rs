@@ -2,12 +2,11 @@
 
 use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{expect_f32, expect_rows, one_block, store_or_add_all};
+use crate::ops::losses::common::{expect_rows, one_block, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `L_dis = 1/(n c) sum_{n,c} |y|` with `y = sigmoid(x)`.

@@ -2,11 +2,12 @@
 
 use crate::device::gpu::target::Target;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::{expect_f32, expect_frozen, expect_rows, expect_setting};
+use crate::ops::launch::launches::{Launches, THREADS};
+use crate::ops::losses::common::expect_rows;
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{
+    Extent, OperandInfo, Operator, Signature, expect_f32, expect_frozen, expect_operands, expect_setting,
+};
 use crate::tensor::{Real, Shape};
 
 /// `d = (1/(n (n - 1)) sum_{i != j} ||F_i - F_j||^2) / (1/n sum_i ||F_i||^2)`: the mean squared distance

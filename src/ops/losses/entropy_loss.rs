@@ -5,9 +5,9 @@ use crate::device::gpu::launch;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{expect_f32, expect_rows, plogp, store_or_add_all};
+use crate::ops::losses::common::{expect_rows, plogp, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_f32, expect_operands};
 use crate::tensor::{Real, Shape};
 
 /// `L_ie = 1/c sum_c H(p_c)` with `p_c = 1/n sum_n sigmoid(x[n, c])` and

@@ -5,11 +5,11 @@ use crate::device::cpu::sum::sum;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::{instance, pack};
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::expect_frozen;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, store_or_add};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
+use crate::ops::operator::{
+    Extent, OperandInfo, Operator, Signature, expect_frozen, expect_operands, expect_shape,
+};
 use crate::tensor::{Real, Shape};
 
 /// `L = ||a - b||^2 / ||b||^2`, both norms over the whole batch.

@@ -4,14 +4,13 @@ use crate::device::cpu::scratch;
 use crate::device::cpu::sum::sum_of;
 use crate::device::gpu::launch;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{
-    cross_entropy, expect_f32, expect_rows, expect_setting, one_block, store_or_add_all,
-};
+use crate::ops::losses::common::{cross_entropy, expect_rows, one_block, store_or_add_all};
 use crate::ops::operands::Io;
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{
+    Extent, OperandInfo, Operator, Signature, expect_f32, expect_operands, expect_setting,
+};
 use crate::tensor::{Real, Shape};
 
 /// Which labels are taken as present.

@@ -8,11 +8,11 @@ use crate::error::Result;
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_stats::sum_channel_stats;
 use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels};
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::expect_frozen;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, Operands, Write, store_or_add};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
+use crate::ops::operator::{
+    Extent, OperandInfo, Operator, Signature, expect_frozen, expect_operands, expect_shape,
+};
 use crate::tensor::{Real, Shape};
 
 /// `loss = mean_c [ ((mu_c - target_mean_c) / target_std_c)^2 + (sigma_c / target_std_c - 1)^2 ]`, where mu

@@ -3,9 +3,8 @@
 use crate::device::gpu::launch;
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::losses::common::{expect_f32, expect_setting};
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_setting, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `y = sum_i weights[i] x_i`.

@@ -2,11 +2,9 @@
 
 use crate::device::gpu::launch;
 use crate::error::{Error, Result};
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::expect_f32;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_operands, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `y[n, j] = x[n, index[j]]`

@@ -2,11 +2,9 @@
 
 use crate::device::gpu::launch;
 use crate::error::{Error, Result};
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{DeviceTensor, THREADS};
-use crate::ops::losses::common::expect_f32;
+use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
 use crate::ops::operands::{Io, Write, store_or_add};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_shape};
 use crate::tensor::{Real, Shape};
 
 /// `y[n] = [x_0[n], x_1[n], ...]`

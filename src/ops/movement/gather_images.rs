@@ -3,11 +3,11 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::{Draws, below};
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::{expect_f32, expect_frozen, expect_setting};
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, Operands};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{
+    OperandInfo, Operator, Signature, expect_f32, expect_frozen, expect_operands, expect_setting,
+};
 use crate::tensor::Real;
 
 /// `y[i] = bank[row_i]`, `row_i` uniform over the bank's rows, with replacement.

@@ -2,11 +2,11 @@
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::{expect_f32, expect_setting};
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, Operands};
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_shape};
+use crate::ops::operator::{
+    OperandInfo, Operator, Signature, expect_f32, expect_operands, expect_setting, expect_shape,
+};
 use crate::tensor::Real;
 
 /// `bank[(step n + i) mod m] = x[i]`: after `m / n` steps, rounded up, every row of the bank has been

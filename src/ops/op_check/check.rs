@@ -107,6 +107,9 @@ impl<O: Operator> CpuCheck<O> {
 /// Runs the checks that a machine can fail: values, storing and adding, masks, nothing left unwritten,
 /// nothing else written, and the same bits in every order of a block's threads, whatever lies around the
 /// operands.
+///
+/// Only the first machine (the emulator's order 0) is held to the error bounds. The others (orders 1 to 3, or
+/// the GPU a second time) store the gradients once and must repeat its bits.
 fn check_on_machines<O: Operator>(case: &Case<O>, storage: &Storage, dy: &[Vec<f64>]) {
     let what = format!("{} ({} maps)", case.name, storage.target.map_dtype);
     let values = Values::representable(case, storage, dy);

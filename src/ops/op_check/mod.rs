@@ -5,8 +5,9 @@
 //! storing and adding give the same gradient; a gradient does not depend on which others are computed; f32
 //! agrees with f64; a second run gives the same bits. On machines that run kernels (the emulator, or a GPU):
 //! the results are as close to f64 as a naive f32 computation's; every order of a block's threads gives the
-//! same bits; each kernel parameter gets an operand that it may read or write. On both: every element of a
-//! result is written, and nothing else is.
+//! same bits; each kernel parameter that is a pointer of its own gets an operand that it may read or write
+//! (the pointers in groups and tables are not looked at: their operands show in the results alone). On both:
+//! every element of a result is written, and nothing else is.
 //!
 //! | file | holds |
 //! |---|---|

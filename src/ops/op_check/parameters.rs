@@ -3,7 +3,8 @@
 //! A launch passes its arguments by position, and every pointer has the same kind: a swapped pair is only
 //! seen in the results. Here each pointer's declaration in the kernel's source is held against the operand: a
 //! parameter that the kernel may write gets no operand that is only read, and parameters named x, y, dx and
-//! dy get what these names say. Tables and groups of pointers are left out.
+//! dy get what these names say. Tables and groups of pointers are left out, and with them
+//! all operands of the convolution's grouped products.
 
 use crate::device::Slot;
 use crate::device::gpu::launch::{KernelArg, Launch};

@@ -5,11 +5,9 @@ use crate::device::cpu::vectorised;
 use crate::device::gpu::launch;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::{expect_f32, expect_setting};
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_setting, expect_shape};
 use crate::tensor::Real;
 
 /// At step `t = 1, 2, ...`, with the learning rate `lr` that the step has in slot `lr_slot`:

@@ -3,11 +3,9 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::gpu::launch;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::{expect_f32, expect_setting};
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_shape};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_setting, expect_shape};
 use crate::ops::optim::adam::Chunks;
 use crate::tensor::Real;
 

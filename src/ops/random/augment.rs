@@ -6,11 +6,9 @@ use crate::device::gpu::target::Target;
 use crate::device::philox::{Draws, below, unit};
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::per_image;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::{DeviceTensor, THREADS};
-use crate::ops::losses::common::expect_setting;
+use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
 use crate::ops::operands::{Io, Write};
-use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_setting};
 use crate::tensor::{Real, Shape};
 use std::ops::Range;
 

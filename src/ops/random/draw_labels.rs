@@ -4,9 +4,8 @@ use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::{Draws, below};
 use crate::error::Result;
 use crate::ops::launch::launches::Launches;
-use crate::ops::losses::common::expect_setting;
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_setting};
 use crate::tensor::{Real, Shape};
 
 /// `y[n, l]` is 1 for the labels of a random set and 0 for the others. The size of a set is uniform in

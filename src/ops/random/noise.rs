@@ -3,11 +3,9 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::philox::Draws;
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::launch::launches::THREADS;
-use crate::ops::losses::common::expect_setting;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::Io;
-use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
+use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands, expect_setting};
 use crate::tensor::{Real, Shape};
 
 /// `y[i] ~ N(0, 1)`, independent: a function of (seed, stream, step, i) alone.

@@ -1,15 +1,30 @@
 //! Grouped launches: problems of equal sizes that one launch solves at once.
+//!
+//! Two instructions share a launch if all of these hold:
+//!
+//! - `autograd::plan::groups` runs them together: they have the same `Fusion::group_key`, neither depends on
+//!   the other, their paths to the end of the step are equally long, and at most [`MAX_GROUP`] are together.
+//! - `autograd::plan::program` may interleave their launches: the names of their kernels are equal, launch by
+//!   launch, and no gradient that one uses is another operand of the other. The launch also comes after every
+//!   launch of the group that uses the memory it writes.
+//! - [`Launch::join`] accepts the launch: the kernel has a `Group` parameter; kernel, grid (except the
+//!   members' y), block and shared memory are equal or, with candidates, the first candidates are; all other
+//!   arguments are equal (sizes, slope, storing or adding), except tensor maps; all members' first addresses
+//!   differ; and the group has at most [`MAX_GROUP`] members.
+//!
+//! The convolution's forward product and its input gradient can be grouped. Weight and bias gradients never
+//! are: their kernels have no `Group` parameter.
 
 use super::arg::{KernelArg, MAX_GROUP};
 use super::kernel_launch::Launch;
 use crate::device::memory::Slot;
 
 impl Launch {
-    /// Adds the members of `other`, a launch of the same kernel and sizes, to this launch's group;
-    /// `blockIdx.y` tells members apart.
+    /// Adds the members of `other`, a launch of the same kernel and sizes, to this launch's group. A launch
+    /// with candidates chooses again. Otherwise the grid grows in y, whose index is the member.
     ///
     /// Returns false and changes nothing if the group would be too large, if anything but the members'
-    /// addresses differs, or if two members write to the same place (the first address of each).
+    /// addresses differs, or if two members write to the same place: see [`Launch::writes`].
     pub fn join(&mut self, other: &Launch) -> bool {
         // Launches with candidates and equal arguments have equal candidates, whichever is chosen at the
         // moment.
@@ -54,7 +69,9 @@ impl Launch {
         }
         true
     }
-    /// The slots that the members of the group write to: the first address of each.
+    /// The first slot that each member of the group writes: y or dx. That is enough to see two members that
+    /// write to the same place. The other results (pre-activation, mask, channel statistics) are buffers that
+    /// the plan places for one instruction alone, while several instructions may add to the same dx.
     pub fn writes(&self) -> impl Iterator<Item = Slot> {
         let members = self
             .args

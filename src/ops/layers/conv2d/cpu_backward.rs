@@ -109,8 +109,8 @@ impl<R: Real> Masked<'_, R> {
     }
 }
 
-/// `dx[n,h,w,c] = sum_{r,s,k} dz[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,r,s,c]`: one gathered
-/// product per phase.
+/// `dx[n,h,w,c] = sum_{r,s,k} dz[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,r,s,c]`, over the taps whose
+/// divisions are exact and give a pixel of dz: one gathered product per phase.
 fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], dx: Grad<R>) {
     pack_phases(d, w, panels);
     let panels = &*panels;

@@ -1,7 +1,7 @@
 //! The convolution's forward pass on the CPU: a gathered product of windows with packed filters, and the
 //! epilogue behind it.
 
-use super::geometry::{Axis, Dims, Epilogue};
+use super::geometry::{Axis, Dims, Epilogue, MAX_TAPS};
 use crate::device::cpu::channels::add;
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Rows, Split, even_grain, for_parts};
@@ -14,10 +14,6 @@ use std::ops::Range;
 /// Elements of input that a pass over all panels should find in the second-level cache: half a megabyte of
 /// f32.
 const PASS_ELEMS: usize = 1 << 17;
-
-/// Most filter rows (or rows of taps of a phase) of a gathered product. The largest filter of our networks
-/// has 7: that of a stem.
-const MAX_TAPS: usize = 16;
 
 /// Images that a worker takes at once. With 2x2 output pixels a product has one row for each image, so that
 /// 16 images fill one tile of 12 rows and a rest of 4.

@@ -10,6 +10,10 @@ use crate::ops::layers::activation::Act;
 use crate::tensor::Shape;
 use std::ops::Range;
 
+/// Most rows, and most columns, of a filter. The CPU's gathered product has a fixed array of so many runs,
+/// and the tensor maps of wgmma hold no more. The largest filter of our networks has 7: that of a stem.
+pub const MAX_TAPS: usize = 16;
+
 /// All sizes of one convolution.
 #[derive(Clone, Copy)]
 pub struct Dims {
@@ -129,7 +133,8 @@ impl Axis {
 
 /// One residue class of input pixels: those that the same subset of filter taps reaches. Stride 1 has a
 /// single phase, stride 2 has four; together they visit every tap exactly once, so a strided input gradient
-/// wastes no multiply-add.
+/// multiplies none of the zeros that the stride would put between the pixels of dz. (Zeros of padding are
+/// another matter: the CPU skips them, the kernels multiply them.)
 pub struct Phase {
     /// First input row and column of the class.
     pub h0: usize,

@@ -1,7 +1,7 @@
 //! The convolution's kernels for compute capability 9.0 (wgmma fed by TMA): which products they compute,
 //! which tiles a launch can choose from, and the tensor maps.
 
-use super::geometry::Dims;
+use super::geometry::{Dims, MAX_TAPS};
 use crate::device::gpu::Kernel;
 use crate::device::gpu::launch::{Candidate, KernelArg};
 use crate::device::gpu::target::Target;
@@ -21,8 +21,7 @@ const FILTER_ROWS: u32 = 64;
 /// kernels/lib/conv_wgmma_stats.cuh.
 pub const STATS_ROWS: usize = 64;
 
-/// Most taps of a filter's side, and the largest stride that a tensor map holds.
-const MAX_TAPS: usize = 16;
+/// The largest stride that a tensor map holds. It holds [`MAX_TAPS`] taps of a filter's side.
 const MAX_STRIDE: usize = 8;
 
 /// One tile of the kernels, and the cycles that a multiprocessor spends on it: a forecast that no card has
@@ -291,7 +290,7 @@ mod tests {
         assert!(refuses(Dims { k: 96, ..good }));
         assert!(refuses(Dims { r: 17, ..good }), "a filter larger than a map's 16 taps");
         assert!(refuses(Dims { pad: 3, ..good }), "windows of padding alone");
-        assert!(refuses(Dims { n: 1 << 23, ..good }), "2^32 elements");
+        assert!(refuses(Dims { n: 1 << 23, ..good }), "2^35 elements of x and 2^36 of y");
         let strided = dims(2, 8, [64, 128], 3, 2);
         assert!(takes(strided, Elem::Bf16, h200()));
         assert!(Product::input_gradient(&good, Elem::Bf16, &h200()).is_some());

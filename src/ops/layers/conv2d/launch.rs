@@ -30,9 +30,11 @@ struct Tile {
 }
 
 impl Tile {
-    /// The largest tile that still gives every multiprocessor a block, for `batches` products at once:
-    /// 128x128 reads each operand half as often as 64x64, where a block may have its 108 KB of shared memory.
-    /// A narrow product gets a narrow tile, which wastes less of it.
+    /// The tile of a product, for `batches` products in one launch. At most 32 columns always take 128x32,
+    /// and at most 64 rows always 64x64, which waste less of a narrow or low product. Others take the largest
+    /// of 128x128 (128x64 up to 64 columns), 128x64 and 64x64 that fits the shared memory of a block and
+    /// still gives every multiprocessor a block; the last one needs neither. A large tile reads each operand
+    /// less often. The members of a grouped launch are not counted.
     fn of(rows: usize, columns: usize, batches: usize, target: &Target) -> Tile {
         let tile = |rows, columns| Tile { rows, columns };
         let fits = |t: &Tile| t.shared_bytes() <= target.shared_bytes;
@@ -77,8 +79,8 @@ impl Parts {
         let pixels_each = pixels.div_ceil(count).next_multiple_of(64);
         Parts { count: pixels.div_ceil(pixels_each), pixels: pixels_each }
     }
-    /// Of a weight gradient: enough for two blocks on each multiprocessor, as many as its shared memory
-    /// holds.
+    /// Of a weight gradient: enough for two blocks on each multiprocessor, as many as fit its shared memory
+    /// with tiles of 128x128. More blocks of the smaller tiles would fit.
     fn of_wgrad(d: &Dims, target: &Target) -> (Tile, Parts) {
         let pixels = d.outputs();
         let tile = Tile::of(d.k, d.depth(), (pixels / PART_PIXELS).max(1), target);
@@ -96,10 +98,11 @@ impl Parts {
 /// Most channels of a block of a bias gradient; its 256 threads share the pixels of these channels.
 const DBIAS_CHANNELS: usize = 64;
 
-/// Scratch buffers of backward: partial sums of dw and of dbias, and dz.
-const WGRAD_PARTS: usize = 0;
-const DBIAS_PARTS: usize = 1;
-pub const DZ: usize = 2;
+/// The scratch buffers of backward on a GPU: partial sums of dw, partial sums of db, and dz. The CPU has two
+/// others (`signature` in mod.rs): 0 holds the packed filters of dx, 1 the partial sums of dw.
+const SCRATCH_DW: usize = 0;
+const SCRATCH_DB: usize = 1;
+pub const SCRATCH_DZ: usize = 2;
 
 /// Pixels per partial of the channel statistics that forward can write. None if a kernel that cannot write
 /// them and a pass over the output take less time together.
@@ -127,7 +130,8 @@ pub fn extents(
     let (_, parts) = Parts::of_wgrad(d, target);
     let reals = |needed: bool, n: usize| Extent::Reals(if needed { n } else { 0 });
     let has_mask = !signature.saved.is_empty();
-    // Rows are f32 even where maps are bf16.
+    // The size of f32 for rows: those that come from f32 rows are f32. Rows computed from bf16 maps are bf16
+    // (`Fusion::output_elem`) and leave half of the buffer unused.
     let elem = if d.h * d.w > 1 { target.map_dtype } else { Elem::F32 };
     signature.scratch_forward = vec![];
     signature.scratch_backward = vec![
@@ -204,8 +208,9 @@ pub fn backward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     }
 }
 
-/// `dz = dy * act'`. It is dy itself without an activation, or if the last writer of dy has applied the mask;
-/// otherwise it is written to the residual's gradient, if backward sets that one, or to scratch.
+/// `dz = dy * act'`. If backward sets the residual's gradient, dz is written there, even if it equals dy.
+/// Otherwise it is dy itself without an activation, or if the last writer of dy has applied the mask; and in
+/// all other cases it is written to scratch.
 fn output_gradient(
     d: &Dims,
     epilogue: &Epilogue,
@@ -222,7 +227,7 @@ fn output_gradient(
     if mask.is_none() {
         return Ok(dy);
     }
-    let dz = DeviceTensor { elem: dy.elem, ..l.scratch(DZ) };
+    let dz = DeviceTensor { elem: dy.elem, ..l.scratch(SCRATCH_DZ) };
     mask_gradient(d, epilogue, Some(dz), None, (dy, mask), l)?;
     Ok(dz)
 }
@@ -278,7 +283,7 @@ fn weight_gradient(
     (dw, write): (DeviceTensor, Write),
     l: &mut Launches,
 ) -> Result<()> {
-    let (x, sums) = (l.x(0), l.scratch(WGRAD_PARTS));
+    let (x, sums) = (l.x(0), l.scratch(SCRATCH_DW));
     l.expect_same("x, which has y's type", dz, x)?;
     l.expect_same("gradient of w", sums, dw)?;
     let (tile, parts) = Parts::of_wgrad(d, l.target());
@@ -298,7 +303,7 @@ fn bias_gradient(
     (db, write): (DeviceTensor, Write),
     l: &mut Launches,
 ) -> Result<()> {
-    let sums = l.scratch(DBIAS_PARTS);
+    let sums = l.scratch(SCRATCH_DB);
     l.expect_same("gradient of bias", sums, db)?;
     let parts = Parts::of_dbias(d, l.target());
     let width = d.k.min(DBIAS_CHANNELS);

@@ -9,7 +9,7 @@ use crate::ops::layers::activation::Act;
 use crate::ops::operands::{Io, Operands, Write};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_shape};
 use crate::tensor::{Elem, Real, Shape};
-use geometry::{Dims, Epilogue};
+use geometry::{Dims, Epilogue, MAX_TAPS};
 
 mod cpu_backward;
 mod cpu_forward;
@@ -27,10 +27,10 @@ mod launch;
 /// (`models::fold`).
 /// Backward: dx (reads w), dw (reads x), db and dresidual, each if it is needed. The activation's derivative
 /// comes from one saved bit per element; a frozen convolution therefore keeps neither x nor y.
-/// Errors: channel counts that differ, a filter larger than the padded image, an activation that is not
-/// piecewise linear.
+/// Errors: channel counts that differ, a filter larger than the padded image or with a side of more than 16,
+/// stride 0, an activation that is not piecewise linear.
 /// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw. These counts include
-/// those with padding, which forward and dx skip on the CPU.
+/// those with padding, which forward and dx skip on the CPU; the kernels multiply padding as zeros.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
     /// Pixels between neighbouring windows, in both directions.
@@ -62,15 +62,18 @@ impl Conv2d {
     }
     /// The shape of y.
     ///
-    /// Errors: channel counts that differ, a filter that does not fit, an activation that is not piecewise
-    /// linear.
+    /// Errors: channel counts that differ, a filter that does not fit or has a side of more than
+    /// [`MAX_TAPS`], stride 0, an activation that is not piecewise linear.
     fn output(&self, x: Shape, w: Shape) -> Result<Shape> {
         let wrong = |message: String| Err(Error::shape("conv2d", message));
         let [k, r, s, c] = w.0;
         if x.c() != c {
             return wrong(format!("x has {} channels, the filter {w} expects {c}", x.c()));
         }
-        let (stride, pad) = (self.stride, self.pad);
+        let (stride, pad, side) = (self.stride, self.pad, r.max(s));
+        if side > MAX_TAPS {
+            return wrong(format!("filter side {side}: at most {MAX_TAPS}"));
+        }
         if x.h() + 2 * pad < r || x.w() + 2 * pad < s || stride == 0 {
             return wrong(format!("filter {w} does not fit x {x} with padding {pad} and stride {stride}"));
         }
@@ -115,6 +118,7 @@ impl Operator for Conv2d {
             keeps_inputs,
             saved,
             scratch_forward: vec![Extent::Reals(cpu_forward::scratch_len(&d))],
+            // Filters of dx, sums of dw. `launch::extents` replaces both on a GPU.
             scratch_backward: vec![
                 Extent::Reals(if needs_grad(0) { cpu_backward::input_scratch_len(&d) } else { 0 }),
                 Extent::Reals(if needs_grad(1) { cpu_backward::weight_scratch_len(&d) } else { 0 }),
@@ -174,7 +178,7 @@ impl Operator for Conv2d {
         let d = self.dims(inputs[0], inputs[1], y);
         let is_linear = self.act == Act::None && !self.residual;
         let is_linear_map = is_linear && d.p * d.q > 1;
-        let act_mask = ActMask { slope: self.epilogue().slope() as f32, scratch: Some(launch::DZ) };
+        let act_mask = ActMask { slope: self.epilogue().slope() as f32, scratch: Some(launch::SCRATCH_DZ) };
         Fusion {
             act_mask: (self.act != Act::None).then_some(act_mask),
             masks_input_grad: true,
@@ -275,7 +279,7 @@ mod tests {
         ]
     }
 
-    /// Enough pixels for two and three parts of the parameters' gradients, in every tile of the weight
+    /// Enough pixels for at least two parts of the parameters' gradients, in every tile of the weight
     /// gradient.
     fn cases_of_several_parts() -> Vec<(Conv2d, Shape, usize, usize)> {
         vec![
@@ -320,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn passes_the_op_checks_on_an_h200() {
+    fn passes_the_op_checks_planned_for_an_h200() {
         check(case(cases_of_several_parts()[0]));
         check(case((FUSED, Shape::new(2, 6, 6, 16), 32, 3)));
         check(case((Conv2d { stride: 2, ..LEAKY }, Shape::new(3, 9, 8, 128), 64, 1)));
@@ -360,6 +364,8 @@ mod tests {
         all
     }
 
+    /// Every instance of `conv2d_*` is launched, and every instance of `conv2d_wgrad` by a case that cuts the
+    /// pixels into two parts or more.
     #[test]
     fn the_op_checks_reach_every_kernel_and_tile_and_several_parts() {
         let all = [cases(), cases_of_several_parts(), cases_of_whole_slabs()].concat();
@@ -372,8 +378,8 @@ mod tests {
             let its = || reached.iter().filter(|l| l.kernel.name == kernel.name);
             assert!(its().next().is_some(), "no case launches {}", kernel.name);
             let parts = its().map(|l| l.grid[2]).max();
-            let is_cut = !kernel.name.starts_with("conv2d_wgrad") || parts >= Some(2);
-            assert!(is_cut, "every case of {} has a single part", kernel.name);
+            let has_enough_parts = !kernel.name.starts_with("conv2d_wgrad") || parts >= Some(2);
+            assert!(has_enough_parts, "every case of {} has a single part", kernel.name);
         }
     }
 
@@ -398,6 +404,11 @@ mod tests {
             "conv2d: x has 3 channels, the filter [8, 3, 3, 4] expects 4"
         );
         assert!(e(Conv2d::new(1, 0), &[arg(1, 2, 4, 3), arg(8, 3, 3, 3)]).contains("does not fit"));
+        assert!(e(Conv2d::new(0, 1), &[arg(1, 4, 4, 3), arg(8, 3, 3, 3)]).contains("stride 0"));
+        assert_eq!(
+            e(Conv2d::new(1, 8), &[arg(1, 20, 20, 3), arg(8, 3, 17, 3)]),
+            "conv2d: filter side 17: at most 16"
+        );
         assert!(
             e(Conv2d { act: Act::Tanh, ..Conv2d::new(1, 1) }, &[arg(1, 4, 4, 3), arg(8, 3, 3, 3)])
                 .contains("cannot be fused")
