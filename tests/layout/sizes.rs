@@ -25,7 +25,7 @@ fn functions(code: &str) -> Vec<(usize, String, usize)> {
         let ends = |l: &&str| indent(l) == indent(line) && (l.trim() == "}" || l.trim_end().ends_with(';'));
         let is_one_line = line.trim_end().ends_with('}') || line.trim_end().ends_with(';');
         let length =
-            if is_one_line { 0 } else { lines[i + 1..].iter().position(|l| ends(&l)).unwrap_or(0) + 1 };
+            if is_one_line { 0 } else { lines[i + 1..].iter().position(|l| ends(l)).unwrap_or(0) + 1 };
         found.push((i + 1, name.to_string(), length + 1));
     }
     found
