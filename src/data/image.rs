@@ -76,7 +76,7 @@ impl<'a> Encoded<'a> {
         Encoded::new(read(path, MAX_BYTES)?, path)
     }
 
-    /// Decodes at least the first `rows` rows to RGBX. Only a JPEG that [`jpeg::shorten`] can shorten is
+    /// Decodes at least the first `rows` rows to RGBX. Only a JPEG that `jpeg::shorten` can shorten is
     /// decoded in part. `buffer` is reused for the pixels.
     ///
     /// Errors: a file that is damaged or ends early.

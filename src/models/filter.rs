@@ -22,7 +22,7 @@ pub struct Filter {
     pub expand_bias: TensorId,
 }
 
-/// A channel's gain is `GAIN * sigmoid(...)` *[ours]*. With zero biases and small weights it starts near one,
+/// A channel's gain is `GAIN * sigmoid(...)` *(ours)*. With zero biases and small weights it starts near one,
 /// so a filter begins as the identity; the published sigmoid alone would begin by halving the features that
 /// the teacher expects.
 pub const GAIN: f32 = 2.0;

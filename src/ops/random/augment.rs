@@ -14,7 +14,7 @@ use std::ops::Range;
 
 /// `y[i] = mix(s_i, s_j)`, where j is another sample of the batch.
 ///
-/// `s_i` is x[i], shifted by up to `max_shift` pixels in each direction (`fill` moves in), then mirrored left
+/// `s_i` is `x[i]`, shifted by up to `max_shift` pixels in each direction (`fill` moves in), then mirrored left
 /// to right with probability `flip`. With probability `mix_max`, `mix` is the elementwise maximum of the two;
 /// with probability `cutmix`, it is s_i with a random rectangle of s_j pasted in, of up to half the height
 /// and width; otherwise it is s_i.

@@ -28,7 +28,7 @@ pub struct Archive<R = BufReader<File>> {
 }
 
 impl Archive {
-    /// Opens an npz whose arrays take at most [`MAX_BYTES`].
+    /// Opens an npz whose arrays take at most `MAX_BYTES`.
     ///
     /// Errors: no zip, other entries than arrays, one name for two arrays, too many bytes.
     pub fn open(path: impl AsRef<Path>) -> Result<Archive> {
@@ -126,7 +126,7 @@ impl<R: Read + Seek> Archive<R> {
 
     /// Reads the metadata; it is empty when the file has none.
     ///
-    /// Errors: anything but a JSON object of at most [`MAX_META_BYTES`] in a one-dimensional uint8 array.
+    /// Errors: anything but a JSON object of at most `MAX_META_BYTES` in a one-dimensional uint8 array.
     pub fn meta(&mut self) -> Result<Meta> {
         if !self.names.contains_key(META) {
             return Ok(Meta::new());

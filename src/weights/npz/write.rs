@@ -17,7 +17,7 @@ use crate::weights::tensors::Tensors;
 
 /// Writes `tensors` and their metadata to `path`, atomically. The same tensors give the same bytes.
 ///
-/// Errors: numbers that are not finite, more than [`MAX_BYTES`], a failed write.
+/// Errors: numbers that are not finite, more than `MAX_BYTES`, a failed write.
 pub fn save(path: impl AsRef<Path>, tensors: &Tensors) -> Result<()> {
     let arrays: Vec<Array> =
         tensors.iter().map(|(name, t)| Array { name, shape: &t.shape, elems: Elems::F32(&t.data) }).collect();
@@ -40,7 +40,7 @@ pub enum Elems<'a> {
 /// same bytes.
 ///
 /// Errors: arrays that [`super::Archive`] would not read back (a shape that does not hold the elements,
-/// numbers that are not finite, more than [`MAX_BYTES`] together), a failed write.
+/// numbers that are not finite, more than `MAX_BYTES` together), a failed write.
 pub fn write(path: impl AsRef<Path>, arrays: &[Array], meta: &Meta, method: CompressionMethod) -> Result<()> {
     let path = path.as_ref();
     check(path, arrays)?;

@@ -17,8 +17,7 @@ mod geometry;
 mod hopper;
 mod launch;
 
-/// `y[n,p,q,k] = act( b[k] + residual[n,p,q,k]
-/// + sum_{r,s,c} w[k,r,s,c] * x[n, p*stride - pad + r, q*stride - pad + s, c] )`
+/// `y[n,p,q,k] = act(b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] x[n, p stride - pad + r, q stride - pad + s, c])`
 ///
 /// Shapes: x `[n, h, w, c]`, w `[k, r, s, c]`, then, if declared, bias `[1, 1, 1, k]` and residual
 /// `[n, p, q, k]`; y `[n, p, q, k]` with `p = (h + 2 pad - r) / stride + 1`. A linear layer is
