@@ -6,13 +6,13 @@
 //! roof is the least time that 790 TFLOP/s and 4.3 TB/s (assumed for an H200, see below) allow, divided by
 //! the time. `emu` runs tiny shapes once, to show that the bench runs.
 
-#[path = "common/lab.rs"]
-mod lab;
+#[path = "common/rungs.rs"]
+mod rungs;
 
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::{Error, Result};
 use dfka_engine::tensor::Elem;
-use lab::{H200, Problem, RUNGS};
+use rungs::{H200, Problem, RUNGS};
 
 /// Written before each launch: five times an H200's L2.
 const FLUSH_BYTES: usize = 256 << 20;

@@ -2,9 +2,9 @@
 //! of a convolution: grouped launches, rows that fill no whole number of tiles, and every order of a block's
 //! threads. Runs on the emulator.
 
-#[path = "../../benches/common/lab.rs"]
+#[path = "../../benches/common/rungs.rs"]
 #[allow(dead_code)] // the bench uses more of it
-mod lab;
+mod rungs;
 
 use crate::common::skipped;
 use dfka_engine::device::gpu::Gpu;
@@ -12,7 +12,7 @@ use dfka_engine::device::gpu::emu::Emu;
 use dfka_engine::device::gpu::machine::Machine;
 use dfka_engine::device::{Slot, StepState};
 use dfka_engine::tensor::Elem;
-use lab::{Operands, Problem, RUNGS, SLOPE, STATS_ROWS};
+use rungs::{Operands, Problem, RUNGS, SLOPE, STATS_ROWS};
 
 /// Numbers from -1 to 1 that are exact in bf16.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
