@@ -24,8 +24,7 @@ fn functions(code: &str) -> Vec<(usize, String, usize)> {
         let name = words.get(at + 1).map_or("", |w| w.split(['(', '<']).next().unwrap());
         let ends = |l: &&str| indent(l) == indent(line) && (l.trim() == "}" || l.trim_end().ends_with(';'));
         let is_one_line = line.trim_end().ends_with('}') || line.trim_end().ends_with(';');
-        let length =
-            if is_one_line { 0 } else { lines[i + 1..].iter().position(|l| ends(l)).unwrap_or(0) + 1 };
+        let length = if is_one_line { 0 } else { lines[i + 1..].iter().position(ends).unwrap_or(0) + 1 };
         found.push((i + 1, name.to_string(), length + 1));
     }
     found
