@@ -16,7 +16,7 @@ INSTANCE(statistics_loss_fwd_sums<bf16, 8>)
 INSTANCE(statistics_loss_fwd_sums<bf16, 1>)
 
 // Folds the chunks. coefficients [3][c]: shift (unchanged), variance, and the mean minus the shift.
-KERNEL(256) statistics_loss_fwd_moments(float* RESTRICT coefficients, const float* RESTRICT parts, i64 pixels, int c, int chunks) {
+KERNEL(256) statistics_loss_fwd_coefficients(float* RESTRICT coefficients, const float* RESTRICT parts, i64 pixels, int c, int chunks) {
     SHARED(double, scratch, FOLD_SCRATCH);
     double sums[2];
     fold_parts(sums, parts, c, chunks, scratch);
@@ -24,7 +24,7 @@ KERNEL(256) statistics_loss_fwd_moments(float* RESTRICT coefficients, const floa
     const int i = fold_channel();
     mean_and_variance(coefficients[2 * c + i], coefficients[c + i], sums, pixels);
 }
-INSTANCE(statistics_loss_fwd_moments)
+INSTANCE(statistics_loss_fwd_coefficients)
 
 // loss [1], in one block. coefficients [3][c] become shift, slope and offset, with du = dloss * (slope * (u -
 // shift) + offset).

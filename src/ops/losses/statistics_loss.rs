@@ -115,7 +115,7 @@ impl Operator for StatisticsLoss {
         let coefficients = if l.saves() { l.saved(0) } else { l.scratch(1) };
         let chunks = sum_channel_stats(l, "statistics_loss_fwd_sums", parts, coefficients)?;
         let args = [coefficients.into(), parts.into(), pixels(shape), c.into(), (chunks as i32).into()];
-        l.launch("statistics_loss_fwd_moments", fold_blocks(shape.c()), THREADS, 0, args)?;
+        l.launch("statistics_loss_fwd_coefficients", fold_blocks(shape.c()), THREADS, 0, args)?;
         let args = [
             l.y(0).into(),
             coefficients.into(),
