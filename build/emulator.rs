@@ -36,19 +36,29 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static=dfka_emu");
     println!("cargo:rustc-link-lib=dylib=stdc++");
-    // rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing: name the runtimes.
-    // As link arguments and not as libraries, because another library would make rustc drop its incremental
-    // results.
-    for sanitizer in sanitizers {
-        let library = match sanitizer {
-            "address" => "asan",
-            "thread" => "tsan",
-            "undefined" => "ubsan",
-            other => panic!("DFKA_EMU_SANITIZE: expected address, undefined or thread, found {other}"),
-        };
-        println!("cargo:rustc-link-arg=-l{library}");
+    if !sanitizers.is_empty() {
+        link_sanitizers(&sanitizers, out);
     }
     true
+}
+
+/// Links the sanitizers' runtimes: rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing.
+///
+/// They come through a linker script of one name for all of them. As libraries of their own names they would change the
+/// arguments of rustc, which then drops its incremental results; as link arguments they would stand behind libc, where
+/// their interceptors find nothing to call.
+fn link_sanitizers(sanitizers: &[&str], out: &Path) {
+    let libraries: Vec<&str> = sanitizers
+        .iter()
+        .map(|sanitizer| match *sanitizer {
+            "address" => "-lasan",
+            "thread" => "-ltsan",
+            "undefined" => "-lubsan",
+            other => panic!("DFKA_EMU_SANITIZE: expected address, undefined or thread, found {other}"),
+        })
+        .collect();
+    write(&out.join("libdfka_sanitizers.so"), format!("INPUT({})\n", libraries.join(" ")));
+    println!("cargo:rustc-link-lib=dylib=dfka_sanitizers");
 }
 
 /// Compiles all sources that have no object yet, and makes `libdfka_emu.a` of all objects.
