@@ -42,11 +42,12 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
     true
 }
 
-/// Links the sanitizers' runtimes: rustc links with -nodefaultlibs, where -fsanitize as a link argument adds nothing.
+/// Links the sanitizers' runtimes. rustc links with -nodefaultlibs, where -fsanitize as a link argument adds
+/// nothing, so the runtimes must be named.
 ///
-/// They come through a linker script of one name for all of them. As libraries of their own names they would change the
-/// arguments of rustc, which then drops its incremental results; as link arguments they would stand behind libc, where
-/// their interceptors find nothing to call.
+/// One linker script, whose name is the same for all sanitizers, names them. Named one by one as libraries they
+/// would change the arguments of rustc, which would then drop its incremental results. As link arguments they
+/// would follow libc, and their interceptors would find no function to call.
 fn link_sanitizers(sanitizers: &[&str], out: &Path) {
     let libraries: Vec<&str> = sanitizers
         .iter()
