@@ -8,8 +8,12 @@ use crate::ops::operands::Write;
 use crate::ops::operator::Operator;
 use std::ops::Range;
 
-/// Elements of each input that are moved alone.
+/// Elements of each input that are moved alone, at most. Each takes two forward passes.
 const SAMPLE: usize = 24;
+
+/// Multiply-accumulates that the passes of one input's sample may take: an expensive op gets a smaller sample
+/// (of three elements at least), because the random direction below reaches all elements with two passes.
+const SAMPLE_MACS: u64 = 4_000_000;
 
 /// How far a single element is moved.
 const ELEMENT_STEP: f64 = 1e-5;
@@ -48,11 +52,13 @@ impl<O: Operator> GradientCheck<'_, O> {
     /// A sample of the elements of each input, one at a time: shows which element is wrong, and sees no
     /// others.
     pub fn of_elements(&self) {
+        let affordable = SAMPLE_MACS / (2 * self.case.signature().macs_forward).max(1);
+        let sample = (affordable as usize).clamp(3, SAMPLE);
         for (i, gradient) in self.result.gradients() {
             let (n, grad) = (gradient.values.len(), &gradient.values);
-            let last = n.clamp(2, SAMPLE).saturating_sub(1);
+            let last = n.clamp(2, sample).saturating_sub(1);
             let scale = grad.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
-            for e in (0..n.min(SAMPLE)).map(|k| k * (n - 1) / last) {
+            for e in (0..n.min(sample)).map(|k| k * (n - 1) / last) {
                 let mut moved = self.inputs.to_vec();
                 moved[i][e] = self.inputs[i][e] + ELEMENT_STEP;
                 let above = self.loss(&moved).0;
