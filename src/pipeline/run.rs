@@ -48,8 +48,8 @@ impl Amalgamated<'_> {
     }
 }
 
-/// Trains everything that `spec` asks for: the student, and one more for each baseline. Files go to the folder
-/// `out`, which is made if it is not there.
+/// Trains everything that `spec` asks for: the student, and one more for each baseline. Files go to the
+/// folder `out`, which is made if it is not there.
 ///
 /// Errors: see [`Session::open`] and [`Session::train`]; a collapsed generator.
 pub fn run<'o>(
@@ -61,7 +61,6 @@ pub fn run<'o>(
 ) -> Result<Amalgamated<'o>> {
     let began = Instant::now();
     let fingerprint = fingerprint::of_run(spec, &inputs.hashes)?;
-    std::fs::create_dir_all(out).map_err(|e| Error::io("make the output folder", out, e))?;
     let mut session = Session::open(out, resume, fingerprint, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
         name: spec.name.clone(),

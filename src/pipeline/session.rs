@@ -48,10 +48,11 @@ pub struct Session<'o> {
 }
 
 impl<'o> Session<'o> {
-    /// Starts a run in the folder `out`, or with `resume` continues it from the checkpoint there, if there is
-    /// one.
+    /// Starts a run in the folder `out`, which is made if it is not there, or with `resume` continues it from
+    /// the checkpoint there, if there is one.
     ///
-    /// Errors: with `resume`, damaged checkpoints, or one of another `fingerprint`.
+    /// Errors: a folder that cannot be made; with `resume`, damaged checkpoints, or one of another
+    /// `fingerprint`.
     pub fn open(
         out: &Path,
         resume: bool,
@@ -59,6 +60,7 @@ impl<'o> Session<'o> {
         checkpoint_seconds: f32,
         observer: &'o mut dyn Observer,
     ) -> Result<Session<'o>> {
+        std::fs::create_dir_all(out).map_err(|e| Error::io("make the output folder", out, e))?;
         let mut session = Session {
             out: out.into(),
             observer,

@@ -12,7 +12,8 @@ use std::ops::Range;
 const SAMPLE: usize = 24;
 
 /// Multiply-accumulates that the passes of one input's sample may take: an expensive op gets a smaller sample
-/// (of three elements at least), because the random direction below reaches all elements with two passes.
+/// (of three elements at least), because the random direction below reaches all elements with two passes, or
+/// four.
 const SAMPLE_MACS: u64 = 4_000_000;
 
 /// How far a single element is moved.
