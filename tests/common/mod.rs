@@ -151,7 +151,6 @@ impl Lab {
     }
 
     pub fn run_spec(&self, out: &str, spec: &RunSpec) -> Result<Summary> {
-        std::fs::create_dir_all(self.path(out)).unwrap();
         run(spec, &self.path(out), false, &mut Silent)
     }
 

@@ -43,7 +43,6 @@ fn students(lab: &Lab, out: &str) -> Vec<Vec<u8>> {
 }
 
 fn go(lab: &Lab, spec: &RunSpec, out: &str, resume: bool, steps: i64) -> (Option<u8>, String, Vec<String>) {
-    fs::create_dir_all(lab.path(out)).unwrap();
     let mut observer = StopAfter::new(steps);
     let done = run(spec, &lab.path(out), resume, &mut observer);
     let (code, text) = match done {

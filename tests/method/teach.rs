@@ -73,7 +73,6 @@ fn train(lab: &Lab, out: &str, data: &str, sets: &[&str], stops: &[usize]) -> (T
     fs::write(lab.path("t.toml"), format!("{CONFIG}{data}\n")).unwrap();
     let sets: Vec<Override> = sets.iter().map(|s| Override::set(s).unwrap()).collect();
     let spec = config::load_teach(&lab.path("t.toml"), &sets).unwrap().spec;
-    fs::create_dir_all(lab.path(out)).unwrap();
     let mut losses = Vec::new();
     for (i, stop_after) in stops.iter().enumerate() {
         let mut watch = Watch { losses: vec![], stop_after: *stop_after };
@@ -307,7 +306,6 @@ fn coco_trains_a_teacher_and_what_does_not_fit_is_refused() {
         let spec = config::load_teach(&lab.path("t.toml"), &sets).unwrap().spec;
         teach(&spec, &lab.path("fails"), false, &mut Watch { losses: vec![], stop_after: 9 }).unwrap_err()
     };
-    fs::create_dir_all(lab.path("fails")).unwrap();
     let e = fail(&format!("labels = ['dragon']\n{}", voc()), &["image_size=32"]);
     assert!(e.exit_code() == 4 && e.to_string().contains("dragon"), "{e}");
     let e = fail(NPZ, &["image_size=32"]);
