@@ -106,8 +106,9 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K>
             (true, 16, _) => self.sweep::<12>(Vectors::<S, 2>(simd)),
             (true, 8, 16) => self.sweep::<6>(Vectors::<S, 2>(simd)),
             (true, 8, _) => self.sweep::<3>(Vectors::<S, 4>(simd)),
-            (_, _, 16) => self.sweep::<4>(Plain::<16>),
-            _ => self.sweep::<4>(Plain::<32>),
+            (true, _, 16) => self.sweep::<4>(Plain::<16>),
+            (true, _, _) => self.sweep::<4>(Plain::<32>),
+            (false, _, lanes) => self.sweep::<12>(Doubles { lanes }),
         }
     }
 }
@@ -191,7 +192,7 @@ impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
     }
 }
 
-/// Products in plain arithmetic, with `N` lanes: f64, and f32 on machines without vector units.
+/// Products in plain arithmetic, with `N` lanes: f32 on machines without vector units.
 struct Plain<const N: usize>;
 
 impl<R: Real, const N: usize> Product<R> for Plain<N> {
@@ -211,5 +212,54 @@ impl<R: Real, const N: usize> Product<R> for Plain<N> {
             }
         }
         out[..P * N].copy_from_slice(acc.as_flattened());
+    }
+}
+
+/// Products in f64, with which tests check those in f32. A library computes them, because a build without
+/// optimisation optimises its dependencies: in plain loops they took three quarters of the 189 s that
+/// `cargo test --lib conv2d` took.
+struct Doubles {
+    lanes: usize,
+}
+
+impl<R: Real> Product<R> for Doubles {
+    fn tile<const P: usize>(&self, a: &Gather<R>, offset: [usize; P], b: &[R], out: &mut [R]) {
+        let (n, len) = (self.lanes, a.len);
+        check_bounds(a, &offset, b, n);
+        let (x, b): (&[f64], &[f64]) = (bytemuck::cast_slice(a.x), bytemuck::cast_slice(b));
+        let out = &mut bytemuck::cast_slice_mut::<R, f64>(out)[..P * n];
+        out.fill(0.0);
+        let mut left = vec![0.0; P * len];
+        for (g, run) in a.runs.iter().enumerate().filter(|_| len > 0) {
+            for (row, at) in left.chunks_exact_mut(len).zip(offset) {
+                let from = &x[at + run..];
+                match a.step {
+                    1 => row.copy_from_slice(&from[..len]),
+                    step => row.iter_mut().zip(from.iter().step_by(step)).for_each(|(to, v)| *to = *v),
+                }
+            }
+            let right = &b[(a.b_first + g * a.b_step) * n..][..len * n];
+            let (depth, columns) = (len as isize, n as isize);
+            // SAFETY: `left` holds P rows of `len` elements, `right` `len` rows of `n`, and `out` P rows of
+            // `n`; all are contiguous.
+            unsafe {
+                matrixmultiply::dgemm(
+                    P,
+                    len,
+                    n,
+                    1.0,
+                    left.as_ptr(),
+                    depth,
+                    1,
+                    right.as_ptr(),
+                    columns,
+                    1,
+                    1.0,
+                    out.as_mut_ptr(),
+                    columns,
+                    1,
+                );
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::device::memory::{Buffer, Slot, Space};
 use crate::device::step_state::StepState;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
+use half::slice::HalfFloatSliceExt;
 use std::ops::Range;
 
 /// Bytes of the ring to which steps write their metrics: 256 steps of 64 metrics.
@@ -339,16 +340,16 @@ impl Machine {
     ///
     /// Errors: as [`Machine::write`].
     pub fn read(&self, slot: Slot, elem: Elem) -> Result<Vec<f32>> {
-        let mut bytes = vec![0u8; slot.bytes];
-        self.read_bytes(slot, &mut bytes)?;
-        Ok(match elem {
-            Elem::F32 => {
-                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
+        let mut values = vec![0.0f32; slot.bytes / elem.bytes()];
+        match elem {
+            Elem::F32 => self.read_bytes(slot, bytemuck::cast_slice_mut(&mut values))?,
             Elem::Bf16 => {
-                bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+                let mut halves = vec![half::bf16::ZERO; values.len()];
+                self.read_bytes(slot, bytemuck::cast_slice_mut(&mut halves))?;
+                halves.convert_to_f32_slice(&mut values);
             }
-        })
+        }
+        Ok(values)
     }
 }
 

@@ -415,25 +415,33 @@ mod tests {
         case.map(4, |v| v.abs() + 0.1).frozen(3).frozen(4)
     }
 
-    #[test]
-    fn passes_the_op_checks() {
+    /// Every statistic and activation, of maps of these shapes.
+    fn check_all(shapes: &[Shape]) {
         for act in [Act::None, Act::Relu, Act::LeakyRelu(0.2)] {
-            for x in [
-                Shape::new(2, 1, 1, 1),
-                Shape::new(3, 5, 7, 11),
-                Shape::new(1, 9, 8, 16),
-                // 35 chunks of pixels on a device, more than a fold has threads per channel.
-                Shape::new(5, 13, 17, 31),
-                Shape::rows(67, 64),
-                // Packs of channels, with two chunks of pixels and with two slabs of 17 and 16 packs.
-                Shape::new(2, 13, 11, 32),
-                Shape::new(2, 3, 5, 264),
-            ] {
-                check(case(op(Stats::Batch, act), x));
-                check(case(op(Stats::Running, act), x));
+            for x in shapes {
+                check(case(op(Stats::Batch, act), *x));
+                check(case(op(Stats::Running, act), *x));
             }
         }
+    }
+
+    #[test]
+    fn passes_the_op_checks() {
+        check_all(&[Shape::new(2, 1, 1, 1), Shape::new(3, 5, 7, 11), Shape::new(1, 9, 8, 16)]);
         check(case(op(Stats::Running, Act::Relu), Shape::vector(5)));
+    }
+
+    #[test]
+    #[cfg_attr(debug_assertions, ignore = "slow without optimisation: cargo test --release --lib batch_norm")]
+    fn passes_the_op_checks_of_several_chunks_and_packs() {
+        check_all(&[
+            // 35 chunks of pixels on a device, more than a fold has threads per channel.
+            Shape::new(5, 13, 17, 31),
+            Shape::rows(67, 64),
+            // Packs of channels, with two chunks of pixels and with two slabs of 17 and 16 packs.
+            Shape::new(2, 13, 11, 32),
+            Shape::new(2, 3, 5, 264),
+        ]);
     }
 
     #[test]

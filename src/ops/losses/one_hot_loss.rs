@@ -164,17 +164,20 @@ mod tests {
             let (n, labels) = (shape.n(), shape.c());
             let at = |i: usize, c: usize| x[0][i * labels + c];
             let mut sum = 0.0;
-            for (i, c) in (0..n).flat_map(|i| (0..labels).map(move |c| (i, c))) {
-                let y = 1.0 / (1.0 + (-at(i, c)).exp());
-                let present = match targets {
-                    PseudoLabels::Threshold => y >= 0.5,
-                    PseudoLabels::Balanced { share } => {
-                        let before = |j| at(j, c) > at(i, c) || (at(j, c) == at(i, c) && j < i);
-                        let rank = (0..n).filter(|j| before(*j)).count();
-                        rank < ((f64::from(share) * n as f64).round() as usize).max(1)
-                    }
-                };
-                sum -= if present { y.ln() } else { (1.0 - y).ln() };
+            for c in 0..labels {
+                // The samples by falling prediction; the sort is stable, so ties keep their order.
+                let mut order: Vec<usize> = (0..n).collect();
+                order.sort_by(|i, j| at(*j, c).partial_cmp(&at(*i, c)).expect("no NaN"));
+                for (rank, i) in order.into_iter().enumerate() {
+                    let y = 1.0 / (1.0 + (-at(i, c)).exp());
+                    let present = match targets {
+                        PseudoLabels::Threshold => y >= 0.5,
+                        PseudoLabels::Balanced { share } => {
+                            rank < ((f64::from(share) * n as f64).round() as usize).max(1)
+                        }
+                    };
+                    sum -= if present { y.ln() } else { (1.0 - y).ln() };
+                }
             }
             vec![vec![sum / (n * labels) as f64]]
         }

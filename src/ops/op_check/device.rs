@@ -20,6 +20,7 @@ use crate::ops::launch::launches::Launches;
 use crate::ops::operands::{Operands, Write};
 use crate::ops::operator::{OperandInfo, Operator, Signature};
 use crate::tensor::{Elem, Shape};
+use half::slice::HalfFloatSliceExt;
 
 /// How one run of a case stores its operands.
 #[derive(Clone)]
@@ -186,11 +187,15 @@ impl<O: Operator> DeviceRun<'_, O> {
         self.machine.write(slot, &vec![POISON; slot.bytes])
     }
     fn store(&self, slot: Slot, elem: Elem, values: &[f64]) -> Result<()> {
-        let bytes: Vec<u8> = match elem {
-            Elem::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
-            Elem::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v as f32).to_le_bytes()).collect(),
-        };
-        self.machine.write(slot, &bytes)
+        let f32s: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+        match elem {
+            Elem::F32 => self.machine.write(slot, bytemuck::cast_slice(&f32s)),
+            Elem::Bf16 => {
+                let mut halves = vec![half::bf16::ZERO; f32s.len()];
+                halves.convert_from_f32_slice(&f32s);
+                self.machine.write(slot, bytemuck::cast_slice(&halves))
+            }
+        }
     }
     fn load(&self, slot: Slot, elem: Elem) -> Result<Vec<f64>> {
         Ok(self.machine.read(slot, elem)?.into_iter().map(f64::from).collect())

@@ -68,6 +68,9 @@ impl Layout {
         let mut gaps = bytes.to_vec();
         let slots = || self.slots.iter().filter(|s| s.slot.space == space);
         slots().for_each(|s| gaps[s.slot.offset..s.slot.offset + s.slot.bytes].fill(gap));
+        if gaps == vec![gap; gaps.len()] {
+            return None; // one memcmp, which is fast in a build without optimisation too
+        }
         let at = gaps.iter().position(|b| *b != gap)?;
         let end = |s: &Labelled| s.slot.offset + s.slot.bytes;
         let place = match slots().filter(|s| end(s) <= at).max_by_key(|s| end(s)) {

@@ -268,7 +268,12 @@ mod tests {
             (Conv2d { pad: 1, ..LEAKY }, Shape::new(1, 4, 4, 5), 19, 3),
             (Conv2d::linear(), Shape::rows(5, 37), 10, 1),
             (Conv2d { act: Act::Relu, ..Conv2d::linear() }, Shape::rows(67, 16), 4, 1),
-            // Every tile of the kernels with mma, and both ways to load each operand.
+        ]
+    }
+
+    /// Every tile of the kernels with mma, and both ways to load each operand.
+    fn cases_of_every_tile() -> Vec<(Conv2d, Shape, usize, usize)> {
+        vec![
             (Conv2d { stride: 2, ..FUSED }, Shape::new(3, 9, 8, 24), 136, 3),
             (Conv2d::new(2, 1), Shape::new(6, 9, 8, 72), 16, 3),
             (FUSED, Shape::new(2, 9, 9, 40), 40, 3),
@@ -311,18 +316,28 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(debug_assertions, ignore = "slow without optimisation: cargo test --release --lib conv2d")]
+    fn passes_the_op_checks_with_every_tile() {
+        let two = two_multiprocessors(Elem::F32);
+        cases_of_every_tile().into_iter().for_each(|c| check(case(c).on_targets(&[two])));
+    }
+
+    #[test]
+    #[cfg_attr(debug_assertions, ignore = "slow without optimisation: cargo test --release --lib conv2d")]
     fn passes_the_op_checks_with_several_parts() {
         let two = two_multiprocessors(Elem::F32);
         cases_of_several_parts().into_iter().for_each(|c| check(case(c).on_targets(&[two])));
     }
 
     #[test]
+    #[cfg_attr(debug_assertions, ignore = "slow without optimisation: cargo test --release --lib conv2d")]
     fn passes_the_op_checks_with_whole_slabs() {
         let two = two_multiprocessors(Elem::F32);
         cases_of_whole_slabs().into_iter().for_each(|c| check(case(c).on_targets(&[two])));
     }
 
     #[test]
+    #[cfg_attr(debug_assertions, ignore = "slow without optimisation: cargo test --release --lib conv2d")]
     fn passes_the_op_checks_planned_for_an_h200() {
         check(case(cases_of_several_parts()[0]));
         check(case((FUSED, Shape::new(2, 6, 6, 16), 32, 3)));
@@ -367,7 +382,7 @@ mod tests {
     /// pixels into two parts or more.
     #[test]
     fn the_op_checks_reach_every_kernel_and_tile_and_several_parts() {
-        let all = [cases(), cases_of_several_parts(), cases_of_whole_slabs()].concat();
+        let all = [cases(), cases_of_every_tile(), cases_of_several_parts(), cases_of_whole_slabs()].concat();
         let mut reached: Vec<Launch> = Vec::new();
         for target in [Elem::F32, Elem::Bf16].map(two_multiprocessors) {
             reached.extend(all.iter().flat_map(|c| launches(*c, &target)));
