@@ -19,7 +19,6 @@ pub mod image;
 mod jpeg;
 pub mod labelled;
 pub mod loader;
-mod resizer;
 mod rng;
 pub mod scenes;
 pub mod transform;

@@ -1,16 +1,11 @@
-//! Crops, resizes and mirrors an image of any size to the size of a network's input.
-//!
-//! Resizing matches torchvision's `antialias=True`: a triangle filter whose width is the scale (Pillow's
-//! `BILINEAR`), in 8 bits.
-
-use super::resizer::Resizer;
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
+//! Crops, resizes and mirrors an image of any size to the size of a network's input. Resizing matches
+//! torchvision's `antialias=True` (`crates/resize`).
 
 use super::image::Pixels;
 use super::rng::Rng;
 use super::unlabelled::to_input;
 use crate::error::{Error, Result};
+use dfka_resize::{Part, Resizer};
 
 /// The conversion of an image to a network's input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -147,15 +142,6 @@ impl Crop {
     }
 }
 
-/// A rectangle of an image, in its pixels.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Part {
-    /// Cropped, then resized: pixels around the crop have no influence.
-    Pixels { top: usize, left: usize, h: usize, w: usize },
-    /// Resized, then cropped: the filter also reads pixels around the crop.
-    Resized { top: f64, left: f64, h: f64, w: f64 },
-}
-
 /// torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest centre crop of an allowed
 /// aspect ratio.
 fn random_part(h: usize, w: usize, scale: [f32; 2], ratio: [f32; 2], rng: &mut Rng) -> Part {
@@ -226,42 +212,15 @@ impl Transformer {
         if to == [pixels.h, pixels.w] && crop.part == (Part::Pixels { top: 0, left: 0, h, w }) {
             out.copy_from_slice(&pixels.data);
         } else {
-            self.resize(pixels, crop.part, to, out)?;
+            let shape = [pixels.h, pixels.w, pixels.c];
+            let fault =
+                |e| Error::shape("transform", format!("{} x {} pixels to {to:?}: {e}", pixels.h, pixels.w));
+            self.resizer.resize(&pixels.data, shape, crop.part, to, out).map_err(fault)?;
         }
         if crop.is_mirrored {
             mirror(out, w, pixels.c);
         }
         Ok(())
-    }
-
-    fn resize(&mut self, pixels: &Pixels, part: Part, to: [usize; 2], out: &mut [u8]) -> Result<()> {
-        let fault = |e: &dyn std::fmt::Display| {
-            Error::shape("transform", format!("{} x {} pixels to {to:?}: {e}", pixels.h, pixels.w))
-        };
-        let kind = match pixels.c {
-            1 => PixelType::U8,
-            3 => PixelType::U8x3,
-            4 => PixelType::U8x4,
-            _ => return Err(fault(&format!("cannot resize {} channels", pixels.c))),
-        };
-        let from =
-            ImageRef::new(pixels.w as u32, pixels.h as u32, &pixels.data, kind).map_err(|e| fault(&e))?;
-        let mut target =
-            Image::from_slice_u8(to[1] as u32, to[0] as u32, out, kind).map_err(|e| fault(&e))?;
-        // The fourth byte is not transparency, so colours must not be multiplied by it.
-        let options =
-            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
-        let resized = match part {
-            Part::Pixels { top, left, h, w } => {
-                let [left, top, w, h] = [left, top, w, h].map(|n| n as u32);
-                let crop = CroppedImage::new(&from, left, top, w, h).map_err(|e| fault(&e))?;
-                self.resizer.resize(&crop, &mut target, &options)
-            }
-            Part::Resized { top, left, h, w } => {
-                self.resizer.resize(&from, &mut target, &options.crop(left, top, w, h))
-            }
-        };
-        resized.map_err(|e| fault(&e))
     }
 }
 
@@ -410,5 +369,31 @@ mod tests {
         ] {
             assert!(Transform { image, view }.check().is_err(), "{image:?} {view:?}");
         }
+    }
+
+    #[test]
+    fn a_crop_reads_no_pixel_around_it_and_a_resized_part_does() {
+        // A white pixel right of the left half.
+        let image = [0, 0, 255, 255];
+        let mut out = [7];
+        let crop = Part::Pixels { top: 0, left: 0, h: 1, w: 2 };
+        Resizer::default().resize(&image, [1, 4, 1], crop, [1, 1], &mut out).unwrap();
+        assert_eq!(out, [0]);
+        let part = Part::Resized { top: 0.0, left: 0.0, h: 1.0, w: 2.0 };
+        Resizer::default().resize(&image, [1, 4, 1], part, [1, 1], &mut out).unwrap();
+        assert!(out[0] > 0, "{out:?}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let whole = Part::Pixels { top: 0, left: 0, h: 2, w: 2 };
+        let resize = |from: &[u8], c, out: &mut [u8]| {
+            Resizer::default().resize(from, [2, 2, c], whole, [1, 1], out).unwrap_err()
+        };
+        assert_eq!(resize(&[0; 8], 2, &mut [0; 2]), "expected 1, 3 or 4 channels to resize, found 2");
+        assert!(!resize(&[0; 3], 1, &mut [0]).is_empty());
+        assert!(!resize(&[0; 4], 1, &mut []).is_empty());
+        let outside = Part::Pixels { top: 1, left: 0, h: 2, w: 2 };
+        assert!(Resizer::default().resize(&[0; 4], [2, 2, 1], outside, [1, 1], &mut [0]).is_err());
     }
 }

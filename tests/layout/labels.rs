@@ -13,8 +13,8 @@ const BLIND: [&str; 5] = ["pipeline", "models", "autograd", "ops", "device"];
 const WITH_LABELS: [&str; 9] =
     ["average_precision", "coco", "dataset", "digits", "idx", "labelled", "loader", "scenes", "voc"];
 /// The other files of `data`.
-const WITHOUT_LABELS: [&str; 9] =
-    ["files", "folder", "image", "jpeg", "mod", "resizer", "rng", "transform", "unlabelled"];
+const WITHOUT_LABELS: [&str; 8] =
+    ["files", "folder", "image", "jpeg", "mod", "rng", "transform", "unlabelled"];
 
 /// The module of `data` that a file belongs to: `data/scenes/compose.rs` to `scenes`.
 fn reader(file: &str) -> Option<&str> {
