@@ -5,8 +5,8 @@
 //!
 //! `DFKA_CUDA_TARGETS` (default `sm_80,sm_90a`) names the devices to compile for. Other devices get the
 //! assembly (PTX) of the first target without an `a`, which their drivers compile.
-//! `DFKA_EMU_SANITIZE=address,undefined` or `thread` instruments the emulated kernels. `DFKA_EMU=off` leaves
-//! out the emulator although there is a compiler; scripts/fuzz.sh sets it, which halves its build time.
+//! `DFKA_EMU=off` leaves out the emulator although there is a compiler; scripts/fuzz.sh sets it, which halves
+//! its build time.
 //!
 //! Both compilers' results stay in OUT_DIR. After a change in one kernel only its file is compiled again,
 //! after a change in a header the files that include it, and after a change in comments none, unless it moves
@@ -32,12 +32,11 @@ use std::env;
 use std::path::PathBuf;
 
 /// Every environment variable that changes what is built.
-const SWITCHES: [&str; 11] = [
+const SWITCHES: [&str; 10] = [
     "DFKA_EMU",
     "DFKA_REQUIRE_NVRTC",
     "DFKA_REQUIRE_EMU",
     "DFKA_CUDA_TARGETS",
-    "DFKA_EMU_SANITIZE",
     "DFKA_NVRTC_DIR",
     "CXX",
     "CUDA_PATH",

@@ -7,7 +7,7 @@ use crate::sources::{Module, Sources, read, required, write};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::{env, fs, iter};
 
 /// One file to compile.
 struct Unit {
@@ -15,7 +15,6 @@ struct Unit {
     path: PathBuf,
     /// All of the text that is compiled, without the headers.
     text: String,
-    is_kernel: bool,
 }
 
 /// Compiles the emulator and links it; false if no compiler builds it, or with `DFKA_EMU=off`.
@@ -23,9 +22,7 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
     if env::var("DFKA_EMU").is_ok_and(|v| v == "off") {
         return false;
     }
-    let sanitize = env::var("DFKA_EMU_SANITIZE").unwrap_or_default();
-    let sanitizers: Vec<&str> = sanitize.split(',').filter(|s| !s.is_empty()).collect();
-    if let Err(e) = archive(sources, &sanitizers, out) {
+    if let Err(e) = archive(sources, out) {
         if required("DFKA_REQUIRE_EMU") {
             panic!("DFKA_REQUIRE_EMU is set, and the emulator does not compile: {e}");
         }
@@ -36,48 +33,20 @@ pub fn build(sources: &Sources, out: &Path) -> bool {
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static=dfka_emu");
     println!("cargo:rustc-link-lib=dylib=stdc++");
-    if !sanitizers.is_empty() {
-        link_sanitizers(&sanitizers, out);
-    }
     true
 }
 
-/// Links the sanitizers' runtimes. rustc links with -nodefaultlibs, where -fsanitize as a link argument adds
-/// nothing, so the runtimes must be named.
-///
-/// One linker script, whose name is the same for all sanitizers, names them. Named one by one as libraries they
-/// would change the arguments of rustc, which would then drop its incremental results. As link arguments they
-/// would follow libc, and their interceptors would find no function to call.
-fn link_sanitizers(sanitizers: &[&str], out: &Path) {
-    let libraries: Vec<&str> = sanitizers
-        .iter()
-        .map(|sanitizer| match *sanitizer {
-            "address" => "-lasan",
-            "thread" => "-ltsan",
-            "undefined" => "-lubsan",
-            other => panic!("DFKA_EMU_SANITIZE: expected address, undefined or thread, found {other}"),
-        })
-        .collect();
-    write(&out.join("libdfka_sanitizers.so"), format!("INPUT({})\n", libraries.join(" ")));
-    println!("cargo:rustc-link-lib=dylib=dfka_sanitizers");
-}
-
-/// Compiles all sources that have no object yet, and makes `libdfka_emu.a` of all objects.
-fn archive(sources: &Sources, sanitizers: &[&str], out: &Path) -> Result<(), String> {
-    let runtime = flags(sources, sanitizers);
-    let mut kernels = runtime.clone();
-    if !sanitizers.is_empty() {
-        kernels.flag(format!("-fsanitize={}", sanitizers.join(","))).flag("-fno-sanitize-recover=undefined");
-        kernels.flag("-g").flag("-fno-omit-frame-pointer");
-    }
-    let tools = [runtime, kernels].map(|build| build.try_get_compiler());
-    let [runtime, kernels] = tools.map(|tool| tool.map_err(|e| e.to_string()));
-    let (runtime, kernels) = (runtime?, kernels?);
-    let version = Command::new(runtime.path()).arg("--version").output();
-    let version = version.map_err(|e| format!("{}: {e}", runtime.path().display()))?.stdout;
+/// Compiles all sources that have no object yet, and makes `libdfka_emu.a` of all objects. Writes the compiler
+/// and its flags to `emulator.flags`, for tests/fakecuda/build.sh.
+fn archive(sources: &Sources, out: &Path) -> Result<(), String> {
+    let tool = flags(sources).try_get_compiler().map_err(|e| e.to_string())?;
+    let version = Command::new(tool.path()).arg("--version").output();
+    let version = version.map_err(|e| format!("{}: {e}", tool.path().display()))?.stdout;
+    let command = iter::once(tool.path().as_os_str()).chain(tool.args().iter().map(|a| a.as_os_str()));
+    let lines: Vec<_> = command.map(|part| part.to_string_lossy()).collect();
+    write(&out.join("emulator.flags"), lines.join("\n"));
 
     let objects = parallel::map(&units(sources, out), |unit| {
-        let tool = if unit.is_kernel { &kernels } else { &runtime };
         let settings = (tool.path(), tool.args(), &version);
         let fingerprint = sources.fingerprint(&unit.text, &settings);
         let object = out.join(format!("{}.{fingerprint:016x}.o", unit.stem));
@@ -103,8 +72,7 @@ fn archive(sources: &Sources, sanitizers: &[&str], out: &Path) -> Result<(), Str
     archive.try_compile("dfka_emu").map_err(|e| e.to_string())
 }
 
-/// The flags for the runtime. For the kernels those of the sanitizers are added.
-fn flags(sources: &Sources, sanitizers: &[&str]) -> cc::Build {
+fn flags(sources: &Sources) -> cc::Build {
     let mut b = cc::Build::new();
     b.cpp(true).std("c++17").opt_level(2).include(&sources.root);
     b.warnings(false).cargo_metadata(false).cargo_warnings(false);
@@ -113,13 +81,8 @@ fn flags(sources: &Sources, sanitizers: &[&str]) -> cc::Build {
     b.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-pthread");
     // A fiber's stack overflow must hit its guard page.
     b.flag("-fstack-clash-protection");
-    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64") && sanitizers.is_empty() {
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64") {
         b.flag("-march=x86-64-v3");
-    }
-    for (sanitizer, define) in [("address", "EMU_ASAN"), ("thread", "EMU_TSAN")] {
-        if sanitizers.contains(&sanitizer) {
-            b.define(define, "1");
-        }
     }
     b
 }
@@ -127,13 +90,13 @@ fn flags(sources: &Sources, sanitizers: &[&str]) -> cc::Build {
 fn units(sources: &Sources, out: &Path) -> Vec<Unit> {
     let runtime = sources.runtime.iter().map(|path| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        Unit { stem: format!("emu_{stem}"), path: path.clone(), text: read(path), is_kernel: false }
+        Unit { stem: format!("emu_{stem}"), path: path.clone(), text: read(path) }
     });
     let kernels = sources.modules.iter().map(|module| {
         let (path, wrapper) = (out.join(format!("{}.emu.cpp", module.stem)), wrapper(module));
         write(&path, &wrapper);
         let text = format!("{wrapper}{}", module.text);
-        Unit { stem: module.stem.clone(), path, text, is_kernel: true }
+        Unit { stem: module.stem.clone(), path, text }
     });
     runtime.chain(kernels).collect()
 }

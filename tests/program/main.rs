@@ -9,6 +9,7 @@ mod bad_weights;
 mod browser;
 mod data;
 mod export;
+mod fake_driver;
 mod forecast;
 mod fuzz_corpus;
 mod kill;

@@ -17,7 +17,7 @@ fn cuda_index() -> Option<usize> {
 }
 
 /// The orders to test: all, or those that `DFKA_TEST_ORDERS=0,3` names, where each is slow (under a
-/// sanitizer).
+/// sanitizer). A GPU has an order of its own: for it only their number counts.
 fn orders() -> Vec<i32> {
     let Ok(list) = std::env::var("DFKA_TEST_ORDERS") else { return ORDERS.into() };
     let number = |n: &str| ORDERS.into_iter().find(|o| o.to_string() == n.trim());
@@ -27,12 +27,12 @@ fn orders() -> Vec<i32> {
     })
 }
 
-/// One machine for each order of the emulator's, or the named GPU twice. None in a program without an
-/// emulator.
+/// One machine for each order of the emulator's, or the named GPU twice (once if `DFKA_TEST_ORDERS` names one
+/// order). None in a program without an emulator.
 pub fn machines(map_dtype: Elem) -> Vec<Machine> {
     if let Some(index) = cuda_index() {
         let open = || Machine::new(Gpu::Cuda(cuda::Cuda::open(index).unwrap()), map_dtype).unwrap();
-        return vec![open(), open()];
+        return orders().iter().take(2).map(|_| open()).collect();
     }
     let open = |order: &i32| match emu::Emu::open(*order) {
         Ok(e) => Some(Machine::new(Gpu::Emu(e), map_dtype).unwrap()),

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Builds the fake driver.
+#
+#   tests/fakecuda/build.sh OUT_DIR DEST [SANITIZERS]
+#
+# OUT_DIR is the folder of the program's build script: it has the kernel table and the emulator, and must have
+# been filled with NVRTC and a C++ compiler. DEST gets libcuda.so.1. With SANITIZERS (address,undefined or
+# thread) the kernels are compiled again with -fsanitize, and the process that loads the driver must preload
+# the sanitizer's runtime.
+set -euo pipefail
+mkdir -p "$2"
+out=$(cd "$1" && pwd) dest=$(cd "$2" && pwd) sanitizers=${3:-}
+cd "$(dirname "$0")"
+root=$(cd ../.. && pwd)
+[ -f "$out/emulator.flags" ] || { echo "build.sh: no emulator in $out: build the program with g++ first" >&2; exit 2; }
+
+# The kernel table pairs each kernel's mangled name with its emulated twin. Its lines look like this:
+# Kernel { name: "fill", module: 8, symbol: "_Z4fillPffx", ... emulated: Some(dfka_emu_cast_0) },
+sed -n 's/^Kernel { name: \("[^"]*"\), module: [0-9]*, symbol: \("[^"]\{1,\}"\),.*emulated: Some(\([a-z0-9_]*\)) },$/KERNEL_ENTRY(\2, \3, \1)/p' \
+  "$out/kernels.rs" >"$dest/kernels.inc.new"
+[ -s "$dest/kernels.inc.new" ] || { echo "build.sh: $out/kernels.rs names no compiled kernel: build the program with NVRTC first" >&2; exit 2; }
+cmp -s "$dest/kernels.inc.new" "$dest/kernels.inc" || cp "$dest/kernels.inc.new" "$dest/kernels.inc"
+
+# The compiler and the flags of build/emulator.rs, one to a line.
+mapfile -t compiler <"$out/emulator.flags"
+if [ -n "$sanitizers" ]; then
+  # TSan does not instrument accesses of more than 16 bytes, so the compiler may not use AVX.
+  for i in "${!compiler[@]}"; do [[ ${compiler[i]} == -march=* ]] && unset "compiler[i]"; done
+fi
+
+objects=()
+running=0
+finish() { # N: waits until at most N compilers run
+  while [ "$running" -gt "$1" ]; do
+    wait -n
+    running=$((running - 1))
+  done
+}
+compile() { # SOURCE FLAG...: in the background, and not if the object is newer than all that it may depend on
+  local source=$1 object
+  object=$dest/$(basename "$source" .cpp).o
+  shift
+  objects+=("$object")
+  if [ -f "$object" ] && [ -z "$(find . "$root/kernels" "$out/emulator.flags" "$dest/kernels.inc" -newer "$object" -type f -print -quit)" ]; then
+    return
+  fi
+  finish $(($(nproc) - 1))
+  "${compiler[@]}" "$@" -c "$source" -o "$object" &
+  running=$((running + 1))
+}
+
+for source in devices driver launches memory modules streams tensor_maps; do
+  compile $source.cpp -I. -I"$dest" -Wall -Wextra -fvisibility=hidden
+done
+case $sanitizers in
+  "") libraries=(-Wl,--whole-archive "$out/libdfka_emu.a" -Wl,--no-whole-archive) ;;
+  *address*) define=-DEMU_ASAN=1 libraries=(-fsanitize="$sanitizers") ;;
+  *) define=-DEMU_TSAN=1 libraries=(-fsanitize="$sanitizers") ;;
+esac
+if [ -n "$sanitizers" ]; then
+  # As in the program's own tests of the emulator, its runtime is not instrumented: it tells the sanitizer about
+  # fibers itself (kernels/emu/sanitize.h).
+  for source in "$root"/kernels/emu/*.cpp; do
+    ln -sf "$source" "$dest/emu_$(basename "$source")"
+    compile "$dest/emu_$(basename "$source")" $define
+  done
+  for stem in $(sed 's/.*dfka_emu_\(.*\)_[0-9]*, .*/\1/' "$dest/kernels.inc" | sort -u); do
+    compile "$out/$stem.emu.cpp" $define -fsanitize="$sanitizers" -fno-sanitize-recover=undefined -g \
+      -fno-omit-frame-pointer -Wno-psabi
+  done
+fi
+finish 0
+"${compiler[@]}" -shared "${objects[@]}" "${libraries[@]}" -Wl,-Bsymbolic -Wl,--exclude-libs,ALL \
+  -Wl,-soname,libcuda.so.1 -o "$dest/libcuda.so.1.partial"
+mv "$dest/libcuda.so.1.partial" "$dest/libcuda.so.1"

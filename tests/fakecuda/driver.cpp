@@ -1,0 +1,145 @@
+// The state of the fake driver: injected failures, the queues, and the report at exit.
+#include "driver.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+Driver& driver = *new Driver; // never destroyed by itself, because `report` reads it last
+thread_local const void* current;
+const void* const CONTEXT = &driver;
+
+void say(const char* format, ...) {
+    if (QUIET) return;
+    char text[600];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    fprintf(stderr, "fakecuda: %s\n", text);
+}
+
+// FAKECUDA_FAIL="cuMemAlloc_v2@3=2,cuGraphLaunch@1=700": the third allocation fails with error 2, the first
+// launch of a graph with error 700.
+static int injected(const std::string& name, long call) {
+    const char* text = getenv("FAKECUDA_FAIL");
+    const std::string wanted = "," + name + "@" + std::to_string(call) + "=";
+    const std::string list = std::string(",") + (text ? text : "");
+    const size_t at = list.find(wanted);
+    return at == std::string::npos ? 0 : atoi(list.c_str() + at + wanted.size());
+}
+
+// Whether this thread may not call what is unsafe while `stream` captures: in the relaxed mode (2) every
+// thread may, in the thread-local mode (1) other threads may, in the global mode (0) none may.
+static bool forbids(const Stream& stream) {
+    if (!stream.graph || stream.mode == 2) return false;
+    return stream.mode == 0 || stream.capturer == std::this_thread::get_id();
+}
+
+Call::Call(const char* name, int needs) : guard(driver.lock), name(name) {
+    const long number = ++driver.calls[name];
+    if (TRACE) say("%s #%ld", name, number);
+    if ((early = injected(name, number))) {
+        say("%s #%ld: injected error %d", name, number, early);
+        if (early >= 700 && early < 720) driver.sticky = early;
+        return;
+    }
+    if ((needs & INIT) && !driver.initialised) {
+        early = refuse(NOT_INITIALIZED, "before cuInit");
+    } else if ((needs & CURRENT) && current != CONTEXT) {
+        early = refuse(INVALID_CONTEXT, "no context is current on this thread");
+    } else if ((needs & HEALTHY) && driver.sticky) {
+        early = driver.sticky;
+    } else if (needs & UNSAFE) {
+        for (auto& [handle, stream] : driver.streams) {
+            if (!forbids(*stream)) continue;
+            stream->invalid = true;
+            early = refuse(CAPTURE_UNSUPPORTED, "not while a stream captures");
+        }
+    }
+}
+
+int Call::refuse(int code, const char* format, ...) {
+    char text[500];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    driver.refusals[name]++;
+    say("%s: refused (%d): %s", name, code, text);
+    return code;
+}
+
+// ---- queues ---------------------------------------------------------------------------------------------
+
+int run(Operation& o) {
+    if (driver.sticky) return driver.sticky;
+    driver.operations++;
+    return driver.sticky = o.run();
+}
+
+int finish(std::deque<Operation>& queue) {
+    if (!queue.empty()) driver.waits_with_work++;
+    while (!queue.empty()) {
+        Operation o = std::move(queue.front());
+        queue.pop_front();
+        run(o);
+    }
+    return driver.sticky;
+}
+
+int finish_all() {
+    finish(driver.orphans);
+    for (auto& [handle, stream] : driver.streams) finish(stream->queue);
+    return driver.sticky;
+}
+
+int put(Stream& stream, Operation o) {
+    if (stream.graph) {
+        stream.graph->nodes.push_back(std::move(o));
+        return SUCCESS;
+    }
+    stream.queue.push_back(std::move(o));
+    if (EAGER) {
+        finish(stream.queue);
+        return SUCCESS;
+    }
+    for (; (long)stream.queue.size() > QUEUE; stream.queue.pop_front()) run(stream.queue.front());
+    return SUCCESS;
+}
+
+const std::pair<const Address, Allocation>* around(const std::map<Address, Allocation>& in, Address p,
+                                                   size_t n) {
+    auto it = in.upper_bound(p);
+    if (it == in.begin()) return nullptr;
+    --it;
+    const Address end = it->first + it->second.bytes;
+    return p < end && n <= end - p ? &*it : nullptr;
+}
+
+// ---- the report at exit ---------------------------------------------------------------------------------
+
+// A program that only looks whether there is a driver opens and closes this library, so only a driver that
+// was initialised reports.
+__attribute__((destructor)) static void report() {
+    if (!driver.initialised || !REPORT) return;
+    size_t unfinished = driver.orphans.size();
+    for (auto& [handle, stream] : driver.streams) unfinished += stream->queue.size();
+    fprintf(stderr,
+            "fakecuda: at exit: %zu allocations (%zu bytes), %zu pinned, %zu streams, %zu events, %zu graphs, "
+            "%zu executables, %zu modules, %zu operations never run; most %.1f MB\n",
+            driver.memory.size(), driver.used, driver.pinned.size(), driver.streams.size(),
+            driver.events.size(), driver.graphs.size(), driver.executables.size(), driver.modules.size(),
+            unfinished, driver.most / 1e6);
+    fprintf(stderr,
+            "fakecuda: %ld operations run, %ld waits found work; pageable copies: %ld up, %ld down, %.1f MB; "
+            "copies of 0 bytes: %ld\n",
+            driver.operations, driver.waits_with_work, driver.pageable_up, driver.pageable_down,
+            driver.pageable_bytes / 1e6, driver.empty_copies);
+    for (auto& [name, count] : driver.calls) {
+        const auto refused = driver.refusals.find(name);
+        const long n = refused == driver.refusals.end() ? 0 : refused->second;
+        fprintf(stderr, "fakecuda: %9ld %s", count, name.c_str());
+        fprintf(stderr, n ? "  refused %ld\n" : "\n", n);
+    }
+}

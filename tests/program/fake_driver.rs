@@ -1,0 +1,135 @@
+//! The program on a CUDA driver without a GPU (`tests/fakecuda/`), which refuses what NVIDIA's refuses, delays
+//! work until somebody waits for it, and runs kernels with the emulator. A run must give the emulator's bits.
+
+use crate::common::{self, Lab, skipped};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The folder of the fake `libcuda.so.1`, built once. None without g++ or NVRTC, which it needs.
+fn driver() -> Option<&'static PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fakecuda");
+        let script = common::root().join("tests/fakecuda/build.sh");
+        let done = Command::new(script).args([Path::new(env!("OUT_DIR")), &folder]).output();
+        match done {
+            Ok(o) if o.status.success() => Ok(folder),
+            Ok(o) => Err(stderr(&o)),
+            Err(e) => Err(e.to_string()),
+        }
+    };
+    match BUILT.get_or_init(build) {
+        Ok(folder) => Some(folder),
+        Err(e) => {
+            assert!(std::env::var_os("DFKA_REQUIRE_NVRTC").is_none(), "the fake driver does not build: {e}");
+            skipped(&format!("no fake CUDA driver: {e}"));
+            None
+        }
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A run of a few steps on `device`, and what it and the driver printed.
+fn run(lab: &Lab, out: &str, device: &str, settings: &[(&str, &str)]) -> Option<(Output, String)> {
+    let sets =
+        ["generator.steps=3", "dual.steps=[3, 2, 1, 1]", "generator.batch=2", "dual.batch=2", "dual.bank=4"];
+    let sets = sets.iter().flat_map(|s| ["--set", s]);
+    let args: Vec<&str> =
+        ["run", "c.toml", "--out", out, "--device", device].into_iter().chain(sets).collect();
+    let mut program = lab.program(&args);
+    program.env("LD_LIBRARY_PATH", driver()?).env("FAKECUDA_REPORT", "1").envs(settings.iter().copied());
+    let output = program.output().unwrap();
+    let text = stderr(&output);
+    Some((output, text))
+}
+
+/// How often the driver was called by that name, by its report.
+fn calls(text: &str, name: &str) -> usize {
+    let count = |line: &str| {
+        let mut words = line.strip_prefix("fakecuda: ")?.split_whitespace();
+        let count = words.next()?.parse().ok()?;
+        (words.next()? == name).then_some(count)
+    };
+    text.lines().find_map(count).unwrap_or(0)
+}
+
+#[test]
+fn the_driver_refuses_what_nvidias_refuses() {
+    let Some(folder) = driver() else { return };
+    let program = folder.join("selftest");
+    let source = common::root().join("tests/fakecuda/selftest.cpp");
+    let library = folder.join("libcuda.so.1");
+    let built =
+        Command::new("g++").arg("-std=c++17").args([&source, &library]).arg("-o").arg(&program).output();
+    let built = built.unwrap();
+    assert!(built.status.success(), "{}", stderr(&built));
+    let cubin = |stem: &str| {
+        let begins = format!("{stem}.sm_90a.");
+        let files = std::fs::read_dir(env!("OUT_DIR")).unwrap().map(|f| f.unwrap().path());
+        let is_ours = |p: &PathBuf| {
+            p.extension().is_some_and(|e| e == "cubin")
+                && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&begins))
+        };
+        files.filter(is_ours).max_by_key(|p| p.metadata().unwrap().modified().unwrap()).unwrap()
+    };
+    let mut command = Command::new(program);
+    command.args([cubin("cast"), cubin("conv2d_fwd")]).env("LD_LIBRARY_PATH", folder);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains(" as expected, 0 not"), "{text}{}", stderr(&output));
+}
+
+#[test]
+fn a_run_gives_the_emulators_bits_and_leaves_nothing_allocated() {
+    let lab = Lab::new();
+    let Some((on_emu, text)) = run(&lab, "emu", "emu", &[]) else { return };
+    assert!(on_emu.status.success(), "{text}");
+    let ways = [
+        ("graphs", ("FAKECUDA_EAGER", "0")),
+        ("eager", ("FAKECUDA_EAGER", "1")),
+        ("waits", ("DFKA_SYNC", "1")),
+    ];
+    for (out, setting) in ways {
+        let (_, text) = run(&lab, out, "cuda", &[setting]).unwrap();
+        assert!(!text.contains("refused"), "{text}");
+        assert!(text.contains("at exit: 0 allocations (0 bytes), 0 pinned, 0 streams"), "{text}");
+        assert!(lab.bytes("emu/student.npz") == lab.bytes(&format!("{out}/student.npz")), "{out}");
+        let captured = calls(&text, "cuGraphLaunch") > 5 && calls(&text, "cuStreamEndCapture") >= 3;
+        assert_eq!(captured, out != "waits", "{text}");
+    }
+}
+
+/// Compute capability 8.0 and 8.6 get machine code for 8.0, and 10.0 gets assembly. `wgmma` and TMA exist on
+/// 9.0 only.
+#[test]
+fn other_cards_get_kernels_that_they_can_run() {
+    let lab = Lab::new();
+    for (i, sm) in ["80", "86", "100"].into_iter().enumerate() {
+        let Some((output, text)) = run(&lab, sm, "cuda", &[("FAKECUDA_SM", sm)]) else { return };
+        assert!(output.status.success() && calls(&text, "cuTensorMapEncodeIm2col") == 0, "{text}");
+        assert!(i == 0 || lab.bytes("80/student.npz") == lab.bytes(&format!("{sm}/student.npz")), "{sm}");
+    }
+}
+
+#[test]
+fn a_device_that_cannot_run_the_kernels_is_an_error_that_says_why() {
+    let lab = Lab::new();
+    let cases = [
+        ("FAKECUDA_DEVICES", "0", 5, "no CUDA-capable device"),
+        ("FAKECUDA_SM", "75", 5, "the kernels need 8.0"),
+        ("FAKECUDA_DRIVER", "12080", 5, "compiled by a newer NVRTC"),
+        ("FAKECUDA_MEMORY_MB", "1", 6, "generator: "),
+    ];
+    for (i, (key, value, code, piece)) in cases.into_iter().enumerate() {
+        let Some((output, text)) = run(&lab, &format!("{i}"), "cuda", &[(key, value)]) else { return };
+        assert!(
+            output.status.code() == Some(code) && text.contains(piece),
+            "{key}: {:?} {text}",
+            output.status
+        );
+    }
+}
