@@ -16,23 +16,12 @@ fn cuda_index() -> Option<usize> {
     Some(if index.is_empty() { 0 } else { index.parse().expect("DFKA_TEST_DEVICE=cuda:N") })
 }
 
-/// The orders to test: all, or those that `DFKA_TEST_ORDERS=0,3` names, where each is slow (under a
-/// sanitizer). A GPU has an order of its own: for it only their number counts.
-fn orders() -> Vec<i32> {
-    let Ok(list) = std::env::var("DFKA_TEST_ORDERS") else { return ORDERS.into() };
-    let number = |n: &str| ORDERS.into_iter().find(|o| o.to_string() == n.trim());
-    let orders: Option<Vec<i32>> = list.split(',').map(number).collect();
-    orders.unwrap_or_else(|| {
-        panic!("DFKA_TEST_ORDERS={list}: expected some of {ORDERS:?}, with commas between")
-    })
-}
-
-/// One machine for each order of the emulator's, or the named GPU twice (once if `DFKA_TEST_ORDERS` names one
-/// order). None in a program without an emulator.
+/// One machine for each order of the emulator's, or the named GPU twice. None in a program without an
+/// emulator.
 pub fn machines(map_dtype: Elem) -> Vec<Machine> {
     if let Some(index) = cuda_index() {
         let open = || Machine::new(Gpu::Cuda(cuda::Cuda::open(index).unwrap()), map_dtype).unwrap();
-        return orders().iter().take(2).map(|_| open()).collect();
+        return vec![open(), open()];
     }
     let open = |order: &i32| match emu::Emu::open(*order) {
         Ok(e) => Some(Machine::new(Gpu::Emu(e), map_dtype).unwrap()),
@@ -41,5 +30,5 @@ pub fn machines(map_dtype: Elem) -> Vec<Machine> {
             None
         }
     };
-    orders().iter().filter_map(open).collect()
+    ORDERS.iter().filter_map(open).collect()
 }
