@@ -3,8 +3,8 @@
 #
 #   tests/fakecuda/build.sh OUT_DIR DEST [SANITIZERS]
 #
-# OUT_DIR is the folder of the program's build script: it has the kernel table and the emulator, and must have
-# been filled with NVRTC and a C++ compiler. DEST gets libcuda.so.1. With SANITIZERS (address,undefined or
+# OUT_DIR is the folder that the program's build script fills: it has the kernel table and the emulator, if there
+# were NVRTC and a C++ compiler (exit code 2 if not). DEST gets libcuda.so.1. With SANITIZERS (address,undefined or
 # thread) the kernels are compiled again with -fsanitize, and the process that loads the driver must preload
 # the sanitizer's runtime.
 set -euo pipefail
@@ -21,15 +21,19 @@ sed -n 's/^Kernel { name: \("[^"]*"\), module: [0-9]*, symbol: \("[^"]\{1,\}"\),
 [ -s "$dest/kernels.inc.new" ] || { echo "build.sh: $out/kernels.rs names no compiled kernel: build the program with NVRTC first" >&2; exit 2; }
 cmp -s "$dest/kernels.inc.new" "$dest/kernels.inc" || cp "$dest/kernels.inc.new" "$dest/kernels.inc"
 
-# The compiler and the flags of build/emulator.rs, one to a line.
+# The compiler and the flags of build/emulator.rs, one to a line, but for the flag that turns warnings off.
 mapfile -t compiler <"$out/emulator.flags"
-if [ -n "$sanitizers" ]; then
-  # TSan does not instrument accesses of more than 16 bytes, so the compiler may not use AVX.
-  for i in "${!compiler[@]}"; do [[ ${compiler[i]} == -march=* ]] && unset "compiler[i]"; done
-fi
+for i in "${!compiler[@]}"; do
+  [ "${compiler[i]}" != -w ] || unset "compiler[i]"
+  # TSan does not instrument accesses of more than 16 bytes, so no AVX; for ASan neither, for the same objects.
+  [[ -z $sanitizers || ${compiler[i]:-} != -march=* ]] || unset "compiler[i]"
+done
+printf '%s\n' "${compiler[@]}" "$sanitizers" >"$dest/flags.new"
+cmp -s "$dest/flags.new" "$dest/flags" || cp "$dest/flags.new" "$dest/flags"
 
 objects=()
 running=0
+trap wait EXIT # if one compiler fails, the others end first
 finish() { # N: waits until at most N compilers run
   while [ "$running" -gt "$1" ]; do
     wait -n
@@ -41,32 +45,37 @@ compile() { # SOURCE FLAG...: in the background, and not if the object is newer 
   object=$dest/$(basename "$source" .cpp).o
   shift
   objects+=("$object")
-  if [ -f "$object" ] && [ -z "$(find . "$root/kernels" "$out/emulator.flags" "$dest/kernels.inc" -newer "$object" -type f -print -quit)" ]; then
+  if [ -f "$object" ] && [ -z "$(find . "$root/kernels" "$source" "$dest/flags" "$dest/kernels.inc" -newer "$object" -type f -print -quit)" ]; then
     return
   fi
   finish $(($(nproc) - 1))
-  "${compiler[@]}" "$@" -c "$source" -o "$object" &
+  (
+    touch "$object.begun"
+    "${compiler[@]}" "$@" -c "$source" -o "$object.partial"
+    touch -r "$object.begun" "$object.partial" # what is edited meanwhile makes it out of date
+    mv "$object.partial" "$object"
+  ) &
   running=$((running + 1))
 }
 
 for source in devices driver launches memory modules streams tensor_maps; do
-  compile $source.cpp -I. -I"$dest" -Wall -Wextra -fvisibility=hidden
+  compile $source.cpp -I. -I"$dest" -Wall -Wextra -Werror -fvisibility=hidden
 done
 case $sanitizers in
   "") libraries=(-Wl,--whole-archive "$out/libdfka_emu.a" -Wl,--no-whole-archive) ;;
   *address*) define=-DEMU_ASAN=1 libraries=(-fsanitize="$sanitizers") ;;
-  *) define=-DEMU_TSAN=1 libraries=(-fsanitize="$sanitizers") ;;
+  thread) define=-DEMU_TSAN=1 libraries=(-fsanitize=thread) ;;
+  *) echo "build.sh: expected address,undefined or thread, found $sanitizers" >&2; exit 2 ;;
 esac
 if [ -n "$sanitizers" ]; then
-  # As in the program's own tests of the emulator, its runtime is not instrumented: it tells the sanitizer about
-  # fibers itself (kernels/emu/sanitize.h).
+  # The emulator's runtime is not instrumented: it tells the sanitizer about fibers itself (kernels/emu/sanitize.h).
   for source in "$root"/kernels/emu/*.cpp; do
     ln -sf "$source" "$dest/emu_$(basename "$source")"
-    compile "$dest/emu_$(basename "$source")" $define
+    compile "$dest/emu_$(basename "$source")" $define -w
   done
   for stem in $(sed 's/.*dfka_emu_\(.*\)_[0-9]*, .*/\1/' "$dest/kernels.inc" | sort -u); do
     compile "$out/$stem.emu.cpp" $define -fsanitize="$sanitizers" -fno-sanitize-recover=undefined -g \
-      -fno-omit-frame-pointer -Wno-psabi
+      -fno-omit-frame-pointer -w
   done
 fi
 finish 0

@@ -3,20 +3,23 @@
 
 #include "driver.h"
 
+extern "C" void emu_check_all_allocations();
+
 API cuInit(unsigned flags) {
     ENTER(NOTHING);
     if (flags) REFUSE(INVALID_VALUE, "flags %u", flags);
     if (DEVICES == 0) REFUSE(NO_DEVICE, "FAKECUDA_DEVICES=0");
     driver.initialised = true;
+    emu_check_all_allocations();
     return SUCCESS;
 }
 API cuDriverGetVersion(int* version) {
     ENTER(NOTHING);
-    *version = (int)DRIVER;
+    *version = (int)DRIVER_VERSION;
     return SUCCESS;
 }
-// NVRTC calls this in a driver that is loaded. Without the function it crashes; if it is refused, it goes on
-// without a driver.
+// NVRTC calls this function of a loaded driver. It crashes if the function is missing, and works without a driver
+// if the call fails.
 API cuGetExportTable(const void** table, const void*) {
     ENTER(NOTHING);
     *table = nullptr;
@@ -119,10 +122,6 @@ API cuCtxSetCurrent(const void* context) {
     }
     current = context;
     return SUCCESS;
-}
-API cuCtxSynchronize() {
-    ENTER(INIT | CURRENT | HEALTHY | UNSAFE);
-    return finish_all();
 }
 API cuProfilerStart() {
     ENTER(INIT | CURRENT);

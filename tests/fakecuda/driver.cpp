@@ -5,18 +5,27 @@
 #include <stdio.h>
 #include <string.h>
 
-Driver& driver = *new Driver; // never destroyed by itself, because `report` reads it last
+Driver& driver = *new Driver; // never destroyed: `report` reads it when the process ends
 thread_local const void* current;
 const void* const CONTEXT = &driver;
 
+static void print(const char* format, va_list list) {
+    char text[1200];
+    vsnprintf(text, sizeof text, format, list);
+    fprintf(stderr, "fakecuda: %s\n", text);
+}
 void say(const char* format, ...) {
     if (QUIET) return;
-    char text[600];
     va_list list;
     va_start(list, format);
-    vsnprintf(text, sizeof text, format, list);
+    print(format, list);
     va_end(list);
-    fprintf(stderr, "fakecuda: %s\n", text);
+}
+void complain(const char* format, ...) {
+    va_list list;
+    va_start(list, format);
+    print(format, list);
+    va_end(list);
 }
 
 // FAKECUDA_FAIL="cuMemAlloc_v2@3=2,cuGraphLaunch@1=700": the third allocation fails with error 2, the first
@@ -32,29 +41,29 @@ static int injected(const std::string& name, long call) {
 // Whether this thread may not call what is unsafe while `stream` captures: in the relaxed mode (2) every
 // thread may, in the thread-local mode (1) other threads may, in the global mode (0) none may.
 static bool forbids(const Stream& stream) {
-    if (!stream.graph || stream.mode == 2) return false;
+    if (!stream.capture || stream.mode == 2) return false;
     return stream.mode == 0 || stream.capturer == std::this_thread::get_id();
 }
 
 Call::Call(const char* name, int needs) : guard(driver.lock), name(name) {
     const long number = ++driver.calls[name];
     if (TRACE) say("%s #%ld", name, number);
-    if ((early = injected(name, number))) {
-        say("%s #%ld: injected error %d", name, number, early);
-        if (early >= 700 && early < 720) driver.sticky = early;
+    if ((error = injected(name, number))) {
+        say("%s #%ld: injected error %d", name, number, error);
+        if (error == 700 || error == 702 || (error >= 714 && error <= 719)) driver.sticky = error;
         return;
     }
     if ((needs & INIT) && !driver.initialised) {
-        early = refuse(NOT_INITIALIZED, "before cuInit");
+        error = refuse(NOT_INITIALIZED, "before cuInit");
     } else if ((needs & CURRENT) && current != CONTEXT) {
-        early = refuse(INVALID_CONTEXT, "no context is current on this thread");
+        error = refuse(INVALID_CONTEXT, "no context is current on this thread");
     } else if ((needs & HEALTHY) && driver.sticky) {
-        early = driver.sticky;
+        error = driver.sticky;
     } else if (needs & UNSAFE) {
         for (auto& [handle, stream] : driver.streams) {
             if (!forbids(*stream)) continue;
             stream->invalid = true;
-            early = refuse(CAPTURE_UNSUPPORTED, "not while a stream captures");
+            error = refuse(CAPTURE_UNSUPPORTED, "not while a stream captures");
         }
     }
 }
@@ -95,16 +104,17 @@ int finish_all() {
 }
 
 int put(Stream& stream, Operation o) {
-    if (stream.graph) {
-        stream.graph->nodes.push_back(std::move(o));
+    if (stream.capture) {
+        stream.capture->nodes.push_back(std::move(o));
         return SUCCESS;
     }
     stream.queue.push_back(std::move(o));
-    if (EAGER) {
-        finish(stream.queue);
-        return SUCCESS;
+    while ((long)stream.queue.size() > (EAGER ? 0 : QUEUE_LIMIT)) {
+        // Removed before it runs, because a wait for an event may run the rest of the queue.
+        Operation oldest = std::move(stream.queue.front());
+        stream.queue.pop_front();
+        run(oldest);
     }
-    for (; (long)stream.queue.size() > QUEUE; stream.queue.pop_front()) run(stream.queue.front());
     return SUCCESS;
 }
 
@@ -119,10 +129,10 @@ const std::pair<const Address, Allocation>* around(const std::map<Address, Alloc
 
 // ---- the report at exit ---------------------------------------------------------------------------------
 
-// A program that only looks whether there is a driver opens and closes this library, so only a driver that
-// was initialised reports.
+// A program that only looks whether there is a driver opens and closes this library, so only a driver that was
+// called reports.
 __attribute__((destructor)) static void report() {
-    if (!driver.initialised || !REPORT) return;
+    if (driver.calls.empty() || !REPORT) return;
     size_t unfinished = driver.orphans.size();
     for (auto& [handle, stream] : driver.streams) unfinished += stream->queue.size();
     fprintf(stderr,
@@ -130,7 +140,7 @@ __attribute__((destructor)) static void report() {
             "%zu executables, %zu modules, %zu operations never run; most %.1f MB\n",
             driver.memory.size(), driver.used, driver.pinned.size(), driver.streams.size(),
             driver.events.size(), driver.graphs.size(), driver.executables.size(), driver.modules.size(),
-            unfinished, driver.most / 1e6);
+            unfinished, driver.most_used / 1e6);
     fprintf(stderr,
             "fakecuda: %ld operations run, %ld waits found work; pageable copies: %ld up, %ld down, %.1f MB; "
             "copies of 0 bytes: %ld\n",

@@ -61,11 +61,11 @@ struct Function {
     std::string symbol;
     const Emulated* emulated; // null: launches do nothing
     std::vector<Parameter> parameters;
-    unsigned parameter_bytes = 0, threads = 1024, registers = 0;
+    unsigned parameter_bytes = 0, max_threads = 1024, registers = 0;
     // Where the parameters begin in the constant bank, modulo 128: alignments count from there.
-    unsigned bank = 0;
+    unsigned first_parameter = 0;
     // Bytes. The second is what launches may ask for, which cuFuncSetAttribute raises.
-    int static_shared = 0, dynamic_shared = 0;
+    int static_shared = 0, max_dynamic_shared = 0;
 };
 struct Module {
     std::map<std::string, Function> functions;
@@ -81,21 +81,22 @@ struct Operation {
 struct Graph {
     std::vector<Operation> nodes;
 };
+struct Stream;
 // One cuEventRecord: the stream that holds it, and when the device reached it.
 struct Recording {
-    const void* stream;
+    std::shared_ptr<const Stream> stream; // kept, so that no later stream gets its address
     bool done;
     std::chrono::steady_clock::time_point at;
 };
 struct Event {
     std::shared_ptr<Recording> last; // null: never recorded
-    bool captured = false;
+    bool captured = false, timed = true;
 };
 struct Stream {
     std::deque<Operation> queue;
     // While the stream captures: what it captured, from which thread, in which mode, and whether an illegal
     // call has spoilt it.
-    std::unique_ptr<Graph> graph;
+    std::unique_ptr<Graph> capture;
     std::thread::id capturer;
     int mode = 0;
     bool invalid = false;
@@ -112,7 +113,7 @@ struct Driver {
     int sticky = 0; // the error of a kernel that failed: every later call returns it
     int retained = 0, device = -1; // of the one primary context
     std::map<Address, Allocation> memory, pinned, freed;
-    size_t used = 0, most = 0;
+    size_t used = 0, most_used = 0;
     std::map<const void*, std::shared_ptr<Stream>> streams;
     std::map<const void*, std::shared_ptr<Event>> events;
     std::map<const void*, std::shared_ptr<Graph>> graphs, executables;
@@ -130,8 +131,9 @@ extern thread_local const void* current;
 // The handle of the one primary context.
 extern const void* const CONTEXT;
 
-// Writes a line to stderr, unless FAKECUDA_QUIET is set.
+// Writes a line to stderr, unless FAKECUDA_QUIET is set; `complain` writes it even then.
 __attribute__((format(printf, 1, 2))) void say(const char* format, ...);
+__attribute__((format(printf, 1, 2))) void complain(const char* format, ...);
 
 // Appends an operation to a stream, or to the graph that the stream captures.
 int put(Stream&, Operation);
@@ -154,7 +156,7 @@ enum Needs { NOTHING = 0, INIT = 1, CURRENT = 2, HEALTHY = 4, UNSAFE = 8 };
 struct Call {
     std::unique_lock<std::recursive_mutex> guard;
     const char* name;
-    int early = 0; // the error with which the call ends before it begins
+    int error = 0; // the error with which the call ends before it begins
     Call(const char* name, int needs);
     // Counts and prints a refusal; returns `code`.
     __attribute__((format(printf, 3, 4))) int refuse(int code, const char* format, ...);
@@ -162,7 +164,7 @@ struct Call {
 #define API extern "C" __attribute__((visibility("default"))) int
 #define ENTER(needs)            \
     Call call(__func__, needs); \
-    if (call.early) return call.early
+    if (call.error) return call.error
 #define REFUSE(...) return call.refuse(__VA_ARGS__)
 #define STREAM(it, handle)                  \
     auto it = driver.streams.find(handle); \

@@ -15,7 +15,7 @@ struct Launch {
     // The parameters as the driver copies them, each at the offset that the CUBIN gives it.
     std::vector<Line> parameters;
 
-    char* parameter(size_t i) { return parameters.data()->bytes + f->bank + f->parameters[i].offset; }
+    char* parameter(size_t i) { return parameters.data()->bytes + f->first_parameter + f->parameters[i].offset; }
 
     // What is wrong with the tensor maps among the parameters, or nothing. The TMA unit reads maps that this
     // driver encoded, of memory that is allocated.
@@ -39,7 +39,7 @@ struct Launch {
     int run() {
         const std::string bad = bad_map();
         if (!bad.empty()) {
-            say("%s: %s", f->symbol.c_str(), bad.c_str());
+            complain("%s failed: %s", f->symbol.c_str(), bad.c_str());
             return ILLEGAL_ADDRESS;
         }
         if (!f->emulated) return SUCCESS;
@@ -49,7 +49,7 @@ struct Launch {
         const int failed = emu_launch(f->emulated->entry, grid, block, shared, arguments.data(), (int)ORDER,
                                       (int)THREADS, error, sizeof error);
         if (!failed) return SUCCESS;
-        say("%s failed: %s", f->emulated->name, error);
+        complain("%s failed: %s", f->emulated->name, error);
         return ILLEGAL_ADDRESS;
     }
 };
@@ -64,20 +64,20 @@ API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned 
         REFUSE(INVALID_VALUE, "%s: grid %u x %u x %u", name, gx, gy, gz);
     }
     const u64 threads = (u64)bx * by * bz;
-    if (!threads || bx > 1024 || by > 1024 || bz > 64 || threads > 1024 || threads > f->threads) {
-        REFUSE(INVALID_VALUE, "%s: block %u x %u x %u, at most %u threads", name, bx, by, bz, f->threads);
+    if (!threads || bx > 1024 || by > 1024 || bz > 64 || threads > 1024 || threads > f->max_threads) {
+        REFUSE(INVALID_VALUE, "%s: block %u x %u x %u, at most %u threads", name, bx, by, bz, f->max_threads);
     }
     // Registers are given to a warp in pieces of 256: 8 for each thread. A multiprocessor has 65536.
     const u64 warps = (threads + 31) / 32, registers = (f->registers + 7) / 8 * 8 * 32 * warps;
     if (registers > 65536) REFUSE(OUT_OF_RESOURCES, "%s: %llu registers", name, registers);
-    if ((long)shared > f->dynamic_shared) {
+    if ((long)shared > f->max_dynamic_shared) {
         REFUSE(INVALID_VALUE, "%s: %u bytes of dynamic shared memory, %d are allowed (static: %d)", name,
-               shared, f->dynamic_shared, f->static_shared);
+               shared, f->max_dynamic_shared, f->static_shared);
     }
     if (extra) REFUSE(INVALID_VALUE, "%s: extra", name);
     if (!parameters && !f->parameters.empty()) REFUSE(INVALID_VALUE, "%s: no parameters", name);
     auto launch = std::make_shared<Launch>(Launch{f, {gx, gy, gz}, {bx, by, bz}, shared, {}});
-    launch->parameters.resize((f->bank + f->parameter_bytes) / sizeof(Line) + 1);
+    launch->parameters.resize((f->first_parameter + f->parameter_bytes) / sizeof(Line) + 1);
     for (size_t i = 0; i < f->parameters.size(); i++) {
         if (!parameters[i]) REFUSE(INVALID_VALUE, "%s: parameter %zu is null", name, i);
         memcpy(launch->parameter(i), parameters[i], f->parameters[i].size);

@@ -29,7 +29,7 @@ API cuMemAlloc_v2(Address* address, size_t bytes) {
     driver.memory[*address] = {bytes};
     driver.freed.erase(*address);
     driver.used += bytes;
-    driver.most = std::max(driver.most, driver.used);
+    driver.most_used = std::max(driver.most_used, driver.used);
     return SUCCESS;
 }
 // Waits for all work first, as CUDA's does.
@@ -88,7 +88,7 @@ static int copy(Call& call, Address device, void* host, size_t bytes, const void
     if (!around(driver.pinned, (Address)host, bytes)) {
         (way == UP ? driver.pageable_up : driver.pageable_down)++;
         driver.pageable_bytes += bytes;
-        if (it->second->graph) {
+        if (it->second->capture) {
             it->second->invalid = true;
             REFUSE(CAPTURE_UNSUPPORTED, "pageable memory in a capturing stream");
         }

@@ -77,9 +77,9 @@ static Function function_of(const Section& section) {
             if (fn.parameters.size() <= ordinal) fn.parameters.resize(ordinal + 1);
             fn.parameters[ordinal] = {at<u16>(p + 6), at<unsigned>(p + 8) >> 18};
         }
-        if (attribute == MAX_THREADS) fn.threads = at<unsigned>(p) * at<unsigned>(p + 4) * at<unsigned>(p + 8);
+        if (attribute == MAX_THREADS) fn.max_threads = at<unsigned>(p) * at<unsigned>(p + 4) * at<unsigned>(p + 8);
         if (attribute == CBANK_PARAM_SIZE) fn.parameter_bytes = value;
-        if (attribute == PARAM_CBANK) fn.bank = at<u16>(p + 4) % 128;
+        if (attribute == PARAM_CBANK) fn.first_parameter = at<u16>(p + 4) % 128;
     });
     return fn;
 }
@@ -88,9 +88,9 @@ static int read_cubin(Call& call, const char* f, Module& module) {
     const int abi = (unsigned char)f[8], flags = at<int>(f + 48), machine = at<u16>(f + 18);
     const int sm = abi >= CUDA_13_ABI ? flags >> 8 & 0xff : flags & 0xff;
     if (machine != EM_CUDA) REFUSE(INVALID_IMAGE, "an ELF file for machine %d", machine);
-    if (abi >= CUDA_13_ABI && DRIVER < 13000) {
-        REFUSE(INVALID_IMAGE, "a CUBIN of CUDA 13 (ABI %d), the driver is CUDA %ld.%ld's", abi, DRIVER / 1000,
-               DRIVER % 1000 / 10);
+    if (abi >= CUDA_13_ABI && DRIVER_VERSION < 13000) {
+        REFUSE(INVALID_IMAGE, "a CUBIN of CUDA 13 (ABI %d), the driver is CUDA %ld.%ld's", abi, DRIVER_VERSION / 1000,
+               DRIVER_VERSION % 1000 / 10);
     }
     if (sm / 10 != SM / 10 || sm % 10 > SM % 10) REFUSE(NO_BINARY, "a CUBIN for sm_%d on sm_%ld", sm, SM);
     const std::vector<Section> sections = sections_of(f);
@@ -129,7 +129,7 @@ static int read_cubin(Call& call, const char* f, Module& module) {
 // The newest PTX version times ten that the driver compiles: 12.0 to 12.5 know 8.0 to 8.5, 12.6 is 8.5 too,
 // 12.7 to 12.9 know 8.6 to 8.8, and 13.0 begins at 9.0.
 static int newest_ptx() {
-    const int cuda = (int)DRIVER / 10, minor = cuda % 100;
+    const int cuda = (int)DRIVER_VERSION / 10, minor = cuda % 100;
     if (cuda >= 1300) return 90 + minor;
     return 80 + minor - (minor >= 6);
 }
@@ -164,13 +164,15 @@ static int read_ptx(Call& call, const std::string& text, Module& module) {
                 bits = 8;
             } else if (sscanf(t, ".%*1[a-z]%u", &bits) == 1) {
                 align = bits / 8;
+            } else {
+                REFUSE(INVALID_PTX, "%s: a parameter that this driver cannot read", fn.symbol.c_str());
             }
             const unsigned offset = (fn.parameter_bytes + align - 1) / align * align;
             fn.parameters.push_back({offset, bits / 8 * count});
             fn.parameter_bytes = offset + bits / 8 * count;
         }
         const size_t bound = text.find(".maxntid ", close);
-        if (bound < body) fn.threads = atoi(text.c_str() + bound + 9);
+        if (bound < body) fn.max_threads = atoi(text.c_str() + bound + 9);
         module.functions[fn.symbol] = fn;
     }
     return SUCCESS;
@@ -185,7 +187,7 @@ API cuModuleLoadData(const void** handle, const void* image) {
     const bool is_elf = starts(f, "\x7f" "ELF");
     if (int e = is_elf ? read_cubin(call, f, *module) : read_ptx(call, f, *module)) return e;
     for (auto& [symbol, fn] : module->functions) {
-        fn.dynamic_shared = (48 << 10) - fn.static_shared;
+        fn.max_dynamic_shared = (48 << 10) - fn.static_shared;
         if (!fn.emulated) say("%s has no emulated kernel: launches of it do nothing", symbol.c_str());
     }
     *handle = module.get();
@@ -201,11 +203,6 @@ API cuModuleGetFunction(const void** handle, const void* module, const char* nam
     driver.functions.insert(*handle = &fn->second);
     return SUCCESS;
 }
-API cuModuleUnload(const void* module) {
-    ENTER(INIT | CURRENT | UNSAFE);
-    finish_all();
-    return driver.modules.erase(module) ? SUCCESS : call.refuse(INVALID_HANDLE, "module %p", module);
-}
 // Attribute 8 is the dynamic shared memory that launches may ask for, 9 the preferred carveout in percent.
 API cuFuncSetAttribute(Function* f, int attribute, int value) {
     ENTER(INIT | CURRENT | HEALTHY);
@@ -216,6 +213,6 @@ API cuFuncSetAttribute(Function* f, int attribute, int value) {
         REFUSE(INVALID_VALUE, "%s: %d bytes of dynamic beside %d of static shared memory, at most %d",
                f->symbol.c_str(), value, f->static_shared, SHARED_OPTIN);
     }
-    f->dynamic_shared = value;
+    f->max_dynamic_shared = value;
     return SUCCESS;
 }

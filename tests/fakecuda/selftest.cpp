@@ -92,7 +92,7 @@ static void start_and_memory() {
 static void modules_and_launches(const std::string& cast, const std::string& conv2d) {
     void *module, *conv, *wide;
     std::string other_card = cast;
-    other_card[49] = 80; // e_flags: sm_80
+    other_card[other_card[8] >= 8 ? 49 : 48] = 80; // e_flags: sm_80
     EXPECT(209, cuModuleLoadData(&module, other_card.data()));
     EXPECT(200, cuModuleLoadData(&module, "neither"));
     EXPECT(0, cuModuleLoadData(&module, cast.data()));
@@ -111,6 +111,11 @@ static void modules_and_launches(const std::string& cast, const std::string& con
     EXPECT(1, cuLaunchKernel(wide, 1, 1, 1, 256, 1, 1, 55296, s, zeros, nullptr)); // above 48 KB unasked
     EXPECT(1, cuFuncSetAttribute(wide, 8, (227 << 10) + 1));
     EXPECT(0, cuFuncSetAttribute(wide, 8, 55296));
+    void* graph;
+    EXPECT(0, cuStreamBeginCapture_v2(s, 1));
+    EXPECT(0, cuLaunchKernel(wide, 1, 1, 1, 256, 1, 1, 55296, s, zeros, nullptr)); // captured, and never run
+    EXPECT(0, cuStreamEndCapture(s, &graph));
+    EXPECT(0, cuGraphDestroy(graph));
 }
 
 static void capture(const std::string& cast) {
@@ -125,10 +130,14 @@ static void capture(const std::string& cast) {
     EXPECT(0, cuStreamSynchronize(s));
     EXPECT(1, host[7] == 2.0f); // what was captured has not run
     EXPECT(0, cuGraphLaunch(exec, s));
-    EXPECT(0, cuMemcpyDtoHAsync_v2(host.data(), p, 1000, s));
-    EXPECT(1, host[7] == 2.0f); // nobody has waited
+    void* pinned;
+    EXPECT(0, cuMemHostAlloc(&pinned, 1000, 0));
+    const float* landed = static_cast<float*>(pinned);
+    EXPECT(0, cuMemcpyDtoHAsync_v2(pinned, p, 1000, s));
+    EXPECT(1, landed[7] != 3.0f); // nobody has waited
     EXPECT(0, cuStreamSynchronize(s));
-    EXPECT(1, host[7] == 3.0f);
+    EXPECT(1, landed[7] == 3.0f);
+    EXPECT(0, cuMemFreeHost(pinned));
     EXPECT(0, cuGraphDestroy(graph));
     EXPECT(400, cuGraphDestroy(graph));
 

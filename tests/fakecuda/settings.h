@@ -10,11 +10,11 @@ inline long setting(const char* name, long otherwise) {
 // Compute capability times ten.
 inline const long SM = setting("FAKECUDA_SM", 90);
 // As cuDriverGetVersion reports it: 13000 is CUDA 13.0.
-inline const long DRIVER = setting("FAKECUDA_DRIVER", 13000);
+inline const long DRIVER_VERSION = setting("FAKECUDA_DRIVER", 13000);
 inline const long DEVICES = setting("FAKECUDA_DEVICES", 1);
 inline const long CAPACITY = setting("FAKECUDA_MEMORY_MB", 141000) * 1000000;
 // Operations of a stream that wait before the oldest must run.
-inline const long QUEUE = setting("FAKECUDA_QUEUE", 100000);
+inline const long QUEUE_LIMIT = setting("FAKECUDA_QUEUE", 100000);
 inline const bool EAGER = setting("FAKECUDA_EAGER", 0);
 inline const bool TRACE = setting("FAKECUDA_TRACE", 0);
 inline const bool REPORT = setting("FAKECUDA_REPORT", 0);

@@ -11,7 +11,7 @@ API cuStreamCreate(const void** handle, unsigned flags) {
 API cuStreamDestroy_v2(const void* handle) {
     ENTER(INIT | CURRENT);
     STREAM(it, handle);
-    if (it->second->graph) REFUSE(ILLEGAL_STATE, "the stream captures");
+    if (it->second->capture) REFUSE(ILLEGAL_STATE, "the stream captures");
     // CUDA returns at once, and the device finishes the stream's work later.
     for (auto& o : it->second->queue) driver.orphans.push_back(std::move(o));
     driver.streams.erase(it);
@@ -20,7 +20,7 @@ API cuStreamDestroy_v2(const void* handle) {
 API cuStreamSynchronize(const void* handle) {
     ENTER(INIT | CURRENT | HEALTHY);
     STREAM(it, handle);
-    if (it->second->graph) {
+    if (it->second->capture) {
         it->second->invalid = true;
         REFUSE(CAPTURE_UNSUPPORTED, "the stream captures");
     }
@@ -31,7 +31,7 @@ API cuStreamSynchronize(const void* handle) {
 
 // Runs the recording's stream until the device has reached it, and no further.
 static int reach(const Recording& recording) {
-    auto it = driver.streams.find(recording.stream);
+    auto it = driver.streams.find(recording.stream.get());
     auto& queue = it == driver.streams.end() ? driver.orphans : it->second->queue;
     while (!recording.done && !queue.empty()) {
         Operation o = std::move(queue.front());
@@ -45,6 +45,7 @@ API cuEventCreate(const void** handle, unsigned flags) {
     ENTER(INIT | CURRENT | HEALTHY);
     if (flags > 7) REFUSE(INVALID_VALUE, "flags %u", flags);
     auto made = std::make_shared<Event>();
+    made->timed = !(flags & 2); // CU_EVENT_DISABLE_TIMING
     driver.events[*handle = made.get()] = made;
     return SUCCESS;
 }
@@ -52,9 +53,9 @@ API cuEventRecord(const void* handle, const void* stream) {
     ENTER(INIT | CURRENT | HEALTHY);
     EVENT(it, handle);
     STREAM(on, stream);
-    auto recording = std::make_shared<Recording>(Recording{stream, false, {}});
+    auto recording = std::make_shared<Recording>(Recording{on->second, false, {}});
     it->second->last = recording;
-    it->second->captured = bool(on->second->graph);
+    it->second->captured = bool(on->second->capture);
     return put(*on->second, {"event", [recording] {
                                  recording->done = true;
                                  recording->at = std::chrono::steady_clock::now();
@@ -68,7 +69,7 @@ API cuEventQuery(const void* handle) {
     return !it->second->last || it->second->last->done ? SUCCESS : NOT_READY;
 }
 API cuEventSynchronize(const void* handle) {
-    ENTER(INIT | CURRENT | HEALTHY);
+    ENTER(INIT | CURRENT | HEALTHY | UNSAFE);
     EVENT(it, handle);
     if (it->second->captured) REFUSE(CAPTURED_EVENT, "recorded in a capture");
     return it->second->last ? reach(*it->second->last) : (int)SUCCESS;
@@ -80,7 +81,7 @@ API cuStreamWaitEvent(const void* stream, const void* handle, unsigned flags) {
     STREAM(on, stream);
     EVENT(it, handle);
     if (flags > 1) REFUSE(INVALID_VALUE, "flags %u", flags);
-    if (on->second->graph || it->second->captured) REFUSE(NOT_SUPPORTED, "this driver captures no waits");
+    if (on->second->capture || it->second->captured) REFUSE(NOT_SUPPORTED, "this driver captures no waits");
     auto recording = it->second->last;
     if (!recording) return SUCCESS;
     return put(*on->second, {"wait for an event", [recording] { return reach(*recording); }});
@@ -89,6 +90,7 @@ API cuEventElapsedTime(float* ms, const void* first, const void* last) {
     ENTER(INIT | HEALTHY);
     EVENT(a, first);
     EVENT(b, last);
+    if (!a->second->timed || !b->second->timed) REFUSE(INVALID_HANDLE, "an event without timing");
     const auto begin = a->second->last, end = b->second->last;
     if (!begin || !end) REFUSE(INVALID_HANDLE, "an event was never recorded");
     if (!begin->done || !end->done) REFUSE(NOT_READY, "the device has not reached an event");
@@ -108,23 +110,29 @@ API cuStreamBeginCapture_v2(const void* handle, int mode) {
     ENTER(INIT | CURRENT | HEALTHY);
     STREAM(it, handle);
     if (mode < 0 || mode > 2) REFUSE(INVALID_VALUE, "mode %d", mode);
-    if (it->second->graph) REFUSE(ILLEGAL_STATE, "the stream captures already");
-    it->second->graph = std::make_unique<Graph>();
+    if (it->second->capture) REFUSE(ILLEGAL_STATE, "the stream captures already");
+    it->second->capture = std::make_unique<Graph>();
     it->second->capturer = std::this_thread::get_id();
     it->second->mode = mode;
     it->second->invalid = false;
     return SUCCESS;
 }
+// A failure that is injected ends the capture too.
 API cuStreamEndCapture(const void* handle, const void** graph) {
-    ENTER(INIT | CURRENT | HEALTHY);
+    Call call(__func__, INIT | CURRENT | HEALTHY);
+    *graph = nullptr;
+    if (call.error) {
+        auto capturing = driver.streams.find(handle);
+        if (capturing != driver.streams.end()) capturing->second->capture.reset();
+        return call.error;
+    }
     STREAM(it, handle);
     Stream& stream = *it->second;
-    *graph = nullptr;
-    if (!stream.graph) REFUSE(CAPTURE_UNMATCHED, "the stream does not capture");
+    if (!stream.capture) REFUSE(CAPTURE_UNMATCHED, "the stream does not capture");
     if (stream.mode != 2 && stream.capturer != std::this_thread::get_id()) {
         REFUSE(CAPTURE_WRONG_THREAD, "begun on another thread");
     }
-    std::shared_ptr<Graph> made = std::move(stream.graph);
+    std::shared_ptr<Graph> made = std::move(stream.capture);
     if (stream.invalid) REFUSE(CAPTURE_INVALIDATED, "after an illegal call");
     driver.graphs[*graph = made.get()] = made;
     return SUCCESS;
@@ -135,9 +143,9 @@ API cuGraphInstantiateWithFlags(const void** executable, const void* graph, u64 
     if (it == driver.graphs.end()) REFUSE(INVALID_HANDLE, "graph %p", graph);
     if (flags) REFUSE(INVALID_VALUE, "flags %llu", flags);
     for (auto& node : it->second->nodes) {
-        if (node.kernel && (int)node.shared > node.kernel->dynamic_shared) {
+        if (node.kernel && (int)node.shared > node.kernel->max_dynamic_shared) {
             REFUSE(INVALID_VALUE, "%s asks for %u bytes of shared memory, by now %d are allowed", node.what,
-                   node.shared, node.kernel->dynamic_shared);
+                   node.shared, node.kernel->max_dynamic_shared);
         }
     }
     auto made = std::make_shared<Graph>(*it->second);
@@ -152,13 +160,13 @@ API cuGraphLaunch(const void* executable, const void* handle) {
     ENTER(INIT | CURRENT | HEALTHY);
     STREAM(it, handle);
     auto found = driver.executables.find(executable);
-    if (found == driver.executables.end()) REFUSE(INVALID_HANDLE, "graph %p", executable);
-    if (it->second->graph) REFUSE(CAPTURE_UNSUPPORTED, "into a stream that captures");
+    if (found == driver.executables.end()) REFUSE(INVALID_HANDLE, "executable %p", executable);
+    if (it->second->capture) REFUSE(CAPTURE_UNSUPPORTED, "into a stream that captures");
     for (auto& node : found->second->nodes) put(*it->second, node);
     return SUCCESS;
 }
 API cuGraphExecDestroy(const void* executable) {
     ENTER(INIT);
     return driver.executables.erase(executable) ? SUCCESS
-                                                : call.refuse(INVALID_HANDLE, "graph %p", executable);
+                                                : call.refuse(INVALID_HANDLE, "executable %p", executable);
 }

@@ -35,7 +35,7 @@ static int encode(Call& call, void* out, const Tensor& t, CUtensorMap& map) {
     }
     map = {CUtensorMap::MAGIC, (u64)t.base, 0, t.rank, {1, 1, 1, 1}, {}, {}, {}, {}, {1, 1}};
     for (u32 d = 0; d < t.rank; d++) {
-        if (!t.dims[d] || t.dims[d] > 1ull << 32) REFUSE(INVALID_VALUE, "dimension %u of %llu", d, t.dims[d]);
+        if (!t.dims[d] || t.dims[d] >= 1ull << 32) REFUSE(INVALID_VALUE, "dimension %u of %llu", d, t.dims[d]);
         if (!t.steps[d] || t.steps[d] > 8) REFUSE(INVALID_VALUE, "step %u of %u", d, t.steps[d]);
         map.dims[d] = (u32)t.dims[d];
         if (d == 0) continue;
