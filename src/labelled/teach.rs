@@ -11,6 +11,7 @@ use crate::models::{Recorder, init};
 use crate::ops::layers::batch_norm::Stats;
 use crate::ops::losses::bce::{Bce, Targets};
 use crate::ops::movement::gather_images::GatherImages;
+use crate::ops::movement::to_maps::ToMaps;
 use crate::ops::optim::adam::Adam;
 use crate::ops::optim::sgd::Sgd;
 use crate::pipeline::observer::Observer;
@@ -92,7 +93,10 @@ pub fn teach(
     let mut tape = Tape::default();
     let mut r = Recorder { tape: &mut tape, store: &engine.store };
     let leaves = leaves.map(|leaf| r.leaf(leaf, Learn::Frozen));
-    let [x, target] = if feed.is_some() { leaves } else { draw(&mut r, t.batch, leaves)? };
+    let [x, target] = match leaves {
+        [x, target] if feed.is_some() => [to_maps(&mut r, &net, x)?, target],
+        all => draw(&mut r, t.batch, all)?,
+    };
     let loss = record(&mut r, &net, mode, x, target)?;
     let (optimisers, learning_rates) = optimisers(&mut engine.store, t, &net);
     let stage = Stage {
@@ -129,6 +133,11 @@ const STAGE: &str = "teach";
 fn draw(r: &mut Recorder<f32>, n: usize, [images, targets]: [Value; 2]) -> Result<[Value; 2]> {
     let draw = GatherImages { n, stream: stream::TEACH_GATHER };
     Ok([r.apply(draw, &[images])?, r.apply(draw, &[targets])?])
+}
+
+/// Images that are fed lie in the store, in f32. The normalisation of a network that has one converts them.
+fn to_maps(r: &mut Recorder<f32>, net: &ResNet, x: Value) -> Result<Value> {
+    if net.spec.normalisation.is_some() { Ok(x) } else { r.apply(ToMaps, &[x]) }
 }
 
 /// Records the network on images `x` and its loss against `target` `[n, 1, 1, labels]`.

@@ -103,6 +103,7 @@ registry! {
     random::draw_labels::DrawLabels,
     movement::gather_images::GatherImages,
     movement::scatter_images::ScatterImages,
+    movement::to_maps::ToMaps,
     random::augment::Augment,
     optim::adam::Adam,
     optim::sgd::Sgd,

@@ -8,7 +8,9 @@ use dfka_engine::config::{self, Override};
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::labelled::evaluate::evaluate;
 use dfka_engine::labelled::run::run;
-use dfka_engine::labelled::spec::{OptimiserSpec, TeachSpec, TeacherNorm, TrainingData, TrainingSpec};
+use dfka_engine::labelled::spec::{
+    CropSpec, OptimiserSpec, TeachSpec, TeacherNorm, TrainingData, TrainingSpec,
+};
 use dfka_engine::labelled::teach::teach;
 use dfka_engine::models::Recorder;
 use dfka_engine::models::resnet::{BlockKind, Build, Mode, Normalisation, ResNet, ResNetSpec, Source, Stem};
@@ -24,6 +26,7 @@ use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::schedule::Schedule;
 use dfka_engine::pipeline::spec::{EvaluationData, RunSpec};
 use dfka_engine::tensor::{Elem, Real, Shape};
+use std::path::PathBuf;
 
 /// The machine to test. Without one the test prints that it is skipped, or fails if it is required.
 fn machine() -> Option<Choice> {
@@ -159,41 +162,46 @@ fn a_run_moves_from_a_machine_to_the_cpu() {
 }
 
 /// A teacher is trained, with batch statistics, and scored on a machine as on the CPU.
+/// A teacher of the labels on the left, trained on `data` for a few steps in f32 on the CPU.
+fn teacher(data: TrainingData, steps: usize, batch: usize) -> TeachSpec {
+    let network = network();
+    TeachSpec {
+        name: "tiny".into(),
+        seed: 3,
+        data,
+        labels: crate::common::LEFT.iter().map(|l| l.to_string()).collect(),
+        block: network.block,
+        stem: network.stem,
+        widths: network.widths,
+        depths: network.depths,
+        image_size: None,
+        init: None,
+        training: TrainingSpec {
+            steps,
+            batch,
+            optimiser: OptimiserSpec::Adam { weight_decay: 0.0 },
+            schedule: Schedule::OneCycle,
+            learning_rate: 1e-3,
+            backbone_learning_rate: 1e-3,
+            layer_decay: 1.0,
+            norm: TeacherNorm::Batch,
+        },
+        evaluation: None,
+        checkpoint_seconds: 20.0,
+        precision: Elem::F32,
+        device: Device::default(),
+    }
+}
+
 #[test]
 fn a_teacher_is_trained_and_scored() {
     let Some(choice) = machine() else { return };
     let lab = Lab::new();
     let train = |device: Choice, out: &str| {
-        let network = network();
-        let spec = TeachSpec {
-            name: "tiny".into(),
-            seed: 3,
-            data: TrainingData::Labelled(lab.path("evaluation.npz")),
-            labels: crate::common::LEFT.iter().map(|l| l.to_string()).collect(),
-            block: network.block,
-            stem: network.stem,
-            widths: network.widths,
-            depths: network.depths,
-            image_size: None,
-            init: None,
-            training: TrainingSpec {
-                steps: 8,
-                batch: 8,
-                optimiser: OptimiserSpec::Adam { weight_decay: 0.0 },
-                schedule: Schedule::OneCycle,
-                learning_rate: 1e-3,
-                backbone_learning_rate: 1e-3,
-                layer_decay: 1.0,
-                norm: TeacherNorm::Batch,
-            },
-            evaluation: None,
-            checkpoint_seconds: 20.0,
-            precision: Elem::F32,
-            device: Device { choice: device, ..Device::default() },
-        };
-        let out = lab.path(out);
-        std::fs::create_dir_all(&out).unwrap();
-        teach(&spec, &out, false, &mut Losses::default()).unwrap()
+        let data = TrainingData::Labelled(lab.path("evaluation.npz"));
+        let device = Device { choice: device, ..Device::default() };
+        let spec = TeachSpec { device, ..teacher(data, 8, 8) };
+        teach(&spec, &lab.path(out), false, &mut Losses::default()).unwrap()
     };
     let (on_cpu, on_machine) = (train(Choice::Cpu, "cpu"), train(choice, "machine"));
     assert!(
@@ -209,6 +217,42 @@ fn a_teacher_is_trained_and_scored() {
     let cpu = evaluate(&on_machine.weights, &evaluation, &Device::default()).unwrap();
     let found = evaluate(&on_machine.weights, &evaluation, &device).unwrap();
     assert!((cpu.map - found.map).abs() < 0.5, "{} {}", cpu.map, found.map);
+}
+
+/// Photographs lie in the store in f32, and a network without a normalisation begins with a convolution of them.
+#[test]
+fn a_teacher_of_photographs_has_the_same_losses_in_bf16_with_and_without_initial_weights() {
+    let Some(choice) = machine() else { return };
+    let lab = Lab::new();
+    let folder = crate::common::root().join("tests/fixtures/voc/VOCdevkit/VOC2007");
+    let crop = CropSpec { scale: [0.5, 1.0], ratio: [0.75, 4.0 / 3.0], flip: 0.5 };
+    let data = TrainingData::Voc { folder, split: "trainval".into(), crop };
+    let train = |precision: Elem, out: &str, init: Option<PathBuf>| {
+        let labels = ["dog", "car"].map(String::from).to_vec();
+        let device = Device { choice, ..Device::default() };
+        let spec = TeachSpec {
+            labels,
+            image_size: Some(32),
+            init,
+            precision,
+            device,
+            ..teacher(data.clone(), 20, 4)
+        };
+        let mut losses = Losses::default();
+        let summary = teach(&spec, &lab.path(out), false, &mut losses).unwrap();
+        let losses: Vec<f32> = losses.all.iter().filter(|l| l.2 == "loss").map(|l| l.3).collect();
+        assert_eq!(losses.len(), 20);
+        (summary.weights, losses)
+    };
+    let mut init = None;
+    for start in ["random", "initial"] {
+        let (weights, f32s) = train(Elem::F32, &format!("{start}-f32"), init.clone());
+        let (_, bf16s) = train(Elem::Bf16, &format!("{start}-bf16"), init.clone());
+        for (step, (a, b)) in f32s.iter().zip(&bf16s).enumerate() {
+            assert!((a - b).abs() < 0.02 * a, "{start}, step {step}: f32 {a}, bf16 {b}");
+        }
+        init = Some(weights);
+    }
 }
 
 /// The program on a device too small for the step: exit code 6, what is needed, and a batch that would fit.

@@ -4,3 +4,4 @@ pub mod columns;
 pub mod concat_columns;
 pub mod gather_images;
 pub mod scatter_images;
+pub mod to_maps;

@@ -20,7 +20,7 @@ fn cuda_index() -> Option<usize> {
 /// emulator.
 pub fn machines(map_dtype: Elem) -> Vec<Machine> {
     if let Some(index) = cuda_index() {
-        let open = || Machine::new(Gpu::Cuda(cuda::Cuda::open(index).unwrap()), map_dtype).unwrap();
+        let open = || Machine::new(Gpu::Cuda(cuda::Cuda::open(index).unwrap().into()), map_dtype).unwrap();
         return vec![open(), open()];
     }
     let open = |order: &i32| match emu::Emu::open(*order) {
