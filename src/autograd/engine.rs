@@ -60,6 +60,10 @@ impl<R: Real> Engine<R> {
         }
         Ok(())
     }
+    /// What the user should know about the machine, once.
+    pub fn note(&mut self) -> Option<String> {
+        self.machine.as_mut()?.note()
+    }
     /// The machine that steps run on; none for the CPU.
     pub fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()

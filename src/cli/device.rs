@@ -53,10 +53,14 @@ impl DeviceChoice {
             }),
             DeviceChoice::Cpu => Ok((Choice::Cpu, "device: cpu".into())),
             DeviceChoice::Cuda(index) => {
-                let name = Cuda::open(index)
-                    .map_err(|e| Error::NoDevice(format!("--device cuda:{index}: {e}; or use --device cpu")))?
-                    .name();
-                Ok((Choice::Cuda(index), format!("device: cuda:{index}, {name}")))
+                let choice = Choice::Cuda(index);
+                let name = choice.try_kernel().map_err(|e| match e {
+                    Error::NoDevice(why) => {
+                        Error::NoDevice(format!("--device cuda:{index}: {why}; or use --device cpu"))
+                    }
+                    e => e,
+                })?;
+                Ok((choice, format!("device: cuda:{index}, {}", name.unwrap_or_default())))
             }
             DeviceChoice::Emu => {
                 let name = Emu::open(0)?.name();
@@ -81,17 +85,14 @@ pub fn name(choice: Choice) -> String {
     }
 }
 
-/// The first CUDA device that can run the kernels: its index and name.
+/// The first CUDA device that can run the kernels, which has run one: its index and name.
 fn automatic() -> Result<(usize, String)> {
     let (_, found) = cuda::devices()?;
     let fit = found.iter().position(|d| d.capability >= cuda::LEAST_CAPABILITY);
     let index = fit.ok_or_else(|| {
         Error::NoDevice(format!("none of {} CUDA devices has compute capability 8.0 or higher", found.len()))
     })?;
-    let device = Cuda::open(index)?;
-    // Loading the kernels now means that a run does not fail on it half-way.
-    device.try_kernels()?;
-    Ok((index, device.name()))
+    Ok((index, Choice::Cuda(index).try_kernel()?.unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! `doctor`: the devices, libraries and processor features of this machine.
 
+use crate::device::Choice;
 use crate::device::gpu::{self, cuda, emu::Emu, nvrtc::Nvrtc};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 /// One row per property.
 pub fn report() -> String {
@@ -18,9 +18,9 @@ pub fn report() -> String {
         ("emulator", Emu::open(0).map_or_else(|e| e.to_string(), |e| e.name())),
         ("kernels", kernels()),
         ("nvidia driver", driver()),
-        ("libcuda", find("libcuda.so").text()),
+        ("libcuda", cuda::driver_file().unwrap_or("none opened").into()),
+        ("first kernel", first_kernel()),
         ("libnvrtc", nvrtc()),
-        ("libcublasLt", find("libcublasLt.so").text()),
         ("kernel cache", cuda::cache_folder().display().to_string()),
     ];
     rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
@@ -43,6 +43,18 @@ fn cuda_devices() -> String {
     format!("{list}; driver for CUDA {}.{}", driver / 1000, driver % 1000 / 10)
 }
 
+/// Whether the device that `--device auto` chooses runs a kernel.
+fn first_kernel() -> String {
+    let Ok((_, found)) = cuda::devices() else { return "no CUDA device".into() };
+    match found.iter().position(|d| d.capability >= cuda::LEAST_CAPABILITY) {
+        None => "no CUDA device that can run it".into(),
+        Some(index) => match Choice::Cuda(index).try_kernel() {
+            Ok(_) => format!("ran on cuda:{index}, with the right result"),
+            Err(e) => format!("failed on cuda:{index}: {e}"),
+        },
+    }
+}
+
 /// The kernels in this program, and the targets for which it has them compiled.
 fn kernels() -> String {
     let targets: Vec<&str> = gpu::MODULES[0].images.iter().map(|i| i.target).collect();
@@ -58,89 +70,6 @@ fn kernels() -> String {
 fn nvrtc() -> String {
     let found = Nvrtc::open().and_then(|c| Ok((c.version()?, c.path)));
     found.map_or_else(|e| e, |((major, minor), path)| format!("{major}.{minor}, {}", path.display()))
-}
-
-/// The result of a search for a shared library.
-pub enum Found {
-    At(PathBuf),
-    /// Not in any of so many folders.
-    NotIn(usize),
-}
-
-impl Found {
-    pub fn text(&self) -> String {
-        match self {
-            Found::At(path) => path.display().to_string(),
-            Found::NotIn(folders) => {
-                format!("not found in LD_LIBRARY_PATH and the usual places ({folders} folders)")
-            }
-        }
-    }
-}
-
-/// Searches for a library, with any version suffix, where the dynamic loader looks and where CUDA installers
-/// put it.
-pub fn find(name: &str) -> Found {
-    let folders = library_folders();
-    match folders.iter().find_map(|folder| versioned(folder, name)) {
-        Some(path) => Found::At(path),
-        None => Found::NotIn(folders.len()),
-    }
-}
-
-/// The shortest matching name in one folder: `libcuda.so` before `libcuda.so.1`.
-fn versioned(folder: &Path, name: &str) -> Option<PathBuf> {
-    let fits =
-        |file: &str| file.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
-    let best = files.filter(|f| f.to_str().is_some_and(fits)).min_by_key(|f| (f.len(), f.clone()))?;
-    Some(folder.join(best))
-}
-
-/// The folders to search that exist, in order.
-fn library_folders() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = Vec::new();
-    if let Some(paths) = std::env::var_os("LD_LIBRARY_PATH") {
-        folders.extend(std::env::split_paths(&paths).filter(|p| p.is_absolute()));
-    }
-    for root in ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os) {
-        folders.extend(["lib64", "lib"].map(|lib| Path::new(&root).join(lib)));
-    }
-    folders.extend(loader_folders());
-    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
-    let targets = format!("/usr/local/cuda/targets/{}-linux/lib", std::env::consts::ARCH);
-    for folder in [
-        &format!("/usr/lib/{triple}"),
-        &format!("/lib/{triple}"),
-        "/usr/lib64",
-        "/lib64",
-        "/usr/lib",
-        "/lib",
-        "/usr/local/lib",
-        "/usr/local/cuda/lib64",
-        &targets,
-        "/usr/local/nvidia/lib64",
-        "/usr/lib/wsl/lib",
-        "/run/opengl-driver/lib",
-    ] {
-        folders.push(folder.into());
-    }
-    let mut seen = std::collections::BTreeSet::new();
-    folders.retain(|f| f.is_dir() && seen.insert(f.clone()));
-    folders
-}
-
-/// Folders that `/etc/ld.so.conf.d` adds.
-fn loader_folders() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir("/etc/ld.so.conf.d") else { return Vec::new() };
-    let mut files: Vec<_> = entries.flatten().map(|e| e.path()).collect();
-    files.sort();
-    let texts = files.iter().filter_map(|f| fs::read_to_string(f).ok());
-    texts
-        .flat_map(|text| text.lines().map(|l| l.trim().to_owned()).collect::<Vec<_>>())
-        .filter(|line| line.starts_with('/'))
-        .map(PathBuf::from)
-        .collect()
 }
 
 fn driver() -> String {
@@ -198,20 +127,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_versioned_library_is_found_and_a_longer_name_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        for file in ["libcudart.so.12", "libcuda.so.580.65", "libcuda.so.1"] {
-            fs::write(dir.path().join(file), b"").unwrap();
-        }
-        assert_eq!(versioned(dir.path(), "libcuda.so"), Some(dir.path().join("libcuda.so.1")));
-        assert_eq!(versioned(dir.path(), "libnvrtc.so"), None);
-        assert_eq!(versioned(&dir.path().join("missing"), "libcuda.so"), None);
-    }
-
-    #[test]
     fn the_report_has_every_row() {
         let text = report();
-        for row in ["version ", "cpu features ", "threads ", "memory ", "libcuda ", "libnvrtc "] {
+        for row in
+            ["version ", "cpu features ", "threads ", "memory ", "libcuda ", "first kernel ", "libnvrtc "]
+        {
             assert!(text.lines().any(|l| l.starts_with(row)), "{row}\n{text}");
         }
     }

@@ -24,11 +24,23 @@ impl Choice {
     ///
     /// Errors: no such device (exit code 5).
     pub fn machine(self, map_dtype: Elem) -> Result<Option<Machine>> {
-        let gpu = match self {
-            Choice::Cpu => return Ok(None),
-            Choice::Cuda(index) => Gpu::Cuda(Cuda::open(index)?),
-            Choice::Emu => Gpu::Emu(Emu::open(0)?),
-        };
-        Machine::new(gpu, map_dtype).map(Some)
+        self.gpu()?.map(|gpu| Machine::new(gpu, map_dtype)).transpose()
+    }
+
+    /// Opens the device and runs a kernel on it. Returns its name for people, `None` for the CPU.
+    ///
+    /// Errors: as [`Choice::machine`]; a device that does not run kernels.
+    pub fn try_kernel(self) -> Result<Option<String>> {
+        let Some(gpu) = self.gpu()? else { return Ok(None) };
+        gpu.try_kernel()?;
+        Ok(Some(gpu.name()))
+    }
+
+    fn gpu(self) -> Result<Option<Gpu>> {
+        Ok(match self {
+            Choice::Cpu => None,
+            Choice::Cuda(index) => Some(Gpu::Cuda(Cuda::open(index)?.into())),
+            Choice::Emu => Some(Gpu::Emu(Emu::open(0)?)),
+        })
     }
 }

@@ -211,6 +211,9 @@ impl<'o> Session<'o> {
                 continue;
             }
             stage.plan.collect(engine)?;
+            if let Some(note) = engine.note() {
+                self.observer.note(&note);
+            }
             let Stage { name, plan, .. } = stage;
             let names = plan.metric_names();
             for (step, row) in plan.rows() {

@@ -6,6 +6,7 @@ use super::emu::Emu;
 use super::launch::{KernelArg, Launch, Prepared};
 use super::target::Target;
 use super::tensor_map::{Encoded, TensorMap};
+use crate::device::memory::{Slot, Space};
 use crate::device::step_state::StepState;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
@@ -14,7 +15,7 @@ use std::time::Instant;
 /// A machine that runs kernels. Work runs in the order in which it is launched.
 pub enum Gpu {
     /// A CUDA device.
-    Cuda(cuda::Cuda),
+    Cuda(Box<cuda::Cuda>),
     /// The emulator on the CPU.
     Emu(Emu),
 }
@@ -147,6 +148,33 @@ impl Gpu {
                 Ok(start.elapsed().as_secs_f32() * 1e3)
             }
         }
+    }
+    /// Runs the smallest kernel and reads its result, so that a device which cannot run kernels is found before
+    /// anything depends on it.
+    ///
+    /// Errors: why it cannot, as [`Error::NoDevice`]; out of memory.
+    pub fn try_kernel(&self) -> Result<()> {
+        const ELEMENTS: usize = 64;
+        let slot = Slot { space: Space::Arena, offset: 0, bytes: 4 * ELEMENTS };
+        let args = vec![KernelArg::Slot(slot), 1.5f32.into(), (ELEMENTS as i64).into()];
+        let launch = Launch::new("fill", [1, 1, 1], 32, 0, args)?;
+        let mut values = [0.0f32; ELEMENTS];
+        let mut run = || {
+            let block = self.allocate(slot.bytes)?;
+            self.launch(&self.prepare(&launch, "first kernel".into(), &mut |_| Ok(block.address))?)?;
+            self.download(&block, 0, bytemuck::cast_slice_mut(&mut values))
+        };
+        run().map_err(|e| match e {
+            Error::Run(why) => Error::NoDevice(format!("{} does not run kernels: {why}", self.name())),
+            e => e,
+        })?;
+        if values != [1.5; ELEMENTS] {
+            let (name, found) = (self.name(), values[0]);
+            return Err(Error::NoDevice(format!(
+                "{name} computes wrongly: filled memory with 1.5, read {found}"
+            )));
+        }
+        Ok(())
     }
     /// Marks the point after everything that was launched before. The emulator has finished it by then.
     ///

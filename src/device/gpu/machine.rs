@@ -38,6 +38,7 @@ pub struct Machine {
     profile: Range<u64>,
     /// Whether the profiler records now.
     records: bool,
+    capture: Capture,
     /// Increases whenever an address changes. A step prepared in another epoch must be prepared again.
     epoch: u64,
 }
@@ -50,6 +51,15 @@ pub struct Ready {
     graph: Option<Graph>,
     epoch: u64,
     runs: u64,
+}
+
+/// Whether steps are captured as graphs.
+#[derive(Clone, Debug, PartialEq)]
+enum Capture {
+    /// From their second run on.
+    Tried,
+    /// No longer, because the driver refused one: why, until [`Machine::note`] has told it.
+    Refused(Option<String>),
 }
 
 impl Machine {
@@ -68,6 +78,7 @@ impl Machine {
             ring,
             profile: 0..0,
             records: false,
+            capture: Capture::Tried,
             epoch: 1,
         })
     }
@@ -241,7 +252,7 @@ impl Machine {
 
     /// Starts a step. The first run goes launch by launch, so that every module is loaded; the second is
     /// captured as a graph, which it and all later runs replay. Runs that a profiler records go launch by
-    /// launch.
+    /// launch, and so do all once the driver has refused a capture, which [`Machine::note`] then tells.
     ///
     /// Errors: a launch that the machine refuses; the failure of an earlier kernel.
     pub fn run(&mut self, ready: &mut Ready, step: &StepState) -> Result<()> {
@@ -249,21 +260,38 @@ impl Machine {
         self.gpu.send(&self.state, step)?;
         ready.runs += 1;
         let _range = nvtx::range("step");
-        let launch_by_launch = |ready: &Ready| {
-            ready.launches.iter().try_for_each(|l| {
-                let _range = self.records.then(|| nvtx::range(&l.label));
-                self.gpu.launch(l)
-            })
-        };
-        match &self.gpu {
-            Gpu::Cuda(device) if device.captures() && ready.runs > 1 && !self.records => {
-                if ready.graph.is_none() {
-                    ready.graph = Some(device.capture(|| launch_by_launch(ready))?);
+        if let Gpu::Cuda(device) = &self.gpu
+            && device.captures()
+            && self.capture == Capture::Tried
+            && ready.runs > 1
+            && !self.records
+        {
+            if ready.graph.is_none() {
+                match device.capture(|| self.launch_all(ready)) {
+                    Ok(graph) => ready.graph = Some(graph),
+                    Err(e) => self.capture = Capture::Refused(Some(e.to_string())),
                 }
-                ready.graph.as_ref().map_or(Ok(()), |g| device.replay(g))
             }
-            _ => launch_by_launch(ready),
+            if let Some(graph) = &ready.graph {
+                return device.replay(graph);
+            }
         }
+        self.launch_all(ready)
+    }
+
+    fn launch_all(&self, ready: &Ready) -> Result<()> {
+        ready.launches.iter().try_for_each(|launch| {
+            let _range = self.records.then(|| nvtx::range(&launch.label));
+            self.gpu.launch(launch)
+        })
+    }
+
+    /// What the user should know about the machine, once.
+    pub fn note(&mut self) -> Option<String> {
+        let Capture::Refused(why) = &mut self.capture else { return None };
+        why.take().map(|why| {
+            format!("steps are launched kernel by kernel, because the driver captures none: {why}")
+        })
     }
 
     /// Starts or stops a profiler's recording. A stage stops it at its end, because the next stage counts

@@ -1,22 +1,35 @@
-//! Copies to and from a CUDA device.
+//! Copies to and from a CUDA device, all of them through pinned memory that the device owns.
 
 use super::device::Cuda;
 use super::driver::{check, enter};
+use super::library::{cuMemcpyDtoHAsync_v2, cuMemcpyHtoDAsync_v2};
+use super::pinned::Pinned;
 use crate::device::gpu::block::Address;
 use crate::device::step_state::StepState;
 use crate::error::Result;
-use cudarc::driver::sys::*;
+
+/// Larger copies go in pieces of so many bytes, which bounds the pinned memory: a batch of 64 photographs of 224
+/// pixels (38 MB) is one piece.
+const PIECE: usize = 64 << 20;
 
 impl Cuda {
-    /// Copies to the device and waits for the copy. The range must lie in a live block.
+    /// Copies to the device, and returns when the bytes have left the caller's memory: work that is launched later
+    /// finds them. The range must lie in a live block.
     ///
     /// Errors: the driver's, among them the failure of an earlier kernel.
     pub fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         enter()?;
-        // SAFETY: `Gpu::upload` checked the range of a live block; the wait ends the borrow of `bytes`.
-        let copied = unsafe { cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream) };
-        check(copied, "copy to the device")?;
-        self.synchronize()
+        let mut staging = self.staging.lock().expect("no thread panics while it holds the staging memory");
+        for (i, piece) in bytes.chunks(PIECE).enumerate() {
+            staging.send(&self.stream, piece, |from| {
+                let to = to + (i * PIECE) as u64;
+                // SAFETY: `Gpu::upload` checked the range of a live block. `from` is pinned memory of the device's,
+                // which keeps these bytes until the copy has ended (`Staging`).
+                let copied = unsafe { cuMemcpyHtoDAsync_v2(to, from, piece.len(), self.stream.0) };
+                check(copied, "copy to the device")
+            })?;
+        }
+        Ok(())
     }
 
     /// Copies a step's state without waiting.
@@ -24,11 +37,12 @@ impl Cuda {
     /// Errors: as [`Cuda::upload`].
     pub fn send(&self, to: Address, state: &StepState) -> Result<()> {
         enter()?;
-        // SAFETY: `Gpu::send` checked the range of a live block; the pinned slot stays as it is for `STATES`
-        // steps.
-        let copied =
-            unsafe { cuMemcpyHtoDAsync_v2(to, self.states.put(state), size_of::<StepState>(), self.stream) };
-        check(copied, "copy of the step's state")
+        let mut states = self.states.lock().expect("no thread panics while it holds the states");
+        states.send(&self.stream, state, |from| {
+            // SAFETY: as in `upload`; `Gpu::send` checked the range.
+            let copied = unsafe { cuMemcpyHtoDAsync_v2(to, from, size_of::<StepState>(), self.stream.0) };
+            check(copied, "copy of the step's state")
+        })
     }
 
     /// Copies from the device after all earlier work, and waits. The range must lie in a live block.
@@ -36,22 +50,25 @@ impl Cuda {
     /// Errors: as [`Cuda::upload`].
     pub fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         enter()?;
-        // SAFETY: `Gpu::download` checked the range of a live block; the wait ends the borrow of `bytes`.
-        unsafe {
-            check(
-                cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from, bytes.len(), self.stream),
-                "copy from the device",
-            )?;
+        let mut landing = self.landing.lock().expect("no thread panics while it holds the landing memory");
+        for (i, piece) in bytes.chunks_mut(PIECE).enumerate() {
+            let landing = Pinned::enlarge(&mut landing, piece.len())?;
+            let to = landing.room(0, piece.len());
+            // SAFETY: `Gpu::download` checked the range of a live block. The device owns `to`, which stays allocated
+            // if the wait fails and the copy is still on its way.
+            let copied =
+                unsafe { cuMemcpyDtoHAsync_v2(to, from + (i * PIECE) as u64, piece.len(), self.stream.0) };
+            check(copied, "copy from the device")?;
+            self.stream.synchronize()?;
+            landing.get(0, piece);
         }
-        self.synchronize()
+        Ok(())
     }
 
     /// Waits for all work.
     ///
     /// Errors: a kernel that failed.
     pub fn synchronize(&self) -> Result<()> {
-        enter()?;
-        // SAFETY: the stream lives as long as `self`.
-        check(unsafe { cuStreamSynchronize(self.stream) }, "wait")
+        self.stream.synchronize()
     }
 }

@@ -1,34 +1,34 @@
 //! An open CUDA device and its memory.
 
 use super::driver::{Found, LEAST_CAPABILITY, check, claim_context, devices, enter};
-use super::pinned::Pinned;
+use super::handles::Stream;
+use super::library::*;
+use super::pinned::{Pinned, Staging, States};
 use crate::device::gpu::block::{Address, Block};
 use crate::device::gpu::kernel::is_compiled_for;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
-use cudarc::driver::sys::*;
+use std::sync::Mutex;
 
 /// One CUDA device and the stream on which all work runs.
 pub struct Cuda {
     pub(super) found: Found,
     /// The CUDA version that the driver supports, `13000` for 13.0.
     pub(super) driver: i32,
-    pub(super) stream: CUstream,
-    pub(super) states: Pinned,
+    /// Pinned memory from which the device copies: the states of steps, and everything else.
+    pub(super) states: Mutex<States>,
+    pub(super) staging: Mutex<Staging>,
+    /// Pinned memory to which the device copies.
+    pub(super) landing: Mutex<Option<Pinned>>,
+    pub(super) stream: Stream,
 }
-
-// SAFETY: handles of the driver may be used from any thread on which the context is current (`enter`).
-unsafe impl Send for Cuda {}
-// SAFETY: as above; the only state that changes is the counter of `Pinned`, which is atomic.
-unsafe impl Sync for Cuda {}
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        if enter().is_ok() {
-            // SAFETY: created by `open`, destroyed once; the driver lets work on the stream finish.
-            unsafe { cuStreamDestroy_v2(self.stream) };
-        }
+        // Copies may still use the pinned memory, which is freed next. After a failed wait there are none: the
+        // driver has stopped all work.
+        let _ = self.stream.synchronize();
     }
 }
 
@@ -51,17 +51,21 @@ impl Cuda {
                 device.name, device.capability.0, device.capability.1
             )));
         }
-        let (mut handle, mut context, mut stream) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+        let (mut handle, mut context) = (0, std::ptr::null_mut());
         // SAFETY: the driver is initialised (`devices`), pointers are to live locals.
         unsafe {
             check(cuDeviceGet(&mut handle, index as i32), "cuDeviceGet")?;
             check(cuDevicePrimaryCtxRetain(&mut context, handle), "cuDevicePrimaryCtxRetain")?;
-            claim_context(context)?;
-            check(cuCtxSetCurrent(context), "cuCtxSetCurrent")?;
-            let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            check(cuStreamCreate(&mut stream, flags), "cuStreamCreate")?;
         }
-        Ok(Cuda { found: device.clone(), driver, stream, states: Pinned::new()? })
+        claim_context(context)?;
+        Ok(Cuda {
+            found: device.clone(),
+            driver,
+            states: Mutex::new(States::new()?),
+            staging: Mutex::new(Staging::new()?),
+            landing: Mutex::new(None),
+            stream: Stream::new()?,
+        })
     }
 
     /// The device's name, compute capability and driver.
@@ -96,7 +100,7 @@ impl Cuda {
         let mut address = 0;
         // SAFETY: `address` is a live local; the block is freed once, by `Block`.
         let result = unsafe { cuMemAlloc_v2(&mut address, bytes.max(1)) };
-        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        if result == Status::OUT_OF_MEMORY {
             let (free, total) = self.memory()?;
             let mb = |b: usize| b as f64 / 1e6;
             return Err(Error::OutOfMemory(format!(

@@ -1,8 +1,9 @@
-//! The CUDA driver, which is opened at run time so that the program starts on machines without one: its
-//! devices, the context, and its errors.
+//! The CUDA driver's devices, the context, and its errors.
 
+use super::library::*;
 use crate::error::{Error, Result};
-use cudarc::driver::sys::*;
+use cudarc::driver::sys::{CUcontext, CUdevice_attribute_enum as Attribute};
+use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
@@ -33,36 +34,32 @@ pub(super) fn is_synchronous() -> bool {
     *SYNC.get_or_init(|| std::env::var("DFKA_SYNC").is_ok_and(|v| v != "0" && !v.is_empty()))
 }
 
-/// Turns a result of the driver into an error that says what was being done.
-pub(super) fn check(result: CUresult, what: &str) -> Result<()> {
-    if result == CUresult::CUDA_SUCCESS {
-        return Ok(());
-    }
+/// The driver's words for a status, and its number.
+fn text(status: Status) -> String {
     let mut text: *const c_char = std::ptr::null();
     // SAFETY: on success the driver points `text` at a static string.
-    let known = unsafe { cuGetErrorString(result, &mut text) } == CUresult::CUDA_SUCCESS && !text.is_null();
+    let known = unsafe { cuGetErrorString(status, &mut text) } == Status::SUCCESS && !text.is_null();
     // SAFETY: as above.
     let text = if known { unsafe { CStr::from_ptr(text) }.to_string_lossy() } else { "unknown error".into() };
-    use CUresult as E;
-    Err(match result {
-        E::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory(format!("{what}: {text}")),
-        // A failed kernel is reported by whichever call of the driver comes next.
-        E::CUDA_ERROR_ILLEGAL_ADDRESS
-        | E::CUDA_ERROR_MISALIGNED_ADDRESS
-        | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
-        | E::CUDA_ERROR_INVALID_PC
-        | E::CUDA_ERROR_HARDWARE_STACK_ERROR
-        | E::CUDA_ERROR_LAUNCH_FAILED
-        | E::CUDA_ERROR_LAUNCH_TIMEOUT => Error::Run(if is_synchronous() {
-            format!("{what}: a kernel failed: {text} ({result:?})")
+    format!("{text} (CUDA error {})", status.0)
+}
+
+/// Turns a status of the driver into an error that says what was being done.
+pub(super) fn check(status: Status, what: &str) -> Result<()> {
+    Err(match status {
+        Status::SUCCESS => return Ok(()),
+        Status::OUT_OF_MEMORY => Error::OutOfMemory(format!("{what}: {}", text(status))),
+        // A failed kernel, which whichever call of the driver comes next reports: an illegal address, a time-out,
+        // and from 714 on an error of the stack, an illegal instruction, a misaligned address and the like.
+        Status(700 | 702 | 714..=719) => Error::Run(if is_synchronous() {
+            format!("{what}: a kernel failed: {}", text(status))
         } else {
             format!(
-                "a kernel launched before \"{what}\" failed: {text} ({result:?}); run again with \
-                 DFKA_SYNC=1 to learn which"
+                "a kernel launched before \"{what}\" failed: {}; run again with DFKA_SYNC=1 to learn which",
+                text(status)
             )
         }),
-        _ => Error::Run(format!("CUDA: {what}: {text} ({result:?})")),
+        _ => Error::Run(format!("CUDA: {what}: {}", text(status))),
     })
 }
 
@@ -71,17 +68,11 @@ pub(super) fn check(result: CUresult, what: &str) -> Result<()> {
 ///
 /// Errors: no driver library, a driver without a device, or one that fails to start.
 pub fn devices() -> Result<(i32, Vec<Found>)> {
-    // SAFETY: only looks for the library; every other call of the driver would panic without it.
-    if !unsafe { is_culib_present() } {
-        return Err(Error::NoDevice(
-            "no NVIDIA driver: libcuda.so.1 was looked for in the loader's path and LD_LIBRARY_PATH".into(),
-        ));
-    }
     let none = |e: Error| Error::NoDevice(format!("the NVIDIA driver is there, but does not start: {e}"));
+    check(start()?, "cuInit").map_err(none)?;
     let (mut version, mut count) = (0, 0);
-    // SAFETY: all pointers are to live locals; the driver is initialised first.
+    // SAFETY: all pointers are to live locals; the driver is initialised.
     unsafe {
-        check(cuInit(0), "cuInit").map_err(none)?;
         check(cuDriverGetVersion(&mut version), "cuDriverGetVersion")?;
         check(cuDeviceGetCount(&mut count), "cuDeviceGetCount")?;
         let found = (0..count).map(|i| {
@@ -93,11 +84,10 @@ pub fn devices() -> Result<(i32, Vec<Found>)> {
                 let mut v = 0;
                 check(cuDeviceGetAttribute(&mut v, a, device), "cuDeviceGetAttribute").map(|()| v)
             };
-            use CUdevice_attribute_enum as A;
-            let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-            let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-            let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-            let multiprocessors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+            let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+            let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+            let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+            let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
             Ok(Found {
                 name: CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned(),
                 capability: (major, minor),
@@ -120,9 +110,19 @@ pub(super) fn claim_context(context: CUcontext) -> Result<()> {
     Ok(())
 }
 
-/// Makes the context current on this thread, because replays may come from any worker.
+thread_local! {
+    /// Whether the context is current on this thread.
+    static ENTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes the context current on this thread, once: replays may come from any worker.
 pub(super) fn enter() -> Result<()> {
+    if ENTERED.get() {
+        return Ok(());
+    }
     let Some(context) = CONTEXT.get() else { return Err(Error::NoDevice("no CUDA device is open".into())) };
     // SAFETY: the primary context, retained for the life of the process.
-    check(unsafe { cuCtxSetCurrent(*context as CUcontext) }, "cuCtxSetCurrent")
+    check(unsafe { cuCtxSetCurrent(*context as CUcontext) }, "cuCtxSetCurrent")?;
+    ENTERED.set(true);
+    Ok(())
 }

@@ -3,45 +3,77 @@
 use super::compile::compile;
 use super::device::Cuda;
 use super::driver::{check, enter};
+use super::library::{Status, cuFuncSetAttribute, cuModuleGetFunction, cuModuleLoadData};
 use crate::device::gpu::kernel::{Image, KERNELS, Kernel, MODULES};
+use crate::device::gpu::launch::Prepared;
 use crate::device::gpu::source::runs_on;
 use crate::error::{Error, Result};
-use cudarc::driver::sys::*;
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The kernels loaded so far. They are shared by all openings of the device, because a run opens it for
-/// every network that it scores.
+/// every network that it scores, and stay loaded as long as the process.
 static FUNCTIONS: Mutex<Option<Functions>> = Mutex::new(None);
 
 #[derive(Default)]
 struct Functions {
     /// By index into `MODULES`: the loaded module, and the symbols of its kernels in the order of `KERNELS`.
     modules: HashMap<usize, (CUmodule, Vec<String>)>,
-    by_name: HashMap<&'static str, CUfunction>,
+    by_name: HashMap<&'static str, Function>,
+}
+
+/// A loaded kernel.
+struct Function {
+    handle: CUfunction,
+    /// Bytes of dynamic shared memory that launches may ask for.
+    shared: u32,
 }
 
 // SAFETY: handles of the driver; they belong to the process's one context and may be used from any thread.
 unsafe impl Send for Functions {}
 
-impl Cuda {
-    /// Loads the smallest module, to check that this driver and device take the kernels.
-    ///
-    /// Errors: why they do not.
-    pub fn try_kernels(&self) -> Result<()> {
-        self.function(Kernel::find("fill")?).map(|_| ())
-    }
+/// Why a driver refuses an image: it is no machine code for this device, or one for a newer driver.
+const REFUSALS: [Status; 4] = [Status(200), Status(209), Status(218), Status(222)];
 
-    /// The driver's function for a kernel; loads its module at the first use.
-    pub(super) fn function(&self, kernel: &'static Kernel) -> Result<CUfunction> {
-        let mut functions = FUNCTIONS.lock().expect("no thread panics while it holds the functions");
-        let Functions { modules, by_name } = functions.get_or_insert_default();
-        if let Some(f) = by_name.get(kernel.name) {
-            return Ok(*f);
+impl Cuda {
+    /// The driver's function for a launch, which may use as much shared memory as the launch does. The launch keeps
+    /// it; the first launch of a module's kernels loads the module.
+    pub(super) fn function(&self, launch: &Prepared) -> Result<CUfunction> {
+        let known = launch.handle.load(Relaxed);
+        if known != 0 {
+            return Ok(known as CUfunction);
         }
         enter()?;
+        let mut functions = FUNCTIONS.lock().expect("no thread panics while it holds the functions");
+        let Functions { modules, by_name } = functions.get_or_insert_default();
+        let function = match by_name.entry(launch.kernel.name) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => {
+                let handle = self.find(launch.kernel, modules)?;
+                place.insert(Function { handle, shared: 0 })
+            }
+        };
+        if launch.shared > function.shared {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function's module is loaded and never unloaded.
+            let set = unsafe { cuFuncSetAttribute(function.handle, attribute, launch.shared as i32) };
+            check(set, &format!("{} bytes of shared memory", launch.shared))?;
+            function.shared = launch.shared;
+        }
+        launch.handle.store(function.handle as usize, Relaxed);
+        Ok(function.handle)
+    }
+
+    /// Finds a kernel in its module, which is loaded if it is not yet.
+    fn find(
+        &self,
+        kernel: &'static Kernel,
+        modules: &mut HashMap<usize, (CUmodule, Vec<String>)>,
+    ) -> Result<CUfunction> {
         let (module, symbols) = match modules.entry(kernel.module) {
             Entry::Occupied(loaded) => loaded.into_mut(),
             Entry::Vacant(place) => place.insert(self.load(kernel.module)?),
@@ -49,55 +81,62 @@ impl Cuda {
         let siblings = KERNELS.iter().filter(|k| k.module == kernel.module);
         let place = siblings.take_while(|k| k.name != kernel.name).count();
         if symbols[place].is_empty() {
-            let name = kernel.name;
+            let (name, device) = (kernel.name, self.name());
             return Err(Error::Run(format!(
-                "{name} needs compute capability 9.0, {} does not have it",
-                self.name()
+                "{name} needs compute capability 9.0, {device} does not have it"
             )));
         }
         let symbol = CString::new(symbols[place].as_str()).map_err(|e| Error::Run(e.to_string()))?;
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded and never unloaded; the symbol is NUL-terminated.
         check(unsafe { cuModuleGetFunction(&mut function, *module, symbol.as_ptr()) }, kernel.name)?;
-        by_name.insert(kernel.name, function);
         Ok(function)
     }
 
-    /// Loads a module as machine code for this device, or as assembly that its driver compiles. Returns the
-    /// symbols of its kernels too; a kernel that this device cannot run has an empty one.
+    /// Loads a module as machine code for this device, or as assembly that its driver compiles. If the driver
+    /// refuses what is in the program, the machine's own NVRTC compiles the source. Returns the symbols of the
+    /// module's kernels too; a kernel that this device cannot run has an empty one.
+    ///
+    /// Errors: a driver that takes neither.
     fn load(&self, index: usize) -> Result<(CUmodule, Vec<String>)> {
         let module = &MODULES[index];
-        let names: Vec<&'static Kernel> = KERNELS.iter().filter(|k| k.module == index).collect();
-        let (image, symbols) = match self.choose(module.images) {
-            Some(image) => {
-                let there = |k: &&Kernel| runs_on(k.needs_90a, image.target);
-                let symbol =
-                    |k: &&'static Kernel| if there(k) { k.symbol.to_string() } else { String::new() };
-                let code = if self.takes(image.target) { image.cubin } else { image.ptx };
-                (code.to_vec(), names.iter().map(symbol).collect())
+        let kernels: Vec<&'static Kernel> = KERNELS.iter().filter(|k| k.module == index).collect();
+        let file = format!("{}.cu", module.stem);
+        let mut refused = None;
+        if let Some(image) = self.choose(module.images) {
+            let code = if self.takes(image.target) { image.cubin } else { image.ptx };
+            match load_image(code) {
+                Ok(handle) => {
+                    let is_there = |k: &Kernel| runs_on(k.needs_90a, image.target);
+                    let symbol = |k: &&Kernel| if is_there(k) { k.symbol.to_string() } else { String::new() };
+                    return Ok((handle, kernels.iter().map(symbol).collect()));
+                }
+                Err(status) if REFUSALS.contains(&status) => refused = check(status, &file).err(),
+                Err(status) => return Err(check(status, &file).expect_err("the image was refused")),
             }
-            None => compile(module, &names, self.found.capability)?,
+        }
+        let too_old = |why: String| {
+            let ((major, minor), driver) = (self.found.capability, self.driver);
+            Error::NoDevice(format!(
+                "{why}: the driver supports CUDA {}.{} and the device has compute capability {major}.{minor}; the kernels \
+                 were compiled by a newer NVRTC: update the driver, or install an NVRTC of the driver's CUDA version \
+                 (DFKA_NVRTC_DIR names its folder)",
+                driver / 1000,
+                driver % 1000 / 10
+            ))
         };
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: a complete CUBIN, or PTX that ends with NUL; the driver copies it.
-        let result = unsafe { cuModuleLoadData(&mut handle, image.as_ptr().cast::<c_void>()) };
-        check(result, &format!("{}.cu", module.stem)).map_err(|e| match result {
-            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
-            | CUresult::CUDA_ERROR_INVALID_IMAGE
-            | CUresult::CUDA_ERROR_INVALID_PTX => {
-                let (major, minor) = self.found.capability;
-                Error::NoDevice(format!(
-                    "{e}: the driver supports CUDA {}.{} and the device has compute capability \
-                     {major}.{minor}; the kernels were compiled by a newer NVRTC: update the driver, or \
-                     build with that CUDA's NVRTC (DFKA_NVRTC_DIR)",
-                    self.driver / 1000,
-                    self.driver % 1000 / 10
-                ))
+        let (code, symbols) = match (compile(module, &kernels, self.found.capability), refused) {
+            (Ok(compiled), _) => compiled,
+            (Err(_), Some(refused)) => return Err(too_old(refused.to_string())),
+            (Err(e), None) => return Err(e),
+        };
+        match load_image(&code) {
+            Ok(handle) => Ok((handle, symbols)),
+            Err(status) => {
+                let e = check(status, &file).expect_err("the image was refused");
+                Err(if REFUSALS.contains(&status) { too_old(e.to_string()) } else { e })
             }
-            _ => e,
-        })?;
-        Ok((handle, symbols))
+        }
     }
 
     /// The newest image whose machine code runs on this device, or else one whose PTX may. None when the
@@ -117,5 +156,15 @@ impl Cuda {
             Some(digits) => digits.parse() == Ok(major * 10 + minor),
             None => digits.parse::<i32>().is_ok_and(|t| t / 10 == major && t % 10 <= minor),
         }
+    }
+}
+
+/// Loads a complete CUBIN, or PTX that ends with NUL; the driver copies it.
+fn load_image(code: &[u8]) -> std::result::Result<CUmodule, Status> {
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: `code` is what NVRTC wrote; a pointer to a live local.
+    match unsafe { cuModuleLoadData(&mut handle, code.as_ptr().cast::<c_void>()) } {
+        Status::SUCCESS => Ok(handle),
+        status => Err(status),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::device::Cuda;
 use super::driver::{check, enter};
+use super::library::{cuTensorMapEncodeIm2col, cuTensorMapEncodeTiled};
 use crate::device::gpu::block::Address;
 use crate::device::gpu::tensor_map::{Boxes, Encoded, ROW, TensorMap};
 use crate::error::Result;

@@ -7,6 +7,7 @@ use crate::device::gpu::kernel::Kernel;
 use crate::device::gpu::tensor_map::{Encoded, TensorMap};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
+use std::sync::atomic::AtomicUsize;
 
 /// Cells of a line of arguments, and of a tensor map.
 const LINE: usize = 16;
@@ -31,6 +32,8 @@ pub struct Prepared {
     starts: Vec<usize>,
     /// What the launch is for, as errors say it.
     pub label: String,
+    /// The kernel's handle on the machine that has launched it before, or 0.
+    pub(in crate::device::gpu) handle: AtomicUsize,
 }
 
 impl Prepared {
@@ -82,7 +85,7 @@ impl Prepared {
         };
         let lines = cells.chunks(LINE).map(line).collect();
         let Launch { kernel, grid, block, shared, .. } = *launch;
-        Ok(Prepared { kernel, grid, block, shared, lines, starts, label })
+        Ok(Prepared { kernel, grid, block, shared, lines, starts, label, handle: AtomicUsize::new(0) })
     }
     /// A pointer to each argument, as the driver and the emulator take them. They are valid as long as
     /// `self`.

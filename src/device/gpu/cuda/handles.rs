@@ -1,0 +1,127 @@
+//! Objects of the driver that are given back when they are dropped.
+
+use super::driver::{check, enter};
+use super::library::*;
+use crate::error::Result;
+use cudarc::driver::sys::{CUevent, CUgraph, CUgraphExec, CUstream, CUstream_flags};
+use std::ptr::null_mut;
+
+/// Makes a type of a handle, which `destroy` gives back.
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident, $handle:ty, $destroy:ident) => {
+        $(#[$doc])*
+        pub(super) struct $name(pub(super) $handle);
+
+        // SAFETY: a handle of the driver may be used from any thread on which the context is current (`enter`).
+        unsafe impl Send for $name {}
+        // SAFETY: as above; the driver locks its own state.
+        unsafe impl Sync for $name {}
+
+        impl Drop for $name {
+            fn drop(&mut self) {
+                if enter().is_ok() {
+                    // SAFETY: created by a function below, destroyed once. The driver lets work that uses it end.
+                    unsafe { $destroy(self.0) };
+                }
+            }
+        }
+    };
+}
+
+handle!(
+    /// A stream, whose work runs in the order in which it is enqueued.
+    Stream, CUstream, cuStreamDestroy_v2
+);
+handle!(
+    /// A point in a stream.
+    Event, CUevent, cuEventDestroy_v2
+);
+handle!(
+    /// Launches that were captured.
+    Captured, CUgraph, cuGraphDestroy
+);
+handle!(
+    /// A captured graph that can be launched.
+    Executable, CUgraphExec, cuGraphExecDestroy
+);
+
+impl Stream {
+    /// Errors: the driver's.
+    pub(super) fn new() -> Result<Stream> {
+        enter()?;
+        let mut stream = null_mut();
+        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: a pointer to a live local.
+        check(unsafe { cuStreamCreate(&mut stream, flags) }, "cuStreamCreate")?;
+        Ok(Stream(stream))
+    }
+
+    /// Waits for all work in the stream.
+    ///
+    /// Errors: a kernel that failed.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        enter()?;
+        // SAFETY: the stream is alive.
+        check(unsafe { cuStreamSynchronize(self.0) }, "wait")
+    }
+}
+
+impl Event {
+    /// Errors: the driver's.
+    pub(super) fn new() -> Result<Event> {
+        enter()?;
+        let mut event = null_mut();
+        // SAFETY: a pointer to a live local.
+        check(unsafe { cuEventCreate(&mut event, 0) }, "cuEventCreate")?;
+        Ok(Event(event))
+    }
+
+    /// Places the event after all work that is in the stream by now.
+    ///
+    /// Errors: the driver's.
+    pub(super) fn record(&self, stream: &Stream) -> Result<()> {
+        enter()?;
+        // SAFETY: event and stream are alive.
+        check(unsafe { cuEventRecord(self.0, stream.0) }, "cuEventRecord")
+    }
+
+    /// Waits until the device has reached the event. Returns at once if it was never recorded.
+    ///
+    /// Errors: a kernel that failed.
+    pub(super) fn wait(&self) -> Result<()> {
+        enter()?;
+        // SAFETY: the event is alive.
+        check(unsafe { cuEventSynchronize(self.0) }, "cuEventSynchronize")
+    }
+
+    /// Milliseconds from an earlier event to this one, both of which the device has reached.
+    ///
+    /// Errors: the driver's.
+    pub(super) fn ms_since(&self, earlier: &Event) -> Result<f32> {
+        enter()?;
+        let mut ms = 0.0;
+        // SAFETY: both events are alive; a pointer to a live local.
+        check(unsafe { cuEventElapsedTime(&mut ms, earlier.0, self.0) }, "cuEventElapsedTime")?;
+        Ok(ms)
+    }
+}
+
+impl Captured {
+    /// Ends the capture of a stream.
+    ///
+    /// Errors: a call that may not be captured.
+    pub(super) fn end(stream: &Stream) -> Result<Captured> {
+        let mut graph = null_mut();
+        // SAFETY: the stream is alive; a pointer to a live local.
+        check(unsafe { cuStreamEndCapture(stream.0, &mut graph) }, "cuStreamEndCapture")?;
+        Ok(Captured(graph))
+    }
+
+    /// Errors: out of memory; what the driver refuses.
+    pub(super) fn instantiate(&self) -> Result<Executable> {
+        let mut executable = null_mut();
+        // SAFETY: the graph is alive; a pointer to a live local.
+        check(unsafe { cuGraphInstantiateWithFlags(&mut executable, self.0, 0) }, "cuGraphInstantiate")?;
+        Ok(Executable(executable))
+    }
+}
