@@ -54,11 +54,10 @@ impl DeviceChoice {
             DeviceChoice::Cpu => Ok((Choice::Cpu, "device: cpu".into())),
             DeviceChoice::Cuda(index) => {
                 let choice = Choice::Cuda(index);
+                let named = |why| format!("--device cuda:{index}: {why}; or use --device cpu");
                 let name = choice.try_kernel().map_err(|e| match e {
-                    Error::NoDevice(why) => {
-                        Error::NoDevice(format!("--device cuda:{index}: {why}; or use --device cpu"))
-                    }
-                    e => e,
+                    Error::OutOfMemory(why) => Error::OutOfMemory(named(why)),
+                    e => Error::NoDevice(named(e.to_string())),
                 })?;
                 Ok((choice, format!("device: cuda:{index}, {}", name.unwrap_or_default())))
             }

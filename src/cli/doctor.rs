@@ -18,7 +18,7 @@ pub fn report() -> String {
         ("emulator", Emu::open(0).map_or_else(|e| e.to_string(), |e| e.name())),
         ("kernels", kernels()),
         ("nvidia driver", driver()),
-        ("libcuda", cuda::driver_file().unwrap_or("none opened").into()),
+        ("libcuda", cuda::driver_file().unwrap_or("none opened, see the row of CUDA devices").into()),
         ("first kernel", first_kernel()),
         ("libnvrtc", nvrtc()),
         ("kernel cache", cuda::cache_folder().display().to_string()),

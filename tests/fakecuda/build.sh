@@ -75,7 +75,7 @@ if [ -n "$sanitizers" ]; then
   done
   for stem in $(sed 's/.*dfka_emu_\(.*\)_[0-9]*, .*/\1/' "$dest/kernels.inc" | sort -u); do
     compile "$out/$stem.emu.cpp" $define -fsanitize="$sanitizers" -fno-sanitize-recover=undefined -g \
-      -fno-omit-frame-pointer -w
+      -fno-omit-frame-pointer -w -Wno-psabi
   done
 fi
 finish 0

@@ -157,7 +157,7 @@ fn a_call_that_fails_is_an_error() {
             let (output, text) =
                 run(&lab, &format!("{name}-{nth}"), "cuda", &[("FAKECUDA_FAIL", &fail)]).unwrap();
             let code = output.status.code();
-            let is_noted = text.contains("because the driver captures none");
+            let is_noted = text.contains("could not make a CUDA graph of a step");
             let succeeds = is_noted || silent.iter().any(|s| name.contains(s));
             let fits = if succeeds { code == Some(0) } else { matches!(code, Some(1..=9)) };
             assert!(fits, "{fail}: {:?} {text}", output.status);
@@ -208,4 +208,17 @@ fn what_is_no_driver_is_named_with_its_file() {
         assert!(text.contains(&library.display().to_string()), "{text}");
         assert!(!lab.path("out").exists(), "a folder was made before the device was opened");
     }
+}
+
+#[test]
+fn a_machine_without_a_driver_is_told_to_install_one() {
+    let lab = Lab::new();
+    let mut program = lab.program(&["run", "c.toml", "--out", "out", "--device", "cuda"]);
+    let output = program.env("LD_LIBRARY_PATH", "").output().unwrap();
+    if output.status.code() != Some(5) {
+        return skipped("this machine has a CUDA driver");
+    }
+    let text = stderr(&output);
+    assert!(text.contains("no NVIDIA driver: libcuda.so.1 is neither in LD_LIBRARY_PATH"), "{text}");
+    assert!(text.contains("install NVIDIA's driver") && text.contains("or use --device cpu"), "{text}");
 }

@@ -75,7 +75,8 @@ impl Gpu {
             Gpu::Emu(e) => Ok(e.memory()),
         }
     }
-    /// Copies `bytes` to the device, `offset` bytes into a block, and waits for the copy.
+    /// Copies `bytes` to the device, `offset` bytes into a block. Returns when the bytes may be changed; later work
+    /// finds them on the device.
     ///
     /// Errors: the driver's, among them the failure of an earlier kernel.
     pub fn upload(&self, to: &Block, offset: usize, bytes: &[u8]) -> Result<()> {
@@ -168,13 +169,14 @@ impl Gpu {
             Error::Run(why) => Error::NoDevice(format!("{} does not run kernels: {why}", self.name())),
             e => e,
         })?;
-        if values != [1.5; ELEMENTS] {
-            let (name, found) = (self.name(), values[0]);
-            return Err(Error::NoDevice(format!(
-                "{name} computes wrongly: filled memory with 1.5, read {found}"
-            )));
+        match values.iter().find(|v| **v != 1.5) {
+            None => Ok(()),
+            Some(found) => Err(Error::NoDevice(format!(
+                "{} computes wrongly: a kernel filled memory with 1.5, and {found} was read back; update the driver, \
+                 check the card (nvidia-smi -q)",
+                self.name()
+            ))),
         }
-        Ok(())
     }
     /// Marks the point after everything that was launched before. The emulator has finished it by then.
     ///

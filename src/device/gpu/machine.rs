@@ -290,7 +290,10 @@ impl Machine {
     pub fn note(&mut self) -> Option<String> {
         let Capture::Refused(why) = &mut self.capture else { return None };
         why.take().map(|why| {
-            format!("steps are launched kernel by kernel, because the driver captures none: {why}")
+            format!(
+                "the driver could not make a CUDA graph of a step, so kernels are launched one by one: the results are \
+                 the same, steps may take longer: {why}"
+            )
         })
     }
 

@@ -18,7 +18,7 @@ pub(super) fn compile(
 ) -> Result<(Vec<u8>, Vec<String>)> {
     let target = format!("sm_{major}{minor}{}", if major == 9 { "a" } else { "" });
     let none = |e: String| {
-        Error::NoDevice(format!("this program was built without NVRTC, and this machine cannot compile: {e}"))
+        Error::NoDevice(format!("the kernels must be compiled on this machine, which fails: {e}"))
     };
     let compiler = Nvrtc::open().map_err(none)?;
     let version = compiler.version().map_err(none)?;

@@ -26,8 +26,8 @@ pub struct Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // Copies may still use the pinned memory, which is freed next. After a failed wait there are none: the
-        // driver has stopped all work.
+        // Copies may still use the pinned memory, which is freed next. A wait fails when a kernel has failed, and
+        // then the driver has ended all work.
         let _ = self.stream.synchronize();
     }
 }
@@ -101,8 +101,11 @@ impl Cuda {
         // SAFETY: `address` is a live local; the block is freed once, by `Block`.
         let result = unsafe { cuMemAlloc_v2(&mut address, bytes.max(1)) };
         if result == Status::OUT_OF_MEMORY {
-            let (free, total) = self.memory()?;
             let mb = |b: usize| b as f64 / 1e6;
+            let Ok((free, total)) = self.memory() else {
+                let message = format!("{}: {:.0} MB more are needed", self.found.name, mb(bytes));
+                return Err(Error::OutOfMemory(message));
+            };
             return Err(Error::OutOfMemory(format!(
                 "{}: {:.0} MB more are needed, {:.0} of {:.0} MB are free",
                 self.found.name,

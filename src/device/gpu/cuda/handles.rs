@@ -14,9 +14,6 @@ macro_rules! handle {
 
         // SAFETY: a handle of the driver may be used from any thread on which the context is current (`enter`).
         unsafe impl Send for $name {}
-        // SAFETY: as above; the driver locks its own state.
-        unsafe impl Sync for $name {}
-
         impl Drop for $name {
             fn drop(&mut self) {
                 if enter().is_ok() {
@@ -44,6 +41,11 @@ handle!(
     /// A captured graph that can be launched.
     Executable, CUgraphExec, cuGraphExecDestroy
 );
+
+// SAFETY: the driver locks its own state of a stream. (It does not lock that of a graph.)
+unsafe impl Sync for Stream {}
+// SAFETY: as for a stream.
+unsafe impl Sync for Event {}
 
 impl Stream {
     /// Errors: the driver's.

@@ -16,12 +16,13 @@ impl Cuda {
     ///
     /// Errors: a kernel that this device does not have; what the driver refuses, with the launch in words.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
+        enter()?;
         let named = |e: Error| match e {
             Error::OutOfMemory(message) => Error::OutOfMemory(format!("{}: {message}", p.in_words())),
             Error::NoDevice(message) => Error::NoDevice(message),
             e => Error::Run(format!("{}: {e}", p.in_words())),
         };
-        let function = self.function(p)?;
+        let function = self.function(p).map_err(named)?;
         let [x, y, z] = p.grid;
         let (mut arguments, none) = (p.pointers(), std::ptr::null_mut());
         let arguments = arguments.as_mut_ptr();

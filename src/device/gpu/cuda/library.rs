@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::sys::*;
 use libloading::Library;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 
 /// What a function of the driver returns: a value of CUDA's `CUresult`. An integer, because a newer driver may
@@ -161,7 +162,7 @@ struct Driver {
     file: String,
     /// What `cuInit` returned.
     start: Status,
-    _library: Library,
+    _library: ManuallyDrop<Library>,
 }
 
 /// The driver, opened and initialised at the first call.
@@ -192,9 +193,12 @@ fn open() -> std::result::Result<Driver, String> {
         let library = match unsafe { Library::new(name) } {
             Ok(library) => library,
             Err(e) => {
-                // A file that is there and cannot be opened is worth more than one that is not there.
-                let is_there = !e.to_string().contains("cannot open shared object file");
-                problem = problem.or(is_there.then(|| format!("{name} does not open: {e}")));
+                // libloading keeps the loader's own words in the source. A file that is there and does not open is
+                // worth more than one that is not there.
+                let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), |s| s.to_string());
+                let is_absent =
+                    why.starts_with(&format!("{name}: cannot open")) && why.contains("No such file");
+                problem = problem.or((!is_absent).then(|| format!("{name} does not open: {why}")));
                 continue;
             }
         };
@@ -204,7 +208,9 @@ fn open() -> std::result::Result<Driver, String> {
         }
     }
     Err(problem.unwrap_or_else(|| {
-        "no NVIDIA driver: libcuda.so.1 was looked for in the loader's path and LD_LIBRARY_PATH".into()
+        "no NVIDIA driver: libcuda.so.1 is neither in LD_LIBRARY_PATH nor where the loader looks; install NVIDIA's \
+         driver, 525 or newer (a container must be started with the GPU)"
+            .into()
     }))
 }
 
@@ -213,6 +219,8 @@ fn opened(library: Library, name: &str) -> std::result::Result<Driver, String> {
     // SAFETY: the type is that of cuda.h.
     let init = *unsafe { library.get::<Init>(b"cuInit\0") }.map_err(|_| lacks(name, "cuInit"))?;
     let file = mapped_file(init as usize).unwrap_or_else(|| name.into());
+    // Never unloaded: an initialised driver may have threads and exit handlers.
+    let library = ManuallyDrop::new(library);
     // SAFETY: 0 is the only value for the flags.
     let start = unsafe { init(0) };
     if start == Status::STUB_LIBRARY {

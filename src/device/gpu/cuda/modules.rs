@@ -2,7 +2,7 @@
 
 use super::compile::compile;
 use super::device::Cuda;
-use super::driver::{check, enter};
+use super::driver::check;
 use super::library::{Status, cuFuncSetAttribute, cuModuleGetFunction, cuModuleLoadData};
 use crate::device::gpu::kernel::{Image, KERNELS, Kernel, MODULES};
 use crate::device::gpu::launch::Prepared;
@@ -36,8 +36,9 @@ struct Function {
 // SAFETY: handles of the driver; they belong to the process's one context and may be used from any thread.
 unsafe impl Send for Functions {}
 
-/// Why a driver refuses an image: it is no machine code for this device, or one for a newer driver.
-const REFUSALS: [Status; 4] = [Status(200), Status(209), Status(218), Status(222)];
+/// Why a driver does not take an image that NVRTC may replace: not for this device, not valid, for a newer driver, or
+/// assembly that it cannot compile or has no compiler for.
+const REFUSALS: [Status; 6] = [Status(200), Status(209), Status(218), Status(221), Status(222), Status(223)];
 
 impl Cuda {
     /// The driver's function for a launch, which may use as much shared memory as the launch does. The launch keeps
@@ -47,7 +48,6 @@ impl Cuda {
         if known != 0 {
             return Ok(known as CUfunction);
         }
-        enter()?;
         let mut functions = FUNCTIONS.lock().expect("no thread panics while it holds the functions");
         let Functions { modules, by_name } = functions.get_or_insert_default();
         let function = match by_name.entry(launch.kernel.name) {
@@ -119,7 +119,7 @@ impl Cuda {
             let ((major, minor), driver) = (self.found.capability, self.driver);
             Error::NoDevice(format!(
                 "{why}: the driver supports CUDA {}.{} and the device has compute capability {major}.{minor}; the kernels \
-                 were compiled by a newer NVRTC: update the driver, or install an NVRTC of the driver's CUDA version \
+                 were probably compiled by a newer NVRTC: update the driver, or install an NVRTC of the driver's CUDA version \
                  (DFKA_NVRTC_DIR names its folder)",
                 driver / 1000,
                 driver % 1000 / 10
@@ -127,7 +127,7 @@ impl Cuda {
         };
         let (code, symbols) = match (compile(module, &kernels, self.found.capability), refused) {
             (Ok(compiled), _) => compiled,
-            (Err(_), Some(refused)) => return Err(too_old(refused.to_string())),
+            (Err(e), Some(refused)) => return Err(too_old(format!("{refused}; {e}"))),
             (Err(e), None) => return Err(e),
         };
         match load_image(&code) {

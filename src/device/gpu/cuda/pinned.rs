@@ -70,7 +70,8 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if enter().is_ok() {
-            // SAFETY: allocated by `new`, freed once; the driver waits for copies from and to it.
+            // SAFETY: allocated by `new`, freed once. No copy uses it: `Cuda::drop` has waited, and `enlarge` asks its
+            // caller for that.
             unsafe { cuMemFreeHost(self.memory.cast()) };
         }
     }
@@ -105,18 +106,22 @@ impl States {
         state: &StepState,
         copy: impl FnOnce(*const c_void) -> Result<()>,
     ) -> Result<()> {
-        let end = &self.ends[self.next / HALF];
-        if self.next.is_multiple_of(HALF) {
+        let (at, end) = (self.next, &self.ends[self.next / HALF]);
+        if at.is_multiple_of(HALF) {
             end.wait()?;
         }
-        copy(self.memory.put(self.next * size_of::<StepState>(), bytemuck::bytes_of(state)))?;
-        self.next += 1;
-        if self.next.is_multiple_of(HALF) {
-            end.record(stream)?;
-            self.next %= 2 * HALF;
-        }
-        Ok(())
+        copy(self.memory.put(at * size_of::<StepState>(), bytemuck::bytes_of(state)))?;
+        self.next = (at + 1) % (2 * HALF);
+        if self.next.is_multiple_of(HALF) { mark(end, stream) } else { Ok(()) }
     }
+}
+
+/// Marks the end of the copies in a stream. If that fails, waits for them, because the memory that they read is
+/// written again without a mark to wait for.
+fn mark(end: &Event, stream: &Stream) -> Result<()> {
+    end.record(stream).inspect_err(|_| {
+        let _ = stream.synchronize();
+    })
 }
 
 /// Two pinned buffers, used in turn, for copies to the device that the host does not wait for: it fills one while
@@ -152,8 +157,7 @@ impl Staging {
         let Buffer { memory, end } = &mut self.buffers[self.next];
         end.wait()?;
         copy(Pinned::enlarge(memory, bytes.len())?.put(0, bytes))?;
-        end.record(stream)?;
         self.next ^= 1;
-        Ok(())
+        mark(end, stream)
     }
 }
