@@ -29,7 +29,7 @@ struct Launch {
                 Address end = map.address + 2; // of the last bf16 element
                 for (u32 d = 0; d < map.rank; d++) end += (map.dims[d] - 1ull) * (d ? map.strides[d - 1] : 2);
                 if (!around(driver.memory, map.address, end - map.address)) {
-                    return "a tensor map of memory that lies not within one allocation";
+                    return "a tensor map of memory that is not within one allocation";
                 }
             }
         }

@@ -82,7 +82,7 @@ static int copy(Call& call, Address device, void* host, size_t bytes, const void
     }
     if (bytes && !around(driver.memory, device, bytes)) {
         const bool was = around(driver.freed, device, 1);
-        REFUSE(INVALID_VALUE, "%zu bytes at %#llx lie not within one allocation%s", bytes, device,
+        REFUSE(INVALID_VALUE, "%zu bytes at %#llx are not within one allocation%s", bytes, device,
                was ? ", and were freed" : "");
     }
     if (!around(driver.pinned, (Address)host, bytes)) {
