@@ -5,7 +5,7 @@
 //! pixel type and each of 30 precisions. Within the engine they were 31 % of the code that the compiler
 //! optimised at every change, and again for its tests. Of the 13 pixel types three are compiled.
 
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::images::{Image, ImageRef, TypedCroppedImage};
 use fast_image_resize::pixels::{U8, U8x3, U8x4};
 use fast_image_resize::{
     FilterType, IntoImageView, IntoImageViewMut, PixelTrait, PixelType, ResizeAlg, ResizeOptions,
@@ -54,36 +54,24 @@ impl Resizer {
         to: [usize; 2],
         out: &mut [u8],
     ) -> Result<(), String> {
-        let from = ImageRef::new(w as u32, h as u32, from, kind).map_err(|e| e.to_string())?;
-        let mut out =
-            Image::from_slice_u8(to[1] as u32, to[0] as u32, out, kind).map_err(|e| e.to_string())?;
+        let wrong = |e: &dyn std::fmt::Display| e.to_string();
+        let from = ImageRef::new(w as u32, h as u32, from, kind).map_err(|e| wrong(&e))?;
+        let mut out = Image::from_slice_u8(to[1] as u32, to[0] as u32, out, kind).map_err(|e| wrong(&e))?;
+        let (Some(from), Some(mut out)) = (from.image_view::<P>(), out.image_view_mut::<P>()) else {
+            return Err("an image that is not of its own pixel type".into());
+        };
         // The fourth byte is not transparency, so colours must not be multiplied by it.
         let options =
             ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
-        match part {
-            Part::Pixels { top, left, h, w } => {
-                let [left, top, w, h] = [left, top, w, h].map(|n| n as u32);
-                let crop = CroppedImage::new(&from, left, top, w, h).map_err(|e| e.to_string())?;
-                self.view::<P>(&crop, &mut out, &options)
+        let ([left, top, w, h], options) = match part {
+            Part::Pixels { top, left, h, w } => ([left, top, w, h], options),
+            Part::Resized { top, left, h: rows, w: columns } => {
+                ([0, 0, w, h], options.crop(left, top, columns, rows))
             }
-            Part::Resized { top, left, h, w } => {
-                self.view::<P>(&from, &mut out, &options.crop(left, top, w, h))
-            }
-        }
-    }
-
-    /// `fast_image_resize::Resizer::resize` for one pixel type.
-    fn view<P: PixelTrait>(
-        &mut self,
-        from: &impl IntoImageView,
-        to: &mut Image,
-        options: &ResizeOptions,
-    ) -> Result<(), String> {
-        match (from.image_view::<P>(), to.image_view_mut::<P>()) {
-            (Some(from), Some(mut to)) => {
-                self.0.resize_typed(&from, &mut to, options).map_err(|e| e.to_string())
-            }
-            _ => Err("an image that is not of its own pixel type".into()),
-        }
+        };
+        // Both parts are resized as a crop, because a second type of source would compile every filter again.
+        let [left, top, w, h] = [left, top, w, h].map(|n| n as u32);
+        let from = TypedCroppedImage::new(from, left, top, w, h).map_err(|e| wrong(&e))?;
+        self.0.resize_typed(&from, &mut out, &options).map_err(|e| wrong(&e))
     }
 }
