@@ -79,6 +79,35 @@ macro_rules! registry {
     };
 }
 
+/// A number type that plans compute in.
+///
+/// Both types' CPU kernels are compiled here, once. Plans are generic; if they called [`Operator::forward`], every
+/// crate that replays a plan would compile all kernels again, and a test binary took 40 to 80 seconds.
+pub trait Scalar: Real {
+    /// [`Operator::forward`] in this type.
+    fn forward(op: &Op, io: &Io<Self>);
+    /// [`Operator::backward`] in this type.
+    fn backward(op: &Op, io: &Io<Self>);
+}
+
+impl Scalar for f32 {
+    fn forward(op: &Op, io: &Io<f32>) {
+        Operator::forward(op, io);
+    }
+    fn backward(op: &Op, io: &Io<f32>) {
+        Operator::backward(op, io);
+    }
+}
+
+impl Scalar for f64 {
+    fn forward(op: &Op, io: &Io<f64>) {
+        Operator::forward(op, io);
+    }
+    fn backward(op: &Op, io: &Io<f64>) {
+        Operator::backward(op, io);
+    }
+}
+
 // One line for each op.
 registry! {
     layers::activation::Activation,

@@ -14,6 +14,7 @@ use dfka_engine::labelled::spec::{
 use dfka_engine::labelled::teach::teach;
 use dfka_engine::models::Recorder;
 use dfka_engine::models::resnet::{BlockKind, Build, Mode, Normalisation, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::ops::Scalar;
 use dfka_engine::ops::layers::activation::{Act, Activation};
 use dfka_engine::ops::layers::batch_norm::{BatchNorm, Stats};
 use dfka_engine::ops::layers::conv2d::Conv2d;
@@ -25,7 +26,7 @@ use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::observer::Observer;
 use dfka_engine::pipeline::schedule::Schedule;
 use dfka_engine::pipeline::spec::{EvaluationData, RunSpec};
-use dfka_engine::tensor::{Elem, Real, Shape};
+use dfka_engine::tensor::{Elem, Shape};
 use std::path::PathBuf;
 
 /// The machine to test. Without one the test prints that it is skipped, or fails if it is required.
@@ -284,7 +285,7 @@ fn a_small_device_names_the_batch_that_fits() {
 
 /// Two frozen networks over one image, and over features that enter their second block: the loss, the
 /// gradients of the image and of the features, and the plan that computed them.
-fn side_by_side<R: Real>(
+fn side_by_side<R: Scalar>(
     mut engine: Engine<R>,
     block: BlockKind,
     normalisation: Option<Normalisation>,
@@ -378,7 +379,7 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
 /// A trained convolution with its batch norm, then two frozen residual units whose convolutions have a
 /// statistics loss, with some means far from zero: the loss, the gradient of the trained filter, the running
 /// estimates, and the plan that computed them.
-fn watched<R: Real>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
+fn watched<R: Scalar>(mut engine: Engine<R>) -> (Vec<Vec<f64>>, Plan<R>) {
     let mut names = 0;
     let mut add = |store: &mut Store<R>, s: Shape, k: f32, size: f32, about: f32| {
         names += 1;

@@ -15,13 +15,13 @@ use dfka_engine::device::StepState;
 use dfka_engine::models::Recorder;
 use dfka_engine::models::fold::from_oihw;
 use dfka_engine::models::resnet::{Build, Mode, ResNet, Source};
+use dfka_engine::ops::Scalar;
 use dfka_engine::ops::optim::sgd::Sgd;
 use dfka_engine::pipeline::spec::RunSpec;
 use dfka_engine::pipeline::stage_one::StageOne;
 use dfka_engine::pipeline::stage_two::StageTwo;
 use dfka_engine::pipeline::tasks::tasks;
 use dfka_engine::pipeline::teachers::Teachers;
-use dfka_engine::tensor::Real;
 use dfka_engine::weights::{HostTensor, Tensors, npz};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,7 +33,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn load<R: Real>() -> Fixture {
+    fn load<R: Scalar>() -> Fixture {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden_recipes.npz");
         let tensors = npz::load(file).unwrap();
         assert!(
@@ -72,7 +72,7 @@ impl Fixture {
         hi.iter().zip(lo).map(|(h, l)| f64::from(*h) + f64::from(*l)).collect()
     }
 
-    fn compare<R: Real>(&self, name: &str, got: &[R]) {
+    fn compare<R: Scalar>(&self, name: &str, got: &[R]) {
         let want = self.want(name);
         assert_eq!(got.len(), want.len(), "{name}");
         let largest = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
@@ -89,7 +89,7 @@ impl Fixture {
     }
 
     /// Compares every result whose name begins with `prefix` with the tensor of the rest of the name.
-    fn compare_all<R: Real>(&self, prefix: &str, got: impl Fn(&str) -> Option<Vec<R>>) -> usize {
+    fn compare_all<R: Scalar>(&self, prefix: &str, got: impl Fn(&str) -> Option<Vec<R>>) -> usize {
         let full = format!("want.{prefix}");
         let names = self.tensors.iter().filter_map(|(n, _)| n.strip_prefix(&full));
         let names: Vec<&str> = names.filter(|n| !n.ends_with(".lo")).collect();
@@ -103,7 +103,7 @@ impl Fixture {
 
 /// Runs a step of gradient descent at a learning rate of zero, which changes nothing but the optimiser's
 /// memory: the gradient. Returns the gradients that are not all zero, by the tensor's name.
-fn gradients<R: Real>(
+fn gradients<R: Scalar>(
     engine: &mut Engine<R>,
     tape: &Tape,
     loss: Value,
@@ -153,7 +153,7 @@ fn run_spec(f: &Fixture, dir: &Path, recipe: &str) -> RunSpec {
 }
 
 /// Overwrites the tensors that the fixture names; all whose name begins with one of `must` are among them.
-fn set_params<R: Real>(f: &Fixture, project: &str, engine: &mut Engine<R>, must: &[&str]) {
+fn set_params<R: Scalar>(f: &Fixture, project: &str, engine: &mut Engine<R>, must: &[&str]) {
     let mut params = f.part("param.");
     let t = f.get(project);
     params.insert("generator.project.weight", &t.shape, t.data.clone()).unwrap();
@@ -168,7 +168,7 @@ fn set_params<R: Real>(f: &Fixture, project: &str, engine: &mut Engine<R>, must:
 }
 
 /// L_joint (11) through three groups and two teachers, with every term of the recipe.
-fn stage_one<R: Real + Default>(recipe: &str, config: &str) {
+fn stage_one<R: Scalar + Default>(recipe: &str, config: &str) {
     let f = Fixture::load::<R>();
     let dir = tempfile::tempdir().unwrap();
     let spec = run_spec(&f, dir.path(), config);
@@ -192,7 +192,7 @@ fn stage_one<R: Real + Default>(recipe: &str, config: &str) {
 }
 
 /// Metrics are read as f32, also when the engine computes in f64.
-fn metrics<R: Real>(f: &Fixture, prefix: &str, plan: &Plan<R>) {
+fn metrics<R: Scalar>(f: &Fixture, prefix: &str, plan: &Plan<R>) {
     let loose = Fixture { tensors: f.tensors.clone(), bound: f.bound.max(1e-7), step: f.step };
     let all: BTreeMap<&str, f32> = plan.metrics().collect();
     let compared = loose.compare_all(prefix, |name| Some(vec![*all.get(name)?]));
@@ -208,7 +208,7 @@ fn the_conditional_loss_of_stage_one() {
 
 /// L_u^2 (16): both inputs through the trunk, the filters, the teachers' suffixes, soft targets and feature
 /// errors.
-fn stage_two<R: Real + Default>() {
+fn stage_two<R: Scalar + Default>() {
     let f = Fixture::load::<R>();
     let dir = tempfile::tempdir().unwrap();
     let spec = run_spec(&f, dir.path(), "loss = { recipe = 'published' }");
@@ -239,7 +239,7 @@ fn a_step_of_stage_two() {
 }
 
 /// Every block's output and the logits, in evaluation mode.
-fn evaluated<R: Real + Default>(build: Build) -> Vec<Vec<f64>> {
+fn evaluated<R: Scalar + Default>(build: Build) -> Vec<Vec<f64>> {
     let spec = crate::common::network();
     let mut engine = Engine::<R>::default();
     let mut t = crate::common::teacher_tensors(&spec, &["a", "b", "c"], 3);

@@ -9,12 +9,11 @@ use crate::device::cpu::scratch;
 use crate::device::memory::{self, Buffer, Memory};
 use crate::device::{Space, StepState};
 use crate::error::{Error, Result};
+use crate::ops::Scalar;
 use crate::ops::operands::Io;
-use crate::ops::operator::Operator;
-use crate::tensor::Real;
 use std::marker::PhantomData;
 
-impl<R: Real> Plan<R> {
+impl<R: Scalar> Plan<R> {
     /// Makes room in the engine's arena, so that replays allocate nothing.
     ///
     /// Errors: not enough memory on the device.
@@ -89,8 +88,8 @@ impl<R: Real> Plan<R> {
             }
             let io = Io { operands: &instruction.operands, views: memory.views(), step, scalar: PhantomData };
             match instruction.phase {
-                Phase::Forward | Phase::Update => instruction.op.forward::<R>(&io),
-                Phase::Backward => instruction.op.backward::<R>(&io),
+                Phase::Forward | Phase::Update => R::forward(&instruction.op, &io),
+                Phase::Backward => R::backward(&instruction.op, &io),
             }
         }
         self.readings.read(step.step, |slot| memory.views().read::<R>(slot)[0].f64() as f32);
