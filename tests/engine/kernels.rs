@@ -6,7 +6,7 @@ use crate::common::skipped;
 use dfka_engine::autograd::plan::{Optimiser, Phase, Plan};
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Tape};
-use dfka_engine::device::gpu::nvrtc::Nvrtc;
+use dfka_engine::device::gpu::nvrtc::{self, Nvrtc};
 use dfka_engine::device::gpu::source::runs_on;
 use dfka_engine::device::gpu::target::Target;
 use dfka_engine::device::gpu::{HEADERS, KERNELS, Kernel, MODULES};
@@ -75,13 +75,11 @@ fn every_kernel_compiles_for_every_target_without_spills() {
     }
 }
 
-/// NVIDIA's disassembler: beside NVRTC in its wheel, or in PATH.
+/// NVIDIA's disassembler: in a toolkit or a wheel, beside the folders that may hold NVRTC, or in PATH.
 fn nvdisasm() -> Option<PathBuf> {
-    let beside = Nvrtc::open().ok().and_then(|n| Some(n.path.parent()?.join("../bin/nvdisasm")));
-    let in_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .map(|d| d.join("nvdisasm"))
-        .collect::<Vec<_>>();
-    beside.into_iter().chain(in_path).find(|p| p.is_file())
+    let beside = nvrtc::folders().into_iter().map(|d| d.join("../bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    beside.chain(std::env::split_paths(&path)).map(|d| d.join("nvdisasm")).find(|p| p.is_file())
 }
 
 #[test]

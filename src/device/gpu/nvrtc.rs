@@ -50,7 +50,8 @@ pub fn folders() -> Vec<PathBuf> {
         found.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|sub| root.join(sub)));
     }
     found.extend(env::split_paths(&env::var_os("LD_LIBRARY_PATH").unwrap_or_default()));
-    // The wheel `nvidia-cuda-nvrtc` puts it into `site-packages/nvidia/<name>/lib`.
+    // Wheels have it in `site-packages/nvidia/<name>/lib`: `cu13` of CUDA 13 after `cuda_nvrtc` of CUDA 12, whose code
+    // more drivers run.
     let environment = env::var_os("VIRTUAL_ENV").map(PathBuf::from);
     let home = env::var_os("HOME").map(|h| PathBuf::from(h).join(".local"));
     for root in environment.into_iter().chain([".venv".into()]).chain(home) {
@@ -60,6 +61,21 @@ pub fn folders() -> Vec<PathBuf> {
     }
     found.extend(["/usr/lib/x86_64-linux-gnu", "/usr/lib64"].map(PathBuf::from));
     found
+}
+
+/// The NVRTC of each folder that has one; at least one.
+fn files() -> Result<Vec<PathBuf>, String> {
+    let folders = folders();
+    let found: Vec<PathBuf> =
+        folders.iter().filter_map(|d| glob(d, "libnvrtc.so").into_iter().next()).collect();
+    if found.is_empty() {
+        return Err(format!(
+            "no libnvrtc.so in {} folders (DFKA_NVRTC_DIR, CUDA_PATH, /usr/local/cuda*, LD_LIBRARY_PATH, Python \
+             wheels' nvidia/*/lib)",
+            folders.len()
+        ));
+    }
+    Ok(found)
 }
 
 /// Entries of `folder` whose name begins with `prefix`, in reverse alphabetical order, so that of two
@@ -78,15 +94,28 @@ impl Nvrtc {
     ///
     /// Errors: none found (with the number of folders looked into), or one that does not open.
     pub fn open() -> Result<Nvrtc, String> {
-        let folders = folders();
-        let found = folders.iter().find_map(|d| glob(d, "libnvrtc.so").into_iter().next());
-        let path = found.ok_or_else(|| {
-            format!(
-                "no libnvrtc.so in {} folders (DFKA_NVRTC_DIR, CUDA_PATH, /usr/local/cuda*, LD_LIBRARY_PATH, \
-                 Python wheels' nvidia/*/lib)",
-                folders.len()
-            )
-        })?;
+        Nvrtc::open_file(files()?.swap_remove(0))
+    }
+
+    /// Opens the first NVRTC whose code a driver runs that supports this CUDA version (`12080` for 12.8): its own
+    /// major version or an older one.
+    ///
+    /// Errors: those of [`Nvrtc::open`]; only newer ones, by version and file.
+    pub fn open_for(driver: i32) -> Result<Nvrtc, String> {
+        let mut newer = Vec::new();
+        for file in files()? {
+            let found = Nvrtc::open_file(file)?;
+            let (major, minor) = found.version()?;
+            if major <= driver / 1000 {
+                return Ok(found);
+            }
+            newer.push(format!("NVRTC {major}.{minor} in {}", found.path.display()));
+        }
+        let (major, minor) = (driver / 1000, driver % 1000 / 10);
+        Err(format!("found only {}, and the driver supports CUDA {major}.{minor}", newer.join(" and ")))
+    }
+
+    fn open_file(path: PathBuf) -> Result<Nvrtc, String> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let open = |path: &Path| {
             // SAFETY: loading a library runs its initialisers; NVRTC's only set up their own tables.

@@ -7,20 +7,22 @@ use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// Compiles a module for a compute capability, or reads what an earlier run compiled. Returns the CUBIN and
+/// Compiles a module for a compute capability and a driver's CUDA version (`12080` for 12.8), or reads what an earlier
+/// run compiled. Returns the CUBIN and
 /// the symbols of `kernels`; a kernel that the target cannot have gets an empty one.
 ///
-/// Errors: no NVRTC; what it refuses.
+/// Errors: no NVRTC whose code the driver runs; what it refuses.
 pub(super) fn compile(
     module: &Module,
     kernels: &[&'static Kernel],
     (major, minor): (i32, i32),
+    driver: i32,
 ) -> Result<(Vec<u8>, Vec<String>)> {
     let target = format!("sm_{major}{minor}{}", if major == 9 { "a" } else { "" });
     let none = |e: String| {
         Error::NoDevice(format!("the kernels must be compiled on this machine, which fails: {e}"))
     };
-    let compiler = Nvrtc::open().map_err(none)?;
+    let compiler = Nvrtc::open_for(driver).map_err(none)?;
     let version = compiler.version().map_err(none)?;
     let (cubin, names) = cached(module, &target, version);
     let there = |k: &&&'static Kernel| runs_on(k.needs_90a, &target);

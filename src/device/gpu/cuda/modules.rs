@@ -125,7 +125,7 @@ impl Cuda {
                 driver % 1000 / 10
             ))
         };
-        let (code, symbols) = match (compile(module, &kernels, self.found.capability), refused) {
+        let (code, symbols) = match (compile(module, &kernels, self.found.capability, self.driver), refused) {
             (Ok(compiled), _) => compiled,
             (Err(e), Some(refused)) => return Err(too_old(format!("{refused}; {e}"))),
             (Err(e), None) => return Err(e),
