@@ -3,7 +3,7 @@
 #pragma once
 
 // As src/device/gpu/tensor_map.rs encodes it for the emulator; for a GPU the driver encodes it.
-struct alignas(64) CUtensorMap {
+struct alignas(128) CUtensorMap {
     static constexpr u64 MAGIC = 0x50414d20414b4644; // "DFKA MAP"
     enum : u32 { TILED = 0, IM2COL = 1 };
     u64 magic, address;

@@ -8,7 +8,7 @@
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
 
 // A tensor map: which tensor, and boxes of which size. The driver encodes it (src/device/gpu/tensor_map.rs).
-struct alignas(64) CUtensorMap {
+struct alignas(128) CUtensorMap {
     u64 opaque[16];
 };
 // The tensor maps of a launch: of[member] for the first operand, of[8 + member] for the second.

@@ -9,6 +9,10 @@ use crate::error::Result;
 use cudarc::driver::sys::*;
 use std::ffi::c_void;
 
+/// A tensor map as the driver takes it: CUDA 13 asks for an alignment of 128 bytes, CUDA 12 for 64.
+#[repr(C, align(128))]
+struct Aligned(CUtensorMap);
+
 impl Cuda {
     /// Encodes a tensor map that [`TensorMap::check`] accepts, for a tensor at `address`.
     ///
@@ -17,7 +21,7 @@ impl Cuda {
         enter()?;
         let (dims, strides) = map.extents();
         let rank = dims.len() as u32;
-        let (mut encoded, base) = (CUtensorMap { opaque: [0; 16] }, address as *mut c_void);
+        let (mut encoded, base) = (Aligned(CUtensorMap { opaque: [0; 16] }), address as *mut c_void);
         let (dims, strides) = (dims.as_ptr(), strides.as_ptr());
         let bf16 = CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
         let rows = CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
@@ -31,7 +35,7 @@ impl Cuda {
                 Boxes::Tiled { boxes, .. } => {
                     let (boxes, steps) = (boxes.as_ptr(), [1; 2]);
                     cuTensorMapEncodeTiled(
-                        &mut encoded,
+                        &mut encoded.0,
                         bf16,
                         rank,
                         base,
@@ -55,7 +59,7 @@ impl Cuda {
                     let (lower, upper) = ([*lower_w, *lower_h], [*upper_w, *upper_h]);
                     let steps = [1, *w, *h, 1];
                     cuTensorMapEncodeIm2col(
-                        &mut encoded,
+                        &mut encoded.0,
                         bf16,
                         rank,
                         base,
@@ -75,6 +79,6 @@ impl Cuda {
             }
         };
         check(result, "cuTensorMapEncode")?;
-        Ok(encoded.opaque)
+        Ok(encoded.0.opaque)
     }
 }
