@@ -5,7 +5,7 @@
 //! [`Engine::pull`](crate::autograd::Engine::pull).
 
 use crate::device::gpu::target::Target;
-use crate::device::memory::{ALIGN, Buffer};
+use crate::device::memory::{ALIGN, Buffer, STORE_ALIGN};
 use crate::device::{Slot, Space};
 use crate::tensor::{Real, Shape};
 use std::collections::HashMap;
@@ -110,7 +110,7 @@ impl<R: Real> Store<R> {
             _ => (self.push(CHUNK), 0),
         };
         if bytes <= CHUNK {
-            self.filling = Some((buffer, (offset + bytes).next_multiple_of(ALIGN)));
+            self.filling = Some((buffer, (offset + bytes).next_multiple_of(STORE_ALIGN)));
         }
         Slot { space: Space::Store(buffer as u32), offset, bytes }
     }

@@ -9,8 +9,14 @@
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 
-/// Alignment of every slot in bytes: a cache line, which is also the width of an AVX-512 register.
+/// Least alignment of a slot in bytes: a cache line, which is also the width of an AVX-512 register.
 pub const ALIGN: usize = 64;
+/// Alignment of the slots that a plan places in the arena: what the L2 of a GPU fetches at a time when a tensor map
+/// asks for it, and what the CUDA driver aligns its own allocations to.
+pub const ARENA_ALIGN: usize = 256;
+/// Alignment of a tensor in the store. It is twice [`ARENA_ALIGN`], because a bf16 copy of the store has each tensor
+/// at half its offset.
+pub const STORE_ALIGN: usize = 512;
 
 #[repr(C, align(64))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

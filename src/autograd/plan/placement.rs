@@ -1,6 +1,6 @@
 //! Where buffers lie in the arena: never two that are in use at the same time on the same bytes.
 
-use crate::device::memory::ALIGN;
+use crate::device::memory::ARENA_ALIGN;
 
 /// A buffer of the arena before it has an offset.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,13 +51,13 @@ impl Placement {
         let mut placed: Vec<usize> = Vec::new(); // by offset
         let mut arena_bytes = 0;
         for i in order {
-            let size = lives[i].bytes.next_multiple_of(ALIGN);
+            let size = lives[i].bytes.next_multiple_of(ARENA_ALIGN);
             let mut offset = 0;
             for &j in placed.iter().filter(|j| lives[**j].overlaps(&lives[i])) {
                 if offset + size <= offsets[j] {
                     break;
                 }
-                offset = offset.max(offsets[j] + lives[j].bytes.next_multiple_of(ALIGN));
+                offset = offset.max(offsets[j] + lives[j].bytes.next_multiple_of(ARENA_ALIGN));
             }
             offsets[i] = offset;
             arena_bytes = arena_bytes.max(offset + size);
@@ -123,7 +123,7 @@ pub(super) mod tests {
         let placement = Placement::of(&lives);
         expect_no_overlap(&lives, &placement);
         let end = placement.arena_bytes;
-        let size = |l: &Life| l.bytes.next_multiple_of(ALIGN);
+        let size = |l: &Life| l.bytes.next_multiple_of(ARENA_ALIGN);
         let total: usize = lives.0.iter().map(size).sum();
         let in_use = |t| lives.0.iter().filter(|l| l.first <= t && t <= l.last).map(size).sum::<usize>();
         let peak = (0..220).map(in_use).max().unwrap();
