@@ -3,8 +3,8 @@
 //!
 //! Steps: a ResNet-101 in training (batch 64, 224x224; Adam over 42 M parameters), the generator's step and
 //! the last dual block's with two ResNet-50 teachers at 224x224, and both at the demo's size. A step runs
-//! launch by launch after a warm-up; 256 MiB are written before each launch, so that none of its operands
-//! are in the 50 MB of L2. Times are measured between two CUDA events. A row has all launches of one kernel
+//! launch by launch after a warm-up; five times the L2 is written before each launch, so that none of its operands
+//! are in the L2. Times are measured between two CUDA events. A row has all launches of one kernel
 //! with one op and one set of shapes: median, tenth and ninetieth percentile, number of times.
 //!
 //! Bytes are the sizes of the operands, each counted once (twice if it is read and overwritten), so that
@@ -43,8 +43,8 @@ use dfka_engine::tensor::{Elem, Shape};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Written before each launch: five times an H200's L2.
-const FLUSH_BYTES: usize = 256 << 20;
+/// Bytes that are written before each launch, as a multiple of the L2's.
+const FLUSHED_L2S: usize = 5;
 
 /// Steps with this number or a higher one run launch by launch: the engine takes them for steps that a
 /// profiler records, for which it replays no graph.
@@ -305,7 +305,8 @@ fn measure(name: &'static str, step: Step, args: &Args, roof: Option<&Card>) -> 
     // A learning rate of 0: thousands of replays must not change the weights.
     let state = |step| StepState { seed: 1, step, lr: [0.0; 4] };
     let is_emulated = args.device == Choice::Emu;
-    let flush = if is_emulated { 1 << 16 } else { FLUSH_BYTES };
+    let l2_bytes = engine.machine().map_or(0, |m| m.gpu.l2_bytes());
+    let flush = if is_emulated { 1 << 16 } else { FLUSHED_L2S * l2_bytes };
     let start = Instant::now();
     let mut timings = plan.time_launches(&mut engine, &state(0), 1, flush)?;
     // Those were two runs, the first of which also loaded the kernels.

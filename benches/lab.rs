@@ -2,7 +2,7 @@
 //! `cargo bench --bench lab -- [--device cuda|emu] [--filter TEXT]`.
 //!
 //! The shapes have most of the multiply-adds and bytes of two ResNet-101 teachers at batch 64 and 224x224. A
-//! time is the median of 20 launches, each from a cold L2 (256 MiB are written before it). The share of the
+//! time is the median of 20 launches, each from a cold L2 (five times its bytes are written before it). The share of the
 //! roof is the least time that 790 TFLOP/s and 4.3 TB/s (assumed for an H200, see below) allow, divided by
 //! the time. `emu` runs tiny shapes once, to show that the bench runs.
 
@@ -12,10 +12,10 @@ mod rungs;
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::{Error, Result};
 use dfka_engine::tensor::Elem;
-use rungs::{H200, Problem, RUNGS};
+use rungs::{Problem, RUNGS};
 
-/// Written before each launch: five times an H200's L2.
-const FLUSH_BYTES: usize = 256 << 20;
+/// Bytes that are written before each launch, as a multiple of the L2's.
+const FLUSHED_L2S: usize = 5;
 const REPEATS: usize = 20;
 /// Assumed until a card is measured: about 80 % of the 989 TFLOP/s and 90 % of the 4.8 TB/s of an H200's
 /// data sheet, which large products and copies usually reach.
@@ -109,9 +109,10 @@ fn measure(name: &str, p: &Problem, device: Choice, is_emulated: bool) -> Result
             machine.write(slot, &noise[..slot.bytes])?;
         }
     }
-    let flush = machine.gpu.allocate(if is_emulated { 1 << 16 } else { FLUSH_BYTES })?;
+    let flush =
+        machine.gpu.allocate(if is_emulated { 1 << 16 } else { FLUSHED_L2S * machine.gpu.l2_bytes() })?;
     for rung in &RUNGS {
-        let Some(launch) = rung.launch(p, &operands, H200)? else { continue };
+        let Some(launch) = rung.launch(p, &operands, machine.target.multiprocessors)? else { continue };
         let repeats = if is_emulated { 1 } else { REPEATS };
         let ready = machine.prepare(&vec![launch; repeats + 1], |_| rung.name.into())?;
         let mut ms = machine.time(&ready, &StepState::default(), &flush)?;

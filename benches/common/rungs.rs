@@ -259,6 +259,3 @@ impl Rung {
 
 /// The activation's slope below 0.
 pub const SLOPE: f32 = 0.2;
-
-/// The multiprocessors of an H200, for which the bench launches the rungs.
-pub const H200: usize = 132;

@@ -104,9 +104,9 @@ pub fn measure(args: &Args, spec: &RunSpec) -> Result<()> {
                 before.saturating_sub(free(&engine)?.0),
             );
             times.held_bytes = engine.machine().map_or(0, |m| m.held_bytes());
-            // Between two launches the device writes this (five times an H200's L2), while the host prepares
-            // the next.
-            let flush = if args.is_tiny { 1 << 16 } else { 256 << 20 };
+            // Between two launches the device writes five times its L2, while the host prepares the next.
+            let l2_bytes = engine.machine().map_or(0, |m| m.gpu.l2_bytes());
+            let flush = if args.is_tiny { 1 << 16 } else { 5 * l2_bytes };
             let timings =
                 stage.plan.time_launches(&mut engine, &state(0), if args.is_tiny { 1 } else { 5 }, flush)?;
             times.ops = ops(&timings, card);

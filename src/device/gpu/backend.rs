@@ -1,6 +1,7 @@
 //! A machine that runs kernels, whichever it is.
 
 use super::block::{Address, Block};
+use super::card::Card;
 use super::cuda;
 use super::emu::Emu;
 use super::launch::{KernelArg, Launch, Prepared};
@@ -55,6 +56,13 @@ impl Gpu {
         match self {
             Gpu::Cuda(d) => d.target(map_dtype),
             Gpu::Emu(_) => Target::h200(map_dtype),
+        }
+    }
+    /// Bytes of the L2 cache; the emulator has an H200's.
+    pub fn l2_bytes(&self) -> usize {
+        match self {
+            Gpu::Cuda(d) => d.l2_bytes(),
+            Gpu::Emu(_) => <&Card>::default().l2_bytes,
         }
     }
     /// Allocates memory, whose content is undefined.

@@ -14,6 +14,9 @@ pub struct Card {
     /// Streaming multiprocessors.
     #[serde(skip)]
     pub multiprocessors: usize,
+    /// Bytes of the L2 cache.
+    #[serde(skip)]
+    pub l2_bytes: usize,
     /// A part of the driver's name for it.
     #[serde(skip)]
     device: &'static str,
@@ -44,12 +47,14 @@ const fn card(
     bf16_flops: f64,
     f32_flops: f64,
 ) -> Card {
-    let shared_bytes = if capability.0 == 9 { 227 << 10 } else { 163 << 10 };
+    let is_hopper = capability.0 == 9;
+    let (shared_bytes, l2_bytes) = if is_hopper { (227 << 10, 50 << 20) } else { (163 << 10, 40 << 20) };
     Card {
         name,
         capability,
         shared_bytes,
         multiprocessors,
+        l2_bytes,
         device,
         memory_bytes,
         bytes_per_second,

@@ -81,6 +81,11 @@ impl Cuda {
         Target::new(capability, multiprocessors, shared_bytes, is_compiled_for("sm_90a"), map_dtype)
     }
 
+    /// Bytes of the L2 cache.
+    pub fn l2_bytes(&self) -> usize {
+        self.found.l2_bytes
+    }
+
     /// Free and total bytes of device memory.
     ///
     /// Errors: the driver's.

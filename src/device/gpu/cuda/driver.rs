@@ -26,6 +26,8 @@ pub struct Found {
     pub shared_bytes: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: usize,
+    /// Bytes of its L2 cache.
+    pub l2_bytes: usize,
 }
 
 /// Whether the host waits for every launch (`DFKA_SYNC=1`), so that an error names the kernel that failed.
@@ -88,12 +90,14 @@ pub fn devices() -> Result<(i32, Vec<Found>)> {
             let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
             let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
             let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+            let l2_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
             Ok(Found {
                 name: CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned(),
                 capability: (major, minor),
                 memory_bytes: bytes,
                 shared_bytes: shared as u32,
                 multiprocessors: multiprocessors as usize,
+                l2_bytes: l2_bytes as usize,
             })
         });
         Ok((version, found.collect::<Result<_>>()?))
