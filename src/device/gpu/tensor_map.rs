@@ -186,19 +186,23 @@ impl TensorMap {
             steps: [1; 2],
             unused: [0; 8],
         };
-        let width_first = |[h, w]: [i32; 2]| [w, h];
         bytemuck::cast(match &self.boxes {
             Boxes::Tiled { boxes, .. } => Emulated { boxes: [boxes[0], boxes[1]], ..plain },
-            Boxes::Im2col { lower, upper, steps: [h, w], channels, pixels, .. } => Emulated {
+            Boxes::Im2col { lower, upper, steps, channels, pixels, .. } => Emulated {
                 kind: 1,
                 boxes: [*channels, *pixels],
                 lower: width_first(*lower),
                 upper: width_first(*upper),
-                steps: [*w, *h],
+                steps: width_first(*steps),
                 ..plain
             },
         })
     }
+}
+
+/// Height and width in the order of a tensor map, which names dimensions from the innermost on.
+pub(super) fn width_first<T>([h, w]: [T; 2]) -> [T; 2] {
+    [w, h]
 }
 
 #[cfg(test)]
