@@ -296,4 +296,62 @@ mod tests {
         assert!(Product::input_gradient(&good, Elem::Bf16, &h200()).is_some());
         assert!(Product::input_gradient(&strided, Elem::Bf16, &h200()).is_none(), "a stride");
     }
+
+    /// An im2col map of n, h, w and c, where first taps begin and end (h, w), and the stride.
+    fn windows(dims: [u64; 4], lower: [i32; 2], upper: [i32; 2], stride: u32) -> Boxes {
+        Boxes::Im2col { dims, lower, upper, steps: [stride; 2], channels: 64, pixels: 1 }
+    }
+
+    fn check_maps(product: &Product, expected: Boxes, depth: u64) {
+        let tensor = |i: usize| DeviceTensor {
+            slot: Slot { space: Space::Arena, offset: i << 24, bytes: 1 << 24 },
+            elem: Elem::Bf16,
+            is_bf16_copy: false,
+        };
+        let KernelArg::TensorMaps(maps) = product.maps(tensor(0), tensor(1)) else { panic!("no maps") };
+        assert_eq!(maps[0].boxes, expected);
+        let filter = Boxes::Tiled {
+            dims: vec![depth, product.d.k as u64],
+            strides_bytes: vec![2 * depth],
+            boxes: vec![64, 64],
+        };
+        assert_eq!(maps[1].boxes, filter);
+    }
+
+    /// Checked against CUTLASS headers (ea667d6). Where height and width differ, maps that swap them are
+    /// others.
+    #[test]
+    fn ten_convolutions_have_the_maps_that_cutlass_gives_them() {
+        // n, h, w, c, k, r, s, p, q, stride and padding; where the last first taps of the forward product lie
+        // from the last pixel (they begin at minus the padding).
+        #[rustfmt::skip]
+        let forward_maps = [
+            ([2, 14, 14, 256, 256, 3, 3, 14, 14, 1, 1], [-1, -1]),
+            ([3,  9,  7, 128, 192, 3, 3,  9,  7, 1, 1], [-1, -1]),
+            ([2, 13, 13,  64, 256, 3, 3, 13, 13, 1, 1], [-1, -1]),
+            ([2, 28, 28, 128, 128, 3, 3, 14, 14, 2, 1], [-1, -1]),
+            ([2, 15, 11,  64,  64, 5, 3,  7,  6, 2, 1], [-3, -1]),
+            ([2,  8,  8,  64, 128, 1, 1,  4,  4, 2, 0], [ 0,  0]),
+            ([1, 12, 10,  64,  64, 7, 7,  6,  5, 2, 3], [-3, -3]),
+            ([2, 10,  6,  64,  64, 3, 5, 10,  4, 1, 1], [-1, -3]),
+            ([2,  6, 10, 128,  64, 4, 4,  3,  5, 2, 1], [-2, -2]),
+            ([1, 14, 14,  64,  64, 2, 4, 15, 13, 1, 1], [ 0, -2]),
+        ];
+        // For those of stride 1, where the first taps over dz begin; they end a padding before the last pixel.
+        let gradient_maps = [[-1, -1], [-1, -1], [-1, -1], [-1, -3], [0, -2]];
+        let mut gradient_maps = gradient_maps.into_iter();
+        for (sizes, upper) in forward_maps {
+            let [n, h, w, c, k, r, s, p, q, stride, pad] = sizes;
+            let d = Dims { n, h, w, c, k, r, s, p, q, stride, pad };
+            let [n, h, w, c, k, r, s, p, q, stride, _] = sizes.map(|v| v as u64);
+            let pad = pad as i32;
+            let x = windows([n, h, w, c], [-pad, -pad], upper, stride as u32);
+            check_maps(&forward(&d), x, r * s * c);
+            if stride == 1 {
+                let dz = windows([n, p, q, k], gradient_maps.next().unwrap(), [-pad, -pad], 1);
+                check_maps(&gradient(&d), dz, r * s * c);
+            }
+        }
+        assert_eq!(gradient_maps.next(), None);
+    }
 }
