@@ -166,7 +166,8 @@ fn skip(why: &str) -> Option<Driver> {
     None
 }
 
-fn compile(folder: &Path, flags: &[&str], args: &[PathBuf]) -> Result<(), String> {
+/// Compiles with g++, in `folder`.
+pub fn compile(folder: &Path, flags: &[&str], args: &[PathBuf]) -> Result<(), String> {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let mut c = Command::new("g++");
     c.args(["-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fstack-clash-protection"]);
@@ -175,13 +176,29 @@ fn compile(folder: &Path, flags: &[&str], args: &[PathBuf]) -> Result<(), String
     if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
 }
 
+/// Whether there is g++.
+pub fn has_compiler() -> bool {
+    match Command::new("g++").arg("--version").output() {
+        Ok(_) => true,
+        Err(e) => skip(&format!("no g++: {e}")).is_some(),
+    }
+}
+
+/// Compiles the emulator's runtime. Returns its object files.
+pub fn compile_runtime(folder: &Path, define: &[&str]) -> [PathBuf; RUNTIME.len()] {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emu");
+    let flags = [define, &["-c"]].concat();
+    compile(folder, &flags, &RUNTIME.map(|f| sources.join(f).with_extension("cpp"))).unwrap();
+    RUNTIME.map(|f| folder.join(f).with_extension("o"))
+}
+
 /// Compiles the test program: `define` applies to the runtime and the kernels, `instrument` to the kernels
 /// only.
 fn build(define: &[&str], instrument: &[&str]) -> Option<Driver> {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    if let Err(e) = Command::new("g++").arg("--version").output() {
-        return skip(&format!("no g++: {e}"));
+    if !has_compiler() {
+        return None;
     }
     if !instrument.is_empty() {
         std::fs::write(at.join("empty.cpp"), "int main() {}\n").unwrap();
@@ -189,16 +206,10 @@ fn build(define: &[&str], instrument: &[&str]) -> Option<Driver> {
             return skip(&format!("no library for {instrument:?}: {e}"));
         }
     }
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut flags = define.to_vec();
-    flags.push("-c");
-    let runtime = RUNTIME.map(|f| repository.join("kernels/emu").join(f).with_extension("cpp"));
-    compile(at, &flags, &runtime).unwrap();
-    let flags = [define, instrument].concat();
-    let program = repository.join("tests/engine/emulator/bugs_main.cpp");
-    let mut args = vec![program, "-o".into(), "bugs".into()];
-    args.extend(RUNTIME.map(|f| Path::new(f).with_extension("o")));
-    compile(at, &flags, &args).unwrap();
+    let runtime = compile_runtime(at, define);
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/emulator/bugs_main.cpp");
+    let args = [&[program, "-o".into(), "bugs".into()], &runtime[..]].concat();
+    compile(at, &[define, instrument].concat(), &args).unwrap();
 
     let program = at.join("bugs").to_str().unwrap().to_owned();
     let mut driver = Driver { folder, start: vec![program.clone()] };

@@ -1,10 +1,12 @@
-//! Tests of the engine: the compiled kernels, the emulator that runs them without a GPU, whole runs on the
+//! Tests of the engine: the compiled kernels, the emulator that runs them without a GPU, facts that
+//! both rest on, whole runs on the
 //! emulator or a GPU, and that a step allocates no memory.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod emulator;
+mod facts;
 mod kernels;
 mod lab;
 mod machines;
