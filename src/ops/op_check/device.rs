@@ -6,6 +6,7 @@ use super::layout::{
     LaidOut, POISON, Placement, base_gradient, dropped_after_forward, lay_out, read_only_backward,
     read_only_forward,
 };
+use super::machines::within_reach;
 use super::mask;
 use super::parameters::first_misplaced;
 use super::result::{Part, RunResult};
@@ -70,7 +71,8 @@ impl<O: Operator> Case<O> {
     /// bf16 out.
     pub fn storages(&self) -> Vec<Storage> {
         let of_target = |target: &Target| {
-            let storage = |map_dtype, input| Storage::new(self, Target { map_dtype, ..*target }, input);
+            let storage =
+                |map_dtype, input| Storage::new(self, Target { map_dtype, ..within_reach(*target) }, input);
             let mut all = vec![storage(Elem::F32, Elem::F32), storage(Elem::Bf16, Elem::Bf16)];
             if self.mixes_dtypes {
                 // Rows that a view turned into a feature map.
