@@ -2,6 +2,7 @@
 //! work until somebody waits for it, and runs kernels with the emulator. A run must give the emulator's bits.
 
 use crate::common::{self, Lab, skipped};
+use dfka_engine::device::gpu::nvrtc::{Nvrtc, folders};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -36,11 +37,22 @@ fn stderr(output: &Output) -> String {
 
 /// A run of a few steps on `device`, and what it and the driver printed.
 fn run(lab: &Lab, out: &str, device: &str, settings: &[(&str, &str)]) -> Option<(Output, String)> {
-    let sets =
-        ["generator.steps=3", "dual.steps=[3, 2, 1, 1]", "generator.batch=2", "dual.batch=2", "dual.bank=4"];
-    let sets = sets.iter().flat_map(|s| ["--set", s]);
-    let args: Vec<&str> =
-        ["run", "c.toml", "--out", out, "--device", device].into_iter().chain(sets).collect();
+    run_with(lab, out, device, settings, &["generator.steps=3", "dual.steps=[3, 2, 1, 1]"])
+}
+
+/// As [`run`], with changes to the config.
+fn run_with(
+    lab: &Lab,
+    out: &str,
+    device: &str,
+    settings: &[(&str, &str)],
+    sets: &[&str],
+) -> Option<(Output, String)> {
+    let few = ["generator.batch=2", "dual.batch=2", "dual.bank=4"];
+    let is_set = |few: &&&str| !sets.iter().any(|s| s.split('=').next() == few.split('=').next());
+    let sets = few.iter().filter(is_set).chain(sets).flat_map(|s| ["--set", s]);
+    let command = ["run", "c.toml", "--out", out, "--force", "--device", device];
+    let args: Vec<&str> = command.into_iter().chain(sets).collect();
     let mut program = lab.program(&args);
     program.env("LD_LIBRARY_PATH", driver()?).env("FAKECUDA_REPORT", "1").envs(settings.iter().copied());
     let output = program.output().unwrap();
@@ -104,6 +116,75 @@ fn a_run_gives_the_emulators_bits_and_leaves_nothing_allocated() {
     }
 }
 
+/// Twice the steps wait once more in each of five stages, for the metrics of 16 steps, and for one more picture of the
+/// generator's. No copy comes from or goes to memory that is not pinned.
+#[test]
+fn a_step_of_training_waits_for_nothing() {
+    let lab = Lab::new();
+    let waits = |steps: usize| {
+        let sets =
+            [format!("generator.steps={steps}"), format!("dual.steps=[{steps}, {steps}, {steps}, {steps}]")];
+        let out = steps.to_string();
+        let (output, text) =
+            run_with(&lab, &out, "cuda", &[], &sets.iter().map(String::as_str).collect::<Vec<_>>())?;
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("pageable copies: 0 up, 0 down"), "{text}");
+        Some(["cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize"].map(|name| calls(&text, name)))
+    };
+    let (Some(short), Some(long)) = (waits(16), waits(32)) else { return };
+    // The states of steps lie in a ring of pinned memory, which the program waits for once in 32 steps.
+    let (stages, pictures, rings) = (5, 1, 5 * 16 / 32 + 1);
+    assert_eq!([long[0] - short[0], long[2]], [stages + pictures, short[2]], "{short:?} {long:?}");
+    assert!(long[1] - short[1] <= rings, "{short:?} {long:?}");
+}
+
+/// What `check` forecasts of the GPU's memory with these changes to the config, in MB.
+fn forecast(lab: &Lab, sets: &[&str]) -> f64 {
+    let json = ["check", "c.toml", "--json", "--card", "h200"].into_iter();
+    let args: Vec<&str> = json.chain(sets.iter().flat_map(|s| ["--set", s])).collect();
+    let found: serde_json::Value = serde_json::from_slice(&lab.call(&args).stdout).unwrap();
+    let peak = &found["forecast"]["gpu_peak_bytes"];
+    peak.as_f64().unwrap_or_else(|| panic!("{found}")) / 1e6
+}
+
+/// Too little memory names a batch that fits, and leaves a folder that the next run can use.
+#[test]
+fn too_little_memory_names_a_batch_that_fits() {
+    let lab = Lab::new();
+    for (megabytes, batch) in [(40, 1000), (400, 10_000)] {
+        let steps = ["generator.steps=1", "dual.steps=[1, 1, 1, 1]"];
+        let (memory, bank) = (megabytes.to_string(), format!("dual.bank={batch}"));
+        let try_with = |batch: &str, bank: &str| {
+            let batch = format!("generator.batch={batch}");
+            let sets = [&steps[..], &[&batch, bank]].concat();
+            run_with(&lab, "out", "cuda", &[("FAKECUDA_MEMORY_MB", &memory)], &sets)
+        };
+        let Some((output, text)) = try_with(&batch.to_string(), &bank) else { return };
+        assert_eq!(output.status.code(), Some(6), "{text}");
+        let named = text.split_once("--set generator.batch=").expect(&text).1;
+        let named: String = named.chars().take_while(char::is_ascii_digit).collect();
+        let needed = forecast(&lab, &[&format!("generator.batch={named}"), &bank]);
+        let megabytes = f64::from(megabytes);
+        assert!(needed < megabytes && needed > 0.9 * megabytes, "{named}: {needed} of {megabytes} MB");
+        let (output, text) = try_with("8", "dual.bank=8").unwrap();
+        assert!(output.status.success(), "{text}");
+    }
+}
+
+/// What `check` forecasts is what a run needs, to a megabyte.
+#[test]
+fn a_run_needs_the_memory_that_check_forecasts() {
+    let lab = Lab::new();
+    let sets = ["generator.steps=1", "dual.steps=[1, 1, 1, 1]", "generator.batch=700", "dual.bank=700"];
+    let needed = forecast(&lab, &[&sets[..], &["dual.batch=2"]].concat());
+    assert!(needed > 40.0 && needed < 400.0, "{needed} MB");
+    for (megabytes, code) in [(needed - 1.0, 6), (needed + 1.0, 0)] {
+        let memory = [("FAKECUDA_MEMORY_MB", &*format!("{megabytes:.0}"))];
+        let Some((output, text)) = run_with(&lab, "out", "cuda", &memory, &sets) else { return };
+        assert_eq!(output.status.code(), Some(code), "{needed} MB forecast, {megabytes} there: {text}");
+    }
+}
+
 /// Compute capability 8.0 and 8.6 get machine code for 8.0, and 10.0 gets assembly. `wgmma` and TMA exist on
 /// 9.0 only.
 #[test]
@@ -122,7 +203,6 @@ fn a_device_that_cannot_run_the_kernels_is_an_error_that_says_why() {
     let cases = [
         ("FAKECUDA_DEVICES", "0", 5, "no CUDA-capable device"),
         ("FAKECUDA_SM", "75", 5, "the kernels need 8.0"),
-        ("FAKECUDA_DRIVER", "12080", 5, "compiled by a newer NVRTC"),
         ("FAKECUDA_MEMORY_MB", "1", 6, "generator: "),
     ];
     for (i, (key, value, code, piece)) in cases.into_iter().enumerate() {
@@ -133,6 +213,64 @@ fn a_device_that_cannot_run_the_kernels_is_an_error_that_says_why() {
             output.status
         );
     }
+}
+
+/// Drivers of CUDA 12 run what an NVRTC of CUDA 12 has compiled, from 12.0 on whatever its minor version. Machine code
+/// of CUDA 13 needs a driver of CUDA 13.
+#[test]
+fn older_drivers_run_the_kernels() {
+    let lab = Lab::new();
+    let Some(nvrtc) = nvrtc_for(12000) else { return skipped("no NVRTC of CUDA 12") };
+    for driver in ["13000", "12080", "12040", "12000"] {
+        let settings = [("FAKECUDA_DRIVER", driver), ("DFKA_NVRTC_DIR", &nvrtc)];
+        let Some((output, text)) = run(&lab, driver, "cuda", &settings) else { return };
+        assert!(output.status.success(), "{driver}: {text}");
+        assert!(lab.bytes("13000/student.npz") == lab.bytes(&format!("{driver}/student.npz")), "{driver}");
+    }
+}
+
+/// An image that the driver refuses, for each of the reasons that another compiler may mend.
+#[test]
+fn a_refused_image_is_compiled_by_an_nvrtc_that_the_driver_can_use() {
+    let lab = Lab::new();
+    let Some((_, text)) = run(&lab, "whole", "cuda", &[]) else { return };
+    let cache = lab.path("cache").display().to_string();
+    let refused = |code: &str, nvrtc: &str, driver: &str| {
+        let fail = format!("cuModuleLoadData@1={code}");
+        let settings = [
+            ("FAKECUDA_FAIL", fail.as_str()),
+            ("FAKECUDA_DRIVER", driver),
+            ("DFKA_NVRTC_DIR", nvrtc),
+            ("HOME", &cache),
+            ("XDG_CACHE_HOME", &cache),
+            ("VIRTUAL_ENV", ""),
+        ];
+        run(&lab, code, "cuda", &settings).unwrap()
+    };
+    let Some(nvrtc) = nvrtc_for(13000) else { return skipped("no NVRTC of CUDA 12 or 13") };
+    for code in ["200", "209", "218", "221", "222", "223"] {
+        let (output, found) = refused(code, &nvrtc, "13000");
+        assert!(output.status.success(), "{code}: {found}");
+        assert!(calls(&found, "cuModuleLoadData") == calls(&text, "cuModuleLoadData") + 1, "{code}: {found}");
+        assert!(lab.bytes("whole/student.npz") == lab.bytes(&format!("{code}/student.npz")), "{code}");
+    }
+    let (output, found) = refused("209", "", "13000");
+    let says =
+        found.contains("no libnvrtc.so in") && found.contains("update the driver, or install an NVRTC");
+    assert!(output.status.code() == Some(5) && says, "{:?} {found}", output.status);
+    // An NVRTC of CUDA 13 compiles nothing for a driver of CUDA 12.
+    let newer = folders().into_iter().find(|d| d.join("libnvrtc.so.13").is_file());
+    let Some(newer) = newer else { return skipped("no NVRTC of CUDA 13") };
+    let newer = newer.canonicalize().unwrap().display().to_string();
+    let (output, found) = refused("209", &newer, "12080");
+    let says = found.contains("found only NVRTC 13.") && found.contains("the driver supports CUDA 12.8");
+    assert!(output.status.code() == Some(5) && says, "{:?} {found}", output.status);
+}
+
+/// The folder of an NVRTC whose code a driver of this CUDA version runs.
+fn nvrtc_for(driver: i32) -> Option<String> {
+    let found = Nvrtc::open_for(driver).ok()?;
+    Some(found.path.parent()?.canonicalize().unwrap().display().to_string())
 }
 
 /// Every function of the driver fails once, at its first call and half-way. The program must succeed or end with an
