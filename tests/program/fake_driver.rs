@@ -175,7 +175,13 @@ fn too_little_memory_names_a_batch_that_fits() {
 #[test]
 fn a_run_needs_the_memory_that_check_forecasts() {
     let lab = Lab::new();
-    let sets = ["generator.steps=1", "dual.steps=[1, 1, 1, 1]", "generator.batch=700", "dual.bank=700"];
+    let sets = [
+        "generator.steps=1",
+        "dual.steps=[1, 1, 1, 1]",
+        "generator.batch=400",
+        "dual.bank=400",
+        "precision=\"f32\"",
+    ];
     let needed = forecast(&lab, &[&sets[..], &["dual.batch=2"]].concat());
     assert!(needed > 40.0 && needed < 400.0, "{needed} MB");
     for (megabytes, code) in [(needed - 1.0, 6), (needed + 1.0, 0)] {
