@@ -11,8 +11,9 @@
 # They write raw results to OUT (default benches/runs/<date>-<device>), and a table last. `run` removes the
 # results of earlier calls; `run2` and `run3` add to them. A part that fails or takes too long does not stop
 # the others, and none starts once a call has taken TOTAL seconds (530). The exit code is 0 if the op checks,
-# the machines' tests and the parity passed. DRY=1, or no GPU, runs small versions of the same on the
-# emulator. PYTHON names an interpreter with torch (python3).
+# the machines' tests and the parity passed. DRY=1, or no GPU, runs small versions of the same: on the GPU if the
+# driver lists one, which may be the fake driver (tests/fakecuda), otherwise on the emulator. PYTHON names an
+# interpreter with torch (python3).
 #
 # target/gpu.tar.gz is target/gpu in one file; unpacked anywhere it works alone: ./gpu.sh run OUT.
 # PACK names another folder than target/gpu, CARGO_TARGET_DIR another place to build.
@@ -65,6 +66,11 @@ pack() {
 
   "$pack/bin/dfka-engine" doctor | grep -E '^(kernels|emulator) ' | tee "$pack/KERNELS"
   grep -q 'compiled for' "$pack/KERNELS" || fail "built without NVRTC: set DFKA_NVRTC_DIR to its folder"
+  # Machine code of CUDA 13's NVRTC runs on drivers from 580 on, of CUDA 12's from 525 on.
+  if "$pack/bin/dfka-engine" doctor | grep -qE '^libnvrtc +1[3-9]'; then
+    echo "gpu.sh: this pack needs a driver of CUDA 13; one of NVRTC 12.4 runs on drivers of CUDA 12 too:" \
+      "pip install nvidia-cuda-nvrtc-cu12==12.4.127" >&2
+  fi
   grep -q '^emulator .* CPU threads' "$pack/KERNELS" || fail "built without g++: no emulator to compare with"
   if command -v objdump >/dev/null; then
     echo "needs: $(objdump -T "$pack"/bin/* | grep -oE 'GLIBC(XX)?_[0-9.]+' | sort -uV |
@@ -270,7 +276,7 @@ run() {
     echo "No GPU ($found): a dry run on the emulator."
     dry=1
   fi
-  if [[ -n $dry ]]; then
+  if [[ -n $dry && $found != cuda:0* ]]; then
     device=emulator on=emu
   else
     device=$(sed 's/^cuda:0 \([^(]*\) (.*/\1/' <<<"$found") on=cuda
@@ -290,7 +296,7 @@ run() {
     [[ -s $out/README.md ]] && echo
     echo "# $(date +%F), $device${call#run}"
     echo
-    echo "- Command: \`benches/gpu.sh $call\`${dry:+ (dry: on the emulator, cut short)}."
+    echo "- Command: \`benches/gpu.sh $call\`${dry:+ (dry: cut short)}."
     echo "- Revision: $revision ($(sed -n 2p "$pack/REVISION"))."
     echo "- Device: $found."
     if command -v nvidia-smi >/dev/null; then
