@@ -133,9 +133,9 @@ pub(super) mod tests {
     #[test]
     fn buffers_of_equal_size_are_placed_in_the_order_they_were_added() {
         let mut lives = Lives::default();
-        for bytes in [64, 128, 64] {
+        for bytes in [256, 512, 256] {
             lives.add(bytes, 0);
         }
-        assert_eq!(Placement::of(&lives).offsets, [128, 0, 192]);
+        assert_eq!(Placement::of(&lives).offsets, [512, 0, 768]);
     }
 }
