@@ -43,7 +43,7 @@ use dfka_engine::tensor::{Elem, Shape};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Bytes that are written before each launch, as a multiple of the L2's.
+/// How many times the L2's size is written before each launch.
 const FLUSHED_L2S: usize = 5;
 
 /// Steps with this number or a higher one run launch by launch: the engine takes them for steps that a

@@ -14,7 +14,7 @@ use dfka_engine::error::{Error, Result};
 use dfka_engine::tensor::Elem;
 use rungs::{Problem, RUNGS};
 
-/// Bytes that are written before each launch, as a multiple of the L2's.
+/// How many times the L2's size is written before each launch.
 const FLUSHED_L2S: usize = 5;
 const REPEATS: usize = 20;
 /// Assumed until a card is measured: about 80 % of the 989 TFLOP/s and 90 % of the 4.8 TB/s of an H200's

@@ -247,8 +247,8 @@ impl Driver {
         String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned()
     }
 
-    /// Runs cases, several at a time, and hands each case's text to `check`. A sanitizer's report takes a third of a
-    /// second, most of which it waits for the program that looks up the lines of its stack frames.
+    /// Runs cases, several at a time, and hands each case's text to `check`. ThreadSanitizer spends up to two seconds
+    /// in a process, mostly in the kernel, on memory for its fibers.
     fn run_all(
         &self,
         cases: impl Iterator<Item = &'static str>,
@@ -271,7 +271,7 @@ impl Driver {
 
     fn check(&self, variant: usize) {
         let is_right = |case: &str, order: u32, text: &str| assert_eq!(text, "ok\n", "{case}, order {order}");
-        // A process with a sanitizer takes up to two seconds, so what does not depend on it runs in one order.
+        // What a sanitizer has no influence on runs in one order there.
         let orders = if variant == 0 { &ORDERS[..] } else { &[3] };
         self.run_all(RIGHT.into_iter().chain(PRODUCTS), orders, is_right);
         for (case, expected) in WRONG_IN_SOME_ORDER {

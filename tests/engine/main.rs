@@ -1,6 +1,6 @@
-//! Tests of the engine: the compiled kernels, the emulator that runs them without a GPU, facts that
-//! both rest on, whole runs on the
-//! emulator or a GPU, and that a step allocates no memory.
+//! Tests of the engine: the compiled kernels, the emulator that runs them without a GPU, values from NVIDIA's
+//! documents that both are compared with, whole runs on the emulator or a GPU, and that a step allocates no
+//! memory.
 
 #[path = "../common/mod.rs"]
 mod common;

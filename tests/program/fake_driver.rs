@@ -235,7 +235,7 @@ fn older_drivers_run_the_kernels() {
     }
 }
 
-/// An image that the driver refuses, for each of the reasons that another compiler may mend.
+/// The driver refuses an image with each status that the image of another compiler may avoid.
 #[test]
 fn a_refused_image_is_compiled_by_an_nvrtc_that_the_driver_can_use() {
     let lab = Lab::new();

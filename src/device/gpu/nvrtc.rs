@@ -50,8 +50,8 @@ pub fn folders() -> Vec<PathBuf> {
         found.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|sub| root.join(sub)));
     }
     found.extend(env::split_paths(&env::var_os("LD_LIBRARY_PATH").unwrap_or_default()));
-    // Wheels have it in `site-packages/nvidia/<name>/lib`: `cu13` of CUDA 13 after `cuda_nvrtc` of CUDA 12, whose code
-    // more drivers run.
+    // Python wheels install it in `site-packages/nvidia/<name>/lib`. The name is `cuda_nvrtc` for CUDA 12 and `cu13`
+    // for CUDA 13. `glob` returns CUDA 12's first; more drivers run its code.
     let environment = env::var_os("VIRTUAL_ENV").map(PathBuf::from);
     let home = env::var_os("HOME").map(|h| PathBuf::from(h).join(".local"));
     for root in environment.into_iter().chain([".venv".into()]).chain(home) {

@@ -297,7 +297,7 @@ mod tests {
         assert!(Product::input_gradient(&strided, Elem::Bf16, &h200()).is_none(), "a stride");
     }
 
-    /// An im2col map of n, h, w and c, where first taps begin and end (h, w), and the stride.
+    /// The boxes of an im2col map. `dims` are n, h, w and c; `lower` and `upper` are the corners in h and w.
     fn windows(dims: [u64; 4], lower: [i32; 2], upper: [i32; 2], stride: u32) -> Boxes {
         Boxes::Im2col { dims, lower, upper, steps: [stride; 2], channels: 64, pixels: 1 }
     }
