@@ -88,13 +88,24 @@ int run(Operation& o) {
 }
 
 int finish(std::deque<Operation>& queue) {
-    if (!queue.empty()) driver.waits_with_work++;
+    const bool waits = !queue.empty();
     while (!queue.empty()) {
         Operation o = std::move(queue.front());
         queue.pop_front();
         run(o);
     }
+    if (waits) count_wait();
     return driver.sticky;
+}
+
+void count_wait() {
+    driver.waits_with_work++;
+    for (auto& [handle, stream] : driver.streams) {
+        for (auto& operation : stream->queue) {
+            if (operation.kernel) return;
+        }
+    }
+    driver.idle_waits++;
 }
 
 int finish_all() {
@@ -142,9 +153,9 @@ __attribute__((destructor)) static void report() {
             driver.events.size(), driver.graphs.size(), driver.executables.size(), driver.modules.size(),
             unfinished, driver.most_used / 1e6);
     fprintf(stderr,
-            "fakecuda: %ld operations run, %ld waits found work; pageable copies: %ld up, %ld down, %.1f MB; "
-            "copies of 0 bytes: %ld\n",
-            driver.operations, driver.waits_with_work, driver.pageable_up, driver.pageable_down,
+            "fakecuda: %ld operations run; %ld waits found work, %ld of them left no kernel to run; "
+            "pageable copies: %ld up, %ld down, %.1f MB; copies of 0 bytes: %ld\n",
+            driver.operations, driver.waits_with_work, driver.idle_waits, driver.pageable_up, driver.pageable_down,
             driver.pageable_bytes / 1e6, driver.empty_copies);
     for (auto& [name, count] : driver.calls) {
         const auto refused = driver.refusals.find(name);

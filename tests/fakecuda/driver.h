@@ -122,7 +122,7 @@ struct Driver {
     std::deque<Operation> orphans; // work of destroyed streams
     // Counters for the report.
     std::map<std::string, long> calls, refusals;
-    long operations = 0, waits_with_work = 0, pageable_up = 0, pageable_down = 0, empty_copies = 0;
+    long operations = 0, waits_with_work = 0, idle_waits = 0, pageable_up = 0, pageable_down = 0, empty_copies = 0;
     double pageable_bytes = 0;
 };
 extern Driver& driver;
@@ -143,6 +143,8 @@ int run(Operation&);
 int finish(std::deque<Operation>&);
 // Runs all queues to their ends.
 int finish_all();
+// Counts a wait of the host that found work, and whether the device has no kernel left to run after it.
+void count_wait();
 // The block that holds all of these bytes, or null.
 const std::pair<const Address, Allocation>* around(const std::map<Address, Allocation>&, Address, size_t);
 const Emulated* find_emulated(const std::string& symbol);

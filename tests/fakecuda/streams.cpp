@@ -72,7 +72,11 @@ API cuEventSynchronize(const void* handle) {
     ENTER(INIT | CURRENT | HEALTHY | UNSAFE);
     EVENT(it, handle);
     if (it->second->captured) REFUSE(CAPTURED_EVENT, "recorded in a capture");
-    return it->second->last ? reach(*it->second->last) : (int)SUCCESS;
+    const auto last = it->second->last;
+    if (!last || last->done) return driver.sticky;
+    const int error = reach(*last);
+    count_wait();
+    return error;
 }
 // Work that is put into the stream after this call begins when the device has reached the event's last
 // recording before it.
