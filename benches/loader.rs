@@ -47,7 +47,7 @@ fn main() {
     let mut first = 0;
     let mut is_warm = false;
     loop {
-        loader.fill(step, &mut images, &mut targets).unwrap();
+        loader.fill(step, &mut images[..], &mut targets).unwrap();
         step += 1;
         let elapsed = begun.elapsed();
         if !is_warm && elapsed > Duration::from_secs(1) {

@@ -1,4 +1,4 @@
-//! Shapes and scalar types, which every module may use.
+//! Shapes, scalar types and views of images, which every module may use.
 
 use std::fmt;
 
@@ -210,3 +210,42 @@ macro_rules! real {
 }
 real!(f32);
 real!(f64);
+
+/// Images that are to be written, `[n, h, w, c]`.
+pub enum ImagesMut<'a> {
+    /// As files have them: one byte for each element.
+    Pixels(&'a mut [u8]),
+    /// As networks take them: in [-1, 1].
+    Inputs(&'a mut [f32]),
+}
+
+impl<'a> ImagesMut<'a> {
+    /// The first `elems` elements.
+    ///
+    /// Panics: more than there are.
+    pub fn first(self, elems: usize) -> ImagesMut<'a> {
+        match self {
+            ImagesMut::Pixels(all) => ImagesMut::Pixels(&mut all[..elems]),
+            ImagesMut::Inputs(all) => ImagesMut::Inputs(&mut all[..elems]),
+        }
+    }
+    /// The number of elements.
+    pub fn elems(&self) -> usize {
+        match self {
+            ImagesMut::Pixels(all) => all.len(),
+            ImagesMut::Inputs(all) => all.len(),
+        }
+    }
+}
+
+impl<'a> From<&'a mut [u8]> for ImagesMut<'a> {
+    fn from(pixels: &'a mut [u8]) -> Self {
+        ImagesMut::Pixels(pixels)
+    }
+}
+
+impl<'a> From<&'a mut [f32]> for ImagesMut<'a> {
+    fn from(inputs: &'a mut [f32]) -> Self {
+        ImagesMut::Inputs(inputs)
+    }
+}

@@ -52,13 +52,23 @@ impl<R: Real> Engine<R> {
     pub fn pull(&mut self) -> Result<()> {
         let Some(machine) = &mut self.machine else { return Ok(()) };
         machine.record(false)?;
-        for (i, stale) in self.store.stale.iter_mut().enumerate() {
-            if *stale {
+        for (i, buffer) in self.store.mirrored.iter_mut().enumerate() {
+            if buffer.is_stale {
                 machine.pull(i, &mut self.store.buffers[i])?;
-                *stale = false;
+                buffer.is_stale = false;
             }
         }
         Ok(())
+    }
+    /// Starts to copy what the host has changed to the GPU, while earlier steps run there. [`Plan::replay`] does that
+    /// too; this is for a host that waits for a result before the next replay. Nothing to do on the CPU.
+    ///
+    /// Errors: out of memory; a kernel of an earlier replay that failed.
+    ///
+    /// [`Plan::replay`]: super::Plan::replay
+    pub fn push(&mut self) -> Result<()> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        machine.push(&self.store.buffers, &mut self.store.mirrored)
     }
     /// What the user should know about the machine, once.
     pub fn note(&mut self) -> Option<String> {

@@ -5,9 +5,9 @@
 //! [`Engine::pull`](crate::autograd::Engine::pull).
 
 use crate::device::gpu::target::Target;
-use crate::device::memory::{ALIGN, Buffer, STORE_ALIGN};
+use crate::device::memory::{ALIGN, Buffer, Mirrored, STORE_ALIGN};
 use crate::device::{Slot, Space};
-use crate::tensor::{Real, Shape};
+use crate::tensor::{ImagesMut, Real, Shape};
 use std::collections::HashMap;
 
 /// A tensor of a store, by its number. It is valid for the store that gave it, and never changes.
@@ -27,14 +27,10 @@ const CHUNK: usize = 1 << 20;
 /// unused by growth. `R` is the scalar that the host stores; a default store is one for steps on the CPU.
 pub struct Store<R> {
     pub(super) buffers: Vec<Buffer>,
-    /// By buffer: whether the host changed it since it was last uploaded.
-    pub(super) changed: Vec<bool>,
-    /// By buffer: whether steps on a GPU changed it since it was last downloaded.
-    pub(super) stale: Vec<bool>,
+    /// By buffer: its size, and where its values are.
+    pub(super) mirrored: Vec<Mirrored>,
     /// The GPU that steps are planned for; none for steps on the CPU.
     pub(super) target: Option<Target>,
-    /// Bytes of each buffer.
-    sizes: Vec<usize>,
     /// Whether tensors have shapes only: a buffer has no memory until [`Store::get_mut`] is called for it.
     is_planned: bool,
     entries: Vec<Entry>,
@@ -48,10 +44,8 @@ impl<R> Default for Store<R> {
     fn default() -> Self {
         Store {
             buffers: Vec::new(),
-            changed: Vec::new(),
-            stale: Vec::new(),
+            mirrored: Vec::new(),
             target: None,
-            sizes: Vec::new(),
             is_planned: false,
             entries: Vec::new(),
             by_name: HashMap::new(),
@@ -93,8 +87,18 @@ impl<R: Real> Store<R> {
     ///
     /// Panics: a second tensor of the same name.
     pub fn add_alone(&mut self, name: &str, shape: Shape) -> TensorId {
+        self.enter_alone(name, shape, false)
+    }
+    /// Adds images that the host overwrites between steps ([`Store::images_mut`]), undefined until then, in a buffer of
+    /// their own. For steps on a GPU the host holds one byte for each of their elements.
+    ///
+    /// Panics: a second tensor of the same name.
+    pub fn add_images(&mut self, name: &str, shape: Shape) -> TensorId {
+        self.enter_alone(name, shape, self.target.is_some())
+    }
+    fn enter_alone(&mut self, name: &str, shape: Shape, holds_pixels: bool) -> TensorId {
         let bytes = shape.elems() * size_of::<R>();
-        let slot = Slot { space: Space::Store(self.push(bytes) as u32), offset: 0, bytes };
+        let slot = Slot { space: Space::Store(self.push(bytes, holds_pixels) as u32), offset: 0, bytes };
         self.enter(name, shape, slot)
     }
     fn enter(&mut self, name: &str, shape: Shape, slot: Slot) -> TensorId {
@@ -105,22 +109,29 @@ impl<R: Real> Store<R> {
     }
     fn room(&mut self, bytes: usize) -> Slot {
         let (buffer, offset) = match self.filling {
-            _ if bytes > CHUNK => (self.push(bytes), 0),
+            _ if bytes > CHUNK => (self.push(bytes, false), 0),
             Some((buffer, end)) if end + bytes <= CHUNK => (buffer, end),
-            _ => (self.push(CHUNK), 0),
+            _ => (self.push(CHUNK, false), 0),
         };
         if bytes <= CHUNK {
             self.filling = Some((buffer, (offset + bytes).next_multiple_of(STORE_ALIGN)));
         }
         Slot { space: Space::Store(buffer as u32), offset, bytes }
     }
-    fn push(&mut self, bytes: usize) -> usize {
-        let buffer = if self.is_planned { Buffer::default() } else { Buffer::with_bytes(bytes) };
-        self.buffers.push(buffer);
-        self.sizes.push(bytes.next_multiple_of(ALIGN));
-        self.changed.push(true);
-        self.stale.push(false);
+    fn push(&mut self, bytes: usize, holds_pixels: bool) -> usize {
+        let bytes = bytes.next_multiple_of(ALIGN);
+        self.mirrored.push(Mirrored { holds_pixels, ..Mirrored::new(bytes) });
+        self.buffers.push(if self.is_planned {
+            Buffer::default()
+        } else {
+            self.host_buffer(self.buffers.len())
+        });
         self.buffers.len() - 1
+    }
+    /// The host's memory for a buffer, all zeros.
+    fn host_buffer(&self, buffer: usize) -> Buffer {
+        let Mirrored { bytes, holds_pixels, .. } = self.mirrored[buffer];
+        Buffer::with_bytes(if holds_pixels { bytes / size_of::<R>() } else { bytes })
     }
     fn buffer(&self, slot: Slot) -> usize {
         match slot.space {
@@ -156,22 +167,21 @@ impl<R: Real> Store<R> {
     pub fn ids(&self) -> impl Iterator<Item = TensorId> + use<R> {
         (0..self.entries.len() as u32).map(TensorId)
     }
-    /// Bytes of all buffers, those of a planned store included.
+    /// Bytes of all buffers where steps use them, those of a planned store included.
     pub fn bytes(&self) -> usize {
-        self.sizes.iter().sum()
-    }
-    /// Bytes of each buffer.
-    pub fn buffer_sizes(&self) -> &[usize] {
-        &self.sizes
+        self.mirrored.iter().map(Mirrored::gpu_bytes).sum()
     }
     /// The elements of a tensor, in memory order.
     ///
     /// Panics: a tensor that steps on a GPU changed since the last
-    /// [`Engine::pull`](crate::autograd::Engine::pull); a tensor of a planned store that was never written.
+    /// [`Engine::pull`](crate::autograd::Engine::pull); a tensor of a planned store that was never written; images of
+    /// which the host has pixels ([`Store::add_images`]).
     pub fn get(&self, id: TensorId) -> &[R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);
-        assert!(!self.stale[buffer], "{}: read before Engine::pull", self.name(id));
+        let Mirrored { holds_pixels, is_stale, .. } = self.mirrored[buffer];
+        assert!(!holds_pixels, "{}: the host has only the pixels of these images", self.name(id));
+        assert!(!is_stale, "{}: read before Engine::pull", self.name(id));
         assert!(
             self.buffers[buffer].bytes() > 0,
             "{}: read from a planned store, which has no values",
@@ -182,16 +192,21 @@ impl<R: Real> Store<R> {
     /// The same, to be changed.
     ///
     /// Panics: a tensor that steps on a GPU changed since the last
-    /// [`Engine::pull`](crate::autograd::Engine::pull).
+    /// [`Engine::pull`](crate::autograd::Engine::pull); images of which the host has pixels.
     pub fn get_mut(&mut self, id: TensorId) -> &mut [R] {
         let s = self.slot(id);
         let buffer = self.buffer(s);
-        assert!(!self.stale[buffer], "{}: written before Engine::pull", self.name(id));
-        self.changed[buffer] = true;
+        assert!(!self.mirrored[buffer].holds_pixels, "{}: written by Store::images_mut only", self.name(id));
+        self.changed(id, buffer).get_mut(s.offset, s.bytes)
+    }
+    /// The host's memory of a buffer that it is about to change for this tensor.
+    fn changed(&mut self, id: TensorId, buffer: usize) -> &mut Buffer {
+        assert!(!self.mirrored[buffer].is_stale, "{}: written before Engine::pull", self.name(id));
+        self.mirrored[buffer].is_changed = true;
         if self.buffers[buffer].bytes() == 0 {
-            self.buffers[buffer] = Buffer::with_bytes(self.sizes[buffer]);
+            self.buffers[buffer] = self.host_buffer(buffer);
         }
-        self.buffers[buffer].get_mut(s.offset, s.bytes)
+        &mut self.buffers[buffer]
     }
     /// Overwrites a tensor with `f32` or `f64` values, in memory order; a planned store ignores them.
     ///
@@ -209,5 +224,20 @@ impl<R: Real> Store<R> {
     /// Panics: as [`Store::get`].
     pub fn to_f32(&self, id: TensorId) -> Vec<f32> {
         self.get(id).iter().map(|v| v.f64() as f32).collect()
+    }
+}
+
+impl Store<f32> {
+    /// The images of [`Store::add_images`], to be overwritten: pixels for steps on a GPU, else inputs.
+    pub fn images_mut(&mut self, id: TensorId) -> ImagesMut<'_> {
+        let s = self.slot(id);
+        let buffer = self.buffer(s);
+        let holds_pixels = self.mirrored[buffer].holds_pixels;
+        let to = self.changed(id, buffer);
+        if holds_pixels {
+            ImagesMut::Pixels(to.get_mut(0, s.bytes / size_of::<f32>()))
+        } else {
+            ImagesMut::Inputs(to.get_mut(s.offset, s.bytes))
+        }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Each thread prepares one image at a time, not one batch: with one thread per core the first batch is
 //! ready soonest. Up to two batches of 8-bit images wait in memory (19 MB for batches of 64 images of 224 x
-//! 224). They are converted to f32 when a batch is taken, directly into the caller's buffer.
+//! 224). A batch is copied directly into the caller's buffer: as pixels, or converted to f32.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,8 +19,10 @@ use rayon::prelude::*;
 use super::dataset::Dataset;
 use super::labelled::loss_target;
 use super::rng::Rng;
-use super::transform::{Transform, Transformer, to_inputs};
+use super::transform::{Transform, Transformer};
+use super::unlabelled::to_inputs;
 use crate::error::{Error, Result};
+use crate::tensor::ImagesMut;
 
 /// The kinds of a loader's random streams (see [`Rng::stream`]).
 mod stream {
@@ -168,20 +170,26 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Waits for the batch of `step` and writes it to `images` (`[n, h, w, c]`, in [-1, 1]) and `targets`
+    /// Waits for the batch of `step` and writes it to `images` (`[n, h, w, c]`) and `targets`
     /// (`[n, labels]`, see [`loss_target`]). Batches of consecutive steps are prepared ahead; after any other
     /// step, loading starts again. If fewer images are left than a batch holds (see [`Loader::in_order`]),
     /// the rest of both slices keeps its values.
     ///
     /// Errors: slices of another size; an image that cannot be read, by its name.
-    pub fn fill(&mut self, step: u64, images: &mut [f32], targets: &mut [f32]) -> Result<()> {
+    pub fn fill<'a>(
+        &mut self,
+        step: u64,
+        images: impl Into<ImagesMut<'a>>,
+        targets: &mut [f32],
+    ) -> Result<()> {
+        let images = images.into();
         let (len, labels) = (self.shared.transform.len(), self.shared.set.labels.len());
-        if images.len() != self.batch * len || targets.len() != self.batch * labels {
+        if images.elems() != self.batch * len || targets.len() != self.batch * labels {
             let message = format!(
                 "expected an output of {} x {len} pixels and {labels} targets each, found {} pixels and \
                  {} targets",
                 self.batch,
-                images.len(),
+                images.elems(),
                 targets.len()
             );
             return Err(Error::shape("loader", message));
@@ -195,19 +203,20 @@ impl Loader {
     }
 
     /// As [`Loader::fill`], without targets. `images` needs room only for the images that are left.
-    pub fn read(&mut self, step: u64, images: &mut [f32]) -> Result<()> {
+    pub fn read<'a>(&mut self, step: u64, images: impl Into<ImagesMut<'a>>) -> Result<()> {
+        let images = images.into();
         let len = self.shared.transform.len();
         let left = self.shared.left(step.saturating_mul(self.batch as u64)).min(self.batch as u64) as usize;
-        if images.len() < left * len {
+        if images.elems() < left * len {
             let message =
-                format!("expected an output of at least {left} x {len} pixels, found {}", images.len());
+                format!("expected an output of at least {left} x {len} pixels, found {}", images.elems());
             return Err(Error::shape("loader", message));
         }
         self.next(step, images).map(|_| ())
     }
 
     /// Writes the images of `step` and returns their indices in the set.
-    fn next(&mut self, step: u64, images: &mut [f32]) -> Result<Vec<usize>> {
+    fn next(&mut self, step: u64, images: ImagesMut) -> Result<Vec<usize>> {
         let len = self.shared.transform.len();
         if step != self.step {
             self.jump(step);
@@ -220,7 +229,15 @@ impl Loader {
                 return Err(e);
             }
         };
-        images.par_chunks_exact_mut(len).zip(&taken).for_each(|(to, (_, pixels))| to_inputs(pixels, to));
+        match images {
+            ImagesMut::Pixels(all) => all
+                .par_chunks_exact_mut(len)
+                .zip(&taken)
+                .for_each(|(to, (_, pixels))| to.copy_from_slice(pixels)),
+            ImagesMut::Inputs(all) => {
+                all.par_chunks_exact_mut(len).zip(&taken).for_each(|(to, (_, pixels))| to_inputs(pixels, to));
+            }
+        }
         let (shown, spare): (Vec<usize>, Vec<Vec<u8>>) = taken.into_iter().unzip();
         self.shared.lock().spare.extend(spare);
         self.step += 1;

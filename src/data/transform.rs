@@ -3,7 +3,6 @@
 
 use super::image::Pixels;
 use super::rng::Rng;
-use super::unlabelled::to_input;
 use crate::error::{Error, Result};
 use dfka_resize::{Part, Resizer};
 
@@ -242,13 +241,6 @@ fn mirror(image: &mut [u8], w: usize, c: usize) {
                 row.chunks_exact_mut(c).for_each(<[u8]>::reverse);
             }
         }
-    }
-}
-
-/// Converts pixels to network input (see [`to_input`]). Both slices have the same length.
-pub fn to_inputs(pixels: &[u8], out: &mut [f32]) {
-    for (x, &p) in out.iter_mut().zip(pixels) {
-        *x = to_input(p);
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{Read, Seek};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::tensor::ImagesMut;
 use crate::weights::Meta;
 use crate::weights::npz::{self, Archive, Array, Elems};
 
@@ -24,6 +25,11 @@ pub struct ImageSet {
 /// A pixel as network input: 0 becomes -1 and 255 becomes 1.
 pub fn to_input(pixel: u8) -> f32 {
     pixel as f32 / 127.5 - 1.0
+}
+
+/// Converts pixels to network input (see [`to_input`]). Both slices have the same length.
+pub fn to_inputs(pixels: &[u8], out: &mut [f32]) {
+    out.iter_mut().zip(pixels).for_each(|(x, p)| *x = to_input(*p));
 }
 
 impl ImageSet {
@@ -71,13 +77,13 @@ impl ImageSet {
         &self.images[i * self.image_len()..][..self.image_len()]
     }
 
-    /// Writes the images at `indices` to `out`, one after the other, as network input (see [`to_input`]).
+    /// Writes the images at `indices` to `out`, one after the other.
     ///
     /// Errors: an `out` of another size, an index that is not below `n`.
-    pub fn gather(&self, indices: &[usize], out: &mut [f32]) -> Result<()> {
-        let len = self.image_len();
-        if out.len() != indices.len() * len {
-            let (found, n) = (out.len(), indices.len());
+    pub fn gather<'a>(&self, indices: &[usize], out: impl Into<ImagesMut<'a>>) -> Result<()> {
+        let (len, out) = (self.image_len(), out.into());
+        if out.elems() != indices.len() * len {
+            let (found, n) = (out.elems(), indices.len());
             return Err(Error::shape(
                 "gather",
                 format!("expected an output of {n} x {len} pixels, found {found}"),
@@ -89,9 +95,13 @@ impl ImageSet {
                 format!("expected image indices below {}, found {i}", self.n),
             ));
         }
-        for (&i, row) in indices.iter().zip(out.chunks_exact_mut(len)) {
-            for (x, &p) in row.iter_mut().zip(self.image(i)) {
-                *x = to_input(p);
+        let images = indices.iter().map(|i| self.image(*i));
+        match out {
+            ImagesMut::Pixels(all) => {
+                all.chunks_exact_mut(len).zip(images).for_each(|(to, image)| to.copy_from_slice(image));
+            }
+            ImagesMut::Inputs(all) => {
+                all.chunks_exact_mut(len).zip(images).for_each(|(to, image)| to_inputs(image, to));
             }
         }
         Ok(())
@@ -163,7 +173,7 @@ mod tests {
         assert_eq!((to_input(0), to_input(255)), (-1.0, 1.0));
         assert!((to_input(51) + 0.6).abs() < 1e-6);
         let mut out = [0.0; 24];
-        sample().gather(&[1, 0], &mut out).unwrap();
+        sample().gather(&[1, 0], &mut out[..]).unwrap();
         assert_eq!((out[0], out[12], out[13]), (to_input(120), -1.0, to_input(10)));
     }
 
@@ -171,12 +181,14 @@ mod tests {
     fn gather_refuses_a_wrong_size_and_an_index_out_of_range() {
         assert!(
             sample()
-                .gather(&[0], &mut [0.0; 11])
+                .gather(&[0], &mut [0.0; 11][..])
                 .unwrap_err()
                 .to_string()
                 .contains("1 x 12 pixels, found 11")
         );
-        assert!(sample().gather(&[2], &mut [0.0; 12]).unwrap_err().to_string().contains("below 2, found 2"));
+        assert!(
+            sample().gather(&[2], &mut [0u8; 12][..]).unwrap_err().to_string().contains("below 2, found 2")
+        );
     }
 
     #[test]

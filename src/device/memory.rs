@@ -56,6 +56,34 @@ impl Buffer {
     }
 }
 
+/// A buffer of the store that the host and a GPU both hold: its size, and which of the two has its values.
+#[derive(Clone, Copy, Debug)]
+pub struct Mirrored {
+    /// Bytes of the values.
+    pub bytes: usize,
+    /// Whether the host's buffer holds pixels, one byte for each f32 that the GPU has.
+    pub holds_pixels: bool,
+    /// Whether the host changed it since it was last uploaded.
+    pub is_changed: bool,
+    /// Whether steps on the GPU changed it since it was last downloaded.
+    pub is_stale: bool,
+}
+
+/// Blocks on the GPU into which pixels are copied in turn, so that the next can arrive while one is read.
+pub const PIXEL_BLOCKS: usize = 2;
+
+impl Mirrored {
+    /// A buffer of so many bytes whose values only the host has.
+    pub fn new(bytes: usize) -> Mirrored {
+        Mirrored { bytes, holds_pixels: false, is_changed: true, is_stale: false }
+    }
+    /// Bytes on the GPU: the values, and where they come from pixels, the blocks for those.
+    pub fn gpu_bytes(&self) -> usize {
+        let pixels = if self.holds_pixels { self.bytes / size_of::<f32>() } else { 0 };
+        self.bytes + PIXEL_BLOCKS * pixels
+    }
+}
+
 /// Bytes of memory that are available on this machine, if the system reports them, as Linux does for the
 /// whole machine.
 pub fn available() -> Option<usize> {

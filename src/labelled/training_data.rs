@@ -7,7 +7,7 @@ use crate::data::labelled::loss_target;
 use crate::data::loader::Loader;
 use crate::data::scenes::{self, Sources, Split};
 use crate::data::transform::{Transform, View};
-use crate::data::unlabelled::to_input;
+use crate::data::unlabelled::to_inputs;
 use crate::error::{Error, Result};
 use crate::pipeline::seed::stage_seed;
 use crate::pipeline::stage::Feed;
@@ -75,28 +75,27 @@ impl Data {
     ) -> Result<([TensorId; 2], Option<Feed>)> {
         let ([h, w, c], labels) = (self.image, self.labels().len());
         let store = &mut engine.store;
-        let mut leaves = |n: usize| {
-            let images = store.add_alone("data.images", Shape::new(n, h, w, c));
-            [images, store.add_alone("data.targets", Shape::rows(n, labels))]
-        };
         let Some(CropSpec { scale, ratio, flip }) = self.crop else {
             let n = self.set.len();
-            let [images, targets] = leaves(n);
+            let images = store.add_alone("data.images", Shape::new(n, h, w, c));
+            let targets = store.add_alone("data.targets", Shape::rows(n, labels));
             for (i, to) in engine.store.get_mut(images).chunks_exact_mut(h * w * c).enumerate() {
-                to.iter_mut().zip(self.set.pixels(i)?.data).for_each(|(t, p)| *t = to_input(p));
+                to_inputs(&self.set.pixels(i)?.data, to);
             }
             for (i, to) in engine.store.get_mut(targets).chunks_exact_mut(labels).enumerate() {
                 to.iter_mut().zip(self.set.targets(i)).for_each(|(t, y)| *t = loss_target(*y));
             }
             return Ok(([images, targets], None));
         };
-        let [images, targets] = leaves(spec.training.batch);
+        let n = spec.training.batch;
+        let images = store.add_images("data.images", Shape::new(n, h, w, c));
+        let targets = store.add_alone("data.targets", Shape::rows(n, labels));
         let transform = Transform { image: self.image, view: View::RandomCrop { scale, ratio, flip } };
-        let (batch, seed) = (spec.training.batch, stage_seed(spec.seed, "teach.data"));
-        let mut loader = Loader::new(Arc::new(self.set), transform, batch, seed, first_step)?;
-        let mut wanted = vec![0.0; batch * labels];
+        let seed = stage_seed(spec.seed, "teach.data");
+        let mut loader = Loader::new(Arc::new(self.set), transform, n, seed, first_step)?;
+        let mut wanted = vec![0.0; n * labels];
         let feed = move |step: u64, store: &mut Store<f32>| {
-            loader.fill(step, store.get_mut(images), &mut wanted)?;
+            loader.fill(step, store.images_mut(images), &mut wanted)?;
             store.get_mut(targets).copy_from_slice(&wanted);
             Ok(())
         };

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use crate::models::targetnet::TargetNet;
-use crate::tensor::Elem;
+use crate::tensor::{Elem, ImagesMut};
 use crate::weights::{self, Tensors};
 use std::ops::Range;
 use std::path::Path;
@@ -108,20 +108,20 @@ impl Predictor {
     }
 
     /// Logits `[n, labels]` of `n` images in batches of at most [`BATCH`]. `read` writes the images of a
-    /// range, in [-1, 1], to the slice.
+    /// range. A GPU computes a batch while the next one is read.
     ///
     /// Errors: those of `read`; too little memory.
     pub fn predict(
         &mut self,
         n: usize,
-        mut read: impl FnMut(Range<usize>, &mut [f32]) -> Result<()>,
+        mut read: impl FnMut(Range<usize>, ImagesMut) -> Result<()>,
     ) -> Result<Vec<f32>> {
         // A plan for fewer images needs less memory.
         let batch = n.clamp(1, BATCH);
         let (store, name) = (&mut self.engine.store, format!("data.input.{batch}"));
         let input = match store.id(&name) {
             Some(id) => id,
-            None => store.add(&name, self.network.feature(0, batch)),
+            None => store.add_images(&name, self.network.feature(0, batch)),
         };
         let mut tape = Tape::default();
         let mut r = Recorder { tape: &mut tape, store: &self.engine.store };
@@ -140,11 +140,21 @@ impl Predictor {
         plan.reserve(&mut self.engine)?;
         let mut out = Vec::with_capacity(n * self.labels.len());
         let image_len: usize = self.network.image.iter().product();
-        for first in (0..n).step_by(batch) {
-            let count = batch.min(n - first);
-            read(first..first + count, &mut self.engine.store.get_mut(input)[..count * image_len])?;
+        let mut batches = (0..n).step_by(batch).map(|first| first..n.min(first + batch)).peekable();
+        let mut read = |engine: &mut Engine<f32>, range: Range<usize>| {
+            let images = engine.store.images_mut(input).first(range.len() * image_len);
+            read(range, images)?;
+            engine.push()
+        };
+        if let Some(first) = batches.peek() {
+            read(&mut self.engine, first.clone())?;
+        }
+        while let Some(range) = batches.next() {
             plan.replay(&mut self.engine, &StepState::default())?;
-            out.extend_from_slice(&plan.output(&self.engine, y)?[..count * self.labels.len()]);
+            if let Some(next) = batches.peek() {
+                read(&mut self.engine, next.clone())?;
+            }
+            out.extend_from_slice(&plan.output(&self.engine, y)?[..range.len() * self.labels.len()]);
         }
         Ok(out)
     }

@@ -346,7 +346,7 @@ const BATCH: usize = 4;
 fn batch(loader: &mut Loader, set: &Dataset, transform: &Transform, step: u64) -> (Vec<f32>, Vec<f32>) {
     let mut images = vec![f32::NAN; BATCH * transform.len()];
     let mut targets = vec![f32::NAN; BATCH * set.labels.len()];
-    loader.fill(step, &mut images, &mut targets).unwrap();
+    loader.fill(step, &mut images[..], &mut targets).unwrap();
     assert!(images.iter().all(|v| (-1.0..=1.0).contains(v)));
     assert!(targets.iter().all(|t| [0.0, 1.0, -1.0].contains(t)));
     (images, targets)
@@ -403,7 +403,7 @@ fn the_last_batch_in_order_has_the_remaining_images() {
     let mut loader = Loader::in_order(set.clone(), transform, BATCH).unwrap();
     let mut images = vec![9.0; BATCH * transform.len()];
     let mut targets = vec![9.0; BATCH * 20];
-    loader.fill(0, &mut images, &mut targets).unwrap();
+    loader.fill(0, &mut images[..], &mut targets).unwrap();
     assert!(images.iter().chain(&targets).all(|v| *v != 9.0));
     let (bus, car) = (5, 6);
     assert_eq!(
@@ -412,7 +412,7 @@ fn the_last_batch_in_order_has_the_remaining_images() {
         "difficult does not count"
     );
     images.fill(9.0);
-    loader.fill(1, &mut images, &mut targets).unwrap();
+    loader.fill(1, &mut images[..], &mut targets).unwrap();
     assert_eq!(images.iter().filter(|v| **v == 9.0).count(), 2 * transform.len(), "two of six are left");
 }
 
@@ -427,13 +427,13 @@ fn a_damaged_image_stops_the_loader_with_its_name() {
     let mut loader = Loader::new(set.clone(), transform, 6, 1, 0).unwrap();
     let (mut images, mut targets) = (vec![0.0; 6 * transform.len()], vec![0.0; 6 * 20]);
     for _ in 0..2 {
-        let e = loader.fill(0, &mut images, &mut targets).unwrap_err();
+        let e = loader.fill(0, &mut images[..], &mut targets).unwrap_err();
         assert_message(e, &["000012.jpg: not a whole JPEG"]);
     }
     drop(loader);
     fs::write(&path, whole).unwrap();
     let mut loader = Loader::new(set.clone(), transform, 6, 1, 0).unwrap();
-    loader.fill(0, &mut images, &mut targets).unwrap();
+    loader.fill(0, &mut images[..], &mut targets).unwrap();
     let e = loader.fill(1, &mut images[1..], &mut targets).unwrap_err();
     assert!(e.to_string().contains("expected an output of 6 x 1728 pixels and 20 targets"), "{e}");
     assert!(Loader::new(set, transform, 0, 1, 0).is_err());

@@ -46,7 +46,7 @@ pub fn unlabelled(bytes: &[u8]) -> Outcome {
     set.save(&copy).expect("content that was read can be written");
     assert_eq!(ImageSet::load(&copy).expect("a file that was written can be read"), set);
     let mut pixels = vec![f32::NAN; set.image_len()];
-    set.gather(&[set.n - 1], &mut pixels).expect("the last image");
+    set.gather(&[set.n - 1], &mut pixels[..]).expect("the last image");
     assert!(pixels.iter().all(|p| (-1.0..=1.0).contains(p)));
     Outcome::Accepted
 }

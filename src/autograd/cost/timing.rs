@@ -48,13 +48,13 @@ impl<R: Real> Plan<R> {
         let (Some(machine), Some(program)) = (machine, &mut self.program) else {
             return Err(Error::Run("only a plan that was compiled for a GPU has launches to time".into()));
         };
-        machine.push(&store.buffers, &mut store.changed)?;
+        machine.push(&store.buffers, &mut store.mirrored)?;
         let flush = machine.gpu.allocate(flush_bytes)?;
         let ready = program.ready(machine)?;
         machine.time(ready, step, &flush)?;
         let runs: Vec<Vec<f32>> =
             (0..repeats).map(|_| machine.time(ready, step, &flush)).collect::<Result<_>>()?;
-        program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
+        program.updates.iter().for_each(|b| store.mirrored[*b as usize].is_stale = true);
         let timing = |(i, launch): (usize, &Launch)| {
             let owners = owners(&self.instructions, program, i);
             let operands = owners.first().map(|o| &o.operands);

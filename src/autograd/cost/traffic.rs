@@ -87,7 +87,7 @@ impl<R: Real> Plan<R> {
     /// What a GPU holds while this plan runs, after the plans that were given room before.
     pub fn held(&self, store: &Store<R>, room: &mut Room) -> Held {
         let launches = self.program.as_ref().map_or(&[][..], |p| &p.launches);
-        room.take(store.buffer_sizes(), launches, self.cost.arena_bytes)
+        room.take(&store.mirrored, launches, self.cost.arena_bytes)
     }
 
     /// What every op of every part costs on `card`, in the order in which they first run. Empty for a plan

@@ -21,7 +21,7 @@ impl<R: Scalar> Plan<R> {
         if let (Some(machine), Some(program)) = (&mut engine.machine, &self.program) {
             let store = &mut engine.store;
             let arena_bytes = self.cost.arena_bytes;
-            return machine.make_room(&store.buffers, &mut store.changed, &program.launches, arena_bytes);
+            return machine.make_room(&store.buffers, &mut store.mirrored, &program.launches, arena_bytes);
         }
         if engine.arena.bytes() < self.cost.arena_bytes {
             memory::expect_room("the step", self.cost.arena_bytes)?;
@@ -70,10 +70,10 @@ impl<R: Scalar> Plan<R> {
             let message = format!("{rows} steps were started without a call of collect, which is the most");
             return Err(Error::Run(message));
         }
-        machine.push(&store.buffers, &mut store.changed)?;
+        machine.push(&store.buffers, &mut store.mirrored)?;
         let ready = program.ready(machine)?;
         machine.run(ready, step)?;
-        program.updates.iter().for_each(|b| store.stale[*b as usize] = true);
+        program.updates.iter().for_each(|b| store.mirrored[*b as usize].is_stale = true);
         self.readings.add_pending(step.step);
         Ok(())
     }

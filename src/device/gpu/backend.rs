@@ -21,6 +21,14 @@ pub enum Gpu {
     Emu(Emu),
 }
 
+/// A block that is filled again and again while kernels run.
+pub struct Inlet {
+    /// Its memory.
+    pub block: Block,
+    /// Only on a CUDA device: the emulator has finished every kernel when its launch returns.
+    turn: Option<cuda::Turn>,
+}
+
 /// A point after everything that was launched before it, on the device's clock.
 pub enum Mark {
     /// An event in the CUDA device's stream.
@@ -92,6 +100,36 @@ impl Gpu {
         match self {
             Gpu::Cuda(d) => d.upload(to.address + offset as u64, bytes),
             Gpu::Emu(e) => e.upload(to.address + offset as u64, bytes),
+        }
+    }
+    /// A block of so many bytes that [`Gpu::fill`] fills.
+    ///
+    /// Errors: as [`Gpu::allocate`].
+    pub fn inlet(&self, bytes: usize) -> Result<Inlet> {
+        let turn = match self {
+            Gpu::Cuda(_) => Some(cuda::Turn::new()?),
+            Gpu::Emu(_) => None,
+        };
+        Ok(Inlet { block: self.allocate(bytes)?, turn })
+    }
+    /// Copies `bytes` to the start of an inlet while kernels run, once those before the last [`Gpu::used`] have ended.
+    /// Returns when the bytes may be changed; later work finds them on the device.
+    ///
+    /// Errors: as [`Gpu::upload`].
+    pub fn fill(&self, to: &Inlet, bytes: &[u8]) -> Result<()> {
+        assert!(bytes.len() <= to.block.bytes, "more bytes than the inlet holds");
+        match (self, &to.turn) {
+            (Gpu::Cuda(d), Some(turn)) => d.fill(turn, to.block.address, bytes),
+            _ => self.upload(&to.block, 0, bytes),
+        }
+    }
+    /// Tells that no later kernel reads what is in the inlet now.
+    ///
+    /// Errors: the driver's.
+    pub fn used(&self, inlet: &Inlet) -> Result<()> {
+        match (self, &inlet.turn) {
+            (Gpu::Cuda(d), Some(turn)) => d.used(turn),
+            _ => Ok(()),
         }
     }
     /// Copies a step's state to the start of a block without waiting.

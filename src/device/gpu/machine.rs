@@ -5,9 +5,10 @@ use super::block::{Address, Block};
 use super::cuda::Graph;
 use super::launch::{KernelArg, Launch, Prepared, THREADS, cell};
 use super::nvtx;
+use super::pixels::Pixels;
 use super::pointer::Pointer;
 use super::target::Target;
-use crate::device::memory::{Buffer, Slot, Space};
+use crate::device::memory::{Buffer, Mirrored, Slot, Space};
 use crate::device::step_state::StepState;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
@@ -22,6 +23,8 @@ struct Mirror {
     block: Block,
     /// Its elements as bf16, each at half its f32's offset. Allocated when the first kernel needs it.
     bf16_copy: Option<Block>,
+    /// How the host's pixels get there, if it has pixels.
+    pixels: Option<Pixels>,
 }
 
 /// A GPU, and what all plans on it share.
@@ -94,24 +97,26 @@ impl Machine {
         self.arena.as_ref().map_or(0, |a| a.bytes)
     }
 
-    /// Bytes held for plans: the store's mirror, its bf16 copies, and the arena.
+    /// Bytes held for plans: the store's mirror, its bf16 copies, the blocks for pixels, and the arena.
     pub fn held_bytes(&self) -> usize {
-        let bf16_copy = |m: &Mirror| m.bf16_copy.as_ref().map_or(0, |s| s.bytes);
-        self.store.iter().map(|m| m.block.bytes + bf16_copy(m)).sum::<usize>() + self.arena_bytes()
+        let beside = |m: &Mirror| {
+            m.bf16_copy.as_ref().map_or(0, |s| s.bytes) + m.pixels.as_ref().map_or(0, Pixels::bytes)
+        };
+        self.store.iter().map(|m| m.block.bytes + beside(m)).sum::<usize>() + self.arena_bytes()
     }
 
     /// Allocates everything that these launches use: the store, the bf16 copies that they read, and the
-    /// arena. Copies the `changed` buffers of the store to the device.
+    /// arena. Copies the changed buffers of the store to the device.
     ///
     /// Errors: out of memory.
     pub fn make_room(
         &mut self,
         store: &[Buffer],
-        changed: &mut [bool],
+        mirrored: &mut [Mirrored],
         launches: &[Launch],
         arena_bytes: usize,
     ) -> Result<()> {
-        self.push(store, changed)?;
+        self.push(store, mirrored)?;
         self.add_bf16_copies(launches)?;
         self.reserve(arena_bytes)
     }
@@ -129,22 +134,34 @@ impl Machine {
         Ok(())
     }
 
-    /// Copies the store's new and `changed` buffers to the device, and clears `changed`.
+    /// Copies the store's new and changed buffers to the device, and marks them unchanged.
     ///
     /// Errors: out of memory; the driver's.
-    pub fn push(&mut self, store: &[Buffer], changed: &mut [bool]) -> Result<()> {
-        for (i, buffer) in store.iter().enumerate() {
+    pub fn push(&mut self, store: &[Buffer], mirrored: &mut [Mirrored]) -> Result<()> {
+        for (i, (buffer, state)) in store.iter().zip(mirrored).enumerate() {
             if i == self.store.len() {
-                let block = self.gpu.allocate(buffer.bytes())?;
-                self.store.push(Mirror { block, bf16_copy: None });
-                self.epoch += 1;
-                changed[i] = true;
+                self.add(state)?;
+                state.is_changed = true;
             }
-            if std::mem::take(&mut changed[i]) {
-                self.gpu.upload(&self.store[i].block, 0, buffer.get(0, buffer.bytes()))?;
+            if std::mem::take(&mut state.is_changed) {
+                let mirror = &mut self.store[i];
+                match &mut mirror.pixels {
+                    Some(pixels) => pixels.send(&self.gpu, buffer)?,
+                    None => self.gpu.upload(&mirror.block, 0, buffer.get(0, buffer.bytes()))?,
+                }
                 self.refresh_bf16_copy(i)?;
             }
         }
+        Ok(())
+    }
+
+    /// Allocates the mirror of one more buffer of the store.
+    fn add(&mut self, buffer: &Mirrored) -> Result<()> {
+        let block = self.gpu.allocate(buffer.bytes)?;
+        let pixels = || Pixels::new(&self.gpu, &self.target, buffer.bytes / size_of::<f32>(), &block);
+        let pixels = buffer.holds_pixels.then(pixels).transpose()?;
+        self.store.push(Mirror { block, bf16_copy: None, pixels });
+        self.epoch += 1;
         Ok(())
     }
 

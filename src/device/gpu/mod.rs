@@ -13,6 +13,7 @@ pub mod launch;
 pub mod machine;
 pub mod nvrtc;
 pub mod nvtx;
+mod pixels;
 pub mod pointer;
 pub mod room;
 pub mod source;
@@ -21,7 +22,7 @@ pub mod tensor_map;
 #[cfg(test)]
 mod test_support;
 
-pub use backend::{Gpu, Mark};
+pub use backend::{Gpu, Inlet, Mark};
 pub use block::{Address, Block};
 pub use kernel::{HEADERS, KERNELS, Kernel, MODULES};
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::launch::{KernelArg, Launch};
 use super::machine::{RING_BYTES, copies_read};
-use crate::device::memory::Space;
+use crate::device::memory::{Mirrored, Space};
 use crate::device::step_state::StepState;
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ pub struct Room {
 /// Bytes that a machine holds while one plan runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Held {
-    /// The store's mirror, f32.
+    /// The store's mirror, f32, and the blocks into which pixels are copied.
     pub store_bytes: usize,
     /// bf16 copies of the store's buffers that convolutions read.
     pub copies_bytes: usize,
@@ -37,9 +37,9 @@ impl Held {
 }
 
 impl Room {
-    /// Adds a plan, and returns what the machine holds while it runs. `store` lists the bytes of each buffer
-    /// that the store has by then.
-    pub fn take(&mut self, store: &[usize], launches: &[Launch], arena_bytes: usize) -> Held {
+    /// Adds a plan, and returns what the machine holds while it runs. `store` lists the buffers that the store has by
+    /// then.
+    pub fn take(&mut self, store: &[Mirrored], launches: &[Launch], arena_bytes: usize) -> Held {
         let in_store = copies_read(launches).filter_map(|slot| match slot.space {
             Space::Store(i) => Some(i as usize),
             Space::Arena => None,
@@ -51,8 +51,8 @@ impl Room {
             _ => 0,
         });
         Held {
-            store_bytes: store.iter().sum(),
-            copies_bytes: self.copied.iter().map(|i| store[*i] / 2).sum(),
+            store_bytes: store.iter().map(Mirrored::gpu_bytes).sum(),
+            copies_bytes: self.copied.iter().map(|i| store[*i].bytes / 2).sum(),
             arena_bytes: self.arena,
             tables_bytes: size_of::<StepState>() + RING_BYTES + 8 * cells.sum::<usize>(),
         }

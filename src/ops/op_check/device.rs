@@ -13,7 +13,7 @@ use super::result::{Part, RunResult};
 use crate::device::gpu::launch::Launch;
 use crate::device::gpu::machine::Machine;
 use crate::device::gpu::target::Target;
-use crate::device::memory::Buffer;
+use crate::device::memory::{Buffer, Mirrored};
 use crate::device::{Slot, Space};
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
@@ -222,7 +222,7 @@ impl<O: Operator> DeviceRun<'_, O> {
             to.iter_mut().zip(v).for_each(|(a, b)| *a = *b as f32);
         }
         self.machine.reserve(layout.whole(Space::Arena).bytes)?;
-        self.machine.push(&store, &mut [true])?;
+        self.machine.push(&store, &mut [Mirrored::new(store[0].bytes())])?;
         let arena = Slot { space: Space::Arena, offset: 0, bytes: self.machine.arena_bytes() };
         self.machine.write(arena, &vec![gap; arena.bytes])?;
         layout.slots(Space::Arena).try_for_each(|s| self.poison(s))?;

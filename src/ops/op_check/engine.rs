@@ -3,7 +3,7 @@
 use super::machines::machines;
 use crate::device::gpu::launch::{self, Launch};
 use crate::device::gpu::target::Target;
-use crate::device::memory::{ALIGN, Buffer};
+use crate::device::memory::{ALIGN, Buffer, Mirrored};
 use crate::device::{Slot, Space, StepState};
 use crate::ops::Op;
 use crate::ops::launch::launches::Launches;
@@ -30,7 +30,7 @@ pub fn check_bf16_copies(op: impl Into<Op>, group: usize) {
         let all = store[0].bytes();
         store[0].get_mut::<f32>(0, all).iter_mut().zip(1..).for_each(|(v, i)| *v = 1.0 / i as f32);
         machine.reserve(end).unwrap();
-        machine.push(&store, &mut [true]).unwrap();
+        machine.push(&store, &mut [Mirrored::new(store[0].bytes())]).unwrap();
         let operands = Operands {
             input_shapes: slots.iter().map(|s| Shape::vector(s.bytes / 4)).collect(),
             input_elems: vec![Elem::F32; slots.len()],

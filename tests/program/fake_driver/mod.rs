@@ -1,6 +1,8 @@
 //! The program on a CUDA driver without a GPU (`tests/fakecuda/`), which refuses what NVIDIA's refuses, delays
 //! work until somebody waits for it, and runs kernels with the emulator. A run must give the emulator's bits.
 
+mod copies;
+
 use crate::common::{self, Lab, skipped};
 use dfka_engine::device::gpu::nvrtc::{Nvrtc, folders};
 use std::path::{Path, PathBuf};

@@ -2,15 +2,35 @@
 
 use super::device::Cuda;
 use super::driver::{check, enter};
+use super::handles::Stream;
 use super::library::{cuMemcpyDtoHAsync_v2, cuMemcpyHtoDAsync_v2};
-use super::pinned::Pinned;
+use super::pinned::{Pinned, Staging};
 use crate::device::gpu::block::Address;
 use crate::device::step_state::StepState;
 use crate::error::Result;
+use std::sync::Mutex;
 
 /// Larger copies go in pieces of so many bytes, which bounds the pinned memory: a batch of 64 photographs of 224
 /// pixels (38 MB) is one piece.
 const PIECE: usize = 64 << 20;
+
+/// Copies `bytes` to a range of a live block, in a stream and through pinned memory of its own.
+///
+/// Errors: as [`Cuda::upload`].
+pub(super) fn copy_in(stream: &Stream, staging: &Mutex<Staging>, to: Address, bytes: &[u8]) -> Result<()> {
+    enter()?;
+    let mut staging = staging.lock().expect("no thread panics while it holds the staging memory");
+    for (i, piece) in bytes.chunks(PIECE).enumerate() {
+        staging.send(stream, piece, |from| {
+            let to = to + (i * PIECE) as u64;
+            // SAFETY: callers checked the range of a live block. `from` is pinned memory of the device's, which keeps
+            // these bytes until the copy has ended (`Staging`).
+            let copied = unsafe { cuMemcpyHtoDAsync_v2(to, from, piece.len(), stream.0) };
+            check(copied, "copy to the device")
+        })?;
+    }
+    Ok(())
+}
 
 impl Cuda {
     /// Copies to the device, and returns when the bytes have left the caller's memory: work that is launched later
@@ -18,18 +38,7 @@ impl Cuda {
     ///
     /// Errors: the driver's, among them the failure of an earlier kernel.
     pub fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
-        enter()?;
-        let mut staging = self.staging.lock().expect("no thread panics while it holds the staging memory");
-        for (i, piece) in bytes.chunks(PIECE).enumerate() {
-            staging.send(&self.stream, piece, |from| {
-                let to = to + (i * PIECE) as u64;
-                // SAFETY: `Gpu::upload` checked the range of a live block. `from` is pinned memory of the device's,
-                // which keeps these bytes until the copy has ended (`Staging`).
-                let copied = unsafe { cuMemcpyHtoDAsync_v2(to, from, piece.len(), self.stream.0) };
-                check(copied, "copy to the device")
-            })?;
-        }
-        Ok(())
+        copy_in(&self.stream, &self.staging, to, bytes)
     }
 
     /// Copies a step's state without waiting.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Elem;
 use std::sync::Mutex;
 
-/// One CUDA device and the stream on which all work runs.
+/// One CUDA device, the stream in which kernels run, and one for copies beside them.
 pub struct Cuda {
     pub(super) found: Found,
     /// The CUDA version that the driver supports, `13000` for 13.0.
@@ -22,6 +22,9 @@ pub struct Cuda {
     /// Pinned memory to which the device copies.
     pub(super) landing: Mutex<Option<Pinned>>,
     pub(super) stream: Stream,
+    /// Copies to [`Inlet`](super::inlet::Inlet)s, and the pinned memory that they come from.
+    pub(super) inflow: Stream,
+    pub(super) inflow_staging: Mutex<Staging>,
 }
 
 impl Drop for Cuda {
@@ -29,6 +32,7 @@ impl Drop for Cuda {
         // Copies may still use the pinned memory, which is freed next. A wait fails when a kernel has failed, and
         // then the driver has ended all work.
         let _ = self.stream.synchronize();
+        let _ = self.inflow.synchronize();
     }
 }
 
@@ -65,6 +69,8 @@ impl Cuda {
             staging: Mutex::new(Staging::new()?),
             landing: Mutex::new(None),
             stream: Stream::new()?,
+            inflow: Stream::new()?,
+            inflow_staging: Mutex::new(Staging::new()?),
         })
     }
 

@@ -3,7 +3,7 @@
 use super::driver::{check, enter};
 use super::library::*;
 use crate::error::Result;
-use cudarc::driver::sys::{CUevent, CUgraph, CUgraphExec, CUstream, CUstream_flags};
+use cudarc::driver::sys::{CUevent, CUevent_flags, CUgraph, CUgraphExec, CUstream, CUstream_flags};
 use std::ptr::null_mut;
 
 /// Makes a type of a handle, which `destroy` gives back.
@@ -14,6 +14,7 @@ macro_rules! handle {
 
         // SAFETY: a handle of the driver may be used from any thread on which the context is current (`enter`).
         unsafe impl Send for $name {}
+
         impl Drop for $name {
             fn drop(&mut self) {
                 if enter().is_ok() {
@@ -66,15 +67,38 @@ impl Stream {
         // SAFETY: the stream is alive.
         check(unsafe { cuStreamSynchronize(self.0) }, "wait")
     }
+
+    /// Lets work that is put into the stream from now on begin after an event of another stream. The host does not
+    /// wait. An event that was never recorded has passed.
+    ///
+    /// Errors: the driver's.
+    pub(super) fn wait_for(&self, event: &Event) -> Result<()> {
+        enter()?;
+        // SAFETY: stream and event are alive; 0 is the only value for the flags.
+        check(unsafe { cuStreamWaitEvent(self.0, event.0, 0) }, "cuStreamWaitEvent")
+    }
 }
 
 impl Event {
+    /// An event whose time can be read.
+    ///
     /// Errors: the driver's.
-    pub(super) fn new() -> Result<Event> {
+    pub(super) fn timed() -> Result<Event> {
+        Event::new(CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// An event to wait for, which costs the device less than one with a time.
+    ///
+    /// Errors: the driver's.
+    pub(super) fn untimed() -> Result<Event> {
+        Event::new(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn new(flags: CUevent_flags) -> Result<Event> {
         enter()?;
         let mut event = null_mut();
         // SAFETY: a pointer to a live local.
-        check(unsafe { cuEventCreate(&mut event, 0) }, "cuEventCreate")?;
+        check(unsafe { cuEventCreate(&mut event, flags as u32) }, "cuEventCreate")?;
         Ok(Event(event))
     }
 

@@ -93,7 +93,7 @@ impl States {
     /// Errors: out of memory.
     pub(super) fn new() -> Result<States> {
         let memory = Pinned::new(2 * HALF * size_of::<StepState>())?;
-        Ok(States { memory, next: 0, ends: [Event::new()?, Event::new()?] })
+        Ok(States { memory, next: 0, ends: [Event::untimed()?, Event::untimed()?] })
     }
 
     /// Copies a state to pinned memory and lets `copy` enqueue its copy to the device on `stream`. Waits only if the
@@ -140,7 +140,7 @@ struct Buffer {
 impl Staging {
     /// Errors: the driver's.
     pub(super) fn new() -> Result<Staging> {
-        let buffer = || Ok(Buffer { memory: None, end: Event::new()? });
+        let buffer = || Ok(Buffer { memory: None, end: Event::untimed()? });
         Ok(Staging { buffers: [buffer()?, buffer()?], next: 0 })
     }
 

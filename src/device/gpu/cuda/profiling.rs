@@ -43,7 +43,7 @@ impl Cuda {
     ///
     /// Errors: the driver's.
     pub fn mark(&self) -> Result<Mark> {
-        let event = Event::new()?;
+        let event = Event::timed()?;
         event.record(&self.stream)?;
         Ok(Mark(event))
     }
