@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Lines of the CUDA layer (src/device/gpu/cuda) that run on the fake CUDA driver, as a table of files. Fails below 95 %.
+# Takes about 10 minutes on 2 cores. Needs rustup, for the component llvm-tools.
+#
+#   scripts/coverage.sh [FOLDER]     # FOLDER: gets an HTML page of each file as well
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tools=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin
+[ -x "$tools/llvm-cov" ] || rustup component add llvm-tools
+
+export CARGO_TARGET_DIR=target/coverage RUSTFLAGS="-C instrument-coverage" DFKA_REQUIRE_NVRTC=1 DFKA_REQUIRE_EMU=1
+profiles=$CARGO_TARGET_DIR/profiles
+rm -rf "$profiles"
+# %4m: four files that all processes add to, those that tests start too.
+export LLVM_PROFILE_FILE=$PWD/$profiles/%4m.profraw
+
+executable() { # ARGUMENTS: builds, and prints the path of the test binary
+  cargo test "$@" --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
+}
+unit=$(executable --lib)
+program=$(executable --test program)
+
+"$program" fake_driver::
+"$unit" device::gpu::
+# What a profiler and a benchmark call, and the loops over several steps.
+engine=$(executable --test engine)
+DFKA_TEST_DEVICE=cuda LD_LIBRARY_PATH=$CARGO_TARGET_DIR/tmp/fakecuda FAKECUDA_QUIET=1 "$engine" machines:: --quiet
+
+"$tools/llvm-profdata" merge --sparse "$profiles"/*.profraw -o "$profiles/all.profdata"
+objects=(--object "$unit" --object "$program" --object "$engine" --object "$CARGO_TARGET_DIR/debug/dfka-engine")
+layer=(--instr-profile "$profiles/all.profdata" "${objects[@]}" src/device/gpu/cuda)
+[ $# = 0 ] || "$tools/llvm-cov" show "${layer[@]}" --format=html --output-dir "$1"
+"$tools/llvm-cov" report "${layer[@]}" --show-region-summary=false --show-branch-summary=false
+share=$("$tools/llvm-cov" export "${layer[@]}" --summary-only |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["totals"]["lines"]["percent"])')
+echo "lines that ran: $share %"
+python3 -c "import sys; sys.exit($share < 95)" || { echo "expected 95 % at least" >&2; exit 1; }
