@@ -14,6 +14,7 @@ mod forecast;
 mod metrics_log;
 mod output;
 mod page;
+mod predict;
 mod progress;
 mod record;
 mod run;
@@ -55,6 +56,8 @@ enum Command {
     Teach(teach::TeachArgs),
     /// Measure the average precision of trained weights on labelled images
     Eval(eval::EvalArgs),
+    /// Predict the labels of images
+    Predict(predict::PredictArgs),
     /// Check a config against its files and forecast the cost of the run, without running it
     Check(check::CheckArgs),
     /// Compose a set of the demo's images from the downloaded archives
@@ -95,6 +98,7 @@ fn dispatch(command: &Command, commands: &Commands) -> Result<String> {
         Command::Experiment(args) => experiment::experiment(args, commands),
         Command::Teach(args) => teach::teach(args, commands),
         Command::Eval(args) => eval::eval(args, commands),
+        Command::Predict(args) => predict::predict(args),
         Command::Check(args) => check::check(args, commands),
         Command::Scenes(args) => scenes::scenes(args),
         Command::Export(args) => export::export(args),

@@ -9,6 +9,7 @@ use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::device;
 use super::folder::OutputFolder;
+use super::output::print;
 use super::progress::{Progress, ProgressMode};
 use super::record::Record;
 use super::signals::Signals;
@@ -20,7 +21,7 @@ use crate::pipeline::inputs::{self, RunInputs};
 use crate::pipeline::spec::RunSpec;
 use crate::pipeline::teachers::Absent;
 use crate::report;
-use crate::summary::Summary;
+use crate::summary::{Summary, Verdict, Word};
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -38,7 +39,9 @@ pub struct RunArgs {
     profile: Option<Range<u64>>,
 }
 
-/// Trains the student; returns the final table.
+/// Trains the student; returns the final table and the verdict.
+///
+/// Errors: those of [`run_in_folder`]; a student that the verdict calls failed, after the table is printed.
 pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, resolved, source } =
         config::load_run(&args.config.config, &args.config.overrides()?)?;
@@ -55,7 +58,14 @@ pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
         args.out.progress_mode(),
         commands,
     )?;
-    Ok(report::final_table(&summary))
+    let (table, lines) = (report::final_table(&summary), report::closing_lines(&summary, folder.path()));
+    let text = format!("{table}\n{lines}");
+    let Verdict { word, reason } = summary.verdict();
+    if word != Word::Failed {
+        return Ok(text);
+    }
+    print(&text)?;
+    Err(Error::Diverged(format!("the student is written, and is not to be used: {reason}")))
 }
 
 /// Trains the student of a loaded config into a folder and writes the report there. The greeting is printed

@@ -53,10 +53,15 @@ fn is_image(path: &Path) -> bool {
 /// channels), as for evaluation.
 pub fn load(folder: &Path, image: [usize; 3]) -> Result<ImageSet> {
     let files = list(folder)?;
+    load_files(&files, image, format!("{} images of {}", files.len(), folder.display()))
+}
+
+/// As [`load`], for the images in these files, in their order.
+pub fn load_files(files: &[PathBuf], image: [usize; 3], provenance: String) -> Result<ImageSet> {
     let transform = Transform::eval(image);
     transform.check()?;
     let mut pixels = vec![0; files.len() * transform.len()];
-    pixels.par_chunks_exact_mut(transform.len()).zip(&files).try_for_each_init(
+    pixels.par_chunks_exact_mut(transform.len()).zip(files).try_for_each_init(
         Transformer::default,
         |transformer, (to, file)| {
             let pixels = image::load(file)?;
@@ -65,5 +70,5 @@ pub fn load(folder: &Path, image: [usize; 3]) -> Result<ImageSet> {
         },
     )?;
     let [h, w, c] = image;
-    ImageSet::new(pixels, [files.len(), h, w, c], format!("{} images of {}", files.len(), folder.display()))
+    ImageSet::new(pixels, [files.len(), h, w, c], provenance)
 }

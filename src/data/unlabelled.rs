@@ -27,6 +27,11 @@ pub fn to_input(pixel: u8) -> f32 {
     pixel as f32 / 127.5 - 1.0
 }
 
+/// Network input as the nearest pixel.
+pub fn to_pixel(input: f32) -> u8 {
+    ((input + 1.0) * 127.5).round() as u8 // `as` saturates
+}
+
 /// Converts pixels to network input (see [`to_input`]). Both slices have the same length.
 pub fn to_inputs(pixels: &[u8], out: &mut [f32]) {
     out.iter_mut().zip(pixels).for_each(|(x, p)| *x = to_input(*p));
@@ -172,6 +177,7 @@ mod tests {
     fn pixels_map_to_minus_one_and_one() {
         assert_eq!((to_input(0), to_input(255)), (-1.0, 1.0));
         assert!((to_input(51) + 0.6).abs() < 1e-6);
+        assert!((0..=255).all(|p| to_pixel(to_input(p)) == p) && to_pixel(-1.1) == 0 && to_pixel(1.1) == 255);
         let mut out = [0.0; 24];
         sample().gather(&[1, 0], &mut out[..]).unwrap();
         assert_eq!((out[0], out[12], out[13]), (to_input(120), -1.0, to_input(10)));

@@ -1,12 +1,12 @@
 //! Average precision of a model on labelled images.
 
-use crate::data::average_precision::label_precisions;
+use crate::data::average_precision::{DIFFICULT, label_precisions};
 use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
 use crate::data::transform::{Transform, View};
 use crate::error::{Error, Result};
-use crate::pipeline::predictor::{BATCH, Predictor};
-use crate::summary::Score;
+use crate::pipeline::predictor::{BATCH, Predictor, probability};
+use crate::summary::{Decisions, Score};
 use std::sync::Arc;
 
 /// Logits `[n, labels]` of all images of a set; only a few batches are in memory at once. The images of an
@@ -40,8 +40,13 @@ pub fn score(model: &mut Predictor, data: &Arc<Dataset>, wanted: &[String]) -> R
     let rows = (0..data.len()).map(|i| data.targets(i));
     let targets: Vec<u8> = rows.flat_map(|row| columns.iter().map(|c| row[*c])).collect();
     let found = label_precisions(&scores, &targets, labels.len())?;
-    let mut score = Score::default();
-    for (label, ap) in labels.iter().zip(&found.per_label) {
+    let thresholds: Vec<f32> = keep.iter().map(|i| model.thresholds[*i]).collect();
+    let decisions = Some(decisions(&scores, &targets, &thresholds));
+    let mut score = Score { images: data.len(), decisions, ..Score::default() };
+    for (column, (label, ap)) in labels.iter().zip(&found.per_label).enumerate() {
+        let counted = || targets.iter().skip(column).step_by(labels.len()).filter(|t| **t != DIFFICULT);
+        let positives = counted().filter(|t| **t == 1).count();
+        score.chance.insert(label.clone(), 100.0 * positives as f64 / counted().count().max(1) as f64);
         if let Some(ap) = ap {
             score.ap.insert(label.clone(), 100.0 * ap.all_point);
             score.ap_11_point.insert(label.clone(), 100.0 * ap.eleven_point);
@@ -49,4 +54,50 @@ pub fn score(model: &mut Predictor, data: &Arc<Dataset>, wanted: &[String]) -> R
     }
     score.take_means();
     Ok(score)
+}
+
+/// Counts decisions at the thresholds, which are probabilities by label. `logits` and `targets` are `[n, labels]`.
+/// Difficult entries count neither as right nor as wrong.
+fn decisions(logits: &[f32], targets: &[u8], thresholds: &[f32]) -> Decisions {
+    let (mut hits, mut predicted, mut there, mut exact) = (0, 0, 0, 0);
+    let labels = thresholds.len();
+    for (logits, targets) in logits.chunks(labels).zip(targets.chunks(labels)) {
+        let mut is_exact = true;
+        for ((logit, target), threshold) in logits.iter().zip(targets).zip(thresholds) {
+            if *target == DIFFICULT {
+                continue;
+            }
+            let (says, is) = (probability(*logit) > *threshold, *target == 1);
+            hits += usize::from(says && is);
+            predicted += usize::from(says);
+            there += usize::from(is);
+            is_exact &= says == is;
+        }
+        exact += usize::from(is_exact);
+    }
+    let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 };
+    Decisions {
+        precision: share(hits, predicted),
+        recall: share(hits, there),
+        f1: share(2 * hits, predicted + there),
+        exact: share(exact, targets.len() / labels),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decisions_are_counted_at_each_labels_threshold() {
+        // Probabilities 0.73, 0.27; 0.62, 0.5; 0.27, 0.88.
+        let logits = [1.0, -1.0, 0.5, 0.0, -1.0, 2.0];
+        let targets = [1, 0, 0, 1, 1, DIFFICULT];
+        let found = decisions(&logits, &targets, &[0.7, 0.4]);
+        // Predicted: image 0 label 0 (right), image 1 label 1 (right). Missed: image 2 label 0.
+        assert_eq!((found.precision, found.f1, found.exact), (100.0, 80.0, 200.0 / 3.0));
+        assert!((found.recall - 200.0 / 3.0).abs() < 1e-9);
+        let none = decisions(&logits[..2], &[0, 0], &[0.9, 0.9]);
+        assert_eq!(none, Decisions { exact: 100.0, ..Decisions::default() });
+    }
 }

@@ -6,7 +6,8 @@
 
 #![warn(missing_docs)]
 
-pub mod branch;
+pub mod agreement;
+mod branch;
 pub mod checkpoint;
 mod engine;
 pub mod export;

@@ -1,5 +1,6 @@
 //! Predictions of a trained model for images.
 
+use super::export::thresholds;
 use super::spec::{Stated, TeacherSpec};
 use super::teacher_file::{Known, TeacherFile};
 use super::teachers::OpenedTeacher;
@@ -11,7 +12,7 @@ use crate::device::StepState;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
-use crate::models::targetnet::TargetNet;
+use crate::models::targetnet::{TargetNet, TargetNetSpec};
 use crate::tensor::{Elem, ImagesMut};
 use crate::weights::{self, Tensors};
 use std::ops::Range;
@@ -19,6 +20,11 @@ use std::path::Path;
 
 /// Most images in one forward pass.
 pub const BATCH: usize = 128;
+
+/// The probability that a logit stands for.
+pub fn probability(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
+}
 
 /// A network of either kind.
 enum Model {
@@ -33,6 +39,8 @@ pub struct Predictor {
     network: ResNetSpec,
     /// In the order of the predictions.
     pub labels: Vec<String>,
+    /// The probability above which each label is predicted.
+    pub thresholds: Vec<f32>,
 }
 
 impl Predictor {
@@ -44,9 +52,12 @@ impl Predictor {
         let tensors = weights::load(path)?;
         if tensors.meta.contains_key("student") {
             let mut engine = engine_for(device)?;
+            let thresholds =
+                TargetNetSpec::of(&tensors).and_then(|student| thresholds(&tensors, student.labels.len()))?;
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
-            return Ok(Predictor { engine, model: Model::Student(Box::new(student)), network, labels });
+            let model = Model::Student(Box::new(student));
+            return Ok(Predictor { engine, model, network, labels, thresholds });
         }
         let TeacherFile { known, tensors } = TeacherFile::read(tensors, &Stated::default())?;
         Predictor::of(known, tensors, device)
@@ -71,6 +82,7 @@ impl Predictor {
 
     fn of(known: Known, mut tensors: Tensors, device: &Device) -> Result<Predictor> {
         let Known { network, labels } = known;
+        let thresholds = thresholds(&tensors, labels.len())?;
         let mut engine = engine_for(device)?;
         let (b, n) = (network.blocks(), Some(labels.len()));
         let net = ResNet::new(
@@ -83,7 +95,8 @@ impl Predictor {
             Source::Tensors(&mut tensors),
         )?;
         tensors.finish()?;
-        Ok(Predictor { engine, model: Model::Teacher(Box::new(net)), network, labels })
+        let model = Model::Teacher(Box::new(net));
+        Ok(Predictor { engine, model, network, labels, thresholds })
     }
 
     /// Height, width and channels of the images that the model takes.

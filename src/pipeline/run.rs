@@ -1,5 +1,6 @@
 //! A run from teachers to student.
 
+use super::agreement;
 use super::branch;
 use super::checkpoint::StageResult;
 use super::engine_on;
@@ -115,7 +116,7 @@ fn amalgamate(
 
     let (chosen, tasks) = branch::decide(spec.student.branch, &teachers, &tasks, &results);
     summary.branch = tasks;
-    let student = match best {
+    let mut student = match best {
         Some((b, student)) if b == chosen => student,
         // The block was trained before the run was resumed.
         Some(_) | None => weights::load(block_file(session.out(), prefix, chosen))?,
@@ -127,7 +128,20 @@ fn amalgamate(
     summary.labels = description.labels;
     // A baseline's student is for comparison only, so it is not exported in every format.
     match prefix {
-        "" => export::write_student(session.out(), student)?,
+        "" => {
+            // The models below take the memory of the training.
+            drop(engine);
+            if stage_one.is_some() {
+                session.stop_if_asked("before student and teachers are compared")?;
+                let (generator, block) =
+                    (session.out().join(sample::GENERATOR), block_file(session.out(), "", chosen));
+                let found = agreement::measure(spec, &inputs.teachers, &summary.branch, &generator, &block)?;
+                let thresholds: Vec<f32> = found.labels.iter().map(|l| l.threshold).collect();
+                student.meta.insert("thresholds".into(), thresholds.into());
+                summary.agreement = Some(found);
+            }
+            export::write_student(session.out(), student)?
+        }
         _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
     }
     Ok(chosen)

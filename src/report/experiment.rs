@@ -280,7 +280,7 @@ mod tests {
     fn score(bus: f64, cat: f64) -> Score {
         let ap = BTreeMap::from([("bus".to_string(), bus), ("cat".to_string(), cat)]);
         let map = (bus + cat) / 2.0;
-        Score { map: map + 1.0, map_11_point: map, ap: BTreeMap::new(), ap_11_point: ap }
+        Score { map: map + 1.0, map_11_point: map, ap_11_point: ap, ..Score::default() }
     }
 
     fn sample(by_block: bool) -> ExperimentTable {

@@ -7,6 +7,7 @@
 mod bars;
 mod blocks;
 mod chart;
+mod closing;
 mod config_facts;
 mod costs;
 pub mod experiment;
@@ -25,6 +26,7 @@ pub mod tensorboard;
 mod time;
 mod write;
 
+pub use closing::closing_lines;
 pub use files::{CONFIG, HTML, LABEL_STATISTICS, METRICS, ORIGIN, SAMPLES, SUMMARY, samples_at};
 pub use grid::{STRIP_IMAGES, grid_png, small_grid_png};
 pub use page::page_html;

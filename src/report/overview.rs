@@ -85,7 +85,8 @@ pub(super) fn sentences(run: &RunFolder) -> Vec<String> {
     }
     let labels = count(s.labels.len(), "label");
     let teachers = count(run.config.teachers.len().max(s.branch.len()), "teacher");
-    let mut out = Vec::new();
+    let verdict = s.verdict();
+    let mut out = vec![format!("Verdict: {}. It rests on this: {}.", verdict.word.text(), verdict.reason)];
     match scores(s) {
         Some((student, of_teachers)) => out.push(format!(
             "The student recognises {labels} with a mean average precision of {:.1} %. Its {teachers} reach \

@@ -11,18 +11,25 @@ use super::overview::{Status, sentences, tiles};
 use super::run_folder::RunFolder;
 use super::table::{Table, facts, headline, tables};
 use super::time::utc;
+use crate::summary::Word;
 
 /// The whole page of a run's folder.
 pub fn page_html(run: &RunFolder) -> String {
     let s = &run.summary;
     let status = Status::of(run);
-    let class = if status == Status::Finished { "badge" } else { "badge warn" };
+    let (class, word) = match (status, s.verdict().word) {
+        (Status::Finished, Word::Good) => ("badge", Word::Good.text()),
+        (Status::Finished, Word::Failed) => ("badge bad", Word::Failed.text()),
+        (Status::Failed, _) => ("badge bad", status.word()),
+        (Status::Finished, word) => ("badge warn", word.text()),
+        (Status::Stopped | Status::Unfinished, _) => ("badge warn", status.word()),
+    };
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0} ({1})</title>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><style>{STYLE}</style></head>\n\
          <body><header><h1>{0}<span class=\"{class}\">{1}</span></h1><p class=\"soft\">{2}</p></header>\n<main>\n",
         escape(&s.name),
-        status.word(),
+        word,
         escape(&subtitle(run))
     );
     out += "<section class=\"overview\">";

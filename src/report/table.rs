@@ -246,13 +246,19 @@ pub fn duration(seconds: f64) -> String {
 pub(super) fn example(teachers: usize) -> Summary {
     use std::collections::BTreeMap;
 
-    use crate::summary::{LabelShare, LabelStatistics, Parameters, StudentScore, TaskBranch};
+    use crate::summary::{
+        Agreement, Decisions, LabelAgreement, LabelShare, LabelStatistics, Parameters, StudentScore,
+        TaskBranch,
+    };
     let labels = ["<b>bus</b>", "dining table"].map(String::from);
     let score = |v: f64| Score {
         map: v,
         map_11_point: v + 0.5,
         ap: BTreeMap::from([(labels[0].clone(), v - 1.0), (labels[1].clone(), v + 1.0)]),
         ap_11_point: BTreeMap::new(),
+        chance: labels.iter().map(|l| (l.clone(), 7.5)).collect(),
+        images: 4952,
+        decisions: Some(Decisions { precision: 81.0, recall: 64.0, f1: 71.5, exact: 63.5 }),
     };
     let student = |v: f64| {
         Some(StudentScore { score: score(v), by_block: [1.5, 1.0, 0.5, -3.0].map(|d| score(v + d)).to_vec() })
@@ -293,6 +299,19 @@ pub(super) fn example(teachers: usize) -> Summary {
                     drawn: Some(40),
                     predicted: 30,
                     shown: if l.contains("bus") { 10 } else { 29 },
+                })
+                .collect(),
+        }),
+        agreement: Some(Agreement {
+            images: 100,
+            labels: labels
+                .iter()
+                .map(|l| LabelAgreement {
+                    label: l.clone(),
+                    threshold: 0.37,
+                    teacher: 30,
+                    student: 30,
+                    both: 27,
                 })
                 .collect(),
         }),

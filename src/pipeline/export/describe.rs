@@ -105,7 +105,9 @@ impl Facts {
 }
 
 /// The thresholds in a file's metadata, or the default for each label.
-fn thresholds(t: &Tensors, labels: usize) -> Result<Vec<f32>> {
+///
+/// Errors: another number of thresholds than labels, one that is no probability.
+pub fn thresholds(t: &Tensors, labels: usize) -> Result<Vec<f32>> {
     if !t.meta.contains_key("thresholds") {
         return Ok(vec![THRESHOLD; labels]);
     }

@@ -14,7 +14,9 @@ pub const STUDENTS: [&str; 3] = ["student.npz", "student.safetensors", "student.
 pub const LABELS: &str = "labels.json";
 
 /// The weights file that a path means: of a folder, its student in the first format that exists.
-fn student_file(path: &Path) -> Result<PathBuf> {
+///
+/// Errors: a folder without a student.
+pub fn student_file(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.into());
     }

@@ -6,5 +6,5 @@ mod emit;
 mod files;
 pub mod graph;
 
-pub use describe::{Contents, Facts, THRESHOLD};
-pub use files::{LABELS, STUDENTS, export, write_student};
+pub use describe::{Contents, Facts, THRESHOLD, thresholds};
+pub use files::{LABELS, STUDENTS, export, student_file, write_student};

@@ -1,5 +1,11 @@
 //! The results of a run, as `summary.json` stores them and the final table shows them.
 
+mod agreement;
+mod verdict;
+
+pub use agreement::{Agreement, LabelAgreement};
+pub use verdict::{Verdict, Word, chance};
+
 use std::collections::BTreeMap;
 
 /// Average precisions of one model, in percent.
@@ -13,6 +19,28 @@ pub struct Score {
     pub ap: BTreeMap<String, f64>,
     /// 11-point AP by label.
     pub ap_11_point: BTreeMap<String, f64>,
+    /// What a random ranking would have, by label: the share of images with the label.
+    #[serde(default)]
+    pub chance: BTreeMap<String, f64>,
+    /// Images on which the model was scored.
+    #[serde(default)]
+    pub images: usize,
+    /// Decisions at the model's thresholds.
+    #[serde(default)]
+    pub decisions: Option<Decisions>,
+}
+
+/// How a model decides at its thresholds, in percent, over all images and labels together.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Decisions {
+    /// Of the labels that it predicts, those that are there.
+    pub precision: f64,
+    /// Of the labels that are there, those that it predicts.
+    pub recall: f64,
+    /// Harmonic mean of the two.
+    pub f1: f64,
+    /// Images for which it predicts exactly the labels that are there.
+    pub exact: f64,
 }
 
 impl Score {
@@ -137,6 +165,9 @@ pub struct Summary {
     /// Labels that the generated images show; absent if no generator was trained.
     #[serde(default)]
     pub label_statistics: Option<LabelStatistics>,
+    /// Decisions of student and teachers on generated images; absent if no generator was trained.
+    #[serde(default)]
+    pub agreement: Option<Agreement>,
     /// Wall clock by stage, and `total`.
     pub seconds: BTreeMap<String, f64>,
     /// Version of the program.
@@ -162,6 +193,7 @@ impl Summary {
         if let Some(i) = self.branch.iter().position(|task| task.block == 0) {
             return Err(format!("branch {i}: expected a block from 1 on, found 0"));
         }
+        self.agreement.as_ref().map_or(Ok(()), Agreement::validate)?;
         self.label_statistics.as_ref().map_or(Ok(()), LabelStatistics::validate)
     }
 }

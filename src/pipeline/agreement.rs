@@ -1,0 +1,114 @@
+//! Student and teachers on newly generated images: the student's thresholds, and how often the two agree. No label of
+//! an image is used.
+
+use super::export::THRESHOLD;
+use super::predictor::{Predictor, probability};
+use super::sample::Sampler;
+use super::seed::stage_seed;
+use super::snapshots::counted_images;
+use super::spec::RunSpec;
+use super::teachers::OpenedTeacher;
+use crate::data::unlabelled::{ImageSet, to_pixel};
+use crate::error::{Error, Result};
+use crate::summary::{Agreement, LabelAgreement, TaskBranch};
+use std::path::Path;
+
+/// Draws images from the generator in the file `generator` that no training has seen, and compares on them the decisions
+/// of the student in the file `student` with those of its teachers. Each label's threshold is chosen so that the student
+/// predicts the label for as many of the images as its teacher does.
+///
+/// Cost: as many images as the label statistics have, through generator, teachers and student.
+///
+/// Errors: no memory for a model beside the generator; files that cannot be read.
+pub fn measure(
+    spec: &RunSpec,
+    teachers: &[OpenedTeacher],
+    tasks: &[TaskBranch],
+    generator: &Path,
+    student: &Path,
+) -> Result<Agreement> {
+    let mut sampler = Sampler::open(generator, &spec.device)?;
+    let [h, w, c] = sampler.image();
+    let n = counted_images(spec);
+    let drawn = sampler.images(n, Some(stage_seed(spec.seed, "agreement")))?;
+    drop(sampler);
+    let images = ImageSet::new(drawn.iter().map(|x| to_pixel(*x)).collect(), [n, h, w, c], "generated")?;
+    let mut student = Predictor::open(student, &spec.device)?;
+    let of_student = student.logits(&images)?;
+    let labels = std::mem::take(&mut student.labels);
+    drop(student);
+    let mut found: Vec<Option<LabelAgreement>> = vec![None; labels.len()];
+    for task in tasks {
+        let teacher = teachers.iter().find(|t| t.name == task.teacher);
+        let teacher = teacher.ok_or_else(|| Error::Run(format!("no teacher is called {}", task.teacher)))?;
+        let mut predictor = Predictor::of_opened(teacher, &spec.device)?;
+        let of_teacher = predictor.logits(&images)?;
+        for label in &task.labels {
+            let at = |labels: &[String]| labels.iter().position(|l| l == label);
+            let (Some(i), Some(j)) = (at(&labels), at(&predictor.labels)) else {
+                return Err(Error::Run(format!("label {label:?} is missing in the student or its teacher")));
+            };
+            let column = |logits: &[f32], width: usize, at: usize| -> Vec<f32> {
+                logits.iter().skip(at).step_by(width).copied().collect()
+            };
+            let student = column(&of_student, labels.len(), i);
+            let teacher = column(&of_teacher, predictor.labels.len(), j);
+            found[i] = Some(compare(label, &student, &teacher));
+        }
+    }
+    Ok(Agreement { images: n, labels: found.into_iter().flatten().collect() })
+}
+
+/// The decisions of a student and its teacher on one label, from their logits for each image.
+fn compare(label: &str, student: &[f32], teacher: &[f32]) -> LabelAgreement {
+    let is_teachers = |logit: &f32| *logit >= 0.0; // a probability of 0.5
+    let wanted = teacher.iter().filter(|l| is_teachers(l)).count();
+    let threshold = matching_threshold(student, wanted);
+    let is_students = |logit: &f32| probability(*logit) > threshold;
+    LabelAgreement {
+        label: label.into(),
+        threshold,
+        teacher: wanted,
+        student: student.iter().filter(|l| is_students(l)).count(),
+        both: student.iter().zip(teacher).filter(|(s, t)| is_students(s) && is_teachers(t)).count(),
+    }
+}
+
+/// The probability that `wanted` of these logits exceed: the middle between two neighbours in their order. If none or
+/// all are wanted, the images do not tell where the decision lies, and it is one half. Thresholds stay within
+/// [`LEAST`] and `1 - LEAST`: beyond them a decision would rest on the rounding of a sigmoid.
+fn matching_threshold(logits: &[f32], wanted: usize) -> f32 {
+    if wanted == 0 || wanted >= logits.len() {
+        return THRESHOLD;
+    }
+    let mut ranked: Vec<f32> = logits.iter().map(|l| probability(*l)).collect();
+    ranked.sort_by(|a, b| b.total_cmp(a));
+    ((ranked[wanted - 1] + ranked[wanted]) / 2.0).clamp(LEAST, 1.0 - LEAST)
+}
+
+const LEAST: f32 = 0.01;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_student_fires_as_often_as_its_teacher() {
+        let teacher = [3.0, 1.0, -1.0, -2.0, 0.5, -3.0];
+        // The same order, but too low by 2: at one half it would fire once.
+        let student = [1.0, -1.0, -3.0, -4.0, -1.5, -5.0];
+        let found = compare("bus", &student, &teacher);
+        assert_eq!((found.teacher, found.student, found.both), (3, 3, 3));
+        let between = (probability(-1.5) + probability(-3.0)) / 2.0;
+        assert_eq!(found.threshold, between);
+    }
+
+    #[test]
+    fn a_label_that_the_images_say_nothing_of_keeps_one_half() {
+        assert_eq!(matching_threshold(&[1.0, -2.0], 0), 0.5);
+        assert_eq!(matching_threshold(&[1.0, -2.0], 2), 0.5);
+        // Certain decisions on both sides: the threshold does not sit at 0 or 1.
+        assert_eq!(matching_threshold(&[-40.0, -50.0], 1), LEAST);
+        assert_eq!(matching_threshold(&[40.0, 30.0], 1), 1.0 - LEAST);
+    }
+}
