@@ -6,9 +6,11 @@ use clap::Args;
 
 use super::device::{self, DeviceChoice};
 use super::folder::{Existing, OutputFolder};
+use super::preset::Preset;
 use super::progress::ProgressMode;
-use crate::config::Override;
+use crate::config::{self, Loaded, Override};
 use crate::error::Result;
+use crate::pipeline::spec::RunSpec;
 
 #[derive(Args)]
 pub struct ConfigArgs {
@@ -21,6 +23,17 @@ pub struct ConfigArgs {
     /// Replace the config's seed
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,
+}
+
+/// The config of a run.
+#[derive(Args)]
+pub struct RunConfigArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// How long the training is: quick (a quarter of the config's steps), balanced (the config's) or best (three times
+    /// as many). `--set` has the last word
+    #[arg(long)]
+    preset: Option<Preset>,
 }
 
 #[derive(Args)]
@@ -50,6 +63,25 @@ impl ConfigArgs {
     pub fn overrides(&self) -> Result<Vec<Override>> {
         let sets: Result<Vec<_>> = self.sets.iter().map(|s| Override::set(s)).collect();
         Ok(sets?.into_iter().chain(self.seed.map(Override::seed)).collect())
+    }
+}
+
+impl RunConfigArgs {
+    /// The config's file.
+    pub fn file(&self) -> &Path {
+        &self.config.config
+    }
+
+    /// Reads the config, with the preset's numbers of steps and then the other values of the command line in place of
+    /// its own.
+    ///
+    /// Errors: as [`config::load_run`].
+    pub fn load(&self) -> Result<Loaded<RunSpec>> {
+        let overrides = self.config.overrides()?;
+        let loaded = config::load_run(self.file(), &overrides)?;
+        let Some(preset) = self.preset else { return Ok(loaded) };
+        let all: Vec<Override> = preset.overrides(&loaded.spec)?.into_iter().chain(overrides).collect();
+        config::load_run(self.file(), &all)
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::args::{ConfigArgs, DeviceArgs};
+use super::args::{DeviceArgs, RunConfigArgs};
 use super::commands::{Commands, TeacherFacts};
 use super::output::pretty;
 use super::{device, forecast};
@@ -16,7 +16,7 @@ use crate::pipeline::teachers::{Absent, OpenedTeacher};
 #[derive(Args)]
 pub struct CheckArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    config: RunConfigArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// Forecast for this card (h200, h100, a100 or a100-40gb) from its data sheet, without timing steps on
@@ -29,8 +29,7 @@ pub struct CheckArgs {
 }
 
 pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
-    let Loaded { mut spec, source, resolved: _ } =
-        config::load_run(&args.config.config, &args.config.overrides()?)?;
+    let Loaded { mut spec, source, resolved: _ } = args.config.load()?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
     let opened = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
@@ -39,7 +38,7 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     if args.json {
         return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
     }
-    let mut text = format!("{}: matches its teachers\n{device}\n", args.config.config.display());
+    let mut text = format!("{}: matches its teachers\n{device}\n", args.config.file().display());
     for (spec, facts) in spec.teachers.iter().zip(&teachers) {
         text +=
             &format!("teacher {}: {} labels, channels {:?}\n", spec.name, facts.labels.len(), facts.channels);

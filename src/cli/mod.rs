@@ -11,10 +11,12 @@ mod experiment;
 mod export;
 mod folder;
 mod forecast;
+mod init;
 mod metrics_log;
 mod output;
 mod page;
 mod predict;
+mod preset;
 mod progress;
 mod record;
 mod run;
@@ -47,6 +49,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write a config for teachers' files: dfka-engine init left.safetensors right.safetensors > my.toml
+    Init(init::InitArgs),
     /// Train the student that a config describes
     Run(run::RunArgs),
     /// Run one of the paper's tables or figures over several seeds, and print the results beside the
@@ -94,6 +98,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
 /// Executes a command; returns the text to print.
 fn dispatch(command: &Command, commands: &Commands) -> Result<String> {
     match command {
+        Command::Init(args) => init::init(args),
         Command::Run(args) => run::run_student(args, commands),
         Command::Experiment(args) => experiment::experiment(args, commands),
         Command::Teach(args) => teach::teach(args, commands),

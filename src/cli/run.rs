@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use clap::Args;
 
-use super::args::{ConfigArgs, DeviceArgs, OutputArgs};
+use super::args::{DeviceArgs, OutputArgs, RunConfigArgs};
 use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::device;
@@ -13,7 +13,7 @@ use super::output::print;
 use super::progress::{Progress, ProgressMode};
 use super::record::Record;
 use super::signals::Signals;
-use crate::config::{self, Loaded};
+use crate::config::Loaded;
 use crate::device::Choice;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
@@ -26,7 +26,7 @@ use crate::summary::{Summary, Verdict, Word};
 #[derive(Args)]
 pub struct RunArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    config: RunConfigArgs,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -43,8 +43,7 @@ pub struct RunArgs {
 ///
 /// Errors: those of [`run_in_folder`]; a student that the verdict calls failed, after the table is printed.
 pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
-    let Loaded { mut spec, resolved, source } =
-        config::load_run(&args.config.config, &args.config.overrides()?)?;
+    let Loaded { mut spec, resolved, source } = args.config.load()?;
     let (choice, device) = args.device.device.open()?;
     spec.device = device_of(choice, &args.profile)?;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;

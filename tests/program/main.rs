@@ -13,4 +13,5 @@ mod fake_driver;
 mod forecast;
 mod fuzz_corpus;
 mod kill;
+mod newcomer;
 mod report;

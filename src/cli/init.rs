@@ -1,0 +1,211 @@
+//! `init`: a commented config for teachers' files.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::preset::Preset;
+use crate::error::{Error, Result};
+use crate::models::torchvision;
+use crate::pipeline::spec::Stated;
+use crate::pipeline::teacher_file::TeacherFile;
+use crate::weights;
+
+#[derive(Args)]
+pub struct InitArgs {
+    /// The teachers' weights: safetensors or npz
+    #[arg(required = true, value_name = "TEACHER")]
+    teachers: Vec<PathBuf>,
+    /// Height and width of the images in pixels, where a file does not say it [default: 224, and 32 for a network
+    /// with a 3x3 stem]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(8..=4096))]
+    image_size: Option<u32>,
+    /// Name of the run [default: the teachers' names]
+    #[arg(long)]
+    name: Option<String>,
+    /// How long the training is: quick, balanced or best; `run --preset` changes it later
+    #[arg(long, default_value = "balanced")]
+    preset: Preset,
+}
+
+/// A teacher's file, and what the config must say of it.
+struct Teacher {
+    name: String,
+    path: String,
+    file: TeacherFile,
+    /// Whether the file names its labels.
+    has_labels: bool,
+    /// The side that the config must state, because the file does not.
+    stated_side: Option<usize>,
+}
+
+/// Returns the config's text.
+///
+/// Errors: a file that is no teacher's; teachers that cannot teach one student.
+pub fn init(args: &InitArgs) -> Result<String> {
+    let mut teachers: Vec<Teacher> = Vec::new();
+    for path in &args.teachers {
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or("teacher");
+        let plain: String =
+            stem.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect();
+        let taken = |name: &str| teachers.iter().any(|t| t.name == name) || RESERVED.contains(&name);
+        let name = if taken(&plain) { format!("{plain}-{}", teachers.len() + 1) } else { plain };
+        teachers.push(open(path, name, args.image_size.map(|n| n as usize))?);
+    }
+    let (first, others) = teachers.split_first().ok_or_else(|| Error::Usage("no teacher is named".into()))?;
+    for other in others {
+        let (a, b) = (&first.file.known.network, &other.file.known.network);
+        if a.architecture() != b.architecture() || a.image != b.image {
+            return Err(Error::data(
+                &other.path,
+                format!(
+                    "{} for images {:?}; {} has {} for images {:?}: all teachers of a run must have one architecture \
+                     and image size",
+                    b.in_words(),
+                    b.image,
+                    first.path,
+                    a.in_words(),
+                    a.image
+                ),
+            ));
+        }
+    }
+    let likeness = likeness(&teachers);
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => teachers.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join("-"),
+    };
+    config(&name, &teachers, likeness, args.preset)
+}
+
+/// Names that the summary uses for something else.
+const RESERVED: [&str; 3] = ["mean", "student", "teachers"];
+
+fn open(path: &Path, name: String, side: Option<usize>) -> Result<Teacher> {
+    let tensors = torchvision::strip_wrappers(weights::load(path)?)?;
+    let has_labels = tensors.meta.contains_key("labels");
+    let rows = tensors.get("fc.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
+    let labels = if has_labels { vec![] } else { (0..rows).map(|i| format!("{name}-{i}")).collect() };
+    let says_side = tensors.meta.contains_key("network") || tensors.meta.contains_key("image_size");
+    let is_small = tensors.get("conv1.weight").is_some_and(|t| t.shape.last() == Some(&3));
+    let stated_side = match (says_side, side) {
+        (true, _) => None,
+        (false, Some(side)) => Some(side),
+        (false, None) => Some(if is_small { 32 } else { 224 }),
+    };
+    let stated = Stated { labels, image_size: stated_side, ..Stated::default() };
+    let file = TeacherFile::read(tensors, &stated)?;
+    Ok(Teacher { name, path: path.display().to_string(), file, has_labels, stated_side })
+}
+
+/// Mean cosine between the convolutions of the first teacher and those of each other one: near 0 for networks that were
+/// trained apart, near 1 for networks that were fine-tuned from one backbone. `None` for a single teacher.
+fn likeness(teachers: &[Teacher]) -> Option<f64> {
+    let (first, others) = teachers.split_first()?;
+    let mut cosines = Vec::new();
+    for other in others {
+        for (name, a) in first.file.tensors.iter().filter(|(_, t)| t.shape.len() == 4) {
+            let Some(b) = other.file.tensors.get(name) else { continue };
+            let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+            let norms = (dot(&a.data, &a.data) * dot(&b.data, &b.data)).sqrt();
+            if norms > 0.0 {
+                cosines.push(dot(&a.data, &b.data) / norms);
+            }
+        }
+    }
+    (!cosines.is_empty()).then(|| cosines.iter().sum::<f64>() / cosines.len() as f64)
+}
+
+/// Mean cosine from which on teachers count as fine-tuned from one backbone.
+const SHARED: f64 = 0.3;
+
+fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Preset) -> Result<String> {
+    let quoted = |text: &str| toml::Value::String(text.into()).to_string();
+    let list = |labels: &[String]| labels.iter().map(|l| quoted(l)).collect::<Vec<_>>().join(", ");
+    let mut out = format!("name = {}\nseed = 0\n", quoted(name));
+    for t in teachers {
+        let known = &t.file.known;
+        let _ = write!(out, "\n[[teachers]]           # {}\n", known.network.in_words());
+        let _ = writeln!(out, "name = {}\nweights = {}", quoted(&t.name), quoted(&t.path));
+        if let Some(side) = t.stated_side {
+            let _ = writeln!(out, "image_size = {side}       # assumed, because the file does not say it");
+        }
+        match t.has_labels {
+            true => {
+                let _ = writeln!(out, "# labels in the file: {}", list(&known.labels));
+            }
+            false => {
+                let _ = writeln!(
+                    out,
+                    "# The file does not name its labels: replace these names, one for each row of fc.weight in order.\n\
+                     labels = [{}]",
+                    list(&known.labels)
+                );
+            }
+        }
+    }
+    let network = &teachers[0].file.known.network;
+    let (shares, why) = match likeness {
+        None => (true, "there is one teacher".to_string()),
+        Some(l) if l >= SHARED => (true, format!("the teachers' convolutions are alike: mean cosine {l:.2}")),
+        Some(l) => {
+            (false, format!("the teachers were trained apart: mean cosine of their convolutions {l:.2}"))
+        }
+    };
+    let (start, norm) = if shares { ("mean", "stored") } else { ("scratch", "batch") };
+    let side = network.image[0];
+    let is_small = side <= 64;
+    let (widths, groups) =
+        if is_small { ("[128, 64, 32, 32, 16]", 4) } else { ("[512, 512, 256, 128, 64, 32]", 2) };
+    let base = Preset::steps(is_small, shares, network.blocks());
+    let (generator, dual) = preset.scale(&base);
+    let shift = (side * 3 / 32).clamp(1, 16);
+    let _ = write!(
+        out,
+        r#"
+[student]
+labels = "all"         # or a list of those that the student is to predict
+init = "{start}"{start_pad}# {why}
+norm = "{norm}"
+
+[generator]
+groups = {groups}
+latent = 128
+widths = {widths}
+steps = {generator}           # preset {preset}
+batch = 64
+learning_rate = {rate}
+shift = {shift}
+
+[loss]
+statistics = 10.0
+least_diversity = 0.3
+least_entropy = 0.2
+
+[dual]
+steps = {dual:?}  # for each block; preset {preset}
+batch = 64
+learning_rate = {dual_rate}
+feature = 1.0
+late_features = 1.0
+bank = {bank}          # images kept from the generator's later steps
+
+[dual.augment]
+shift = {shift}
+flip = 0.5
+mix_max = 0.5
+cutmix = 0.3
+
+# Labelled images, if you have any, are opened only after the last student is saved:
+# [evaluation]
+# data = "images.npz"  # or a table evaluation.voc or evaluation.coco (docs/config.md)
+"#,
+        start_pad = " ".repeat(16usize.saturating_sub(start.len())),
+        rate = if is_small { "3e-3" } else { "1e-3" },
+        dual_rate = if is_small { "2e-3" } else { "1e-3" },
+        bank = if is_small { 25_600 } else { 8192 },
+        groups = groups.min(network.blocks()),
+    );
+    Ok(out)
+}

@@ -1,0 +1,68 @@
+//! What a newcomer types: a config from two files, a short run, predictions, without editing a file.
+
+use crate::common::{Lab, root};
+use std::process::Output;
+
+fn text(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// Calls the program, which must succeed, and returns its standard output.
+fn call(lab: &Lab, args: &[&str]) -> String {
+    let output = lab.call(args);
+    let (out, err) = text(&output);
+    assert!(output.status.success(), "{args:?}: {err}");
+    out
+}
+
+#[test]
+fn a_config_is_made_from_teachers_files_checked_and_run() {
+    let lab = Lab::new();
+    let config = call(&lab, &["init", "left.npz", "right.npz"]);
+    assert!(config.starts_with("name = \"left-right\"\n"), "{config}");
+    assert!(config.contains("# labels in the file: \"bus\", \"car\", \"dog\"\n"), "{config}");
+    // The Lab's teachers have random weights.
+    assert!(
+        config.contains("init = \"scratch\"") && config.contains("the teachers were trained apart"),
+        "{config}"
+    );
+    std::fs::write(lab.path("my.toml"), &config).unwrap();
+    let few = ["--set", "generator.steps=2", "--set", "dual.steps=[1, 1, 1, 1]", "--set", "dual.bank=64"];
+    call(&lab, &[&["check", "my.toml", "--card", "h200", "--preset", "quick"][..], &few].concat());
+    let never = ["--set", "loss.least_diversity=0", "--set", "loss.least_entropy=0"];
+    let run = ["run", "my.toml", "--preset", "quick", "--device", "cpu", "--out", "out", "--quiet"];
+    let table = call(&lab, &[&run[..], &few, &never].concat());
+    let last: Vec<&str> = table.lines().rev().take(3).collect();
+    assert!(last[2].starts_with("weak: ") && last[1].starts_with("size: "), "{table}");
+    assert!(last[0].ends_with("out/report.html; next: dfka-engine predict out IMAGE..."), "{table}");
+    let resolved = std::fs::read_to_string(lab.path("out/resolved.toml")).unwrap();
+    assert!(resolved.contains("steps = 2\n"), "--set has the last word over the preset: {resolved}");
+
+    let photographs = root().join("tests/fixtures/voc/VOCdevkit/VOC2007/JPEGImages");
+    let json = call(&lab, &["predict", "out", photographs.to_str().unwrap(), "--json", "--device", "cpu"]);
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), std::fs::read_dir(&photographs).unwrap().count());
+    let probabilities = rows[0]["probabilities"].as_object().unwrap();
+    assert!(
+        probabilities.len() == 5
+            && probabilities.values().all(|p| (0.0..=1.0).contains(&p.as_f64().unwrap()))
+    );
+    let line = call(&lab, &["predict", "out/student.onnx", photographs.join("000001.jpg").to_str().unwrap()]);
+    assert!(line.contains("000001.jpg  ") && line.lines().count() == 1, "{line}");
+}
+
+#[test]
+fn teachers_from_one_backbone_are_recognised_and_unlike_ones_refused() {
+    let lab = Lab::new();
+    std::fs::copy(lab.path("left.npz"), lab.path("mean.npz")).unwrap();
+    let config = call(&lab, &["init", "left.npz", "mean.npz", "--name", "pair", "--preset", "best"]);
+    assert!(config.starts_with("name = \"pair\"\n") && config.contains("mean cosine 1.00"), "{config}");
+    assert!(config.contains("name = \"mean-2\"") && config.contains("init = \"mean\""), "{config}");
+    assert!(
+        config.contains("steps = 1500 ") && config.contains("steps = [300, 1200, 2400, 3900]"),
+        "{config}"
+    );
+    let output = lab.call(&["init", "c.toml"]);
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output).1);
+}
