@@ -38,7 +38,7 @@ use output::print;
 /// data.
 ///
 /// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable
-/// device, 6 out of memory, 7 diverged or collapsed; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM
+/// device, 6 out of memory, 7 diverged, collapsed or a failed student; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM
 /// (--resume continues).
 #[derive(Parser)]
 #[command(name = "dfka-engine", version, max_term_width = 100)]

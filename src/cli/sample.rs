@@ -30,7 +30,7 @@ pub struct SampleArgs {
 pub fn sample(args: &SampleArgs) -> Result<String> {
     let (choice, _) = args.device.device.open()?;
     let mut sampler = Sampler::open(&args.from, &Device { choice, ..Device::default() })?;
-    let images = sampler.images(args.count as usize, args.seed)?;
+    let images = sampler.images(args.count as usize, args.seed, None)?;
     save_grid(&args.out, &images, sampler.image())?;
     Ok(format!("{}: {} images\n", args.out.display(), args.count))
 }

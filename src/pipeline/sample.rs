@@ -3,7 +3,7 @@
 
 use super::seed::stage_seed;
 use super::snapshots::{MOST_IMAGES, images_at_once};
-use super::spec::RunSpec;
+use super::spec::{AugmentSpec, RunSpec};
 use super::stage_one::{Draw, StageOne};
 use super::{Device, engine_on};
 use crate::autograd::tape::Learn;
@@ -141,13 +141,22 @@ impl Sampler {
         self.spec.network.image
     }
 
-    /// Draws `count` images `[count, h, w, c]` in [-1, 1]. Without a seed the run's is used, which gives the
-    /// images of the run's report.
-    pub fn images(&mut self, count: usize, seed: Option<u64>) -> Result<Vec<f32>> {
+    /// Draws `count` images `[count, h, w, c]` in [-1, 1], augmented within each batch if that is asked for. Without a
+    /// seed the run's is used, which gives the images of the run's report.
+    pub fn images(
+        &mut self,
+        count: usize,
+        seed: Option<u64>,
+        augment: Option<&AugmentSpec>,
+    ) -> Result<Vec<f32>> {
         let (Sampler { engine, generator, spec }, mut tape) = (self, Tape::default());
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
         let (levels, _) = spec.draw.record(&mut r, generator, spec.batch, Learn::Frozen)?;
-        let image = levels[levels.len() - 1];
+        let mut image = levels[levels.len() - 1];
+        // There is nothing to mix one image with.
+        if let Some(augment) = augment.filter(|_| spec.batch > 1) {
+            image = r.apply(augment.op(), &[image])?;
+        }
         tape.output(image);
         let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
         plan.reserve(engine)?;

@@ -96,11 +96,6 @@ impl Snapshots {
 /// Most images that label statistics count: with 512, the standard error of a share of 5 % is 1 %.
 const COUNTED_IMAGES: usize = 512;
 
-/// Images whose labels are counted: at most a hundredth of those that stage one was trained on.
-pub(super) fn counted_images(spec: &RunSpec) -> usize {
-    (spec.generator.steps * spec.generator.batch / 100).clamp(1, COUNTED_IMAGES)
-}
-
 /// Counts the labels that the generator was to show and those that the teachers predict (eq. 5: probability
 /// 0.5 or more), over newly generated images, and stores the counts in the run's folder.
 ///
@@ -132,7 +127,7 @@ pub fn count_labels(
         .flat_map(|t| t.labels.iter().map(|l| LabelShare::new(&t.name, l, wanted.is_some())))
         .collect();
     let mut counts = LabelStatistics { images: 0, labels };
-    let images = counted_images(spec);
+    let images = (g.steps * g.batch / 100).clamp(1, COUNTED_IMAGES);
     for step in 0..images.div_ceil(g.batch) as u64 {
         plan.replay(
             engine,

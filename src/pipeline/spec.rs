@@ -1,7 +1,9 @@
 //! The options of a run, already validated: no value here is invalid on its own.
 
 use super::Device;
+use super::seed::stream;
 use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
+use crate::ops::random::augment::Augment;
 use crate::tensor::Elem;
 use std::path::{Path, PathBuf};
 
@@ -282,4 +284,13 @@ pub struct AugmentSpec {
     pub mix_max: f32,
     /// Probability that a rectangle of another image is pasted in.
     pub cutmix: f32,
+}
+
+impl AugmentSpec {
+    /// The op that does it.
+    pub(super) fn op(&self) -> Augment {
+        let AugmentSpec { shift: max_shift, flip, mix_max, cutmix } = *self;
+        // Black moves in, which is -1 in the range of images.
+        Augment { max_shift, flip, mix_max, cutmix, fill: -1.0, stream: stream::AUGMENT }
+    }
 }

@@ -24,7 +24,6 @@ use crate::ops::losses::weighted_sum::WeightedSum;
 use crate::ops::movement::columns::Columns;
 use crate::ops::movement::gather_images::GatherImages;
 use crate::ops::optim::adam::Adam;
-use crate::ops::random::augment::Augment;
 use crate::ops::random::noise::Noise;
 use crate::tensor::Real;
 use crate::weights::Tensors;
@@ -142,16 +141,7 @@ impl StageTwo {
             }
             Images::Noise => r.apply(Noise { shape: image_shape, stream: stream::NOISE_IMAGES }, &[])?,
         };
-        let a = &d.augment;
-        let augment = Augment {
-            max_shift: a.shift,
-            flip: a.flip,
-            mix_max: a.mix_max,
-            cutmix: a.cutmix,
-            fill: -1.0,
-            stream: stream::AUGMENT,
-        };
-        let image = r.apply(augment, &[drawn])?;
+        let image = r.apply(d.augment.op(), &[drawn])?;
 
         let mut terms = Vec::new();
         let first = self.record_input(r, spec, teachers, image, image, 1, b)?;

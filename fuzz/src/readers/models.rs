@@ -47,7 +47,7 @@ pub fn generator(bytes: &[u8]) -> Outcome {
             let [h, w, c] = sampler.image();
             // A mutation may ask for images of 4096 x 4096, which are valid but would take too long here.
             if h.max(w) <= 64 {
-                let images = sampler.images(1, None).expect("an accepted generator draws images");
+                let images = sampler.images(1, None, None).expect("an accepted generator draws images");
                 assert_eq!(images.len(), h * w * c);
             }
             Outcome::Accepted
