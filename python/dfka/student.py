@@ -1,0 +1,233 @@
+"""Loads a student of dfka-engine in PyTorch.
+
+    import dfka
+    model = dfka.load_student("student.safetensors")    # or student.npz
+    image = model.preprocess(Image.open("photo.jpg"))   # [channels, height, width] in [0, 1], as `dfka-engine eval` has it
+    logits = model(image[None])                         # [N, channels, height, width] in [0, 1] to [N, labels]
+    names = model.predict(image[None])                  # for each image the list of labels above their thresholds
+
+Needs torch and numpy, for .safetensors files the package safetensors, and for `preprocess` Pillow. The parameters have
+the names of the file's tensors.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from .errors import Error, first_line, need
+
+np = need("numpy", "dfka.load_student")
+torch = need("torch", "dfka.load_student")
+from torch import nn  # noqa: E402, after the check above
+from torch.nn import functional as F  # noqa: E402
+
+# The shorter side before the centre crop, in lengths of the crop: torchvision's rule for evaluation.
+RESIZE = 256 / 224
+
+
+class Unit(nn.Module):
+    """A residual unit whose batch norms are folded into its convolutions."""
+
+    def __init__(self, network, channels, width, stride):
+        super().__init__()
+        if network["block"] == "basic":
+            sizes = [(channels, width, 3, stride), (width, width, 3, 1)]
+        else:
+            mid = width // 4
+            first = network.get("stride") == "1x1"  # the first convolution has the stride, not the 3x3 one
+            sizes = [
+                (channels, mid, 1, stride if first else 1),
+                (mid, mid, 3, 1 if first else stride),
+                (mid, width, 1, 1),
+            ]
+        self.length = len(sizes)
+        for i, (c, k, size, step) in enumerate(sizes, 1):
+            setattr(self, f"conv{i}", nn.Conv2d(c, k, size, step, size // 2))
+        needs_projection = stride != 1 or channels != width
+        self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, stride)) if needs_projection else None
+
+    def forward(self, x):
+        skip = x if self.downsample is None else self.downsample(x)
+        for i in range(1, self.length):
+            x = F.relu(getattr(self, f"conv{i}")(x))
+        return F.relu(getattr(self, f"conv{self.length}")(x) + skip)
+
+
+class Filter(nn.Module):
+    """Multiplies each channel by a gain from 0 to 2, computed from the channels' means (supplement 1.2)."""
+
+    def __init__(self, channels, reduction):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, channels // reduction)
+        self.fc2 = nn.Linear(channels // reduction, channels)
+
+    def forward(self, x):
+        gain = 2 * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3))))))
+        return x * gain[:, :, None, None]
+
+
+def add_blocks(module, network, first, last):
+    """Adds the blocks `first` to `last` (1-based, inclusive) to `module`, block b as layer{b}."""
+    for b in range(first, last + 1):
+        width = network["widths"][b - 1]
+        channels = network["widths"][b - 2] if b > 1 else network["stem"]["width"]
+        units = []
+        for u in range(network["depths"][b - 1]):
+            units.append(Unit(network, channels, width, 2 if u == 0 and b > 1 else 1))
+            channels = width
+        setattr(module, f"layer{b}", nn.Sequential(*units))
+
+
+class Student(nn.Module):
+    """The TargetNet: a shared trunk, and for each task a filter, the remaining blocks and a head."""
+
+    def __init__(self, meta):
+        super().__init__()
+        spec = meta["student"]
+        self.network = network = spec["network"]
+        self.tasks, self.labels = spec["tasks"], spec["labels"]
+        self.thresholds = meta.get("thresholds", [0.5] * len(self.labels))
+        channels, stem, blocks = network["image"][2], network["stem"], len(network["widths"])
+        # Without a normalisation the network takes images in [-1, 1].
+        normalisation = network.get("normalisation") or {"mean": [0.5] * channels, "std": [0.5] * channels}
+        for name in ("mean", "std"):
+            value = torch.tensor(normalisation[name], dtype=torch.float32).reshape(1, -1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+        self.trunk = nn.Module()
+        kernel = stem["kernel"]
+        self.trunk.conv1 = nn.Conv2d(channels, stem["width"], kernel, stem["stride"], kernel // 2)
+        add_blocks(self.trunk, network, 1, max(t["block"] for t in self.tasks))
+        for i, task in enumerate(self.tasks):
+            branch = nn.Module()
+            branch.filter = Filter(network["widths"][task["block"] - 1], spec["filter_reduction"])
+            add_blocks(branch, network, task["block"] + 1, blocks)
+            branch.fc = nn.Linear(network["widths"][-1], len(task["labels"]))
+            setattr(self, f"task{i}", branch)
+        columns = [label for task in self.tasks for label in task["labels"]]
+        self.order = [columns.index(label) for label in self.labels]
+
+    def forward(self, images):
+        """Returns the logits [N, labels] of images [N, channels, height, width] in [0, 1]."""
+        x = F.relu(self.trunk.conv1((images - self.mean) / self.std))
+        if self.network["stem"]["max_pool"]:
+            x = F.max_pool2d(x, 3, 2, 1)
+        logits = [None] * len(self.tasks)
+        for b in range(1, max(t["block"] for t in self.tasks) + 1):
+            x = getattr(self.trunk, f"layer{b}")(x)
+            for i, task in enumerate(self.tasks):
+                if task["block"] == b:
+                    logits[i] = self.branch(getattr(self, f"task{i}"), x, b)
+        return torch.cat(logits, 1)[:, self.order]
+
+    def branch(self, branch, x, block):
+        x = branch.filter(x)
+        for b in range(block + 1, len(self.network["widths"]) + 1):
+            x = getattr(branch, f"layer{b}")(x)
+        return branch.fc(x.mean((2, 3)))
+
+    @torch.no_grad()
+    def predict(self, images):
+        """Returns, for each image [N, channels, height, width] in [0, 1], the labels above their thresholds.
+
+        Errors: images in another range or layout.
+        """
+        self.check(images)
+        above = torch.sigmoid(self(images)) > torch.tensor(self.thresholds, device=images.device)
+        return [[label for label, is_there in zip(self.labels, row) if is_there] for row in above.tolist()]
+
+    def check(self, images):
+        """Errors: images that are not floats in [0, 1] of the network's channels."""
+        channels = self.network["image"][2]
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise Error(f"images: expected the shape [N, {channels}, height, width], found {list(images.shape)}")
+        if not images.is_floating_point():
+            raise Error(f"images: expected floats in [0, 1], found {images.dtype}; divide by 255, or use preprocess")
+        if images.numel() and (images.max() > 1.001 or images.min() < -0.001):
+            least, most = images.min().item(), images.max().item()
+            hint = "divide by 255" if most > 3 else "do not normalise them, because the student does"
+            raise Error(f"images: expected values in [0, 1], found {least:.3g} to {most:.3g}; {hint}")
+
+    def preprocess(self, image):
+        """Returns an image of any size as the tensor [channels, height, width] in [0, 1] that `dfka-engine eval` makes
+        of a JPEG or PNG file: the shorter side resized, then the centre cropped.
+
+        `image` is a PIL image or a uint8 array [height, width] or [height, width, channels]. Transparency is dropped,
+        and an EXIF orientation is not applied, as in the program.
+
+        Errors: an array of another type or shape.
+        """
+        height, width, channels = self.network["image"]
+        picture = as_rgb(image)
+        box = centre(picture.height, picture.width, height, width)
+        bilinear = need("PIL.Image", "preprocess", "pillow").Resampling.BILINEAR
+        picture = picture.resize((width, height), bilinear, box=box)
+        pixels = np.array(picture.convert("L") if channels == 1 else picture, np.uint8)
+        return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous().float() / 255
+
+
+def as_rgb(image):
+    """A PIL image in the mode RGB."""
+    Image = need("PIL.Image", "preprocess", "pillow")
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[:, :, 0]
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+            raise Error(
+                f"preprocess: expected a PIL image or a uint8 array [height, width, 1, 3 or 4], "
+                f"found {array.dtype} {list(array.shape)}"
+            )
+        image = Image.fromarray(np.ascontiguousarray(array))
+    if image.mode.startswith("I;16"):  # 16 bits are truncated to 8, not clipped
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def centre(h, w, height, width):
+    """The part (left, top, right, bottom) of an image of `h` x `w` pixels that becomes `height` x `width` pixels.
+
+    It is the centre crop in the coordinates before resizing, so that resizing and cropping are one step, as in the
+    program (src/data/transform.rs).
+    """
+    side = [math.floor(n * RESIZE + 0.5) for n in (height, width)]
+    to, of = (side[0], h) if side[0] / h > side[1] / w else (side[1], w)
+    new_h, new_w = math.floor(h * to / of), math.floor(w * to / of)
+    top, left = round((new_h - height) / 2), round((new_w - width) / 2)
+    fy, fx = h / new_h, w / new_w
+    return left * fx, top * fy, left * fx + width * fx, top * fy + height * fy
+
+
+def read(path):
+    """Returns the tensors and the metadata of a student file.
+
+    Errors: a file that is missing, of another format, or no student.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Error(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            safetensors = need("safetensors", f"{path}: reading a .safetensors file")
+            with safetensors.safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                meta = json.loads((file.metadata() or {}).get("dfka", "{}"))
+        else:
+            with np.load(path) as file:
+                tensors = {name: torch.from_numpy(file[name]) for name in file.files if name != "__meta__"}
+                meta = json.loads(file["__meta__"].tobytes()) if "__meta__" in file.files else {}
+    except (Error, OSError):
+        raise
+    except Exception as e:  # each reader has its own
+        raise Error(f"{path}: expected a student in a .safetensors or .npz file ({first_line(e)})") from None
+    if "student" not in meta:
+        raise Error(f"{path}: expected a student, which dfka-engine's run writes; found a file without its description")
+    return tensors, meta
+
+
+def load_student(path):
+    """Returns the student in a .npz or .safetensors file, in evaluation mode on the CPU."""
+    tensors, meta = read(path)
+    model = Student(meta)
+    model.load_state_dict(tensors)
+    return model.eval()
