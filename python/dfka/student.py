@@ -11,18 +11,15 @@ the names of the file's tensors.
 """
 
 import json
-import math
 from pathlib import Path
 
 from .errors import Error, first_line, need
+from .resize import evaluation_view
 
 np = need("numpy", "dfka.load_student")
 torch = need("torch", "dfka.load_student")
 from torch import nn  # noqa: E402, after the check above
 from torch.nn import functional as F  # noqa: E402
-
-# The shorter side before the centre crop, in lengths of the crop: torchvision's rule for evaluation.
-RESIZE = 256 / 224
 
 
 class Unit(nn.Module):
@@ -159,11 +156,10 @@ class Student(nn.Module):
         """
         height, width, channels = self.network["image"]
         picture = as_rgb(image)
-        box = centre(picture.height, picture.width, height, width)
-        bilinear = need("PIL.Image", "preprocess", "pillow").Resampling.BILINEAR
-        picture = picture.resize((width, height), bilinear, box=box)
-        pixels = np.array(picture.convert("L") if channels == 1 else picture, np.uint8)
-        return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous().float() / 255
+        pixels = evaluation_view(np.asarray(picture), height, width)
+        if channels == 1:
+            pixels = np.asarray(need("PIL.Image", "preprocess", "pillow").fromarray(pixels).convert("L"))
+        return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1).contiguous().float() / 255
 
 
 def as_rgb(image):
@@ -182,20 +178,6 @@ def as_rgb(image):
     if image.mode.startswith("I;16"):  # 16 bits are truncated to 8, not clipped
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
-
-
-def centre(h, w, height, width):
-    """The part (left, top, right, bottom) of an image of `h` x `w` pixels that becomes `height` x `width` pixels.
-
-    It is the centre crop in the coordinates before resizing, so that resizing and cropping are one step, as in the
-    program (src/data/transform.rs).
-    """
-    side = [math.floor(n * RESIZE + 0.5) for n in (height, width)]
-    to, of = (side[0], h) if side[0] / h > side[1] / w else (side[1], w)
-    new_h, new_w = math.floor(h * to / of), math.floor(w * to / of)
-    top, left = round((new_h - height) / 2), round((new_w - width) / 2)
-    fy, fx = h / new_h, w / new_w
-    return left * fx, top * fy, left * fx + width * fx, top * fy + height * fy
 
 
 def read(path):
