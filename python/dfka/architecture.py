@@ -7,9 +7,9 @@ from .errors import Error, listed, need
 
 # What a ResNet may have beyond the plain one. The engine's support of each is switched on here.
 KINDS = {
-    "wide": ("bottlenecks whose 3x3 convolution has more than a quarter of the width (wide_resnet50_2)", False),
-    "deep_stem": ("a stem of three convolutions, conv1.0, conv1.3 and conv1.6 (ResNet-D, resnet50d)", False),
-    "pooled_projection": ("projections behind an average pool, downsample.1 (ResNet-D, resnet50d)", False),
+    "wide": ("bottlenecks whose 3x3 convolution has other than a quarter of the width", False),
+    "deep_stem": ("a stem of three convolutions (conv1.0, conv1.3, conv1.6)", False),
+    "pooled_projection": ("average pools before the projections (downsample.1)", False),
 }
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = 1e-5
@@ -18,7 +18,7 @@ MOST = 1000
 
 # Layers that no supported network has, by names within a residual unit or anywhere.
 REFUSED = [
-    (r"\.(se|se_module|se_layer)\.", "squeeze-and-excitation (seresnet)"),
+    (r"\.(se|se_module|se_layer)\.", "squeeze-and-excitation or another channel attention (seresnet, ecaresnet)"),
     (r"\.filt$", "anti-aliased pooling (blur pool, resnetblur)"),
     (r"\.convs\.\d", "convolutions in a hierarchy (Res2Net)"),
     (r"layer\d+\.\d+\.conv2\.(attn|radix|fc\d|paths|bn\d|conv)\b", "split attention or selective kernels (ResNeSt, SKNet)"),
@@ -64,7 +64,11 @@ class Architecture:
 
     def in_words(self):
         depth = DEPTHS.get((self.block, self.depths))
-        return f"resnet{depth}" if depth else f"a ResNet of {self.block} blocks, depths {list(self.depths)}"
+        if not depth:
+            return f"a ResNet of {self.block} blocks, depths {list(self.depths)}"
+        is_d = {"deep_stem", "pooled_projection"} <= set(self.kinds)
+        ratio = 4 * self.inner[0] / self.widths[0] if "wide" in self.kinds else 1
+        return f"{'wide_' * (ratio != 1)}resnet{depth}{'d' * is_d}{f'_{ratio:g}' * (ratio != 1)}"
 
     def stem_convolutions(self):
         if len(self.stem) == 1:
@@ -121,7 +125,7 @@ def describe(tensors, path, stride="3x3"):
     check_tensors(found, shapes, wrong)
     unsupported = [words for kind, (words, is_supported) in KINDS.items() if kind in found.kinds and not is_supported]
     if unsupported:
-        raise wrong(f"found {' and '.join(unsupported)}; dfka-engine reads plain ResNets only")
+        raise wrong(f"{found.in_words()}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets only")
     return found
 
 

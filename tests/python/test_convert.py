@@ -31,6 +31,9 @@ except ImportError as e:
     print(f"SKIPPED: tests/python/test_convert.py: {e}", file=sys.stderr)
     raise unittest.SkipTest(str(e)) from None
 
+# The networks are small; more threads only wait for each other.
+torch.set_num_threads(1)
+
 BOUND = 1e-4
 SIDE = 64
 BIN = os.environ.get("DFKA_BIN")
@@ -400,7 +403,7 @@ class Refusals(Case):
         self.exact(self.saved({**self.state, "neck.weight": torch.ones(20, 20)}), leave_out=["neck"])
 
     def test_networks_of_other_kinds(self):
-        wide = ResNet(block="bottleneck", wide=2, widths=(32, 64, 96, 128))
+        wide = ResNet(block="bottleneck", wide=2, widths=(32, 64, 96, 128), depths=(3, 4, 6, 3))
         self.refused(self.saved(wide.state_dict()), "wide_resnet50_2", "plain ResNets only")
         grouped = ResNet(block="bottleneck", groups=2, widths=(32, 64, 96, 128), depths=(3, 4, 6, 3))
         self.refused(self.saved(grouped.state_dict()), "resnext50_2x4d: grouped convolutions")
@@ -409,7 +412,7 @@ class Refusals(Case):
             deep[f"conv1.{i}.weight"] = torch.ones(8, c, 3, 3)
         for i in (1, 4):
             deep.update({f"conv1.{i}.{part}": torch.ones(8) for part in ("weight", "bias", "running_mean", "running_var")})
-        self.refused(self.saved(deep), "resnet50d")
+        self.refused(self.saved(deep), "a stem of three convolutions (conv1.0, conv1.3, conv1.6); dfka-engine reads plain")
         more = lambda name, *shape: self.saved({**self.state, name: torch.ones(shape)})
         self.refused(more("layer1.0.se.fc1.weight", 2, 8, 1, 1), "squeeze-and-excitation")
         self.refused(more("layer2.0.conv2.0.filt", 8, 1, 3, 3), "blur pool")
