@@ -56,13 +56,14 @@ def convert(
     if said.name and arch is None:
         declared.check_name(said.name, said.where)
     network = checkpoint.find(found, source, key, prefix)
-    tensors, notes = split(network, source, head, leave_out, "labels" in meta)
+    parts = split(network, source, head, leave_out, "labels" in meta)
+    tensors, notes = parts.tensors, parts.notes
     spec = architecture.describe(tensors, source, stride or "3x3")
     check_arch(spec, arch, source)
     rows = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0
     if "labels" in meta and len(meta["labels"]) != rows:
         raise Error(f"{source}: expected {rows} labels, one for each row of fc.weight, found {len(meta['labels'])}")
-    normalisation, words = normalise(meta, said, spec.stem[0][1], source)
+    normalisation, words = normalise(meta, said, parts, spec.stem[0][1], source)
     arrays = {name: values(tensor, name, source) for name, tensor in sorted(tensors.items())}
 
     module = checkpoint.modules(found).get(network.keys)

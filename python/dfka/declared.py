@@ -21,7 +21,7 @@ KNOWN = [
     (r"gluon_resnet(50|101|152)_v1c", ("deep_stem",)),
 ]
 # A name without any of these is a person's own and says nothing.
-FAMILIES = re.compile(r"resne|vit|deit|swin|convnext|efficientnet|densenet|vgg|mobilenet|regnet|inception|senet|dla\d")
+FAMILIES = re.compile(r"resne|(^|_)(vit|deit|swin|convnext|efficientnet|densenet|vgg|mobilenet|regnet|inception|senet|dla\d)")
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Declared:
     where: str = None
     mean: list = None
     std: list = None
+    source: str = None  # of mean and std
 
 
 def declared(found, path):
@@ -41,7 +42,7 @@ def declared(found, path):
     for place, holder in places:
         for key in NAMES:
             value = _get(holder, key)
-            if result.name is None and isinstance(value, str):
+            if result.name is None and isinstance(value, str) and re.fullmatch(r"[\w./:-]{1,80}", value):
                 result.name, result.where = value, f"{path}: {place}{key}"
     file = (path if path.is_dir() else path.parent) / "config.json"
     try:
@@ -52,6 +53,7 @@ def declared(found, path):
         result.name, result.where = config["architecture"], f"{file}: architecture"
         statistics = _get(config, "pretrained_cfg")
         result.mean, result.std = (_numbers(_get(statistics, key)) for key in ("mean", "std"))
+        result.source = file.name
     return result
 
 

@@ -9,6 +9,7 @@ LAYERS = re.compile(r"(conv1|bn1|layer\d+)\.")
 # Names of the last Linear layer in torchvision, timm, networks for CIFAR and people's own modules; a number follows
 # where it is in an nn.Sequential.
 HEADS = re.compile(r"(head\.fc|fc|head|classifier|last_linear|linear)(\.\d+)?\.weight")
+USUAL = ("fc", "head", "classifier", "last_linear", "linear")
 # Modules that take no part in the logits, whatever the shapes of their tensors are.
 HARMLESS = re.compile(r"(^|[._])(criterion|loss\w*|\w+_loss|metrics?|\w+_metric|pos_weight|n_averaged|ap|acc|auroc|f1)([._]|$)")
 # A trainer's dictionaries, of which nothing is reported.
@@ -26,36 +27,53 @@ class Beside:
     is_inside: bool  # under the network's own prefix, next to conv1
 
 
+@dataclass
+class Parts:
+    """A network's tensors by torchvision's names, and what was beside it."""
+
+    tensors: dict
+    notes: list  # on what was left out or renamed
+    mean: list = None  # of buffers with which the network normalises its images
+    std: list = None
+
+
 def split(network, path, head=None, leave_out=(), is_teacher=False):
-    """Returns the network's tensors by torchvision's names, and notes on what was left out or renamed.
+    """Separates the network's layers and head from the rest. A single Linear layer becomes `fc`.
 
-    A single Linear layer becomes `fc`. A network without a head is a backbone, unless labels make it a teacher.
+    A network without a head is a backbone, unless labels make it a teacher.
 
-    Errors: no head of a teacher, several layers that could be the head, a head of more than one layer, layers beside the network that may
-    take part in its logits.
+    Errors: no head of a teacher, several layers that could be the head, a head of more than one layer, layers beside the
+    network that may take part in its logits.
     """
     tensors = {name: e.tensor for name, e in network.inside().items() if LAYERS.match(name)}
+    found = Parts(tensors, [])
     beside = around(network)
+    names = list(beside)
+    is_out = lambda name: any(f"{name}.".startswith(f"{out.strip('.')}.") for out in leave_out)
+    beside = {name: b for name, b in beside.items() if not is_out(name) and not is_out(b.short)}
     chosen = head_of(beside, path, head)
-    notes = []
     if chosen:
         weight, bias = (beside.pop(f"{chosen}.{part}", None) for part in ("weight", "bias"))
         check_alone(chosen, beside, path)
         tensors["fc.weight"] = weight.tensor.flatten(1) if weight.tensor.ndim == 4 else weight.tensor
         tensors["fc.bias"] = bias.tensor if bias else tensors["fc.weight"].new_zeros(weight.tensor.shape[0])
         if not bias:
-            notes.append(f"{chosen} has no bias; wrote zeros")
+            found.notes.append(f"{chosen} has no bias; wrote zeros")
         if weight.short != "fc.weight":
-            notes.append(f"the head is {chosen}")
-    check_beside(beside, path, chosen, leave_out)
+            found.notes.append(f"the head is {chosen}")
+    # The module that holds the head also computes the logits. Outside it nothing does.
+    near = {name: b for name, b in beside.items() if b.is_inside or (chosen and not weight.is_inside)}
+    check_near(near, path, chosen)
     if is_teacher and not chosen:
         linear = {n: b for n, b in beside.items() if n.endswith(".weight") and is_linear(b.tensor)}
         hint = f"its Linear layers are {in_words(linear)}; name the head with --head" if linear else "it is a backbone"
-        raise Error(f"{path}: expected a head, because labels were given; found no fc, head, classifier, last_linear or linear; {hint}")
-    if beside:
-        many = "tensor" if len(beside) == 1 else "tensors"
-        notes.append(f"left out {len(beside)} {many} beside the network: {listed(beside)}")
-    return tensors, notes
+        raise Error(f"{path}: expected a head, because labels were given; found none of {', '.join(USUAL)}; {hint}")
+    found.mean, found.std = (buffer(near, name) for name in ("mean", "std"))
+    left_out = [name for name in names if not chosen or not re.fullmatch(re.escape(chosen) + r"\.(weight|bias)", name)]
+    if left_out:
+        many = "tensor" if len(left_out) == 1 else "tensors"
+        found.notes.append(f"left out {len(left_out)} {many} beside the network: {listed(left_out)}")
+    return found
 
 
 def around(network):
@@ -113,32 +131,34 @@ def check_alone(head, beside, path):
         )
 
 
-def check_beside(beside, path, head, leave_out):
-    """Refuses layers next to `conv1` in the same module that may take part in the logits, and a head that was missed.
+def check_near(near, path, head):
+    """Refuses layers in the module that computes the logits, because they may take part in it, and a head that was missed.
 
-    Losses, metrics and buffers are harmless.
+    Losses, metrics and other buffers are harmless.
     """
-    out = [name.strip(".") for name in leave_out]
-    is_left_out = lambda name: any(name == o or name.startswith(f"{o}.") for o in out)
-    inside = {
-        name: b
-        for name, b in beside.items()
-        if b.is_inside and not HARMLESS.search(name) and not is_left_out(name) and not is_left_out(b.short)
-    }
-    pooling = [name for name, b in inside.items() if re.fullmatch(r"(\w*pool\w*|gem)\.p", b.short)]
+    near = {name: b for name, b in near.items() if not HARMLESS.search(name)}
+    pooling = [name for name, b in near.items() if re.fullmatch(r"(\w*pool\w*|gem)\.p", b.short)]
     if pooling:
         raise Error(f"{path}: {pooling[0]}: generalised-mean pooling; dfka-engine's networks average the last features")
-    layers = {name: b for name, b in inside.items() if b.tensor.ndim > 1 and name.endswith(WEIGHTS)}
+    layers = {name: b for name, b in near.items() if b.tensor.ndim > 1 and name.endswith(WEIGHTS)}
     if layers and not head and all(is_linear(b.tensor) for b in layers.values()):
         raise Error(
-            f"{path}: expected a head called fc, head, classifier, last_linear or linear; found {in_words(layers)}; name it "
-            f"with --head, or leave it out with --leave-out"
+            f"{path}: expected a head called {', '.join(USUAL)}; found {in_words(layers)}; name it with --head, or leave it "
+            f"out with --leave-out"
         )
+    # A batch norm between the last features and the head has vectors only.
+    layers.update({name: b for name, b in near.items() if name.endswith(".running_mean")})
     if layers:
         raise Error(
             f"{path}: the network also has {in_words(layers)}, which a plain ResNet has not; if the logits do not depend "
             f"on it, --leave-out {next(iter(layers.values())).short.split('.')[0]}"
         )
+
+
+def buffer(near, name):
+    """The numbers of a buffer called `name` or `pixel_name`, such as a module's own mean; None if there is none."""
+    found = [b.tensor for n, b in near.items() if re.fullmatch(rf"(.*[._])?{name}", n) and b.tensor.is_floating_point()]
+    return found[0].flatten().tolist() if len(found) == 1 else None
 
 
 def is_linear(tensor):
@@ -153,4 +173,4 @@ def root_of(name):
 
 def in_words(layers):
     """Layers with their shapes, for messages."""
-    return listed(f"{n.removesuffix('.weight')} ({' x '.join(map(str, b.tensor.shape))})" for n, b in layers.items())
+    return listed(f"{re.sub(r'[.](weight|running_mean)$', '', n)} ({' x '.join(map(str, b.tensor.shape))})" for n, b in layers.items())

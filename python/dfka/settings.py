@@ -26,15 +26,15 @@ def options(labels, mean, std, image_size, stride):
     if (mean is None) != (std is None):
         raise Error("--mean and --std must be given together")
     if mean is not None:
-        meta["mean"], meta["std"] = list(mean), list(std)
+        meta["mean"], meta["std"] = ([float(v) for v in numbers] for numbers in (mean, std))
         for option, numbers, (least, most) in (("--mean", mean, MEANS), ("--std", std, DEVIATIONS)):
-            wrong = [v for v in numbers if not least <= v <= most]
+            wrong = outside(numbers, (least, most))
             if wrong:
                 raise Error(f"{option}: expected numbers from {least:g} to {most:g}, for pixels from 0 to 1, found {wrong[0]:g}")
     if image_size is not None:
         if not 1 <= image_size <= LARGEST:
             raise Error(f"--image-size: expected 1 to {LARGEST} pixels, found {image_size}")
-        meta["image_size"] = image_size
+        meta["image_size"] = int(image_size)
     if stride is not None:
         if stride not in ("3x3", "1x1"):
             raise Error(f"--stride: expected 3x3 or 1x1, found {stride}")
@@ -42,12 +42,14 @@ def options(labels, mean, std, image_size, stride):
     return meta
 
 
-def normalise(meta, said, channels, source):
+def normalise(meta, said, parts, channels, source):
     """The mean and deviation of the images, and a line that says where they are from."""
     change = "--mean and --std change it"
-    if "mean" not in meta and said.mean and said.std and len(said.mean) == len(said.std) == channels:
-        meta["mean"], meta["std"] = said.mean, said.std
-        return (said.mean, said.std), f"normalisation: mean {said.mean} and deviation {said.std} of config.json ({change})"
+    if "mean" not in meta:
+        for mean, std, where in ((parts.mean, parts.std, "the checkpoint's own tensors"), (said.mean, said.std, said.source)):
+            if mean and std and len(mean) == len(std) == channels and not (outside(mean, MEANS) or outside(std, DEVIATIONS)):
+                meta["mean"], meta["std"] = mean, std
+                return (mean, std), f"normalisation: mean {rounded(mean)} and deviation {rounded(std)}, of {where} ({change})"
     if "mean" in meta:
         for option, numbers in (("--mean", meta["mean"]), ("--std", meta["std"])):
             if len(numbers) != channels:
@@ -55,11 +57,21 @@ def normalise(meta, said, channels, source):
                     f"{source}: {option}: expected {channels} numbers, one for each input channel of conv1.weight, "
                     f"found {len(numbers)}"
                 )
-        return (meta["mean"], meta["std"]), f"normalisation: mean {meta['mean']} and deviation {meta['std']}"
+        return (meta["mean"], meta["std"]), f"normalisation: mean {rounded(meta['mean'])} and deviation {rounded(meta['std'])}"
     if channels == 3:
         return IMAGENET, f"normalisation: ImageNet's mean and deviation (assumed; {change})"
     half = [0.5] * channels
     return (half, half), f"normalisation: mean and deviation 0.5 (assumed for {channels} channels; {change})"
+
+
+def outside(numbers, limits):
+    """The numbers that are not within the limits; NaN is not."""
+    return [v for v in numbers if not limits[0] <= v <= limits[1]]
+
+
+def rounded(numbers):
+    """Numbers in messages, without the digits that float32 adds."""
+    return ", ".join(f"{v:.6g}" for v in numbers)
 
 
 def check_arch(spec, arch, source):

@@ -102,6 +102,18 @@ class Scaled(ResNet):
         return super().features(x) * 1.01
 
 
+class Normalising(ResNet):
+    """Takes images in [0, 1]."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def features(self, x):
+        return super().features((x - self.mean) / self.std)
+
+
 class Wrapped(nn.Module):
     """As a LightningModule: a network, a loss with a buffer, and what its forward adds."""
 

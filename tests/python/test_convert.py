@@ -26,7 +26,7 @@ try:
     import torch
     from torch import nn
 
-    from resnet import LABELS, Beside, ResNet, Scaled, Unit, Wrapped
+    from resnet import LABELS, Beside, Normalising, ResNet, Scaled, Wrapped
 except ImportError as e:
     print(f"SKIPPED: tests/python/test_convert.py: {e}", file=sys.stderr)
     raise unittest.SkipTest(str(e)) from None
@@ -285,8 +285,10 @@ class Flavours(Case):
         self.assertIn("ends in a sigmoid", notes)
 
     def test_30_torchscript(self):
-        torch.jit.save(torch.jit.trace(self.net, torch.zeros(2, 3, SIDE, SIDE)), self.folder / "in.pt")
+        torch.jit.save(torch.jit.trace(self.net.conv1, torch.zeros(1, 3, 9, 9)), self.folder / "in.pt")
         self.refused(self.folder / "in.pt", "TorchScript")
+        torch.jit.save(torch.jit.trace(self.net, torch.zeros(2, 3, SIDE, SIDE)), self.folder / "in.pt")
+        self.exact(self.folder / "in.pt", unsafe=True)
 
     def test_31_backbone(self):
         state = {n: t for n, t in self.state.items() if not n.startswith("fc.")}
@@ -305,6 +307,17 @@ class Flavours(Case):
             expected = self.net((images - shape([0.485, 0.456, 0.406])) / shape([0.229, 0.224, 0.225]))
         self.assertLess(np.abs(logits - expected.numpy()).max(), 1e-5)
         self.refused(self.saved(self.state), "--probe needs a whole module", probe=self.folder / "p.npz")
+
+    def test_33_networks_that_normalise_their_images(self):
+        for mean, std in (([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), ([0.3] * 3, [0.25] * 3)):
+            net = Normalising(mean, std)
+            for content, unsafe in ((net, True), (net.state_dict(), False)):
+                done = self.convert(self.saved(content), unsafe=unsafe)
+                with safetensors.safe_open(done.output, "pt") as f:
+                    found = json.loads(f.metadata()["dfka"])
+                self.assertTrue(np.allclose(found["mean"], mean) and np.allclose(found["std"], std))
+                self.assertIn("of the checkpoint's own tensors", done.notes[-1])
+        self.assertIn("normalises its images itself", "".join(self.convert(self.saved(net), unsafe=True).notes))
 
 
 class LookAlikes(Case):
@@ -363,7 +376,7 @@ class LookAlikes(Case):
         for name in ("resnetblur50", "resnet50d", "wide_resnet50_2", "seresnet50", "timm/resnetaa50.a1h_in1k"):
             for content in ({"arch": name}, {"args": argparse.Namespace(model=name)}, {"hyper_parameters": {"arch": name}}):
                 self.refused(self.saved({"state_dict": self.state, **content}), f"architecture {name}")
-        for name in ("resnet18", "timm/resnet50.a1_in1k", "tv_resnet101", "my_teacher"):
+        for name in ("resnet18", "timm/resnet50.a1_in1k", "tv_resnet101", "my_activity_net"):
             self.exact(self.saved({"state_dict": self.state, "arch": name}))
         source = self.saved({"state_dict": self.state, "arch": "resnetblur50"})
         self.exact(source, arch="plain")
@@ -401,6 +414,19 @@ class Refusals(Case):
         self.refused(self.saved(self.state), "expected 3 labels, one for each row of fc.weight, found 2", labels=["a", "b"])
         self.refused(self.saved({**self.state, "neck.weight": torch.ones(20, 20)}), "neck (20 x 20)", "--leave-out neck")
         self.exact(self.saved({**self.state, "neck.weight": torch.ones(20, 20)}), leave_out=["neck"])
+
+    def test_layers_between_the_features_and_the_head(self):
+        net = Beside()
+        neck = {f"neck.{part}": torch.ones(20) for part in ("weight", "bias", "running_mean", "running_var")}
+        source = self.saved({**net.state_dict(), **neck})
+        self.refused(source, "the network also has neck (20)", "--leave-out neck")
+        self.assertIn("left out 4 tensors", self.exact(source, net, leave_out=["neck"]))
+        # Next to a network that has its own head, nothing takes part in its logits.
+        state = {**renamed(self.state, "model.{}".format), "projector.weight": torch.ones(20, 20)}
+        self.assertIn("left out 1 tensor beside the network: projector.weight", self.exact(self.saved(state)))
+        # Without labels, a head of two layers can be left out.
+        two = {n: t for n, t in self.state.items() if not n.startswith("fc.")} | {"fc.0.weight": torch.ones(9, 20), "fc.2.weight": torch.ones(3, 9)}
+        self.assertEqual(self.convert(self.saved(two), labels=None, leave_out=["fc"]).labels, 0)
 
     def test_networks_of_other_kinds(self):
         wide = ResNet(block="bottleneck", wide=2, widths=(32, 64, 96, 128), depths=(3, 4, 6, 3))
