@@ -1,7 +1,7 @@
 """Loads a student of dfka-engine in PyTorch: the package `dfka` from a clone, without installing it.
 
-    from load_student import load_student
-    model = load_student("student.safetensors")
+from load_student import load_student
+model = load_student("student.safetensors")
 """
 
 import sys

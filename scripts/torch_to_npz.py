@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Converts a PyTorch checkpoint of a ResNet to a file that dfka-engine reads: `python -m dfka.convert` from a clone.
 
-    python3 scripts/torch_to_npz.py teacher.pth teacher.safetensors --labels bus,car,person
+python3 scripts/torch_to_npz.py teacher.pth teacher.safetensors --labels bus,car,person
 """
 
 import sys

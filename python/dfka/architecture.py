@@ -21,9 +21,15 @@ REFUSED = [
     (r"\.(se|se_module|se_layer)\.", "squeeze-and-excitation or another channel attention (seresnet, ecaresnet)"),
     (r"\.filt$", "anti-aliased pooling (blur pool, resnetblur)"),
     (r"\.convs\.\d", "convolutions in a hierarchy (Res2Net)"),
-    (r"layer\d+\.\d+\.conv2\.(attn|radix|fc\d|paths|bn\d|conv)\b", "split attention or selective kernels (ResNeSt, SKNet)"),
+    (
+        r"layer\d+\.\d+\.conv2\.(attn|radix|fc\d|paths|bn\d|conv)\b",
+        "split attention or selective kernels (ResNeSt, SKNet)",
+    ),
     (r"\.(ca|sa|cbam|attn|eca|gct|gc|attention)\.", "attention (CBAM, ECA)"),
-    (r"(weight_g|weight_v|parametrizations)", "weight norm or spectral norm; remove it with torch.nn.utils.parametrize.remove_parametrizations"),
+    (
+        r"(weight_g|weight_v|parametrizations)",
+        "weight norm or spectral norm; remove it with torch.nn.utils.parametrize.remove_parametrizations",
+    ),
     (r"offset", "deformable convolutions"),
     (r"\.lora_", "LoRA adapters; merge them into the weights first"),
     (r"(\.zero_point|\.weight_fake_quant\.|_packed_params)", "quantised layers"),
@@ -141,7 +147,10 @@ def read_off(shapes, wrong, stride):
     depths = tuple(units.get(b, 0) for b in range(1, max(units, default=0) + 1))
     block = "bottleneck" if any(".conv3." in name for name in shapes) else "basic"
     deep = "conv1.0.weight" in shapes
-    stem = tuple(shapes.get(n, ()) for n in (("conv1.0.weight", "conv1.3.weight", "conv1.6.weight") if deep else ("conv1.weight",)))
+    stem = tuple(
+        shapes.get(n, ())
+        for n in (("conv1.0.weight", "conv1.3.weight", "conv1.6.weight") if deep else ("conv1.weight",))
+    )
     is_known = deep or (len(stem[0]) == 4 and stem[0][2:] in ((7, 7), (3, 3)))
     if not is_known or any(len(s) != 4 for s in stem):
         raise wrong(f"conv1.weight: expected a 7x7 or 3x3 convolution, found shapes {list(stem)}")
@@ -185,9 +194,14 @@ def check_tensors(network, shapes, wrong):
     if "fc.weight" in shapes:
         rows = shapes["fc.weight"][0]
         expected.update({"fc.weight": (rows, network.widths[-1]), "fc.bias": (rows,)})
-    for what, names in (("missing", expected.keys() - shapes.keys()), ("not part of it", shapes.keys() - expected.keys())):
+    for what, names in (
+        ("missing", expected.keys() - shapes.keys()),
+        ("not part of it", shapes.keys() - expected.keys()),
+    ):
         if names:
-            raise wrong(f"expected the tensors of {network.in_words()}: {len(names)} {what}: {listed(sorted(names), 5)}")
+            raise wrong(
+                f"expected the tensors of {network.in_words()}: {len(names)} {what}: {listed(sorted(names), 5)}"
+            )
     for name, shape in expected.items():
         if shapes[name] != tuple(shape):
             raise wrong(f"{name}: expected the shape {tuple(shape)} of {network.in_words()}, found {shapes[name]}")

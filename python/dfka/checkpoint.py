@@ -21,7 +21,10 @@ OTHERS = [
     (r"relative_position_bias_table", "a Swin transformer"),
     (r"denseblock\d", "a DenseNet"),
     (r"(Mixed_5b|inception3a)", "an Inception network"),
-    (r"embedder\.embedder\.convolution", "a network of the package transformers; load its weights into timm's or torchvision's ResNet"),
+    (
+        r"embedder\.embedder\.convolution",
+        "a network of the package transformers; load its weights into timm's or torchvision's ResNet",
+    ),
     (r"(conv_stem\.|features\.0\.0\.weight)", "an EfficientNet, MobileNet or ConvNeXt"),
     (r"stages\.\d+\.(blocks\.)?\d+\.", "a ConvNeXt, RegNet, ResNetV2 or another network of stages"),
     (r"features\.\d+\.weight", "a VGG or AlexNet"),
@@ -130,7 +133,9 @@ def fits(found, key, prefix):
     """Whether the network under the prefix `found` is one that the options ask for. Dots at the ends do not matter."""
     bare = f".{found}"
     key_fits = key is None or bare.startswith(f".{key.strip('.')}.")
-    return key_fits and (prefix is None or found.strip(".") == prefix.strip(".") or bare.endswith(f".{prefix.strip('.')}."))
+    return key_fits and (
+        prefix is None or found.strip(".") == prefix.strip(".") or bare.endswith(f".{prefix.strip('.')}.")
+    )
 
 
 def same_or_refused(candidates, names, path):

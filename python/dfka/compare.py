@@ -14,7 +14,21 @@ TOLERANCE = 1e-4
 IMAGES = 2
 # Sides that are tried if the image size is not stated: quick first, then that of networks with a fixed pool.
 SIDES = (64, 224)
-ACTIVATIONS = ("SiLU", "GELU", "LeakyReLU", "ELU", "CELU", "SELU", "PReLU", "RReLU", "Hardswish", "Mish", "ReLU6", "Softplus", "Tanh")
+ACTIVATIONS = (
+    "SiLU",
+    "GELU",
+    "LeakyReLU",
+    "ELU",
+    "CELU",
+    "SELU",
+    "PReLU",
+    "RReLU",
+    "Hardswish",
+    "Mish",
+    "ReLU6",
+    "Softplus",
+    "Tanh",
+)
 
 
 def images(channels, side):
@@ -135,7 +149,10 @@ def reasons(module, network, prefix):
             has_max_pool = True
             if not network.has_max_pool():
                 seen.append(f"{name} is a max pool, which a network with a 3x3 stem has not")
-            elif (layer.kernel_size, layer.stride, layer.padding) not in ((3, 2, 1), ((3, 3), (2, 2), (1, 1))) or layer.ceil_mode:
+            elif (layer.kernel_size, layer.stride, layer.padding) not in (
+                (3, 2, 1),
+                ((3, 3), (2, 2), (1, 1)),
+            ) or layer.ceil_mode:
                 seen.append(f"{name} is a max pool other than 3x3 of stride 2 with padding 1")
         elif kind in ("AvgPool2d", "LPPool2d", "AdaptiveMaxPool2d") or "blur" in kind.lower() or kind == "Downsample2d":
             seen.append(f"{name} is {kind}")

@@ -47,7 +47,7 @@ def convert(
     if output.exists() and source.exists() and output.samefile(source):
         raise Error(f"{output}: IN and OUT are the same file")
     meta = options(labels, mean, std, image_size, stride)
-    kind = files.kind_of(source)
+    files.kind_of(source)  # before anything is imported: what is no checkpoint is called by its name
     if output.suffix == ".safetensors":
         need("safetensors.numpy", f"{output}: writing a .safetensors file (unlike .npz)", "safetensors")
     found = files.read(source, unsafe)
@@ -78,7 +78,10 @@ def convert(
         if spec.stride != "3x3":
             meta["stride"] = spec.stride
     elif probe is not None:
-        raise Error(f"{source}: --probe needs a whole module, saved by torch.save(model, PATH) and read with --unsafe: tensors give no logits")
+        raise Error(
+            f"{source}: --probe needs a whole module, saved by torch.save(model, PATH) and read with --unsafe, because "
+            f"tensors alone give no logits"
+        )
     write(output, arrays, meta)
     if probe is not None:
         write(Path(probe), {"images": pixels, "logits": logits}, {})

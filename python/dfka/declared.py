@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from .architecture import KINDS
 from .errors import Error
@@ -21,7 +20,9 @@ KNOWN = [
     (r"gluon_resnet(50|101|152)_v1c", ("deep_stem",)),
 ]
 # A name without any of these is a person's own and says nothing.
-FAMILIES = re.compile(r"resne|(^|_)(vit|deit|swin|convnext|efficientnet|densenet|vgg|mobilenet|regnet|inception|senet|dla\d)")
+FAMILIES = re.compile(
+    r"resne|(^|_)(vit|deit|swin|convnext|efficientnet|densenet|vgg|mobilenet|regnet|inception|senet|dla\d)"
+)
 
 
 @dataclass
@@ -65,7 +66,9 @@ def check_name(name, where):
         if re.fullmatch(pattern, bare):
             unsupported = [KINDS[kind][0] for kind in kinds if not KINDS[kind][1]]
             if unsupported:
-                raise Error(f"{where}: architecture {name}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets only")
+                raise Error(
+                    f"{where}: architecture {name}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets only"
+                )
             return
     if FAMILIES.search(bare):
         raise Error(

@@ -53,7 +53,9 @@ def kind_of(path):
         return "pickle"
     if text.startswith((b"{", b"[")):
         return "index"
-    raise Error(f"{path}: expected a PyTorch checkpoint or a safetensors file, found one that begins with {start[:8]!r}")
+    raise Error(
+        f"{path}: expected a PyTorch checkpoint or a safetensors file, found one that begins with {start[:8]!r}"
+    )
 
 
 def read(path, unsafe=False):
@@ -96,7 +98,9 @@ def read_shards(index, unsafe):
             f"name the file that holds the weights"
         ) from None
     if not inside:
-        raise Error(f"{index}: weight_map: expected names of files in the same folder, found {listed(map(str, shards))}")
+        raise Error(
+            f"{index}: weight_map: expected names of files in the same folder, found {listed(map(str, shards))}"
+        )
     missing = [s for s in shards if not (index.parent / s).is_file()]
     if missing:
         raise Error(
@@ -127,7 +131,9 @@ def read_safetensors(path):
             return {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as e:
         size = path.stat().st_size
-        raise Error(f"{path}: a safetensors file that is cut or damaged ({size} bytes; {first_line(e)}); {AGAIN}") from None
+        raise Error(
+            f"{path}: a safetensors file that is cut or damaged ({size} bytes; {first_line(e)}); {AGAIN}"
+        ) from None
 
 
 def read_pickle(path, kind, unsafe):

@@ -11,7 +11,9 @@ LAYERS = re.compile(r"(conv1|bn1|layer\d+)\.")
 HEADS = re.compile(r"(head\.fc|fc|head|classifier|last_linear|linear)(\.\d+)?\.weight")
 USUAL = ("fc", "head", "classifier", "last_linear", "linear")
 # Modules that take no part in the logits, whatever the shapes of their tensors are.
-HARMLESS = re.compile(r"(^|[._])(criterion|loss\w*|\w+_loss|metrics?|\w+_metric|pos_weight|n_averaged|ap|acc|auroc|f1)([._]|$)")
+HARMLESS = re.compile(
+    r"(^|[._])(criterion|loss\w*|\w+_loss|metrics?|\w+_metric|pos_weight|n_averaged|ap|acc|auroc|f1)([._]|$)"
+)
 # A trainer's dictionaries, of which nothing is reported.
 TRAINING = re.compile(r"(.*\.)?(optimizer|lr_scheduler|scheduler|scaler|callbacks)\w*\.")
 # The last parts of weights' names; the last three are those of layers with weight norm.
@@ -173,4 +175,7 @@ def root_of(name):
 
 def in_words(layers):
     """Layers with their shapes, for messages."""
-    return listed(f"{re.sub(r'[.](weight|running_mean)$', '', n)} ({' x '.join(map(str, b.tensor.shape))})" for n, b in layers.items())
+    return listed(
+        f"{re.sub(r'[.](weight|running_mean)$', '', n)} ({' x '.join(map(str, b.tensor.shape))})"
+        for n, b in layers.items()
+    )

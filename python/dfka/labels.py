@@ -33,10 +33,14 @@ def from_file(path):
     except UnicodeDecodeError as e:
         line = content[: e.start].count(b"\n") + 1
         what = f"byte 0x{content[e.start]:02x}" if e.start < len(content) else "an odd end"
-        raise Error(f"{path}, line {line}: expected {encoding[:6].upper()}, found {what}; save the file as UTF-8") from None
+        raise Error(
+            f"{path}, line {line}: expected {encoding[:6].upper()}, found {what}; save the file as UTF-8"
+        ) from None
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if any("\0" in line for line in lines):
-        raise Error(f"{path}: found NUL characters, so this is UTF-16 without its mark or no text; save the file as UTF-8")
+        raise Error(
+            f"{path}: found NUL characters, so this is UTF-16 without its mark or no text; save the file as UTF-8"
+        )
     lines = [line.strip() for line in lines]
     while lines and not lines[-1]:
         lines.pop()

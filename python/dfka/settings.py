@@ -30,7 +30,9 @@ def options(labels, mean, std, image_size, stride):
         for option, numbers, (least, most) in (("--mean", mean, MEANS), ("--std", std, DEVIATIONS)):
             wrong = outside(numbers, (least, most))
             if wrong:
-                raise Error(f"{option}: expected numbers from {least:g} to {most:g}, for pixels from 0 to 1, found {wrong[0]:g}")
+                raise Error(
+                    f"{option}: expected numbers from {least:g} to {most:g}, for pixels from 0 to 1, found {wrong[0]:g}"
+                )
     if image_size is not None:
         if not 1 <= image_size <= LARGEST:
             raise Error(f"--image-size: expected 1 to {LARGEST} pixels, found {image_size}")
@@ -46,10 +48,21 @@ def normalise(meta, said, parts, channels, source):
     """The mean and deviation of the images, and a line that says where they are from."""
     change = "--mean and --std change it"
     if "mean" not in meta:
-        for mean, std, where in ((parts.mean, parts.std, "the checkpoint's own tensors"), (said.mean, said.std, said.source)):
-            if mean and std and len(mean) == len(std) == channels and not (outside(mean, MEANS) or outside(std, DEVIATIONS)):
+        for mean, std, where in (
+            (parts.mean, parts.std, "the checkpoint's own tensors"),
+            (said.mean, said.std, said.source),
+        ):
+            if (
+                mean
+                and std
+                and len(mean) == len(std) == channels
+                and not (outside(mean, MEANS) or outside(std, DEVIATIONS))
+            ):
                 meta["mean"], meta["std"] = mean, std
-                return (mean, std), f"normalisation: mean {rounded(mean)} and deviation {rounded(std)}, of {where} ({change})"
+                return (
+                    mean,
+                    std,
+                ), f"normalisation: mean {rounded(mean)} and deviation {rounded(std)}, of {where} ({change})"
     if "mean" in meta:
         for option, numbers in (("--mean", meta["mean"]), ("--std", meta["std"])):
             if len(numbers) != channels:
@@ -57,7 +70,10 @@ def normalise(meta, said, parts, channels, source):
                     f"{source}: {option}: expected {channels} numbers, one for each input channel of conv1.weight, "
                     f"found {len(numbers)}"
                 )
-        return (meta["mean"], meta["std"]), f"normalisation: mean {rounded(meta['mean'])} and deviation {rounded(meta['std'])}"
+        return (
+            meta["mean"],
+            meta["std"],
+        ), f"normalisation: mean {rounded(meta['mean'])} and deviation {rounded(meta['std'])}"
     if channels == 3:
         return IMAGENET, f"normalisation: ImageNet's mean and deviation (assumed; {change})"
     half = [0.5] * channels
@@ -83,5 +99,6 @@ def check_arch(spec, arch, source):
     if (spec.block, spec.depths) != ARCHITECTURES[arch]:
         block, depths = ARCHITECTURES[arch]
         raise Error(
-            f"{source}: expected {arch} ({block} blocks, {list(depths)} units), found {spec.block} blocks, {list(spec.depths)} units"
+            f"{source}: expected {arch} ({block} blocks, {list(depths)} units), "
+            f"found {spec.block} blocks, {list(spec.depths)} units"
         )

@@ -159,7 +159,9 @@ class Student(nn.Module):
         pixels = evaluation_view(np.asarray(picture), height, width)
         if channels == 1:
             pixels = np.asarray(need("PIL.Image", "preprocess", "pillow").fromarray(pixels).convert("L"))
-        return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1).contiguous().float() / 255
+        return (
+            torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1).contiguous().float() / 255
+        )
 
 
 def as_rgb(image):

@@ -1,4 +1,7 @@
-"""The student's loader: what it accepts, and preprocessing. Needs torch and Pillow; tests/program/export.rs compares logits."""
+"""The student's loader: logits, what it refuses, and preprocessing. Needs torch and Pillow.
+
+tests/program/export.rs compares the logits of students of every kind with the program's.
+"""
 
 import hashlib
 import sys
@@ -61,7 +64,9 @@ class Student(unittest.TestCase):
             scale = max(27 / picture.height, 18 / picture.width)
             size = (int(picture.width * scale), int(picture.height * scale))
             left, top = round((size[0] - 16) / 2), round((size[1] - 24) / 2)
-            usual = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 16, top + 24))
+            usual = (
+                picture.convert("RGB").resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 16, top + 24))
+            )
             usual = torch.from_numpy(np.array(usual)).permute(2, 0, 1)
             self.assertLessEqual((found * 255 - usual).abs().max().item(), 1.01)
             self.student.predict(found[None])

@@ -1,6 +1,6 @@
 """What needs neither torch nor numpy: labels, options, and files that are no checkpoints. Also the student's loader.
 
-    python -m unittest discover -s tests/python
+python -m unittest discover -s tests/python
 """
 
 import io
@@ -75,7 +75,11 @@ class Files(Case):
             ("a.pth", b"PK\x03\x04" + bytes(40), "a zip archive without its end"),
             ("a.pth", b"", "the file is empty"),
             ("a.json", b'{"epoch": 3}', "not an index of shards"),
-            ("m.safetensors.index.json", b'{"weight_map": {"a": "model-00001.safetensors"}}', "(model-00001.safetensors); download"),
+            (
+                "m.safetensors.index.json",
+                b'{"weight_map": {"a": "model-00001.safetensors"}}',
+                "(model-00001.safetensors); download",
+            ),
             ("a.h5", b"\x89HDF\r\n", "an HDF5 file"),
             ("a.pth.gz", b"\x1f\x8b\x08", "unpack it first"),
             ("a.pth", b"hello", "found one that begins with b'hello'"),
@@ -84,7 +88,10 @@ class Files(Case):
                 self.assertIn(expected, self.message(name, content))
 
     def test_missing_files_and_folders(self):
-        self.assertIn("cannot load: there is no such file", self.error(dfka.convert, self.folder / "none.pth", self.folder / "o.npz"))
+        self.assertIn(
+            "cannot load: there is no such file",
+            self.error(dfka.convert, self.folder / "none.pth", self.folder / "o.npz"),
+        )
         self.assertIn("one *.index.json", self.error(dfka.convert, self.folder, self.folder / "o.npz"))
         file = self.file("a.pth", LFS)
         self.assertIn("create it first", self.error(dfka.convert, file, self.folder / "no/o.npz"))
@@ -114,7 +121,9 @@ class Files(Case):
                 capture_output=True, text=True, cwd=ROOT / "python",
             )  # fmt: skip
             self.assertEqual((done.returncode, done.stdout), (1, ""))
-            self.assertEqual(done.stderr, "error: --mean: expected one number a channel, such as 0.485,0.456,0.406; found 'a,b'\n")
+            self.assertEqual(
+                done.stderr, "error: --mean: expected one number a channel, such as 0.485,0.456,0.406; found 'a,b'\n"
+            )
 
 
 class Package(Case):

@@ -1,0 +1,94 @@
+"""The converter on networks with the tensors of a plain ResNet that compute something else."""
+
+import argparse
+import json
+import unittest
+
+from case import Case  # first: it skips where torch is missing
+
+import dfka
+import safetensors.torch
+import torch
+from torch import nn
+
+from resnet import ResNet, Scaled, Wrapped
+
+
+class LookAlikes(Case):
+    """The tensors of a plain ResNet, and another computation. Only a whole module shows it."""
+
+    def other(self, *expected, net=None, **changes):
+        net = net or ResNet(**changes)
+        self.refused(self.saved(net), "would compute another network", *expected, unsafe=True)
+
+    def test_01_dilation(self):
+        self.other("layer4.0.conv1 has dilation 2", dilation=2)
+
+    def test_02_stride_of_the_last_block(self):
+        self.other("layer4.0.conv1 has stride 1 instead of 2", last_stride=1)
+
+    def test_03_average_pool(self):
+        self.other("maxpool is AvgPool2d", pool="average")
+
+    def test_04_no_pool(self):
+        self.other("no max pool", pool="none")
+
+    def test_05_pool_behind_a_small_stem(self):
+        self.other("maxpool is a max pool, which", kernel=3, pool="added")
+
+    def test_06_pool_of_other_padding(self):
+        self.other("a max pool other than 3x3", pool="ceil")
+
+    def test_07_silu(self):
+        self.other("is SiLU", act=nn.SiLU)
+
+    def test_08_leaky_relu(self):
+        self.other("is LeakyReLU", act=nn.LeakyReLU)
+
+    def test_09_epsilon(self):
+        self.other("bn1 has the epsilon 0.001", eps=1e-3)
+
+    def test_10_padding_of_other_values(self):
+        self.other("pads with reflect", padding_mode="reflect")
+
+    def test_11_other_forward(self):
+        self.other("its forward() computes something else", net=Scaled())
+
+    def test_12_global_max_pool(self):
+        net = ResNet()
+        net.avgpool = nn.AdaptiveMaxPool2d(1)
+        self.other("avgpool is AdaptiveMaxPool2d", net=net)
+
+    def test_13_softmax(self):
+        self.other("last is Softmax", net=Wrapped(ResNet(), nn.Softmax(1)))
+
+    def test_14_stride_that_the_user_states_wrongly(self):
+        net = ResNet(block="bottleneck")
+        self.refused(self.saved(net), "layer2.0.conv2 has stride 2 instead of 1", unsafe=True, stride="1x1")
+
+    def test_15_names(self):
+        for name in ("resnetblur50", "resnet50d", "wide_resnet50_2", "seresnet50", "timm/resnetaa50.a1h_in1k"):
+            for content in (
+                {"arch": name},
+                {"args": argparse.Namespace(model=name)},
+                {"hyper_parameters": {"arch": name}},
+            ):
+                self.refused(self.saved({"state_dict": self.state, **content}), f"architecture {name}")
+        for name in ("resnet18", "timm/resnet50.a1_in1k", "tv_resnet101", "my_activity_net"):
+            self.exact(self.saved({"state_dict": self.state, "arch": name}))
+        source = self.saved({"state_dict": self.state, "arch": "resnetblur50"})
+        self.exact(source, arch="plain")
+        (self.folder / "config.json").write_text('{"architecture": "resnetblur50"}')
+        self.refused(self.saved(self.state), "config.json: architecture: architecture resnetblur50")
+
+    def test_16_config_of_a_hub(self):
+        config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+        (self.folder / "config.json").write_text(json.dumps(config))
+        done = self.convert(self.saved(self.state))
+        self.assertIn("of config.json", done.notes[-1])
+        with safetensors.safe_open(self.folder / "out.safetensors", "pt") as f:
+            self.assertEqual(json.loads(f.metadata()["dfka"])["std"], [0.25, 0.25, 0.25])
+
+
+if __name__ == "__main__":
+    unittest.main()
