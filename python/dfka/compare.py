@@ -49,36 +49,42 @@ def compare(module, network, tensors, path, *, prefix, side, mean, std, stride):
     exact = {name: t.double() for name, t in tensors.items()}
     strides = [stride] if stride else ["3x3", "1x1"] if network.block == "bottleneck" else ["3x3"]
     candidates = [replace(network, stride=place) for place in strides]
-    plain = {}  # the logits of each candidate
     off = []
     # First the usual module, which takes normalised images; then one that normalises them itself.
     for is_raw in (False, True):
-        pixels, normalised, found = run(module, network, path, side, mean, std, is_raw)
+        pixels, normalised, output = run(module, network, path, side, mean, std, is_raw)
         for candidate in candidates:
-            if (candidate.stride, pixels.shape) not in plain:
-                with torch.no_grad():
-                    plain[candidate.stride, pixels.shape] = architecture.logits(candidate, exact, normalised)
-            expected = plain[candidate.stride, pixels.shape]
-            if expected.shape != found.shape:
+            with torch.no_grad():
+                expected = architecture.logits(candidate, exact, normalised)
+            if expected.shape != output.shape:
                 raise Error(
-                    f"{path}: the module returns the shape {list(found.shape)} for {IMAGES} images, the plain ResNet of its "
-                    f"tensors {list(expected.shape)}; {reasons(module, candidate, prefix)}"
+                    f"{path}: the module returns the shape {list(output.shape)} for {IMAGES} images, the plain ResNet of "
+                    f"its tensors {list(expected.shape)}; {reasons(module, candidate, prefix)}"
                 )
-            distance = lambda ours: (ours - found).abs().max().item() / max(found.abs().max().item(), 1e-6)
-            off += [distance(expected), distance(torch.sigmoid(expected))]
-            if min(off[-2:]) <= TOLERANCE:
-                notes = [f"the module's logits agree to {min(off[-2:]):.0e} of their scale"]
-                notes += ["the module normalises its images itself"] * is_raw
-                notes += [f"stride: {candidate.stride}, as in the module"] * (candidate.stride != strides[0])
-                if off[-2] <= TOLERANCE:
+            for found, note in readings(output):
+                off.append((expected - found).abs().max().item() / max(found.abs().max().item(), 1e-6))
+                if off[-1] <= TOLERANCE:
+                    notes = [f"the module's logits agree to {off[-1]:.0e} of their scale", *note]
+                    notes += ["the module normalises its images itself"] * is_raw
+                    notes += [f"stride: {candidate.stride}, as in the module"] * (candidate.stride != strides[0])
                     return candidate, pixels, found.float().numpy(), notes
-                notes += ["the module ends in a sigmoid; the file's logits are those before it"]
-                return candidate, pixels, expected.float().numpy(), notes
     raise Error(
         f"{path}: the module's logits differ from those of the plain ResNet of its tensors by {min(off):.1e} of their "
         f"scale (at most {TOLERANCE:.0e} is allowed), so dfka-engine would compute another network; "
         f"{reasons(module, candidates[0], prefix)}"
     )
+
+
+def readings(output):
+    """What a module's output may be: logits, or probabilities, of which the logits are compared.
+
+    Probabilities themselves would hide a difference where they are near 0 or 1.
+    """
+    torch = need("torch", "comparing the module")
+    found = [(output, [])]
+    if output.min() > 0 and output.max() < 1:
+        found.append((torch.logit(output), ["the module ends in a sigmoid; the file's logits are those before it"]))
+    return found
 
 
 def run(module, network, path, side, mean, std, is_raw):
@@ -161,7 +167,7 @@ def reasons(module, network, prefix):
     if network.has_max_pool() and not has_max_pool:
         seen.append("it has no max pool, which a network with a 7x7 stem has")
     # Every layer of a kind has the same cause; one of each is enough.
-    causes = {" ".join(word for word in text.split() if "." not in word): text for text in reversed(seen)}
+    causes = {text.split(" ", 1)[1]: text for text in reversed(seen)}
     if not causes:
         return "its layers are those of a plain ResNet, so its forward() computes something else with them"
     return f"the likely cause: {listed(reversed(causes.values()), 4)}"

@@ -62,11 +62,16 @@ class LookAlikes(Case):
     def test_13_softmax(self):
         self.other("last is Softmax", net=Wrapped(ResNet(), nn.Softmax(1)))
 
-    def test_14_stride_that_the_user_states_wrongly(self):
+    def test_14_saturated_probabilities_hide_no_difference(self):
+        net = ResNet(dilation=2)
+        net.fc.weight.data *= 30
+        self.other("has dilation 2", net=Wrapped(net, nn.Sigmoid()))
+
+    def test_15_stride_that_the_user_states_wrongly(self):
         net = ResNet(block="bottleneck")
         self.refused(self.saved(net), "layer2.0.conv2 has stride 2 instead of 1", unsafe=True, stride="1x1")
 
-    def test_15_names(self):
+    def test_16_names(self):
         for name in ("resnetblur50", "resnet50d", "wide_resnet50_2", "seresnet50", "timm/resnetaa50.a1h_in1k"):
             for content in (
                 {"arch": name},
@@ -81,7 +86,7 @@ class LookAlikes(Case):
         (self.folder / "config.json").write_text('{"architecture": "resnetblur50"}')
         self.refused(self.saved(self.state), "config.json: architecture: architecture resnetblur50")
 
-    def test_16_config_of_a_hub(self):
+    def test_17_config_of_a_hub(self):
         config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
         (self.folder / "config.json").write_text(json.dumps(config))
         done = self.convert(self.saved(self.state))
