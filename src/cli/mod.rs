@@ -17,6 +17,7 @@ mod output;
 mod page;
 mod predict;
 mod preset;
+mod probe;
 mod progress;
 mod record;
 mod run;
@@ -62,6 +63,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Predict the labels of images
     Predict(predict::PredictArgs),
+    /// Check that weights compute the logits that the network gave in PyTorch
+    Probe(probe::ProbeArgs),
     /// Check a config against its files and forecast the cost of the run, without running it
     Check(check::CheckArgs),
     /// Compose a set of the demo's images from the downloaded archives
@@ -104,6 +107,7 @@ fn dispatch(command: &Command, commands: &Commands) -> Result<String> {
         Command::Teach(args) => teach::teach(args, commands),
         Command::Eval(args) => eval::eval(args, commands),
         Command::Predict(args) => predict::predict(args),
+        Command::Probe(args) => probe::probe_weights(args),
         Command::Check(args) => check::check(args, commands),
         Command::Scenes(args) => scenes::scenes(args),
         Command::Export(args) => export::export(args),

@@ -18,6 +18,7 @@ pub mod inputs;
 mod objective;
 pub mod observer;
 pub mod predictor;
+pub mod probe;
 pub mod run;
 pub mod sample;
 pub mod schedule;

@@ -1,6 +1,9 @@
 //! What a newcomer types: a config from two files, a short run, predictions, without editing a file.
 
-use crate::common::{Lab, root};
+use crate::common::{LEFT, Lab, images, network, root, teacher_tensors};
+use dfka_engine::pipeline::Device;
+use dfka_engine::pipeline::predictor::Predictor;
+use dfka_engine::weights::{Tensors, npz};
 use std::process::Output;
 
 fn text(output: &Output) -> (String, String) {
@@ -50,6 +53,34 @@ fn a_config_is_made_from_teachers_files_checked_and_run() {
     );
     let line = call(&lab, &["predict", "out/student.onnx", photographs.join("000001.jpg").to_str().unwrap()]);
     assert!(line.contains("000001.jpg  ") && line.lines().count() == 1, "{line}");
+}
+
+/// A probe holds images as PyTorch takes them, and logits.
+#[test]
+fn a_probe_accepts_the_same_network_and_refuses_another_one_under_its_names() {
+    let lab = Lab::new();
+    let [h, w, c] = network().image;
+    let set = images(3, [h, w, c], 4);
+    let mut model = Predictor::open(&lab.path("left.npz"), &Device::default()).unwrap();
+    let logits = model.logits(&set).unwrap();
+    let planes = |n: usize, k: usize, at: usize| f32::from(set.image(n)[at * c + k]) / 255.0;
+    let all = (0..3).flat_map(|n| (0..c).flat_map(move |k| (0..h * w).map(move |at| (n, k, at))));
+    let mut probe = Tensors::new();
+    probe.insert("images", &[3, c, h, w], all.map(|(n, k, at)| planes(n, k, at)).collect()).unwrap();
+    probe.insert("logits", &[3, 3], logits).unwrap();
+    npz::save(lab.path("probe.npz"), &probe).unwrap();
+    let said = call(&lab, &["probe", "left.npz", "probe.npz"]);
+    assert!(said.starts_with("left.npz: the logits of 3 images are those of probe.npz to "), "{said}");
+
+    npz::save(lab.path("other.npz"), &teacher_tensors(&network(), &LEFT, 8)).unwrap();
+    for (weights, expected) in [
+        ("other.npz", "other.npz: computes other logits than the network that probe.npz was made with"),
+        ("right.npz", "probe.npz: array \"logits\": right.npz takes [3, 2], found [3, 3]"),
+    ] {
+        let output = lab.call(&["probe", weights, "probe.npz"]);
+        let said = text(&output).1;
+        assert!(output.status.code() == Some(4) && said.contains(expected), "{said}");
+    }
 }
 
 #[test]
