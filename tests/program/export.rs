@@ -14,7 +14,7 @@ use dfka_engine::models::filter::Filter;
 use dfka_engine::models::resnet::{Build, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
-use dfka_engine::pipeline::export::{STUDENTS, export};
+use dfka_engine::pipeline::export::{PREPROCESSING, STUDENTS, export};
 use dfka_engine::pipeline::predictor::Predictor;
 use dfka_engine::weights::npz::Archive;
 use dfka_engine::weights::onnx::{CONSTANT, proto};
@@ -340,7 +340,7 @@ fn a_run_writes_its_student_in_every_format() {
     let labels: Value = serde_json::from_slice(&lab.bytes("out/labels.json")).unwrap();
     let expected = json!({
         "labels": ["cat", "bus"], "teachers": ["right", "left"], "thresholds": [0.5, 0.5],
-        "mean": [0.5], "std": [0.5], "image": [16, 16, 1],
+        "mean": [0.5], "std": [0.5], "image": [16, 16, 1], "preprocessing": PREPROCESSING,
     });
     assert_eq!(labels, expected);
     let student = load(&lab.path("out/student.npz"));

@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_weights;
 mod browser;
 mod data;
+mod deployment;
 mod export;
 mod fake_driver;
 mod forecast;

@@ -75,7 +75,14 @@ pub struct Facts {
     pub std: Vec<f32>,
     /// Height, width and channels of an image.
     pub image: [usize; 3],
+    /// How pixels of a file become the network's input, in words.
+    pub preprocessing: &'static str,
 }
+
+/// [`Facts::preprocessing`]: the rule of [`Transform::eval`](crate::data::transform::Transform::eval), and the
+/// normalisation.
+pub const PREPROCESSING: &str = "resize so that the shorter side is 256/224 of the image's (bilinear, antialiased), crop \
+     the centre, divide by 255, subtract mean and divide by std";
 
 impl Facts {
     /// Errors: thresholds in the file that do not fit its labels.
@@ -92,7 +99,8 @@ impl Facts {
             Some(n) => (n.mean.clone(), n.std.clone()),
             None => (half(), half()),
         };
-        Ok(Facts { labels, teachers, thresholds, mean, std, image: network.image })
+        let (image, preprocessing) = (network.image, PREPROCESSING);
+        Ok(Facts { labels, teachers, thresholds, mean, std, image, preprocessing })
     }
 
     /// As a JSON object, for metadata.

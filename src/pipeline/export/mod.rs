@@ -6,5 +6,5 @@ mod emit;
 mod files;
 pub mod graph;
 
-pub use describe::{Contents, Facts, THRESHOLD, thresholds};
+pub use describe::{Contents, Facts, PREPROCESSING, THRESHOLD, thresholds};
 pub use files::{LABELS, STUDENTS, export, student_file, write_student};
