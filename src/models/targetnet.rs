@@ -76,6 +76,13 @@ impl TargetNetSpec {
         Ok(())
     }
 
+    /// The same student, if all of its tasks left the trunk after block `b` (1-based).
+    pub fn branching_after(&self, b: usize) -> TargetNetSpec {
+        let mut other = self.clone();
+        other.tasks.iter_mut().for_each(|task| task.block = b);
+        other
+    }
+
     /// Number of parameters as PyTorch counts them, and how many of them belong to filters.
     pub fn parameters(&self) -> (usize, usize) {
         let (net, last) = (&self.network, self.network.blocks());

@@ -253,5 +253,11 @@ fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Pa
     };
     let (parameters, filters) = student.parameters();
     let trunk = teachers.network.parameters(1..=block);
-    Parameters { teachers: teachers.parameters(), student: parameters, filters, trunk }
+    Parameters {
+        teachers: teachers.parameters(),
+        student: parameters,
+        filters,
+        trunk,
+        ..Parameters::default()
+    }
 }

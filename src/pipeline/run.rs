@@ -124,7 +124,9 @@ fn amalgamate(
     let description: TargetNetSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
     let trunk = description.network.parameters(1..=chosen);
-    summary.parameters = Parameters { student: parameters, filters, trunk, ..summary.parameters };
+    let by_block =
+        (1..=description.network.blocks()).map(|b| description.branching_after(b).parameters().0).collect();
+    summary.parameters = Parameters { student: parameters, filters, trunk, by_block, ..summary.parameters };
     summary.labels = description.labels;
     // A baseline's student is for comparison only, so it is not exported in every format.
     match prefix {

@@ -73,7 +73,8 @@ pub(super) fn branching(run: &RunFolder) -> String {
 
     let losses: Vec<Series> =
         tasks.iter().enumerate().map(|(i, t)| line(&t.name, class(i), t.losses.clone())).collect();
-    let mut charts = framed_chart("dual loss by block", &losses, Frame { mark, include_y: None });
+    let mut charts =
+        framed_chart("dual loss by block", &losses, Frame { mark, include_y: None, x_name: "block" });
     if let Some(student) = s.student.as_ref().filter(|x| !x.by_block.is_empty()) {
         let of_task = |t: &Task| student.by_block.iter().map(|score| task_ap(score, t)).collect();
         let by_task: Vec<Series> =
@@ -82,13 +83,53 @@ pub(super) fn branching(run: &RunFolder) -> String {
             charts += &framed_chart(
                 "the student's AP by block, mean over a task's labels, %",
                 &by_task,
-                Frame { mark, include_y: None },
+                Frame { mark, include_y: None, x_name: "block" },
             );
         }
         charts += &all_students(s, mark);
     }
+    charts += &trade_off(s, chosen);
     out += &format!("<div class=\"charts large\">{charts}</div>\n");
-    out + &marked_table(&table(s, &tasks, blocks), chosen.map(|b| b - 1))
+    out += &marked_table(&table(s, &tasks, blocks), chosen.map(|b| b - 1));
+    if let Some(chosen) = chosen.filter(|_| blocks > 1) {
+        let other = if chosen == 1 { 2 } else { chosen - 1 };
+        let text = format!(
+            "Each of these students is in the folder: `student-block{other}.npz` is the one that branches after block {other}. \
+             `dfka-engine export student-block{other}.npz --to student.onnx` makes it the student that you use."
+        );
+        out += &format!("<p>{}</p>\n", prose(&text));
+    }
+    out
+}
+
+/// Chart of quality against size: one dot for each block after which the student may branch.
+fn trade_off(s: &Summary, chosen: Option<usize>) -> String {
+    let Some(student) = s.student.as_ref().filter(|x| x.by_block.len() == s.parameters.by_block.len()) else {
+        return String::new();
+    };
+    let percent_of = |n: usize| 100.0 * n as f64 / s.parameters.teachers.max(1) as f64;
+    let mut points: Vec<(f64, f64)> = s
+        .parameters
+        .by_block
+        .iter()
+        .zip(&student.by_block)
+        .map(|(n, score)| (percent_of(*n), score.map))
+        .collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let at = chosen.and_then(|b| s.parameters.by_block.get(b - 1));
+    let mark = at.map(|n| Mark { x: percent_of(*n), text: "chosen" });
+    let mut series = vec![Series { name: "student, by block", class: "a", points, markers: Markers::Dots }];
+    if let Some(map) = teachers_map(s) {
+        let ends =
+            series[0].points.first().zip(series[0].points.last()).map_or((0.0, 0.0), |(a, b)| (a.0, b.0));
+        let points = vec![(ends.0, map), (ends.1, map)];
+        series.push(Series { name: "teachers", class: "ref", points, markers: Markers::None });
+    }
+    framed_chart(
+        "mAP against size, %",
+        &series,
+        Frame { mark, include_y: None, x_name: "parameters, % of the teachers'" },
+    )
 }
 
 /// Chart of the mAP by block of the student, KA and noise, with the teachers' mAP as reference.
@@ -105,7 +146,7 @@ fn all_students(s: &Summary, mark: Option<Mark>) -> String {
         let points = vec![(1.0, map), (blocks as f64, map)];
         series.push(Series { name: "teachers", class: "ref", points, markers: Markers::None });
     }
-    framed_chart("mAP by block, %", &series, Frame { mark, include_y: None })
+    framed_chart("mAP by block, %", &series, Frame { mark, include_y: None, x_name: "block" })
 }
 
 fn in_words(run: &RunFolder, chosen: Option<usize>) -> String {

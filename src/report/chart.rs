@@ -33,6 +33,8 @@ pub(super) struct Frame {
     pub mark: Option<Mark>,
     /// A value that the y axis must include, such as 0.
     pub include_y: Option<f64>,
+    /// What x counts. The chart's title says what y is.
+    pub x_name: &'static str,
 }
 
 /// Points to draw of a long curve, one for each unit of the chart's width: more would only make the file
@@ -40,17 +42,13 @@ pub(super) struct Frame {
 pub(super) const MOST_POINTS: usize = 360;
 
 const W: f64 = 360.0;
-const H: f64 = 200.0;
+const H: f64 = 214.0;
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 16.0;
-const BOTTOM: f64 = 24.0;
+const BOTTOM: f64 = 38.0;
 
 /// A chart with a caption: the last value if there is one line, a legend if there are more.
-pub(super) fn line_chart(title: &str, series: &[Series]) -> String {
-    framed_chart(title, series, Frame::default())
-}
-
 pub(super) fn framed_chart(title: &str, series: &[Series], frame: Frame) -> String {
     // Values near the limits of f64 would overflow the axis range, so they become gaps.
     let drawable = |p: &(f64, f64)| (p.0, if p.1.abs() < 1e100 { p.1 } else { f64::NAN });
@@ -85,8 +83,10 @@ pub(super) fn framed_chart(title: &str, series: &[Series], frame: Frame) -> Stri
     }
     for tick in ticks(xs.0, xs.1, 5).into_iter().filter(|t| t.fract() == 0.0 && (xs.0..=xs.1).contains(t)) {
         let _ =
-            write!(out, "<text x=\"{:.1}\" y=\"{}\" class=\"x\">{}</text>", x(tick), H - 8.0, short(tick));
+            write!(out, "<text x=\"{:.1}\" y=\"{}\" class=\"x\">{}</text>", x(tick), H - 22.0, short(tick));
     }
+    let (middle, low) = ((LEFT + W - RIGHT) / 2.0, H - 6.0);
+    let _ = write!(out, "<text x=\"{middle}\" y=\"{low}\" class=\"x\">{}</text>", escape(frame.x_name));
     if let Some(mark) = frame.mark.filter(|m| (xs.0..=xs.1).contains(&m.x)) {
         let at = x(mark.x);
         let _ = write!(
@@ -231,11 +231,16 @@ mod tests {
             [Series { name: "n", class: "a", points: vec![(1.0, 5.0), (3.0, 6.0)], markers: Markers::None }];
         let chart = |frame| framed_chart("t", &series, frame);
         let mark = Some(Mark { x: 2.0, text: "chosen" });
-        assert!(chart(Frame { mark, include_y: None }).contains(">chosen</text>"));
+        assert!(chart(Frame { mark, ..Frame::default() }).contains(">chosen</text>"));
         assert!(
-            !chart(Frame { mark: Some(Mark { x: 9.0, text: "chosen" }), include_y: None }).contains("chosen")
+            !chart(Frame { mark: Some(Mark { x: 9.0, text: "chosen" }), ..Frame::default() })
+                .contains("chosen")
         );
-        assert!(chart(Frame { mark: None, include_y: Some(0.0) }).contains("class=\"y\">0</text>"));
+        assert!(
+            chart(Frame { include_y: Some(0.0), x_name: "step", ..Frame::default() })
+                .contains("class=\"y\">0</text>")
+        );
+        assert!(chart(Frame { x_name: "step", ..Frame::default() }).contains("class=\"x\">step</text>"));
         assert!(!chart(Frame::default()).contains("class=\"y\">0</text>"));
     }
 
@@ -249,7 +254,11 @@ mod tests {
             vec![(0.0, -1e30), (1.0, 1e30)],
             vec![(0.0, f64::MIN), (1.0, f64::MAX)],
         ] {
-            let svg = line_chart("t", &[Series { name: "n", class: "a", points, markers: Markers::Dots }]);
+            let svg = framed_chart(
+                "t",
+                &[Series { name: "n", class: "a", points, markers: Markers::Dots }],
+                Frame::default(),
+            );
             assert!(
                 svg.starts_with("<figure>") && svg.ends_with("</figure>") && !svg.contains("NaN"),
                 "{svg}"

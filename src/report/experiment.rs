@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use super::chart::{Markers, Series, line_chart};
+use super::chart::{Frame, Markers, Series, framed_chart};
 use super::html::{STYLE, escape};
 use super::table;
 use crate::error::{Error, Result};
@@ -199,7 +199,11 @@ impl ExperimentTable {
                     markers: Markers::Dots,
                 })
                 .collect();
-            line_chart(&format!("{column}, % by block"), &series)
+            framed_chart(
+                &format!("{column}, % by block"),
+                &series,
+                Frame { x_name: "block", ..Frame::default() },
+            )
         };
         columns.map(chart).collect()
     }

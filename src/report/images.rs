@@ -79,7 +79,7 @@ fn collapse_charts(run: &RunFolder) -> String {
             let points = vec![(ends.0, least), (ends.1, least)];
             series.push(Series { name: "alarm", class: "ref", points, markers: Markers::None });
         }
-        Some(framed_chart(title, &series, Frame { mark: None, include_y: Some(0.0) }))
+        Some(framed_chart(title, &series, Frame { mark: None, include_y: Some(0.0), x_name: "step" }))
     })
     .collect()
 }

@@ -1,6 +1,6 @@
 //! The page's section of losses by step.
 
-use super::chart::{MOST_POINTS, Markers, Series, line_chart};
+use super::chart::{Frame, MOST_POINTS, Markers, Series, framed_chart};
 use super::html::escape;
 use super::metrics::{Stage, thin};
 use super::overview::is_student_stage;
@@ -14,7 +14,7 @@ pub(super) fn curves(stages: &[Stage]) -> String {
     let line = |title: &str, points: &[(f64, f64)]| {
         let one =
             Series { name: title, class: "a", points: thin(points, MOST_POINTS), markers: Markers::None };
-        line_chart(title, &[one])
+        framed_chart(title, &[one], Frame { x_name: "step", ..Frame::default() })
     };
     let mut out = String::from("<h2>Losses by step</h2><div class=\"charts\">");
     for stage in stages.iter().filter(|s| is_student_stage(&s.name)).take(MOST_STAGES) {

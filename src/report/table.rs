@@ -277,6 +277,7 @@ pub(super) fn example(teachers: usize) -> Summary {
             student: 59_800_000,
             filters: 84_000,
             trunk: 27_500_000,
+            by_block: vec![88_000_000, 80_000_000, 59_800_000, 50_000_000],
         },
         branch: names
             .enumerate()

@@ -74,6 +74,9 @@ pub struct Parameters {
     /// The part of `student` in the blocks that all tasks share. The rest is in branches and heads.
     #[serde(default)]
     pub trunk: usize,
+    /// The student's, if all tasks branched after block 1, 2, ...
+    #[serde(default)]
+    pub by_block: Vec<usize>,
 }
 
 /// The labels that generated images were to show, and those that the teachers predict for them (eq. 5:
@@ -232,7 +235,7 @@ mod tests {
             label_statistics: Some(statistics),
             ..Summary::default()
         };
-        let p = Parameters { teachers: 9, student: 6, filters: 2, trunk: 4 };
+        let p = Parameters { teachers: 9, student: 6, filters: 2, trunk: 4, by_block: vec![6] };
         assert_eq!(Summary::default().validate(), Ok(()));
         assert_eq!(summary(p.clone(), 4, statistics(5, Some(3), 5, 3)).validate(), Ok(()));
         assert_eq!(summary(p.clone(), 4, statistics(5, None, 5, 0)).validate(), Ok(()));
