@@ -16,3 +16,4 @@ mod fuzz_corpus;
 mod kill;
 mod newcomer;
 mod report;
+mod tutorial;
