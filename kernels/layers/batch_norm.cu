@@ -6,7 +6,8 @@
 #include "lib/channels.cuh"
 
 // Sums of x - shift and of its square over chunks of pixels. parts [chunks][2][c], shift [c].
-template <class X, int n> KERNEL(256) batch_norm_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const X* RESTRICT x, TilesDims d) {
+template <class X, int n>
+KERNEL(256, 4) batch_norm_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const X* RESTRICT x, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     store_stats_parts<n>(shift, parts, x, d, scratch);
 }
@@ -97,26 +98,32 @@ INSTANCE(batch_norm_fwd<bf16, bf16, 1>)
 INSTANCE(batch_norm_fwd<float, bf16, 4>)
 INSTANCE(batch_norm_fwd<float, bf16, 1>)
 
-// Sums of g and of g * xhat over chunks of pixels, where g = dy * act'. parts [chunks][2][c].
+// Sums of g and of g * xhat over chunks of pixels, where g = dy * act'. parts [chunks][2][c]. In packs of 8, two
+// blocks with two loads each of x and dy have 32 KB in flight.
 template <class X, class Y, int n>
-KERNEL(256) batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRICT dy, const float* RESTRICT coefficients,
-                                const float* RESTRICT gamma, const float* RESTRICT beta, float slope, TilesDims d) {
+KERNEL(256, n == 8 ? 2 : 4)
+batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRICT dy,
+                    const float* RESTRICT coefficients, const float* RESTRICT gamma, const float* RESTRICT beta,
+                    float slope, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     const Tile<n> t = Tile<n>::of(d);
     Channels<n> k;
     k.load(coefficients, gamma, beta, d.c, t.channel);
     Floats<n> sum_g = floats<n>(0.0f), sum_gx = floats<n>(0.0f);
-    for (i64 at = t.first; at < t.last; at += t.step) {
-        const Floats<n> v = load_f32<n>(x + at);
-        Floats<n> g = load_f32<n>(dy + at);
+    struct Pixel {
+        Floats<n> x, dy;
+    };
+    const auto load = [&](i64 at) { return Pixel{load_f32<n>(x + at), load_f32<n>(dy + at)}; };
+    each_pack(t, load, [&](i64, const Pixel& p) {
+        Floats<n> g = p.dy;
         UNROLL
         for (int i = 0; i < n; i++) {
-            const float away = v.v[i] - k.shift.v[i];
+            const float away = p.x.v[i] - k.shift.v[i];
             if (!(fmaf(away, k.scale.v[i], k.bias.v[i]) > 0.0f)) g.v[i] *= slope;
             sum_g.v[i] += g.v[i];
             sum_gx.v[i] = fmaf(g.v[i], away, sum_gx.v[i]);
         }
-    }
+    });
     // xhat = away * rstd + offset, so the sum of g * xhat follows from the two sums; rstd and offset need no
     // registers in the loop.
     const Floats<n> rstd = load_f32<n>(coefficients + d.c + t.channel), offset = load_f32<n>(coefficients + 2 * (i64)d.c + t.channel);

@@ -11,8 +11,9 @@
 // where outer is the gradient with respect to the sigmoid's input.
 DEV i64 row_of(i64 sample, int c, int k) { return sample * (2 * c + k); }
 
-// pooled = mean of x over the pixels.
-template <class T, int n> KERNEL(256) se_filter_fwd_squeeze(float* RESTRICT small, const T* RESTRICT x, int k, TilesDims d) {
+// pooled = mean of x over the pixels. Blocks of a multiprocessor as in global_avg_pool_fwd.
+template <class T, int n>
+KERNEL(256, n == 8 ? 6 : 8) se_filter_fwd_squeeze(float* RESTRICT small, const T* RESTRICT x, int k, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     const Tile<n> t = Tile<n>::of(d);
     const Floats<n> sum = sum_tile<n>(x, scratch, t);

@@ -45,6 +45,21 @@ template <int n> struct Tile {
     DEV int image(const TilesDims& d) const { return blockIdx.x / d.slabs; }
 };
 
+// Calls use(at, load(at)) for the offsets of a thread, in order, and loads two pixels before it uses the first.
+// To read 4.8 TB/s at a latency of 700 ns, each of an H200's 132 multiprocessors needs 26 KB of loads in flight.
+// The four blocks of 256 threads that a sum over all pixels has there give 16 KB with one pack of 16 bytes per
+// thread, and 32 KB with two. A compiler that wants to save registers moves the second load behind the first use;
+// the kernels therefore state how many blocks must fit a multiprocessor, which leaves it the rest.
+template <int n, class Load, class Use> DEV void each_pack(const Tile<n>& t, const Load& load, const Use& use) {
+    i64 at = t.first, next = at + t.step;
+    for (; next < t.last; at = next + t.step, next = at + t.step) {
+        const auto v = load(at), w = load(next);
+        use(at, v);
+        use(next, w);
+    }
+    if (at < t.last) use(at, load(at));
+}
+
 // Floats of shared memory that `sum_rows` needs.
 template <int n> constexpr int ROWS_SCRATCH = 256 * n;
 
@@ -109,15 +124,14 @@ DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T
     const Floats<n> about = sample_mean<n>(x, d, scratch, t);
     if (blockIdx.y == 0 && t.row == 0 && t.works) store_f32<n>(shift + t.channel, about);
     Floats<n> first = floats<n>(0.0f), second = floats<n>(0.0f);
-    for (i64 at = t.first; at < t.last; at += t.step) {
-        const Floats<n> v = load_f32<n>(x + at);
+    each_pack(t, [&](i64 at) { return load_f32<n>(x + at); }, [&](i64, const Floats<n>& v) {
         UNROLL
         for (int i = 0; i < n; i++) {
             const float away = v.v[i] - about.v[i];
             first.v[i] += away;
             second.v[i] = fmaf(away, away, second.v[i]);
         }
-    }
+    });
     store_parts<n>(parts, first, second, d, scratch, t);
 }
 
@@ -167,11 +181,10 @@ DEV void mean_and_variance(float& delta, float& var, const double (&sums)[2], i6
 // The sum of x over the tile's pixels, in every row of threads.
 template <int n, class T> DEV Floats<n> sum_tile(const T* RESTRICT x, float* scratch, const Tile<n>& t) {
     Floats<n> sum = floats<n>(0.0f);
-    for (i64 at = t.first; at < t.last; at += t.step) {
-        const Floats<n> v = load_f32<n>(x + at);
+    each_pack(t, [&](i64 at) { return load_f32<n>(x + at); }, [&](i64, const Floats<n>& v) {
         UNROLL
         for (int i = 0; i < n; i++) sum.v[i] += v.v[i];
-    }
+    });
     sum_rows<n>(sum, scratch, t);
     return sum;
 }

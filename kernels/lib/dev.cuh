@@ -27,7 +27,7 @@ typedef long long i64;
 
 #define DEV __device__ __forceinline__
 // KERNEL(threads): a kernel of at most that many threads per block. KERNEL(threads, blocks): with registers
-// for so many blocks on a multiprocessor, as setmaxnreg needs it.
+// for so many blocks on a multiprocessor, as setmaxnreg and `each_pack` of lib/channels.cuh need it.
 #define KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 // A static shared array, whose contents are undefined at entry.
 #define SHARED(T, name, n) __shared__ T name[n]

@@ -6,7 +6,9 @@
 #include "lib/reduce.cuh"
 
 // Sums of u - shift and of its square over chunks of pixels. parts [chunks][2][c], shift [c], u [pixels, c].
-template <class T, int n> KERNEL(256) statistics_loss_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const T* RESTRICT u, TilesDims d) {
+template <class T, int n>
+KERNEL(256, 4)
+statistics_loss_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const T* RESTRICT u, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     store_stats_parts<n>(shift, parts, u, d, scratch);
 }
