@@ -133,6 +133,7 @@ static inline bf16 to_bf16(float f) {
 }
 static inline u32 pack_bf16(float lo, float hi) { return (u32)to_bf16(lo).bits | (u32)to_bf16(hi).bits << 16; }
 static inline u32 mul_hi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+static inline int opaque(int v) { return v; }
 
 template <class T> static inline T shfl_xor(T v, int mask, EMU_HERE) {
     return emu::from_cell<T>(emu::shuffle(emu::to_cell(v), (emu::self->id ^ mask) & 31, EMU_PLACE));

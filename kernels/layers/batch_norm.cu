@@ -98,10 +98,10 @@ INSTANCE(batch_norm_fwd<bf16, bf16, 1>)
 INSTANCE(batch_norm_fwd<float, bf16, 4>)
 INSTANCE(batch_norm_fwd<float, bf16, 1>)
 
-// Sums of g and of g * xhat over chunks of pixels, where g = dy * act'. parts [chunks][2][c]. In packs of 8, two
-// blocks with two loads each of x and dy have 32 KB in flight.
+// Sums of g and of g * xhat over chunks of pixels, where g = dy * act'. parts [chunks][2][c]. In packs of 8, three
+// blocks with two loads each of x and dy have 48 KB in flight.
 template <class X, class Y, int n>
-KERNEL(256, n == 8 ? 2 : 4)
+KERNEL(256, n == 8 ? 3 : 4)
 batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRICT dy,
                     const float* RESTRICT coefficients, const float* RESTRICT gamma, const float* RESTRICT beta,
                     float slope, TilesDims d) {
@@ -124,9 +124,11 @@ batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRIC
             sum_gx.v[i] = fmaf(g.v[i], away, sum_gx.v[i]);
         }
     });
-    // xhat = away * rstd + offset, so the sum of g * xhat follows from the two sums; rstd and offset need no
-    // registers in the loop.
-    const Floats<n> rstd = load_f32<n>(coefficients + d.c + t.channel), offset = load_f32<n>(coefficients + 2 * (i64)d.c + t.channel);
+    // xhat = away * rstd + offset, so the sum of g * xhat follows from the two sums. rstd and offset are loaded
+    // again, because 16 registers in the loop would leave room for two blocks instead of three.
+    const int channel = opaque(t.channel);
+    const Floats<n> rstd = load_f32<n>(coefficients + d.c + channel);
+    const Floats<n> offset = load_f32<n>(coefficients + 2 * (i64)d.c + channel);
     UNROLL
     for (int i = 0; i < n; i++) sum_gx.v[i] = fmaf(sum_gx.v[i], rstd.v[i], sum_g.v[i] * offset.v[i]);
     store_parts<n>(parts, sum_g, sum_gx, d, scratch, t);

@@ -56,6 +56,12 @@ DEV u32 pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
 }
+// v, as a number that the compiler cannot know. It repeats a load whose address is made of it, where it would
+// otherwise keep the first load's result in registers.
+DEV int opaque(int v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
 DEV u32 mul_hi(u32 a, u32 b) { return __umulhi(a, b); }
 
 // Shuffles and votes of a whole warp: every lane must call.
