@@ -99,6 +99,38 @@ fn open(path: &Path, name: String, side: Option<usize>) -> Result<Teacher> {
     Ok(Teacher { name, path: path.display().to_string(), file, has_labels, stated_side })
 }
 
+/// A text as TOML writes it.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.into()).to_string()
+}
+
+impl Teacher {
+    /// The teacher's table in the config.
+    fn table(&self) -> String {
+        let list = |labels: &[String]| labels.iter().map(|l| quoted(l)).collect::<Vec<_>>().join(", ");
+        let (mut out, known) = (String::new(), &self.file.known);
+        let _ = write!(out, "\n[[teachers]]           # {}\n", known.network.in_words());
+        let _ = writeln!(out, "name = {}\nweights = {}", quoted(&self.name), quoted(&self.path));
+        if let Some(side) = self.stated_side {
+            let _ = writeln!(out, "image_size = {side}       # assumed, because the file does not say it");
+        }
+        match self.has_labels {
+            true => {
+                let _ = writeln!(out, "# labels in the file: {}", list(&known.labels));
+            }
+            false => {
+                let _ = writeln!(
+                    out,
+                    "# The file does not name its labels: replace these names, one for each row of fc.weight in order.\n\
+                     labels = [{}]",
+                    list(&known.labels)
+                );
+            }
+        }
+        out
+    }
+}
+
 /// Mean cosine between the convolutions of the first teacher and those of each other one: near 0 for networks that were
 /// trained apart, near 1 for networks that were fine-tuned from one backbone. `None` for a single teacher.
 fn likeness(teachers: &[Teacher]) -> Option<f64> {
@@ -121,30 +153,8 @@ fn likeness(teachers: &[Teacher]) -> Option<f64> {
 const SHARED: f64 = 0.3;
 
 fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Preset) -> Result<String> {
-    let quoted = |text: &str| toml::Value::String(text.into()).to_string();
-    let list = |labels: &[String]| labels.iter().map(|l| quoted(l)).collect::<Vec<_>>().join(", ");
     let mut out = format!("name = {}\nseed = 0\n", quoted(name));
-    for t in teachers {
-        let known = &t.file.known;
-        let _ = write!(out, "\n[[teachers]]           # {}\n", known.network.in_words());
-        let _ = writeln!(out, "name = {}\nweights = {}", quoted(&t.name), quoted(&t.path));
-        if let Some(side) = t.stated_side {
-            let _ = writeln!(out, "image_size = {side}       # assumed, because the file does not say it");
-        }
-        match t.has_labels {
-            true => {
-                let _ = writeln!(out, "# labels in the file: {}", list(&known.labels));
-            }
-            false => {
-                let _ = writeln!(
-                    out,
-                    "# The file does not name its labels: replace these names, one for each row of fc.weight in order.\n\
-                     labels = [{}]",
-                    list(&known.labels)
-                );
-            }
-        }
-    }
+    teachers.iter().for_each(|t| out += &t.table());
     let network = &teachers[0].file.known.network;
     let (shares, why) = match likeness {
         None => (true, "there is one teacher".to_string()),

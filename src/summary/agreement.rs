@@ -1,5 +1,7 @@
 //! How often a student decides as its teachers do.
 
+use super::limits::MOST;
+
 /// Decisions of a student and of its teachers on images that none of them was trained on. Nobody knows what these
 /// images show, so the teachers' decisions (probability 0.5 or more, eq. 5) take the place of labels.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -70,7 +72,7 @@ impl Agreement {
         };
         match self.labels.iter().find(|l| !fits(l)) {
             Some(l) => Err(format!("agreement on {:?}: counts do not fit {} images", l.label, self.images)),
-            None if self.images > super::MOST => Err(format!("agreement: more than {} images", super::MOST)),
+            None if self.images > MOST => Err(format!("agreement: more than {MOST} images")),
             None => Ok(()),
         }
     }

@@ -1,9 +1,11 @@
 //! The results of a run, as `summary.json` stores them and the final table shows them.
 
 mod agreement;
+mod limits;
 mod verdict;
 
 pub use agreement::{Agreement, LabelAgreement};
+pub use limits::MOST;
 pub use verdict::{Verdict, Word, chance};
 
 use std::collections::BTreeMap;
@@ -176,10 +178,6 @@ pub struct Summary {
     /// Version of the program.
     pub version: String,
 }
-
-/// Largest number of parameters, images or steps that is accepted: no run has as many, and sums of such
-/// numbers do not overflow.
-pub const MOST: usize = 1 << 40;
 
 impl Summary {
     /// Checks a summary that was read from a file, which may have been edited.
