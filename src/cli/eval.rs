@@ -1,4 +1,4 @@
-//! `eval`: average precision of a weights file on labelled images.
+//! `eval`: average precision of trained weights on labelled images.
 
 use std::path::{Path, PathBuf};
 
@@ -8,20 +8,23 @@ use serde_json::json;
 use super::args::DeviceArgs;
 use super::commands::Commands;
 use super::output::pretty;
+use crate::config;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
+use crate::pipeline::export::student_file;
 use crate::pipeline::spec::EvaluationData;
 use crate::report;
 
 #[derive(Args)]
 pub struct EvalArgs {
-    /// Weights with their architecture and labels: npz, safetensors, or an ONNX file that this program wrote
-    weights: PathBuf,
+    /// Weights with their architecture and labels (npz, safetensors, or an ONNX file that this program wrote), or the
+    /// folder of a run for its student
+    model: PathBuf,
     /// An npz of images and targets; a folder of PASCAL VOC, optionally with an image list
-    /// (VOCdevkit/VOC2007:test); or MS-COCO's instances JSON
-    data: PathBuf,
+    /// (VOCdevkit/VOC2007:test); or MS-COCO's instances JSON [default: the run's own evaluation data]
+    data: Option<PathBuf>,
     /// Folder of MS-COCO's images
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", requires = "data")]
     images: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
@@ -31,14 +34,41 @@ pub struct EvalArgs {
 }
 
 pub fn eval(args: &EvalArgs, commands: &Commands) -> Result<String> {
-    let data = data_at(&args.data, args.images.as_deref())?;
+    let data = match &args.data {
+        Some(data) => data_at(data, args.images.as_deref())?,
+        None => data_of_run(&args.model)?,
+    };
+    let weights = student_file(&args.model)?;
     let (choice, _) = args.device.device.open()?;
     let device = Device { choice, ..Device::default() };
-    let score = (commands.evaluate)(&args.weights, &data, &device)?;
+    let score = (commands.evaluate)(&weights, &data, &device)?;
     if args.json {
         return pretty(&json!(score));
     }
-    Ok(report::score_table(&args.weights.display().to_string(), &score))
+    Ok(report::score_table(&args.model.display().to_string(), &score))
+}
+
+/// The evaluation data that the config of a run names.
+///
+/// Errors: a path that is not the folder of a run; a config without evaluation data.
+fn data_of_run(run: &Path) -> Result<EvaluationData> {
+    if run.is_file() {
+        return Err(Error::Usage(format!(
+            "DATA: {} is a file, which names no evaluation data; expected labelled images after it, or the folder of a run \
+             in its place",
+            run.display()
+        )));
+    }
+    // Before the config, so that a folder of another kind is called by its name.
+    student_file(run)?;
+    let resolved = run.join(report::CONFIG);
+    config::load_run(&resolved, &[])?.spec.evaluation.ok_or_else(|| {
+        Error::Usage(format!(
+            "DATA: {} has no table [evaluation], so this run has no evaluation data; name labelled images after the \
+             folder",
+            resolved.display()
+        ))
+    })
 }
 
 /// The kind of data at a path: a JSON file is COCO, a folder is VOC, anything else an npz.

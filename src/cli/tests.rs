@@ -104,6 +104,24 @@ fn teach_and_eval_print_their_result() {
 }
 
 #[test]
+fn eval_of_a_run_finds_its_student_and_its_evaluation_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().to_str().unwrap();
+    let e = call(&["eval", run]).unwrap_err();
+    assert!(e.exit_code() == 4 && e.to_string().contains("expected a run's folder with one of"), "{e}");
+    std::fs::write(dir.path().join("student.npz"), "").unwrap();
+    std::fs::write(dir.path().join(report::CONFIG), CONFIG).unwrap();
+    let e = call(&["eval", run]).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("resolved.toml has no table [evaluation]"), "{e}");
+    std::fs::write(dir.path().join(report::CONFIG), format!("{CONFIG}evaluation.data = 'e.npz'\n")).unwrap();
+    assert!(call(&["eval", run]).unwrap().contains("mAP    50.0"));
+    assert!(call(&["eval", run, "b.npz"]).unwrap().contains("mAP    50.0"));
+    let student = dir.path().join("student.npz");
+    let e = call(&["eval", student.to_str().unwrap()]).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("expected labelled images after it"), "{e}");
+}
+
+#[test]
 fn an_experiment_runs_each_row_once_and_shows_its_command() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);

@@ -354,6 +354,7 @@ fn a_run_writes_its_student_in_every_format() {
         assert_same(&student, &weights::load(lab.path(&file)).unwrap(), name);
         assert_eq!(eval(&file), score, "{name}");
     }
+    assert_eq!(call(&["eval", "out", "--json", "--device", "cpu"]), score, "a run's folder alone");
     let said = call(&["export", "out", "--to", "mine.onnx"]);
     assert!(
         said.starts_with("mine.onnx: images of 16 x 16 pixels and 1 channels, 2 labels (cat, bus)"),
