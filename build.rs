@@ -21,6 +21,8 @@ mod gpu;
 mod nvrtc;
 #[path = "build/parallel.rs"]
 mod parallel;
+#[path = "build/revision.rs"]
+mod revision;
 #[path = "src/device/gpu/source.rs"]
 mod source;
 #[path = "build/sources.rs"]
@@ -50,6 +52,7 @@ fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rustc-check-cfg=cfg(has_emulator)");
     SWITCHES.iter().for_each(|s| println!("cargo:rerun-if-env-changed={s}"));
+    revision::set();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let kernels = sources::Sources::read();
     let compiled = gpu::compile(&kernels, &out);

@@ -1,5 +1,6 @@
 //! `doctor`: the devices, libraries and processor features of this machine.
 
+use super::version::VERSION;
 use crate::device::Choice;
 use crate::device::gpu::{self, cuda, emu::Emu, nvrtc::Nvrtc};
 use std::fs;
@@ -8,7 +9,7 @@ use std::fs;
 pub fn report() -> String {
     let threads = std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string());
     let rows = [
-        ("version", format!("dfka-engine {}", env!("CARGO_PKG_VERSION"))),
+        ("version", format!("dfka-engine {}", VERSION)),
         ("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
         ("cpu", cpu_name()),
         ("cpu features", cpu_features()),

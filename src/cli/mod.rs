@@ -25,6 +25,7 @@ mod sample;
 mod scenes;
 mod signals;
 mod teach;
+mod version;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ use clap::{Parser, Subcommand};
 use crate::error::Result;
 use commands::Commands;
 use output::print;
+use version::VERSION;
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no
 /// data.
@@ -42,7 +44,7 @@ use output::print;
 /// device, 6 out of memory, 7 diverged, collapsed or a failed student; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM
 /// (--resume continues).
 #[derive(Parser)]
-#[command(name = "dfka-engine", version, max_term_width = 100)]
+#[command(name = "dfka-engine", version = VERSION, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

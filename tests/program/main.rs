@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod about;
 mod bad_input;
 mod bad_weights;
 mod browser;
