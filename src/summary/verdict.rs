@@ -1,6 +1,6 @@
 //! Whether a student is good, by stated rules.
 
-use super::{LabelStatistics, Score, Summary};
+use super::figures::{LabelStatistics, Score, Summary};
 
 /// A judgement in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -1,0 +1,257 @@
+//! The figures of a run's summary.
+
+use super::agreement::Agreement;
+use super::limits::MOST;
+use std::collections::BTreeMap;
+
+/// Average precisions of one model, in percent.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Score {
+    /// Mean over labels of the all-point AP.
+    pub map: f64,
+    /// Mean over labels of the 11-point AP of VOC 2007.
+    pub map_11_point: f64,
+    /// All-point AP by label.
+    pub ap: BTreeMap<String, f64>,
+    /// 11-point AP by label.
+    pub ap_11_point: BTreeMap<String, f64>,
+    /// What a random ranking would have, by label: the share of images with the label.
+    #[serde(default)]
+    pub chance: BTreeMap<String, f64>,
+    /// Images on which the model was scored.
+    #[serde(default)]
+    pub images: usize,
+    /// Decisions at the model's thresholds.
+    #[serde(default)]
+    pub decisions: Option<Decisions>,
+}
+
+/// How a model decides at its thresholds, in percent, over all images and labels together.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Decisions {
+    /// Of the labels that it predicts, those that are there.
+    pub precision: f64,
+    /// Of the labels that are there, those that it predicts.
+    pub recall: f64,
+    /// Harmonic mean of the two.
+    pub f1: f64,
+    /// Images for which it predicts exactly the labels that are there.
+    pub exact: f64,
+}
+
+impl Score {
+    /// Computes the means from the labels' values.
+    pub fn take_means(&mut self) {
+        let mean = |m: &BTreeMap<String, f64>| m.values().sum::<f64>() / m.len().max(1) as f64;
+        self.map = mean(&self.ap);
+        self.map_11_point = mean(&self.ap_11_point);
+    }
+}
+
+/// The scores of a student.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct StudentScore {
+    /// At the branch that was chosen.
+    #[serde(flatten)]
+    pub score: Score,
+    /// With all tasks branching after block 1, 2, ...
+    pub by_block: Vec<Score>,
+}
+
+/// Numbers of parameters, as PyTorch counts them.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Parameters {
+    /// All teachers together.
+    pub teachers: usize,
+    /// The whole student.
+    pub student: usize,
+    /// The part of `student` in the teacher-level filters.
+    pub filters: usize,
+    /// The part of `student` in the blocks that all tasks share. The rest is in branches and heads.
+    #[serde(default)]
+    pub trunk: usize,
+    /// The student's, if all tasks branched after block 1, 2, ...
+    #[serde(default)]
+    pub by_block: Vec<usize>,
+}
+
+/// The labels that generated images were to show, and those that the teachers predict for them (eq. 5:
+/// probability 0.5 or more).
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LabelStatistics {
+    /// Number of images that were counted.
+    pub images: usize,
+    /// Every label of every teacher, in their order.
+    pub labels: Vec<LabelShare>,
+}
+
+/// Counts of one label.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LabelShare {
+    /// The teacher that has the label.
+    pub teacher: String,
+    /// The label.
+    pub label: String,
+    /// Images that were to show the label; absent for an unconditional generator.
+    pub drawn: Option<usize>,
+    /// Images for which the teacher predicts the label.
+    pub predicted: usize,
+    /// Images that were to show the label and for which it is predicted.
+    pub shown: usize,
+}
+
+impl LabelShare {
+    /// No image counted yet. `is_drawn` tells whether the generator is conditional.
+    pub fn new(teacher: &str, label: &str, is_drawn: bool) -> LabelShare {
+        LabelShare {
+            teacher: teacher.into(),
+            label: label.into(),
+            drawn: is_drawn.then_some(0),
+            ..LabelShare::default()
+        }
+    }
+
+    /// Counts one image. `is_drawn` tells whether it was to show the label; `None` for an unconditional
+    /// generator.
+    pub fn count(&mut self, is_drawn: Option<bool>, is_predicted: bool) {
+        let is_drawn = is_drawn.unwrap_or(false);
+        self.drawn.iter_mut().for_each(|d| *d += usize::from(is_drawn));
+        self.predicted += usize::from(is_predicted);
+        self.shown += usize::from(is_drawn && is_predicted);
+    }
+}
+
+/// The branch of one task.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TaskBranch {
+    /// The task's teacher.
+    pub teacher: String,
+    /// The task's labels.
+    pub labels: Vec<String>,
+    /// The block (1-based) after which the task leaves the trunk.
+    pub block: usize,
+    /// Converged dual loss after each block, first block first.
+    pub loss_by_block: Vec<f64>,
+}
+
+/// The results of a run.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Summary {
+    /// The run's name.
+    pub name: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// The student's labels, in the order of its predictions.
+    pub labels: Vec<String>,
+    /// Scores on the student's labels: by teacher, and `mean` over all of the labels. Empty without evaluation
+    /// data.
+    pub teachers: BTreeMap<String, Score>,
+    /// The student's scores; absent without evaluation data.
+    pub student: Option<StudentScore>,
+    /// Scores of the student that was trained on noise images.
+    pub noise: Option<StudentScore>,
+    /// Scores of the student that was trained on real images without labels.
+    pub ka: Option<StudentScore>,
+    /// Numbers of parameters.
+    pub parameters: Parameters,
+    /// Where each task branches.
+    pub branch: Vec<TaskBranch>,
+    /// Diversity of the generated images' features: 0 if all are alike, larger if they differ.
+    pub diversity: f64,
+    /// Entropy of a label's mean prediction over the generated images, in bits, averaged over labels: from 0
+    /// to 1.
+    pub label_entropy: f64,
+    /// Labels that the generated images show; absent if no generator was trained.
+    #[serde(default)]
+    pub label_statistics: Option<LabelStatistics>,
+    /// Decisions of student and teachers on generated images; absent if no generator was trained.
+    #[serde(default)]
+    pub agreement: Option<Agreement>,
+    /// Wall clock by stage, and `total`.
+    pub seconds: BTreeMap<String, f64>,
+    /// Version of the program.
+    pub version: String,
+}
+
+impl Summary {
+    /// Checks a summary that was read from a file, which may have been edited.
+    ///
+    /// Errors: values that no run can have.
+    pub fn validate(&self) -> Result<(), String> {
+        let p = &self.parameters;
+        if p.teachers > MOST || p.student > MOST {
+            return Err(format!("parameters: more than {MOST}"));
+        }
+        if p.trunk.checked_add(p.filters).is_none_or(|part| part > p.student) {
+            return Err(format!("parameters: trunk {} and filters {} of {}", p.trunk, p.filters, p.student));
+        }
+        if let Some(i) = self.branch.iter().position(|task| task.block == 0) {
+            return Err(format!("branch {i}: expected a block from 1 on, found 0"));
+        }
+        self.agreement.as_ref().map_or(Ok(()), Agreement::validate)?;
+        self.label_statistics.as_ref().map_or(Ok(()), LabelStatistics::validate)
+    }
+}
+
+impl LabelStatistics {
+    /// Checks counts that were read from a file.
+    ///
+    /// Errors: more than [`MOST`] images; a label with more counted images than there are.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.images > MOST {
+            return Err(format!("images: more than {MOST}"));
+        }
+        let exceeds = |l: &&LabelShare| {
+            l.predicted.max(l.drawn.unwrap_or(0)) > self.images || l.shown > l.drawn.unwrap_or(0)
+        };
+        match self.labels.iter().find(exceeds) {
+            Some(l) => Err(format!("label {:?}: counts do not fit {} images", l.label, self.images)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_that_no_run_can_have_is_refused() {
+        let statistics = |images, drawn, predicted, shown| {
+            let label = LabelShare { label: "bus".into(), drawn, predicted, shown, ..LabelShare::default() };
+            LabelStatistics { images, labels: vec![label] }
+        };
+        let summary = |p: Parameters, block: usize, statistics| Summary {
+            parameters: p,
+            branch: vec![TaskBranch { block, ..TaskBranch::default() }],
+            label_statistics: Some(statistics),
+            ..Summary::default()
+        };
+        let p = Parameters { teachers: 9, student: 6, filters: 2, trunk: 4, by_block: vec![6] };
+        assert_eq!(Summary::default().validate(), Ok(()));
+        assert_eq!(summary(p.clone(), 4, statistics(5, Some(3), 5, 3)).validate(), Ok(()));
+        assert_eq!(summary(p.clone(), 4, statistics(5, None, 5, 0)).validate(), Ok(()));
+        for (p, block, statistics, expected) in [
+            (
+                Parameters { teachers: MOST + 1, ..p.clone() },
+                1,
+                statistics(0, None, 0, 0),
+                "parameters: more",
+            ),
+            (
+                Parameters { trunk: usize::MAX, ..p.clone() },
+                1,
+                statistics(0, None, 0, 0),
+                "parameters: trunk",
+            ),
+            (Parameters { trunk: 5, ..p.clone() }, 1, statistics(0, None, 0, 0), "parameters: trunk 5"),
+            (p.clone(), 0, statistics(0, None, 0, 0), "branch 0: expected a block from 1 on"),
+            (p.clone(), 1, statistics(MOST + 1, None, 0, 0), "images: more"),
+            (p.clone(), 1, statistics(5, None, 6, 0), "label \"bus\": counts do not fit 5 images"),
+            (p.clone(), 1, statistics(5, Some(1), 0, 2), "label \"bus\""),
+        ] {
+            let e = summary(p, block, statistics).validate().unwrap_err();
+            assert!(e.starts_with(expected), "{e}");
+        }
+    }
+}
