@@ -15,6 +15,7 @@ mod init;
 mod metrics_log;
 mod output;
 mod page;
+mod pages;
 mod predict;
 mod preset;
 mod probe;
@@ -30,12 +31,12 @@ mod version;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Result;
 use commands::Commands;
 use output::print;
-use version::VERSION;
+use version::{NAME, VERSION};
 
 /// Data-free knowledge amalgamation: several trained multi-label classifiers in, one small student out, no
 /// data.
@@ -44,7 +45,7 @@ use version::VERSION;
 /// device, 6 out of memory, 7 diverged, collapsed or a failed student; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM
 /// (--resume continues).
 #[derive(Parser)]
-#[command(name = "dfka-engine", version = VERSION, max_term_width = 100)]
+#[command(name = NAME, version = VERSION, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -79,6 +80,10 @@ enum Command {
     Report(page::PageArgs),
     /// Show the devices, libraries and processor features of this machine
     Doctor,
+    /// Print a script that completes arguments in a shell: dfka-engine completions bash
+    Completions(pages::CompletionsArgs),
+    /// Print the manual page of the program or of one command: dfka-engine man run | man -l -
+    Man(pages::ManArgs),
 }
 
 /// Parses the arguments and executes the command. Everything is printed when this returns, except the line of
@@ -116,6 +121,8 @@ fn dispatch(command: &Command, commands: &Commands) -> Result<String> {
         Command::Sample(args) => sample::sample(args),
         Command::Report(args) => page::rebuild(args),
         Command::Doctor => Ok(doctor::report()),
+        Command::Completions(args) => pages::completions(args, Cli::command()),
+        Command::Man(args) => pages::man(args, Cli::command()),
     }
 }
 

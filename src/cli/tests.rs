@@ -122,6 +122,25 @@ fn eval_of_a_run_finds_its_student_and_its_evaluation_data() {
 }
 
 #[test]
+fn every_shell_has_a_script_and_every_command_a_page() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = call(&["completions", shell]).unwrap();
+        assert!(script.contains("preset") && script.contains("predict"), "{shell}");
+    }
+    let page = call(&["man"]).unwrap();
+    assert!(page.contains(".TH dfka-engine 1") && page.contains("SUBCOMMANDS"), "{page}");
+    for command in Cli::command().get_subcommands() {
+        let page = call(&["man", command.get_name()]).unwrap();
+        assert!(page.contains(&format!(".TH dfka-engine-{} 1", command.get_name())), "{page}");
+    }
+    let e = call(&["man", "fly"]).unwrap_err();
+    assert!(
+        e.exit_code() == 2 && e.to_string().contains("no command `fly`; expected one of: init, run"),
+        "{e}"
+    );
+}
+
+#[test]
 fn an_experiment_runs_each_row_once_and_shows_its_command() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);
