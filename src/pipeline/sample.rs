@@ -59,7 +59,17 @@ impl SavedGenerator {
             && conditions <= 65_536
             && (1..=MOST_IMAGES).contains(&self.batch)
             && (!is_conditional || (1..=conditions).contains(&max_labels));
-        if fits { Ok(()) } else { Err(format!("no generator can have this description: {self:?}")) }
+        if fits {
+            return Ok(());
+        }
+        Err(format!(
+            "no generator for {} has {} groups, {} widths, {latent} numbers of noise, {conditions} conditions \
+             of which {max_labels} at most are drawn, and batches of {}",
+            self.network.in_words(),
+            self.groups,
+            self.widths.len(),
+            self.batch
+        ))
     }
 
     fn build(&self, store: &mut Store<f32>) -> Generator {

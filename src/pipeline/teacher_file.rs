@@ -6,7 +6,7 @@ use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::models::torchvision::{self, Head};
 use crate::weights::{self, Tensors};
 use std::collections::HashSet;
-use std::fmt::Debug;
+use std::fmt::Display;
 use std::path::Path;
 
 /// The network and labels of a teacher: all that a run needs of it beside its tensors.
@@ -49,17 +49,17 @@ impl TeacherFile {
         let agree = Agreement(&file);
         if let Some(stated) = &stated.network {
             let same = stated.architecture() == network.architecture();
-            agree.on("network is", &stated.in_words(), &network.in_words(), same)?;
+            agree.on("network is", stated.in_words(), network.in_words(), same)?;
         }
         if let Some(size) = stated.image_size {
             let [h, w, _] = network.image;
-            agree.on("image_size is", &size, &[h, w], h == size && w == size)?;
+            agree.on("image_size is", size, format!("{h} x {w}"), h == size && w == size)?;
         }
         if let Some(stride) = stated.stride {
             let said = |key: &str| tensors.meta.contains_key(key);
             let is_unknown = !said("stride") && !said("network");
             let (config, found) = (stride.in_words(), network.stride.in_words());
-            agree.on("stride is", &config, &found, is_unknown || config == found)?;
+            agree.on("stride is", config, found, is_unknown || config == found)?;
             network.stride = stride;
         }
         network.normalisation = normalisation(&tensors, &network, stated.normalisation.as_ref())?;
@@ -74,11 +74,11 @@ impl TeacherFile {
 struct Agreement<'a>(&'a Path);
 
 impl Agreement<'_> {
-    fn on(&self, what: &str, config: &dyn Debug, found: &dyn Debug, agree: bool) -> Result<()> {
+    fn on(&self, what: &str, config: impl Display, found: impl Display, agree: bool) -> Result<()> {
         if agree {
             return Ok(());
         }
-        Err(Error::data(self.0, format!("the config's {what} {config:?}, the file's {found:?}")))
+        Err(Error::data(self.0, format!("the config's {what} {config}, the file's {found}")))
     }
 }
 
@@ -117,13 +117,13 @@ fn normalisation(
         // Our metadata without a normalisation means [-1, 1]. A stated one of another number of channels is
         // left to `ResNetSpec::validate`, which reports it.
         None if has("network") && stated.is_none_or(|n| n.mean.len() == network.image[2]) => {
-            let half = || vec![0.5; network.image[2]];
-            Some(Normalisation { mean: half(), std: half() })
+            Some(Normalisation::identity(network.image[2]))
         }
         found => found.clone(),
     };
     if let (Some(stated), Some(found)) = (stated, &found) {
-        Agreement(tensors.file()).on("mean and std are", stated, found, stated == found)?;
+        let (config, file) = (stated.in_words(), found.in_words());
+        Agreement(tensors.file()).on("normalisation is", config, file, stated == found)?;
     }
     let is_torchvisions = network.image[2] == 3;
     let n = found.or(stated.cloned()).or_else(|| is_torchvisions.then(Normalisation::imagenet));
@@ -155,7 +155,7 @@ fn labels(tensors: &Tensors, stated: &Stated) -> Result<Vec<String>> {
         return Err(Error::data(file, message));
     }
     let agree = stated.labels.is_empty() || stated.labels == labels;
-    Agreement(file).on("labels are", &stated.labels, &labels, agree)?;
+    Agreement(file).on("labels are", stated.labels.join(", "), labels.join(", "), agree)?;
     Ok(labels)
 }
 

@@ -8,7 +8,7 @@ use crate::autograd::Store;
 use crate::autograd::tape::Value;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
-use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
+use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source, difference};
 use crate::ops::movement::concat_columns::ConcatColumns;
 use crate::tensor::Real;
 use crate::weights::Tensors;
@@ -123,10 +123,12 @@ impl Teachers {
         let mut all = Vec::new();
         for OpenedTeacher { name, file, known: Known { network: found, labels }, tensors } in opened {
             if *found != network {
-                return Err(Error::data(
-                    file,
-                    format!("teachers must share one architecture: expected {network:?}, found {found:?}"),
-                ));
+                let first = opened[0].file.file_name().unwrap_or_default().to_string_lossy();
+                let message = format!(
+                    "{}; all teachers of a run must share one architecture, image size and normalisation",
+                    difference(found, &network, &first)
+                );
+                return Err(Error::data(file, message));
             }
             // Building a network removes the tensors that it takes, so it gets a copy.
             let mut copy = tensors.as_deref().cloned();

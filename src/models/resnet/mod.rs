@@ -5,10 +5,12 @@
 //! of their own). Tensor names are torchvision's.
 
 mod build;
+mod difference;
 mod layer;
 mod net;
 mod spec;
 
 pub use build::{Build, Mode, Source};
+pub use difference::difference;
 pub use net::ResNet;
 pub use spec::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};

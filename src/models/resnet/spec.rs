@@ -61,6 +61,17 @@ impl Normalisation {
         self.mean.iter().chain(&self.std).all(|v| *v == 0.5)
     }
 
+    /// Mean and deviation of one half for `channels` channels.
+    pub fn identity(channels: usize) -> Normalisation {
+        Normalisation { mean: vec![0.5; channels], std: vec![0.5; channels] }
+    }
+
+    /// The numbers, such as `mean 0.5, 0.5 and std 0.25, 0.25`.
+    pub fn in_words(&self) -> String {
+        let listed = |v: &[f32]| v.iter().map(f32::to_string).collect::<Vec<_>>().join(", ");
+        format!("mean {} and std {}", listed(&self.mean), listed(&self.std))
+    }
+
     fn validate(&self, channels: usize) -> Result<(), String> {
         if self.mean.len() != channels || self.std.len() != channels {
             let (mean, std) = (self.mean.len(), self.std.len());
@@ -219,9 +230,10 @@ impl ResNetSpec {
                 let (k, c) = (self.stem.kernel, self.image[2]);
                 let block = if self.block == BlockKind::Basic { "basic" } else { "bottleneck" };
                 let (widths, depths) = (&self.widths, &self.depths);
+                let channels = if c == 1 { "channel" } else { "channels" };
                 format!(
                     "a ResNet of {block} blocks, widths {widths:?}, depths {depths:?}, a {k}x{k} stem on {c} \
-                     channels"
+                     {channels}"
                 )
             }
         }

@@ -78,6 +78,7 @@ impl Case {
         if text.contains("panicked") || text.chars().any(|c| c.is_control() && c != '\n') {
             wrong.push("a panic or control characters".into());
         }
+        wrong.extend(debug_dump(&text).map(|part| format!("a value as Rust prints it: {part}")));
         if args[0] == "check" && took > LIMIT {
             wrong.push(format!("took {took:?}"));
         }
@@ -86,6 +87,44 @@ impl Case {
             wrong.push("an output folder was made".into());
         }
         wrong.iter().map(|w| format!("{} ({}): {w}\n    {text}", self.what, args.join(" "))).collect()
+    }
+}
+
+/// The part of a message that Rust's `{:?}` printed for a value other than a text or a list of numbers: a
+/// type's name before a brace, an `Option`, a `Result`, or quotes within quotes.
+fn debug_dump(message: &str) -> Option<String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let quoted = message.contains("\\\"").then(|| "a backslash before a quote".to_owned());
+    let mut opened = message.char_indices().filter(|(_, c)| "{(".contains(*c));
+    quoted.or_else(|| {
+        opened.find_map(|(at, c)| {
+            // A struct has a blank between its name and the brace.
+            let before = message[..at].strip_suffix(if c == '{' { " " } else { "" })?;
+            let start = before.rfind(|c| !is_word(c)).map_or(0, |i| i + 1);
+            let word = &before[start..];
+            let is_dump = match c {
+                '{' => word.starts_with(|c: char| c.is_ascii_uppercase()),
+                _ => ["Some", "Ok", "Err"].contains(&word),
+            };
+            is_dump.then(|| message[start..].chars().take(40).collect())
+        })
+    })
+}
+
+#[test]
+fn a_value_as_rust_prints_it_is_found_in_a_message() {
+    let spec = format!("expected {:?}", crate::common::network());
+    for dump in [&spec, " [TeacherSpec { a: 1 }]", "found Some(3)", "Ok(())", r#"named "a\"b""#] {
+        assert!(debug_dump(dump).is_some(), "{dump}");
+    }
+    for text in [
+        "c.toml:2: `voc` (2007) {",
+        "a list such as [\"a\"] or { x = 1 }",
+        "Some (of them)",
+        "VOC (all): None",
+        "found [1, 2]",
+    ] {
+        assert_eq!(debug_dump(text), None, "{text}");
     }
 }
 
