@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::args::{DeviceArgs, RunConfigArgs};
 use super::commands::{Commands, TeacherFacts};
-use super::output::pretty;
+use super::output::{self, pretty};
 use super::{device, forecast};
 use crate::config::{self, Loaded};
 use crate::device::gpu::card::Card;
@@ -35,6 +35,7 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     let opened = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
     let cost = (commands.forecast)(&spec, &opened, args.card)?;
     let teachers: Vec<TeacherFacts> = opened.iter().map(TeacherFacts::of).collect();
+    output::notes(&opened.iter().flat_map(OpenedTeacher::notes).cloned().collect::<Vec<_>>());
     if args.json {
         return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
     }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::device::gpu::card::Card;
 use crate::error::{Error, Result};
 use crate::labelled;
+use crate::labelled::evaluate::Evaluated;
 use crate::labelled::spec::TeachSpec;
 use crate::pipeline::inputs::RunInputs;
 use crate::pipeline::observer::Observer;
@@ -48,7 +49,7 @@ pub struct Commands {
     /// Scores one teacher (counted from 0) on the run's evaluation data, on all of the teacher's labels.
     pub score_teacher: fn(&RunSpec, usize) -> Result<Score>,
     /// Scores a weights file on labelled images.
-    pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Score>,
+    pub evaluate: fn(&Path, &EvaluationData, &Device) -> Result<Evaluated>,
     /// Forecasts for the named card, or times steps on this machine. The result is JSON, because it is only
     /// printed.
     pub forecast: fn(&RunSpec, &[OpenedTeacher], Option<&'static Card>) -> Result<Value>,
@@ -62,7 +63,7 @@ pub const PIPELINE: Commands = Commands {
     check_teach: labelled::teach::check,
     teach: |spec, out, resume, observer| to_json(labelled::teach::teach(spec, out, resume, observer)?),
     score_teacher: labelled::evaluate::score_teacher,
-    evaluate: labelled::evaluate::evaluate,
+    evaluate: labelled::evaluate::evaluate_with_notes,
     forecast: |spec, teachers, card| to_json(pipeline::forecast::forecast(spec, teachers, card)?),
 };
 

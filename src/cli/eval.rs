@@ -7,9 +7,10 @@ use serde_json::json;
 
 use super::args::DeviceArgs;
 use super::commands::Commands;
-use super::output::pretty;
+use super::output::{self, pretty};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::labelled::evaluate::Evaluated;
 use crate::pipeline::Device;
 use crate::pipeline::export::student_file;
 use crate::pipeline::spec::EvaluationData;
@@ -41,7 +42,8 @@ pub fn eval(args: &EvalArgs, commands: &Commands) -> Result<String> {
     let weights = student_file(&args.model)?;
     let (choice, _) = args.device.device.open()?;
     let device = Device { choice, ..Device::default() };
-    let score = (commands.evaluate)(&weights, &data, &device)?;
+    let Evaluated { score, notes } = (commands.evaluate)(&weights, &data, &device)?;
+    output::notes(&notes);
     if args.json {
         return pretty(&json!(score));
     }

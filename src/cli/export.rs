@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output;
 use crate::error::Result;
 use crate::pipeline;
 use crate::weights;
@@ -20,6 +21,7 @@ pub struct ExportArgs {
 /// Converts the file; returns a line that describes the result.
 pub fn export(args: &ExportArgs) -> Result<String> {
     let facts = pipeline::export::export(&args.from, &args.to)?;
+    output::notes(&facts.notes);
     let [h, w, c] = facts.image;
     Ok(format!(
         "{}: images of {h} x {w} pixels and {c} channels, {} labels ({}), sha256 {}\n",

@@ -19,6 +19,15 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Prints what the user should know beside a result to standard error, a line each. If that is closed, the
+/// notes are lost.
+pub fn notes(notes: &[String]) {
+    let mut out = io::stderr().lock();
+    for note in notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+}
+
 /// Indented JSON with a line end.
 pub fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)

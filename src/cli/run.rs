@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::inputs::{self, RunInputs};
 use crate::pipeline::spec::RunSpec;
-use crate::pipeline::teachers::Absent;
+use crate::pipeline::teachers::{Absent, OpenedTeacher};
 use crate::report;
 use crate::summary::{Summary, Verdict, Word};
 
@@ -89,6 +89,9 @@ pub fn run_in_folder(
     }
     if let Some(note) = &record.note {
         progress.print(note);
+    }
+    for note in inputs.teachers.iter().flat_map(OpenedTeacher::notes) {
+        progress.print(&format!("note: {note}"));
     }
     let summary = (commands.run)(&loaded.spec, &inputs, folder.path(), is_resumed, &mut progress);
     let logged = progress.finish();

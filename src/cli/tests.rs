@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::Error;
+use crate::labelled::evaluate::Evaluated;
 use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
 use crate::pipeline::observer::Observer;
 use crate::pipeline::teacher_file::Known;
@@ -35,7 +36,10 @@ const FAKE: Commands = Commands {
     check_teach: |spec| if spec.name == "bad" { Err(Error::data("none.npz", "cannot open")) } else { Ok(()) },
     teach: |spec, _, _, _| Ok(json!({ "name": spec.name, "map": 90.5 })),
     score_teacher: |_, _| Ok(Score { map: 60.0, ..Score::default() }),
-    evaluate: |_, _, _| Ok(Score { map: 50.0, ..Score::default() }),
+    evaluate: |_, _, _| {
+        let score = Score { map: 50.0, ..Score::default() };
+        Ok(Evaluated { score, notes: Vec::new() })
+    },
     forecast: |_, _, _| Ok(json!({ "memory": { "bytes": 12 } })),
 };
 

@@ -14,13 +14,27 @@ use crate::summary::{Score, StudentScore, Summary};
 use std::path::Path;
 use std::sync::Arc;
 
+/// The score of a weights file.
+pub struct Evaluated {
+    /// Average precisions.
+    pub score: Score,
+    /// What the user should know of how the weights and the data were read.
+    pub notes: Vec<String>,
+}
+
 /// Average precision of the model in the file `weights` on `data`.
 ///
 /// Errors: a file that is no model; those of [`check`] and [`score`].
 pub fn evaluate(weights: &Path, data: &EvaluationData, device: &Device) -> Result<Score> {
+    Ok(evaluate_with_notes(weights, data, device)?.score)
+}
+
+/// As [`evaluate`], with what the user should know beside the score.
+pub fn evaluate_with_notes(weights: &Path, data: &EvaluationData, device: &Device) -> Result<Evaluated> {
     let mut model = Predictor::open(weights, device)?;
     check(data, model.image(), &model.labels)?;
-    score(&mut model, &open(data)?, &[])
+    let score = score(&mut model, &open(data)?, &[])?;
+    Ok(Evaluated { score, notes: model.notes })
 }
 
 /// Average precision of the teacher of this index (from 0) on the run's evaluation data, over all of its own

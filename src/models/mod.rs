@@ -8,6 +8,7 @@ pub mod generator;
 pub mod init;
 mod recorder;
 pub mod resnet;
+pub mod state_dict;
 pub mod targetnet;
 pub mod torchvision;
 

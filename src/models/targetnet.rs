@@ -40,8 +40,10 @@ pub struct TargetNetSpec {
 impl TargetNetSpec {
     /// Reads the metadata of a student's file.
     ///
-    /// Errors: no such metadata, or a description that no student can have.
+    /// Errors: no such metadata, a description that no student can have, tensors that are not of finite
+    /// floats.
     pub fn of(t: &Tensors) -> Result<TargetNetSpec> {
+        t.expect_all_read()?;
         let spec: TargetNetSpec = t.meta_as("student")?;
         spec.validate().map_err(|e| Error::data(t.file(), format!("__meta__: student: {e}")))?;
         Ok(spec)

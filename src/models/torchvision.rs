@@ -6,27 +6,6 @@ use crate::error::{Error, Result};
 use crate::weights::Tensors;
 use std::collections::BTreeSet;
 
-/// The prefixes that wrappers (DataParallel, Lightning, `torch.compile`, detectors) put before every name.
-const WRAPPERS: [&str; 5] = ["module.", "model.", "backbone.", "encoder.", "_orig_mod."];
-
-/// Removes the wrappers' prefixes, nested ones too, that the names of all tensors have.
-///
-/// Errors: a name of which nothing is left.
-pub fn strip_wrappers(t: Tensors) -> Result<Tensors> {
-    let mut length = 0;
-    if let Some((first, _)) = t.iter().next() {
-        let first = first.to_owned();
-        while let Some(wrapper) = WRAPPERS.iter().find(|w| first[length..].starts_with(**w)) {
-            let longer = &first[..length + wrapper.len()];
-            if !t.iter().all(|(name, _)| name.starts_with(longer)) {
-                break;
-            }
-            length = longer.len();
-        }
-    }
-    t.without_prefix(length)
-}
-
 /// The network whose tensors these are, for images of `size` pixels a side.
 ///
 /// Widths and depths follow from names and shapes. What no shape shows is assumed to be torchvision's: a 7x7

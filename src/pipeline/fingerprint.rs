@@ -3,7 +3,7 @@
 use super::spec::{ImageSource, RunSpec, StudentInit};
 use crate::error::{Error, Result};
 use crate::report::origin::WeightsFile;
-use crate::weights::sha256;
+use crate::weights::{self, sha256};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -20,10 +20,13 @@ pub fn of_run(spec: &RunSpec, hashed: &[WeightsFile]) -> Result<String> {
     relevant.checkpoint_seconds = 0.0;
     // A user may lower the thresholds of the collapse check and resume, without repeating stage one.
     (relevant.loss.least_diversity, relevant.loss.least_entropy) = (0.0, 0.0);
-    let mut files: Vec<&Path> = spec.teachers.iter().map(|t| t.weights.as_path()).collect();
+    let mut weights: Vec<&Path> = spec.teachers.iter().map(|t| t.weights.as_path()).collect();
     if let StudentInit::Weights(path) = &spec.student.init {
-        files.push(path);
+        weights.push(path);
     }
+    // Where the weights are an index, the files that it lists count too.
+    let weights: Vec<PathBuf> = weights.into_iter().flat_map(weights::files).collect();
+    let mut files: Vec<&Path> = weights.iter().map(PathBuf::as_path).collect();
     for source in spec.baselines.iter().chain([&spec.dual.images]) {
         if let ImageSource::Real(path) = source {
             files.push(path);

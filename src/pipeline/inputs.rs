@@ -10,6 +10,7 @@ use super::teachers::{Absent, OpenedTeacher, Teachers};
 use crate::autograd::Store;
 use crate::error::Result;
 use crate::report::origin::WeightsFile;
+use crate::weights;
 
 /// What is known of a run's files before it begins.
 pub struct RunInputs {
@@ -29,7 +30,8 @@ impl RunInputs {
     }
 }
 
-/// Name, length and SHA-256 of every file that the student's bits depend on. Folders are left out, and so is
+/// Name, length and SHA-256 of every file that the student's bits depend on. Where the weights are an index,
+/// the files that it lists follow it. Folders are left out, and so is
 /// a file that cannot be read: the run reports it.
 pub fn hashes(spec: &RunSpec) -> Vec<WeightsFile> {
     let teachers = spec.teachers.iter().map(|t| (format!("teacher {}", t.name), &t.weights));
@@ -41,8 +43,11 @@ pub fn hashes(spec: &RunSpec) -> Vec<WeightsFile> {
         ImageSource::Real(file) => Some(("images without labels".to_owned(), file)),
         ImageSource::Generator | ImageSource::Noise => None,
     });
-    let all = teachers.chain(init).chain(images);
-    all.filter_map(|(name, file)| WeightsFile::of(&name, file).ok()).collect()
+    let weights = teachers
+        .chain(init)
+        .flat_map(|(name, file)| weights::files(file).into_iter().map(move |file| (name.clone(), file)));
+    let all = weights.chain(images.map(|(name, file)| (name, file.clone())));
+    all.filter_map(|(name, file)| WeightsFile::of(&name, &file).ok()).collect()
 }
 
 /// What a run's evaluation data must have.

@@ -41,6 +41,8 @@ pub struct Predictor {
     pub labels: Vec<String>,
     /// The probability above which each label is predicted.
     pub thresholds: Vec<f32>,
+    /// What the user should know of how the file was read.
+    pub notes: Vec<String>,
 }
 
 impl Predictor {
@@ -56,8 +58,8 @@ impl Predictor {
                 TargetNetSpec::of(&tensors).and_then(|student| thresholds(&tensors, student.labels.len()))?;
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
-            let model = Model::Student(Box::new(student));
-            return Ok(Predictor { engine, model, network, labels, thresholds });
+            let (model, notes) = (Model::Student(Box::new(student)), Vec::new());
+            return Ok(Predictor { engine, model, network, labels, thresholds, notes });
         }
         let TeacherFile { known, tensors } = TeacherFile::read(tensors, &Stated::default())?;
         Predictor::of(known, tensors, device)
@@ -94,9 +96,10 @@ impl Predictor {
             Build::Folded,
             Source::Tensors(&mut tensors),
         )?;
+        let notes = std::mem::take(&mut tensors.notes);
         tensors.finish()?;
         let model = Model::Teacher(Box::new(net));
-        Ok(Predictor { engine, model, network, labels, thresholds })
+        Ok(Predictor { engine, model, network, labels, thresholds, notes })
     }
 
     /// Height, width and channels of the images that the model takes.

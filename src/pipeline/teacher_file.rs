@@ -3,6 +3,7 @@
 use super::spec::{Stated, TeacherSpec};
 use crate::error::{Error, Result};
 use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
+use crate::models::state_dict;
 use crate::models::torchvision::{self, Head};
 use crate::weights::{self, Tensors};
 use std::collections::HashSet;
@@ -22,7 +23,7 @@ pub struct Known {
 pub struct TeacherFile {
     /// Network and labels.
     pub known: Known,
-    /// The tensors under torchvision's names, without a wrapper's prefix.
+    /// The network's tensors under torchvision's names. Their `notes` say what of the file was left out.
     pub tensors: Tensors,
 }
 
@@ -43,7 +44,8 @@ impl TeacherFile {
     ///
     /// Errors: tensors that belong to no ResNet, no labels, a config that contradicts the file.
     pub fn read(tensors: Tensors, stated: &Stated) -> Result<TeacherFile> {
-        let tensors = torchvision::strip_wrappers(tensors)?;
+        refuse_student(&tensors)?;
+        let tensors = state_dict::network_of(tensors, Head::Wanted)?;
         let file = tensors.file().to_path_buf();
         let mut network = network(&tensors, stated.image_size)?;
         let agree = Agreement(&file);
@@ -82,11 +84,15 @@ impl Agreement<'_> {
     }
 }
 
+fn refuse_student(tensors: &Tensors) -> Result<()> {
+    match tensors.meta.contains_key("student") {
+        true => Err(Error::data(tensors.file(), "expected a teacher or a backbone, found a student")),
+        false => Ok(()),
+    }
+}
+
 /// The network by the file's metadata, or else by its tensors.
 fn network(tensors: &Tensors, image_size: Option<usize>) -> Result<ResNetSpec> {
-    if tensors.meta.contains_key("student") {
-        return Err(Error::data(tensors.file(), "expected a teacher or a backbone, found a student"));
-    }
     if !tensors.meta.contains_key("network") {
         let said = |key: &str| tensors.meta.contains_key(key);
         let size = if said("image_size") { Some(tensors.meta_as("image_size")?) } else { image_size };
@@ -173,7 +179,9 @@ impl Backbone {
     ///
     /// Errors: tensors that belong to no ResNet; a student's file.
     pub fn open(path: impl AsRef<Path>) -> Result<Backbone> {
-        let tensors = torchvision::strip_wrappers(weights::load(path)?)?;
+        let tensors = weights::load(path)?;
+        refuse_student(&tensors)?;
+        let tensors = state_dict::network_of(tensors, Head::Ignored)?;
         let network = network(&tensors, None)?;
         let normalisation = normalisation(&tensors, &network, None)?;
         Ok(Backbone { stride: network.stride, normalisation, tensors })

@@ -72,6 +72,11 @@ impl OpenedTeacher {
     pub fn is_drawn(&self) -> bool {
         self.tensors.is_none()
     }
+
+    /// What the user should know of how the file was read.
+    pub fn notes(&self) -> &[String] {
+        self.tensors.as_ref().map_or(&[], |t| &t.notes)
+    }
 }
 
 /// A teacher in a store.

@@ -1,15 +1,16 @@
 //! Named float tensors and the files that hold them.
 //!
 //! A weights file is an npz (a zip of npy arrays, one per tensor, that `numpy.load` opens), a safetensors
-//! file, or an ONNX file that the engine exported. [`load`] recognises the format by the first bytes,
-//! [`save`] chooses it by the name. Beside the tensors a file holds its metadata ([`Meta`]), a JSON object.
+//! file, an index of several safetensors files, or an ONNX file that the engine exported. [`load`] recognises
+//! the format by the first bytes, [`save`] chooses it by the name. Beside the tensors a file holds its metadata ([`Meta`]), a JSON object.
 //!
-//! `common` and `meta` are what all formats share; `file` dispatches to the formats, and no format imports
-//! it.
+//! `common`, `meta` and `foreign`, which names files of other kinds, are what the formats share; `file`
+//! dispatches to the formats, and no format imports it.
 
 mod atomic;
 mod common;
 mod file;
+mod foreign;
 mod hash;
 mod meta;
 mod npy;
@@ -17,10 +18,11 @@ pub mod npz;
 pub mod onnx;
 pub mod safetensors;
 pub mod seal;
+mod shards;
 mod tensors;
 
 pub use atomic::{is_temporary, write_atomic, write_keeping};
-pub use file::{load, save};
+pub use file::{files, load, save};
 pub use hash::sha256;
 pub use meta::{Meta, meta_as};
 pub use tensors::{HostTensor, Tensors};

@@ -19,6 +19,11 @@ pub struct Header {
 }
 
 impl Header {
+    /// Errors: a type that is not a float that [`Body::floats`] reads.
+    pub fn expect_floats(&self) -> Result<(), String> {
+        float_kind(&self.dtype).map(|_| ())
+    }
+
     /// Reads a header; returns it and its size in bytes.
     pub fn read(r: &mut dyn Read) -> Result<(Header, u64), String> {
         let short = |_| "expected an npy header, found the end of the entry".to_string();

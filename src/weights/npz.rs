@@ -13,6 +13,7 @@
 mod archive;
 mod write;
 
+pub(super) use archive::load_floats;
 pub use archive::{Archive, load};
 pub use write::{Array, Elems, save, write, write_sealed};
 pub use zip::CompressionMethod;

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 pub const OURS: &str = "dfka";
 
 /// Entries of our metadata that are repeated beside [`OURS`], each as JSON text. From a file without
-/// [`OURS`], which is another program's, these are read.
+/// [`OURS`], which is another program's, these are read if they are lists of texts (labels) or of numbers.
 pub const PLAIN: [&str; 4] = ["labels", "mean", "std", "thresholds"];
 
 const METADATA: &str = "__metadata__";
@@ -43,14 +43,26 @@ const MAX_RANK: usize = 64;
 ///
 /// Errors: damage, another type than a float, numbers that are not finite, more than 4 GiB.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
-    let path = path.as_ref();
+    let tensors = load_floats(path.as_ref())?;
+    tensors.expect_all_read()?;
+    Ok(tensors)
+}
+
+/// As [`load`], but leaves out the tensors that are not of finite floats (see [`Tensors::unread`]).
+pub(super) fn load_floats(path: &Path) -> Result<Tensors> {
     let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
     let bytes = file.metadata().map_err(|e| Error::data(path, format!("cannot read: {e}")))?.len();
-    read(&mut BufReader::new(file), bytes, path)
+    read_floats(&mut BufReader::new(file), bytes, path)
 }
 
 /// As [`load`], from a stream of `bytes` bytes. `file` is for error messages.
 pub fn read(r: &mut impl Read, bytes: u64, file: &Path) -> Result<Tensors> {
+    let tensors = read_floats(r, bytes, file)?;
+    tensors.expect_all_read()?;
+    Ok(tensors)
+}
+
+fn read_floats(r: &mut impl Read, bytes: u64, file: &Path) -> Result<Tensors> {
     let wrong = |message: String| Error::data(file, message);
     if bytes > MAX_BYTES + MAX_HEADER_BYTES {
         return Err(wrong(format!("expected at most {MAX_BYTES} bytes of tensors, found a file of {bytes}")));
@@ -74,8 +86,10 @@ pub fn read(r: &mut impl Read, bytes: u64, file: &Path) -> Result<Tensors> {
     let mut out = Tensors::of_file(file, meta(file, &header)?);
     for name in header.offset_keys() {
         let info = header.info(&name).ok_or_else(|| array_error(file, &name, "expected it in the header"))?;
-        if let Some(tensor) = tensor(r, &name, info).map_err(|m| array_error(file, &name, m))? {
-            out.insert_tensor(name, tensor)?;
+        match tensor(r, &name, info).map_err(|m| array_error(file, &name, m))? {
+            Content::Floats(tensor) => out.insert_tensor(name, tensor)?,
+            Content::Unread(message) => out.leave_unread(name, message),
+            Content::BatchCounter => {}
         }
     }
     Ok(out)
@@ -87,14 +101,33 @@ fn meta(file: &Path, header: &Metadata) -> Result<Meta> {
         let wrong = |e| Error::data(file, format!("{METADATA}: {OURS}: expected a JSON object: {e}"));
         return serde_json::from_str(text).map_err(wrong);
     }
-    // In another program's file an entry that is not JSON may mean anything, so it is ignored. A config can
-    // state labels, mean and deviation instead.
-    let parsed = |name: &str| Some((name.to_owned(), serde_json::from_str::<Value>(all.get(name)?).ok()?));
-    Ok(PLAIN.into_iter().filter_map(parsed).collect())
+    // In another program's file an entry may mean anything, so one of another form than ours is ignored. A
+    // config can state labels, mean and deviation instead.
+    let parsed = |name: &str| {
+        let value = serde_json::from_str::<Value>(all.get(name)?).ok()?;
+        let is_item = if name == "labels" { Value::is_string } else { Value::is_number };
+        value.as_array().is_some_and(|items| items.iter().all(is_item)).then(|| (name.to_owned(), value))
+    };
+    let mut meta: Meta = PLAIN.into_iter().filter_map(parsed).collect();
+    // One of the two alone describes no normalisation.
+    if !(meta.contains_key("mean") && meta.contains_key("std")) {
+        ["mean", "std"].iter().for_each(|key| {
+            meta.remove(*key);
+        });
+    }
+    Ok(meta)
 }
 
-/// Reads the next tensor of the stream; `None` for a batch counter.
-fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Option<HostTensor>, String> {
+/// What a tensor of a file is.
+enum Content {
+    Floats(HostTensor),
+    /// No finite floats; the message says what was found.
+    Unread(String),
+    BatchCounter,
+}
+
+/// Reads the next tensor of the stream.
+fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Content, String> {
     let bytes = info.data_offsets.1 - info.data_offsets.0;
     if info.shape.len() > MAX_RANK {
         return Err(format!("expected at most {MAX_RANK} dimensions, found {}", info.shape.len()));
@@ -104,7 +137,7 @@ fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Option<Hos
     }
     if is_batch_counter(name) {
         values(r, bytes, 1, |_| ())?;
-        return Ok(None);
+        return Ok(Content::BatchCounter);
     }
     let data = match info.dtype {
         Dtype::F32 => values(r, bytes, 4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
@@ -113,10 +146,15 @@ fn tensor(r: &mut impl Read, name: &str, info: &TensorInfo) -> Result<Option<Hos
         Dtype::F64 => values(r, bytes, 8, |b| {
             f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
         }),
-        other => Err(format!("expected dtype F32 (or F64, F16, BF16), found {other}")),
+        other => {
+            values(r, bytes, 1, |_| ())?;
+            return Ok(Content::Unread(format!("expected dtype F32 (or F64, F16, BF16), found {other}")));
+        }
     }?;
-    check_finite(&data, &info.shape)?;
-    Ok(Some(HostTensor { shape: info.shape.clone(), data }))
+    Ok(match check_finite(&data, &info.shape) {
+        Ok(()) => Content::Floats(HostTensor { shape: info.shape.clone(), data }),
+        Err(message) => Content::Unread(message),
+    })
 }
 
 /// Reads and decodes elements of `size` bytes each. `bytes`, their size together, is a multiple of `size`.

@@ -24,7 +24,12 @@ pub struct Tensors {
     /// The file they came from, for error messages.
     file: PathBuf,
     map: BTreeMap<String, HostTensor>,
+    /// Tensors that are no finite floats, by name, each with the message for a model that needs it: integers,
+    /// Python objects, NaN. A checkpoint may have some beside the network.
+    unread: BTreeMap<String, String>,
     pub meta: Meta,
+    /// What the user should know of how the file was read.
+    pub notes: Vec<String>,
 }
 
 impl Default for Tensors {
@@ -36,12 +41,13 @@ impl Default for Tensors {
 impl Tensors {
     /// An empty set that comes from no file; its errors name `<memory>`.
     pub fn new() -> Self {
-        Tensors { file: "<memory>".into(), map: BTreeMap::new(), meta: Meta::new() }
+        Tensors::of_file(Path::new("<memory>"), Meta::new())
     }
 
     /// An empty set with the metadata of `file`, for a reader to fill.
     pub(super) fn of_file(file: &Path, meta: Meta) -> Self {
-        Tensors { file: file.into(), map: BTreeMap::new(), meta }
+        let (map, unread) = (BTreeMap::new(), BTreeMap::new());
+        Tensors { file: file.into(), map, unread, meta, notes: Vec::new() }
     }
 
     /// An empty set whose errors name the same file, for a part of this set.
@@ -99,10 +105,52 @@ impl Tensors {
         }
     }
 
+    /// Leaves out the tensor `name`, which is not of finite floats. `message` is for a model that needs it.
+    pub(super) fn leave_unread(&mut self, name: String, message: String) {
+        self.unread.insert(name, message);
+    }
+
+    /// All tensors: the values, or the message of one that is not of finite floats.
+    pub(super) fn into_contents(self) -> impl Iterator<Item = (String, Result<HostTensor, String>)> {
+        let floats = self.map.into_iter().map(|(name, tensor)| (name, Ok(tensor)));
+        floats.chain(self.unread.into_iter().map(|(name, message)| (name, Err(message))))
+    }
+
+    /// The names of the tensors that are not of finite floats.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.unread.keys().map(String::as_str)
+    }
+
+    /// Requires that all tensors of the file are finite floats.
+    ///
+    /// Errors: the first one that is not.
+    pub fn expect_all_read(&self) -> Result<()> {
+        self.unread.iter().next().map_or(Ok(()), |(name, message)| Err(self.error(name, message)))
+    }
+
+    /// Renames each tensor by `rename`, and removes it where that returns `None`. Of two that would get the
+    /// same name, the first in the order of the old names is kept.
+    pub fn renamed(mut self, rename: impl Fn(&str) -> Option<String>) -> Tensors {
+        for (name, tensor) in std::mem::take(&mut self.map) {
+            if let Some(name) = rename(&name) {
+                self.map.entry(name).or_insert(tensor);
+            }
+        }
+        for (name, message) in std::mem::take(&mut self.unread) {
+            if let Some(name) = rename(&name) {
+                self.unread.entry(name).or_insert(message);
+            }
+        }
+        self
+    }
+
     /// Removes and returns the tensor `name`, which must have exactly the shape `expected`.
     ///
     /// Errors: no such tensor, or one of another shape, which then stays.
     pub fn take(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        if let Some(message) = self.unread.get(name) {
+            return Err(self.error(name, message));
+        }
         match self.map.get(name) {
             None => {
                 let (n, first) = (self.map.len(), self.first_names());
@@ -118,28 +166,12 @@ impl Tensors {
         }
     }
 
-    /// Removes the first `length` bytes of every name. All names must begin with the same `length` bytes.
-    ///
-    /// Errors: a name of no more than `length` bytes.
-    pub fn without_prefix(mut self, length: usize) -> Result<Tensors> {
-        if length == 0 {
-            return Ok(self);
-        }
-        for (name, tensor) in std::mem::take(&mut self.map) {
-            let rest = name.get(length..).filter(|rest| !rest.is_empty());
-            let rest = rest.ok_or_else(|| {
-                self.error(&name, format!("nothing is left of the name without its first {length} bytes"))
-            })?;
-            self.map.insert(rest.to_owned(), tensor);
-        }
-        Ok(self)
-    }
-
     /// Ends a load: every tensor must have been taken, because a tensor that the model does not use means
     /// that the file is of another model.
     ///
     /// Errors: tensors that are left, up to five of them by name.
     pub fn finish(self) -> Result<()> {
+        self.expect_all_read()?;
         if self.map.is_empty() {
             return Ok(());
         }
@@ -220,6 +252,20 @@ mod tests {
         assert!(t.insert("c", &[usize::MAX, 2], vec![]).is_err());
         assert!(t.insert(META, &[1], vec![0.]).unwrap_err().to_string().contains("reserved"));
         assert_eq!(t.len(), 2);
+    }
+
+    #[test]
+    fn a_tensor_that_is_no_float_is_an_error_only_where_it_is_needed() {
+        let mut t = sample();
+        t.leave_unread("n".into(), "found int64".into());
+        assert!(t.expect_all_read().unwrap_err().to_string().ends_with("array \"n\": found int64"));
+        assert!(t.take("n", &[1]).unwrap_err().to_string().ends_with("found int64"));
+        assert_eq!(t.unread().collect::<Vec<_>>(), ["n"]);
+        let rename = |name: &str| (name != "b").then(|| format!("x.{name}"));
+        assert!(t.clone().renamed(rename).finish().unwrap_err().to_string().contains("x.n"));
+        let mut kept = t.renamed(|name| (name == "a").then(|| "c".into()));
+        kept.take("c", &[3]).unwrap();
+        kept.finish().unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod about;
 mod bad_input;
 mod bad_weights;
 mod browser;
+mod checkpoints;
 mod data;
 mod deployment;
 mod export;

@@ -77,6 +77,9 @@ pub struct Facts {
     pub image: [usize; 3],
     /// How pixels of a file become the network's input, in words.
     pub preprocessing: &'static str,
+    /// What the user should know of how the file was read. It is not written.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 /// [`Facts::preprocessing`]: the rule of [`Transform::eval`](crate::data::transform::Transform::eval), and the
@@ -99,8 +102,8 @@ impl Facts {
             Some(n) => (n.mean.clone(), n.std.clone()),
             None => (half(), half()),
         };
-        let (image, preprocessing) = (network.image, PREPROCESSING);
-        Ok(Facts { labels, teachers, thresholds, mean, std, image, preprocessing })
+        let (image, preprocessing, notes) = (network.image, PREPROCESSING, t.notes.clone());
+        Ok(Facts { labels, teachers, thresholds, mean, std, image, preprocessing, notes })
     }
 
     /// As a JSON object, for metadata.

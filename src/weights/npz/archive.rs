@@ -9,6 +9,7 @@ use zip::ZipArchive;
 
 use crate::error::{Error, Result};
 use crate::weights::common::{MAX_BYTES, PICKLE, array_error, check_finite, is_batch_counter};
+use crate::weights::foreign;
 use crate::weights::meta::{MAX_META_BYTES, META, Meta};
 use crate::weights::npy::{Body, Header};
 use crate::weights::tensors::{HostTensor, Tensors};
@@ -16,6 +17,13 @@ use crate::weights::tensors::{HostTensor, Tensors};
 /// Reads every array of `path` as a float tensor, and the metadata, if there is any. PyTorch's batch
 /// counters are left out.
 pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
+    let tensors = load_floats(path.as_ref())?;
+    tensors.expect_all_read()?;
+    Ok(tensors)
+}
+
+/// As [`load`], but leaves out the arrays that are not of finite floats (see [`Tensors::unread`]).
+pub(in crate::weights) fn load_floats(path: &Path) -> Result<Tensors> {
     Archive::open(path)?.tensors()
 }
 
@@ -46,9 +54,23 @@ impl Archive {
 
 impl<R: Read + Seek> Archive<R> {
     pub(super) fn from_reader(reader: R, file: &Path, max_bytes: u64) -> Result<Archive<R>> {
-        let not_npz =
-            |e| Error::data(file, format!("expected an npz file (a zip of npy arrays), found: {e}"));
-        let mut zip = ZipArchive::new(reader).map_err(not_npz)?;
+        let not_npz = |e: &dyn std::fmt::Display| {
+            Error::data(file, format!("expected an npz file (a zip of npy arrays), found {e}"))
+        };
+        let mut reader = reader;
+        let cannot = |e: std::io::Error| Error::data(file, format!("cannot read: {e}"));
+        let mut head = Vec::new();
+        reader.by_ref().take(foreign::HEAD).read_to_end(&mut head).map_err(cannot)?;
+        reader.rewind().map_err(cannot)?;
+        let mut zip = ZipArchive::new(reader).map_err(|e| match foreign::describe(&head) {
+            Some(found) => not_npz(&found),
+            None if head.starts_with(b"PK") => not_npz(&foreign::describe_cut_zip(&head)),
+            None if foreign::is_pickle(&head) => Error::data(file, PICKLE),
+            None => not_npz(&format!("another file: {e}")),
+        })?;
+        if zip.file_names().flatten().any(|name| name == "data.pkl" || name.ends_with("/data.pkl")) {
+            return Err(Error::data(file, PICKLE));
+        }
         if zip.has_duplicate_names() {
             let which = first_duplicate(zip).unwrap_or_else(|| "a name".into());
             return Err(Error::data(
@@ -58,11 +80,8 @@ impl<R: Read + Seek> Archive<R> {
         }
         let (mut names, mut total) = (BTreeMap::new(), 0u64);
         for i in 0..zip.len() {
-            let entry = zip.by_index_raw(i).map_err(not_npz)?;
+            let entry = zip.by_index_raw(i).map_err(|e| not_npz(&e))?;
             let raw = String::from_utf8_lossy(entry.name_raw()).into_owned();
-            if raw.ends_with("/data.pkl") {
-                return Err(Error::data(file, PICKLE));
-            }
             let Some(name) = raw.strip_suffix(".npy") else {
                 return Err(Error::data(file, format!("expected only .npy entries, found {raw:?}")));
             };
@@ -141,14 +160,24 @@ impl<R: Read + Seek> Archive<R> {
         serde_json::from_slice(&text).map_err(|e| error(format!("expected a JSON object: {e}")))
     }
 
-    /// Reads every array as a float tensor, and the metadata.
+    /// Reads every array of finite floats as a tensor, and the metadata.
     pub(super) fn tensors(mut self) -> Result<Tensors> {
         let names: Vec<String> = self.names().filter(|n| !is_batch_counter(n)).map(str::to_owned).collect();
         let meta = self.meta()?;
         let mut out = Tensors::of_file(&self.file, meta);
         for name in names {
-            let tensor = self.floats(&name)?;
-            out.insert_tensor(name, tensor)?;
+            let content = self.array(&name, u64::MAX, |header, body| {
+                if let Err(message) = header.expect_floats() {
+                    return Ok(Err(message));
+                }
+                let data = body.floats(header)?;
+                Ok(check_finite(&data, &header.shape)
+                    .map(|()| HostTensor { shape: header.shape.clone(), data }))
+            })?;
+            match content {
+                Ok(tensor) => out.insert_tensor(name, tensor)?,
+                Err(message) => out.leave_unread(name, message),
+            }
         }
         Ok(out)
     }

@@ -36,7 +36,9 @@ fn zip_of(entries: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
 }
 
 fn read(bytes: &[u8]) -> Result<Tensors> {
-    Archive::from_reader(Cursor::new(bytes), Path::new("w.npz"), MAX_BYTES)?.tensors()
+    let tensors = Archive::from_reader(Cursor::new(bytes), Path::new("w.npz"), MAX_BYTES)?.tensors()?;
+    tensors.expect_all_read()?;
+    Ok(tensors)
 }
 
 /// Reads one array `x` and returns the message, which must be a data error that names the file.
