@@ -11,6 +11,7 @@ use crate::config::{self, Loaded};
 use crate::device::gpu::card::Card;
 use crate::error::Result;
 use crate::pipeline::spec::RunSpec;
+use crate::pipeline::tasks;
 use crate::pipeline::teachers::{Absent, OpenedTeacher};
 
 #[derive(Args)]
@@ -35,7 +36,7 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     let opened = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
     let cost = (commands.forecast)(&spec, &opened, args.card)?;
     let teachers: Vec<TeacherFacts> = opened.iter().map(TeacherFacts::of).collect();
-    output::notes(&opened.iter().flat_map(OpenedTeacher::notes).cloned().collect::<Vec<_>>());
+    output::notes(&notes(&spec, &opened));
     if args.json {
         return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
     }
@@ -48,6 +49,12 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
         }
     }
     Ok(text + &forecast::text(&cost))
+}
+
+/// What the user should know of the teachers beside what is checked.
+pub fn notes(spec: &RunSpec, teachers: &[OpenedTeacher]) -> Vec<String> {
+    let of_files = teachers.iter().flat_map(OpenedTeacher::notes).cloned();
+    of_files.chain(tasks::shared_labels(teachers, &spec.student.labels)).collect()
 }
 
 /// Checks that the teachers have the labels and the network that the config expects, and that every file it

@@ -5,7 +5,7 @@ use std::ops::Range;
 use clap::Args;
 
 use super::args::{DeviceArgs, OutputArgs, RunConfigArgs};
-use super::check::check_against_teachers;
+use super::check::{check_against_teachers, notes};
 use super::commands::Commands;
 use super::device;
 use super::folder::OutputFolder;
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::inputs::{self, RunInputs};
 use crate::pipeline::spec::RunSpec;
-use crate::pipeline::teachers::{Absent, OpenedTeacher};
+use crate::pipeline::teachers::Absent;
 use crate::report;
 use crate::summary::{Summary, Verdict, Word};
 
@@ -90,7 +90,7 @@ pub fn run_in_folder(
     if let Some(note) = &record.note {
         progress.print(note);
     }
-    for note in inputs.teachers.iter().flat_map(OpenedTeacher::notes) {
+    for note in notes(&loaded.spec, &inputs.teachers) {
         progress.print(&format!("note: {note}"));
     }
     let summary = (commands.run)(&loaded.spec, &inputs, folder.path(), is_resumed, &mut progress);

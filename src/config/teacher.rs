@@ -29,10 +29,14 @@ pub(super) struct RawTeacher {
 /// Far more than any machine holds. The limit bounds the comparison of every teacher's name with every other.
 pub(super) const MOST_TEACHERS: usize = 1000;
 
+/// Words that mean something else beside the teachers' names: keys of `summary.json`, and columns of the
+/// tables.
+const RESERVED: [&str; 5] = ["mean", "teachers", "student", "KA", "noise"];
+
 /// Builds the teachers of a run.
 ///
-/// Errors: none of them or more than [`MOST_TEACHERS`], names that are empty, equal or could clash, and the
-/// errors of each table.
+/// Errors: none of them or more than [`MOST_TEACHERS`], names that are empty, reserved, equal or could clash,
+/// and the errors of each table.
 pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<TeacherSpec>> {
     if raw.is_empty() {
         return Err(source.fail("teachers", "`teachers` is empty; expected at least one [[teachers]] table"));
@@ -46,6 +50,14 @@ pub(super) fn teachers(source: &Source, raw: &mut [RawTeacher]) -> Result<Vec<Te
         let path = format!("teachers.{i}.name");
         if t.name.trim().is_empty() {
             return Err(source.fail(&path, format!("`{path}` is empty")));
+        }
+        if RESERVED.contains(&t.name.as_str()) {
+            let message = format!(
+                "a teacher is named `{}`, which is a word of the run's tables and of summary.json; expected a name other than {}",
+                t.name,
+                RESERVED.join(", ")
+            );
+            return Err(source.fail(&path, message));
         }
         if teachers.iter().any(|other| other.name == t.name) {
             return Err(source.fail(&path, format!("two teachers are named `{}`", t.name)));

@@ -1,14 +1,13 @@
 //! Images with targets, for training teachers and for evaluation. The amalgamation must not import this
 //! file.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use super::average_precision::DIFFICULT;
 use super::unlabelled::ImageSet;
 use crate::error::{Error, Result};
 use crate::weights::npz::{self, Archive, Array, Elems};
-use crate::weights::{Meta, meta_as};
+use crate::weights::{Meta, check_labels, meta_as};
 
 /// Images and, for each of them, one target per label: 0 absent, 1 present, 2 difficult (not counted).
 ///
@@ -63,7 +62,8 @@ impl LabelledSet {
         let file = path.as_ref();
         let mut archive = Archive::open(file)?;
         archive.expect_names(&["images", "targets"])?;
-        let labels = meta_as(file, &archive.meta()?, "labels")?;
+        let labels: Vec<String> = meta_as(file, &archive.meta()?, "labels")?;
+        check_labels(&labels).map_err(|e| Error::data(file, format!("labels: {e}")))?;
         Ok((labels, ImageSet::shape_in(&mut archive, file)?))
     }
 
@@ -87,13 +87,7 @@ impl LabelledSet {
 
     fn check(&self) -> std::result::Result<(), String> {
         self.images.check()?;
-        if self.labels.is_empty() {
-            return Err("expected at least one label, found none".into());
-        }
-        let mut seen = HashSet::new();
-        if let Some((i, l)) = self.labels.iter().enumerate().find(|(_, l)| !seen.insert(*l)) {
-            return Err(format!("expected distinct labels, found {l:?} again at position {i}"));
-        }
+        check_labels(&self.labels).map_err(|e| format!("labels: {e}"))?;
         if Some(self.targets.len()) != self.images.n.checked_mul(self.labels.len()) {
             let (n, l, found) = (self.images.n, self.labels.len(), self.targets.len());
             return Err(format!("array \"targets\": expected {n} x {l} entries, found {found}"));
@@ -141,7 +135,8 @@ mod tests {
         for (targets, labels, why) in [
             (vec![0; 5], names(&["a", "b"]), "2 x 2 entries, found 5"),
             (vec![], vec![], "at least one label"),
-            (vec![0; 4], names(&["a", "a"]), "\"a\" again at position 1"),
+            (vec![0; 4], names(&["a", "a"]), "found \"a\" at places 1 and 2"),
+            (vec![0; 4], names(&["a", " "]), "found an empty label at place 2"),
             (vec![0, 1, 0, 3], names(&["a", "b"]), "found 3 for image 1, label \"b\""),
         ] {
             let e = LabelledSet::new(images(), targets, labels).unwrap_err();

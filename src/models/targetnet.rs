@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ops::movement::columns::Columns;
 use crate::ops::movement::concat_columns::ConcatColumns;
 use crate::tensor::{Real, Shape};
-use crate::weights::Tensors;
+use crate::weights::{Tensors, check_labels};
 use serde::{Deserialize, Serialize};
 
 /// One task: the labels that are predicted through one teacher's last blocks.
@@ -63,6 +63,7 @@ impl TargetNetSpec {
                 t.teacher, t.block
             ));
         }
+        check_labels(&self.labels).map_err(|e| format!("labels: {e}"))?;
         let mut all: Vec<&String> = self.tasks.iter().flat_map(|t| &t.labels).collect();
         let mut wanted: Vec<&String> = self.labels.iter().collect();
         all.sort();

@@ -1,7 +1,8 @@
 //! Which labels the student predicts through which teacher: the task-level filters `g_m` (docs/method.md 3).
 
-use super::teachers::Teachers;
+use super::teachers::{OpenedTeacher, Teachers};
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 
 /// The labels that the student predicts through one teacher.
 #[derive(Clone, Debug)]
@@ -12,6 +13,26 @@ pub struct TaskLabels {
     pub labels: Vec<String>,
     /// The column of each of them in the teacher's predictions.
     pub columns: Vec<u32>,
+}
+
+/// A sentence for each wanted label that several teachers predict: it names them, and the one whose
+/// predictions the student learns. No `wanted` means all labels of all teachers.
+pub fn shared_labels(teachers: &[OpenedTeacher], wanted: &[String]) -> Vec<String> {
+    let mut owners: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for teacher in teachers {
+        for label in teacher.known.labels.iter().filter(|l| wanted.is_empty() || wanted.contains(l)) {
+            owners.entry(label).or_default().push(&teacher.name);
+        }
+    }
+    let shared = owners.into_iter().filter(|(_, owners)| owners.len() > 1);
+    let sentence = |(label, owners): (&str, Vec<&str>)| {
+        format!(
+            "the teachers {} all predict the label {label}; the student learns it from {}, which the config names first",
+            owners.join(", "),
+            owners[0]
+        )
+    };
+    shared.map(sentence).collect()
 }
 
 /// Splits the wanted labels into tasks; each label goes to the first teacher that has it. No `wanted` means

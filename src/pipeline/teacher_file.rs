@@ -6,7 +6,6 @@ use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
 use crate::models::state_dict;
 use crate::models::torchvision::{self, Head};
 use crate::weights::{self, Tensors};
-use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -151,10 +150,7 @@ fn labels(tensors: &Tensors, stated: &Stated) -> Result<Vec<String>> {
         );
         return Err(Error::data(file, message));
     }
-    let mut seen = HashSet::new();
-    if let Some(twice) = labels.iter().find(|l| !seen.insert(*l)) {
-        return Err(Error::data(file, format!("{whose}: {twice:?} is listed more than once")));
-    }
+    weights::check_labels(&labels).map_err(|e| Error::data(file, format!("{whose}: {e}")))?;
     if labels.len() != rows {
         let found = labels.len();
         let message = format!("{whose}: expected {rows}, one for each row of fc.weight, found {found}");

@@ -1,5 +1,6 @@
 //! The JSON object that a file holds beside its arrays: label names, widths, provenance.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -15,6 +16,29 @@ pub const META: &str = "__meta__";
 
 /// The most bytes that a file's metadata may take as JSON text.
 pub const MAX_META_BYTES: usize = 1 << 20;
+
+/// Requires that there are labels, that none of them is blank and that each is listed once.
+///
+/// Errors: the first label that is not as required, with its position from 1.
+pub fn check_labels(labels: &[String]) -> Result<(), String> {
+    if labels.is_empty() {
+        return Err("expected at least one label, found none".into());
+    }
+    let mut places = HashMap::new();
+    for (i, label) in labels.iter().enumerate() {
+        if label.trim().is_empty() {
+            return Err(format!("expected names, found an empty label at place {}", i + 1));
+        }
+        if let Some(first) = places.insert(label, i) {
+            return Err(format!(
+                "expected each label once, found {label:?} at places {} and {}",
+                first + 1,
+                i + 1
+            ));
+        }
+    }
+    Ok(())
+}
 
 /// The entry `key` of `meta` as a `T`, for example the label names as `Vec<String>`. `file` is for error
 /// messages.

@@ -24,5 +24,5 @@ mod tensors;
 pub use atomic::{is_temporary, write_atomic, write_keeping};
 pub use file::{files, load, save};
 pub use hash::sha256;
-pub use meta::{Meta, meta_as};
+pub use meta::{Meta, check_labels, meta_as};
 pub use tensors::{HostTensor, Tensors};

@@ -160,7 +160,7 @@ fn metadata_that_is_missing_or_wrong() {
     with("labels", None);
     refused(&lab, &[], &["left.npz", "labels: expected 3", "fc.weight", "found none"]);
     with("labels", Some(serde_json::json!(["bus", "car", "bus"])));
-    refused(&lab, &[], &["left.npz", "\"bus\" is listed more than once"]);
+    refused(&lab, &[], &["left.npz", "found \"bus\" at places 1 and 3"]);
     with("labels", Some(serde_json::json!(["bus"])));
     refused(&lab, &[], &["left.npz", "labels: expected 3, one for each row of fc.weight, found 1"]);
     with("network", Some(serde_json::json!({ "block": "basic" })));

@@ -118,3 +118,21 @@ fn metadata_of_another_program_does_not_stand_in_the_way_of_the_config() {
         call(&lab, &["check", "c.toml", "--card", "h200"], "b.safetensors");
     }
 }
+
+#[test]
+fn a_label_of_two_teachers_is_learnt_from_the_first_and_the_user_is_told() {
+    let lab = Lab::new();
+    let mut right = load(&lab.path("right.npz"));
+    right.meta.insert("labels".into(), serde_json::json!(["dog", "table"]));
+    weights::save(lab.path("right.npz"), &right).unwrap();
+    let expected = "note: the teachers left, right all predict the label dog; the student learns it from left, which the config \
+                    names first\n";
+    for command in ["check", "run"] {
+        let out = lab.call(&[command, "c.toml", "--device", "cpu", "--set", "generator.steps=1"]);
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert!(out.status.success() && text.contains(expected), "{command}: {text}");
+    }
+    let sets = ["--set", "student.labels=['bus', 'table']"];
+    let out = lab.call(&[&["check", "c.toml", "--device", "cpu"][..], &sets].concat());
+    assert!(out.status.success() && out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
+}

@@ -53,6 +53,8 @@ pub const CASES: &[Case] = &[
     case("a thousand teachers and one", |l| edit(l, "{ name = \"right\"", &format!("{}{{ name = \"right\"", (0..999).map(|i| format!("{{ name = \"t{i}\", weights = \"x\" }}, ")).collect::<String>())), &["c.toml:3: `teachers` has 1001 tables; expected at most 1000"]),
     case("two teachers of one name", |l| edit(l, "name = \"right\"", "name = \"left\""), &["c.toml:3: two teachers are named `left`"]),
     case("teachers whose tensors would share names", |l| edit(l, "\"right\"", "\"left.layer1.0\""), &["c.toml:3: two teachers are named `left` and `left.layer1.0`; expected names of which none begins with another one and a dot"]),
+    case("a teacher with a name of the tables", |l| edit(l, "name = \"right\"", "name = \"mean\""), &["c.toml:3: a teacher is named `mean`, which is a word of the run's tables", "expected a name other than mean, teachers, student"]),
+    case("a label of no letters", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \" \"]"), &["c.toml:6: `student.labels` contains an empty label"]),
     case("a label twice", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \"bus\"]"), &["c.toml:6: label `bus` is listed more than once"]),
     case("a label that no teacher has", |l| edit(l, "[student]", "[student]\nlabels = [\"bus\", \"tabel\"]"), &["c.toml:6: no teacher predicts the label `tabel`; did you mean `table`?"]),
     case("a label like no other", |l| edit(l, "[student]", "[student]\nlabels = [\"submarine\"]"), &["c.toml:6: no teacher predicts the label `submarine`; the teachers predict: bus, car, cat, dog, table"]),
