@@ -9,7 +9,7 @@
 //!
 //! An arrow means "may use", also over several arrows, and a test checks every import against it. Read from
 //! the right, each module uses only what has been read before. `weights`, `data` and `report` are leaves
-//! beside the chain, which `models` and everything to its left may use. Every module may use `tensor`,
+//! beside the chain, which `models` and everything to its left may use. Every module may use `tensor`, `text`,
 //! `summary`, `splitmix` and `error`. `docs/architecture.md` has a drawing and a glossary.
 
 pub mod autograd;
@@ -26,4 +26,5 @@ pub mod report;
 pub mod splitmix;
 pub mod summary;
 pub mod tensor;
+pub mod text;
 pub mod weights;

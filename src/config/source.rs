@@ -14,6 +14,7 @@ use super::document::{Places, merge, places};
 use super::overrides::{EXPECTED, Override};
 use super::wording::{Fault, reword};
 use crate::error::{Error, Result};
+use crate::text;
 
 /// About 250 times the longest config in `configs/`. An endless file (a device, a pipe) is refused at this
 /// length.
@@ -194,10 +195,10 @@ fn read(file: &Path) -> Result<String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(at_file(format!("expected a config of at most {MAX_BYTES} bytes, found more")));
     }
-    String::from_utf8(bytes).map_err(|e| Error::Config {
+    text::decode(bytes).map_err(|text::Fault { line, message }| Error::Config {
         file: file.into(),
-        line: line_of(e.as_bytes(), e.utf8_error().valid_up_to()),
-        message: "not UTF-8 text".into(),
+        line,
+        message,
     })
 }
 
@@ -319,6 +320,12 @@ mod tests {
         assert_eq!(missing.exit_code(), 3);
         std::fs::write(&path, b"name = 'a'\n# \xff").unwrap();
         let binary = Source::open::<Raw>(&path, &[]).unwrap_err();
-        assert!(binary.to_string().ends_with("a.toml:2: not UTF-8 text"), "{binary}");
+        assert!(
+            binary.to_string().contains("a.toml:2: not UTF-8 text, perhaps Latin-1 (byte ff)"),
+            "{binary}"
+        );
+        std::fs::write(&path, b"\xef\xbb\xbfname = 'a'\r\n[inner]\r\nrate = 'x'\r\n").unwrap();
+        let marked = Source::open::<Raw>(&path, &[]).unwrap_err();
+        assert!(marked.to_string().contains("a.toml:3: `inner.rate`: found string"), "{marked}");
     }
 }

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::files::{Listing, is_plain_name, read};
+use super::files::{Listing, encoding_error, is_plain_name, read};
 use crate::error::{Error, Result};
+use crate::text;
 
 /// The largest JSON file that is read; `instances_train2017.json` has 448 MB.
 const MAX_JSON_BYTES: u64 = 2 << 30;
@@ -85,7 +86,10 @@ pub fn open(images: &Path, annotations: &Path) -> Result<Listed> {
 pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
     let fault = |m: String| Error::data(path, m);
     let RawInstances { mut images, annotations, mut categories } =
-        serde_json::from_slice(json).map_err(|e| fault(format!("expected COCO's instances: {e}")))?;
+        serde_json::from_slice(text::without_mark(json)).map_err(|e| match text::fault(json) {
+            Some(encoding) => encoding_error(path, &encoding),
+            None => fault(format!("expected COCO's instances: {e}")),
+        })?;
     if images.is_empty() || categories.is_empty() {
         let (n, labels) = (images.len(), categories.len());
         return Err(fault(format!("expected images and categories, found {n} and {labels}")));

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::text::{self, Fault};
 
 /// Reads a whole file of at most `max_bytes`.
 pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
@@ -22,15 +23,16 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As [`read()`], for UTF-8 text.
+/// As [`read()`], for UTF-8 text (see [`text::decode`]).
 ///
 /// Errors: also text that is not UTF-8, with the line.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
-    String::from_utf8(read(path, max_bytes)?).map_err(|e| {
-        let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-        let line = 1 + valid.iter().filter(|b| **b == b'\n').count();
-        Error::data(path, format!("line {line}: not UTF-8 text"))
-    })
+    text::decode(read(path, max_bytes)?).map_err(|fault| encoding_error(path, &fault))
+}
+
+/// The error for a text that is not UTF-8.
+pub fn encoding_error(path: &Path, fault: &Fault) -> Error {
+    Error::data(path, format!("line {}: {}", fault.line, fault.message))
 }
 
 /// The names in a folder. Listing a folder once is a fast way to check that ten thousand files exist.

@@ -19,6 +19,7 @@ use super::foreign;
 use super::safetensors;
 use super::tensors::Tensors;
 use crate::error::{Error, Result};
+use crate::text;
 
 /// The largest index that is read; that of ResNet-152 (932 tensors) takes 0.1 MB.
 const MAX_INDEX_BYTES: u64 = 8 << 20;
@@ -64,9 +65,10 @@ fn weight_map(path: &Path) -> Result<BTreeMap<String, String>> {
     if text.len() as u64 > MAX_INDEX_BYTES {
         return Err(wrong(format!("expected an index of at most {MAX_INDEX_BYTES} bytes, found more")));
     }
-    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
-    let raw: RawIndex = serde_json::from_slice(text)
-        .map_err(|e| wrong(format!("expected weights or an index of safetensors files in JSON: {e}")))?;
+    let raw: RawIndex = serde_json::from_slice(text::without_mark(&text)).map_err(|e| {
+        let in_json = || format!("expected weights or an index of safetensors files in JSON: {e}");
+        wrong(text::fault(&text).map_or_else(in_json, |f| format!("line {}: {}", f.line, f.message)))
+    })?;
     let Some(WeightMap(map)) = raw.weight_map.filter(|map| !map.0.is_empty()) else {
         let message = "expected an npz, safetensors or ONNX file, found JSON text without a `weight_map`, which an index \
                        of safetensors files has";

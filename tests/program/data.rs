@@ -158,6 +158,39 @@ fn broken_voc_folders_are_named() {
 }
 
 #[test]
+fn byte_order_marks_and_line_ends_of_windows_change_nothing() {
+    let marked = |bytes: &[u8]| {
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        format!("\u{feff}{}", text.replace('\n', "\r\n"))
+    };
+    let dir = copy(&year());
+    for folder in ["ImageSets/Main", "Annotations"] {
+        for entry in fs::read_dir(dir.path().join(folder)).unwrap() {
+            let file = entry.unwrap().path();
+            fs::write(&file, marked(&fs::read(&file).unwrap())).unwrap();
+        }
+    }
+    let plain = copy(&year());
+    for is_from_annotations in [false, true] {
+        let [found, expected] = [&dir, &plain].map(|dir| {
+            let sets = fs::read_dir(dir.path().join("ImageSets/Main")).unwrap();
+            let class_lists = sets.map(|e| e.unwrap().path()).filter(|p| p.to_str().unwrap().contains("_"));
+            class_lists.filter(|_| is_from_annotations).for_each(|list| fs::remove_file(list).unwrap());
+            voc::open(dir.path(), "trainval").unwrap().targets
+        });
+        assert!(found == expected && found.contains(&1), "{is_from_annotations}");
+    }
+
+    let (images, json) = coco_files();
+    let path = dir.path().join("instances.json");
+    fs::write(&path, marked(&fs::read(&json).unwrap())).unwrap();
+    assert_eq!(coco::open(&images, &path).unwrap(), coco::open(&images, &json).unwrap());
+    let latin = fs::read_to_string(&json).unwrap().replacen("dining table", "caf@", 1);
+    fs::write(&path, latin.bytes().map(|b| if b == b'@' { 0xe9 } else { b }).collect::<Vec<_>>()).unwrap();
+    assert_message(coco::open(&images, &path).unwrap_err(), &["instances.json: line ", "perhaps Latin-1"]);
+}
+
+#[test]
 fn coco_targets_are_the_instances() {
     let (images, json) = coco_files();
     let set = Dataset::coco(&images, &json).unwrap();

@@ -1,0 +1,68 @@
+//! Text files that people write: a byte order mark of UTF-8 and line ends of Windows are accepted, and other
+//! encodings are named.
+
+/// What is wrong with the encoding of a text.
+#[derive(Debug, PartialEq)]
+pub struct Fault {
+    /// 1-based.
+    pub line: usize,
+    /// What was found, and what to do about it.
+    pub message: String,
+}
+
+/// The text of a file, without a byte order mark, and with line ends of one character.
+///
+/// Errors: text that is not UTF-8.
+pub fn decode(bytes: Vec<u8>) -> Result<String, Fault> {
+    match fault(&bytes) {
+        Some(fault) => Err(fault),
+        None => {
+            let text = String::from_utf8_lossy(without_mark(&bytes));
+            Ok(if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text.into_owned() })
+        }
+    }
+}
+
+/// The bytes after a byte order mark of UTF-8.
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// What is wrong with the encoding of a text; `None` for UTF-8. A reader of large files may ask only after it
+/// has failed.
+pub fn fault(bytes: &[u8]) -> Option<Fault> {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        let message = "not UTF-8 text but UTF-16; save the file as UTF-8".into();
+        return Some(Fault { line: 1, message });
+    }
+    let at = std::str::from_utf8(bytes).err()?.valid_up_to();
+    let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
+    let found = bytes.get(at).copied().unwrap_or_default();
+    let message = format!("not UTF-8 text, perhaps Latin-1 (byte {found:02x}); save the file as UTF-8");
+    Some(Fault { line, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_and_line_ends_are_removed_and_other_encodings_named() {
+        for (bytes, expected) in
+            [(&b"\xef\xbb\xbfa\r\nb\n"[..], "a\nb\n"), ("ä\rb".as_bytes(), "ä\rb"), (b"", "")]
+        {
+            assert_eq!(decode(bytes.to_vec()).unwrap(), expected);
+        }
+        let utf16: Vec<u8> =
+            [0xfeffu16].into_iter().chain("a\n".encode_utf16()).flat_map(u16::to_le_bytes).collect();
+        for (bytes, line, part) in [
+            (&utf16[..], 1, "UTF-16; save the file as UTF-8"),
+            (b"\xfe\xff\0a", 1, "UTF-16"),
+            (b"a\r\ncaf\xe9\n", 2, "perhaps Latin-1 (byte e9); save the file as UTF-8"),
+            (b"a\nb\n\xc3", 3, "not UTF-8 text"),
+        ] {
+            let fault = decode(bytes.to_vec()).unwrap_err();
+            assert!(fault.line == line && fault.message.contains(part), "{fault:?}");
+        }
+    }
+}
