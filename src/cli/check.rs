@@ -33,10 +33,10 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, source, resolved: _ } = args.config.load()?;
     let (choice, device) = args.device.device.open()?;
     spec.device.choice = choice;
-    let opened = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
+    let (opened, notes) = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
     let cost = (commands.forecast)(&spec, &opened, args.card)?;
     let teachers: Vec<TeacherFacts> = opened.iter().map(TeacherFacts::of).collect();
-    output::notes(&notes(&spec, &opened));
+    output::notes(&notes);
     if args.json {
         return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
     }
@@ -51,14 +51,8 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     Ok(text + &forecast::text(&cost))
 }
 
-/// What the user should know of the teachers beside what is checked.
-pub fn notes(spec: &RunSpec, teachers: &[OpenedTeacher]) -> Vec<String> {
-    let of_files = teachers.iter().flat_map(OpenedTeacher::notes).cloned();
-    of_files.chain(tasks::shared_labels(teachers, &spec.student.labels)).collect()
-}
-
 /// Checks that the teachers have the labels and the network that the config expects, and that every file it
-/// names is usable. Returns the opened teachers.
+/// names is usable. Returns the opened teachers, and what the user should know of the files.
 ///
 /// Errors: the first mismatch, with its place in the config; a file that cannot be used.
 pub fn check_against_teachers(
@@ -66,13 +60,16 @@ pub fn check_against_teachers(
     source: &config::Source,
     commands: &Commands,
     absent: Absent,
-) -> Result<Vec<OpenedTeacher>> {
+) -> Result<(Vec<OpenedTeacher>, Vec<String>)> {
     let teachers = (commands.open_teachers)(spec, absent)?;
     let labels: Vec<_> = teachers.iter().map(|t| t.known.labels.clone()).collect();
     config::check_labels(spec, &labels, source)?;
     for teacher in &teachers {
         config::check_network(spec, &teacher.known.network.widths, source)?;
     }
-    (commands.check)(spec, &teachers)?;
-    Ok(teachers)
+    let of_files = teachers.iter().flat_map(OpenedTeacher::notes).cloned();
+    let mut notes: Vec<String> =
+        of_files.chain(tasks::shared_labels(&teachers, &spec.student.labels)).collect();
+    notes.extend((commands.check)(spec, &teachers)?);
+    Ok((teachers, notes))
 }

@@ -38,12 +38,12 @@ impl TeacherFacts {
 pub struct Commands {
     /// Opens the files of a run's teachers, each once.
     pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<OpenedTeacher>>,
-    /// Checks every other file that a run reads.
-    pub check: fn(&RunSpec, &[OpenedTeacher]) -> Result<()>,
+    /// Checks every other file that a run reads. The result is what the user should know of them.
+    pub check: fn(&RunSpec, &[OpenedTeacher]) -> Result<Vec<String>>,
     /// Trains the student into a folder; `true` continues from the checkpoint there.
     pub run: fn(&RunSpec, &RunInputs, &Path, bool, &mut dyn Observer) -> Result<Summary>,
-    /// Opens every file that a teacher's training reads.
-    pub check_teach: fn(&TeachSpec) -> Result<()>,
+    /// Opens every file that a teacher's training reads. The result is what the user should know of them.
+    pub check_teach: fn(&TeachSpec) -> Result<Vec<String>>,
     /// Trains a teacher; arguments as for `run`. The result is JSON, because it is only printed.
     pub teach: fn(&TeachSpec, &Path, bool, &mut dyn Observer) -> Result<Value>,
     /// Scores one teacher (counted from 0) on the run's evaluation data, on all of the teacher's labels.

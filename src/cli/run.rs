@@ -5,7 +5,7 @@ use std::ops::Range;
 use clap::Args;
 
 use super::args::{DeviceArgs, OutputArgs, RunConfigArgs};
-use super::check::{check_against_teachers, notes};
+use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::device;
 use super::folder::OutputFolder;
@@ -77,7 +77,7 @@ pub fn run_in_folder(
     mode: ProgressMode,
     commands: &Commands,
 ) -> Result<Summary> {
-    let teachers = check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
+    let (teachers, notes) = check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
     folder.protect(&loaded.spec.inputs())?;
     folder.prepare(&loaded.resolved)?;
     let inputs = RunInputs { teachers, hashes: inputs::hashes(&loaded.spec) };
@@ -90,7 +90,7 @@ pub fn run_in_folder(
     if let Some(note) = &record.note {
         progress.print(note);
     }
-    for note in notes(&loaded.spec, &inputs.teachers) {
+    for note in notes {
         progress.print(&format!("note: {note}"));
     }
     let summary = (commands.run)(&loaded.spec, &inputs, folder.path(), is_resumed, &mut progress);

@@ -31,13 +31,14 @@ pub fn teach(args: &TeachArgs, commands: &Commands) -> Result<String> {
     spec.device.choice = choice;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     folder.protect(&spec.inputs())?;
-    (commands.check_teach)(&spec)?;
+    let notes = (commands.check_teach)(&spec)?;
     folder.prepare(&resolved)?;
 
     let signals = Signals::listen()?;
     let progress = Progress::start(folder.path(), args.resume, args.out.progress_mode())?;
     let mut progress = progress.stopping_on(signals);
     progress.print(&format!("{device}; output in {}", folder.path().display()));
+    notes.iter().for_each(|note| progress.print(&format!("note: {note}")));
     let summary = (commands.teach)(&spec, folder.path(), args.resume, &mut progress);
     let logged = progress.finish();
     let summary = summary?;

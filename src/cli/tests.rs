@@ -24,7 +24,7 @@ const FAKE: Commands = Commands {
         let tensors = (absent == Absent::Fails).then(|| Arc::new(Tensors::new()));
         Ok(vec![OpenedTeacher { name: "a".into(), file: "a.npz".into(), known, tensors }])
     },
-    check: |_, _| Ok(()),
+    check: |_, _| Ok(Vec::new()),
     run: |spec, _, out, is_resumed, observer: &mut dyn Observer| {
         assert!(out.join(report::CONFIG).exists());
         observer.stage(if is_resumed { "again" } else { "first" }, 2);
@@ -33,7 +33,9 @@ const FAKE: Commands = Commands {
         }
         Ok(Summary { name: spec.name.clone(), seed: spec.seed, ..Summary::default() })
     },
-    check_teach: |spec| if spec.name == "bad" { Err(Error::data("none.npz", "cannot open")) } else { Ok(()) },
+    check_teach: |spec| {
+        if spec.name == "bad" { Err(Error::data("none.npz", "cannot open")) } else { Ok(Vec::new()) }
+    },
     teach: |spec, _, _, _| Ok(json!({ "name": spec.name, "map": 90.5 })),
     score_teacher: |_, _| Ok(Score { map: 60.0, ..Score::default() }),
     evaluate: |_, _, _| {

@@ -24,7 +24,7 @@ pub struct Evaluated {
 
 /// Average precision of the model in the file `weights` on `data`.
 ///
-/// Errors: a file that is no model; those of [`check`] and [`score`].
+/// Errors: a file that is no model; those of [`check`], but for damaged images, and of [`score`].
 pub fn evaluate(weights: &Path, data: &EvaluationData, device: &Device) -> Result<Score> {
     Ok(evaluate_with_notes(weights, data, device)?.score)
 }
@@ -32,9 +32,11 @@ pub fn evaluate(weights: &Path, data: &EvaluationData, device: &Device) -> Resul
 /// As [`evaluate`], with what the user should know beside the score.
 pub fn evaluate_with_notes(weights: &Path, data: &EvaluationData, device: &Device) -> Result<Evaluated> {
     let mut model = Predictor::open(weights, device)?;
-    check(data, model.image(), &model.labels)?;
-    let score = score(&mut model, &open(data)?, &[])?;
-    Ok(Evaluated { score, notes: model.notes })
+    let set = open_fitting(data, model.image(), &model.labels)?;
+    let of_data = unscored(&set, &model.labels)?;
+    let score = score(&mut model, &set, &[])?;
+    let notes = model.notes.into_iter().chain(of_data).collect();
+    Ok(Evaluated { score, notes })
 }
 
 /// Average precision of the teacher of this index (from 0) on the run's evaluation data, over all of its own
@@ -126,33 +128,68 @@ pub fn open(data: &EvaluationData) -> Result<Arc<Dataset>> {
     Ok(Arc::new(set))
 }
 
-/// Checks that `data` has the labels `wanted` and images of the size `image`, or files of any size. Nothing
-/// of the data is kept, so this may run before the training, which must not see labels.
+/// Checks that `data` has the labels `wanted`, images of the size `image` or files of any size, and targets
+/// by which at least one label can be scored, and decodes the files. Nothing of the data is kept, so this may
+/// run before the training, which must not see labels. Returns what the user should know of the data.
 ///
-/// Errors: data that does not open, images of another size, a missing label.
-pub fn check(data: &EvaluationData, image: [usize; 3], wanted: &[String]) -> Result<()> {
-    let (file, labels) = match data {
-        EvaluationData::Npz(file) => {
-            let (labels, [_, h, w, c]) = LabelledSet::describe(file)?;
-            if [h, w, c] != image {
-                return Err(Error::data(
-                    file,
-                    format!("images: the networks expect {image:?}, found {:?}", [h, w, c]),
-                ));
-            }
-            (file.clone(), labels)
-        }
-        EvaluationData::Voc { .. } | EvaluationData::Coco { .. } => {
-            Transform::eval(image).check()?;
-            let set = open(data)?;
-            (set.file.clone(), set.labels.clone())
-        }
-    };
-    if let Some(missing) = wanted.iter().find(|w| !labels.contains(w)) {
-        return Err(Error::data(
-            file,
-            format!("expected a label {missing:?}, found only {}", labels.join(", ")),
+/// Errors: data that does not open, images of another size, a damaged image, a missing label, no label that
+/// can be scored.
+pub fn check(data: &EvaluationData, image: [usize; 3], wanted: &[String]) -> Result<Vec<String>> {
+    let set = open_fitting(data, image, wanted)?;
+    let mut notes = unscored(&set, wanted)?;
+    let (decoded, total) = (set.decode_files()?, set.len());
+    if (1..total).contains(&decoded) {
+        notes.push(format!(
+            "{}: {decoded} of {total} images were decoded to see whether they are whole; the others are read when they are scored",
+            set.file.display()
         ));
     }
-    Ok(())
+    Ok(notes)
+}
+
+/// Opens data that has the labels `wanted` and images of the size `image`, or files of any size.
+///
+/// Errors: data that does not open, images of another size, a missing label.
+fn open_fitting(data: &EvaluationData, image: [usize; 3], wanted: &[String]) -> Result<Arc<Dataset>> {
+    match data {
+        EvaluationData::Npz(file) => {
+            // Size and labels are compared before the pixels are read.
+            let (labels, [_, h, w, c]) = LabelledSet::describe(file)?;
+            if [h, w, c] != image {
+                let message = format!("images: the networks expect {image:?}, found {:?}", [h, w, c]);
+                return Err(Error::data(file, message));
+            }
+            if let Some(missing) = wanted.iter().find(|w| !labels.contains(w)) {
+                let message = format!("expected a label {missing:?}, found only {}", labels.join(", "));
+                return Err(Error::data(file, message));
+            }
+        }
+        EvaluationData::Voc { .. } | EvaluationData::Coco { .. } => Transform::eval(image).check()?,
+    }
+    let set = open(data)?;
+    set.columns(wanted)?;
+    Ok(set)
+}
+
+/// A sentence for the labels that no image has, and one for those that no image lacks: they get no score.
+///
+/// Errors: no label that can be scored.
+fn unscored(set: &Dataset, wanted: &[String]) -> Result<Vec<String>> {
+    let columns = set.columns(wanted)?;
+    let without = |target: u8| {
+        let labels = wanted.iter().zip(&columns).filter(|(_, c)| !set.has_target(**c, target));
+        labels.map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let reasons = [("has", without(1)), ("lacks", without(0))];
+    let sentences: Vec<String> = reasons
+        .into_iter()
+        .filter(|(_, labels)| !labels.is_empty())
+        .map(|(verb, labels)| format!("no image {verb} {labels}"))
+        .collect();
+    if !columns.iter().any(|column| set.is_rankable(*column)) {
+        let message = format!("no label can be scored: {}", sentences.join(", and "));
+        return Err(Error::data(&set.file, message));
+    }
+    let file = set.file.display();
+    Ok(sentences.iter().map(|s| format!("{file}: {s}; such a label gets no score")).collect())
 }

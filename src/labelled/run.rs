@@ -10,14 +10,15 @@ use crate::pipeline::teachers::OpenedTeacher;
 use crate::summary::Summary;
 use std::path::Path;
 
-/// Checks everything that a run reads, its evaluation data included.
+/// Checks everything that a run reads, its evaluation data included. Returns what the user should know of the
+/// evaluation data.
 ///
 /// Errors: the first file or value that does not fit.
-pub fn check(spec: &RunSpec, teachers: &[OpenedTeacher]) -> Result<()> {
+pub fn check(spec: &RunSpec, teachers: &[OpenedTeacher]) -> Result<Vec<String>> {
     let needed = inputs::check(spec, teachers)?;
     match &spec.evaluation {
         Some(data) => evaluate::check(data, needed.image, &needed.labels),
-        None => Ok(()),
+        None => Ok(Vec::new()),
     }
 }
 

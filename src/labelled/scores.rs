@@ -26,7 +26,7 @@ fn logits_of(model: &mut Predictor, data: &Arc<Dataset>) -> Result<Vec<f32>> {
 }
 
 /// Average precision of a model on the labels that it and `wanted` share; with no `wanted`, on all of the
-/// model's labels.
+/// model's labels. A label that no image has, or that no image lacks, gets no number (see [`Score`]).
 ///
 /// Errors: a label that the data does not have, images of another size, a damaged file.
 pub fn score(model: &mut Predictor, data: &Arc<Dataset>, wanted: &[String]) -> Result<Score> {
@@ -43,14 +43,13 @@ pub fn score(model: &mut Predictor, data: &Arc<Dataset>, wanted: &[String]) -> R
     let thresholds: Vec<f32> = keep.iter().map(|i| model.thresholds[*i]).collect();
     let decisions = Some(decisions(&scores, &targets, &thresholds));
     let mut score = Score { images: data.len(), decisions, ..Score::default() };
-    for (column, (label, ap)) in labels.iter().zip(&found.per_label).enumerate() {
-        let counted = || targets.iter().skip(column).step_by(labels.len()).filter(|t| **t != DIFFICULT);
+    for (i, ((label, column), ap)) in labels.iter().zip(&columns).zip(&found.per_label).enumerate() {
+        let counted = || targets.iter().skip(i).step_by(labels.len()).filter(|t| **t != DIFFICULT);
         let positives = counted().filter(|t| **t == 1).count();
         score.chance.insert(label.clone(), 100.0 * positives as f64 / counted().count().max(1) as f64);
-        if let Some(ap) = ap {
-            score.ap.insert(label.clone(), 100.0 * ap.all_point);
-            score.ap_11_point.insert(label.clone(), 100.0 * ap.eleven_point);
-        }
+        let ap = ap.filter(|_| data.is_rankable(*column));
+        score.ap.insert(label.clone(), ap.map_or(f64::NAN, |ap| 100.0 * ap.all_point));
+        score.ap_11_point.insert(label.clone(), ap.map_or(f64::NAN, |ap| 100.0 * ap.eleven_point));
     }
     score.take_means();
     Ok(score)

@@ -41,10 +41,10 @@ pub struct TeachSummary {
 }
 
 /// Checks everything that a training reads, before its folder is touched: the data, the initial weights, and
-/// the evaluation data.
+/// the evaluation data. Returns what the user should know of them.
 ///
-/// Errors: the first file that does not open or does not fit the network.
-pub fn check(spec: &TeachSpec) -> Result<()> {
+/// Errors: the first file that does not open or does not fit the network; labels of which no image has any.
+pub fn check(spec: &TeachSpec) -> Result<Vec<String>> {
     let mut spec = spec.clone();
     // One scene is enough for a check; composing all of them takes seconds.
     if let TrainingData::Scenes { count, .. } = &mut spec.data {
@@ -55,10 +55,14 @@ pub fn check(spec: &TeachSpec) -> Result<()> {
     let network = network(&spec, data.image, start.as_ref())?;
     // Every tensor's shape is checked, in a store without memory.
     build(&mut Store::planned(None), &spec, &network, start, data.labels().len())?;
-    match &spec.evaluation {
-        Some(evaluation) => evaluate::check(evaluation, data.image, data.labels()),
-        None => Ok(()),
+    let mut notes = match &spec.data {
+        TrainingData::Scenes { .. } => Vec::new(), // one scene does not have all labels
+        _ => data.absent_labels()?.into_iter().collect(),
+    };
+    if let Some(evaluation) = &spec.evaluation {
+        notes.extend(evaluate::check(evaluation, data.image, data.labels())?);
     }
+    Ok(notes)
 }
 
 /// Trains the network that `spec` describes, writes it to `weights.npz` in the folder `out`, and scores it

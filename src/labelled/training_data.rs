@@ -62,6 +62,27 @@ impl Data {
         &self.set.labels
     }
 
+    /// A sentence that names the labels that no image has; `None` where there is no such label.
+    ///
+    /// Errors: no image has any label.
+    pub(super) fn absent_labels(&self) -> Result<Option<String>> {
+        let labels = self.labels().iter().enumerate();
+        let absent: Vec<&str> =
+            labels.filter(|(c, _)| !self.set.has_target(*c, 1)).map(|(_, label)| label.as_str()).collect();
+        if absent.len() == self.labels().len() {
+            let message = format!("no image has any of the labels to learn: {}", absent.join(", "));
+            return Err(Error::data(&self.set.file, message));
+        }
+        let sentence = || {
+            let file = self.set.file.display();
+            format!(
+                "{file}: no image has {}; the network learns that they are always absent",
+                absent.join(", ")
+            )
+        };
+        Ok((!absent.is_empty()).then(sentence))
+    }
+
     /// Adds images and targets to the store. Images of the network's size are all stored, and each step draws
     /// from them. For others the store holds the batch of one step, and the feed that is returned fills it,
     /// from step `first_step` on.

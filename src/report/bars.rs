@@ -49,7 +49,8 @@ pub(super) fn precision(run: &RunFolder) -> String {
         );
     };
     let row = |label: &String| {
-        let (ap, of) = (student.score.ap.get(label).copied(), owners_ap(s, label));
+        let known = |ap: Option<f64>| ap.filter(|v| v.is_finite());
+        let (ap, of) = (known(student.score.ap.get(label).copied()), known(owners_ap(s, label)));
         let kept = ap.zip(of).filter(|(_, of)| *of > 0.0).map(|(ap, of)| 100.0 * ap / of);
         Row {
             name: label.clone(),

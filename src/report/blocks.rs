@@ -6,7 +6,7 @@ use super::html::{marked_table, prose};
 use super::metrics::converged;
 use super::run_folder::RunFolder;
 use super::table::{Table, percent, teachers_map};
-use crate::summary::{Score, Summary};
+use crate::summary::{Score, Summary, mean_of_known};
 
 /// CSS classes of the tasks' lines. A task has the same one, and so the same colour, in every chart.
 const CLASSES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -51,8 +51,7 @@ fn tasks(run: &RunFolder) -> Vec<Task> {
 
 /// Mean average precision over a task's labels; NaN if none of them has a score.
 fn task_ap(score: &Score, task: &Task) -> f64 {
-    let ap: Vec<f64> = task.labels.iter().filter_map(|l| score.ap.get(l).copied()).collect();
-    if ap.is_empty() { f64::NAN } else { ap.iter().sum::<f64>() / ap.len() as f64 }
+    mean_of_known(task.labels.iter().filter_map(|l| score.ap.get(l).copied()))
 }
 
 fn line<'a>(name: &'a str, class: &'a str, values: Vec<f64>) -> Series<'a> {
@@ -169,7 +168,7 @@ fn in_words(run: &RunFolder, chosen: Option<usize>) -> String {
         _ => ", where the sum of their dual losses is lowest. No label is used for the choice.".to_owned(),
     };
     let maps = s.student.iter().flat_map(|x| x.by_block.iter().map(|score| score.map)).enumerate();
-    if let Some((best, map)) = maps.max_by(|a, b| a.1.total_cmp(&b.1)) {
+    if let Some((best, map)) = maps.filter(|m| m.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1)) {
         let here = s.student.as_ref().and_then(|x| x.by_block.get(chosen - 1)).map_or(f64::NAN, |x| x.map);
         // A difference that the shown digit hides (0.05) does not count as better.
         text += &if best + 1 == chosen || map < here + 0.05 {

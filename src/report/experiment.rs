@@ -35,7 +35,8 @@ impl Figures {
     pub fn of_student(seed: u64, s: &Summary) -> Figures {
         let StudentScore { score, by_block } = s.student.clone().unwrap_or_default();
         let teachers = s.teachers.get("mean").map(|t| t.map_11_point);
-        let share_of_teachers = teachers.filter(|t| *t > 0.0).map(|t| score.map_11_point / t);
+        let share_of_teachers =
+            teachers.filter(|t| *t > 0.0).map(|t| score.map_11_point / t).filter(|share| share.is_finite());
         let parameters = Some(s.parameters.student as f64 / 1e6);
         Figures { seed: Some(seed), parameters, score, by_block, share_of_teachers }
     }
@@ -138,13 +139,15 @@ impl ExperimentTable {
     /// One row per model, one column per label.
     fn row_table(&self) -> table::Table {
         let labels = self.labels();
-        let value = |f: &Figures, column: &str| match column {
+        let figure = |f: &Figures, column: &str| match column {
             PARAMETERS => f.parameters,
             MAP => Some(f.score.map_11_point),
             MAP_ALL_POINTS => Some(f.score.map),
             OF_TEACHERS => f.share_of_teachers.map(|s| 100.0 * s),
             label => f.score.ap_11_point.get(label).copied(),
         };
+        // A score that could not be measured is not a number.
+        let value = |f: &Figures, column: &str| figure(f, column).filter(|v| v.is_finite());
         let mut columns = vec![PARAMETERS];
         columns.extend(labels.iter().map(String::as_str));
         columns.extend([MAP, OF_TEACHERS, MAP_ALL_POINTS]);
@@ -217,7 +220,7 @@ impl ExperimentTable {
         let value = move |s: &Score| {
             if column == MAP { Some(s.map_11_point) } else { s.ap_11_point.get(column).copied() }
         };
-        o.figures.iter().filter_map(move |f| f.by_block.get(b).and_then(value))
+        o.figures.iter().filter_map(move |f| f.by_block.get(b).and_then(value)).filter(|v| v.is_finite())
     }
 
     fn blocks(&self) -> usize {

@@ -70,7 +70,8 @@ pub(super) fn owners_ap(s: &Summary, label: &str) -> Option<f64> {
 /// The student's score, and the teachers' mAP on the same labels, if both are known.
 fn scores(s: &Summary) -> Option<(&Score, f64)> {
     let teachers = teachers_map(s).filter(|m| m.is_finite() && *m > 0.0)?;
-    Some((&s.student.as_ref()?.score, teachers))
+    let student = &s.student.as_ref()?.score;
+    student.map.is_finite().then_some((student, teachers))
 }
 
 fn count(n: usize, what: &str) -> String {
@@ -116,7 +117,9 @@ pub(super) fn sentences(run: &RunFolder) -> Vec<String> {
         [("on random noise in place of images", &s.noise), ("on real images without labels (KA)", &s.ka)];
     let known: Vec<String> = baselines
         .iter()
-        .filter_map(|(what, x)| Some(format!("{:.1} % {what}", x.as_ref()?.score.map)))
+        .filter_map(|(what, x)| Some((what, x.as_ref()?.score.map)))
+        .filter(|(_, map)| map.is_finite())
+        .map(|(what, map)| format!("{map:.1} % {what}"))
         .collect();
     if !known.is_empty() {
         out.push(format!("For comparison, the same training reaches {}.", known.join(" and ")));

@@ -4,16 +4,23 @@ use super::agreement::Agreement;
 use super::limits::MOST;
 use std::collections::BTreeMap;
 
-/// Average precisions of one model, in percent.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+use serde::{Deserialize, Deserializer};
+
+/// Average precisions of one model, in percent. One that cannot be measured, because every ranking of the
+/// images would be equally good, is not a number here and `null` in JSON.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Score {
-    /// Mean over labels of the all-point AP.
+    /// Mean of the all-point AP over the labels that have one.
+    #[serde(deserialize_with = "number_or_null")]
     pub map: f64,
-    /// Mean over labels of the 11-point AP of VOC 2007.
+    /// Mean of the 11-point AP of VOC 2007 over the labels that have one.
+    #[serde(deserialize_with = "number_or_null")]
     pub map_11_point: f64,
     /// All-point AP by label.
+    #[serde(deserialize_with = "numbers_or_null")]
     pub ap: BTreeMap<String, f64>,
     /// 11-point AP by label.
+    #[serde(deserialize_with = "numbers_or_null")]
     pub ap_11_point: BTreeMap<String, f64>,
     /// What a random ranking would have, by label: the share of images with the label.
     #[serde(default)]
@@ -39,10 +46,56 @@ pub struct Decisions {
     pub exact: f64,
 }
 
+fn number_or_null<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or(f64::NAN))
+}
+
+fn numbers_or_null<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Option<f64>>::deserialize(d)?;
+    Ok(numbers.into_iter().map(|(label, ap)| (label, ap.unwrap_or(f64::NAN))).collect())
+}
+
+impl Default for Score {
+    /// The score of a model that nothing was measured of.
+    fn default() -> Score {
+        Score {
+            map: f64::NAN,
+            map_11_point: f64::NAN,
+            ap: BTreeMap::new(),
+            ap_11_point: BTreeMap::new(),
+            chance: BTreeMap::new(),
+            images: 0,
+            decisions: None,
+        }
+    }
+}
+
+/// Two figures that cannot be measured are equal.
+impl PartialEq for Score {
+    fn eq(&self, other: &Score) -> bool {
+        let same = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan());
+        let all_same = |a: &BTreeMap<String, f64>, b: &BTreeMap<String, f64>| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && same(*a.1, *b.1))
+        };
+        same(self.map, other.map)
+            && same(self.map_11_point, other.map_11_point)
+            && all_same(&self.ap, &other.ap)
+            && all_same(&self.ap_11_point, &other.ap_11_point)
+            && all_same(&self.chance, &other.chance)
+            && (self.images, &self.decisions) == (other.images, &other.decisions)
+    }
+}
+
+/// The mean of the values that are numbers; not a number where none is.
+pub fn mean_of_known(values: impl Iterator<Item = f64>) -> f64 {
+    let known: Vec<f64> = values.filter(|v| v.is_finite()).collect();
+    if known.is_empty() { f64::NAN } else { known.iter().sum::<f64>() / known.len() as f64 }
+}
+
 impl Score {
     /// Computes the means from the labels' values.
     pub fn take_means(&mut self) {
-        let mean = |m: &BTreeMap<String, f64>| m.values().sum::<f64>() / m.len().max(1) as f64;
+        let mean = |m: &BTreeMap<String, f64>| mean_of_known(m.values().copied());
         self.map = mean(&self.ap);
         self.map_11_point = mean(&self.ap_11_point);
     }
@@ -214,6 +267,24 @@ impl LabelStatistics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_measured_is_null_and_counts_in_no_mean() {
+        let ap = BTreeMap::from([("bus".to_owned(), 40.0), ("car".into(), f64::NAN), ("dog".into(), 60.0)]);
+        let mut score = Score { ap: ap.clone(), ap_11_point: ap, ..Score::default() };
+        score.take_means();
+        assert_eq!((score.map, score.map_11_point), (50.0, 50.0));
+        score.ap_11_point.clear();
+        score.take_means();
+        let text = serde_json::to_string(&score).unwrap();
+        assert!(text.contains(r#""map":50.0,"map_11_point":null"#), "{text}");
+        assert!(text.contains(r#""car":null"#), "{text}");
+        let back: Score = serde_json::from_str(&text).unwrap();
+        assert!(back.map == 50.0 && back.map_11_point.is_nan() && back.ap["car"].is_nan());
+        assert_eq!(back, score);
+        score.ap.insert("car".into(), 1.0);
+        assert_ne!(back, score);
+    }
 
     #[test]
     fn a_summary_that_no_run_can_have_is_refused() {

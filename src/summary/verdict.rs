@@ -119,7 +119,8 @@ fn worse(a: Word, b: Word) -> Word {
 
 /// The mAP of a random ranking: the mean share of positives, over the labels that have a score.
 pub fn chance(score: &Score) -> Option<f64> {
-    let all: Vec<f64> = score.ap.keys().filter_map(|label| score.chance.get(label).copied()).collect();
+    let scored = score.ap.iter().filter(|(_, ap)| ap.is_finite());
+    let all: Vec<f64> = scored.filter_map(|(label, _)| score.chance.get(label).copied()).collect();
     (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
 }
 

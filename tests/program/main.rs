@@ -18,4 +18,5 @@ mod fuzz_corpus;
 mod kill;
 mod newcomer;
 mod report;
+mod scores;
 mod tutorial;
