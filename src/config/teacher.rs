@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fixed_length;
 use super::labels::RawLabels;
 use super::network::torchvision;
 use super::source::Source;
@@ -19,10 +18,8 @@ pub(super) struct RawTeacher {
     network: Option<String>,
     image_size: Option<i64>,
     labels: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "fixed_length::optional")]
-    mean: Option<[f64; 3]>,
-    #[serde(default, deserialize_with = "fixed_length::optional")]
-    std: Option<[f64; 3]>,
+    mean: Option<Vec<f64>>,
+    std: Option<Vec<f64>>,
     stride: Option<StridePlace>,
 }
 
@@ -92,6 +89,14 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         Some(name) => {
             let size = image_size.unwrap_or(IMAGE_SIZE);
             let network = torchvision(source, &format!("{path}.network"), name, size)?;
+            let (channels, given) = (network.image[2], normalisation.as_ref().map(|n| n.mean.len()));
+            if given.is_some_and(|given| given != channels) {
+                let message = format!(
+                    "`{path}.mean` has {} numbers; expected {channels}, one for each channel that {name} takes",
+                    given.unwrap_or_default()
+                );
+                return Err(source.fail(&format!("{path}.mean"), message));
+            }
             // torchvision's weights expect images normalised by ImageNet's mean and deviation.
             let normalisation = normalisation.clone().unwrap_or_else(Normalisation::imagenet);
             let normalisation = Some(normalisation).filter(|n| !n.is_identity());
@@ -111,7 +116,8 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
     Ok(Stated { network, labels, image_size, normalisation, stride })
 }
 
-/// `mean` and `std` of pixels from 0 to 1, one number per channel.
+/// `mean` and `std` of pixels from 0 to 1, one number per channel. How many channels there are is known only
+/// once the file is open.
 fn normalisation(source: &Source, path: &str, raw: &RawTeacher) -> Result<Option<Normalisation>> {
     let (mean, std) = match (&raw.mean, &raw.std) {
         (None, None) => return Ok(None),
@@ -121,6 +127,14 @@ fn normalisation(source: &Source, path: &str, raw: &RawTeacher) -> Result<Option
             return Err(source.fail(path, message));
         }
     };
+    if mean.is_empty() || mean.len() != std.len() {
+        let message = format!(
+            "`{path}.mean` has {} numbers and `{path}.std` has {}; expected one of each for every channel",
+            mean.len(),
+            std.len()
+        );
+        return Err(source.fail(&format!("{path}.std"), message));
+    }
     let numbers = |key: &str, values: &[f64], range: std::ops::RangeInclusive<f64>| {
         let number = |(i, v): (usize, &f64)| source.number(&format!("{path}.{key}.{i}"), *v, range.clone());
         values.iter().enumerate().map(number).collect::<Result<Vec<_>>>()

@@ -185,7 +185,12 @@ fn a_config_may_state_what_a_teachers_file_holds() {
             "teachers.0={name='l', weights='w', mean=[0, 0, 0], std=[1, 1, 0]}",
             "`teachers.0.std.2` is 0; expected at least 0.001",
         ),
-        ("teachers.0.mean=[0.5]", "expected a list of length 3"),
+        ("teachers.0={name='l', weights='w', mean=[0.5], std=[1, 1]}", "`teachers.0.mean` has 1 numbers and"),
+        ("teachers.0={name='l', weights='w', mean=[], std=[]}", "expected one of each for every channel"),
+        (
+            "teachers.0={name='l', weights='w', network='resnet18', labels=['a'], mean=[0.5], std=[1]}",
+            "`teachers.0.mean` has 1 numbers; expected 3, one for each channel that resnet18 takes",
+        ),
         ("teachers.0.stride=2x2", "`3x3` or `1x1`"),
     ] {
         let e = load_text(&text, &[set]).unwrap_err();

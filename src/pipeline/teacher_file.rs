@@ -44,7 +44,7 @@ impl TeacherFile {
     /// Errors: tensors that belong to no ResNet, no labels, a config that contradicts the file.
     pub fn read(tensors: Tensors, stated: &Stated) -> Result<TeacherFile> {
         refuse_student(&tensors)?;
-        let tensors = state_dict::network_of(tensors, Head::Wanted)?;
+        let mut tensors = state_dict::network_of(tensors, Head::Wanted)?;
         let file = tensors.file().to_path_buf();
         let mut network = network(&tensors, stated.image_size)?;
         let agree = Agreement(&file);
@@ -63,7 +63,9 @@ impl TeacherFile {
             agree.on("stride is", config, found, is_unknown || config == found)?;
             network.stride = stride;
         }
-        network.normalisation = normalisation(&tensors, &network, stated.normalisation.as_ref())?;
+        let (normalisation, assumed) = normalisation(&tensors, &network, stated.normalisation.as_ref())?;
+        network.normalisation = normalisation;
+        tensors.notes.extend(assumed);
         network.validate().map_err(|e| Error::data(&file, format!("network: {e}")))?;
         torchvision::check_names(&tensors, &network, Head::Wanted)?;
         let labels = labels(&tensors, stated)?;
@@ -108,31 +110,62 @@ fn network(tensors: &Tensors, image_size: Option<usize>) -> Result<ResNetSpec> {
 
 /// The normalisation of the images: the file's, in its network's description or as entries `mean` and `std`;
 /// or else the config's; or else, for three channels and a file without our metadata, ImageNet's. `None`
-/// means images in [-1, 1].
+/// means images in [-1, 1]. The text says what is assumed where neither file nor config states it.
+///
+/// Errors: a normalisation by more or fewer numbers than conv1 has input channels; a config that contradicts
+/// the file.
 fn normalisation(
     tensors: &Tensors,
     network: &ResNetSpec,
     stated: Option<&Normalisation>,
-) -> Result<Option<Normalisation>> {
+) -> Result<(Option<Normalisation>, Option<String>)> {
+    let channels = network.image[2];
+    let fits = |whose: &str, n: &Normalisation| {
+        if n.mean.len() == channels && n.std.len() == channels {
+            return Ok(());
+        }
+        let message = format!(
+            "{whose} mean and std: expected {channels}, one for each input channel of conv1.weight, found {} and {}",
+            n.mean.len(),
+            n.std.len()
+        );
+        Err(Error::data(tensors.file(), message))
+    };
     let has = |key: &str| tensors.meta.contains_key(key);
     let found = match &network.normalisation {
         None if has("mean") || has("std") => {
             Some(Normalisation { mean: tensors.meta_as("mean")?, std: tensors.meta_as("std")? })
         }
-        // Our metadata without a normalisation means [-1, 1]. A stated one of another number of channels is
-        // left to `ResNetSpec::validate`, which reports it.
-        None if has("network") && stated.is_none_or(|n| n.mean.len() == network.image[2]) => {
-            Some(Normalisation::identity(network.image[2]))
-        }
+        // Our metadata without a normalisation means [-1, 1].
+        None if has("network") => Some(Normalisation::identity(channels)),
         found => found.clone(),
     };
+    if let Some(found) = &found {
+        fits("the file's", found)?;
+    }
+    if let Some(stated) = stated {
+        fits("the config's", stated)?;
+    }
     if let (Some(stated), Some(found)) = (stated, &found) {
         let (config, file) = (stated.in_words(), found.in_words());
         Agreement(tensors.file()).on("normalisation is", config, file, stated == found)?;
     }
-    let is_torchvisions = network.image[2] == 3;
-    let n = found.or(stated.cloned()).or_else(|| is_torchvisions.then(Normalisation::imagenet));
-    Ok(n.filter(|n| !n.is_identity()))
+    let (n, assumed) = match found.or(stated.cloned()) {
+        Some(n) => (n, None),
+        None => {
+            let (n, whose) = match channels {
+                3 => (Normalisation::imagenet(), "ImageNet's"),
+                _ => (Normalisation::identity(channels), "that of images in [-1, 1]"),
+            };
+            let text = format!(
+                "{}: neither the file nor the config states a normalisation; {whose} is assumed ({})",
+                tensors.file().display(),
+                n.in_words()
+            );
+            (n, Some(text))
+        }
+    };
+    Ok((Some(n).filter(|n| !n.is_identity()), assumed))
 }
 
 /// The labels of the file, or else of the config: one for each row of the head.
@@ -179,7 +212,7 @@ impl Backbone {
         refuse_student(&tensors)?;
         let tensors = state_dict::network_of(tensors, Head::Ignored)?;
         let network = network(&tensors, None)?;
-        let normalisation = normalisation(&tensors, &network, None)?;
+        let (normalisation, _) = normalisation(&tensors, &network, None)?;
         Ok(Backbone { stride: network.stride, normalisation, tensors })
     }
 

@@ -192,7 +192,11 @@ fn a_config_that_its_teachers_contradict() {
         refused(&lab, &[set], &["left.npz", expected]);
     }
     let sets = ["teachers.0.mean=[0.5, 0.4, 0.5]", "teachers.0.std=[0.2, 0.2, 0.2]"];
-    refused(&lab, &sets, &["left.npz", "expected 1 means and deviations, found 3 and 3"]);
+    refused(
+        &lab,
+        &sets,
+        &["left.npz", "expected 1, one for each input channel of conv1.weight, found 3 and 3"],
+    );
     let mut said = load(&lab.path("left.npz"));
     let of = |mean: f32| ResNetSpec {
         normalisation: Some(Normalisation { mean: vec![mean; 3], std: vec![0.5; 3] }),

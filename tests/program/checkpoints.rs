@@ -63,7 +63,10 @@ fn what_lies_beside_the_network_is_left_out_and_the_user_is_told() {
     {
         let (stdout, stderr) = call(&lab, args, "a.safetensors");
         let notes: Vec<&str> = stderr.lines().filter(|line| line.starts_with("note: ")).collect();
-        assert!(notes.len() == 1 && notes[0].ends_with(note), "{stderr}");
+        assert!(notes.len() == 2 && notes[0].ends_with(note), "{stderr}");
+        assert!(notes[1].ends_with(
+            "neither the file nor the config states a normalisation; that of images in [-1, 1] is assumed (mean 0.5 and std 0.5)"
+        ), "{stderr}");
         assert!(!stdout.contains("left out"), "{stdout}");
     }
     let out = lab.call(&["export", "a.safetensors", "--to", "copy.npz"]);
@@ -97,6 +100,17 @@ fn shards_make_the_same_model_as_one_file() {
     // Every shard counts for the bits of the result.
     let files = weights::files(&lab.path("model.safetensors.index.json"));
     assert_eq!(files.len(), 3);
+}
+
+/// A network of one channel takes one mean, which the config may state.
+#[test]
+fn a_config_states_the_normalisation_of_any_number_of_channels() {
+    let lab = Lab::new();
+    saved(&lab, "c.safetensors", |name| Some(name.into()), &[], &[]);
+    let stated = ["teachers.1.mean=[0.5]", "teachers.1.std=[0.5]"].map(|set| ["--set", set]).concat();
+    let (_, stderr) =
+        call(&lab, &[&["check", "c.toml", "--card", "h200"], &stated[..]].concat(), "c.safetensors");
+    assert_eq!(stderr, "");
 }
 
 /// The entries of another program's `__metadata__` have meanings of their own, and a config can state what
