@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 const MAX_FILES: usize = 1_000_000;
 
 /// Lists all `.jpg`, `.jpeg` and `.png` files in `folder` and its subfolders, sorted by path. The case of an
-/// extension does not matter. Links to folders are not followed.
+/// extension does not matter. Links to folders are not followed. Hidden files and folders are left out: macOS
+/// puts a file `._a.jpg`, which is no image, beside `a.jpg` on other file systems and in archives.
 ///
 /// Errors: a folder that cannot be read, no images, too many.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -26,6 +27,9 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
         let cannot = |e: std::io::Error| Error::data(&next, format!("cannot read the folder: {e}"));
         for entry in fs::read_dir(&next).map_err(cannot)? {
             let entry = entry.map_err(cannot)?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
             let path = entry.path();
             if entry.file_type().map_err(cannot)?.is_dir() {
                 folders.push(path);

@@ -16,13 +16,50 @@ use super::files::read;
 use super::jpeg;
 use crate::error::{Error, Result};
 
-/// The most pixels of an image (256 MB of RGBX). The limit refuses small files that claim to be large
-/// images.
+/// The most pixels of a PNG, and of a JPEG that is too short for more (256 MB of RGBX). The limit refuses
+/// small files that claim to be large images.
 pub const MAX_PIXELS: usize = 64 << 20;
+
+/// The most pixels of a JPEG (2 GB of RGBX), five times those of a phone's largest photograph.
+const MAX_JPEG_PIXELS: usize = 512 << 20;
+
+/// The most pixels that a byte of a JPEG can hold: a block of 64 takes at least two bits.
+const JPEG_PIXELS_PER_BYTE: usize = 256;
 
 /// The most bytes of a file: four per pixel, more than a real JPEG or PNG has. The limit ends the reading of
 /// an endless file.
 const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
+
+/// First bytes of image formats that are not read: where they begin, and the format's name.
+const OTHER_FORMATS: [(usize, &[u8], &str); 12] = [
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (8, b"WEBP", "a WebP"),
+    (4, b"ftypavif", "an AVIF"),
+    (4, b"ftypavis", "an AVIF"),
+    (4, b"ftyphe", "a HEIC"),
+    (4, b"ftypmif1", "a HEIC"),
+    (0, b"\0\0\0\x0cjP", "a JPEG 2000"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL"),
+    (0, b"\xff\x0a", "a JPEG XL"),
+];
+
+/// What a file is that is neither a JPEG nor a PNG, whatever its name says.
+fn other_format(bytes: &[u8]) -> String {
+    let has = |at: usize, mark: &[u8]| bytes.get(at..).is_some_and(|b| b.starts_with(mark));
+    if let Some((_, _, name)) = OTHER_FORMATS.iter().find(|(at, mark, _)| has(*at, mark)) {
+        return format!("{name} file, which is not read; convert it to JPEG or PNG");
+    }
+    if has(0, b"\0\x05\x16\x07") {
+        return "a file of macOS with another file's attributes, which is no image; delete it".into();
+    }
+    if has(0, b"version https://git-lfs") {
+        return "a Git LFS pointer, not the file itself: run `git lfs pull`".into();
+    }
+    format!("{:02x?}", &bytes[..bytes.len().min(4)])
+}
 
 /// The most scans of a progressive JPEG. About ten are usual; each takes time in proportion to the pixels,
 /// however few bytes it has.
@@ -65,7 +102,7 @@ impl<'a> Encoded<'a> {
             [0xff, 0xd8, ..] => guarded(|| Ok((Kind::Jpeg, jpeg_decoder(&bytes)?.1))),
             [0x89, b'P', b'N', b'G', ..] => guarded(|| Ok((Kind::Png, png_decoder(&bytes)?.1))),
             [] => Err("expected a JPEG or PNG file, found an empty one".into()),
-            _ => Err(format!("expected a JPEG or PNG file, found {:02x?}", &bytes[..bytes.len().min(4)])),
+            _ => Err(format!("expected a JPEG or PNG file, found {}", other_format(&bytes))),
         };
         let (kind, [h, w]) = read.map_err(|message| Error::data(path, message))?;
         Ok(Encoded { bytes, kind, path, h, w })
@@ -117,12 +154,31 @@ pub fn load(path: &Path) -> Result<Pixels> {
     Encoded::open(path)?.decode(usize::MAX, Vec::new())
 }
 
-fn check_size(w: usize, h: usize) -> Result<(), String> {
+fn check_size(w: usize, h: usize, most: usize) -> Result<(), String> {
     match w.checked_mul(h) {
         Some(0) => Err(format!("expected pixels, found an image of {w} x {h}")),
-        Some(n) if n <= MAX_PIXELS => Ok(()),
-        _ => Err(format!("expected at most {MAX_PIXELS} pixels, found {w} x {h}")),
+        Some(n) if n <= most => Ok(()),
+        _ => Err(format!("expected at most {most} pixels, found {w} x {h}")),
     }
+}
+
+/// The most pixels that a JPEG of so many bytes may claim. A large image may take at most half of the memory
+/// that is available, because other threads decode too.
+fn most_jpeg_pixels(bytes: usize) -> usize {
+    let by_length = bytes.saturating_mul(JPEG_PIXELS_PER_BYTE).min(MAX_JPEG_PIXELS);
+    if by_length <= MAX_PIXELS {
+        return MAX_PIXELS;
+    }
+    // RGBX, and up to four planes of the decoder.
+    let by_memory = available_bytes().map_or(MAX_PIXELS, |available| available / 2 / 8);
+    by_length.min(by_memory).max(MAX_PIXELS)
+}
+
+/// Bytes of memory that are available, where the system reports them.
+fn available_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// A decoder that has read the header, and the image's height and width.
@@ -132,7 +188,7 @@ fn jpeg_decoder(bytes: &[u8]) -> Started<Decoder<'_>> {
     let limits = DecodeLimits {
         max_width: usize::from(u16::MAX),
         max_height: usize::from(u16::MAX),
-        max_pixels: MAX_PIXELS as u64,
+        max_pixels: MAX_JPEG_PIXELS as u64,
         max_scans: MAX_SCANS,
         max_memory: None,
     };
@@ -141,7 +197,7 @@ fn jpeg_decoder(bytes: &[u8]) -> Started<Decoder<'_>> {
     check_coding(&decoder)?;
     check_sampling(&decoder.header().components)?;
     let (w, h) = (decoder.output_width(), decoder.output_height());
-    check_size(w, h)?;
+    check_size(w, h, most_jpeg_pixels(bytes.len()))?;
     Ok((decoder, [h, w]))
 }
 
@@ -192,7 +248,7 @@ fn png_decoder(bytes: &[u8]) -> Started<png::Decoder<std::io::Cursor<&[u8]>>> {
     decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
     let (w, h) =
         decoder.read_header_info().map(|i| (i.width as usize, i.height as usize)).map_err(png_fault)?;
-    check_size(w, h)?;
+    check_size(w, h, MAX_PIXELS)?;
     Ok((decoder, [h, w]))
 }
 
@@ -341,7 +397,15 @@ mod tests {
         png::Encoder::new(&mut huge, 16384, 8192).write_header().unwrap();
         for (bytes, expected) in [
             (&b""[..], "found an empty one"),
-            (b"GIF89a", "expected a JPEG or PNG file, found [47, 49, 46, 38]"),
+            (b"GIF89a", "expected a JPEG or PNG file, found a GIF file, which is not read; convert it"),
+            (b"RIFF\0\0\0\0WEBPVP8 ", "found a WebP file, which is not read"),
+            (b"\0\0\0\x1cftypheic", "found a HEIC file, which is not read"),
+            (b"\0\0\0\x1cftypavif", "found an AVIF file, which is not read"),
+            (b"BM\x36\0", "found a BMP file, which is not read"),
+            (b"II*\0\x08", "found a TIFF file, which is not read"),
+            (b"\0\x05\x16\x07\0\x02", "found a file of macOS with another file's attributes"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+            (b"text", "found [74, 65, 78, 74]"),
             (&whole[..60], "not a whole PNG"),
             (b"\xff\xd8\xff", "not a whole JPEG"),
             (&huge, "pixels, found 16384 x 8192"),
@@ -351,8 +415,20 @@ mod tests {
             assert!(e.to_string().starts_with("some.png: ") && e.to_string().contains(expected), "{e}");
         }
         for (w, h) in [(0, 5), (usize::MAX, 2), (MAX_PIXELS, 2)] {
-            assert!(check_size(w, h).is_err());
+            assert!(check_size(w, h, MAX_PIXELS).is_err());
         }
-        check_size(MAX_PIXELS, 1).unwrap();
+        check_size(MAX_PIXELS, 1, MAX_PIXELS).unwrap();
+    }
+
+    #[test]
+    fn a_jpeg_may_be_as_large_as_its_bytes_and_the_memory_allow() {
+        // 108 megapixels, as phones take them, and a file of as many that is too short to hold them.
+        let (w, h) = (12_000, 9_000);
+        assert!(check_size(w, h, most_jpeg_pixels(100_000)).is_err());
+        assert_eq!(most_jpeg_pixels(0), MAX_PIXELS);
+        let by_memory = available_bytes().unwrap_or(0) / 16;
+        let most = most_jpeg_pixels(usize::MAX);
+        assert!((MAX_PIXELS..=MAX_JPEG_PIXELS).contains(&most), "{most} with {by_memory}");
+        assert!(by_memory < w * h || check_size(w, h, most_jpeg_pixels(2_000_000)).is_ok());
     }
 }

@@ -257,6 +257,22 @@ fn broken_coco_files_are_named() {
     assert_message(coco::open(&dir.path().join("no"), &json).unwrap_err(), &["no: cannot read the folder"]);
 }
 
+#[test]
+fn hidden_files_of_a_folder_are_no_images() {
+    let dir = copy(&fixtures().join("folder"));
+    let before = folder::list(dir.path()).unwrap();
+    fs::write(dir.path().join("._a.jpg"), b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ").unwrap();
+    fs::create_dir(dir.path().join(".thumbnails")).unwrap();
+    fs::copy(dir.path().join("a.jpg"), dir.path().join(".thumbnails/a.jpg")).unwrap();
+    assert_eq!(folder::list(dir.path()).unwrap(), before);
+    let webp = dir.path().join("w.jpg");
+    fs::write(&webp, b"RIFF\x1a\0\0\0WEBPVP8 ").unwrap();
+    assert_message(
+        folder::load(dir.path(), [8, 8, 3]).unwrap_err(),
+        &["w.jpg: ", "found a WebP file, which is not read"],
+    );
+}
+
 /// The decoder gives the same bits as Pillow: both have libjpeg-turbo's arithmetic.
 #[test]
 fn the_decoder_agrees_with_pillow() {
