@@ -77,7 +77,9 @@ fn data_of_run(run: &Path) -> Result<EvaluationData> {
 ///
 /// Errors: COCO without `--images`, or `--images` with other data.
 fn data_at(data: &Path, images: Option<&Path>) -> Result<EvaluationData> {
-    let is_json = data.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    let name = data.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    // A compressed file is refused by the reader of annotations, which says what to do.
+    let is_json = name.ends_with(".json") || name.ends_with(".json.gz");
     match (is_json, images) {
         (true, Some(images)) => {
             return Ok(EvaluationData::Coco { images: images.into(), annotations: data.into() });

@@ -5,9 +5,11 @@
 //! image without annotations all labels are absent.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
 
 use super::files::{Listing, encoding_error, is_plain_name, read};
 use crate::error::{Error, Result};
@@ -27,20 +29,94 @@ struct RawInstances {
 
 #[derive(Deserialize)]
 struct RawImage {
-    id: u64,
+    id: Id,
     file_name: String,
 }
 
 #[derive(Deserialize)]
 struct RawAnnotation {
-    image_id: u64,
-    category_id: u64,
+    image_id: Id,
+    category_id: Id,
 }
 
 #[derive(Deserialize)]
 struct RawCategory {
-    id: u64,
+    id: Id,
     name: String,
+}
+
+/// COCO's ids are positive numbers. Other programs write negative ones, numbers with a point, and texts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Id {
+    Number(i128),
+    Text(String),
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Id::Number(number) => write!(f, "{number}"),
+            Id::Text(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Id, D::Error> {
+        struct NumberOrText;
+        impl Visitor<'_> for NumberOrText {
+            type Value = Id;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an id, which is a whole number or a text")
+            }
+            fn visit_u64<E: de::Error>(self, v: u64) -> Result<Id, E> {
+                Ok(Id::Number(v.into()))
+            }
+            fn visit_i64<E: de::Error>(self, v: i64) -> Result<Id, E> {
+                Ok(Id::Number(v.into()))
+            }
+            fn visit_f64<E: de::Error>(self, v: f64) -> Result<Id, E> {
+                // Larger numbers of this type are not exact, so that two ids could become one.
+                let is_exact = v.fract() == 0.0 && v.abs() <= (1u64 << 53) as f64;
+                let wrong =
+                    || E::custom(format!("expected an id, which is a whole number or a text, found {v}"));
+                is_exact.then_some(Id::Number(v as i128)).ok_or_else(wrong)
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<Id, E> {
+                // What `without_non_numbers` puts in place of NaN.
+                if v.is_empty() {
+                    return Err(E::custom("expected an id, found NaN, an infinite number or an empty text"));
+                }
+                Ok(Id::Text(v.into()))
+            }
+        }
+        d.deserialize_any(NumberOrText)
+    }
+}
+
+/// The JSON text with an empty text in place of NaN, Infinity and -Infinity, which Python's `json` writes
+/// although JSON does not have them. All bytes keep their places. `None` if there are none.
+fn without_non_numbers(json: &[u8]) -> Option<Vec<u8>> {
+    const WORDS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let mut changed: Option<Vec<u8>> = None;
+    let (mut at, mut is_text) = (0, false);
+    while at < json.len() {
+        let word = WORDS.iter().find(|word| !is_text && json[at..].starts_with(word));
+        match (json[at], word) {
+            (_, Some(word)) => {
+                let to = &mut changed.get_or_insert_with(|| json.to_vec())[at..at + word.len()];
+                to.fill(b' ');
+                to[..2].fill(b'"');
+                at += word.len();
+                continue;
+            }
+            (b'\\', None) if is_text => at += 1,
+            (b'"', None) => is_text = !is_text,
+            _ => {}
+        }
+        at += 1;
+    }
+    changed
 }
 
 /// The content of an `instances` file.
@@ -68,28 +144,50 @@ pub struct Listed {
 pub fn open(images: &Path, annotations: &Path) -> Result<Listed> {
     let Instances { files, targets, labels } =
         parse_instances(&read(annotations, MAX_JSON_BYTES)?, annotations)?;
-    let listing = Listing::of(images)?;
-    let path = |name: &String| {
-        listing.path(name).ok_or_else(|| {
+    let paths = paths(images, &files, annotations)?;
+    Ok(Listed { images: paths, targets, labels })
+}
+
+/// The paths of the files in the folder `images`. A name may lead through folders, as in `val2017/1.jpg`.
+fn paths(images: &Path, files: &[String], annotations: &Path) -> Result<Vec<PathBuf>> {
+    let mut listings = HashMap::from([("", Some(Listing::of(images)?))]);
+    let mut paths = Vec::with_capacity(files.len());
+    for name in files {
+        let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+        let listing = listings.entry(folder).or_insert_with(|| Listing::of(&images.join(folder)).ok());
+        let missing = || {
             let message = format!("expected {name} in {}, found no such file", images.display());
             Error::data(annotations, message)
-        })
+        };
+        paths.push(listing.as_ref().and_then(|listing| listing.path(file)).ok_or_else(missing)?);
+    }
+    Ok(paths)
+}
+
+fn parse_raw(json: &[u8], path: &Path) -> Result<RawInstances> {
+    let fault = |m: String| Error::data(path, m);
+    if json.starts_with(b"\x1f\x8b") {
+        return Err(fault("expected COCO's instances, found a gzip file: unpack it with gunzip".into()));
+    }
+    let json = text::without_mark(json);
+    let first = match serde_json::from_slice(json) {
+        Ok(raw) => return Ok(raw),
+        Err(e) => e,
     };
-    let images = files.iter().map(path).collect::<Result<_>>()?;
-    Ok(Listed { images, targets, labels })
+    if let Some(encoding) = text::fault(json) {
+        return Err(encoding_error(path, &encoding));
+    }
+    let again = without_non_numbers(json).map_or(Err(first), |json| serde_json::from_slice(&json));
+    again.map_err(|e| fault(format!("expected COCO's instances: {e}")))
 }
 
 /// Parses the JSON text of an `instances` file. `path` is for error messages.
 ///
-/// Errors: JSON of another structure, no image or category, a duplicate id or name, a file name that
-/// contains a folder, an annotation of an unknown image or category.
+/// Errors: JSON of another structure, no image or category, a duplicate id or name, a file name that leads
+/// out of its folder, an annotation of an unknown image or category.
 pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
     let fault = |m: String| Error::data(path, m);
-    let RawInstances { mut images, annotations, mut categories } =
-        serde_json::from_slice(text::without_mark(json)).map_err(|e| match text::fault(json) {
-            Some(encoding) => encoding_error(path, &encoding),
-            None => fault(format!("expected COCO's instances: {e}")),
-        })?;
+    let RawInstances { mut images, annotations, mut categories } = parse_raw(json, path)?;
     if images.is_empty() || categories.is_empty() {
         let (n, labels) = (images.len(), categories.len());
         return Err(fault(format!("expected images and categories, found {n} and {labels}")));
@@ -100,8 +198,8 @@ pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
             "expected at most {MAX_TARGETS} targets, found {n} images of {labels} labels"
         )));
     }
-    categories.sort_by_key(|c| c.id);
-    images.sort_by_key(|i| i.id);
+    categories.sort_by(|a, b| a.id.cmp(&b.id));
+    images.sort_by(|a, b| a.id.cmp(&b.id));
     let mut names = HashSet::new();
     for c in &categories {
         if c.name.trim().is_empty() || !names.insert(&*c.name) {
@@ -113,9 +211,9 @@ pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
     }
     let mut names = HashSet::new();
     for i in &images {
-        if !is_plain_name(&i.file_name) {
+        if !i.file_name.split('/').all(is_plain_name) {
             return Err(fault(format!(
-                "images: expected a file's name, found {:?} (id {})",
+                "images: expected the name of a file in the images' folder or below it, found {:?} (id {})",
                 i.file_name, i.id
             )));
         }
@@ -127,14 +225,14 @@ pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
         }
     }
     let rows =
-        places(images.iter().map(|i| i.id)).map_err(|id| fault(format!("images: id {id} occurs twice")))?;
-    let columns = places(categories.iter().map(|c| c.id))
+        places(images.iter().map(|i| &i.id)).map_err(|id| fault(format!("images: id {id} occurs twice")))?;
+    let columns = places(categories.iter().map(|c| &c.id))
         .map_err(|id| fault(format!("categories: id {id} occurs twice")))?;
     let mut targets = vec![0; images.len() * categories.len()];
     for (i, a) in annotations.iter().enumerate() {
-        let unknown = |what: &str, id: u64| fault(format!("annotations[{i}]: {what} {id} is not listed"));
-        let row = rows.get(&a.image_id).ok_or_else(|| unknown("image_id", a.image_id))?;
-        let column = columns.get(&a.category_id).ok_or_else(|| unknown("category_id", a.category_id))?;
+        let unknown = |what: &str, id: &Id| fault(format!("annotations[{i}]: {what} {id} is not listed"));
+        let row = rows.get(&a.image_id).ok_or_else(|| unknown("image_id", &a.image_id))?;
+        let column = columns.get(&a.category_id).ok_or_else(|| unknown("category_id", &a.category_id))?;
         targets[row * categories.len() + column] = 1;
     }
     Ok(Instances {
@@ -147,7 +245,7 @@ pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
 /// The position of each id.
 ///
 /// Errors: the first id that occurs twice.
-fn places(ids: impl Iterator<Item = u64>) -> std::result::Result<HashMap<u64, usize>, u64> {
+fn places<'a>(ids: impl Iterator<Item = &'a Id>) -> Result<HashMap<&'a Id, usize>, &'a Id> {
     let mut places = HashMap::new();
     for (i, id) in ids.enumerate() {
         if places.insert(id, i).is_some() {

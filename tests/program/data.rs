@@ -226,7 +226,10 @@ fn broken_coco_files_are_named() {
     };
     for (from, to, parts) in [
         ("\"images\"", "\"pictures\"", &["expected COCO's instances: missing field `images`"][..]),
-        ("\"id\": 139", "\"id\": -1", &["invalid value: integer `-1`", "line "]),
+        ("\"id\": 139", "\"id\": -1", &["image_id 139 is not listed", "annotations["]),
+        ("\"id\": 139", "\"id\": 1.5", &["expected an id, which is a whole number or a text, found 1.5"]),
+        ("\"id\": 139", "\"id\": true", &["expected an id, which is a whole number or a text at line "]),
+        ("\"id\": 139", "\"id\": NaN", &["expected an id, found NaN, an infinite number or an empty text"]),
         ("\"image_id\": 139", "\"image_id\": 140", &["image_id 140 is not listed", "annotations["]),
         ("\"category_id\": 67", "\"category_id\": 68", &["annotations[0]: category_id 68 is not listed"]),
         ("\"id\": 139", "\"id\": 285", &["images: id 285 occurs twice"]),
@@ -234,8 +237,12 @@ fn broken_coco_files_are_named() {
         (
             "000000000139.jpg",
             "../139.jpg",
-            &["images: expected a file's name, found \"../139.jpg\" (id 139)"],
+            &[
+                "images: expected the name of a file in the images' folder or below it, found \"../139.jpg\" (id 139)",
+            ],
         ),
+        ("000000000139.jpg", "/139.jpg", &["in the images' folder or below it, found \"/139.jpg\" (id 139)"]),
+        ("000000000139.jpg", "none/139.jpg", &["expected none/139.jpg in ", "found no such file"]),
         ("000000000139.jpg", "000000000140.jpg", &["expected 000000000140.jpg in ", "found no such file"]),
         ("\"name\": \"bus\"", "\"name\": \"person\"", &["categories: expected distinct names", "\"person\""]),
         ("\"id\": 67,", "\"id\": 6,", &["categories: id 6 occurs twice"]),
@@ -271,6 +278,55 @@ fn hidden_files_of_a_folder_are_no_images() {
         folder::load(dir.path(), [8, 8, 3]).unwrap_err(),
         &["w.jpg: ", "found a WebP file, which is not read"],
     );
+}
+
+/// What Python's `json` writes, ids of other programs, and names as pycocotools joins them.
+#[test]
+fn coco_files_of_other_programs_are_read() {
+    let (images, json) = coco_files();
+    let expected = coco::open(&images, &json).unwrap();
+    let text = fs::read_to_string(&json).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("instances.json");
+    let parsed = |text: &str| {
+        fs::write(&path, text).unwrap();
+        coco::open(&images, &path).unwrap()
+    };
+    assert!(text.contains("\"area\": "), "a field that is not read");
+    for number in ["NaN", "Infinity", "-Infinity"] {
+        let with_it = text.replacen("\"area\": ", &format!("\"area\": {number}, \"was\": "), 1);
+        let named = with_it.replacen("\"name\": \"person\"", "\"name\": \"a \\\" NaN\"", 1);
+        assert_eq!(parsed(&with_it), expected);
+        assert_eq!(parsed(&named).labels[0], "a \" NaN");
+    }
+    for (key, ids) in [("id", [139, 285]), ("image_id", [139, 285])] {
+        for id in ids {
+            assert!(text.contains(&format!("\"{key}\": {id}")), "{key} {id}");
+        }
+    }
+    let with_ids = |f: &dyn Fn(&str) -> String| {
+        let mut out = text.clone();
+        for id in ["139", "285", "632", "724", "776"] {
+            for key in ["\"id\": ", "\"image_id\": "] {
+                for end in [",", "\n", "}", " "] {
+                    out = out.replace(&format!("{key}{id}{end}"), &format!("{key}{}{end}", f(id)));
+                }
+            }
+        }
+        assert_ne!(out, text);
+        parsed(&out)
+    };
+    assert_eq!(with_ids(&|id| format!("{id}.0")), expected);
+    assert_eq!(with_ids(&|id| format!("\"{id}\"")), expected);
+    let reversed = with_ids(&|id| format!("-{id}"));
+    assert_eq!(reversed.images.iter().rev().collect::<Vec<_>>(), expected.images.iter().collect::<Vec<_>>());
+
+    let root = images.parent().unwrap();
+    let below = text.replace("\"file_name\": \"", "\"file_name\": \"images/");
+    fs::write(&path, below).unwrap();
+    assert_eq!(coco::open(root, &path).unwrap(), expected);
+    fs::write(&path, b"\x1f\x8b\x08\0").unwrap();
+    assert_message(coco::open(root, &path).unwrap_err(), &["found a gzip file: unpack it with gunzip"]);
 }
 
 /// The decoder gives the same bits as Pillow: both have libjpeg-turbo's arithmetic.
