@@ -22,9 +22,10 @@ pub struct EvalArgs {
     /// folder of a run for its student
     model: PathBuf,
     /// An npz of images and targets; a folder of PASCAL VOC, optionally with an image list
-    /// (VOCdevkit/VOC2007:test); or MS-COCO's instances JSON [default: the run's own evaluation data]
+    /// (VOCdevkit/VOC2007:test); MS-COCO's instances JSON; or a CSV of labels (file,label1,label2,...) [default: the
+    /// run's own evaluation data]
     data: Option<PathBuf>,
-    /// Folder of MS-COCO's images
+    /// Folder of the images of MS-COCO, or of a CSV whose images do not lie in its own folder
     #[arg(long, value_name = "FOLDER", requires = "data")]
     images: Option<PathBuf>,
     #[command(flatten)]
@@ -73,13 +74,19 @@ fn data_of_run(run: &Path) -> Result<EvaluationData> {
     })
 }
 
-/// The kind of data at a path: a JSON file is COCO, a folder is VOC, anything else an npz.
+/// The kind of data at a path: a JSON file is COCO, a CSV file a table of labels, a folder is VOC, anything
+/// else an npz.
 ///
 /// Errors: COCO without `--images`, or `--images` with other data.
 fn data_at(data: &Path, images: Option<&Path>) -> Result<EvaluationData> {
     let name = data.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     // A compressed file is refused by the reader of annotations, which says what to do.
     let is_json = name.ends_with(".json") || name.ends_with(".json.gz");
+    if name.ends_with(".csv") {
+        let folder = images.or(data.parent()).map(Path::to_path_buf).unwrap_or_default();
+        let folder = if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
+        return Ok(EvaluationData::Csv { folder, table: data.into() });
+    }
     match (is_json, images) {
         (true, Some(images)) => {
             return Ok(EvaluationData::Coco { images: images.into(), annotations: data.into() });
@@ -92,7 +99,7 @@ fn data_at(data: &Path, images: Option<&Path>) -> Result<EvaluationData> {
         }
         (false, Some(_)) => {
             return Err(Error::Usage(format!(
-                "--images is only for COCO's annotations, and {} is not a .json file",
+                "--images is only for COCO's annotations and tables of labels, and {} is neither a .json nor a .csv file",
                 data.display()
             )));
         }
@@ -129,6 +136,16 @@ mod tests {
         let json = Path::new("instances.JSON");
         let coco = EvaluationData::Coco { images: folder.into(), annotations: json.into() };
         assert_eq!(data_at(json, Some(folder)).unwrap(), coco);
+        let table = |name: &str, folder: &str| {
+            assert_eq!(
+                data_at(Path::new(name), None).unwrap(),
+                EvaluationData::Csv { folder: folder.into(), table: name.into() }
+            );
+        };
+        table("x/labels.csv", "x");
+        table("labels.CSV", ".");
+        let elsewhere = data_at(Path::new("labels.csv"), Some(folder)).unwrap();
+        assert_eq!(elsewhere, EvaluationData::Csv { folder: folder.into(), table: "labels.csv".into() });
         for (data, images, expected) in [
             (json, None, "name their folder with --images"),
             (npz, Some(folder), "only for COCO's annotations"),

@@ -15,6 +15,7 @@ pub(super) struct RawEvaluation {
     data: Option<String>,
     voc: Option<RawVoc>,
     coco: Option<RawCoco>,
+    csv: Option<RawCsv>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -30,6 +31,31 @@ struct RawVoc {
 struct RawCoco {
     images: String,
     annotations: String,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawCsv {
+    folder: String,
+    labels: Option<String>,
+}
+
+/// A folder of images and the table of their labels, by default `labels.csv` in that folder. A name without a
+/// folder means a file in the folder of the images.
+pub(super) fn csv_files(
+    source: &Source,
+    path: &str,
+    folder: &mut String,
+    labels: &mut Option<String>,
+) -> Result<(PathBuf, PathBuf)> {
+    let images = source.file(&format!("{path}.folder"), folder)?;
+    let labels = labels.get_or_insert("labels.csv".into());
+    let mut table = labels.clone();
+    let given = source.file(&format!("{path}.labels"), &mut table)?;
+    // The printed config must mean the same file.
+    let table = if labels.contains(['/', '\\']) { given } else { images.join(&*labels) };
+    *labels = table.to_string_lossy().into_owned();
+    Ok((images, table))
 }
 
 /// The folder of one year of PASCAL VOC, by default the paper's 2007.
@@ -53,20 +79,24 @@ pub(super) fn voc_folder(
 
 impl RawEvaluation {
     pub fn build(&mut self, source: &Source) -> Result<EvaluationData> {
-        match (&mut self.data, &mut self.voc, &mut self.coco) {
-            (Some(file), None, None) => Ok(EvaluationData::Npz(source.file("evaluation.data", file)?)),
-            (None, Some(v), None) => {
+        match (&mut self.data, &mut self.voc, &mut self.coco, &mut self.csv) {
+            (Some(file), None, None, None) => Ok(EvaluationData::Npz(source.file("evaluation.data", file)?)),
+            (None, Some(v), None, None) => {
                 let split = value_or(&mut v.split, "test".into());
                 let folder = voc_folder(source, "evaluation.voc", &mut v.root, &mut v.year, &split)?;
                 Ok(EvaluationData::Voc { folder, split })
             }
-            (None, None, Some(c)) => Ok(EvaluationData::Coco {
+            (None, None, None, Some(c)) => {
+                let (folder, table) = csv_files(source, "evaluation.csv", &mut c.folder, &mut c.labels)?;
+                Ok(EvaluationData::Csv { folder, table })
+            }
+            (None, None, Some(c), None) => Ok(EvaluationData::Coco {
                 images: source.file("evaluation.coco.images", &mut c.images)?,
                 annotations: source.file("evaluation.coco.annotations", &mut c.annotations)?,
             }),
             _ => {
-                let message =
-                    "`evaluation` takes one of `data = \"FILE.npz\"`, [evaluation.voc] and [evaluation.coco]";
+                let message = "`evaluation` takes one of `data = \"FILE.npz\"`, [evaluation.voc], [evaluation.coco] and \
+                               [evaluation.csv]";
                 Err(source.fail("evaluation", message))
             }
         }

@@ -46,7 +46,7 @@ pub fn load_teach(file: &Path, overrides: &[Override]) -> Result<Loaded<TeachSpe
 impl RawTeach {
     fn build(&mut self, source: &Source) -> Result<TeachSpec> {
         let data = self.data.build(source)?;
-        if matches!(data, TrainingData::Voc { .. } | TrainingData::Coco { .. }) {
+        if matches!(data, TrainingData::Voc { .. } | TrainingData::Coco { .. } | TrainingData::Csv { .. }) {
             // torchvision's crop. Images of an npz and scenes have a size of their own.
             self.image_size.get_or_insert(224);
         }

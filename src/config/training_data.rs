@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::evaluation::voc_folder;
+use super::evaluation::{csv_files, voc_folder};
 use super::fixed_length;
 use super::keys::{seed, value_or};
 use super::labels::RawLabels;
@@ -18,6 +18,7 @@ pub(super) struct RawData {
     scenes: Option<RawScenes>,
     voc: Option<RawVoc>,
     coco: Option<RawCoco>,
+    csv: Option<RawCsv>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -58,6 +59,18 @@ struct RawCoco {
     flip: Option<f64>,
 }
 
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RawCsv {
+    folder: String,
+    labels: Option<String>,
+    #[serde(default, deserialize_with = "fixed_length::optional")]
+    scale: Option<[f64; 2]>,
+    #[serde(default, deserialize_with = "fixed_length::optional")]
+    ratio: Option<[f64; 2]>,
+    flip: Option<f64>,
+}
+
 impl RawData {
     /// The labels to learn, in order; an empty list for all.
     pub fn labels(&mut self, source: &Source) -> Result<Vec<String>> {
@@ -65,10 +78,12 @@ impl RawData {
     }
 
     pub fn build(&mut self, source: &Source) -> Result<TrainingData> {
-        match (&mut self.train, &mut self.scenes, &mut self.voc, &mut self.coco) {
-            (Some(path), None, None, None) => Ok(TrainingData::Labelled(source.file("data.train", path)?)),
-            (None, Some(scenes), None, None) => scenes.build(source),
-            (None, None, Some(v), None) => {
+        match (&mut self.train, &mut self.scenes, &mut self.voc, &mut self.coco, &mut self.csv) {
+            (Some(path), None, None, None, None) => {
+                Ok(TrainingData::Labelled(source.file("data.train", path)?))
+            }
+            (None, Some(scenes), None, None, None) => scenes.build(source),
+            (None, None, Some(v), None, None) => {
                 let split = value_or(&mut v.split, "trainval".into());
                 Ok(TrainingData::Voc {
                     folder: voc_folder(source, "data.voc", &mut v.root, &mut v.year, &split)?,
@@ -76,14 +91,19 @@ impl RawData {
                     crop: crop(source, "data.voc", &mut v.scale, &mut v.ratio, &mut v.flip)?,
                 })
             }
-            (None, None, None, Some(coco)) => Ok(TrainingData::Coco {
+            (None, None, None, None, Some(csv)) => {
+                let (folder, table) = csv_files(source, "data.csv", &mut csv.folder, &mut csv.labels)?;
+                let crop = crop(source, "data.csv", &mut csv.scale, &mut csv.ratio, &mut csv.flip)?;
+                Ok(TrainingData::Csv { folder, table, crop })
+            }
+            (None, None, None, Some(coco), None) => Ok(TrainingData::Coco {
                 images: source.file("data.coco.images", &mut coco.images)?,
                 annotations: source.file("data.coco.annotations", &mut coco.annotations)?,
                 crop: crop(source, "data.coco", &mut coco.scale, &mut coco.ratio, &mut coco.flip)?,
             }),
             _ => {
-                let message = "`data` takes either `train = \"FILE.npz\"` or one of the tables [data.scenes], [data.voc] and \
-                               [data.coco]";
+                let message = "`data` takes either `train = \"FILE.npz\"` or one of the tables [data.scenes], [data.voc], \
+                               [data.coco] and [data.csv]";
                 Err(source.fail("data", message))
             }
         }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::files::{Listing, encoding_error, is_plain_name, read};
+use super::files::{encoding_error, find_below, is_plain_name, read};
 use crate::error::{Error, Result};
 use crate::text;
 
@@ -144,24 +144,12 @@ pub struct Listed {
 pub fn open(images: &Path, annotations: &Path) -> Result<Listed> {
     let Instances { files, targets, labels } =
         parse_instances(&read(annotations, MAX_JSON_BYTES)?, annotations)?;
-    let paths = paths(images, &files, annotations)?;
+    let path = |(name, path): (&String, Option<PathBuf>)| {
+        let message = || format!("expected {name} in {}, found no such file", images.display());
+        path.ok_or_else(|| Error::data(annotations, message()))
+    };
+    let paths = files.iter().zip(find_below(images, &files)?).map(path).collect::<Result<_>>()?;
     Ok(Listed { images: paths, targets, labels })
-}
-
-/// The paths of the files in the folder `images`. A name may lead through folders, as in `val2017/1.jpg`.
-fn paths(images: &Path, files: &[String], annotations: &Path) -> Result<Vec<PathBuf>> {
-    let mut listings = HashMap::from([("", Some(Listing::of(images)?))]);
-    let mut paths = Vec::with_capacity(files.len());
-    for name in files {
-        let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
-        let listing = listings.entry(folder).or_insert_with(|| Listing::of(&images.join(folder)).ok());
-        let missing = || {
-            let message = format!("expected {name} in {}, found no such file", images.display());
-            Error::data(annotations, message)
-        };
-        paths.push(listing.as_ref().and_then(|listing| listing.path(file)).ok_or_else(missing)?);
-    }
-    Ok(paths)
 }
 
 fn parse_raw(json: &[u8], path: &Path) -> Result<RawInstances> {

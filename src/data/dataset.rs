@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::image::{self, Encoded, Pixels};
 use super::labelled::LabelledSet;
 use super::unlabelled::ImageSet;
-use super::{coco, voc};
+use super::{coco, csv, voc};
 use crate::error::{Error, Result};
 
 /// The most files that [`Dataset::decode_files`] decodes: VOC 2007's test set has 4,952, which take ten seconds
@@ -100,6 +100,15 @@ impl Dataset {
         let coco::Listed { images: files, targets, labels } = coco::open(images, annotations)?;
         let provenance = format!("{}, {} images", annotations.display(), files.len());
         Ok(Dataset { file: annotations.into(), labels, provenance, images: Images::Files(files), targets })
+    }
+
+    /// A folder of images and the table of their labels.
+    ///
+    /// Errors: see [`csv::open`].
+    pub fn csv(folder: &Path, table: &Path) -> Result<Dataset> {
+        let csv::Listed { images: files, targets, labels } = csv::open(folder, table)?;
+        let provenance = format!("{}, {} images", table.display(), files.len());
+        Ok(Dataset { file: table.into(), labels, provenance, images: Images::Files(files), targets })
     }
 
     /// Number of images.

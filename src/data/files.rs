@@ -1,6 +1,6 @@
 //! Reading the files of a data set with a limit on their size, and listing folders.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,21 @@ impl Listing {
     pub fn contains(&self, name: &str) -> bool {
         self.names.contains(name)
     }
+}
+
+/// The path of each of the files `names` in `folder`, or `None` where there is no such file. A name may lead
+/// through folders, as in `val2017/1.jpg`.
+///
+/// Errors: `folder` cannot be read.
+pub fn find_below(folder: &Path, names: &[String]) -> Result<Vec<Option<PathBuf>>> {
+    let mut listings = HashMap::from([("", Some(Listing::of(folder)?))]);
+    let mut paths = Vec::with_capacity(names.len());
+    for name in names {
+        let (inner, file) = name.rsplit_once('/').unwrap_or(("", name));
+        let listing = listings.entry(inner).or_insert_with(|| Listing::of(&folder.join(inner)).ok());
+        paths.push(listing.as_ref().and_then(|listing| listing.path(file)));
+    }
+    Ok(paths)
 }
 
 /// Whether `name` is a file name without a path, so that it cannot lead out of its folder.

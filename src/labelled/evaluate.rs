@@ -124,6 +124,7 @@ pub fn open(data: &EvaluationData) -> Result<Arc<Dataset>> {
         EvaluationData::Npz(file) => Dataset::npz(file)?,
         EvaluationData::Voc { folder, split } => Dataset::voc(folder, split)?,
         EvaluationData::Coco { images, annotations } => Dataset::coco(images, annotations)?,
+        EvaluationData::Csv { folder, table } => Dataset::csv(folder, table)?,
     };
     Ok(Arc::new(set))
 }
@@ -164,7 +165,9 @@ fn open_fitting(data: &EvaluationData, image: [usize; 3], wanted: &[String]) -> 
                 return Err(Error::data(file, message));
             }
         }
-        EvaluationData::Voc { .. } | EvaluationData::Coco { .. } => Transform::eval(image).check()?,
+        EvaluationData::Voc { .. } | EvaluationData::Coco { .. } | EvaluationData::Csv { .. } => {
+            Transform::eval(image).check()?;
+        }
     }
     let set = open(data)?;
     set.columns(wanted)?;

@@ -47,7 +47,9 @@ impl TeachSpec {
     /// All files that the training reads.
     pub fn inputs(&self) -> Vec<&Path> {
         let data = match &self.data {
-            TrainingData::Labelled(file) | TrainingData::Coco { annotations: file, .. } => Some(file),
+            TrainingData::Labelled(file)
+            | TrainingData::Coco { annotations: file, .. }
+            | TrainingData::Csv { table: file, .. } => Some(file),
             TrainingData::Scenes { .. } | TrainingData::Voc { .. } => None,
         };
         let all = self.init.iter().chain(data).map(PathBuf::as_path);
@@ -127,6 +129,15 @@ pub enum TrainingData {
         images: PathBuf,
         /// The `instances` JSON.
         annotations: PathBuf,
+        /// How images are cropped.
+        crop: CropSpec,
+    },
+    /// A folder of images with a table of their labels.
+    Csv {
+        /// The folder of the images.
+        folder: PathBuf,
+        /// The table, a CSV file.
+        table: PathBuf,
         /// How images are cropped.
         crop: CropSpec,
     },

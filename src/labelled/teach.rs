@@ -187,6 +187,7 @@ fn fingerprint(spec: &TeachSpec, data: &Data) -> Result<String> {
         TrainingData::Scenes { archives, .. } => archives.clone(),
         TrainingData::Voc { folder, .. } => folder.join("JPEGImages"),
         TrainingData::Coco { images, .. } => images.clone(),
+        TrainingData::Csv { folder, .. } => folder.clone(),
     };
     let files: Vec<&Path> = spec.init.iter().map(PathBuf::as_path).chain([images.as_path()]).collect();
     let targets: Vec<&[u8]> = (0..data.set.len()).map(|i| data.set.targets(i)).collect();

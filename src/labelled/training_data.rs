@@ -38,6 +38,7 @@ impl Data {
                 (Dataset::from_set(set, archives), None)
             }
             TrainingData::Voc { folder, split, crop } => (Dataset::voc(folder, split)?, Some(*crop)),
+            TrainingData::Csv { folder, table, crop } => (Dataset::csv(folder, table)?, Some(*crop)),
             TrainingData::Coco { images, annotations, crop } => {
                 (Dataset::coco(images, annotations)?, Some(*crop))
             }

@@ -261,13 +261,22 @@ pub enum EvaluationData {
         /// The `instances` JSON.
         annotations: PathBuf,
     },
+    /// A folder of images with a table of their labels.
+    Csv {
+        /// The folder of the images.
+        folder: PathBuf,
+        /// The table, a CSV file.
+        table: PathBuf,
+    },
 }
 
 impl EvaluationData {
     /// The data's one file, unless it is a folder.
     pub(crate) fn file(&self) -> Option<&Path> {
         match self {
-            EvaluationData::Npz(file) | EvaluationData::Coco { annotations: file, .. } => Some(file),
+            EvaluationData::Npz(file)
+            | EvaluationData::Coco { annotations: file, .. }
+            | EvaluationData::Csv { table: file, .. } => Some(file),
             EvaluationData::Voc { .. } => None,
         }
     }

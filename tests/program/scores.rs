@@ -1,9 +1,11 @@
 //! Scores of labels that cannot be scored, and evaluation images that cannot be read.
 
-use crate::common::{LEFT, Lab, RIGHT, images, root};
+use crate::common::{LEFT, Lab, RIGHT, images, load, network, root, teacher_tensors};
 use dfka_engine::data::labelled::LabelledSet;
 use dfka_engine::labelled::evaluate;
+use dfka_engine::models::resnet::ResNetSpec;
 use dfka_engine::pipeline::spec::EvaluationData;
+use dfka_engine::weights::npz;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -64,6 +66,67 @@ fn a_run_has_no_mean_where_a_teacher_has_no_scored_label() {
     // The summary can be read again.
     let again = lab.call(&["report", "out"]);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+/// A folder of images with a table of labels, for `eval`, `[evaluation]` and `teach`.
+#[test]
+fn a_csv_of_labels_is_data_for_every_command() {
+    let lab = Lab::new();
+    let spec = ResNetSpec { image: [16, 16, 3], ..network() };
+    for (name, labels, seed) in [("left", &LEFT[..], 1), ("right", &RIGHT, 2)] {
+        npz::save(lab.path(&format!("{name}.npz")), &teacher_tensors(&spec, labels, seed)).unwrap();
+    }
+    fs::create_dir_all(lab.path("pics/more")).unwrap();
+    let mut table = "\u{feff}file,bus,car,dog,cat,table\r\n".to_owned();
+    for (i, name) in ["a.jpg", "d.jpg", "more/g.png", "more/h.jpg"].iter().enumerate() {
+        fs::copy(root().join("tests/fixtures/folder").join(name), lab.path("pics").join(name)).unwrap();
+        table += &format!("{name},{},{},1,{},\r\n", i % 2, (i + 1) % 2, i / 2);
+    }
+    fs::write(lab.path("pics/labels.csv"), &table).unwrap();
+    let out = lab.call(&["eval", "left.npz", "pics/labels.csv", "--device", "cpu", "--json"]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(said, "note: pics/labels.csv: no image lacks dog; such a label gets no score\n");
+    let score: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(score["ap"]["bus"].is_number() && score["ap"]["dog"].is_null(), "{score}");
+
+    fs::write(lab.path("elsewhere.csv"), &table).unwrap();
+    let config = fs::read_to_string(lab.path("c.toml")).unwrap();
+    for csv in ["{ folder = \"pics\" }", "{ folder = \"pics\", labels = \"./elsewhere.csv\" }"] {
+        let edited = config.replace("data = \"evaluation.npz\"", &format!("csv = {csv}"));
+        fs::write(lab.path("c.toml"), edited).unwrap();
+        let out = lab.call(&["check", "c.toml", "--card", "h200"]);
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(
+            out.status.success()
+                && said.contains("no image has table")
+                && said.contains("no image lacks dog"),
+            "{said}"
+        );
+    }
+    let teach = "name = \"t\"\nimage_size = 16\n[data]\ncsv = { folder = \"pics\", flip = 0.0 }\n[network]\nblock = \"basic\"\n\
+                 widths = [4, 8]\ndepths = [1, 1]\nstem = { width = 4, kernel = 3, stride = 1, max_pool = false }\n\
+                 [training]\nsteps = 2\nbatch = 4\n[evaluation.csv]\nfolder = \"pics\"\n";
+    fs::write(lab.path("t.toml"), teach).unwrap();
+    let out = lab.call(&["teach", "t.toml", "--device", "cpu"]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success(), "{said}");
+    assert!(
+        said.contains("labels.csv: no image has table; the network learns that they are always absent"),
+        "{said}"
+    );
+    assert_eq!(
+        load(&lab.path("runs/t-seed0/weights.npz")).meta["labels"],
+        serde_json::json!(["bus", "car", "dog", "cat", "table"])
+    );
+
+    fs::remove_file(lab.path("pics/d.jpg")).unwrap();
+    let out = lab.call(&["eval", "left.npz", "pics/labels.csv", "--device", "cpu"]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        out.status.code() == Some(4)
+            && said.contains("labels.csv: expected d.jpg in pics, found no such file"),
+        "{said}"
+    );
 }
 
 #[test]
