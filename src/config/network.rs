@@ -9,13 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::source::Source;
 use super::suggest::suggest;
 use crate::error::Result;
-use crate::models::resnet::{BlockKind, ResNetSpec, Stem};
+use crate::models::resnet::{BlockKind, ResNetSpec, Stem, Variant};
 
-/// torchvision's ResNet of that name. `path` is that of the key `network`, `image_size` in pixels a side.
-pub(super) fn torchvision(source: &Source, path: &str, name: &str, image_size: usize) -> Result<ResNetSpec> {
-    let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
-    depth.and_then(|depth| ResNetSpec::torchvision(depth, image_size)).ok_or_else(|| {
-        let hint = suggest(name, &["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]);
+/// The ResNet of that name. `path` is that of the key `network`, `image_size` in pixels a side.
+pub(super) fn named(source: &Source, path: &str, name: &str, image_size: usize) -> Result<ResNetSpec> {
+    ResNetSpec::named(name, image_size).ok_or_else(|| {
+        let hint = suggest(name, &ResNetSpec::NAMES);
         source.fail(path, format!("unknown `{path}` \"{name}\"; {hint}"))
     })
 }
@@ -35,6 +34,8 @@ pub(super) struct RawTable {
     widths: Vec<i64>,
     depths: Vec<i64>,
     stem: RawStem,
+    #[serde(default, skip_serializing_if = "Variant::is_none")]
+    variant: Variant,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -74,6 +75,8 @@ pub(super) struct Architecture {
     pub widths: Vec<usize>,
     /// Residual units of each block.
     pub depths: Vec<usize>,
+    /// How the network differs from those of He et al.
+    pub variant: Variant,
 }
 
 impl RawNetwork {
@@ -81,15 +84,16 @@ impl RawNetwork {
         match self {
             RawNetwork::Named(name) => {
                 // Any size: none of the parts that are taken depends on it.
-                let known = torchvision(source, "network", name, 224)?;
-                let ResNetSpec { block, stem, widths, depths, .. } = known;
-                Ok(Architecture { block, stem, widths, depths })
+                let known = named(source, "network", name, 224)?;
+                let ResNetSpec { block, stem, widths, depths, variant, .. } = known;
+                Ok(Architecture { block, stem, widths, depths, variant })
             }
             RawNetwork::Table(table) => Ok(Architecture {
                 block: table.block,
                 stem: table.stem.build(source)?,
                 widths: table.by_block(source, "widths", &table.widths, 65_536)?,
                 depths: table.by_block(source, "depths", &table.depths, 1024)?,
+                variant: table.variant.clone(),
             }),
         }
     }

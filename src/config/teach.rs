@@ -54,7 +54,7 @@ impl RawTeach {
             Some(size) => Some(source.count("image_size", size, 8..=4096)?),
             None => None,
         };
-        let Architecture { block, stem, widths, depths } = self.network.build(source)?;
+        let Architecture { block, stem, widths, depths, variant } = self.network.build(source)?;
         Ok(TeachSpec {
             precision: value_or(&mut self.precision, Elem::Bf16),
             device: Device::default(),
@@ -72,6 +72,7 @@ impl RawTeach {
             stem,
             widths,
             depths,
+            variant,
             init: match &mut self.init {
                 Some(path) => Some(source.file("init", path)?),
                 None => None,

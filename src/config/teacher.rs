@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::labels::RawLabels;
-use super::network::torchvision;
+use super::network::named;
 use super::source::Source;
 use crate::error::Result;
 use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
@@ -88,7 +88,7 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         None => None,
         Some(name) => {
             let size = image_size.unwrap_or(IMAGE_SIZE);
-            let network = torchvision(source, &format!("{path}.network"), name, size)?;
+            let network = named(source, &format!("{path}.network"), name, size)?;
             let (channels, given) = (network.image[2], normalisation.as_ref().map(|n| n.mean.len()));
             if given.is_some_and(|given| given != channels) {
                 let message = format!(

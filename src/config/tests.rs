@@ -303,6 +303,8 @@ year = 2007
     let loaded = teach_text(text, &sets).unwrap();
     let spec = &loaded.spec;
     assert_eq!((spec.image_size, spec.widths[3], spec.depths[2]), (Some(224), 2048, 6));
+    let wide = teach_text(text, &["network=wide_resnet50_2"]).unwrap().spec;
+    assert_eq!((&wide.widths, &wide.variant.inner_widths[..]), (&spec.widths, &[128, 256, 512, 1024][..]));
     let TrainingData::Voc { folder, split, crop } = &spec.data else { panic!("{:?}", spec.data) };
     assert!(folder.ends_with("VOCdevkit/VOC2007") && split == "trainval" && crop.scale == [0.08, 1.0]);
     let t = &spec.training;

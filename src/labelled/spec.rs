@@ -1,6 +1,6 @@
 //! The options of a teacher's training, already validated: no value here is invalid on its own.
 
-use crate::models::resnet::{BlockKind, Stem};
+use crate::models::resnet::{BlockKind, Stem, Variant};
 use crate::pipeline::Device;
 use crate::pipeline::schedule::Schedule;
 use crate::pipeline::spec::EvaluationData;
@@ -26,6 +26,9 @@ pub struct TeachSpec {
     pub widths: Vec<usize>,
     /// Residual units of each block.
     pub depths: Vec<usize>,
+    /// How the network differs from those of He et al.
+    #[serde(skip_serializing_if = "Variant::is_none")]
+    pub variant: Variant,
     /// Side of the images that the network takes; `None` means the size that all images of the data have.
     pub image_size: Option<usize>,
     /// A weights file whose blocks the network starts from. The head always starts from random values.

@@ -240,6 +240,7 @@ fn network(spec: &TeachSpec, image: [usize; 3], start: Option<&Backbone>) -> Res
         stem: spec.stem,
         widths: spec.widths.clone(),
         depths: spec.depths.clone(),
+        variant: spec.variant.clone(),
         stride: start.map(|s| s.stride).unwrap_or_default(),
         normalisation: start.and_then(|s| s.normalisation.clone()),
     };

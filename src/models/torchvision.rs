@@ -1,14 +1,14 @@
 //! ResNet state dicts as torchvision and timm save them. They do not describe the network: it is inferred
 //! from the tensors' names and shapes.
 
-use super::resnet::{BlockKind, ResNetSpec, Stem};
+use super::resnet::{BlockKind, ResNetSpec, Stem, Variant};
 use crate::error::{Error, Result};
 use crate::weights::Tensors;
 use std::collections::BTreeSet;
 
 /// The network whose tensors these are, for images of `size` pixels a side.
 ///
-/// Widths and depths follow from names and shapes. What no shape shows is assumed to be torchvision's: a 7x7
+/// Widths, inner widths and depths follow from names and shapes. What no shape shows is assumed to be torchvision's: a 7x7
 /// stem has stride 2 and a max pool after it, bottlenecks have their stride in the 3x3. A 3x3 stem is assumed
 /// to be that of networks for small images: stride 1, no pool.
 ///
@@ -62,9 +62,24 @@ pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
     } else {
         Stem { width, kernel, stride: 1, max_pool: false }
     };
-    let network = ResNetSpec::new(block, [size, size, channels], stem, widths, depths);
+    let variant = match block {
+        BlockKind::Basic => Variant::default(),
+        BlockKind::Bottleneck => Variant::of_inner_widths(inner_widths(t, &widths, &depths), &widths),
+    };
+    let network =
+        ResNetSpec { variant, ..ResNetSpec::new(block, [size, size, channels], stem, widths, depths) };
     network.validate().map_err(|e| wrong(format!("no ResNet has these tensors: {e}")))?;
     Ok(network)
+}
+
+/// The output channels of each block's first 1x1 convolutions, or a quarter of the width for a block that
+/// lacks them all.
+fn inner_widths(t: &Tensors, widths: &[usize], depths: &[usize]) -> Vec<usize> {
+    let of_block = |(b, (width, depth)): (usize, (&usize, &usize))| {
+        let mut names = (0..*depth).map(|u| format!("layer{}.{u}.conv1.weight", b + 1));
+        names.find_map(|name| t.get(&name)?.shape.first().copied()).unwrap_or(width / 4)
+    };
+    widths.iter().zip(depths).enumerate().map(of_block).collect()
 }
 
 /// Block, unit and rest of a name `layerB.U.REST`.

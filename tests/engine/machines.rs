@@ -175,6 +175,7 @@ fn teacher(data: TrainingData, steps: usize, batch: usize) -> TeachSpec {
         stem: network.stem,
         widths: network.widths,
         depths: network.depths,
+        variant: network.variant,
         image_size: None,
         init: None,
         training: TrainingSpec {

@@ -11,3 +11,4 @@ mod paper_scale;
 mod pipeline;
 mod teach;
 mod torchvision;
+mod variants;

@@ -20,7 +20,7 @@ use std::process::Command;
 const LABELS: [&str; 5] = ["bus", "car", "cat", "dog", "table"];
 
 /// The largest allowed difference at every depth, in float32, of logits of the order 1 to 10.
-const BOUND: f32 = 1e-4;
+pub const BOUND: f32 = 1e-4;
 
 /// 32 random bits for an index: FNV-1a of the name, then a mixing function of Wellons (Prospecting for Hash
 /// Functions).
@@ -42,17 +42,12 @@ fn uniform(name: &str, count: usize, low: f64, high: f64) -> Vec<f32> {
     (0..count as u32).map(value).collect()
 }
 
-fn range_of(name: &str, shape: &[usize], depth: usize) -> (f64, f64) {
-    let last = if depth < 50 { "bn2.weight" } else { "bn3.weight" };
+/// The range of a made-up tensor: `head` is the bound of the head's weights, `last` the end of the name of a
+/// residual branch's last gamma.
+fn range_of(name: &str, shape: &[usize], head: f64, last: &str) -> (f64, f64) {
     let around = |bound: f64| (-bound, bound);
     match name {
-        "fc.weight" => around(match depth {
-            18 => 1.0 / 8.0,
-            34 => 1.0 / 16.0,
-            50 => 1.0 / 64.0,
-            101 => 1.0 / 256.0,
-            _ => 1.0 / 512.0,
-        }),
+        "fc.weight" => around(head),
         _ if shape.len() == 4 => around((6.0 / shape[1..].iter().product::<usize>() as f64).sqrt()),
         _ if name.ends_with("running_var") => (0.5, 1.5),
         _ if name.starts_with("layer") && name.ends_with(last) => (0.125, 0.375),
@@ -61,7 +56,7 @@ fn range_of(name: &str, shape: &[usize], depth: usize) -> (f64, f64) {
     }
 }
 
-fn pixels(n: usize, size: usize) -> ImageSet {
+pub fn pixels(n: usize, size: usize) -> ImageSet {
     let bits = words(&format!("images {size}"));
     let all = (0..(n * size * size * 3) as u32).map(|i| (bits(i) >> 24) as u8).collect();
     ImageSet::new(all, [n, size, size, 3], "made up").unwrap()
@@ -69,13 +64,26 @@ fn pixels(n: usize, size: usize) -> ImageSet {
 
 /// A state dict under torchvision's names, with the prefix of a wrapper.
 fn made_up(golden: &Tensors, depth: usize, wrapper: &str) -> Tensors {
+    let head = match depth {
+        18 => 1.0 / 8.0,
+        34 => 1.0 / 16.0,
+        50 => 1.0 / 64.0,
+        101 => 1.0 / 256.0,
+        _ => 1.0 / 512.0,
+    };
+    state_dict(golden, &format!("resnet{depth}"), head, wrapper)
+}
+
+/// The made-up state dict of the network that the fixture has under this name.
+pub fn state_dict(golden: &Tensors, network: &str, head: f64, wrapper: &str) -> Tensors {
     let networks = golden.meta_as::<serde_json::Value>("networks").unwrap();
-    let index = networks[format!("resnet{depth}")].clone();
-    let index: Vec<(String, Vec<usize>)> = serde_json::from_value(index).unwrap();
+    let index: Vec<(String, Vec<usize>)> = serde_json::from_value(networks[network].clone()).unwrap();
+    let is_bottleneck = index.iter().any(|(name, _)| name.contains(".conv3."));
+    let last = if is_bottleneck { "bn3.weight" } else { "bn2.weight" };
     let mut out = Tensors::new();
     for (name, shape) in index {
         let count = shape.iter().product();
-        let (low, high) = range_of(&name, &shape, depth);
+        let (low, high) = range_of(&name, &shape, head, last);
         let values = match name.ends_with("num_batches_tracked") {
             true => vec![7.0],
             false => uniform(&name, count, low, high),
@@ -85,17 +93,17 @@ fn made_up(golden: &Tensors, depth: usize, wrapper: &str) -> Tensors {
     out
 }
 
-fn stated(size: usize) -> Stated {
+pub fn stated(size: usize) -> Stated {
     let labels = LABELS.map(String::from).to_vec();
     Stated { labels, image_size: Some(size), ..Stated::default() }
 }
 
-fn logits_of(file: &Path, stated: Stated, images: &ImageSet) -> Result<Vec<f32>> {
+pub fn logits_of(file: &Path, stated: Stated, images: &ImageSet) -> Result<Vec<f32>> {
     let teacher = TeacherSpec { stated, ..TeacherSpec::new("t", file) };
     Predictor::open_teacher(&teacher, &Device::default())?.logits(images)
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }

@@ -97,6 +97,10 @@ fn students() -> Vec<(&'static str, Tensors)> {
         "widths": [16, 32], "depths": [1, 2],
         "stride": "1x1", "normalisation": { "mean": [0.1, 0.5, 0.9], "std": [0.5, 0.25, 1.0] },
     });
+    let wide = json!({
+        "block": "bottleneck", "image": [32, 32, 3], "stem": stem(8, 7, 2, true),
+        "widths": [16, 24, 32], "depths": [2, 1, 1], "variant": { "inner_widths": [8, 16, 12] },
+    });
     let (left, right, third) = (&["bus", "car", "dog"][..], &["cat", "table"][..], &["sofa"][..]);
     vec![
         (
@@ -119,6 +123,7 @@ fn students() -> Vec<(&'static str, Tensors)> {
                 &["sofa", "cat", "bus", "car", "dog", "table"],
             ),
         ),
+        ("wide", student(wide, 4, &[(left, 1), (right, 2)], &["cat", "bus", "dog", "table", "car"])),
         ("strides_first", student(v1, 4, &[(left, 1), (right, 2)], &["cat", "bus", "dog", "table", "car"])),
     ]
 }

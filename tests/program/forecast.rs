@@ -65,6 +65,22 @@ fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
     assert!(String::from_utf8(out.stderr).unwrap().contains("h200, h100, a100, a100-40gb"));
 }
 
+/// Networks of other names, in the place of the paper's.
+#[test]
+fn other_networks_are_forecast_by_their_names() {
+    let (lab, voc) = (Lab::new(), voc());
+    for (name, parameters) in [
+        ("wide_resnet50_2", "133.71 M in the teachers, 109.86 M in the student"),
+        ("wide_resnet101_2", "249.72 M in the teachers, 167.86 M in the student"),
+    ] {
+        let sets = [0, 1].map(|i| format!("--set=teachers.{i}.network={name}"));
+        let out = lab.call(&["check", &voc, "--card", "h200", &sets[0], &sets[1]]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(text.contains(&format!("\nparameters {parameters}\n")), "{name}: {text}");
+    }
+}
+
 #[test]
 fn json_has_every_part_and_op_of_every_stage() {
     let out = Lab::new().call(&["check", &voc(), "--card", "h100", "--json"]);

@@ -1,6 +1,7 @@
 //! The architecture of a ResNet, without its weights: block kind, stem, widths, depths, and what follows from
 //! them.
 
+use super::variant::Variant;
 use crate::error::Result;
 use crate::tensor::Shape;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,8 @@ pub(super) const NORM_PARTS: [&str; 4] = ["weight", "bias", "running_mean", "run
 pub enum BlockKind {
     /// Two 3x3 convolutions.
     Basic,
-    /// A 1x1 convolution to a quarter of the width, a 3x3, and a 1x1 back to the full width.
+    /// A 1x1 convolution to a quarter of the width (or [`Variant::inner_widths`]), a 3x3, and a 1x1 back to
+    /// the full width.
     Bottleneck,
 }
 
@@ -126,6 +128,9 @@ pub struct ResNetSpec {
     /// `(x - (2 mean - 1)) / (2 std)`. `None`: the network takes x as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalisation: Option<Normalisation>,
+    /// How it differs from the networks of He et al.
+    #[serde(default, skip_serializing_if = "Variant::is_none")]
+    pub variant: Variant,
 }
 
 fn is_default<T: Default + PartialEq>(v: &T) -> bool {
@@ -156,24 +161,8 @@ impl ResNetSpec {
         widths: Vec<usize>,
         depths: Vec<usize>,
     ) -> ResNetSpec {
-        let stride = StridePlace::default();
-        ResNetSpec { block, image, stem, widths, depths, stride, normalisation: None }
-    }
-
-    /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers, for RGB images of `size` pixels a side; `None`
-    /// for another depth.
-    pub fn torchvision(depth: usize, size: usize) -> Option<ResNetSpec> {
-        let (block, depths) = match depth {
-            18 => (BlockKind::Basic, [2, 2, 2, 2]),
-            34 => (BlockKind::Basic, [3, 4, 6, 3]),
-            50 => (BlockKind::Bottleneck, [3, 4, 6, 3]),
-            101 => (BlockKind::Bottleneck, [3, 4, 23, 3]),
-            152 => (BlockKind::Bottleneck, [3, 8, 36, 3]),
-            _ => return None,
-        };
-        let w = if block == BlockKind::Basic { [64, 128, 256, 512] } else { [256, 512, 1024, 2048] };
-        let stem = Stem { width: 64, kernel: 7, stride: 2, max_pool: true };
-        Some(ResNetSpec::new(block, [size, size, 3], stem, w.into(), depths.into()))
+        let (stride, variant) = Default::default();
+        ResNetSpec { block, image, stem, widths, depths, stride, normalisation: None, variant }
     }
 
     /// Number of blocks B.
@@ -212,36 +201,12 @@ impl ResNetSpec {
         if self.stem.kernel.is_multiple_of(2) || self.stem.kernel > 15 {
             return Err(format!("the stem's kernel must be odd and at most 15, found {}", self.stem.kernel));
         }
-        if self.block == BlockKind::Bottleneck && self.widths.iter().any(|w| w % 4 != 0) {
-            return Err("bottleneck widths must be multiples of 4".into());
+        match self.block {
+            BlockKind::Bottleneck => self.variant.validate_bottlenecks(&self.widths)?,
+            BlockKind::Basic if self.variant.inner_widths.is_empty() => {}
+            BlockKind::Basic => return Err("inner_widths: basic blocks have none".into()),
         }
         self.normalisation.as_ref().map_or(Ok(()), |n| n.validate(self.image[2]))
-    }
-
-    /// Its name, such as `ResNet-50`, or its stem, widths and depths where it has no name.
-    pub fn in_words(&self) -> String {
-        let is_depth = |d: &usize| {
-            let known = ResNetSpec::torchvision(*d, self.image[0]);
-            known.is_some_and(|known| known.architecture() == self.architecture())
-        };
-        match [18, 34, 50, 101, 152].into_iter().find(is_depth) {
-            Some(depth) => format!("ResNet-{depth}"),
-            None => {
-                let (k, c) = (self.stem.kernel, self.image[2]);
-                let block = if self.block == BlockKind::Basic { "basic" } else { "bottleneck" };
-                let (widths, depths) = (&self.widths, &self.depths);
-                let channels = if c == 1 { "channel" } else { "channels" };
-                format!(
-                    "a ResNet of {block} blocks, widths {widths:?}, depths {depths:?}, a {k}x{k} stem on {c} \
-                     {channels}"
-                )
-            }
-        }
-    }
-
-    /// The part of the description that fixes the shapes of the tensors, and the stem.
-    pub fn architecture(&self) -> (BlockKind, usize, Stem, &[usize], &[usize]) {
-        (self.block, self.image[2], self.stem, &self.widths, &self.depths)
     }
 
     /// Names of the tensors of all blocks. `is_folded` tells whether the convolution of that name has a bias
@@ -285,7 +250,7 @@ impl ResNetSpec {
             let body = match self.block {
                 BlockKind::Basic => vec![layer(1, out, 3, input, stride), layer(2, out, 3, out, 1)],
                 BlockKind::Bottleneck => {
-                    let mid = out / 4;
+                    let mid = self.variant.inner_widths.get(b - 1).copied().unwrap_or(out / 4);
                     let (first, middle) = match self.stride {
                         StridePlace::Middle => (1, stride),
                         StridePlace::First => (stride, 1),

@@ -1,0 +1,58 @@
+//! How a ResNet may differ from those of He et al. 2016.
+
+use serde::{Deserialize, Serialize};
+
+/// The differences from a network of He et al., of which most networks have none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// Output channels of the first two convolutions of each block's bottlenecks; empty: a quarter of the
+    /// block's width (Zagoruyko and Komodakis 2016 for wider ones).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inner_widths: Vec<usize>,
+}
+
+impl Variant {
+    /// Whether the network is one of He et al.
+    pub fn is_none(&self) -> bool {
+        *self == Variant::default()
+    }
+
+    /// The variant of a network whose bottlenecks have these inner widths.
+    pub fn of_inner_widths(inner: Vec<usize>, widths: &[usize]) -> Variant {
+        let is_plain = inner.iter().map(|w| 4 * w).eq(widths.iter().copied());
+        Variant { inner_widths: if is_plain { Vec::new() } else { inner } }
+    }
+
+    /// Checks the inner widths of bottlenecks with these outer widths.
+    ///
+    /// Errors: sizes that no network has. A list that says the same as an empty one is refused, so that equal
+    /// networks have equal descriptions.
+    pub(super) fn validate_bottlenecks(&self, widths: &[usize]) -> Result<(), String> {
+        let inner = &self.inner_widths;
+        if inner.is_empty() {
+            return match widths.iter().any(|w| w % 4 != 0) {
+                true => Err("bottleneck widths must be multiples of 4".into()),
+                false => Ok(()),
+            };
+        }
+        if inner.len() != widths.len() || inner.iter().any(|v| *v == 0 || *v > 1 << 16) {
+            let blocks = widths.len();
+            return Err(format!(
+                "inner_widths: expected {blocks} sizes between 1 and 65536, found {inner:?}"
+            ));
+        }
+        if Variant::of_inner_widths(inner.clone(), widths).inner_widths.is_empty() {
+            return Err("inner_widths: leave them out where each is a quarter of its block's width".into());
+        }
+        Ok(())
+    }
+
+    /// What follows the widths and depths of a network in a message.
+    pub(super) fn in_words(&self) -> String {
+        match self.inner_widths.is_empty() {
+            true => String::new(),
+            false => format!(", inner widths {:?}", self.inner_widths),
+        }
+    }
+}
