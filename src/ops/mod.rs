@@ -115,6 +115,7 @@ registry! {
     layers::batch_norm::BatchNorm,
     losses::statistics_loss::StatisticsLoss,
     layers::max_pool::MaxPool,
+    layers::avg_pool::AvgPool,
     layers::global_avg_pool::GlobalAvgPool,
     layers::upsample::Upsample,
     layers::se_filter::SeFilter,

@@ -1,6 +1,7 @@
 //! The layers of the networks.
 
 pub mod activation;
+pub mod avg_pool;
 pub mod batch_norm;
 pub mod conv2d;
 pub mod global_avg_pool;
