@@ -25,12 +25,14 @@ from torch.nn import functional as F  # noqa: E402
 class Unit(nn.Module):
     """A residual unit whose batch norms are folded into its convolutions."""
 
-    def __init__(self, network, channels, width, stride):
+    def __init__(self, network, block, channels, stride):
         super().__init__()
+        width, variant = network["widths"][block - 1], network.get("variant", {})
         if network["block"] == "basic":
             sizes = [(channels, width, 3, stride), (width, width, 3, 1)]
         else:
-            mid = width // 4
+            inner = variant.get("inner_widths")  # stated where they are not a quarter of the widths
+            mid = inner[block - 1] if inner else width // 4
             first = network.get("stride") == "1x1"  # the first convolution has the stride, not the 3x3 one
             sizes = [
                 (channels, mid, 1, stride if first else 1),
@@ -41,13 +43,33 @@ class Unit(nn.Module):
         for i, (c, k, size, step) in enumerate(sizes, 1):
             setattr(self, f"conv{i}", nn.Conv2d(c, k, size, step, size // 2))
         needs_projection = stride != 1 or channels != width
-        self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, stride)) if needs_projection else None
+        self.downsample = projection(variant, channels, width, stride) if needs_projection else None
 
     def forward(self, x):
         skip = x if self.downsample is None else self.downsample(x)
         for i in range(1, self.length):
             x = F.relu(getattr(self, f"conv{i}")(x))
         return F.relu(getattr(self, f"conv{self.length}")(x) + skip)
+
+
+def projection(variant, channels, width, stride):
+    """The shortcut of a unit that changes the resolution or the number of channels."""
+    if variant.get("shortcut") != "average_pool":
+        return nn.Sequential(nn.Conv2d(channels, width, 1, stride))
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+    return nn.Sequential(pool, nn.Conv2d(channels, width, 1))
+
+
+def stem_convolutions(network):
+    """The convolutions before the first block and the activations between them."""
+    channels, stem, deep = network["image"][2], network["stem"], network.get("variant", {}).get("deep_stem")
+    conv = lambda c, k, stride: nn.Conv2d(c, k, stem["kernel"], stride, stem["kernel"] // 2)
+    if not deep:
+        return conv(channels, stem["width"], stem["stride"])
+    # The identities stand for batch norms, which are folded, so that the names are timm's.
+    first = [conv(channels, deep[0], stem["stride"]), nn.Identity(), nn.ReLU()]
+    second = [conv(deep[0], deep[1], 1), nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*first, *second, conv(deep[1], stem["width"], 1))
 
 
 class Filter(nn.Module):
@@ -66,12 +88,11 @@ class Filter(nn.Module):
 def add_blocks(module, network, first, last):
     """Adds the blocks `first` to `last` (1-based, inclusive) to `module`, block b as layer{b}."""
     for b in range(first, last + 1):
-        width = network["widths"][b - 1]
         channels = network["widths"][b - 2] if b > 1 else network["stem"]["width"]
         units = []
         for u in range(network["depths"][b - 1]):
-            units.append(Unit(network, channels, width, 2 if u == 0 and b > 1 else 1))
-            channels = width
+            units.append(Unit(network, b, channels, 2 if u == 0 and b > 1 else 1))
+            channels = network["widths"][b - 1]
         setattr(module, f"layer{b}", nn.Sequential(*units))
 
 
@@ -84,7 +105,7 @@ class Student(nn.Module):
         self.network = network = spec["network"]
         self.tasks, self.labels = spec["tasks"], spec["labels"]
         self.thresholds = meta.get("thresholds", [0.5] * len(self.labels))
-        channels, stem, blocks = network["image"][2], network["stem"], len(network["widths"])
+        channels, blocks = network["image"][2], len(network["widths"])
         # Without a normalisation the network takes images in [-1, 1].
         normalisation = network.get("normalisation") or {"mean": [0.5] * channels, "std": [0.5] * channels}
         for name in ("mean", "std"):
@@ -92,8 +113,7 @@ class Student(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
         self.trunk = nn.Module()
-        kernel = stem["kernel"]
-        self.trunk.conv1 = nn.Conv2d(channels, stem["width"], kernel, stem["stride"], kernel // 2)
+        self.trunk.conv1 = stem_convolutions(network)
         add_blocks(self.trunk, network, 1, max(t["block"] for t in self.tasks))
         for i, task in enumerate(self.tasks):
             branch = nn.Module()

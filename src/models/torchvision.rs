@@ -1,16 +1,16 @@
 //! ResNet state dicts as torchvision and timm save them. They do not describe the network: it is inferred
 //! from the tensors' names and shapes.
 
-use super::resnet::{BlockKind, ResNetSpec, Stem, Variant};
+use super::resnet::{BlockKind, ResNetSpec, Shortcut, Stem, Variant};
 use crate::error::{Error, Result};
-use crate::weights::Tensors;
+use crate::weights::{HostTensor, Tensors};
 use std::collections::BTreeSet;
 
 /// The network whose tensors these are, for images of `size` pixels a side.
 ///
 /// Widths, inner widths and depths follow from names and shapes. What no shape shows is assumed to be torchvision's: a 7x7
-/// stem has stride 2 and a max pool after it, bottlenecks have their stride in the 3x3. A 3x3 stem is assumed
-/// to be that of networks for small images: stride 1, no pool.
+/// stem has stride 2 and a max pool after it, bottlenecks have their stride in the 3x3; so has timm's stem of
+/// three convolutions. A 3x3 stem is assumed to be that of networks for small images: stride 1, no pool.
 ///
 /// Errors: tensors that belong to no such network.
 pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
@@ -19,14 +19,11 @@ pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
         let first: Vec<&str> = t.iter().map(|(name, _)| name).take(5).collect();
         wrong(format!(
             "no `network` in the metadata, so a ResNet under torchvision's names was expected: \
-             conv1.weight with a 7x7 or 3x3 filter; found {} tensors, first {first:?}",
+             conv1.weight with a 7x7 or 3x3 filter, or conv1.0.weight with a 3x3 filter; found {} tensors, first {first:?}",
             t.len()
         ))
     };
-    let (width, channels, kernel) = match t.get("conv1.weight").map(|w| &w.shape[..]) {
-        Some(&[k, c, r, s]) if r == s && (r == 7 || r == 3) => (k, c, r),
-        Some(_) | None => return Err(no_stem()),
-    };
+    let (channels, stem, deep_stem) = stem(t).ok_or_else(no_stem)?;
     // All names are read, so that a missing one is reported as missing and does not pass for a smaller
     // network.
     let mut depths: Vec<usize> = Vec::new();
@@ -57,19 +54,43 @@ pub fn infer(t: &Tensors, size: usize) -> Result<ResNetSpec> {
         found.ok_or_else(missing)
     };
     let widths = depths.iter().enumerate().map(|(b, d)| width_of(b, *d)).collect::<Result<Vec<_>>>()?;
-    let stem = if kernel == 7 {
-        Stem { width, kernel, stride: 2, max_pool: true }
-    } else {
-        Stem { width, kernel, stride: 1, max_pool: false }
-    };
-    let variant = match block {
+    let plain = match block {
         BlockKind::Basic => Variant::default(),
         BlockKind::Bottleneck => Variant::of_inner_widths(inner_widths(t, &widths, &depths), &widths),
     };
+    let variant = Variant { deep_stem, shortcut: shortcut(t), ..plain };
     let network =
         ResNetSpec { variant, ..ResNetSpec::new(block, [size, size, channels], stem, widths, depths) };
     network.validate().map_err(|e| wrong(format!("no ResNet has these tensors: {e}")))?;
     Ok(network)
+}
+
+/// The images' channels, the stem, and [`Variant::deep_stem`]; `None` for tensors that have no such stem.
+fn stem(t: &Tensors) -> Option<(usize, Stem, Option<[usize; 2]>)> {
+    let filter = |name: &str| match t.get(name).map(|w| &w.shape[..]) {
+        Some(&[k, c, r, s]) if r == s => Some((k, c, r)),
+        Some(_) | None => None,
+    };
+    if t.get("conv1.weight").is_some() {
+        let (width, channels, kernel) = filter("conv1.weight")?;
+        let is_large = kernel == 7;
+        let stem = Stem { width, kernel, stride: if is_large { 2 } else { 1 }, max_pool: is_large };
+        return (is_large || kernel == 3).then_some((channels, stem, None));
+    }
+    let (first, channels, kernel) = filter("conv1.0.weight")?;
+    // A missing tensor is not a reason to guess another network: `check_names` reports it.
+    let [second, width] = ["conv1.3.weight", "conv1.6.weight"].map(|n| filter(n).map_or(first, |f| f.0));
+    let stem = Stem { width, kernel, stride: 2, max_pool: true };
+    (kernel == 3).then_some((channels, stem, Some([first, second])))
+}
+
+/// The kind of the shortcuts: with a pool, their convolution is `downsample.1`; without, that is the batch
+/// norm after it.
+fn shortcut(t: &Tensors) -> Shortcut {
+    let is_filter = |(name, w): (&str, &HostTensor)| {
+        name.starts_with("layer") && name.ends_with(".downsample.1.weight") && w.shape.len() == 4
+    };
+    if t.iter().any(is_filter) { Shortcut::AveragePool } else { Shortcut::Strided }
 }
 
 /// The output channels of each block's first 1x1 convolutions, or a quarter of the width for a block that

@@ -13,7 +13,9 @@ use dfka_engine::labelled::spec::{
 };
 use dfka_engine::labelled::teach::teach;
 use dfka_engine::models::Recorder;
-use dfka_engine::models::resnet::{BlockKind, Build, Mode, Normalisation, ResNet, ResNetSpec, Source, Stem};
+use dfka_engine::models::resnet::{
+    BlockKind, Build, Mode, Normalisation, ResNet, ResNetSpec, Shortcut, Source, Stem, Variant,
+};
 use dfka_engine::ops::Scalar;
 use dfka_engine::ops::layers::activation::{Act, Activation};
 use dfka_engine::ops::layers::batch_norm::{BatchNorm, Stats};
@@ -290,10 +292,11 @@ fn side_by_side<R: Scalar>(
     mut engine: Engine<R>,
     block: BlockKind,
     normalisation: Option<Normalisation>,
+    variant: Variant,
 ) -> (Vec<Vec<f64>>, Plan<R>) {
     let stem = Stem { width: 8, kernel: 3, stride: 2, max_pool: true };
     let plain = ResNetSpec::new(block, [32, 32, 3], stem, vec![16, 24], vec![2, 2]);
-    let spec = ResNetSpec { normalisation, ..plain };
+    let spec = ResNetSpec { normalisation, variant, ..plain };
     let store = &mut engine.store;
     let nets = [1, 2].map(|seed| {
         let name = format!("net{seed}");
@@ -343,12 +346,21 @@ fn side_by_side<R: Scalar>(
 fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
     let Some(choice) = machine() else { return };
     let imagenet = Some(Normalisation::imagenet());
-    for (block, normalisation) in
-        [(BlockKind::Basic, None), (BlockKind::Bottleneck, None), (BlockKind::Basic, imagenet)]
-    {
-        let (expected, _) = side_by_side(Engine::<f64>::default(), block, normalisation.clone());
+    let wide = Variant { inner_widths: vec![8, 12], ..Variant::default() };
+    let shortcut = Shortcut::AveragePool;
+    let deep = Variant { deep_stem: Some([4, 6]), shortcut, ..Variant::default() };
+    for (block, normalisation, variant) in [
+        (BlockKind::Basic, None, Variant::default()),
+        (BlockKind::Bottleneck, None, Variant::default()),
+        (BlockKind::Basic, imagenet, Variant::default()),
+        (BlockKind::Bottleneck, None, wide),
+        (BlockKind::Basic, None, deep.clone()),
+        (BlockKind::Bottleneck, None, deep),
+    ] {
+        let oracle = Engine::<f64>::default();
+        let (expected, _) = side_by_side(oracle, block, normalisation.clone(), variant.clone());
         let engine = Engine::<f32>::on(choice.machine(Elem::F32).unwrap().unwrap());
-        let (found, plan) = side_by_side(engine, block, normalisation.clone());
+        let (found, plan) = side_by_side(engine, block, normalisation.clone(), variant.clone());
         for (found, expected) in found.iter().zip(&expected) {
             let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
             let off = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
@@ -360,20 +372,24 @@ fn networks_side_by_side_share_launches_and_have_the_oracles_gradients() {
             of_kernel.map(|(l, _)| l.group_size()).collect::<Vec<_>>()
         };
         // Block 1 runs for two networks at once, block 2 for both and both inputs.
-        let convolutions = match block {
-            BlockKind::Basic => (1 + 5, 5),
-            BlockKind::Bottleneck => (1 + 7, 7),
-        };
-        let (one, two) = convolutions;
+        let is_deep = variant.deep_stem.is_some();
+        let two = if block == BlockKind::Basic { 5 } else { 7 };
+        let one = two + if is_deep { 3 } else { 1 };
         assert_eq!(launches("conv2d_fwd"), [vec![2; one], vec![4; two]].concat(), "{block:?}");
         // A launch that adds to a gradient set by another cannot be grouped: at the level's features, and at
         // the image. A normalisation gives each network its own copy of the image.
         let stems = if normalisation.is_some() { vec![2] } else { vec![1, 1] };
-        let entry = vec![3, 1, 3, 1];
+        // A pool lies between the shortcut's convolution of a deep network and the features.
+        let entry = match (is_deep, block) {
+            (false, _) => vec![3, 1, 3, 1],
+            (true, BlockKind::Basic) => vec![3, 1, 4],
+            (true, BlockKind::Bottleneck) => vec![4, 3, 1],
+        };
         let backward = [vec![4; two - 2], entry, vec![2; one - 1], stems].concat();
         assert_eq!(launches("conv2d_dgrad"), backward, "{block:?}");
         // Only the output of the last block feeds a loss that cannot apply masks.
         assert_eq!(launches("activation_step_bwd").len(), 4, "{block:?}");
+        assert_eq!(launches("avg_pool_bwd").len(), if is_deep { 4 } else { 0 }, "{block:?}");
     }
 }
 

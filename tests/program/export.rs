@@ -101,6 +101,12 @@ fn students() -> Vec<(&'static str, Tensors)> {
         "block": "bottleneck", "image": [32, 32, 3], "stem": stem(8, 7, 2, true),
         "widths": [16, 24, 32], "depths": [2, 1, 1], "variant": { "inner_widths": [8, 16, 12] },
     });
+    // Blocks of 10x6, 5x3 and 3x2 pixels: windows of the average pool are cut at odd edges.
+    let deep = json!({
+        "block": "bottleneck", "image": [40, 24, 3], "stem": stem(8, 3, 2, true),
+        "widths": [16, 24, 32], "depths": [1, 2, 1],
+        "variant": { "deep_stem": [4, 6], "shortcut": "average_pool" },
+    });
     let (left, right, third) = (&["bus", "car", "dog"][..], &["cat", "table"][..], &["sofa"][..]);
     vec![
         (
@@ -124,6 +130,7 @@ fn students() -> Vec<(&'static str, Tensors)> {
             ),
         ),
         ("wide", student(wide, 4, &[(left, 1), (right, 2)], &["cat", "bus", "dog", "table", "car"])),
+        ("deep", student(deep, 4, &[(left, 1), (right, 2)], &["cat", "bus", "dog", "table", "car"])),
         ("strides_first", student(v1, 4, &[(left, 1), (right, 2)], &["cat", "bus", "dog", "table", "car"])),
     ]
 }
@@ -303,9 +310,12 @@ fn onnx_graphs_are_well_formed() {
 #[test]
 fn onnx_runtime_gives_our_logits() {
     let (dir, mut cases) = laid_out();
-    let spec: TargetNetSpec = load(&dir.path().join("strides_first/student.npz")).meta_as("student").unwrap();
-    let teacher = teacher_tensors(&spec.network, &LEFT, 21);
-    cases.push(lay_out(dir.path(), "teacher", &teacher, spec.network.image));
+    for (student, name) in [("strides_first", "teacher"), ("deep", "deep_teacher")] {
+        let file = dir.path().join(student).join("student.npz");
+        let spec: TargetNetSpec = load(&file).meta_as("student").unwrap();
+        let teacher = teacher_tensors(&spec.network, &LEFT, 21);
+        cases.push(lay_out(dir.path(), name, &teacher, spec.network.image));
+    }
     let Some(found) = python_logits("onnx", dir.path()) else { return };
     compare("ONNX Runtime", &["together", "alone"], &cases, &found);
     for (name, folder, _) in &cases {

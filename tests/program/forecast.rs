@@ -72,6 +72,8 @@ fn other_networks_are_forecast_by_their_names() {
     for (name, parameters) in [
         ("wide_resnet50_2", "133.71 M in the teachers, 109.86 M in the student"),
         ("wide_resnet101_2", "249.72 M in the teachers, 167.86 M in the student"),
+        ("resnet18d", "22.40 M in the teachers, 19.66 M in the student"),
+        ("resnet50d", "47.10 M in the teachers, 39.55 M in the student"),
     ] {
         let sets = [0, 1].map(|i| format!("--set=teachers.{i}.network={name}"));
         let out = lab.call(&["check", &voc, "--card", "h200", &sets[0], &sets[1]]);

@@ -1,6 +1,6 @@
 //! The ResNet family (He et al. 2016): basic and bottleneck blocks; any stem, widths and depths.
 //!
-//! One description covers the demo's small network, ResNet-18 to 152 and the Wide ResNets. A network is either *folded* (batch
+//! One description covers the demo's small network, ResNet-18 to 152, the Wide ResNets and ResNet-D. A network is either *folded* (batch
 //! norms inside the convolutions, as in the frozen discriminators of eq. 4) or *normed* (batch norms as ops
 //! of their own). Tensor names are torchvision's.
 
@@ -16,4 +16,4 @@ pub use build::{Build, Mode, Source};
 pub use difference::difference;
 pub use net::ResNet;
 pub use spec::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
-pub use variant::Variant;
+pub use variant::{Shortcut, Variant};

@@ -1,12 +1,24 @@
 //! The networks that have names.
 
 use super::spec::{BlockKind, ResNetSpec, Stem};
-use super::variant::Variant;
+use super::variant::{Shortcut, Variant};
 
 impl ResNetSpec {
     /// The names of networks that torchvision and timm define.
-    pub const NAMES: [&'static str; 7] =
-        ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"];
+    pub const NAMES: [&'static str; 12] = [
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+        "resnet18d",
+        "resnet34d",
+        "resnet50d",
+        "resnet101d",
+        "resnet152d",
+    ];
 
     /// The network of that name, for RGB images of `size` pixels a side; `None` if no network has it.
     pub fn named(name: &str, size: usize) -> Option<ResNetSpec> {
@@ -16,9 +28,16 @@ impl ResNetSpec {
         if let Some(depth) = name.strip_prefix("wide_resnet").and_then(|rest| rest.strip_suffix("_2")) {
             let plain = ResNetSpec::torchvision(depth.parse().ok()?, size)?;
             let inner_widths = plain.widths.iter().map(|w| w / 2).collect();
-            return Some(ResNetSpec { variant: Variant { inner_widths }, ..plain });
+            return Some(ResNetSpec { variant: Variant { inner_widths, ..Variant::default() }, ..plain });
         }
-        ResNetSpec::torchvision(name.strip_prefix("resnet")?.parse().ok()?, size)
+        let depth = name.strip_prefix("resnet")?;
+        let Some(depth) = depth.strip_suffix('d') else {
+            return ResNetSpec::torchvision(depth.parse().ok()?, size);
+        };
+        let plain = ResNetSpec::torchvision(depth.parse().ok()?, size)?;
+        let (deep_stem, shortcut) = (Some([32, 32]), Shortcut::AveragePool);
+        let variant = Variant { deep_stem, shortcut, ..Variant::default() };
+        Some(ResNetSpec { stem: Stem { kernel: 3, ..plain.stem }, variant, ..plain })
     }
 
     /// torchvision's ResNet of 18, 34, 50, 101 or 152 layers, for RGB images of `size` pixels a side; `None`
@@ -46,7 +65,7 @@ impl ResNetSpec {
         match ResNetSpec::NAMES.iter().find(is_this) {
             Some(name) => match name.strip_prefix("wide_resnet") {
                 Some(rest) => format!("Wide ResNet-{}", rest.replace('_', "-")),
-                None => name.replace("resnet", "ResNet-"),
+                None => name.replace("resnet", "ResNet-").replace('d', "-D"),
             },
             None => {
                 let (k, c) = (self.stem.kernel, self.image[2]);
@@ -78,12 +97,19 @@ mod tests {
             ("resnet50", "ResNet-50", 23_508_032),
             ("wide_resnet50_2", "Wide ResNet-50-2", 66_834_240),
             ("wide_resnet101_2", "Wide ResNet-101-2", 124_837_696),
+            ("resnet18d", "ResNet-18-D", 11_195_744),
+            ("resnet34d", "ResNet-34-D", 21_303_904),
+            ("resnet50d", "ResNet-50-D", 23_527_264),
+            ("resnet101d", "ResNet-101-D", 42_519_392),
+            ("resnet152d", "ResNet-152-D", 58_163_040),
         ] {
             let net = ResNetSpec::named(name, 224).unwrap();
             net.validate().unwrap();
             assert_eq!((net.in_words().as_str(), net.parameters(1..=4)), (words, parameters));
         }
-        for name in ["resnet", "resnet19", "wide_resnet18_2", "wide_resnet50", "resnet50_2"] {
+        for name in
+            ["resnet", "resnet19", "wide_resnet18_2", "wide_resnet50", "resnet50_2", "resnet50dd", "d"]
+        {
             assert_eq!(ResNetSpec::named(name, 224), None, "{name}");
         }
     }
@@ -98,12 +124,16 @@ mod tests {
         let json = serde_json::to_string(&wide).unwrap();
         assert!(json.contains(r#""variant":{"inner_widths":[128,256,512,1024]}"#), "{json}");
         assert_eq!(serde_json::from_str::<ResNetSpec>(&json).unwrap(), wide);
+        let d = ResNetSpec::named("resnet50d", 224).unwrap();
+        let json = serde_json::to_string(&d).unwrap();
+        assert!(json.contains(r#""variant":{"deep_stem":[32,32],"shortcut":"average_pool"}"#), "{json}");
+        assert_eq!(serde_json::from_str::<ResNetSpec>(&json).unwrap(), d);
     }
 
     #[test]
     fn inner_widths_that_no_network_has_are_refused() {
         let refused = |net: &ResNetSpec, inner: &[usize]| {
-            let variant = Variant { inner_widths: inner.to_vec() };
+            let variant = Variant { inner_widths: inner.to_vec(), ..Variant::default() };
             ResNetSpec { variant, ..net.clone() }.validate().unwrap_err()
         };
         let bottleneck = ResNetSpec::torchvision(50, 224).unwrap();

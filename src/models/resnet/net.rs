@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::models::fold::{self, StoredNorm};
 use crate::models::{Recorder, init};
 use crate::ops::layers::activation::Act;
+use crate::ops::layers::avg_pool::AvgPool;
 use crate::ops::layers::batch_norm::{BatchNorm, Stats};
 use crate::ops::layers::conv2d::Conv2d;
 use crate::ops::layers::global_avg_pool::GlobalAvgPool;
@@ -21,6 +22,8 @@ use std::ops::RangeInclusive;
 #[derive(Clone, Debug)]
 struct Unit {
     body: Vec<Conv>,
+    /// Whether a 2x2 average pool comes before the shortcut's convolution.
+    has_pool: bool,
     shortcut: Option<Conv>,
 }
 
@@ -32,7 +35,8 @@ pub struct ResNet {
     /// Gamma, beta, mean and variance that normalise the images ([`ResNetSpec::normalisation`]); block 1
     /// alone has them.
     normalise: Option<[TensorId; 4]>,
-    stem: Option<Conv>,
+    /// The stem's convolutions; block 1 alone has them.
+    stem: Vec<Conv>,
     /// The units of each block (0-based); empty for a block that was not built.
     blocks: Vec<Vec<Unit>>,
     /// Weight `[labels, 1, 1, c]` and bias of the fully connected layer.
@@ -58,7 +62,8 @@ impl ResNet {
             Ok(values.place(store, prefix, layer, build))
         };
         let has_stem = *blocks.start() == 1;
-        let stem = if has_stem { Some(conv(store, &spec.stem_layer())?) } else { None };
+        let stem = if has_stem { spec.stem_layers() } else { Vec::new() };
+        let stem = stem.iter().map(|l| conv(store, l)).collect::<Result<_>>()?;
         let normalise =
             spec.normalisation.as_ref().filter(|_| has_stem).map(|n| place_normalisation(store, prefix, n));
         let mut all = vec![Vec::new(); spec.blocks()];
@@ -66,7 +71,7 @@ impl ResNet {
             for unit in spec.block_layers(b) {
                 let body = unit.body.iter().map(|l| conv(store, l)).collect::<Result<_>>()?;
                 let shortcut = unit.shortcut.as_ref().map(|l| conv(store, l)).transpose()?;
-                all[b - 1].push(Unit { body, shortcut });
+                all[b - 1].push(Unit { body, has_pool: unit.has_pool, shortcut });
             }
         }
         let head = match labels {
@@ -105,15 +110,20 @@ impl ResNet {
             let op = BatchNorm { stats: Stats::Running, act: Act::None, momentum: 0.0, eps: 0.0 };
             x = r.apply(op, &[x, gamma, beta, mean, var])?;
         }
-        if let (1, Some(stem)) = (b, &self.stem) {
-            x = stem.record(r, x, None, Act::Relu, mode, statistics.as_deref_mut())?;
+        if b == 1 && !self.stem.is_empty() {
+            for conv in &self.stem {
+                x = conv.record(r, x, None, Act::Relu, mode, statistics.as_deref_mut())?;
+            }
             if self.spec.stem.max_pool {
                 x = r.apply(MaxPool { window: 3, stride: 2, pad: 1 }, &[x])?;
             }
         }
         for unit in &self.blocks[b - 1] {
             let skip = match &unit.shortcut {
-                Some(conv) => conv.record(r, x, None, Act::None, mode, statistics.as_deref_mut())?,
+                Some(conv) => {
+                    let x = if unit.has_pool { r.apply(AvgPool, &[x])? } else { x };
+                    conv.record(r, x, None, Act::None, mode, statistics.as_deref_mut())?
+                }
                 None => x,
             };
             let last = unit.body.len() - 1;
@@ -143,9 +153,9 @@ impl ResNet {
     }
 
     fn convs(&self, blocks: RangeInclusive<usize>) -> impl Iterator<Item = &Conv> {
-        let stem = (*blocks.start() == 1).then_some(self.stem.as_ref()).flatten();
+        let stem = if *blocks.start() == 1 { &self.stem[..] } else { &[] };
         let units = self.blocks[blocks.start() - 1..*blocks.end()].iter().flatten();
-        stem.into_iter().chain(units.flat_map(|u| u.body.iter().chain(&u.shortcut)))
+        stem.iter().chain(units.flat_map(|u| u.body.iter().chain(&u.shortcut)))
     }
 
     /// The tensors of some blocks that an optimiser may change: filters, gammas and betas (or biases). The

@@ -1,7 +1,7 @@
 //! The architecture of a ResNet, without its weights: block kind, stem, widths, depths, and what follows from
 //! them.
 
-use super::variant::Variant;
+use super::variant::{Shortcut, Variant};
 use crate::error::Result;
 use crate::tensor::Shape;
 use serde::{Deserialize, Serialize};
@@ -149,6 +149,8 @@ pub(super) struct Layer {
 /// Convolutions of one residual unit.
 pub(super) struct UnitLayers {
     pub(super) body: Vec<Layer>,
+    /// Whether a 2x2 average pool comes before the shortcut's convolution.
+    pub(super) has_pool: bool,
     pub(super) shortcut: Option<Layer>,
 }
 
@@ -192,6 +194,7 @@ impl ResNetSpec {
             return Err(format!("{} widths for {} depths", self.widths.len(), self.depths.len()));
         }
         let sizes = self.image.iter().chain(&self.widths).chain(&self.depths);
+        let sizes = sizes.chain(self.variant.deep_stem.iter().flatten());
         if sizes
             .chain([&self.stem.width, &self.stem.kernel, &self.stem.stride])
             .any(|v| *v == 0 || *v > 1 << 16)
@@ -224,13 +227,23 @@ impl ResNetSpec {
         names
     }
 
-    pub(super) fn stem_layer(&self) -> Layer {
-        let k = self.stem.kernel;
-        Layer {
-            conv: "conv1".into(),
-            norm: "bn1".into(),
-            shape: Shape::new(self.stem.width, k, k, self.image[2]),
-            stride: self.stem.stride,
+    /// Convolutions of the stem, a deep one's by timm's names.
+    pub(super) fn stem_layers(&self) -> Vec<Layer> {
+        let Stem { width, kernel, stride, .. } = self.stem;
+        let layer = |conv: &str, norm: &str, k: usize, c: usize, stride: usize| Layer {
+            conv: conv.into(),
+            norm: norm.into(),
+            shape: Shape::new(k, kernel, kernel, c),
+            stride,
+        };
+        let channels = self.image[2];
+        match self.variant.deep_stem {
+            None => vec![layer("conv1", "bn1", width, channels, stride)],
+            Some([first, second]) => vec![
+                layer("conv1.0", "conv1.1", first, channels, stride),
+                layer("conv1.3", "conv1.4", second, first, 1),
+                layer("conv1.6", "bn1", width, second, 1),
+            ],
         }
     }
 
@@ -262,13 +275,18 @@ impl ResNetSpec {
                     ]
                 }
             };
+            // Where there is no pool to do, timm has an identity in its place, so the names do not change.
+            let (conv, norm, step) = match self.variant.shortcut {
+                Shortcut::Strided => (0, 1, stride),
+                Shortcut::AveragePool => (1, 2, 1),
+            };
             let shortcut = (stride != 1 || input != out).then(|| Layer {
-                conv: format!("layer{b}.{u}.downsample.0"),
-                norm: format!("layer{b}.{u}.downsample.1"),
+                conv: format!("layer{b}.{u}.downsample.{conv}"),
+                norm: format!("layer{b}.{u}.downsample.{norm}"),
                 shape: Shape::new(out, 1, 1, input),
-                stride,
+                stride: step,
             });
-            units.push(UnitLayers { body, shortcut });
+            units.push(UnitLayers { body, has_pool: step != stride, shortcut });
             input = out;
         }
         units
@@ -277,7 +295,7 @@ impl ResNetSpec {
     fn layers_of(&self, blocks: RangeInclusive<usize>) -> Vec<Layer> {
         let mut all = Vec::new();
         for b in blocks {
-            all.extend((b == 1).then(|| self.stem_layer()));
+            all.extend((b == 1).then(|| self.stem_layers()).into_iter().flatten());
             for u in self.block_layers(b) {
                 all.extend(u.body);
                 all.extend(u.shortcut);

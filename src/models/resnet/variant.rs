@@ -10,6 +10,33 @@ pub struct Variant {
     /// block's width (Zagoruyko and Komodakis 2016 for wider ones).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inner_widths: Vec<usize>,
+    /// Output channels of the first two of the stem's three convolutions. The third has [`Stem::width`]
+    /// channels; all have the stem's filter size, and the first has its stride (He et al. 2019, ResNet-C).
+    /// `None`: the stem is one convolution.
+    ///
+    /// [`Stem::width`]: super::Stem::width
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deep_stem: Option<[usize; 2]>,
+    /// How a shortcut halves the resolution.
+    #[serde(default, skip_serializing_if = "Shortcut::is_strided")]
+    pub shortcut: Shortcut,
+}
+
+/// How the shortcut of a unit of stride 2 halves the resolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shortcut {
+    /// Its 1x1 convolution has stride 2.
+    #[default]
+    Strided,
+    /// A 2x2 average pool comes before the convolution, which has stride 1 (He et al. 2019, ResNet-D).
+    AveragePool,
+}
+
+impl Shortcut {
+    fn is_strided(&self) -> bool {
+        *self == Shortcut::Strided
+    }
 }
 
 impl Variant {
@@ -21,7 +48,7 @@ impl Variant {
     /// The variant of a network whose bottlenecks have these inner widths.
     pub fn of_inner_widths(inner: Vec<usize>, widths: &[usize]) -> Variant {
         let is_plain = inner.iter().map(|w| 4 * w).eq(widths.iter().copied());
-        Variant { inner_widths: if is_plain { Vec::new() } else { inner } }
+        Variant { inner_widths: if is_plain { Vec::new() } else { inner }, ..Variant::default() }
     }
 
     /// Checks the inner widths of bottlenecks with these outer widths.
@@ -50,9 +77,16 @@ impl Variant {
 
     /// What follows the widths and depths of a network in a message.
     pub(super) fn in_words(&self) -> String {
-        match self.inner_widths.is_empty() {
-            true => String::new(),
-            false => format!(", inner widths {:?}", self.inner_widths),
+        let mut words = String::new();
+        if !self.inner_widths.is_empty() {
+            words += &format!(", inner widths {:?}", self.inner_widths);
         }
+        if let Some([first, second]) = self.deep_stem {
+            words += &format!(", a deep stem of {first} and {second} channels");
+        }
+        if self.shortcut == Shortcut::AveragePool {
+            words += ", average-pool shortcuts";
+        }
+        words
     }
 }

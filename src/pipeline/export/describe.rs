@@ -18,7 +18,7 @@ pub enum Contents {
     /// A teacher.
     Teacher {
         /// Its architecture.
-        network: ResNetSpec,
+        network: Box<ResNetSpec>,
         /// In the order of the predictions.
         labels: Vec<String>,
     },
@@ -39,7 +39,7 @@ impl Contents {
             TeacherFile::read(tensors, &Stated::default())?;
         let json = serde_json::to_value(&network).map_err(|e| Error::Run(format!("network as JSON: {e}")))?;
         tensors.meta.insert("network".into(), json);
-        Ok((tensors, Contents::Teacher { network, labels }))
+        Ok((tensors, Contents::Teacher { network: Box::new(network), labels }))
     }
 
     /// The architecture; of a student, its teachers'.

@@ -67,6 +67,7 @@ impl<'a> Emitter<'a> {
                 self.finish(x, inputs.get(1), act.0)
             }
             Op::MaxPool(pool) => self.max_pool(pool, inputs),
+            Op::AvgPool(_) => self.avg_pool(inputs),
             Op::GlobalAvgPool(_) => {
                 let x = self.name(inputs[0])?;
                 let name = format!("{x}.mean");
@@ -118,6 +119,18 @@ impl<'a> Emitter<'a> {
             .ints("kernel_shape", &[pool.window; 2])
             .ints("pads", &[pool.pad; 4])
             .ints("strides", &[pool.stride; 2]);
+        Ok(self.push(node))
+    }
+
+    fn avg_pool(&mut self, inputs: &[Value]) -> Result<String> {
+        let x = self.name(inputs[0])?;
+        let name = format!("{x}.avg_pool");
+        // Without padding and with `count_include_pad` left at 0, a window at an odd edge counts the pixels
+        // that it has.
+        let node = NodeProto::new("AveragePool", vec![x], &name)
+            .ints("kernel_shape", &[2; 2])
+            .ints("strides", &[2; 2])
+            .int("ceil_mode", 1);
         Ok(self.push(node))
     }
 
