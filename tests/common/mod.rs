@@ -132,6 +132,15 @@ impl Lab {
         lab
     }
 
+    /// The same with teachers of another network, for images of the same size.
+    pub fn of(network: &ResNetSpec) -> Lab {
+        let lab = Lab::new();
+        for (name, labels, seed) in [("left", &LEFT[..], 1), ("right", &RIGHT, 2)] {
+            npz::save(lab.path(&format!("{name}.npz")), &teacher_tensors(network, labels, seed)).unwrap();
+        }
+        lab
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -120,6 +120,30 @@ fn every_stage_of_the_demo_has_the_losses_of_the_cpu() {
     }
 }
 
+/// Networks that differ from He et al.'s, in f32 and bf16. The rates are small for the reason above.
+#[test]
+fn every_stage_of_wide_and_deep_networks_has_the_losses_of_the_cpu() {
+    let Some(choice) = machine() else { return };
+    let wide = Variant { inner_widths: vec![2, 4, 3, 6], ..Variant::default() };
+    let shortcut = Shortcut::AveragePool;
+    let deep = Variant { deep_stem: Some([3, 2]), shortcut, ..Variant::default() };
+    for (block, variant) in [(BlockKind::Bottleneck, wide), (BlockKind::Basic, deep)] {
+        let lab = Lab::of(&ResNetSpec { block, variant, ..network() });
+        let of = |precision: Elem, choice| {
+            let mut spec = lab.spec(&["generator.learning_rate=1e-5", "dual.learning_rate=1e-5"]);
+            (spec.evaluation, spec.precision, spec.device.choice) = (None, precision, choice);
+            losses(&spec)
+        };
+        let cpu = of(Elem::F32, Choice::Cpu);
+        for (precision, bound) in [(Elem::F32, 2e-3), (Elem::Bf16, 0.1)] {
+            for (expected, found) in cpu.iter().zip(of(precision, choice)) {
+                let off = (found.3 - expected.3).abs() / expected.3.abs().max(0.1);
+                assert!(off <= bound, "{block:?}, {precision}: expected {expected:?}, found {found:?}");
+            }
+        }
+    }
+}
+
 /// Every stage and every baseline, on a network that the emulator runs in seconds.
 #[test]
 fn a_run_repeats_itself_bit_for_bit_captured_or_not() {

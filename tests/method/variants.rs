@@ -3,7 +3,7 @@
 //! `tests/fixtures/variants_golden.py` made the fixture; weights and images are made up as in `torchvision.rs`.
 
 use super::torchvision::{BOUND, distance, logits_of, pixels, state_dict, stated};
-use crate::common::{LEFT, Lab, RIGHT, images, load, network, root, teacher_tensors};
+use crate::common::{Lab, images, load, network, root};
 use dfka_engine::models::resnet::{BlockKind, ResNetSpec, Shortcut, Variant};
 use dfka_engine::models::targetnet::TargetNetSpec;
 use dfka_engine::pipeline::Device;
@@ -11,7 +11,7 @@ use dfka_engine::pipeline::export::{STUDENTS, export};
 use dfka_engine::pipeline::predictor::Predictor;
 use dfka_engine::pipeline::spec::TeacherSpec;
 use dfka_engine::pipeline::teacher_file::TeacherFile;
-use dfka_engine::weights::{self, Tensors, npz};
+use dfka_engine::weights::{self, Tensors};
 
 fn golden() -> Tensors {
     load(&root().join("tests/fixtures/variants_golden.npz"))
@@ -57,10 +57,7 @@ fn wide_resnet101() {
 /// logits, and the file that comes back from ONNX has the same bytes.
 fn trains_a_student(variant: Variant, block: BlockKind) {
     let network = ResNetSpec { block, variant, ..network() };
-    let lab = Lab::new();
-    for (name, labels, seed) in [("left", &LEFT[..], 1), ("right", &RIGHT, 2)] {
-        npz::save(lab.path(&format!("{name}.npz")), &teacher_tensors(&network, labels, seed)).unwrap();
-    }
+    let lab = Lab::of(&network);
     let summary = lab.run("out", &[]).unwrap();
     assert!(summary.student.unwrap().score.map.is_finite());
     let images = images(6, network.image, 3);
