@@ -42,9 +42,9 @@ const WEAK_SKILL: f64 = 0.3;
 /// The same for Cohen's kappa on generated images.
 const GOOD_KAPPA: f64 = 0.6;
 const WEAK_KAPPA: f64 = 0.3;
-/// The same for the share of the labels asked for that generated images show.
+/// The share of the labels asked for that generated images must show for a good student. Less does not make it a
+/// failure: a student that starts from its teachers' blocks learned from images that showed 10 % and kept 95 % of the mAP.
 const GOOD_SHOWN: f64 = 0.5;
-const WEAK_SHOWN: f64 = 0.3;
 /// Fewer images than these say nothing.
 const LEAST_IMAGES: usize = 32;
 /// Percentage points of mAP by which teachers must be better than chance for a comparison with them.
@@ -91,8 +91,10 @@ impl Summary {
         let agreement = self.agreement.as_ref().filter(|a| a.images >= LEAST_IMAGES)?;
         let kappa = agreement.kappa()?;
         let shown = self.label_statistics.as_ref().and_then(shown);
-        let by_shown = shown.map_or(Word::Good, |share| grade(share, WEAK_SHOWN, GOOD_SHOWN));
-        let word = worse(grade(kappa, WEAK_KAPPA, GOOD_KAPPA), by_shown);
+        let word = match grade(kappa, WEAK_KAPPA, GOOD_KAPPA) {
+            Word::Good if shown.is_some_and(|share| share < GOOD_SHOWN) => Word::Weak,
+            word => word,
+        };
         let mut reason = format!(
             "student and teachers decide alike in {:.1} % of cases on {} generated images (kappa {kappa:.2})",
             100.0 * agreement.share(),
@@ -111,10 +113,6 @@ fn grade(value: f64, weak: f64, good: f64) -> Word {
         v if v >= weak => Word::Weak,
         _ => Word::Failed,
     }
-}
-
-fn worse(a: Word, b: Word) -> Word {
-    if a as u8 >= b as u8 { a } else { b }
 }
 
 /// The mAP of a random ranking: the mean share of positives, over the labels that have a score.
@@ -201,7 +199,7 @@ mod tests {
         for (both, shown, word) in [
             (48, 80, Word::Good),
             (48, 40, Word::Weak),
-            (48, 20, Word::Failed),
+            (48, 10, Word::Weak),
             (35, 80, Word::Weak),
             // 25 of the teacher's 50: chance.
             (25, 80, Word::Failed),
