@@ -7,9 +7,9 @@ from .errors import Error, listed, need
 
 # What a ResNet may have beyond the plain one. The engine's support of each is switched on here.
 KINDS = {
-    "wide": ("bottlenecks whose 3x3 convolution has other than a quarter of the width", False),
-    "deep_stem": ("a stem of three convolutions (conv1.0, conv1.3, conv1.6)", False),
-    "pooled_projection": ("average pools before the projections (downsample.1)", False),
+    "wide": ("bottlenecks whose 3x3 convolution has other than a quarter of the width", True),
+    "deep_stem": ("a stem of three convolutions (conv1.0, conv1.3, conv1.6)", True),
+    "pooled_projection": ("average pools before the projections (downsample.1)", True),
 }
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = 1e-5
