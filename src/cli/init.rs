@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::preset::Preset;
+use crate::config::RESERVED;
 use crate::error::{Error, Result};
-use crate::models::torchvision;
+use crate::models::resnet::difference;
+use crate::models::state_dict;
+use crate::models::torchvision::Head;
 use crate::pipeline::spec::Stated;
 use crate::pipeline::teacher_file::TeacherFile;
 use crate::weights;
@@ -56,19 +59,11 @@ pub fn init(args: &InitArgs) -> Result<String> {
     let (first, others) = teachers.split_first().ok_or_else(|| Error::Usage("no teacher is named".into()))?;
     for other in others {
         let (a, b) = (&first.file.known.network, &other.file.known.network);
-        if a.architecture() != b.architecture() || a.image != b.image {
-            return Err(Error::data(
-                &other.path,
-                format!(
-                    "{} for images {:?}; {} has {} for images {:?}: all teachers of a run must have one architecture \
-                     and image size",
-                    b.in_words(),
-                    b.image,
-                    first.path,
-                    a.in_words(),
-                    a.image
-                ),
-            ));
+        let differs = difference(b, a, &first.path);
+        if !differs.is_empty() {
+            let message =
+                format!("{differs}: all teachers of a run must have one architecture and image size");
+            return Err(Error::data(&other.path, message));
         }
     }
     let likeness = likeness(&teachers);
@@ -79,11 +74,8 @@ pub fn init(args: &InitArgs) -> Result<String> {
     config(&name, &teachers, likeness, args.preset)
 }
 
-/// Names that the summary uses for something else.
-const RESERVED: [&str; 3] = ["mean", "student", "teachers"];
-
 fn open(path: &Path, name: String, side: Option<usize>) -> Result<Teacher> {
-    let tensors = torchvision::strip_wrappers(weights::load(path)?)?;
+    let tensors = state_dict::network_of(weights::load(path)?, Head::Wanted)?;
     let has_labels = tensors.meta.contains_key("labels");
     let rows = tensors.get("fc.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
     let labels = if has_labels { vec![] } else { (0..rows).map(|i| format!("{name}-{i}")).collect() };
@@ -178,6 +170,7 @@ fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Prese
 labels = "all"         # or a list of those that the student is to predict
 init = "{start}"{start_pad}# {why}
 norm = "{norm}"
+branch_least = {least}       # before this block a student would save nothing
 
 [generator]
 groups = {groups}
@@ -216,6 +209,7 @@ cutmix = 0.3
         dual_rate = if is_small { "2e-3" } else { "1e-3" },
         bank = if is_small { 25_600 } else { 8192 },
         groups = groups.min(network.blocks()),
+        least = network.blocks().min(2),
     );
     Ok(out)
 }

@@ -47,6 +47,7 @@ pub use overrides::Override;
 pub use run::load_run;
 pub use source::Source;
 pub use teach::load_teach;
+pub use teacher::RESERVED;
 
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ pub(super) const MOST_TEACHERS: usize = 1000;
 
 /// Words that mean something else beside the teachers' names: keys of `summary.json`, and columns of the
 /// tables.
-const RESERVED: [&str; 5] = ["mean", "teachers", "student", "KA", "noise"];
+pub const RESERVED: [&str; 5] = ["mean", "teachers", "student", "KA", "noise"];
 
 /// Builds the teachers of a run.
 ///

@@ -7,7 +7,8 @@ mod verdict;
 
 pub use agreement::{Agreement, LabelAgreement};
 pub use figures::{
-    Decisions, LabelShare, LabelStatistics, Parameters, Score, StudentScore, Summary, TaskBranch, mean_of_known,
+    Decisions, LabelShare, LabelStatistics, Parameters, Score, StudentScore, Summary, TaskBranch,
+    mean_of_known,
 };
 pub use limits::MOST;
 pub use verdict::{Verdict, Word, chance};

@@ -1,16 +1,29 @@
 //! What differs between the architectures of two networks, in words.
 
 use super::spec::{BlockKind, Normalisation, ResNetSpec};
+use super::variant::Shortcut;
 
 /// The properties in which `found` differs from `expected`, as "PROPERTY FOUND (EXPECTED in FILE)". `file`
 /// is the name of the file of `expected`. The text is empty where the two are equal.
 pub fn difference(found: &ResNetSpec, expected: &ResNetSpec, file: &str) -> String {
     type Describe = fn(&ResNetSpec) -> String;
-    let properties: [(&str, Describe); 7] = [
+    let properties: [(&str, Describe); 10] = [
         ("residual units of the kind", |n| kind(n.block).into()),
         ("residual units by block", |n| listed(&n.depths)),
         ("channels by block", |n| listed(&n.widths)),
+        ("inner channels of bottlenecks by block", |n| match &n.variant.inner_widths[..] {
+            [] => "a quarter of the block's".into(),
+            inner => listed(inner),
+        }),
         ("a stem of", stem),
+        ("before the stem's last convolution", |n| match n.variant.deep_stem {
+            Some([first, second]) => format!("two of {first} and {second} channels"),
+            None => "none".into(),
+        }),
+        ("shortcuts by", |n| match n.variant.shortcut {
+            Shortcut::AveragePool => "an average pool and a convolution".into(),
+            Shortcut::Strided => "a convolution".into(),
+        }),
         ("images of", |n| {
             let [h, w, c] = n.image;
             format!("{h} x {w} pixels and {c} {}", if c == 1 { "channel" } else { "channels" })
@@ -65,11 +78,17 @@ mod tests {
         right.widths[3] = 500;
         right.stem.max_pool = false;
         right.image = [224, 200, 1];
+        right.variant.inner_widths = vec![8, 9];
+        right.variant.deep_stem = Some([4, 5]);
+        right.variant.shortcut = Shortcut::AveragePool;
         right.stride = StridePlace::First;
         right.normalisation = Some(Normalisation::imagenet());
         let text = difference(&right, &left, "l.npz");
         for part in [
             "of the kind bottleneck (basic in l.npz)",
+            "inner channels of bottlenecks by block 8, 9 (a quarter of the block's in l.npz)",
+            "before the stem's last convolution two of 4 and 5 channels (none in l.npz)",
+            "shortcuts by an average pool and a convolution (a convolution in l.npz)",
             "channels by block 64, 128, 256, 500 (64, 128, 256, 512 in l.npz)",
             "stride 2 and no max pool (64 channels, a 7x7 filter, stride 2 and a max pool in l.npz)",
             "images of 224 x 200 pixels and 1 channel (224 x 224 pixels and 3 channels in l.npz)",
