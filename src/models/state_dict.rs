@@ -82,8 +82,10 @@ fn prefix(t: &Tensors, names: &BTreeSet<String>) -> Result<Option<String>> {
     };
     let is_unit = |prefix: &String| prefix.rsplit('.').nth(2).is_some_and(is_block_name);
     let with_layers: BTreeSet<String> = names.iter().filter_map(|n| before(n, "layer1.0.")).collect();
+    // A deep stem is a sequence of convolutions.
+    let of_stem = |n| before(n, "conv1.weight").or_else(|| before(n, "conv1.0.weight"));
     let with_stem: BTreeSet<String> =
-        names.iter().filter_map(|n| before(n, "conv1.weight")).filter(|prefix| !is_unit(prefix)).collect();
+        names.iter().filter_map(of_stem).filter(|prefix| !is_unit(prefix)).collect();
     let both: BTreeSet<String> = with_layers.intersection(&with_stem).cloned().collect();
     let found =
         [both, with_layers, with_stem].into_iter().find(|found| !found.is_empty()).unwrap_or_default();
@@ -174,9 +176,6 @@ fn refuse_variants(t: &Tensors) -> Result<()> {
         }
         if has(&["aa", "filt", "blur", "blurpool"]) {
             return refused("anti-aliased convolutions, as in resnetblur50,", name);
-        }
-        if name.starts_with("conv1.0.") {
-            return refused("stems of several convolutions, as in resnet50d,", name);
         }
         // In a residual unit of ours this convolution has as many input channels as output channels.
         if let ([block, _, "conv2", "weight"], &[k, c, _, _]) = (&parts[..], &tensor.shape[..])
@@ -307,10 +306,16 @@ mod tests {
             (under("", &["layer1.0.se_module.fc1.bias"]), "squeeze-and-excitation"),
             (under("", &["layer2.0.conv2.0.filt"]), "anti-aliased convolutions"),
             (under("", &["layer2.0.aa.filt"]), "anti-aliased convolutions"),
-            (dict(&["conv1.0.weight", "layer1.0.conv1.weight"]), "stems of several convolutions"),
         ] {
             let e = network_of(t, Head::Wanted).unwrap_err().to_string();
             assert!(e.contains(expected), "{e}");
         }
+    }
+
+    #[test]
+    fn a_deep_stem_is_part_of_the_network() {
+        let t = dict(&["net.conv1.0.weight", "net.conv1.1.bias", "net.layer1.0.conv1.weight", "extra"]);
+        let t = network_of(t, Head::Ignored).unwrap();
+        assert_eq!(names(&t), ["conv1.0.weight", "conv1.1.bias", "layer1.0.conv1.weight"]);
     }
 }

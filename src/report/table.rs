@@ -241,15 +241,25 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// The decisions of a made-up summary.
+#[cfg(test)]
+fn agreement(labels: &[String]) -> crate::summary::Agreement {
+    let of = |label: &String| crate::summary::LabelAgreement {
+        label: label.clone(),
+        threshold: 0.37,
+        teacher: 30,
+        student: 30,
+        both: 27,
+    };
+    crate::summary::Agreement { images: 100, labels: labels.iter().map(of).collect() }
+}
+
 /// A made-up summary with every figure, for the tests of this module.
 #[cfg(test)]
 pub(super) fn example(teachers: usize) -> Summary {
     use std::collections::BTreeMap;
 
-    use crate::summary::{
-        Agreement, Decisions, LabelAgreement, LabelShare, LabelStatistics, Parameters, StudentScore,
-        TaskBranch,
-    };
+    use crate::summary::{Decisions, LabelShare, LabelStatistics, Parameters, StudentScore, TaskBranch};
     let labels = ["<b>bus</b>", "dining table"].map(String::from);
     let score = |v: f64| Score {
         map: v,
@@ -303,19 +313,7 @@ pub(super) fn example(teachers: usize) -> Summary {
                 })
                 .collect(),
         }),
-        agreement: Some(Agreement {
-            images: 100,
-            labels: labels
-                .iter()
-                .map(|l| LabelAgreement {
-                    label: l.clone(),
-                    threshold: 0.37,
-                    teacher: 30,
-                    student: 30,
-                    both: 27,
-                })
-                .collect(),
-        }),
+        agreement: Some(agreement(&labels)),
         seconds: BTreeMap::from([
             ("generator".into(), 61.25),
             ("dual 1".into(), 3.0),

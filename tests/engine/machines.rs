@@ -256,7 +256,7 @@ fn a_teacher_of_photographs_has_the_same_losses_in_bf16_with_and_without_initial
     let crop = CropSpec { scale: [0.5, 1.0], ratio: [0.75, 4.0 / 3.0], flip: 0.5 };
     let data = TrainingData::Voc { folder, split: "trainval".into(), crop };
     let train = |precision: Elem, out: &str, init: Option<PathBuf>| {
-        let labels = ["dog", "car"].map(String::from).to_vec();
+        let labels = ["person", "bus"].map(String::from).to_vec();
         let device = Device { choice, ..Device::default() };
         let spec = TeachSpec {
             labels,

@@ -15,7 +15,7 @@ stem = { width = 4, kernel = 3, stride = 2, max_pool = false }
 batch = 4
 steps = 16
 [data]
-labels = ["dog", "car"]
+labels = ["person", "bus"]
 "#;
 
 /// Runs the program with the fake driver, and returns what both printed.
