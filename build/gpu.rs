@@ -22,6 +22,7 @@ pub struct Built {
 /// Compiles every module; the results are in the modules' order.
 pub fn compile(sources: &Sources, out: &Path) -> Vec<Built> {
     let targets = targets();
+    let nvrtc = |version: &str| println!("cargo:rustc-env=DFKA_BUILT_WITH_NVRTC={version}");
     let compiler = match Nvrtc::open() {
         Ok(compiler) => compiler,
         Err(e) if required("DFKA_REQUIRE_NVRTC") => panic!("DFKA_REQUIRE_NVRTC is set, and there is {e}"),
@@ -30,10 +31,12 @@ pub fn compile(sources: &Sources, out: &Path) -> Vec<Built> {
                 "cargo:warning={e}: kernels will be compiled when they first run on a GPU (touch build.rs once NVRTC \
                  is installed)"
             );
+            nvrtc("");
             return vec![Built::default(); sources.modules.len()];
         }
     };
     let version = compiler.version().unwrap_or_else(|e| panic!("{e}"));
+    nvrtc(&format!("{}.{}", version.0, version.1));
     parallel::map(&sources.modules, |module| {
         let mut built = Built { symbols: vec![String::new(); module.kernels.len()], ..Built::default() };
         targets.iter().for_each(|target| built.add(&compiler, version, sources, module, target, out));

@@ -9,7 +9,8 @@ use super::folder::{Existing, OutputFolder};
 use super::preset::Preset;
 use super::progress::ProgressMode;
 use crate::config::{self, Loaded, Override};
-use crate::error::Result;
+use crate::device::Choice;
+use crate::error::{Error, Result};
 use crate::pipeline::spec::RunSpec;
 
 #[derive(Args)]
@@ -41,6 +42,9 @@ pub struct DeviceArgs {
     /// Device to run on: auto, cpu, cuda, cuda:N or emu
     #[arg(long, default_value = "auto", value_parser = device::parse)]
     pub device: DeviceChoice,
+    /// Threads for work on the CPU; results do not depend on their number [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 }
 
 #[derive(Args)]
@@ -54,6 +58,9 @@ pub struct OutputArgs {
     /// Print only the result, no progress
     #[arg(long)]
     pub quiet: bool,
+    /// Also print where the kernels come from, what the device is, and the cost of a step of each stage
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
 }
 
 impl ConfigArgs {
@@ -82,6 +89,26 @@ impl RunConfigArgs {
         let Some(preset) = self.preset else { return Ok(loaded) };
         let all: Vec<Override> = preset.overrides(&loaded.spec)?.into_iter().chain(overrides).collect();
         config::load_run(self.file(), &all)
+    }
+}
+
+impl DeviceArgs {
+    /// Starts the threads, then opens the device; see [`DeviceChoice::open`]. To be called before any other work on the
+    /// CPU, which would start one thread for each processor.
+    ///
+    /// Errors: threads that cannot be started; a device that is not available.
+    pub fn open(&self) -> Result<(Choice, String)> {
+        if let Some(threads) = self.threads.map(usize::from) {
+            let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+            let found = rayon::current_num_threads();
+            if found != threads {
+                let why = started.err().map(|e| format!(": {e}")).unwrap_or_default();
+                return Err(Error::Usage(format!(
+                    "--threads {threads}: this process works with {found} threads{why}"
+                )));
+            }
+        }
+        self.device.open()
     }
 }
 

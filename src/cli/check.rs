@@ -31,7 +31,7 @@ pub struct CheckArgs {
 
 pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, source, resolved: _ } = args.config.load()?;
-    let (choice, device) = args.device.device.open()?;
+    let (choice, device) = args.device.open()?;
     spec.device.choice = choice;
     let (opened, notes) = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
     let cost = (commands.forecast)(&spec, &opened, args.card)?;

@@ -16,7 +16,7 @@ pub fn report() -> String {
         ("threads", format!("{threads} available, {} used", rayon::current_num_threads())),
         ("memory", memory()),
         ("cuda devices", cuda_devices()),
-        ("emulator", Emu::open(0).map_or_else(|e| e.to_string(), |e| e.name())),
+        ("emulator", emulator()),
         ("kernels", kernels()),
         ("nvidia driver", driver()),
         ("libcuda", cuda::driver_file().unwrap_or("none opened, see the row of CUDA devices").into()),
@@ -25,6 +25,30 @@ pub fn report() -> String {
         ("kernel cache", cuda::cache_folder().display().to_string()),
     ];
     rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+}
+
+/// Lines about the kernels and about the device that a run uses.
+pub fn of_device(choice: Choice) -> Vec<String> {
+    let count = rayon::current_num_threads();
+    let threads = format!("{count} thread{}", if count == 1 { "" } else { "s" });
+    let mut lines = match choice {
+        Choice::Cpu => vec![format!("cpu: {} ({}), {threads}", cpu_name(), cpu_features())],
+        Choice::Cuda(_) => vec![
+            format!("kernels: {}", kernels()),
+            format!("NVRTC on this machine: {}", nvrtc()),
+            format!("CUDA devices: {}", cuda_devices()),
+            format!("NVIDIA driver: {}", driver()),
+        ],
+        Choice::Emu => {
+            vec![format!("kernels: {}", kernels()), format!("emulator: {}, {threads}", emulator())]
+        }
+    };
+    lines.push(format!("memory: {}", memory()));
+    lines
+}
+
+fn emulator() -> String {
+    Emu::open(0).map_or_else(|e| e.to_string(), |e| e.name())
 }
 
 /// The devices that the driver finds, and whether they can run the kernels.
@@ -65,7 +89,11 @@ fn kernels() -> String {
             "{count}, as source (built without NVRTC); NVRTC compiles them at their first launch"
         );
     }
-    format!("{count}, compiled for {}, and as PTX for newer devices", targets.join(" and "))
+    format!(
+        "{count}, compiled by NVRTC {} for {}, and as PTX for newer devices",
+        env!("DFKA_BUILT_WITH_NVRTC"),
+        targets.join(" and ")
+    )
 }
 
 fn nvrtc() -> String {

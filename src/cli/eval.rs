@@ -41,7 +41,7 @@ pub fn eval(args: &EvalArgs, commands: &Commands) -> Result<String> {
         None => data_of_run(&args.model)?,
     };
     let weights = student_file(&args.model)?;
-    let (choice, _) = args.device.device.open()?;
+    let (choice, _) = args.device.open()?;
     let device = Device { choice, ..Device::default() };
     let Evaluated { score, notes } = (commands.evaluate)(&weights, &data, &device)?;
     output::notes(&notes);

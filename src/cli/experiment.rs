@@ -11,7 +11,7 @@ use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::folder::{Existing, OutputFolder};
 use super::progress::ProgressMode;
-use super::run::run_in_folder;
+use super::run::{Printing, run_in_folder};
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
@@ -58,7 +58,7 @@ pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<S
         experiment.seeds = seeds.iter().map(|s| u64::from(*s)).collect();
     }
     let sets: Vec<Override> = args.sets.iter().map(|s| Override::set(s)).collect::<Result<_>>()?;
-    let (choice, _) = args.device.device.open()?;
+    let (choice, _) = args.device.open()?;
     let mode = if args.quiet { ProgressMode::Silent } else { ProgressMode::of_stderr() };
     let out = args.out.join(&args.scale);
     let runner = Runner { experiment: &experiment, sets, out, choice, mode, commands };
@@ -228,7 +228,8 @@ impl Runner<'_> {
             expect_same_files(&path, &loaded.spec)?;
             return Ok(summary);
         }
-        run_in_folder(&loaded, &mut folder, is_started, None, self.mode, self.commands).map_err(|e| match e {
+        let printing = Printing { greeting: None, mode: self.mode, is_verbose: false };
+        run_in_folder(&loaded, &mut folder, is_started, printing, self.commands).map_err(|e| match e {
             Error::Stopped { exit_code, message } => Error::Stopped {
                 exit_code,
                 message: message.replace("the same command with --resume", "the same command"),

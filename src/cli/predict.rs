@@ -33,7 +33,7 @@ pub fn predict(args: &PredictArgs) -> Result<String> {
     for path in &args.images {
         if path.is_dir() { files.extend(folder::list(path)?) } else { files.push(path.clone()) }
     }
-    let (choice, _) = args.device.device.open()?;
+    let (choice, _) = args.device.open()?;
     let device = Device { choice, ..Device::default() };
     let mut model = Predictor::open(&student_file(&args.model)?, &device)?;
     let mut rows = Vec::new();

@@ -46,6 +46,7 @@ pub struct Progress {
     /// Tenths of the stage for which a line is printed already.
     tenths: usize,
     signals: Signals,
+    is_verbose: bool,
 }
 
 impl Progress {
@@ -57,13 +58,30 @@ impl Progress {
         let events = EventLog::open(folder)?;
         let (stage, started) = (String::new(), Instant::now());
         let signals = Signals::default();
-        let (first, tenths) = (None, 0);
-        Ok(Progress { mode, metrics, events, stage, steps: 0, started, bar: None, first, tenths, signals })
+        let (first, tenths, is_verbose) = (None, 0, false);
+        Ok(Progress {
+            mode,
+            metrics,
+            events,
+            stage,
+            steps: 0,
+            started,
+            bar: None,
+            first,
+            tenths,
+            signals,
+            is_verbose,
+        })
     }
 
     /// The same progress, which also stops the run when a signal arrives.
     pub fn stopping_on(self, signals: Signals) -> Self {
         Progress { signals, ..self }
+    }
+
+    /// The same progress, which asks for the cost of each stage's step if `is_verbose`.
+    pub fn with_costs(self, is_verbose: bool) -> Self {
+        Progress { is_verbose, ..self }
     }
 
     /// Prints a line, above the bar if there is one.
@@ -143,6 +161,10 @@ impl Observer for Progress {
 
     fn note(&mut self, line: &str) {
         self.print(line);
+    }
+
+    fn wants_costs(&self) -> bool {
+        self.is_verbose
     }
 
     fn resumed(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {

@@ -8,6 +8,7 @@ use super::args::{DeviceArgs, OutputArgs, RunConfigArgs};
 use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::device;
+use super::doctor;
 use super::folder::OutputFolder;
 use super::output::print;
 use super::progress::{Progress, ProgressMode};
@@ -44,19 +45,14 @@ pub struct RunArgs {
 /// Errors: those of [`run_in_folder`]; a student that the verdict calls failed, after the table is printed.
 pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, resolved, source } = args.config.load()?;
-    let (choice, device) = args.device.device.open()?;
+    let (choice, device) = args.device.open()?;
     spec.device = device_of(choice, &args.profile)?;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
     let greeting = format!("{device}; output in {}", folder.path().display());
-    let summary = run_in_folder(
-        &loaded,
-        &mut folder,
-        args.resume,
-        Some(&greeting),
-        args.out.progress_mode(),
-        commands,
-    )?;
+    let printing =
+        Printing { greeting: Some(&greeting), mode: args.out.progress_mode(), is_verbose: args.out.verbose };
+    let summary = run_in_folder(&loaded, &mut folder, args.resume, printing, commands)?;
     let (table, lines) = (report::final_table(&summary), report::closing_lines(&summary, folder.path()));
     let text = format!("{table}\n{lines}");
     let Verdict { word, reason } = summary.verdict();
@@ -67,14 +63,23 @@ pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
     Err(Error::Diverged(format!("the student is written, and is not to be used: {reason}")))
 }
 
+/// What a run prints while it works.
+#[derive(Clone, Copy)]
+pub struct Printing<'a> {
+    /// The first line.
+    pub greeting: Option<&'a str>,
+    pub mode: ProgressMode,
+    /// Whether lines about the device and the cost of each stage are printed too.
+    pub is_verbose: bool,
+}
+
 /// Trains the student of a loaded config into a folder and writes the report there. The greeting is printed
 /// only once the teachers are checked, so that a refused config prints nothing but its error.
 pub fn run_in_folder(
     loaded: &Loaded<RunSpec>,
     folder: &mut OutputFolder,
     is_resumed: bool,
-    greeting: Option<&str>,
-    mode: ProgressMode,
+    printing: Printing,
     commands: &Commands,
 ) -> Result<Summary> {
     let (teachers, notes) = check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
@@ -83,9 +88,13 @@ pub fn run_in_folder(
     let inputs = RunInputs { teachers, hashes: inputs::hashes(&loaded.spec) };
     let record = Record::begin(folder.path(), &loaded.spec, &inputs.hashes, is_resumed)?;
     let signals = Signals::listen()?;
-    let mut progress = Progress::start(folder.path(), is_resumed, mode)?.stopping_on(signals);
-    if let Some(line) = greeting {
+    let progress = Progress::start(folder.path(), is_resumed, printing.mode)?.stopping_on(signals);
+    let mut progress = progress.with_costs(printing.is_verbose);
+    if let Some(line) = printing.greeting {
         progress.print(line);
+    }
+    if printing.is_verbose {
+        doctor::of_device(loaded.spec.device.choice).iter().for_each(|line| progress.print(line));
     }
     if let Some(note) = &record.note {
         progress.print(note);

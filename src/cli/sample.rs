@@ -28,7 +28,7 @@ pub struct SampleArgs {
 
 /// Draws the images and writes them as one PNG; returns a line that says so.
 pub fn sample(args: &SampleArgs) -> Result<String> {
-    let (choice, _) = args.device.device.open()?;
+    let (choice, _) = args.device.open()?;
     let mut sampler = Sampler::open(&args.from, &Device { choice, ..Device::default() })?;
     let images = sampler.images(args.count as usize, args.seed, None)?;
     save_grid(&args.out, &images, sampler.image())?;

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::args::{ConfigArgs, DeviceArgs, OutputArgs};
 use super::commands::Commands;
+use super::doctor;
 use super::output::lines;
 use super::progress::Progress;
 use super::signals::Signals;
@@ -27,7 +28,7 @@ pub struct TeachArgs {
 pub fn teach(args: &TeachArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, resolved, source: _ } =
         config::load_teach(&args.config.config, &args.config.overrides()?)?;
-    let (choice, device) = args.device.device.open()?;
+    let (choice, device) = args.device.open()?;
     spec.device.choice = choice;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     folder.protect(&spec.inputs())?;
@@ -36,9 +37,12 @@ pub fn teach(args: &TeachArgs, commands: &Commands) -> Result<String> {
 
     let signals = Signals::listen()?;
     let progress = Progress::start(folder.path(), args.resume, args.out.progress_mode())?;
-    let mut progress = progress.stopping_on(signals);
+    let mut progress = progress.stopping_on(signals).with_costs(args.out.verbose);
     progress.print(&format!("{device}; output in {}", folder.path().display()));
     notes.iter().for_each(|note| progress.print(&format!("note: {note}")));
+    if args.out.verbose {
+        doctor::of_device(choice).iter().for_each(|line| progress.print(line));
+    }
     let summary = (commands.teach)(&spec, folder.path(), args.resume, &mut progress);
     let logged = progress.finish();
     let summary = summary?;

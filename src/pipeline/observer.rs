@@ -12,6 +12,10 @@ pub trait Observer: Send {
     fn picture(&mut self, _step: usize, _png: &[u8]) {}
     /// A line for the user.
     fn note(&mut self, line: &str);
+    /// Whether the user wants to know the cost of each stage's step.
+    fn wants_costs(&self) -> bool {
+        false
+    }
     /// The run resumes from a checkpoint. Of the steps that were reported before, those for which
     /// `is_kept(stage, step)` holds are not repeated; the others will be reported again.
     ///

@@ -169,6 +169,9 @@ impl<'o> Session<'o> {
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
+        if self.observer.wants_costs() {
+            self.observer.note(&stage.cost_in_words());
+        }
         // The whole loop runs on one worker thread, so that replays allocate nothing.
         on_a_worker(|| self.repeat(engine, &mut stage, &mut extras))?;
         // No loss is computed after the last update, so the tensors themselves are checked.

@@ -1,6 +1,7 @@
 //! A stage of a run: one compiled step, and what is needed to repeat it.
 
 use super::schedule::Schedule;
+use crate::autograd::plan::Cost;
 use crate::autograd::{Engine, Optimiser, Plan, Store, TensorId};
 use crate::device::memory;
 use crate::error::{Error, Result};
@@ -40,6 +41,25 @@ pub struct Stage {
 pub type Feed = Box<dyn FnMut(u64, &mut Store<f32>) -> Result<()> + Send>;
 
 impl Stage {
+    /// A line with the cost of a step.
+    pub(crate) fn cost_in_words(&self) -> String {
+        let Cost { instructions, arena_bytes, macs, bytes_moved, launches } = *self.plan.cost();
+        // A plan of the CPU has no launches.
+        let work = match launches {
+            0 => format!("{instructions} instructions"),
+            launches => format!("{launches} kernel launches"),
+        };
+        format!(
+            "{}: a step of {} images takes {work}, {:.2} GFLOP and {:.1} MB of memory traffic, and needs {:.1} MB beside the \
+             tensors that it keeps",
+            self.name,
+            self.batch.0,
+            2e-9 * macs as f64,
+            bytes_moved as f64 / 1e6,
+            arena_bytes as f64 / 1e6
+        )
+    }
+
     /// Reserves the memory of a step.
     ///
     /// Errors: a device without that much memory; the message says how much is needed and which batch would

@@ -29,3 +29,27 @@ fn the_citation_has_the_programs_version_and_the_paper() {
     assert!(text.contains(concat!("\nversion: ", env!("CARGO_PKG_VERSION"), "\n")), "{text}");
     assert!(text.contains("arXiv:2003.09088") && text.contains("family-names: Ye"), "{text}");
 }
+
+#[test]
+fn the_number_of_threads_changes_no_bit_and_v_prints_what_a_run_costs() {
+    let lab = Lab::new();
+    let run = |out: &str, more: &[&str]| {
+        let base = ["run", "c.toml", "--device", "cpu", "--out", out];
+        let output = lab.call(&[&base[..], more].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let said = run("one", &["--threads", "1", "-v"]);
+    for expected in
+        ["\ncpu: ", ", 1 thread\n", "\nmemory: ", "generator: a step of 8 images takes ", "block4: a step"]
+    {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert!(!run("three", &["--threads", "3"]).contains("a step of"));
+    assert!(lab.bytes("one/student.npz") == lab.bytes("three/student.npz"));
+    let origin: serde_json::Value = serde_json::from_slice(&lab.bytes("three/run.json")).unwrap();
+    assert_eq!(origin["calls"][0]["threads"], 3);
+    let refused = lab.call(&["run", "c.toml", "--threads", "0"]);
+    assert_eq!(refused.status.code(), Some(2));
+}
