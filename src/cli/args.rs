@@ -92,6 +92,11 @@ impl RunConfigArgs {
     }
 }
 
+/// The folder that `--out` names, or the one that a run of this name and seed writes to.
+pub fn output_path(out: Option<&Path>, name: &str, seed: u64) -> PathBuf {
+    out.map_or_else(|| Path::new("runs").join(format!("{name}-seed{seed}")), PathBuf::from)
+}
+
 impl DeviceArgs {
     /// Starts the threads, then opens the device; see [`DeviceChoice::open`]. To be called before any other work on the
     /// CPU, which would start one thread for each processor.
@@ -117,7 +122,7 @@ impl OutputArgs {
     ///
     /// Errors: as [`OutputFolder::choose`].
     pub fn folder(&self, name: &str, seed: u64, resume: bool, resolved: &str) -> Result<OutputFolder> {
-        let path = self.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-seed{seed}")));
+        let path = output_path(self.out.as_deref(), name, seed);
         let existing = match (resume, self.force) {
             (true, _) => Existing::Resume,
             (false, true) => Existing::Replace,

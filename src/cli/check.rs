@@ -1,12 +1,15 @@
 //! `check`: opens everything that a run reads and forecasts its cost, without running it.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::json;
 
-use super::args::{DeviceArgs, RunConfigArgs};
+use super::args::{DeviceArgs, RunConfigArgs, output_path};
 use super::commands::{Commands, TeacherFacts};
+use super::outlook::Outlook;
 use super::output::{self, pretty};
-use super::{device, forecast};
+use super::{device, disk, forecast};
 use crate::config::{self, Loaded};
 use crate::device::gpu::card::Card;
 use crate::error::Result;
@@ -24,11 +27,18 @@ pub struct CheckArgs {
     /// this machine
     #[arg(long, value_name = "NAME", value_parser = device::parse_card)]
     card: Option<&'static Card>,
+    /// Folder that the run will write to, for its free space [default: runs/NAME-seedN]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print the cost of every stage, part and op
+    #[arg(long, conflicts_with = "json")]
+    detail: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// Returns about a dozen lines, the verdict first; or everything.
 pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     let Loaded { mut spec, source, resolved: _ } = args.config.load()?;
     let (choice, device) = args.device.open()?;
@@ -37,8 +47,20 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     let cost = (commands.forecast)(&spec, &opened, args.card)?;
     let teachers: Vec<TeacherFacts> = opened.iter().map(TeacherFacts::of).collect();
     output::notes(&notes);
+    let out = output_path(args.out.as_deref(), &spec.name, spec.seed);
+    let free = disk::free_bytes(&out);
     if args.json {
-        return pretty(&json!({ "config": spec, "device": device, "teachers": teachers, "forecast": cost }));
+        let space = json!({ "folder": out, "free_bytes": free });
+        let all = json!({
+            "config": spec, "device": device, "teachers": teachers, "forecast": cost, "output": space,
+        });
+        return pretty(&all);
+    }
+    if !args.detail {
+        let (config, teachers) = (args.config.file(), &teachers[..]);
+        let outlook =
+            Outlook { config, spec: &spec, device: &device, teachers, forecast: &cost, out: &out, free };
+        return Ok(outlook.text());
     }
     let mut text = format!("{}: matches its teachers\n{device}\n", args.config.file().display());
     for (spec, facts) in spec.teachers.iter().zip(&teachers) {

@@ -1,14 +1,35 @@
 //! `doctor`: the devices, libraries and processor features of this machine.
 
+use super::output::pretty;
 use super::version::VERSION;
 use crate::device::Choice;
 use crate::device::gpu::{self, cuda, emu::Emu, nvrtc::Nvrtc};
+use crate::error::Result;
+use clap::Args;
+use serde_json::{Map, Value};
 use std::fs;
 
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// One row per property.
-pub fn report() -> String {
+pub fn doctor(args: &DoctorArgs) -> Result<String> {
+    let rows = rows();
+    if args.json {
+        let all: Map<String, Value> =
+            rows.into_iter().map(|(name, value)| (name.replace(' ', "_"), value.into())).collect();
+        return pretty(&Value::Object(all));
+    }
+    Ok(rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect())
+}
+
+fn rows() -> Vec<(&'static str, String)> {
     let threads = std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string());
-    let rows = [
+    vec![
         ("version", format!("dfka-engine {}", VERSION)),
         ("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
         ("cpu", cpu_name()),
@@ -23,8 +44,7 @@ pub fn report() -> String {
         ("first kernel", first_kernel()),
         ("libnvrtc", nvrtc()),
         ("kernel cache", cuda::cache_folder().display().to_string()),
-    ];
-    rows.iter().map(|(name, value)| format!("{name:<15} {value}\n")).collect()
+    ]
 }
 
 /// Lines about the kernels and about the device that a run uses.
@@ -157,7 +177,13 @@ mod tests {
 
     #[test]
     fn the_report_has_every_row() {
-        let text = report();
+        let text = doctor(&DoctorArgs { json: false }).unwrap();
+        let json = doctor(&DoctorArgs { json: true }).unwrap();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json.as_object().unwrap().len(), text.lines().count());
+        assert!(
+            json["first_kernel"].is_string() && json["version"].as_str().unwrap().contains("dfka-engine")
+        );
         for row in
             ["version ", "cpu features ", "threads ", "memory ", "libcuda ", "first kernel ", "libnvrtc "]
         {

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod commands;
 mod device;
+mod disk;
 mod doctor;
 mod eval;
 mod event_log;
@@ -13,6 +14,7 @@ mod folder;
 mod forecast;
 mod init;
 mod metrics_log;
+mod outlook;
 mod output;
 mod page;
 mod pages;
@@ -79,7 +81,7 @@ enum Command {
     /// Write report.html again from a run's folder, even if the run has not finished
     Report(page::PageArgs),
     /// Show the devices, libraries and processor features of this machine
-    Doctor,
+    Doctor(doctor::DoctorArgs),
     /// Print a script that completes arguments in a shell: dfka-engine completions bash
     Completions(pages::CompletionsArgs),
     /// Print the manual page of the program or of one command: dfka-engine man run | man -l -
@@ -120,7 +122,7 @@ fn dispatch(command: &Command, commands: &Commands) -> Result<String> {
         Command::Export(args) => export::export(args),
         Command::Sample(args) => sample::sample(args),
         Command::Report(args) => page::rebuild(args),
-        Command::Doctor => Ok(doctor::report()),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => pages::completions(args, Cli::command()),
         Command::Man(args) => pages::man(args, Cli::command()),
     }

@@ -68,6 +68,12 @@ fn is_state(name: &str) -> bool {
     !name.starts_with("teacher.") && !name.starts_with("data.")
 }
 
+/// Bytes of the tensors that a checkpoint holds.
+pub fn state_bytes(store: &Store<f32>) -> u64 {
+    let state = store.ids().filter(|id| is_state(store.name(*id)));
+    state.map(|id| (store.shape(id).elems() * size_of::<f32>()) as u64).sum()
+}
+
 /// The first state tensor that holds a NaN or an infinity.
 pub fn not_finite(store: &Store<f32>) -> Option<&str> {
     let mut state = store.ids().filter(|id| is_state(store.name(*id)));

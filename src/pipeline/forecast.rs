@@ -1,5 +1,6 @@
 //! What a run will cost, before it starts: memory, work and time, stage by stage.
 
+use super::checkpoint;
 use super::engine_on;
 use super::run::baseline_prefix;
 use super::spec::{Branch, ImageSource, RunSpec};
@@ -69,6 +70,19 @@ pub struct PartForecast {
     pub ops: Vec<Traffic>,
 }
 
+/// Space on the disk that a run takes at most.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Disk {
+    /// Two checkpoints, and a third while it is written.
+    pub checkpoint_bytes: u64,
+    /// The student in three formats, and the students of every block.
+    pub student_bytes: u64,
+    /// The generator, pictures, curves and the page.
+    pub other_bytes: u64,
+    /// The sum.
+    pub bytes: u64,
+}
+
 /// The cost of a run.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Forecast {
@@ -88,6 +102,8 @@ pub struct Forecast {
     pub gpu_peak: Held,
     /// Its total.
     pub gpu_peak_bytes: usize,
+    /// Space in the output folder.
+    pub disk: Disk,
     /// Time of all stages.
     pub seconds: f64,
     /// Of a student that branches after the block that `student.branch` names, or after the last one where it
@@ -98,6 +114,16 @@ pub struct Forecast {
 /// Memory of the process beside tensors: code, libraries, thread stacks and file buffers. Measured on Linux:
 /// 7 MB at the start, 5 MB of transient buffers while files are read.
 const PROCESS_BYTES: usize = 12 << 20;
+
+/// Bytes of pictures and of the page, and of the curves for each step. The demo leaves 1.5 MB and 380 bytes.
+const PICTURE_BYTES: u64 = 2 << 20;
+const STEP_BYTES: u64 = 500;
+
+/// Checkpoints that exist at once: two are kept while the next one is written.
+const CHECKPOINTS: u64 = 3;
+
+/// Files that hold the student of the run: one in each format.
+const FORMATS: u64 = 3;
 
 /// Timed replays of a stage's step, after one that is not timed.
 const TIMED: usize = 3;
@@ -112,7 +138,7 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
     let (mut card, mut gpu_peak) = (card, Held::default());
     let mut stages = Vec::new();
     let mut peak = (0, 0);
-    let mut parameters = Parameters::default();
+    let (mut parameters, mut disk) = (Parameters::default(), Disk::default());
     let students = std::iter::once((String::new(), &spec.dual.images))
         .chain(spec.baselines.iter().map(|source| (baseline_prefix(source), source)));
     for (prefix, images) in students {
@@ -151,10 +177,17 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         if here.0 + here.1 > peak.0 + peak.1 {
             peak = here;
         }
+        let (of_students, state) = (found.bytes(prefix.is_empty()), checkpoint::state_bytes(&engine.store));
+        disk.student_bytes += of_students;
+        disk.checkpoint_bytes = disk.checkpoint_bytes.max(CHECKPOINTS * state);
+        disk.other_bytes += found.generator_bytes;
         if prefix.is_empty() {
-            parameters = found;
+            parameters = found.parameters;
         }
     }
+    let steps: usize = stages.iter().map(|s| s.steps).sum();
+    disk.other_bytes += PICTURE_BYTES + STEP_BYTES * steps as u64;
+    disk.bytes = disk.checkpoint_bytes + disk.student_bytes + disk.other_bytes;
     Ok(Forecast {
         card: card.unwrap_or_default().clone(),
         is_measured: measures,
@@ -165,6 +198,7 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         peak_bytes: peak.0 + peak.1 + PROCESS_BYTES,
         gpu_peak_bytes: gpu_peak.total(),
         gpu_peak,
+        disk,
         parameters,
     })
 }
@@ -176,7 +210,7 @@ fn every_stage(
     prefix: &str,
     engine: &mut Engine<f32>,
     mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
-) -> Result<Parameters> {
+) -> Result<Students> {
     let teachers = Teachers::build(&mut engine.store, opened)?;
     let tasks = tasks(&teachers, &spec.student.labels)?;
     let stage_one = match spec.dual.images {
@@ -194,7 +228,36 @@ fn every_stage(
         let stage = two.stage(engine, &name, spec, &teachers, stage_one.as_ref(), b)?;
         visit(engine, stage)?;
     }
-    Ok(student_parameters(spec, &teachers, &two))
+    let blocks = teachers.network.blocks();
+    let chosen = match spec.student.branch {
+        Branch::Block(b) => b,
+        Branch::Auto { .. } => blocks,
+    };
+    let generator = stage_one.iter().flat_map(|one| one.generator.tensors());
+    Ok(Students {
+        parameters: student_parameters(spec, &teachers, &two, chosen),
+        by_block: (1..=blocks).map(|b| student_parameters(spec, &teachers, &two, b).student).collect(),
+        generator_bytes: generator.map(|id| 4 * engine.store.shape(*id).elems() as u64).sum(),
+    })
+}
+
+/// The sizes of what one student's training leaves.
+struct Students {
+    /// Of the student that branches where it will.
+    parameters: Parameters,
+    /// Parameters of the student that branches after block 1, 2, ...
+    by_block: Vec<usize>,
+    generator_bytes: u64,
+}
+
+impl Students {
+    /// Bytes of all files of students, of which only that of the method itself is written in every format. The largest
+    /// is counted, because the branch is not known yet.
+    fn bytes(&self, is_every_format: bool) -> u64 {
+        let largest = self.by_block.iter().max().copied().unwrap_or(0) as u64;
+        let copies = if is_every_format { FORMATS } else { 1 };
+        4 * (self.by_block.iter().map(|n| *n as u64).sum::<u64>() + copies * largest)
+    }
 }
 
 /// The cost on `card` of a stage that was planned for a GPU. `room` is the memory that the stages before it
@@ -235,11 +298,8 @@ fn measure(engine: &mut Engine<f32>, stage: &mut Stage) -> Result<f64> {
     Ok(times[1..].iter().copied().fold(f64::INFINITY, f64::min))
 }
 
-fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo) -> Parameters {
-    let block = match spec.student.branch {
-        Branch::Block(b) => b,
-        Branch::Auto { .. } => teachers.network.blocks(),
-    };
+/// Of a student whose tasks all branch after `block`.
+fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo, block: usize) -> Parameters {
     let task = |t: &TaskLabels| TaskSpec {
         teacher: teachers.all[t.teacher].name.clone(),
         labels: t.labels.clone(),

@@ -30,7 +30,7 @@ fn voc() -> String {
 fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
     let lab = Lab::new();
     for card in [&[][..], &["--card", "h200"]] {
-        let out = lab.call(&[&["check", &voc()], card].concat());
+        let out = lab.call(&[&["check", &voc(), "--detail"], card].concat());
         let text = String::from_utf8(out.stdout).unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         for part in [
@@ -49,7 +49,8 @@ fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
     }
     // The same networks with the losses as the paper prints them.
     let published = voc().replace("voc.toml", "voc-published.toml");
-    let text = String::from_utf8(lab.call(&["check", &published, "--card", "h200"]).stdout).unwrap();
+    let text =
+        String::from_utf8(lab.call(&["check", &published, "--card", "h200", "--detail"]).stdout).unwrap();
     assert!(text.contains("\nparameters 85.04 M in the teachers, 58.52 M in the student\n"), "{text}");
     let spec = config::load_run(Path::new(&published), &[]).unwrap().spec;
     assert_eq!((spec.loss.alpha, spec.loss.beta, spec.loss.gamma), (1.0, 1.0, 5.0));
@@ -81,6 +82,34 @@ fn other_networks_are_forecast_by_their_names() {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         assert!(text.contains(&format!("\nparameters {parameters}\n")), "{name}: {text}");
     }
+}
+
+#[test]
+fn a_check_begins_with_its_verdict_and_has_a_dozen_lines() {
+    let lab = Lab::new();
+    let text = String::from_utf8(lab.call(&["check", "c.toml", "--device", "cpu"]).stdout).unwrap();
+    let first = text.lines().next().unwrap();
+    assert!(first.starts_with("c.toml: matches its teachers; a run takes about "), "{text}");
+    assert!(first.contains(" on this CPU and needs ") && first.ends_with(" MB of disk"), "{text}");
+    assert!(text.lines().count() <= 12 && text.contains(" in runs/tiny-seed5, where "), "{text}");
+    let text = String::from_utf8(lab.call(&["check", &voc(), "--card", "h200"]).stdout).unwrap();
+    assert!(text.contains("fits what it states of its teachers; a run takes at least "), "{text}");
+    assert!(text.lines().count() <= 12, "{text}");
+
+    // What the run leaves is not more than what was promised.
+    let out = lab.call(&["check", "c.toml", "--device", "cpu", "--json"]);
+    assert!(out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
+    let all: Value = serde_json::from_slice(&out.stdout).unwrap();
+    lab.run("out", &[]).unwrap();
+    let students: u64 = std::fs::read_dir(lab.path("out"))
+        .unwrap()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with("student"))
+        .map(|e| e.metadata().unwrap().len())
+        .sum();
+    let promised = all["forecast"]["disk"]["student_bytes"].as_u64().unwrap();
+    // Headers of files are larger than tensors at this scale.
+    assert!(promised <= students && students <= promised + (1 << 20), "{promised} {students}");
 }
 
 #[test]
