@@ -1,13 +1,20 @@
 //! `sample`: draws images from a run's generator.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::args::DeviceArgs;
-use crate::error::Result;
-use crate::pipeline::Device;
-use crate::pipeline::sample::{Sampler, save_grid};
+use super::output::pretty;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::pipeline::export::student_file;
+use crate::pipeline::sample::{Drawn, Sampler, save_grid};
+use crate::pipeline::{Device, captions};
+use crate::report;
+use crate::weights::write_atomic;
 
 #[derive(Args)]
 pub struct SampleArgs {
@@ -22,15 +29,103 @@ pub struct SampleArgs {
     /// PNG file to write
     #[arg(long, default_value = "grid.png", value_name = "FILE")]
     out: PathBuf,
+    /// Ask every image for exactly these labels; only for a conditional generator [default: random labels]
+    #[arg(long, value_delimiter = ',', value_name = "LABEL,LABEL,...")]
+    labels: Vec<String>,
+    /// Also write a JSON file beside the PNG with the labels of each image: those asked for, and those that the teachers
+    /// predict, or else the student
+    #[arg(long)]
+    captions: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-/// Draws the images and writes them as one PNG; returns a line that says so.
+/// Draws the images and writes them as one PNG; returns a line for each file.
 pub fn sample(args: &SampleArgs) -> Result<String> {
     let (choice, _) = args.device.open()?;
-    let mut sampler = Sampler::open(&args.from, &Device { choice, ..Device::default() })?;
-    let images = sampler.images(args.count as usize, args.seed, None)?;
-    save_grid(&args.out, &images, sampler.image())?;
-    Ok(format!("{}: {} images\n", args.out.display(), args.count))
+    let device = Device { choice, ..Device::default() };
+    let mut sampler = Sampler::open(&args.from, &device)?;
+    let count = args.count as usize;
+    let asked = (!args.labels.is_empty()).then(|| asked(&sampler, &args.labels)).transpose()?;
+    let labels = if args.captions { sampler.labels()?.map(<[String]>::to_vec) } else { None };
+    let drawn = match asked {
+        Some(asked) => sampler.draw_asked(count, args.seed, &asked)?,
+        None => sampler.draw(count, args.seed, None)?,
+    };
+    let image = sampler.image();
+    drop(sampler);
+    let captions = args.captions.then(|| captions_of(args, &drawn, labels.as_deref(), image, &device));
+    let captions = captions.transpose()?;
+    save_grid(&args.out, &drawn.images, image)?;
+    let mut text = format!("{}: {} images\n", args.out.display(), args.count);
+    if let Some((by, json)) = captions {
+        let file = args.out.with_extension("json");
+        write_atomic(&file, |w| w.write_all(json.as_bytes()))?;
+        text += &format!("{}: their labels, as {by} them\n", file.display());
+    }
+    Ok(text)
+}
+
+/// For each label of the generator, whether it is one of `wanted`. A label of several teachers is asked of all of them.
+///
+/// Errors: a generator that is not conditional, or whose file does not name its labels; an unknown label; too many.
+fn asked(sampler: &Sampler, wanted: &[String]) -> Result<Vec<bool>> {
+    let Some(labels) = sampler.labels()? else {
+        return Err(Error::Usage(
+            "--labels: this generator is not conditional, so its images cannot be asked for labels; only the recipe \
+             \"conditional\" (loss.recipe) trains one that is"
+                .into(),
+        ));
+    };
+    let known: Vec<&str> = labels.iter().map(String::as_str).collect();
+    if let Some(unknown) = wanted.iter().find(|w| !known.contains(&w.as_str())) {
+        let hint = config::suggest(unknown, &known);
+        return Err(Error::Usage(format!("--labels: the generator has no label `{unknown}`; {hint}")));
+    }
+    let most = sampler.max_labels();
+    if wanted.len() > most {
+        return Err(Error::Usage(format!(
+            "--labels: expected at most {most}, as in the generator's training (loss.max_labels), found {}",
+            wanted.len()
+        )));
+    }
+    Ok(labels.iter().map(|l| wanted.contains(l)).collect())
+}
+
+/// The text of the captions' file, and who predicts.
+///
+/// Errors: neither teachers nor a student to predict with.
+fn captions_of(
+    args: &SampleArgs,
+    drawn: &Drawn,
+    labels: Option<&[String]>,
+    image: [usize; 3],
+    device: &Device,
+) -> Result<(&'static str, String)> {
+    let run = if args.from.is_dir() { args.from.clone() } else { args.from.with_file_name("") };
+    let images = captions::as_images(&drawn.images, image)?;
+    let resolved = run.join(report::CONFIG);
+    let teachers =
+        if resolved.exists() { config::load_run(&resolved, &[])?.spec.teachers } else { Vec::new() };
+    let (by, predicted) = if !teachers.is_empty() && teachers.iter().all(|t| t.weights.exists()) {
+        ("the teachers predict", captions::by_teachers(&teachers, &images, device)?)
+    } else {
+        ("the student predicts", captions::by_student(&student_file(&run)?, &images, device)?)
+    };
+    let of_image = |i: usize| {
+        labels.map(|labels| {
+            let asked = &drawn.asked[i * labels.len()..];
+            let mut names: Vec<&String> =
+                labels.iter().zip(asked).filter(|(_, a)| **a).map(|(l, _)| l).collect();
+            names.dedup();
+            names
+        })
+    };
+    let rows: Vec<Value> = predicted
+        .iter()
+        .enumerate()
+        .map(|(i, predicted)| json!({ "image": i + 1, "asked": of_image(i), "predicted": predicted }))
+        .collect();
+    let by_whom = if by.contains("teachers") { "teachers" } else { "student" };
+    Ok((by, pretty(&json!({ "predicted_by": by_whom, "images": rows }))?))
 }

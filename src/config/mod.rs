@@ -46,6 +46,7 @@ pub use loaded::Loaded;
 pub use overrides::Override;
 pub use run::load_run;
 pub use source::Source;
+pub use suggest::suggest;
 pub use teach::load_teach;
 pub use teacher::RESERVED;
 

@@ -8,6 +8,7 @@
 
 pub mod agreement;
 mod branch;
+pub mod captions;
 pub mod checkpoint;
 mod engine;
 pub mod export;

@@ -163,7 +163,7 @@ fn train_generator(
     let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
     let extras = Extras { snapshots: Some(Snapshots::new(&one, engine, spec)?), ..Extras::default() };
     let result = session.train_with(engine, stage, extras, |engine, _| {
-        sample::save(&file, &one, &engine.store, spec, &teachers.network)?;
+        sample::save(&file, &one, &engine.store, spec, teachers)?;
         snapshots::count_labels(&one, engine, spec, teachers, &out)
     })?;
     summary.label_statistics = snapshots::label_statistics(&out)?;

@@ -10,6 +10,7 @@ use super::teachers::{Teacher, Teachers};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::device::memory;
+use crate::device::philox::{Draws, below};
 use crate::error::Result;
 use crate::models::Recorder;
 use crate::models::filter::Filter;
@@ -57,15 +58,51 @@ impl Draw {
         batch: usize,
         learn: Learn,
     ) -> Result<(Vec<Value>, Option<Value>)> {
-        let z = r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::LATENT }, &[])?;
-        let images = |r: &mut Recorder<R>, z| r.within(part::GENERATOR, |r| generator.record(r, z, learn));
         if self.conditions == 0 {
-            return Ok((images(r, z)?, None));
+            return Ok((self.record_for(r, generator, batch, learn, None)?, None));
         }
         let (labels, max) = (self.conditions, self.max_labels);
         let wanted = r.apply(DrawLabels { n: batch, labels, min: 1, max, stream: stream::LABELS }, &[])?;
-        let z = r.apply(ConcatColumns, &[z, wanted])?;
-        Ok((images(r, z)?, Some(wanted)))
+        Ok((self.record_for(r, generator, batch, learn, Some(wanted))?, Some(wanted)))
+    }
+
+    /// The labels to show of one batch `[batch, labels]`: in the first `rows` rows those for which `asked` holds, in the
+    /// others one to `max_labels` random ones.
+    pub(super) fn labels_of_a_batch(
+        &self,
+        batch: usize,
+        rows: usize,
+        asked: &[bool],
+        seed: u64,
+        step: u64,
+    ) -> Vec<f32> {
+        let draws = Draws::new(seed, stream::LABELS, step);
+        let mut values: Vec<f32> =
+            asked.iter().map(|a| f32::from(u8::from(*a))).collect::<Vec<_>>().repeat(rows);
+        values.resize(batch * self.conditions, 0.0);
+        for (i, row) in values.chunks_mut(self.conditions).enumerate().skip(rows) {
+            let count = 1 + below(draws.words(i as u32, 0)[0], self.max_labels);
+            for lane in 1..=count as u32 {
+                row[below(draws.words(i as u32, lane)[0], self.conditions)] = 1.0;
+            }
+        }
+        values
+    }
+
+    /// The same for given labels to show `[n, 1, 1, labels]`; without any for an unconditional generator.
+    pub fn record_for<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        generator: &Generator,
+        batch: usize,
+        learn: Learn,
+        wanted: Option<Value>,
+    ) -> Result<Vec<Value>> {
+        let mut z = r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::LATENT }, &[])?;
+        if let Some(wanted) = wanted {
+            z = r.apply(ConcatColumns, &[z, wanted])?;
+        }
+        r.within(part::GENERATOR, |r| generator.record(r, z, learn))
     }
 }
 

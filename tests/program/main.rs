@@ -18,5 +18,6 @@ mod fuzz_corpus;
 mod kill;
 mod newcomer;
 mod report;
+mod samples;
 mod scores;
 mod tutorial;
