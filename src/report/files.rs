@@ -16,6 +16,8 @@ pub const LABEL_STATISTICS: &str = "label_statistics.json";
 pub const SUMMARY: &str = "summary.json";
 /// A grid of images of the trained generator.
 pub const SAMPLES: &str = "samples.png";
+/// The model card.
+pub const CARD: &str = "README.md";
 pub const HTML: &str = "report.html";
 
 /// Name of the picture taken after `step` steps of stage one.

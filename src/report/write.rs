@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use super::card;
 use super::files::{HTML, LABEL_STATISTICS, ORIGIN, SUMMARY, read_if_present, step_of_samples};
 use super::page::page_html;
 use super::run_folder::RunFolder;
@@ -13,7 +14,7 @@ use crate::summary::Summary;
 use crate::weights::write_atomic;
 
 /// Removes the files of an earlier run whose names vary or that a new run may not write: snapshots,
-/// `run.json`, label statistics and event files.
+/// `run.json`, label statistics, the model card and event files.
 pub fn remove_old(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?.filter_map(|e| e.ok()) {
         let name = entry.file_name();
@@ -22,6 +23,7 @@ pub fn remove_old(folder: &Path) -> Result<()> {
             fs::remove_file(entry.path()).map_err(|e| Error::io("replace", entry.path(), e))?;
         }
     }
+    card::remove(folder)?;
     let events = folder.join(tensorboard::TENSORBOARD);
     for entry in fs::read_dir(&events).into_iter().flatten().filter_map(|e| e.ok()) {
         if tensorboard::is_event_file(&entry.file_name().to_string_lossy()) {
@@ -31,7 +33,7 @@ pub fn remove_old(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `summary.json`, then `report.html` from the contents of the folder.
+/// Writes `summary.json`, the model card if there is a student, then `report.html` from the contents of the folder.
 pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
     let json = serde_json::to_vec_pretty(summary)
         .map_err(|e| Error::Run(format!("cannot write the summary as JSON: {e}")))?;
@@ -39,6 +41,7 @@ pub fn write(folder: &Path, summary: &Summary) -> Result<()> {
         w.write_all(&json)?;
         w.write_all(b"\n")
     })?;
+    card::write(folder, summary)?;
     rebuild(folder).map(|_| ())
 }
 

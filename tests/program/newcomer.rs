@@ -42,6 +42,15 @@ fn a_config_is_made_from_teachers_files_checked_and_run() {
     let resolved = std::fs::read_to_string(lab.path("out/resolved.toml")).unwrap();
     assert!(resolved.contains("steps = 2\n"), "--set has the last word over the preset: {resolved}");
 
+    let card = std::fs::read_to_string(lab.path("out/README.md")).unwrap();
+    assert!(card.contains("\n# left-right\n") && card.contains("**Verdict: weak.**"), "{card}");
+    assert!(
+        card.contains("\n| bus | 0.")
+            && card.contains("| left |")
+            && card.contains("run my.toml --preset quick")
+    );
+    assert!(card.contains("teacher right | ") && !card.contains("## Scores"), "{card}");
+
     let photographs = root().join("tests/fixtures/voc/VOCdevkit/VOC2007/JPEGImages");
     let json = call(&lab, &["predict", "out", photographs.to_str().unwrap(), "--json", "--device", "cpu"]);
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
