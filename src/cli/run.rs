@@ -19,9 +19,10 @@ use crate::device::Choice;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::inputs::{self, RunInputs};
-use crate::pipeline::spec::RunSpec;
+use crate::pipeline::spec::{EvaluationData, RunSpec};
 use crate::pipeline::teachers::Absent;
 use crate::report;
+use crate::report::origin::{EVALUATION, WeightsFile};
 use crate::summary::{Summary, Verdict, Word};
 
 #[derive(Args)]
@@ -86,7 +87,10 @@ pub fn run_in_folder(
     folder.protect(&loaded.spec.inputs())?;
     folder.prepare(&loaded.resolved)?;
     let inputs = RunInputs { teachers, hashes: inputs::hashes(&loaded.spec) };
-    let record = Record::begin(folder.path(), &loaded.spec, &inputs.hashes, is_resumed)?;
+    let evaluation = loaded.spec.evaluation.as_ref().and_then(EvaluationData::file);
+    let evaluation = evaluation.and_then(|file| WeightsFile::of(EVALUATION, file).ok());
+    let files: Vec<WeightsFile> = inputs.hashes.iter().cloned().chain(evaluation).collect();
+    let record = Record::begin(folder.path(), &loaded.spec, &files, is_resumed)?;
     let signals = Signals::listen()?;
     let progress = Progress::start(folder.path(), is_resumed, printing.mode)?.stopping_on(signals);
     let mut progress = progress.with_costs(printing.is_verbose);

@@ -21,6 +21,7 @@ pub(super) struct RawTeacher {
     mean: Option<Vec<f64>>,
     std: Option<Vec<f64>>,
     stride: Option<StridePlace>,
+    head: Option<String>,
 }
 
 /// Far more than any machine holds. The limit bounds the comparison of every teacher's name with every other.
@@ -103,6 +104,7 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
             Some(ResNetSpec { normalisation, stride: stride.unwrap_or_default(), ..network })
         }
     };
+    head(source, &format!("{path}.head"), raw.head.as_deref())?;
     let path = format!("{path}.labels");
     let labels = match &raw.labels {
         None => Vec::new(),
@@ -114,6 +116,24 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         Some(labels) => RawLabels::List(labels.clone()).names(source, &path)?,
     };
     Ok(Stated { network, labels, image_size, normalisation, stride })
+}
+
+/// Checks what a config says of a teacher's last layer.
+///
+/// Errors: a head whose labels exclude each other.
+fn head(source: &Source, path: &str, head: Option<&str>) -> Result<()> {
+    match head {
+        None | Some("sigmoid") => Ok(()),
+        Some("softmax") => Err(source.fail(
+            path,
+            format!(
+                "`{path}` is \"softmax\": such a classifier gives one label to an image, and the method needs a probability \
+                 for each label on its own (eq. 5); train the head again with binary cross-entropy: dfka-engine teach, with \
+                 these weights as `init`"
+            ),
+        )),
+        Some(other) => Err(source.fail(path, format!("`{path}` is {other:?}; expected \"sigmoid\" or \"softmax\""))),
+    }
 }
 
 /// `mean` and `std` of pixels from 0 to 1, one number per channel. How many channels there are is known only

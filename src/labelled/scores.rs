@@ -6,7 +6,7 @@ use crate::data::loader::Loader;
 use crate::data::transform::{Transform, View};
 use crate::error::{Error, Result};
 use crate::pipeline::predictor::{BATCH, Predictor, probability};
-use crate::summary::{Decisions, Score};
+use crate::summary::{Decisions, Score, mean_of_known};
 use std::sync::Arc;
 
 /// Logits `[n, labels]` of all images of a set; only a few batches are in memory at once. The images of an
@@ -55,31 +55,34 @@ pub fn score(model: &mut Predictor, data: &Arc<Dataset>, wanted: &[String]) -> R
     Ok(score)
 }
 
-/// Counts decisions at the thresholds, which are probabilities by label. `logits` and `targets` are `[n, labels]`.
-/// Difficult entries count neither as right nor as wrong.
+/// Decisions at the thresholds, which are probabilities by label. `logits` and `targets` are `[n, labels]`. Difficult
+/// entries count neither as right nor as wrong. A label that is never predicted has no precision, one that no image has
+/// no recall, and one of which both is true no F1: the means leave them out.
 fn decisions(logits: &[f32], targets: &[u8], thresholds: &[f32]) -> Decisions {
-    let (mut hits, mut predicted, mut there, mut exact) = (0, 0, 0, 0);
     let labels = thresholds.len();
-    for (logits, targets) in logits.chunks(labels).zip(targets.chunks(labels)) {
-        let mut is_exact = true;
-        for ((logit, target), threshold) in logits.iter().zip(targets).zip(thresholds) {
-            if *target == DIFFICULT {
-                continue;
-            }
-            let (says, is) = (probability(*logit) > *threshold, *target == 1);
-            hits += usize::from(says && is);
-            predicted += usize::from(says);
-            there += usize::from(is);
-            is_exact &= says == is;
-        }
-        exact += usize::from(is_exact);
-    }
-    let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 };
+    let is_right = |logit: f32, target: u8, threshold: f32| {
+        target == DIFFICULT || (probability(logit) > threshold) == (target == 1)
+    };
+    let of_image = |(logits, targets): (&[f32], &[u8])| {
+        (0..labels).all(|k| is_right(logits[k], targets[k], thresholds[k]))
+    };
+    let exact = logits.chunks(labels).zip(targets.chunks(labels)).filter(|image| of_image(*image)).count();
+    let counts = (0..labels).map(|k| {
+        let column = (k..logits.len()).step_by(labels).filter(|i| targets[*i] != DIFFICULT);
+        column.fold([0; 3], |[hits, predicted, there], i| {
+            let (says, is) = (probability(logits[i]) > thresholds[k], targets[i] == 1);
+            [hits + usize::from(says && is), predicted + usize::from(says), there + usize::from(is)]
+        })
+    });
+    let counts: Vec<[usize; 3]> = counts.collect();
+    let mean = |share: fn(&[usize; 3]) -> (usize, usize)| {
+        mean_of_known(counts.iter().map(share).map(|(part, whole)| 100.0 * part as f64 / whole as f64))
+    };
     Decisions {
-        precision: share(hits, predicted),
-        recall: share(hits, there),
-        f1: share(2 * hits, predicted + there),
-        exact: share(exact, targets.len() / labels),
+        precision: mean(|[hits, predicted, _]| (*hits, *predicted)),
+        recall: mean(|[hits, _, there]| (*hits, *there)),
+        f1: mean(|[hits, predicted, there]| (2 * hits, predicted + there)),
+        exact: 100.0 * exact as f64 / (targets.len() / labels) as f64,
     }
 }
 
@@ -93,10 +96,10 @@ mod tests {
         let logits = [1.0, -1.0, 0.5, 0.0, -1.0, 2.0];
         let targets = [1, 0, 0, 1, 1, DIFFICULT];
         let found = decisions(&logits, &targets, &[0.7, 0.4]);
-        // Predicted: image 0 label 0 (right), image 1 label 1 (right). Missed: image 2 label 0.
-        assert_eq!((found.precision, found.f1, found.exact), (100.0, 80.0, 200.0 / 3.0));
-        assert!((found.recall - 200.0 / 3.0).abs() < 1e-9);
+        // Label 0: one of two found, no mistake: F1 2/3. Label 1: the one found. Image 2 lacks label 0.
+        assert_eq!((found.precision, found.recall), (100.0, 75.0));
+        assert!((found.f1 - 250.0 / 3.0).abs() < 1e-9 && (found.exact - 200.0 / 3.0).abs() < 1e-9);
         let none = decisions(&logits[..2], &[0, 0], &[0.9, 0.9]);
-        assert_eq!(none, Decisions { exact: 100.0, ..Decisions::default() });
+        assert!(none.precision.is_nan() && none.recall.is_nan() && none.f1.is_nan() && none.exact == 100.0);
     }
 }

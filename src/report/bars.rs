@@ -2,6 +2,7 @@
 //! show.
 
 use super::html::{escape, prose};
+use super::origin::EVALUATION;
 use super::overview::{not_measured, owner, owners_ap};
 use super::run_folder::RunFolder;
 use super::table::percent;
@@ -55,17 +56,27 @@ pub(super) fn precision(run: &RunFolder) -> String {
         Row {
             name: label.clone(),
             bars: vec![("a", ap.unwrap_or(0.0)), ("ref", of.unwrap_or(0.0))],
-            figures: [ap, of, kept].map(percent).to_vec(),
+            figures: [ap, of, kept, known(student.score.chance.get(label).copied())].map(percent).to_vec(),
         }
     };
     let groups = by_teacher(s.labels.iter().map(|l| (owner(s, l).unwrap_or("no teacher"), row(l))));
     let mut out = String::from(
         "<h2>Average precision by label</h2>\
          <p class=\"legend\"><span class=\"key a\">student</span><span class=\"key ref\">the label's teacher</span>, all-point \
-         average precision in %; last column: student in % of the teacher</p>\n",
+         average precision in %; kept: student in % of the teacher; chance: a random ranking's</p>\n",
     );
-    out += &bar_table(&["label", "", "student", "teacher", "kept"], &groups);
+    if student.score.images > 0 {
+        let words = format!("Scored on {} labelled images{}.", student.score.images, data_of(run));
+        out += &format!("<p>{}</p>\n", prose(&words));
+    }
+    out += &bar_table(&["label", "", "student", "teacher", "kept", "chance"], &groups);
     out
+}
+
+/// The evaluation data's name and hash, as the end of a sentence.
+fn data_of(run: &RunFolder) -> String {
+    let file = run.origin.as_ref().and_then(|o| o.weights.iter().find(|w| w.name == EVALUATION));
+    file.map_or(String::new(), |f| format!(" of `{}` (SHA-256 {})", f.file.display(), f.sha256))
 }
 
 /// The section that compares the labels the generator was asked to show with those the teachers predict.

@@ -60,6 +60,10 @@ pub struct Call {
     pub system: String,
 }
 
+/// The role of the evaluation data's file. No training reads it.
+pub const EVALUATION: &str = "evaluation data";
+
+/// A file that a run read.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct WeightsFile {
     /// The file's role, such as `teacher A`.

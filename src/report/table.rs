@@ -1,6 +1,8 @@
 //! The figures of a run as tables of text, for the terminal and for the page.
 
-use crate::summary::{Score, Summary};
+use std::collections::BTreeMap;
+
+use crate::summary::{Decisions, Score, Summary, chance};
 
 /// A table of text: each row is a name followed by figures.
 pub(super) struct Table {
@@ -34,19 +36,36 @@ pub fn final_table(summary: &Summary) -> String {
 
 /// The scores of one model as text, as `eval` prints them.
 pub fn score_table(name: &str, score: &Score) -> String {
-    let row = |name: &str, all_points: f64, eleven: f64| {
-        vec![name.into(), percent(Some(all_points)), percent(Some(eleven))]
+    let row = |name: &str, figures: [f64; 3]| {
+        std::iter::once(name.to_owned()).chain(figures.map(|v| percent(Some(v)))).collect::<Vec<_>>()
     };
-    let nan = f64::NAN;
-    let mut rows: Vec<_> = score
-        .ap
-        .iter()
-        .map(|(label, ap)| row(label, *ap, score.ap_11_point.get(label).copied().unwrap_or(nan)))
-        .collect();
-    rows.push(row("mAP", score.map, score.map_11_point));
-    let header = ["label", "AP", "AP, 11 points"].map(String::from).to_vec();
+    let of = |figures: &BTreeMap<String, f64>, label: &str| figures.get(label).copied().unwrap_or(f64::NAN);
+    let by_label = |(label, ap): (&String, &f64)| {
+        row(label, [*ap, of(&score.ap_11_point, label), of(&score.chance, label)])
+    };
+    let mut rows: Vec<_> = score.ap.iter().map(by_label).collect();
+    rows.push(row("mAP", [score.map, score.map_11_point, chance(score).unwrap_or(f64::NAN)]));
+    let header = ["label", "AP", "AP, 11 points", "chance"].map(String::from).to_vec();
     let table = Table { title: String::new(), header, rows, totals: 1 };
-    format!("{}\naverage precision, %\n{}", clipped(name, WIDTH), plain(&table))
+    let mut text = format!("{}\naverage precision, %\n{}", clipped(name, WIDTH), plain(&table));
+    if score.images > 0 {
+        text += &format!("\non {} images; chance is a random ranking's\n", score.images);
+    }
+    if let Some(decisions) = &score.decisions {
+        text += &wrapped(&in_words(decisions));
+    }
+    text
+}
+
+/// Decisions at a model's thresholds.
+fn in_words(d: &Decisions) -> Vec<String> {
+    let figure = |v: f64| percent(Some(v));
+    vec![
+        format!("at the thresholds, means over labels: precision {} %", figure(d.precision)),
+        format!("recall {} %", figure(d.recall)),
+        format!("F1 {} %", figure(d.f1)),
+        format!("exactly the right labels on {} % of the images", figure(d.exact)),
+    ]
 }
 
 /// Seed, labels, time and version in one line.
@@ -92,7 +111,11 @@ pub(super) fn facts(s: &Summary) -> Vec<(&'static str, Vec<String>)> {
     let images =
         vec![format!("diversity {:.3}", s.diversity), format!("label entropy {:.3}", s.label_entropy)];
     let seconds = s.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
-    vec![("parameters", parameters), ("generated images", images), ("seconds", seconds)]
+    let mut all = vec![("parameters", parameters), ("generated images", images), ("seconds", seconds)];
+    if let Some(decisions) = s.student.as_ref().and_then(|x| x.score.decisions.as_ref()) {
+        all.insert(0, ("the student's decisions", in_words(decisions)));
+    }
+    all
 }
 
 fn precision(s: &Summary) -> Option<Table> {

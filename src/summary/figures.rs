@@ -33,14 +33,18 @@ pub struct Score {
     pub decisions: Option<Decisions>,
 }
 
-/// How a model decides at its thresholds, in percent, over all images and labels together.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+/// How a model decides at its thresholds, in percent. The first three are means over labels; one that no label has is not
+/// a number, and `null` in JSON.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Decisions {
-    /// Of the labels that it predicts, those that are there.
+    /// Of the images for which it predicts a label, those that have it.
+    #[serde(deserialize_with = "number_or_null")]
     pub precision: f64,
-    /// Of the labels that are there, those that it predicts.
+    /// Of the images that have a label, those for which it predicts it.
+    #[serde(deserialize_with = "number_or_null")]
     pub recall: f64,
-    /// Harmonic mean of the two.
+    /// Harmonic mean of a label's precision and recall.
+    #[serde(deserialize_with = "number_or_null")]
     pub f1: f64,
     /// Images for which it predicts exactly the labels that are there.
     pub exact: f64,
@@ -71,9 +75,19 @@ impl Default for Score {
 }
 
 /// Two figures that cannot be measured are equal.
+fn same(a: f64, b: f64) -> bool {
+    a == b || (a.is_nan() && b.is_nan())
+}
+
+impl PartialEq for Decisions {
+    fn eq(&self, other: &Decisions) -> bool {
+        let all = |d: &Decisions| [d.precision, d.recall, d.f1, d.exact];
+        all(self).into_iter().zip(all(other)).all(|(a, b)| same(a, b))
+    }
+}
+
 impl PartialEq for Score {
     fn eq(&self, other: &Score) -> bool {
-        let same = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan());
         let all_same = |a: &BTreeMap<String, f64>, b: &BTreeMap<String, f64>| {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && same(*a.1, *b.1))
         };

@@ -77,7 +77,7 @@ fn other_networks_are_forecast_by_their_names() {
         ("resnet50d", "47.10 M in the teachers, 39.55 M in the student"),
     ] {
         let sets = [0, 1].map(|i| format!("--set=teachers.{i}.network={name}"));
-        let out = lab.call(&["check", &voc, "--card", "h200", &sets[0], &sets[1]]);
+        let out = lab.call(&["check", &voc, "--card", "h200", "--detail", &sets[0], &sets[1]]);
         let text = String::from_utf8(out.stdout).unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         assert!(text.contains(&format!("\nparameters {parameters}\n")), "{name}: {text}");

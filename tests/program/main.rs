@@ -21,3 +21,4 @@ mod report;
 mod samples;
 mod scores;
 mod tutorial;
+mod verdicts;
