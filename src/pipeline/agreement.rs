@@ -10,13 +10,14 @@ use super::teachers::OpenedTeacher;
 use crate::data::unlabelled::{ImageSet, to_pixel};
 use crate::error::{Error, Result};
 use crate::summary::{Agreement, LabelAgreement, TaskBranch};
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// Most images: with 1024, the standard error of a share of 5 % is 0.7 %.
 const MOST_IMAGES: usize = 1024;
 
 /// Draws images from the generator in the file `generator` that no training has seen, and compares on them the decisions
-/// of the student in the file `student` with those of its teachers. The images are augmented as in the student's
+/// of the student in each of the files `students` with those of their teachers. The images are augmented as in the student's
 /// training. Each label's threshold is chosen so that the student predicts the label for as many of the images as its
 /// teacher expects to show it: the sum of the teacher's probabilities. *[ours: the number for which the teacher's
 /// probability is above one half would give a student that is as cautious as its teacher, whose recall is the lower the
@@ -31,8 +32,8 @@ pub fn measure(
     teachers: &[OpenedTeacher],
     tasks: &[TaskBranch],
     generator: &Path,
-    student: &Path,
-) -> Result<Agreement> {
+    students: &[PathBuf],
+) -> Result<Vec<Agreement>> {
     let mut sampler = Sampler::open(generator, &spec.device)?;
     let [h, w, c] = sampler.image();
     let n = (spec.generator.steps * spec.generator.batch / 32).clamp(1, MOST_IMAGES);
@@ -40,30 +41,36 @@ pub fn measure(
     let drawn = sampler.images(n, Some(seed), Some(&spec.dual.augment))?;
     drop(sampler);
     let images = ImageSet::new(drawn.iter().map(|x| to_pixel(*x)).collect(), [n, h, w, c], "generated")?;
-    let mut student = Predictor::open(student, &spec.device)?;
-    let of_student = student.logits(&images)?;
-    let labels = std::mem::take(&mut student.labels);
-    drop(student);
-    let mut found: Vec<Option<LabelAgreement>> = vec![None; labels.len()];
+    let mut of_teachers: HashMap<&str, Vec<f32>> = HashMap::new();
     for task in tasks {
         let teacher = teachers.iter().find(|t| t.name == task.teacher);
         let teacher = teacher.ok_or_else(|| Error::Run(format!("no teacher is called {}", task.teacher)))?;
         let mut predictor = Predictor::of_opened(teacher, &spec.device)?;
-        let of_teacher = predictor.logits(&images)?;
+        let logits = predictor.logits(&images)?;
         for label in &task.labels {
-            let at = |labels: &[String]| labels.iter().position(|l| l == label);
-            let (Some(i), Some(j)) = (at(&labels), at(&predictor.labels)) else {
-                return Err(Error::Run(format!("label {label:?} is missing in the student or its teacher")));
-            };
-            let column = |logits: &[f32], width: usize, at: usize| -> Vec<f32> {
-                logits.iter().skip(at).step_by(width).copied().collect()
-            };
-            let student = column(&of_student, labels.len(), i);
-            let teacher = column(&of_teacher, predictor.labels.len(), j);
-            found[i] = Some(compare(label, &student, &teacher));
+            of_teachers.insert(label, column(&logits, &predictor.labels, label)?);
         }
     }
-    Ok(Agreement { images: n, labels: found.into_iter().flatten().collect() })
+    let compared = |student: &PathBuf| {
+        let mut predictor = Predictor::open(student, &spec.device)?;
+        let logits = predictor.logits(&images)?;
+        let of_label = |label: &String| {
+            let teacher = of_teachers.get(label.as_str()).ok_or_else(|| missing(label))?;
+            Ok(compare(label, &column(&logits, &predictor.labels, label)?, teacher))
+        };
+        Ok(Agreement { images: n, labels: predictor.labels.iter().map(of_label).collect::<Result<_>>()? })
+    };
+    students.iter().map(compared).collect()
+}
+
+/// The logits of one label.
+fn column(logits: &[f32], labels: &[String], label: &str) -> Result<Vec<f32>> {
+    let at = labels.iter().position(|l| l == label).ok_or_else(|| missing(label))?;
+    Ok(logits.iter().skip(at).step_by(labels.len()).copied().collect())
+}
+
+fn missing(label: &str) -> Error {
+    Error::Run(format!("label {label:?} is missing in the student or its teacher"))
 }
 
 /// The decisions of a student and its teacher on one label, from their logits for each image.

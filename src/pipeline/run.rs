@@ -19,7 +19,7 @@ use super::teachers::Teachers;
 use crate::autograd::Engine;
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
-use crate::summary::{Parameters, Summary};
+use crate::summary::{Agreement, Parameters, Summary, TaskBranch};
 use crate::weights::{self, Tensors};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -135,18 +135,35 @@ fn amalgamate(
             drop(engine);
             if stage_one.is_some() {
                 session.stop_if_asked("before student and teachers are compared")?;
-                let (generator, block) =
-                    (session.out().join(sample::GENERATOR), block_file(session.out(), "", chosen));
-                let found = agreement::measure(spec, &inputs.teachers, &summary.branch, &generator, &block)?;
-                let thresholds: Vec<f32> = found.labels.iter().map(|l| l.threshold).collect();
-                student.meta.insert("thresholds".into(), thresholds.into());
-                summary.agreement = Some(found);
+                let found = set_thresholds(spec, inputs, session.out(), &summary.branch)?;
+                student.meta.insert("thresholds".into(), found[chosen - 1].thresholds().into());
+                summary.agreement = Some(found[chosen - 1].clone());
             }
             export::write_student(session.out(), student)?
         }
         _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
     }
     Ok(chosen)
+}
+
+/// Compares the student of each block with its teachers, and writes the thresholds that follow to its file. Returns the
+/// comparisons, first block first.
+fn set_thresholds(
+    spec: &RunSpec,
+    inputs: &RunInputs,
+    out: &Path,
+    tasks: &[TaskBranch],
+) -> Result<Vec<Agreement>> {
+    let blocks = inputs.teachers[0].known.network.blocks();
+    let files: Vec<PathBuf> = (1..=blocks).map(|b| block_file(out, "", b)).collect();
+    let found = agreement::measure(spec, &inputs.teachers, tasks, &out.join(sample::GENERATOR), &files)?;
+    for (file, agreement) in files.iter().zip(&found) {
+        let mut student = weights::load(file)?;
+        student.meta.insert("thresholds".into(), agreement.thresholds().into());
+        student.meta = reread(&student.meta)?;
+        weights::save(file, &student)?;
+    }
+    Ok(found)
 }
 
 /// Stage one: trains the generator and stores it, its pictures and its label statistics.

@@ -48,6 +48,11 @@ impl LabelAgreement {
 }
 
 impl Agreement {
+    /// The thresholds, by label.
+    pub fn thresholds(&self) -> Vec<f32> {
+        self.labels.iter().map(|l| l.threshold).collect()
+    }
+
     /// The share of all decisions in which the two decide alike.
     pub fn share(&self) -> f64 {
         let alike: usize = self.labels.iter().map(|l| l.alike(self.images)).sum();

@@ -42,7 +42,7 @@ fn labels_without_a_score_are_null_and_named_and_count_in_no_mean() {
     assert_eq!(said, "note: evaluation.npz: no image lacks bus; such a label gets no score\n");
     let table = String::from_utf8(out.stdout).unwrap();
     let row = table.lines().find(|line| line.starts_with("bus")).unwrap();
-    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["bus", "-", "-"]);
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["bus", "-", "-", "100.0"]);
 }
 
 /// The teacher `right` has one label that is scored. With `cat` ignored, it has none.
