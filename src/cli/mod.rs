@@ -28,6 +28,7 @@ mod sample;
 mod scenes;
 mod signals;
 mod teach;
+mod time_left;
 mod version;
 
 use std::ffi::OsString;

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::event_log::EventLog;
 use super::metrics_log::MetricsLog;
 use super::signals::Signals;
+use super::time_left::TimeLeft;
 use crate::error::{Error, Result};
 use crate::pipeline::observer::{Observer, Stop};
 use crate::report::metrics::Record;
@@ -47,7 +48,11 @@ pub struct Progress {
     tenths: usize,
     signals: Signals,
     is_verbose: bool,
+    left: TimeLeft,
 }
+
+/// Name of the evaluation, beside those of the stages.
+const EVALUATION: &str = "evaluation";
 
 impl Progress {
     /// Opens the logs in `folder`; a resumed run appends to its metrics.
@@ -71,6 +76,7 @@ impl Progress {
             tenths,
             signals,
             is_verbose,
+            left: TimeLeft::default(),
         })
     }
 
@@ -106,18 +112,18 @@ impl Progress {
 
     fn end_stage(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish();
+            // `finish` would fill the bar of a stage that an error or a signal ended.
+            if bar.length() == Some(bar.position()) { bar.finish() } else { bar.abandon() }
         }
     }
-}
 
-impl Observer for Progress {
-    fn stage(&mut self, name: &str, steps: usize) {
+    /// A bar for something that has so many parts, in a terminal.
+    fn begin(&mut self, name: &str, parts: usize) {
         self.end_stage();
-        (self.stage, self.steps, self.started) = (name.into(), steps, Instant::now());
+        (self.stage, self.steps, self.started) = (name.into(), parts, Instant::now());
         (self.first, self.tenths) = (None, 0);
         if self.mode == ProgressMode::Bars {
-            let bar = ProgressBar::new(steps as u64).with_prefix(self.stage.clone());
+            let bar = ProgressBar::new(parts as u64).with_prefix(self.stage.clone());
             // A test checks that the template is valid.
             if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
                 bar.set_style(style);
@@ -126,10 +132,31 @@ impl Observer for Progress {
         }
     }
 
+    /// Whether another tenth of the stage is done, so that a line is due.
+    fn is_line_due(&mut self, done: usize) -> bool {
+        let tenths = (done * 10).checked_div(self.steps).unwrap_or(0);
+        let is_due = tenths > self.tenths;
+        self.tenths = self.tenths.max(tenths);
+        is_due
+    }
+}
+
+impl Observer for Progress {
+    fn planned(&mut self, stages: &[(String, usize)]) {
+        self.left.plan(stages);
+    }
+
+    fn stage(&mut self, name: &str, steps: usize) {
+        self.begin(name, steps);
+        self.left.begin(name);
+    }
+
     fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>) {
         let seconds = self.started.elapsed().as_secs_f64();
         let metrics: Vec<(String, f32)> = metrics.map(|(name, value)| (name.into(), value)).collect();
         let first = *self.first.get_or_insert(step);
+        let run = self.left.after(step + 1, seconds / (step + 1 - first) as f64);
+        let run = run.map_or(String::new(), |left| format!("run: {} left  ", duration(left)));
         match self.mode {
             ProgressMode::Bars => {
                 if let Some(bar) = &self.bar {
@@ -138,14 +165,13 @@ impl Observer for Progress {
                         bar.reset_eta();
                     }
                     bar.set_position(step as u64 + 1);
-                    bar.set_message(metrics_text(&metrics));
+                    bar.set_message(run + &metrics_text(&metrics));
                 }
             }
             ProgressMode::Lines => {
-                let tenths = ((step + 1) * 10).checked_div(self.steps).unwrap_or(0);
-                if tenths > self.tenths {
-                    self.tenths = tenths;
-                    self.print(&progress_line(&self.stage, step, first, self.steps, seconds, &metrics));
+                if self.is_line_due(step + 1) {
+                    let text = run + &metrics_text(&metrics);
+                    self.print(&progress_line(&self.stage, step, first, self.steps, seconds, &text));
                 }
             }
             ProgressMode::Silent => {}
@@ -153,6 +179,19 @@ impl Observer for Progress {
         self.events.write(|file| file.scalars(&self.stage, step, &metrics));
         let metrics = metrics.into_iter().map(|(name, v)| (name, v.is_finite().then_some(v))).collect();
         self.metrics.write(&Record { stage: self.stage.clone(), step, seconds, metrics });
+    }
+
+    fn evaluated(&mut self, done: usize, all: usize) {
+        if self.stage != EVALUATION {
+            self.begin(EVALUATION, all);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+        }
+        if self.mode == ProgressMode::Lines && self.is_line_due(done) {
+            let seconds = self.started.elapsed().as_secs_f64();
+            self.print(&progress_line(EVALUATION, done.saturating_sub(1), 0, all, seconds, "images"));
+        }
     }
 
     fn picture(&mut self, step: usize, png: &[u8]) {
@@ -188,22 +227,14 @@ impl Observer for Progress {
 }
 
 /// A line such as `generator: 40/400 (10 %) in 3.1 s, 28 s left  total 1.2000`.
-fn progress_line(
-    stage: &str,
-    step: usize,
-    first: usize,
-    steps: usize,
-    seconds: f64,
-    metrics: &[(String, f32)],
-) -> String {
+fn progress_line(stage: &str, step: usize, first: usize, steps: usize, seconds: f64, text: &str) -> String {
     let done = step + 1;
     let left = seconds / done.saturating_sub(first).max(1) as f64 * steps.saturating_sub(done) as f64;
     format!(
-        "{stage}: {done}/{steps} ({} %) in {}, {} left  {}",
+        "{stage}: {done}/{steps} ({} %) in {}, {} left  {text}",
         done * 100 / steps.max(1),
         duration(seconds),
-        duration(left),
-        metrics_text(metrics)
+        duration(left)
     )
 }
 
@@ -279,6 +310,27 @@ mod tests {
         assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
         let metrics = [("total".into(), 0.5), ("oh".into(), 2e-7)];
         let line = "generator: 300/400 (75 %) in 3.0 s, 1.5 s left  total 0.5000  oh 2.000e-7";
-        assert_eq!(progress_line("generator", 299, 100, 400, 3.0, &metrics), line);
+        assert_eq!(progress_line("generator", 299, 100, 400, 3.0, &metrics_text(&metrics)), line);
+    }
+
+    #[test]
+    fn a_bar_stays_where_its_stage_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut p = Progress::start(dir.path(), false, ProgressMode::Bars).unwrap();
+        p.planned(&[("generator".into(), 10), ("block1".into(), 3)]);
+        p.stage("generator", 10);
+        p.step(3, &mut [("oh", 1.0)].into_iter());
+        let bar = p.bar.clone().unwrap();
+        assert!(
+            bar.message().starts_with("run: ") && bar.message().contains(" left  oh 1.0000"),
+            "{}",
+            bar.message()
+        );
+        p.evaluated(5, 20);
+        assert!(bar.is_finished() && bar.position() == 4, "the generator did not end");
+        let bar = p.bar.clone().unwrap();
+        assert_eq!((bar.prefix().as_str(), bar.position(), bar.length()), ("evaluation", 5, Some(20)));
+        p.finish().unwrap();
+        assert_eq!(bar.position(), 5);
     }
 }

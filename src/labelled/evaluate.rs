@@ -8,9 +8,10 @@ use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::predictor::Predictor;
 use crate::pipeline::run::{Amalgamated, baseline_prefix, block_file};
+use crate::pipeline::session::Session;
 use crate::pipeline::spec::{EvaluationData, ImageSource, RunSpec};
 use crate::pipeline::teachers::OpenedTeacher;
-use crate::summary::{Score, StudentScore, Summary};
+use crate::summary::{Score, StudentScore};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,10 +66,12 @@ pub(super) fn score_run(
 ) -> Result<()> {
     run.session.stop_if_asked("before the evaluation")?;
     let data = open(data)?;
-    score_teachers(spec, &data, teachers, &mut run.summary)?;
-    run.summary.student = Some(score_student(spec, run, "", &data)?);
+    let models = run.summary.branch.len() + run.blocks * (1 + spec.baselines.len());
+    let mut count = Count { done: 0, all: models * data.len() };
+    score_teachers(spec, &data, teachers, run, &mut count)?;
+    run.summary.student = Some(score_student(spec, run, "", &data, &mut count)?);
     for source in &spec.baselines {
-        let score = score_student(spec, run, &baseline_prefix(source), &data)?;
+        let score = score_student(spec, run, &baseline_prefix(source), &data, &mut count)?;
         match source {
             ImageSource::Noise => run.summary.noise = Some(score),
             ImageSource::Real(_) => run.summary.ka = Some(score),
@@ -78,18 +81,43 @@ pub(super) fn score_run(
     Ok(())
 }
 
+/// Images that a run's evaluation has scored, over all models.
+struct Count {
+    done: usize,
+    all: usize,
+}
+
+impl Count {
+    /// Scores a model, and tells the session of every batch.
+    fn score(
+        &mut self,
+        model: Predictor,
+        data: &Arc<Dataset>,
+        labels: &[String],
+        session: &mut Session,
+    ) -> Result<Score> {
+        let mut model = model.watched(|images| {
+            self.done += images;
+            session.evaluated(self.done, self.all);
+        });
+        score(&mut model, data, labels)
+    }
+}
+
 /// Each teacher on the labels that the student predicts through it, and the mean over all of these labels.
 fn score_teachers(
     spec: &RunSpec,
     data: &Arc<Dataset>,
     teachers: &[OpenedTeacher],
-    summary: &mut Summary,
+    run: &mut Amalgamated,
+    count: &mut Count,
 ) -> Result<()> {
     let mut mean = Score::default();
+    let Amalgamated { summary, session, .. } = run;
     for (t, task) in
         teachers.iter().filter_map(|t| Some((t, summary.branch.iter().find(|b| b.teacher == t.name)?)))
     {
-        let score = score(&mut Predictor::of_opened(t, &spec.device)?, data, &task.labels)?;
+        let score = count.score(Predictor::of_opened(t, &spec.device)?, data, &task.labels, session)?;
         mean.ap.extend(score.ap.clone());
         mean.ap_11_point.extend(score.ap_11_point.clone());
         summary.teachers.insert(t.name.clone(), score);
@@ -103,15 +131,16 @@ fn score_teachers(
 /// student's branch.
 fn score_student(
     spec: &RunSpec,
-    run: &Amalgamated,
+    run: &mut Amalgamated,
     prefix: &str,
     data: &Arc<Dataset>,
+    count: &mut Count,
 ) -> Result<StudentScore> {
     let mut by_block = Vec::new();
     for b in 1..=run.blocks {
         let file = block_file(run.session.out(), prefix, b);
         run.session.stop_if_asked("in the evaluation")?;
-        by_block.push(score(&mut Predictor::open(&file, &spec.device)?, data, &[])?);
+        by_block.push(count.score(Predictor::open(&file, &spec.device)?, data, &[], &mut run.session)?);
     }
     Ok(StudentScore { score: by_block[run.branch - 1].clone(), by_block })
 }

@@ -112,6 +112,7 @@ pub fn teach(
         seed: stage_seed(spec.seed, STAGE),
         batch: (t.batch, "training.batch"),
     };
+    session.plan(&[(STAGE.into(), t.steps)]);
     let weights = out.join("weights.npz");
     let result =
         session.train_with(&mut engine, stage, Extras { feed, ..Extras::default() }, |engine, _| {

@@ -52,6 +52,15 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// A line that says where a run resumes.
+    pub fn place(&self) -> String {
+        match (self.stage.as_str(), self.done.len()) {
+            ("", 1) => "resumed after the first stage".into(),
+            ("", n) => format!("resumed after {n} finished stages"),
+            (stage, _) => format!("resumed at step {} of {stage}", self.step),
+        }
+    }
+
     /// Whether step `step` of `stage` was done when this was written.
     pub fn covers(&self, stage: &str, step: usize) -> bool {
         self.done.contains_key(stage) || (self.stage == stage && (step as u64) < self.step)

@@ -4,12 +4,17 @@ use crate::error::Result;
 
 /// Receives a run's progress. The command line draws bars and writes `metrics.jsonl` from it.
 pub trait Observer: Send {
+    /// The run's stages in their order, each with its number of steps, before the first of them begins. A resumed run
+    /// passes over those that are finished.
+    fn planned(&mut self, _stages: &[(String, usize)]) {}
     /// A stage of `steps` steps begins.
     fn stage(&mut self, name: &str, steps: usize);
     /// Step `step` (from 0) of the current stage is done; `metrics` gives its losses by name.
     fn step(&mut self, step: usize, metrics: &mut dyn Iterator<Item = (&str, f32)>);
     /// A picture of the generator's images after `step` steps of the current stage: an RGB or grey PNG.
     fn picture(&mut self, _step: usize, _png: &[u8]) {}
+    /// The evaluation has scored `done` of `all` images, each model's counted anew.
+    fn evaluated(&mut self, _done: usize, _all: usize) {}
     /// A line for the user.
     fn note(&mut self, line: &str);
     /// Whether the user wants to know the cost of each stage's step.

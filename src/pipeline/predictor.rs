@@ -33,7 +33,9 @@ enum Model {
 }
 
 /// A model from a weights file, ready to predict.
-pub struct Predictor {
+pub struct Predictor<'w> {
+    /// Is called after each batch, with its number of images.
+    watcher: Option<Box<dyn FnMut(usize) + 'w>>,
     engine: Engine<f32>,
     model: Model,
     network: ResNetSpec,
@@ -45,12 +47,20 @@ pub struct Predictor {
     pub notes: Vec<String>,
 }
 
-impl Predictor {
+impl<'w> Predictor<'w> {
+    /// The same model, which calls `watcher` after each batch with its number of images.
+    pub fn watched<'n>(self, watcher: impl FnMut(usize) + 'n) -> Predictor<'n>
+    where
+        'w: 'n,
+    {
+        Predictor { watcher: Some(Box::new(watcher)), ..self }
+    }
+
     /// Opens a teacher's or a student's file. Feature maps are f32 on every device, so that predictions do
     /// not depend on the precision of a training.
     ///
     /// Errors: a file that is neither's; no such device.
-    pub fn open(path: &Path, device: &Device) -> Result<Predictor> {
+    pub fn open(path: &Path, device: &Device) -> Result<Predictor<'w>> {
         let tensors = weights::load(path)?;
         if tensors.meta.contains_key("student") {
             let mut engine = engine_for(device)?;
@@ -59,7 +69,7 @@ impl Predictor {
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
             let (model, notes) = (Model::Student(Box::new(student)), Vec::new());
-            return Ok(Predictor { engine, model, network, labels, thresholds, notes });
+            return Ok(Predictor { watcher: None, engine, model, network, labels, thresholds, notes });
         }
         let TeacherFile { known, tensors } = TeacherFile::read(tensors, &Stated::default())?;
         Predictor::of(known, tensors, device)
@@ -68,7 +78,7 @@ impl Predictor {
     /// Opens the file of a run's teacher, with what the config states of it.
     ///
     /// Errors: see [`TeacherFile::open`]; no such device.
-    pub fn open_teacher(spec: &TeacherSpec, device: &Device) -> Result<Predictor> {
+    pub fn open_teacher(spec: &TeacherSpec, device: &Device) -> Result<Predictor<'w>> {
         let TeacherFile { known, tensors } = TeacherFile::open(spec)?;
         Predictor::of(known, tensors, device)
     }
@@ -76,13 +86,13 @@ impl Predictor {
     /// A predictor of a teacher whose file has been read.
     ///
     /// Errors: a teacher without a file; no such device.
-    pub fn of_opened(teacher: &OpenedTeacher, device: &Device) -> Result<Predictor> {
+    pub fn of_opened(teacher: &OpenedTeacher, device: &Device) -> Result<Predictor<'w>> {
         let missing = || Error::data(&teacher.file, "cannot open: no such file");
         let tensors = teacher.tensors.as_deref().ok_or_else(missing)?;
         Predictor::of(teacher.known.clone(), tensors.clone(), device)
     }
 
-    fn of(known: Known, mut tensors: Tensors, device: &Device) -> Result<Predictor> {
+    fn of(known: Known, mut tensors: Tensors, device: &Device) -> Result<Predictor<'w>> {
         let Known { network, labels } = known;
         let thresholds = thresholds(&tensors, labels.len())?;
         let mut engine = engine_for(device)?;
@@ -99,7 +109,7 @@ impl Predictor {
         let notes = std::mem::take(&mut tensors.notes);
         tensors.finish()?;
         let model = Model::Teacher(Box::new(net));
-        Ok(Predictor { engine, model, network, labels, thresholds, notes })
+        Ok(Predictor { watcher: None, engine, model, network, labels, thresholds, notes })
     }
 
     /// Height, width and channels of the images that the model takes.
@@ -171,6 +181,7 @@ impl Predictor {
                 read(&mut self.engine, next.clone())?;
             }
             out.extend_from_slice(&plan.output(&self.engine, y)?[..range.len() * self.labels.len()]);
+            self.watcher.iter_mut().for_each(|watcher| watcher(range.len()));
         }
         Ok(out)
     }

@@ -12,7 +12,7 @@ use super::sample;
 use super::session::{Extras, Session};
 use super::snapshots::{self, Snapshots};
 use super::spec::{ImageSource, RunSpec};
-use super::stage_one::StageOne;
+use super::stage_one::{self, StageOne};
 use super::stage_two::StageTwo;
 use super::tasks::{TaskLabels, tasks};
 use super::teachers::Teachers;
@@ -70,6 +70,7 @@ pub fn run<'o>(
         ..Default::default()
     };
     let blocks = inputs.teachers[0].known.network.blocks();
+    session.plan(&stages(spec));
     let branch = amalgamate(spec, inputs, &mut session, "", &mut summary)?;
     for source in &spec.baselines {
         let mut other = spec.clone();
@@ -77,6 +78,24 @@ pub fn run<'o>(
         amalgamate(&other, inputs, &mut session, &baseline_prefix(source), &mut Summary::default())?;
     }
     Ok(Amalgamated { summary, session, blocks, branch, began })
+}
+
+/// Names and numbers of steps of all stages, in their order.
+fn stages(spec: &RunSpec) -> Vec<(String, usize)> {
+    let baselines = spec.baselines.iter().map(|source| (baseline_prefix(source), source));
+    let mut all = Vec::new();
+    for (prefix, source) in std::iter::once((String::new(), &spec.dual.images)).chain(baselines) {
+        if matches!(source, ImageSource::Generator) {
+            all.push((stage_one::NAME.to_owned(), spec.generator.steps));
+        }
+        all.extend(spec.dual.steps.iter().enumerate().map(|(b, n)| (stage_name(&prefix, b + 1), *n)));
+    }
+    all
+}
+
+/// The name of the stage that trains block `b` (1-based).
+fn stage_name(prefix: &str, b: usize) -> String {
+    format!("{prefix}block{b}")
 }
 
 /// What the names of a baseline's stages and files begin with; empty for the student of the method itself.
@@ -212,7 +231,7 @@ fn train_blocks(
     let two = StageTwo::new(&mut engine.store, spec, teachers, tasks, stage_one)?;
     let (mut results, mut best) = (Vec::new(), None);
     for b in 1..=teachers.network.blocks() {
-        let name = format!("{prefix}block{b}");
+        let name = stage_name(prefix, b);
         let stage = two.stage(engine, &name, spec, teachers, stage_one, b)?;
         let file = block_file(session.out(), prefix, b);
         let mut exported = None;

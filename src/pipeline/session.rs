@@ -81,6 +81,7 @@ impl<'o> Session<'o> {
                 )));
             }
             let newest = out.join(checkpoint::FILE);
+            session.note(&progress.place());
             if let Some(why) = fell_back {
                 session.note(&format!("{why}; going on from {}", file.display()));
             }
@@ -104,6 +105,16 @@ impl<'o> Session<'o> {
     /// The output folder.
     pub fn out(&self) -> &Path {
         &self.out
+    }
+
+    /// Tells the observer of all stages, before the first begins.
+    pub fn plan(&mut self, stages: &[(String, usize)]) {
+        self.observer.planned(stages);
+    }
+
+    /// Tells the observer how far the evaluation has come.
+    pub fn evaluated(&mut self, done: usize, all: usize) {
+        self.observer.evaluated(done, all);
     }
 
     /// Passes a line on to the observer.

@@ -23,6 +23,9 @@ use crate::ops::random::draw_labels::DrawLabels;
 use crate::ops::random::noise::Noise;
 use crate::tensor::{Real, Shape};
 
+/// The name of the stage.
+pub const NAME: &str = "generator";
+
 /// The generator, and everything else that stage one trains or fills.
 pub struct StageOne {
     /// The generator `G`.
@@ -180,7 +183,7 @@ impl StageOne {
         let optimiser = with_moments(&mut engine.store, "generator", adam, &learning);
         let plan = Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?;
         Ok(Stage {
-            name: "generator".into(),
+            name: NAME.into(),
             plan,
             steps: g.steps,
             schedule: Schedule::Constant,

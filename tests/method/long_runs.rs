@@ -202,7 +202,10 @@ fn signals_stop_a_run_that_can_be_resumed() {
         assert!(last.contains(" of 400 of generator; the same command with --resume"), "{last}");
         let more: Vec<&str> = LONG.into_iter().chain(["--resume"]).collect();
         let end = start(&lab, "", signal, &more).wait_with_output().unwrap();
-        assert!(end.status.success(), "{}", text(&end));
+        let said = text(&end);
+        assert!(end.status.success(), "{said}");
+        let step = last.split_whitespace().nth(4).unwrap();
+        assert!(said.contains(&format!("resumed at step {step} of generator\n")), "{last}\n{said}");
         assert!(students(&lab, "whole") == students(&lab, signal), "{signal}");
     }
 }

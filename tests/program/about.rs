@@ -46,6 +46,9 @@ fn the_number_of_threads_changes_no_bit_and_v_prints_what_a_run_costs() {
     {
         assert!(said.contains(expected), "{expected}: {said}");
     }
+    // Two teachers and the students of four blocks, on 40 images each.
+    assert!(said.contains("evaluation: 240/240 (100 %) in "), "{said}");
+    assert!(said.contains(" left  run: ") && said.contains("block4: 3/3 (100 %)"), "{said}");
     assert!(!run("three", &["--threads", "3"]).contains("a step of"));
     assert!(lab.bytes("one/student.npz") == lab.bytes("three/student.npz"));
     let origin: serde_json::Value = serde_json::from_slice(&lab.bytes("three/run.json")).unwrap();
