@@ -384,8 +384,10 @@ mod tests {
     fn a_score_table_shows_both_kinds_of_average_precision() {
         let text = score_table("a.npz", &example(1).teachers["mean"]);
         assert!(
-            text.contains("dining table  75.8              -\n")
-                && text.contains("mAP           74.8           75.3\n"),
+            text.contains("dining table  75.8              -     7.5\n")
+                && text.contains("mAP           74.8           75.3     7.5\n")
+                && text.contains("on 4952 images")
+                && text.contains("F1 71.5 %"),
             "{text}"
         );
     }

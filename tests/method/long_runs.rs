@@ -27,7 +27,9 @@ impl Observer for StopAfter {
         self.left -= 1;
     }
     fn note(&mut self, line: &str) {
-        self.notes.push(line.into());
+        if !line.starts_with("resumed ") {
+            self.notes.push(line.into());
+        }
     }
     fn should_stop(&self) -> Option<Stop> {
         (self.left <= 0).then_some(Stop { why: "enough", exit_code: 143 })

@@ -5,6 +5,7 @@ use crate::common::{Lab, labelled, network, root};
 
 const TEACHER: &str = r#"name = "t"
 precision = "f32"
+checkpoint_seconds = 1e6
 image_size = 32
 [network]
 block = "basic"

@@ -124,8 +124,12 @@ fn a_run_gives_the_emulators_bits_and_leaves_nothing_allocated() {
 fn a_step_of_training_waits_for_nothing() {
     let lab = Lab::new();
     let waits = |steps: usize| {
-        let sets =
-            [format!("generator.steps={steps}"), format!("dual.steps=[{steps}, {steps}, {steps}, {steps}]")];
+        // A checkpoint that is written because 20 seconds have passed would be a wait more.
+        let sets = [
+            format!("generator.steps={steps}"),
+            format!("dual.steps=[{steps}, {steps}, {steps}, {steps}]"),
+            "checkpoint_seconds=1e6".into(),
+        ];
         let out = steps.to_string();
         let (output, text) =
             run_with(&lab, &out, "cuda", &[], &sets.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -305,7 +309,9 @@ fn a_call_that_fails_is_an_error() {
             let code = output.status.code();
             let is_noted = text.contains("could not make a CUDA graph of a step");
             let succeeds = is_noted || silent.iter().any(|s| name.contains(s));
-            let fits = if succeeds { code == Some(0) } else { matches!(code, Some(1..=9)) };
+            // A device that is closed waits for its streams, and drops what it is told.
+            let may_succeed = name == "cuStreamSynchronize" && code == Some(0);
+            let fits = if succeeds { code == Some(0) } else { may_succeed || matches!(code, Some(1..=9)) };
             assert!(fits, "{fail}: {:?} {text}", output.status);
             assert!(is_noted || !captures.contains(&name), "{fail}: {text}");
             assert!(code == Some(0) || text.contains("(CUDA error 999)"), "{fail}: {text}");
