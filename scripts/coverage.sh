@@ -20,19 +20,19 @@ executable() { # ARGUMENTS: builds, and prints the path of the test binary
 }
 unit=$(executable --lib)
 program=$(executable --test program)
-
 "$program" fake_driver::
 "$unit" device::gpu::
-# What a profiler and a benchmark call, and the loops over several steps.
-engine=$(executable --test engine)
-DFKA_TEST_DEVICE=cuda LD_LIBRARY_PATH=$CARGO_TARGET_DIR/tmp/fakecuda FAKECUDA_QUIET=1 "$engine" machines:: --quiet
+# Events with times, and what the op checks need of a device.
+DFKA_TEST_DEVICE=cuda LD_LIBRARY_PATH=$CARGO_TARGET_DIR/tmp/fakecuda FAKECUDA_QUIET=1 "$unit" autograd::plan:: ops::losses:: --quiet
 
 "$tools/llvm-profdata" merge --sparse "$profiles"/*.profraw -o "$profiles/all.profdata"
-objects=(--object "$unit" --object "$program" --object "$engine" --object "$CARGO_TARGET_DIR/debug/dfka-engine")
-layer=(--instr-profile "$profiles/all.profdata" "${objects[@]}" src/device/gpu/cuda)
-[ $# = 0 ] || "$tools/llvm-cov" show "${layer[@]}" --format=html --output-dir "$1"
-"$tools/llvm-cov" report "${layer[@]}" --show-region-summary=false --show-branch-summary=false
-share=$("$tools/llvm-cov" export "${layer[@]}" --summary-only |
+objects=(--object "$unit" --object "$program" --object "$CARGO_TARGET_DIR/debug/dfka-engine")
+cov() { # COMMAND [OPTIONS]
+  "$tools/llvm-cov" "$@" --instr-profile "$profiles/all.profdata" "${objects[@]}" --sources src/device/gpu/cuda
+}
+[ $# = 0 ] || cov show --format=html --output-dir "$1"
+cov report --show-region-summary=false --show-branch-summary=false
+share=$(cov export --summary-only |
   python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["totals"]["lines"]["percent"])')
 echo "lines that ran: $share %"
 python3 -c "import sys; sys.exit($share < 95)" || { echo "expected 95 % at least" >&2; exit 1; }

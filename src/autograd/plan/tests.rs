@@ -85,7 +85,10 @@ fn a_second_replay_gives_the_same_bits_and_reads_nothing_that_it_did_not_write()
 fn the_timed_launches_are_those_of_the_plan_and_change_the_store() {
     use crate::device::Choice;
     use crate::ops::optim::sgd::Sgd;
-    let machine = match Choice::Emu.machine(Elem::F32) {
+    // A GPU, or a driver without one, if the environment names it (see `ops::op_check`).
+    let is_cuda = std::env::var("DFKA_TEST_DEVICE").is_ok_and(|device| device.starts_with("cuda"));
+    let choice = if is_cuda { Choice::Cuda(0) } else { Choice::Emu };
+    let machine = match choice.machine(Elem::F32) {
         Ok(machine) => machine.unwrap(),
         Err(e) => return crate::device::gpu::skipped(&e),
     };

@@ -144,6 +144,21 @@ fn a_step_of_training_waits_for_nothing() {
     assert!(long[1] - short[1] <= rings, "{short:?} {long:?}");
 }
 
+/// A profiler records the steps that `--profile` names, of the stages that have them: only the generator has a step 1.
+#[test]
+fn a_profiler_records_the_steps_that_it_is_told_to() {
+    let lab = Lab::new();
+    let Some(folder) = driver() else { return };
+    let run = ["run", "c.toml", "--out", "out", "--device", "cuda", "--profile", "1..2", "--quiet"];
+    let few = ["generator.steps=3", "dual.steps=[1, 1, 1, 1]", "generator.batch=2", "dual.batch=2"];
+    let args: Vec<&str> = run.into_iter().chain(few.iter().flat_map(|s| ["--set", s])).collect();
+    let mut program = lab.program(&args);
+    let output = program.env("LD_LIBRARY_PATH", folder).env("FAKECUDA_REPORT", "1").output().unwrap();
+    let text = stderr(&output);
+    assert!(output.status.success() && !text.contains("refused"), "{text}");
+    assert_eq!(["cuProfilerStart", "cuProfilerStop"].map(|name| calls(&text, name)), [1, 1], "{text}");
+}
+
 /// What `check` forecasts of the GPU's memory with these changes to the config, in MB.
 fn forecast(lab: &Lab, sets: &[&str]) -> f64 {
     let json = ["check", "c.toml", "--json", "--card", "h200"].into_iter();
