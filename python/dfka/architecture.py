@@ -126,12 +126,12 @@ def describe(tensors, path, stride="3x3"):
     for pattern, what in REFUSED:
         found = next((name for name in shapes if re.search(pattern, name)), None)
         if found:
-            raise wrong(f"{found}: {what}; dfka-engine reads plain ResNets only")
+            raise wrong(f"{found}: {what}; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only")
     found = read_off(shapes, wrong, stride)
     check_tensors(found, shapes, wrong)
     unsupported = [words for kind, (words, is_supported) in KINDS.items() if kind in found.kinds and not is_supported]
     if unsupported:
-        raise wrong(f"{found.in_words()}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets only")
+        raise wrong(f"{found.in_words()}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only")
     return found
 
 
@@ -177,7 +177,7 @@ def check_groups(shapes, block, depth, wrong):
         if before and len(shape) == 4 and shape[1] != before[0] and before[0] % shape[1] == 0:
             groups = before[0] // shape[1]
             kind = f"resnext{depth}_{groups}x{shape[1]}d" if block == "bottleneck" else f"{groups} groups"
-            raise wrong(f"{name}: {kind}: grouped convolutions; dfka-engine reads plain ResNets only")
+            raise wrong(f"{name}: {kind}: grouped convolutions; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only")
 
 
 def check_tensors(network, shapes, wrong):

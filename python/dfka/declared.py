@@ -67,7 +67,7 @@ def check_name(name, where):
             unsupported = [KINDS[kind][0] for kind in kinds if not KINDS[kind][1]]
             if unsupported:
                 raise Error(
-                    f"{where}: architecture {name}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets only"
+                    f"{where}: architecture {name}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only"
                 )
             return
     if FAMILIES.search(bare):

@@ -112,7 +112,7 @@ fn row(name: &str, v: &Value) -> String {
 fn word(v: &Value) -> &str {
     v.as_str().unwrap_or("?")
 }
-fn number(v: &Value) -> f64 {
+pub(super) fn number(v: &Value) -> f64 {
     v.as_f64().unwrap_or(0.0)
 }
 fn megabytes(v: &Value) -> f64 {

@@ -27,7 +27,8 @@ pub struct InitArgs {
     /// Name of the run [default: the teachers' names]
     #[arg(long)]
     name: Option<String>,
-    /// How long the training is: quick, balanced or best; `run --preset` changes it later
+    /// How long the training is: quick, balanced or best. The config gets these numbers of steps, and `run --preset` is
+    /// a factor on them
     #[arg(long, default_value = "balanced")]
     preset: Preset,
 }
@@ -53,7 +54,8 @@ pub fn init(args: &InitArgs) -> Result<String> {
         let plain: String =
             stem.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect();
         let taken = |name: &str| teachers.iter().any(|t| t.name == name) || RESERVED.contains(&name);
-        let name = if taken(&plain) { format!("{plain}-{}", teachers.len() + 1) } else { plain };
+        let numbered = (2..).map(|n| format!("{plain}-{n}"));
+        let name = std::iter::once(plain.clone()).chain(numbered).find(|n| !taken(n)).unwrap_or_default();
         teachers.push(open(path, name, args.image_size.map(|n| n as usize))?);
     }
     let (first, others) = teachers.split_first().ok_or_else(|| Error::Usage("no teacher is named".into()))?;
@@ -104,7 +106,7 @@ impl Teacher {
         let _ = write!(out, "\n[[teachers]]           # {}\n", known.network.in_words());
         let _ = writeln!(out, "name = {}\nweights = {}", quoted(&self.name), quoted(&self.path));
         if let Some(side) = self.stated_side {
-            let _ = writeln!(out, "image_size = {side}       # assumed, because the file does not say it");
+            let _ = writeln!(out, "image_size = {side}       # the file does not say it: check it");
         }
         match self.has_labels {
             true => {
@@ -145,7 +147,8 @@ fn likeness(teachers: &[Teacher]) -> Option<f64> {
 const SHARED: f64 = 0.3;
 
 fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Preset) -> Result<String> {
-    let mut out = format!("name = {}\nseed = 0\n", quoted(name));
+    let mut out =
+        format!("# Paths are relative to the folder of this file.\nname = {}\nseed = 0\n", quoted(name));
     teachers.iter().for_each(|t| out += &t.table());
     let network = &teachers[0].file.known.network;
     let (shares, why) = match likeness {
@@ -202,7 +205,7 @@ cutmix = 0.3
 
 # Labelled images, if you have any, are opened only after the last student is saved:
 # [evaluation]
-# data = "images.npz"  # or a table evaluation.voc or evaluation.coco (docs/config.md)
+# data = "images.npz"  # or a table evaluation.voc, evaluation.coco or evaluation.csv (docs/config.md)
 "#,
         start_pad = " ".repeat(16usize.saturating_sub(start.len())),
         rate = if is_small { "3e-3" } else { "1e-3" },

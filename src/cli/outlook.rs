@@ -1,10 +1,12 @@
 //! What `check` prints by default: whether a config fits, and what its run will take.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::commands::TeacherFacts;
+use super::forecast::number;
 use crate::device::memory;
 use crate::pipeline::spec::RunSpec;
 use crate::report;
@@ -103,7 +105,7 @@ impl Outlook<'_> {
         }
         let parameters = |of: &str| number(&f["parameters"][of]);
         let labels = match self.spec.student.labels.len() {
-            0 => self.teachers.iter().map(|t| t.labels.len()).sum(),
+            0 => self.teachers.iter().flat_map(|t| &t.labels).collect::<BTreeSet<_>>().len(),
             n => n,
         };
         text += &format!(
@@ -150,10 +152,6 @@ fn rough(seconds: f64) -> String {
 /// `1.3 GB`, `420 MB`.
 fn gigabytes(bytes: f64) -> String {
     if bytes >= 1e9 { format!("{:.1} GB", bytes / 1e9) } else { format!("{:.0} MB", (bytes / 1e6).max(1.0)) }
-}
-
-fn number(v: &Value) -> f64 {
-    v.as_f64().unwrap_or(0.0)
 }
 
 #[cfg(test)]

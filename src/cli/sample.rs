@@ -1,5 +1,6 @@
 //! `sample`: draws images from a run's generator.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -83,10 +84,10 @@ fn asked(sampler: &Sampler, wanted: &[String]) -> Result<Vec<bool>> {
         return Err(Error::Usage(format!("--labels: the generator has no label `{unknown}`; {hint}")));
     }
     let most = sampler.max_labels();
-    if wanted.len() > most {
+    let distinct = wanted.iter().collect::<BTreeSet<_>>().len();
+    if distinct > most {
         return Err(Error::Usage(format!(
-            "--labels: expected at most {most}, as in the generator's training (loss.max_labels), found {}",
-            wanted.len()
+            "--labels: expected at most {most}, as in the generator's training (loss.max_labels), found {distinct}"
         )));
     }
     Ok(labels.iter().map(|l| wanted.contains(l)).collect())
@@ -102,7 +103,8 @@ fn captions_of(
     image: [usize; 3],
     device: &Device,
 ) -> Result<(&'static str, String)> {
-    let run = if args.from.is_dir() { args.from.clone() } else { args.from.with_file_name("") };
+    let folder = if args.from.is_dir() { args.from.clone() } else { args.from.with_file_name("") };
+    let run = if folder.as_os_str().is_empty() { ".".into() } else { folder };
     let images = captions::as_images(&drawn.images, image)?;
     let resolved = run.join(report::CONFIG);
     let teachers =
@@ -117,7 +119,8 @@ fn captions_of(
             let asked = &drawn.asked[i * labels.len()..];
             let mut names: Vec<&String> =
                 labels.iter().zip(asked).filter(|(_, a)| **a).map(|(l, _)| l).collect();
-            names.dedup();
+            let mut seen = BTreeSet::new();
+            names.retain(|name| seen.insert(*name));
             names
         })
     };

@@ -1,13 +1,13 @@
 //! Student and teachers on newly generated images: the student's thresholds, and how often the two agree. No label of
 //! an image is used.
 
+use super::captions;
 use super::export::THRESHOLD;
 use super::predictor::{Predictor, probability};
 use super::sample::Sampler;
 use super::seed::stage_seed;
 use super::spec::RunSpec;
 use super::teachers::OpenedTeacher;
-use crate::data::unlabelled::{ImageSet, to_pixel};
 use crate::error::{Error, Result};
 use crate::summary::{Agreement, LabelAgreement, TaskBranch};
 use std::collections::HashMap;
@@ -35,12 +35,12 @@ pub fn measure(
     students: &[PathBuf],
 ) -> Result<Vec<Agreement>> {
     let mut sampler = Sampler::open(generator, &spec.device)?;
-    let [h, w, c] = sampler.image();
+    let image = sampler.image();
     let n = (spec.generator.steps * spec.generator.batch / 32).clamp(1, MOST_IMAGES);
     let seed = stage_seed(spec.seed, "agreement");
     let drawn = sampler.images(n, Some(seed), Some(&spec.dual.augment))?;
     drop(sampler);
-    let images = ImageSet::new(drawn.iter().map(|x| to_pixel(*x)).collect(), [n, h, w, c], "generated")?;
+    let images = captions::as_images(&drawn, image)?;
     let mut of_teachers: HashMap<&str, Vec<f32>> = HashMap::new();
     for task in tasks {
         let teacher = teachers.iter().find(|t| t.name == task.teacher);

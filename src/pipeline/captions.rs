@@ -25,7 +25,13 @@ pub fn by_teachers(teachers: &[TeacherSpec], images: &ImageSet, device: &Device)
     let mut all = vec![Vec::new(); images.shape()[0]];
     for teacher in teachers {
         let of_teacher = predicted(Predictor::open_teacher(teacher, device)?, images)?;
-        all.iter_mut().zip(of_teacher).for_each(|(all, more)| all.extend(more));
+        all.iter_mut().zip(of_teacher).for_each(|(all, more)| {
+            for label in more {
+                if !all.contains(&label) {
+                    all.push(label);
+                }
+            }
+        });
     }
     Ok(all)
 }

@@ -27,6 +27,7 @@ pub struct Probed {
 /// Errors: arrays that do not fit the network; logits that differ by more than [`MOST_APART`].
 pub fn probe(weights: &Path, file: &Path) -> Result<Probed> {
     let found = weights::load(file)?;
+    found.expect_all_read()?;
     let array = |name: &str, expected: &str| {
         let message = || format!("array {name:?}: expected {expected}, found none");
         found.get(name).ok_or_else(|| Error::data(file, message()))
@@ -58,7 +59,9 @@ pub fn probe(weights: &Path, file: &Path) -> Result<Probed> {
         }
         Ok(())
     })?;
-    let apart = ours.iter().zip(&logits.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // `f32::max` would ignore a difference that is not a number.
+    let larger = |most: f32, d: f32| if d.is_nan() { f32::INFINITY } else { most.max(d) };
+    let apart = ours.iter().zip(&logits.data).map(|(a, b)| (a - b).abs()).fold(0.0, larger);
     let scale = logits.data.iter().fold(1.0, |most: f32, l| most.max(l.abs()));
     if apart <= MOST_APART * scale {
         return Ok(Probed { images: n, apart, scale });

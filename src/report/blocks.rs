@@ -93,8 +93,9 @@ pub(super) fn branching(run: &RunFolder) -> String {
     if let Some(chosen) = chosen.filter(|_| blocks > 1) {
         let other = if chosen == 1 { 2 } else { chosen - 1 };
         let text = format!(
-            "Each of these students is in the folder: `student-block{other}.npz` is the one that branches after block {other}. \
-             `dfka-engine export student-block{other}.npz --to student.onnx` makes it the student that you use."
+            "Each of these students is in the folder, with its own thresholds: `student-block{other}.npz` is the one that \
+             branches after block {other}. `dfka-engine predict student-block{other}.npz IMAGE...` uses it, and \
+             `dfka-engine export student-block{other}.npz --to block{other}.onnx` converts it."
         );
         out += &format!("<p>{}</p>\n", prose(&text));
     }

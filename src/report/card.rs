@@ -68,8 +68,8 @@ fn text(s: &Summary, labels: &Labels, origin: Option<&Origin>) -> String {
     let mut text = format!(
         "{MARK}\n\n# {}\n\n\
          An image classifier with {} labels, any number of which an image can have. It has {} parameters, {:.1} % of its \
-         teachers' {}, and was amalgamated from them without any of their data, by dfka-engine {} (data-free knowledge \
-         amalgamation, [arXiv 2003.09088](https://arxiv.org/abs/2003.09088)).\n\n\
+         teachers' {}, and was amalgamated from them without any label, by dfka-engine {} (knowledge amalgamation, \
+         [arXiv 2003.09088](https://arxiv.org/abs/2003.09088)).\n\n\
          **Verdict: {}.** {}.\n",
         cell(&s.name),
         labels.labels.len(),

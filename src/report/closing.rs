@@ -1,6 +1,5 @@
 //! The last lines of a run on the terminal.
 
-use super::files::HTML;
 use super::overview::training_seconds;
 use super::table::{duration, millions};
 use crate::summary::{Summary, Word};
@@ -17,13 +16,13 @@ pub fn closing_lines(summary: &Summary, folder: &Path) -> String {
     format!(
         "{}: {}\n\
          size: {} parameters, {share:.1} % of the teachers' {}; trained in {}\n\
-         student and report: {}; {next}\n",
+         student and report in {}; {next}\n",
         verdict.word.text(),
         verdict.reason,
         millions(p.student),
         millions(p.teachers),
         duration(training_seconds(summary)),
-        folder.join(HTML).display()
+        folder.display()
     )
 }
 
@@ -42,9 +41,6 @@ mod tests {
             "good: the student has a mAP of 71.7 %, its teachers 74.8 %, chance 7.5 %, on 4952 labelled images"
         );
         assert!(lines[1].starts_with("size: 59.80 M parameters, 67.4 % of the teachers' 88.70 M"), "{text}");
-        assert!(
-            lines[2].ends_with("runs/x/report.html; next: dfka-engine predict runs/x IMAGE..."),
-            "{text}"
-        );
+        assert!(lines[2].ends_with("runs/x; next: dfka-engine predict runs/x IMAGE..."), "{text}");
     }
 }

@@ -1,6 +1,7 @@
 //! How often a student decides as its teachers do.
 
 use super::limits::MOST;
+use super::mean::mean_of_known;
 
 /// Decisions of a student and of its teachers on images that none of them was trained on. Nobody knows what these
 /// images show, so the teachers' decisions (probability 0.5 or more, eq. 5) take the place of labels.
@@ -61,14 +62,17 @@ impl Agreement {
 
     /// Mean of [`LabelAgreement::kappa`] over the labels that have one; absent where none has.
     pub fn kappa(&self) -> Option<f64> {
-        let all: Vec<f64> = self.labels.iter().filter_map(|l| l.kappa(self.images)).collect();
-        (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
+        let mean = mean_of_known(self.labels.iter().filter_map(|l| l.kappa(self.images)));
+        Some(mean).filter(|mean| mean.is_finite())
     }
 
     /// Checks counts that were read from a file.
     ///
     /// Errors: a count that does not fit the number of images.
     pub fn validate(&self) -> Result<(), String> {
+        if self.images > MOST {
+            return Err(format!("agreement: more than {MOST} images"));
+        }
         let fits = |l: &&LabelAgreement| {
             let most = l.teacher.max(l.student);
             most <= self.images
@@ -77,7 +81,6 @@ impl Agreement {
         };
         match self.labels.iter().find(|l| !fits(l)) {
             Some(l) => Err(format!("agreement on {:?}: counts do not fit {} images", l.label, self.images)),
-            None if self.images > MOST => Err(format!("agreement: more than {MOST} images")),
             None => Ok(()),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::agreement::Agreement;
 use super::limits::MOST;
+use super::mean::mean_of_known;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
@@ -98,12 +99,6 @@ impl PartialEq for Score {
             && all_same(&self.chance, &other.chance)
             && (self.images, &self.decisions) == (other.images, &other.decisions)
     }
-}
-
-/// The mean of the values that are numbers; not a number where none is.
-pub fn mean_of_known(values: impl Iterator<Item = f64>) -> f64 {
-    let known: Vec<f64> = values.filter(|v| v.is_finite()).collect();
-    if known.is_empty() { f64::NAN } else { known.iter().sum::<f64>() / known.len() as f64 }
 }
 
 impl Score {

@@ -3,12 +3,13 @@
 mod agreement;
 mod figures;
 mod limits;
+mod mean;
 mod verdict;
 
 pub use agreement::{Agreement, LabelAgreement};
 pub use figures::{
     Decisions, LabelShare, LabelStatistics, Parameters, Score, StudentScore, Summary, TaskBranch,
-    mean_of_known,
 };
 pub use limits::MOST;
+pub use mean::mean_of_known;
 pub use verdict::{Verdict, Word, chance};

@@ -1,6 +1,7 @@
 //! Whether a student is good, by stated rules.
 
 use super::figures::{LabelStatistics, Score, Summary};
+use super::mean::mean_of_known;
 
 /// A judgement in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -103,7 +104,13 @@ impl Summary {
         if let Some(share) = shown {
             reason += &format!(", which show {:.0} % of the labels asked for", 100.0 * share);
         }
-        Some(Verdict { word, reason: reason + "; accuracy on real images was not measured" })
+        let end = match &self.student {
+            Some(_) => {
+                "; on the labelled images the teachers are hardly better than chance, so they decide nothing"
+            }
+            None => "; accuracy on real images was not measured",
+        };
+        Some(Verdict { word, reason: reason + end })
     }
 }
 
@@ -118,8 +125,8 @@ fn grade(value: f64, weak: f64, good: f64) -> Word {
 /// The mAP of a random ranking: the mean share of positives, over the labels that have a score.
 pub fn chance(score: &Score) -> Option<f64> {
     let scored = score.ap.iter().filter(|(_, ap)| ap.is_finite());
-    let all: Vec<f64> = scored.filter_map(|(label, _)| score.chance.get(label).copied()).collect();
-    (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
+    let mean = mean_of_known(scored.filter_map(|(label, _)| score.chance.get(label).copied()));
+    Some(mean).filter(|mean| mean.is_finite())
 }
 
 /// The share of the labels asked for that the images show; absent for an unconditional generator.
