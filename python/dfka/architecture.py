@@ -11,6 +11,8 @@ KINDS = {
     "deep_stem": ("a stem of three convolutions (conv1.0, conv1.3, conv1.6)", True),
     "pooled_projection": ("average pools before the projections (downsample.1)", True),
 }
+# What messages say of what the engine reads.
+READS = "dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only"
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILON = 1e-5
 # Blocks and units that a name can state; a larger number is no network.
@@ -126,12 +128,12 @@ def describe(tensors, path, stride="3x3"):
     for pattern, what in REFUSED:
         found = next((name for name in shapes if re.search(pattern, name)), None)
         if found:
-            raise wrong(f"{found}: {what}; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only")
+            raise wrong(f"{found}: {what}; {READS}")
     found = read_off(shapes, wrong, stride)
     check_tensors(found, shapes, wrong)
     unsupported = [words for kind, (words, is_supported) in KINDS.items() if kind in found.kinds and not is_supported]
     if unsupported:
-        raise wrong(f"{found.in_words()}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only")
+        raise wrong(f"{found.in_words()}: {' and '.join(unsupported)}; {READS}")
     return found
 
 
@@ -177,7 +179,7 @@ def check_groups(shapes, block, depth, wrong):
         if before and len(shape) == 4 and shape[1] != before[0] and before[0] % shape[1] == 0:
             groups = before[0] // shape[1]
             kind = f"resnext{depth}_{groups}x{shape[1]}d" if block == "bottleneck" else f"{groups} groups"
-            raise wrong(f"{name}: {kind}: grouped convolutions; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only")
+            raise wrong(f"{name}: {kind}: grouped convolutions; {READS}")
 
 
 def check_tensors(network, shapes, wrong):

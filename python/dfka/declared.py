@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .architecture import KINDS
+from .architecture import KINDS, READS
 from .errors import Error
 
 # Keys under which trainers write the architecture's name, and the dictionaries in which they do.
@@ -67,7 +67,7 @@ def check_name(name, where):
             unsupported = [KINDS[kind][0] for kind in kinds if not KINDS[kind][1]]
             if unsupported:
                 raise Error(
-                    f"{where}: architecture {name}: {' and '.join(unsupported)}; dfka-engine reads plain ResNets, Wide ResNets and ResNet-D only"
+                    f"{where}: architecture {name}: {' and '.join(unsupported)}; {READS}"
                 )
             return
     if FAMILIES.search(bare):
