@@ -119,8 +119,10 @@ int put(Stream& stream, Operation o) {
         stream.capture->nodes.push_back(std::move(o));
         return SUCCESS;
     }
+    stream.has_kernels |= o.kernel != nullptr;
+    const bool runs_now = EAGER == 1 || (EAGER == 2 && !stream.has_kernels);
     stream.queue.push_back(std::move(o));
-    while ((long)stream.queue.size() > (EAGER ? 0 : QUEUE_LIMIT)) {
+    while ((long)stream.queue.size() > (runs_now ? 0 : QUEUE_LIMIT)) {
         // Removed before it runs, because a wait for an event may run the rest of the queue.
         Operation oldest = std::move(stream.queue.front());
         stream.queue.pop_front();

@@ -94,6 +94,7 @@ struct Event {
 };
 struct Stream {
     std::deque<Operation> queue;
+    bool has_kernels = false; // whether one was ever put into it
     // While the stream captures: what it captured, from which thread, in which mode, and whether an illegal
     // call has spoilt it.
     std::unique_ptr<Graph> capture;

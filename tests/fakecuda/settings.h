@@ -15,7 +15,8 @@ inline const long DEVICES = setting("FAKECUDA_DEVICES", 1);
 inline const long CAPACITY = setting("FAKECUDA_MEMORY_MB", 141000) * 1000000;
 // Operations of a stream that wait before the oldest must run.
 inline const long QUEUE_LIMIT = setting("FAKECUDA_QUEUE", 100000);
-inline const bool EAGER = setting("FAKECUDA_EAGER", 0);
+// 1: work runs when it is put into a stream. 2: only in streams that have had no kernel, so that copies overtake kernels.
+inline const long EAGER = setting("FAKECUDA_EAGER", 0);
 inline const bool TRACE = setting("FAKECUDA_TRACE", 0);
 inline const bool REPORT = setting("FAKECUDA_REPORT", 0);
 inline const bool QUIET = setting("FAKECUDA_QUIET", 0);

@@ -19,10 +19,12 @@ steps = 16
 labels = ["person", "bus"]
 "#;
 
-/// Runs the program with the fake driver, and returns what both printed.
-fn call(lab: &Lab, args: &[&str]) -> Option<(Vec<u8>, String)> {
+/// Runs the program with the fake driver, which delays all work (`eager` "0") or all but copies in a stream of their own
+/// ("2"), and returns what both printed.
+fn call(lab: &Lab, args: &[&str], eager: &str) -> Option<(Vec<u8>, String)> {
     let mut program = lab.program(args);
-    let output = program.env("LD_LIBRARY_PATH", driver()?).env("FAKECUDA_REPORT", "1").output().unwrap();
+    program.env("LD_LIBRARY_PATH", driver()?).envs([("FAKECUDA_REPORT", "1"), ("FAKECUDA_EAGER", eager)]);
+    let output = program.output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     let text = stderr(&output);
     Some((output.stdout, text))
@@ -42,18 +44,21 @@ fn a_teacher_of_photographs_waits_for_its_metrics_only_and_has_the_emulators_bit
     let devkit = root().join("tests/fixtures/voc/VOCdevkit");
     std::fs::write(lab.path("t.toml"), format!("{TEACHER}voc = {{ root = {devkit:?}, year = 2007 }}\n"))
         .unwrap();
-    let teach = |out: &str, device: &str, steps: &str| {
+    let teach = |out: &str, device: &str, steps: &str, eager: &str| {
         let steps = format!("training.steps={steps}");
         let args = ["teach", "t.toml", "--out", out, "--device", device, "--quiet", "--set", &steps];
-        call(&lab, &args).map(|(_, text)| text)
+        call(&lab, &args, eager).map(|(_, text)| text)
     };
     let (Some(_), Some(short), Some(long)) =
-        (teach("emu", "emu", "16"), teach("short", "cuda", "16"), teach("long", "cuda", "32"))
+        (teach("emu", "emu", "16", "0"), teach("short", "cuda", "16", "0"), teach("long", "cuda", "32", "0"))
     else {
         return;
     };
     assert!(lab.bytes("emu/weights.npz") == lab.bytes("short/weights.npz"), "{short}");
     assert_eq!(idle_waits(&long) - idle_waits(&short), 1, "{short}{long}");
+    // No copy may overwrite pixels that a kernel has yet to read.
+    let early = teach("early", "cuda", "16", "2").unwrap();
+    assert!(lab.bytes("emu/weights.npz") == lab.bytes("early/weights.npz"), "{early}");
     for text in [short, long] {
         assert!(text.contains("pageable copies: 0 up, 0 down"), "{text}");
         assert!(!text.contains("refused"), "{text}");
@@ -65,8 +70,14 @@ fn a_teacher_of_photographs_waits_for_its_metrics_only_and_has_the_emulators_bit
 fn an_evaluation_reads_the_next_batch_while_the_gpu_works_and_has_the_emulators_scores() {
     let lab = Lab::new();
     labelled(300, network().image, &["bus", "car", "dog"], 8).save(lab.path("many.npz")).unwrap();
-    let scores = |device: &str| call(&lab, &["eval", "left.npz", "many.npz", "--device", device, "--json"]);
-    let (Some((on_emu, _)), Some((on_cuda, text))) = (scores("emu"), scores("cuda")) else { return };
+    let scores = |device: &str, eager: &str| {
+        call(&lab, &["eval", "left.npz", "many.npz", "--device", device, "--json"], eager)
+    };
+    let (Some((on_emu, _)), Some((on_cuda, text))) = (scores("emu", "0"), scores("cuda", "0")) else {
+        return;
+    };
     assert!(!on_emu.is_empty() && on_emu == on_cuda, "{}", String::from_utf8_lossy(&on_cuda));
     assert!(text.contains("pageable copies: 0 up, 0 down") && !text.contains("refused"), "{text}");
+    let (early, text) = scores("cuda", "2").unwrap();
+    assert!(on_emu == early, "{text}");
 }
