@@ -31,7 +31,7 @@ fn a_good_student_one_at_chance_and_a_collapsed_generator_are_told_apart() {
     let lab = Lab::new();
     config(&lab);
     // In so short a training the early blocks are the best ones.
-    let (code, line, report) = run(&lab, "good", &["student.branch=2"]);
+    let (code, line, report) = run(&lab, "good", &["student.branch=2", "dual.steps=[25, 100, 1, 1]"]);
     assert!(code == 0 && line.starts_with("good: the student has a mAP of "), "{code} {line}");
     assert!(report.contains("<span class=\"badge\">good</span>"), "the badge of a good student");
     assert!(
