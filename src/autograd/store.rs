@@ -167,7 +167,7 @@ impl<R: Real> Store<R> {
     pub fn ids(&self) -> impl Iterator<Item = TensorId> + use<R> {
         (0..self.entries.len() as u32).map(TensorId)
     }
-    /// Bytes of all buffers where steps use them, those of a planned store included.
+    /// Bytes that all buffers take on the device that runs the steps. A planned store counts as if it had memory.
     pub fn bytes(&self) -> usize {
         self.mirrored.iter().map(Mirrored::gpu_bytes).sum()
     }

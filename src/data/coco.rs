@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::files::{encoding_error, find_below, is_plain_name, read};
+use super::files::{encoding_error, is_plain_name, read};
+use super::targets::{Listed, Named};
 use crate::error::{Error, Result};
 use crate::text;
 
@@ -119,37 +120,11 @@ fn without_non_numbers(json: &[u8]) -> Option<Vec<u8>> {
     changed
 }
 
-/// The content of an `instances` file.
-#[derive(Debug, PartialEq)]
-pub struct Instances {
-    /// File names, in the order of the images' ids.
-    pub files: Vec<String>,
-    /// `[n, labels]`: 0 absent, 1 present.
-    pub targets: Vec<u8>,
-    /// In the order of the category ids.
-    pub labels: Vec<String>,
-}
-
-/// The content of an `instances` file, with the paths of its images.
-#[derive(Debug, PartialEq)]
-pub struct Listed {
-    pub images: Vec<PathBuf>,
-    pub targets: Vec<u8>,
-    pub labels: Vec<String>,
-}
-
 /// Reads the annotations and looks up their images in the folder `images`. No image is opened.
 ///
 /// Errors: those of [`parse_instances`]; an image that is not in the folder.
 pub fn open(images: &Path, annotations: &Path) -> Result<Listed> {
-    let Instances { files, targets, labels } =
-        parse_instances(&read(annotations, MAX_JSON_BYTES)?, annotations)?;
-    let path = |(name, path): (&String, Option<PathBuf>)| {
-        let message = || format!("expected {name} in {}, found no such file", images.display());
-        path.ok_or_else(|| Error::data(annotations, message()))
-    };
-    let paths = files.iter().zip(find_below(images, &files)?).map(path).collect::<Result<_>>()?;
-    Ok(Listed { images: paths, targets, labels })
+    parse_instances(&read(annotations, MAX_JSON_BYTES)?, annotations)?.below(images, annotations)
 }
 
 fn parse_raw(json: &[u8], path: &Path) -> Result<RawInstances> {
@@ -173,7 +148,7 @@ fn parse_raw(json: &[u8], path: &Path) -> Result<RawInstances> {
 ///
 /// Errors: JSON of another structure, no image or category, a duplicate id or name, a file name that leads
 /// out of its folder, an annotation of an unknown image or category.
-pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
+pub fn parse_instances(json: &[u8], path: &Path) -> Result<Named> {
     let fault = |m: String| Error::data(path, m);
     let RawInstances { mut images, annotations, mut categories } = parse_raw(json, path)?;
     if images.is_empty() || categories.is_empty() {
@@ -223,7 +198,7 @@ pub fn parse_instances(json: &[u8], path: &Path) -> Result<Instances> {
         let column = columns.get(&a.category_id).ok_or_else(|| unknown("category_id", &a.category_id))?;
         targets[row * categories.len() + column] = 1;
     }
-    Ok(Instances {
+    Ok(Named {
         files: images.into_iter().map(|i| i.file_name).collect(),
         targets,
         labels: categories.into_iter().map(|c| c.name).collect(),

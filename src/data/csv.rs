@@ -10,54 +10,29 @@
 //! to the folder of the images. A field may be in double quotes, and then contain commas.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::average_precision::DIFFICULT;
-use super::files::{find_below, is_plain_name, read_text};
+use super::files::{is_plain_name, read_text};
+use super::targets::{Listed, Named};
 use crate::error::{Error, Result};
 use crate::weights::check_labels;
 
 /// The largest table that is read: a million images with a hundred labels take a fifth of it.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// The content of a table.
-#[derive(Debug, PartialEq)]
-pub struct Table {
-    /// In the order of the lines.
-    pub files: Vec<String>,
-    /// `[n, labels]`: 0 absent, 1 present, 2 ignored.
-    pub targets: Vec<u8>,
-    /// In the order of the columns.
-    pub labels: Vec<String>,
-}
-
-/// The content of a table, with the paths of its images.
-#[derive(Debug, PartialEq)]
-pub struct Listed {
-    pub images: Vec<PathBuf>,
-    pub targets: Vec<u8>,
-    pub labels: Vec<String>,
-}
-
 /// Reads the table `labels` and looks up its images in `folder`. No image is opened.
 ///
 /// Errors: those of [`parse`]; an image that is not in the folder.
 pub fn open(folder: &Path, labels: &Path) -> Result<Listed> {
-    let table = parse(&read_text(labels, MAX_BYTES)?, labels)?;
-    let found = find_below(folder, &table.files)?;
-    let path = |(name, path): (&String, Option<PathBuf>)| {
-        let message = || format!("expected {name} in {}, found no such file", folder.display());
-        path.ok_or_else(|| Error::data(labels, message()))
-    };
-    let images = table.files.iter().zip(found).map(path).collect::<Result<_>>()?;
-    Ok(Listed { images, targets: table.targets, labels: table.labels })
+    parse(&read_text(labels, MAX_BYTES)?, labels)?.below(folder, labels)
 }
 
 /// Parses a table. `path` is for error messages.
 ///
 /// Errors: a first line that does not begin with `file`, no label or image, a label or an image that is
 /// listed twice, a line with another number of fields, a value other than 0, 1 and nothing.
-pub fn parse(text: &str, path: &Path) -> Result<Table> {
+pub fn parse(text: &str, path: &Path) -> Result<Named> {
     let fail = |line: usize, m: String| Error::data(path, format!("line {line}: {m}"));
     let mut lines = text.lines().enumerate().map(|(i, l)| (i + 1, l)).filter(|(_, l)| !l.trim().is_empty());
     let Some((line, header)) = lines.next() else {
@@ -110,7 +85,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Table> {
     if files.is_empty() {
         return Err(Error::data(path, "expected a line for each image after the first line, found none"));
     }
-    Ok(Table { files, targets, labels })
+    Ok(Named { files, targets, labels })
 }
 
 /// The fields of a line, without the blanks around them.
@@ -150,7 +125,7 @@ fn fields(line: &str) -> Result<Vec<String>, String> {
 mod tests {
     use super::*;
 
-    fn of(text: &str) -> Result<Table> {
+    fn of(text: &str) -> Result<Named> {
         parse(text, Path::new("labels.csv"))
     }
 

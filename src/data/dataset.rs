@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::image::{self, Encoded, Pixels};
 use super::labelled::LabelledSet;
+use super::targets::Listed;
 use super::unlabelled::ImageSet;
 use super::{coco, csv, voc};
 use crate::error::{Error, Result};
@@ -97,7 +98,7 @@ impl Dataset {
     ///
     /// Errors: see [`coco::open`].
     pub fn coco(images: &Path, annotations: &Path) -> Result<Dataset> {
-        let coco::Listed { images: files, targets, labels } = coco::open(images, annotations)?;
+        let Listed { images: files, targets, labels } = coco::open(images, annotations)?;
         let provenance = format!("{}, {} images", annotations.display(), files.len());
         Ok(Dataset { file: annotations.into(), labels, provenance, images: Images::Files(files), targets })
     }
@@ -106,7 +107,7 @@ impl Dataset {
     ///
     /// Errors: see [`csv::open`].
     pub fn csv(folder: &Path, table: &Path) -> Result<Dataset> {
-        let csv::Listed { images: files, targets, labels } = csv::open(folder, table)?;
+        let Listed { images: files, targets, labels } = csv::open(folder, table)?;
         let provenance = format!("{}, {} images", table.display(), files.len());
         Ok(Dataset { file: table.into(), labels, provenance, images: Images::Files(files), targets })
     }

@@ -5,8 +5,9 @@
 //! files so that the imports show, to a reader and to a test, which code has access to labels.
 //!
 //! [`scenes`] makes both kinds from public archives, which [`idx`] and [`digits`] read. [`voc`] and [`coco`]
-//! read the layouts of those data sets, [`csv`] a table of labels beside a folder of images. [`image`] decodes a file, [`transform`] converts the pixels to a
-//! network's input, and [`loader`] does both in threads, ahead of time.
+//! read the layouts of those data sets, [`csv`] a table of labels beside a folder of images. [`image`]
+//! decodes a file, [`transform`] converts the pixels to a network's input, and [`loader`] does both in
+//! threads, ahead of time.
 
 pub mod average_precision;
 pub mod coco;
@@ -22,6 +23,7 @@ pub mod labelled;
 pub mod loader;
 mod rng;
 pub mod scenes;
+mod targets;
 pub mod transform;
 pub mod unlabelled;
 pub mod voc;

@@ -21,7 +21,8 @@ pub fn load(path: impl AsRef<Path>) -> Result<Tensors> {
         // Two bytes are not enough: `PK` may also be the length of a safetensors header.
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => npz::load_floats(path),
         start if foreign::is_json(start) => shards::load(path),
-        // Before the marks of other formats, which the length of a header may have by chance.
+        // This comes before the other formats, because the length of a safetensors header may begin with the bytes of one
+        // of them.
         start if foreign::is_safetensors(start) => safetensors::load_floats(path),
         start if onnx::is_likely(start) => onnx::load(path),
         other => Err(Error::data(path, foreign::refusal(other))),

@@ -10,8 +10,19 @@ use std::collections::{BTreeMap, BTreeSet};
 const BLIND: [&str; 5] = ["pipeline", "models", "autograd", "ops", "device"];
 /// The files of `data` that read, hold or score labels (`digits` and `idx` read the classes of single
 /// objects). The module `labelled` is their only user below the command line.
-const WITH_LABELS: [&str; 10] =
-    ["average_precision", "coco", "csv", "dataset", "digits", "idx", "labelled", "loader", "scenes", "voc"];
+const WITH_LABELS: [&str; 11] = [
+    "average_precision",
+    "coco",
+    "csv",
+    "dataset",
+    "digits",
+    "idx",
+    "labelled",
+    "loader",
+    "scenes",
+    "targets",
+    "voc",
+];
 /// The other files of `data`.
 const WITHOUT_LABELS: [&str; 8] =
     ["files", "folder", "image", "jpeg", "mod", "rng", "transform", "unlabelled"];

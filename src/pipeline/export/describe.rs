@@ -117,7 +117,7 @@ impl Facts {
 
 /// The thresholds in a file's metadata, or the default for each label.
 ///
-/// Errors: another number of thresholds than labels, one that is no probability.
+/// Errors: the number of thresholds is not that of the labels; a threshold is no probability.
 pub fn thresholds(t: &Tensors, labels: usize) -> Result<Vec<f32>> {
     if !t.meta.contains_key("thresholds") {
         return Ok(vec![THRESHOLD; labels]);
