@@ -84,23 +84,23 @@ template <int BM, int BN> constexpr int STAGES = (224 << 10) / STAGE<BM, BN>;
 // Two tiles of three slabs, in the stages of a ring; the first stage is at 0x400. A warpgroup multiplies two
 // parts of a tile: its rows 0-63 and 64-127 where two warpgroups multiply in turns, otherwise columns 0-127 and
 // 128-255 of the group's 64 rows.
-template <int BM, int BN, bool in_turns, bool is_gradient> static void multiplied(Fact& fact) {
+template <int BM, int BN, bool pingpong, bool is_gradient> static void multiplied(Fact& fact) {
     Barriers<STAGES<BM, BN>> bars{};
     const Product g = {2 * BM, BN, 192, 2, BM, 1, 1, 1, 0, 0};
-    for (int group = 0; group < (in_turns ? 2 : 3); group++) {
+    for (int group = 0; group < (pingpong ? 2 : 3); group++) {
         threadIdx.x = 128 * (group + 1);
         products.clear();
-        consume<Wgmma<BM, BN, in_turns>, BM, BN, in_turns, is_gradient>(g, 2, shared, bars, nullptr,
+        consume<Wgmma<BM, BN, pingpong>, BM, BN, pingpong, is_gradient>(g, 2, shared, bars, nullptr,
                                                                          [](int) { return StoreNothing{}; });
-        const int first = in_turns ? group * 3 : 0, count = (in_turns ? 3 : 6) * 4 * 2;
+        const int first = pingpong ? group * 3 : 0, count = (pingpong ? 3 : 6) * 4 * 2;
         fact.same(products.size(), count, "number of products");
         for (int i = 0; i < (int)products.size(); i++) {
             const Issued& p = products[i];
             const int part = i % 2, k = i / 2 % 4, stage = (first + i / 8) % STAGES<BM, BN>;
             // Addresses and offsets count 16 bytes.
             const u32 base_a = 0x40 + stage * STAGE<BM, BN> / 16, base_b = base_a + BM * 128 / 16;
-            const u32 a = base_a + 0x200 * (in_turns ? part : group) + 2 * k;
-            const u32 b = base_b + (in_turns ? 0 : 0x400 * part) + (is_gradient ? 0x02000000 + 0x80 * k : 2 * k);
+            const u32 a = base_a + 0x200 * (pingpong ? part : group) + 2 * k;
+            const u32 b = base_b + (pingpong ? 0 : 0x400 * part) + (is_gradient ? 0x02000000 + 0x80 * k : 2 * k);
             // The hardware ignores the leading offset, bits 16-29, where an operand is K-major and swizzled.
             const u32 k_major = ~0x3fff0000;
 #define WHERE \
@@ -130,7 +130,7 @@ static void descriptors() {
 
 // y[n, p, q] has w[r, s] times x[n, p stride - pad + r, q stride - pad + s], and so dx[n, h, w] has w[r, s]
 // times dz[n, h + pad - r, w + pad - s] at stride 1. The filter is a matrix [k, (r, s, c)].
-template <int BM, int BN, bool in_turns, bool is_gradient> static void copied(Fact& fact, const Geometry& g) {
+template <int BM, int BN, bool pingpong, bool is_gradient> static void copied(Fact& fact, const Geometry& g) {
     const Conv2dDims dims = {g.n, g.h, g.w, g.c, g.k, g.r, g.s, g.p(), g.q(), g.stride, g.pad};
     const Product product = is_gradient ? Product::input_gradient(dims) : Product::forward(dims);
     Barriers<STAGES<BM, BN>> bars{};
@@ -140,7 +140,7 @@ template <int BM, int BN, bool in_turns, bool is_gradient> static void copied(Fa
     const int across = (columns + BN - 1) / BN, tiles = (g.n * height * width + BM - 1) / BM * across;
     threadIdx.x = 0;
     copies.clear();
-    produce<Wgmma<BM, BN, in_turns>, BM, BN, is_gradient>(maps, product, tiles, shared, bars, [](const MemberTile&) {});
+    produce<Wgmma<BM, BN, pingpong>, BM, BN, is_gradient>(maps, product, tiles, shared, bars, [](const MemberTile&) {});
     const int boxes = 1 + BN / 64, slabs = tiles * taps * (inner / 64);
     fact.same(copies.size(), slabs * boxes, "number of copies");
     for (int i = 0; i < slabs && !fact.wrong; i++) {
