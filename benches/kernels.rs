@@ -213,7 +213,7 @@ fn classifier(choice: Choice) -> Result<Step> {
         x = net.block(&mut r, b, x, mode, None)?;
     }
     let (_, logits) = net.head(&mut r, x, mode)?;
-    let loss = r.apply(Bce { targets: Targets::Probabilities, minus_entropy: false }, &[logits, target])?;
+    let loss = r.apply(Bce::new(Targets::Probabilities), &[logits, target])?;
     tape.metric("loss", loss);
     let mut learning = net.learning(blocks);
     learning.extend(net.head.into_iter().flatten());

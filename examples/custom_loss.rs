@@ -24,8 +24,7 @@ const STEPS: u64 = 200;
 
 /// `bce(logits, targets) + 0.1 * mean |sigmoid(logits)|`, a scalar. logits and targets: `[n, 1, 1, labels]`.
 fn loss(tape: &mut Tape, logits: Value, targets: Value) -> Result<Value> {
-    let bce =
-        tape.apply(Bce { targets: Targets::Probabilities, minus_entropy: false }, &[logits, targets])?;
+    let bce = tape.apply(Bce::new(Targets::Probabilities), &[logits, targets])?;
     let few = tape.apply(DiscreteLoss, &[logits])?;
     tape.apply(WeightedSum { weights: vec![1.0, 0.1] }, &[bce, few])
 }

@@ -61,8 +61,9 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
             shift: 6,
         },
         loss: LossSpec {
-            recipe: Recipe::Conditional { max_labels: 3 },
+            recipe: Recipe::Conditional { max_labels: 3, positive: 4.0 },
             alpha: 0.1,
+            mean_activation: true,
             beta: 0.0,
             gamma: 0.0,
             statistics: 5.0,

@@ -129,15 +129,16 @@ pub fn export(args: &Args, mut spec: RunSpec, path: &Path) -> Result<()> {
         let name = if name == "loss" { name.into() } else { format!("metric.{name}") };
         out.insert(name, &[1], vec![value])?;
     }
-    let (recipe, share) = match spec.loss.recipe {
-        Recipe::Published => ("published", 0.0),
-        Recipe::Conditional { .. } => ("conditional", 0.0),
-        Recipe::Balanced { share } => ("balanced", share),
+    let (recipe, share, positive) = match spec.loss.recipe {
+        Recipe::Published => ("published", 0.0, 1.0),
+        Recipe::Conditional { positive, .. } => ("conditional", 0.0, positive),
+        Recipe::Balanced { share } => ("balanced", share, 1.0),
     };
     let device = engine.machine().map_or("the CPU".into(), |m| m.gpu.name());
     let labels: Vec<&Vec<String>> = teachers.all.iter().map(|t| &t.labels).collect();
     let config = json!({
-        "network": net, "labels": labels, "recipe": recipe, "share": share, "alpha": spec.loss.alpha,
+        "network": net, "labels": labels, "recipe": recipe, "share": share, "positive": positive, "alpha": spec.loss.alpha,
+        "mean_activation": spec.loss.mean_activation,
         "beta": spec.loss.beta, "gamma": spec.loss.gamma, "statistics": spec.loss.statistics,
         "reduction": spec.student.filter_reduction,
     });

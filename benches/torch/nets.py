@@ -78,7 +78,9 @@ class Config:
         self.recipe = loss.get("recipe", "conditional")
         published = self.recipe == "published"
         self.max_labels, self.share = loss.get("max_labels", 3), loss.get("share", 0.08)
+        self.positive = loss.get("positive", 4.0)
         self.alpha = loss.get("alpha", 1.0 if published else 0.1)
+        self.mean_activation = loss.get("activation", "sum" if published else "mean") == "mean"
         self.beta, self.gamma = loss.get("beta", 1.0 if published else 0.0), loss.get("gamma", 5.0 if published else 0.0)
         self.statistics = loss.get("statistics", 0.0 if published else 5.0)
         self.norm, self.reduction = student.get("norm", "stored"), student.get("filter_reduction", 4)
@@ -507,7 +509,8 @@ def bce(logits, target):
 
 def one_hot(config, logits, wanted):
     if config.recipe == "conditional":
-        return bce(logits, wanted)
+        weight = torch.full_like(logits[:1], config.positive)
+        return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight)
     if config.recipe == "published":
         return bce(logits, (logits.detach() >= 0).to(logits.dtype))
     n = logits.shape[0]
@@ -533,7 +536,7 @@ def objective(config, nets, filters, levels, numbers, wanted, shift):
         logits.append(y)
     every = torch.cat(logits, 1)
     terms = {"one_hot": (1.0, one_hot(config, every, wanted))}
-    l1 = [-f.abs().sum() / (f.shape[0] if config.recipe == "published" else f.numel()) for f in features]
+    l1 = [-f.abs().sum() / (f.numel() if config.mean_activation else f.shape[0]) for f in features]
     terms["activation"] = (config.alpha, sum(l1) / len(nets))
     if config.beta > 0:
         terms["entropy"] = (config.beta, negative_entropy(torch.sigmoid(every).mean(0)).mean())

@@ -8,6 +8,10 @@ DEV bool leaves_out(double t, int is_logit) { return !is_logit && t < 0.0; }
 
 DEV double target_of(double t, int is_logit) { return is_logit ? sigmoid(t) : t; }
 
+// What the positive weight w adds to the loss of one logit, and to its slope, with more = w - 1.
+DEV double extra_loss(double x, double t, double more) { return more * t * softplus(-x); }
+DEV double extra_slope(double x, double t, double more) { return -more * t * sigmoid(-x); }
+
 DEV double entropy_of(double t, int is_logit) {
     return is_logit ? softplus(t) - t * sigmoid(t) : -plogp(t) - plogp(1.0 - t);
 }
@@ -17,25 +21,28 @@ DEV double entropy_of(double t, int is_logit) {
 KERNEL(1024) bce_fwd(float* RESTRICT y,        // scalar
                      const float* RESTRICT x,  // [elements] logits
                      const float* RESTRICT t,  // [elements] targets
-                     i64 elements, int is_logit, int minus_entropy, double each) {
+                     i64 elements, int is_logit, int minus_entropy, double positive_weight, double each) {
     SHARED(double, scratch, 32);
     const double total = block_total(elements, scratch, [&](i64 i) {
         if (leaves_out(t[i], is_logit)) return 0.0;
         const double entropy = minus_entropy ? entropy_of(t[i], is_logit) : 0.0;
-        return cross_entropy(x[i], target_of(t[i], is_logit)) - entropy;
+        const double target = target_of(t[i], is_logit);
+        return cross_entropy(x[i], target) + extra_loss(x[i], target, positive_weight - 1.0) - entropy;
     });
     if (threadIdx.x == 0) *y = (float)(total * each);
 }
 INSTANCE(bce_fwd)
 
-// dx (+)= dy * each * (sigmoid(x) - t). One thread per element.
+// dx (+)= dy * each * (sigmoid(x) - t - (w - 1) t sigmoid(-x)). One thread per element.
 KERNEL(256) bce_bwd(float* RESTRICT dx,        // [elements]
                     const float* RESTRICT x,   // [elements] logits
                     const float* RESTRICT t,   // [elements] targets
                     const float* RESTRICT dy,  // scalar
-                    i64 elements, int is_logit, double each, int add) {
+                    i64 elements, int is_logit, double positive_weight, double each, int add) {
     put_slopes(dx, dy, elements, add, [&](i64 i) {
-        return leaves_out(t[i], is_logit) ? 0.0 : (sigmoid(x[i]) - target_of(t[i], is_logit)) * each;
+        if (leaves_out(t[i], is_logit)) return 0.0;
+        const double target = target_of(t[i], is_logit);
+        return (sigmoid(x[i]) - target + extra_slope(x[i], target, positive_weight - 1.0)) * each;
     });
 }
 INSTANCE(bce_bwd)

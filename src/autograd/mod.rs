@@ -42,7 +42,7 @@
 //! let [x, t] = [x, t].map(|id| tape.leaf(store, id, Learn::Frozen));
 //! let [w, b] = [w, b].map(|id| tape.leaf(store, id, Learn::Trainable));
 //! let y = tape.apply(Conv2d::linear(), &[x, w, b])?;
-//! let loss = tape.apply(Bce { targets: Targets::Probabilities, minus_entropy: false }, &[y, t])?;
+//! let loss = tape.apply(Bce::new(Targets::Probabilities), &[y, t])?;
 //! tape.metric("loss", loss);
 //!
 //! // Plan, then replay 100 times.

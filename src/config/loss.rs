@@ -16,8 +16,10 @@ pub(super) struct RawLoss {
     recipe: Option<String>,
     max_labels: Option<i64>,
     share: Option<f64>,
+    positive: Option<f64>,
     alpha: Option<f64>,
     beta: Option<f64>,
+    activation: Option<String>,
     gamma: Option<f64>,
     statistics: Option<f64>,
     least_diversity: Option<f64>,
@@ -50,6 +52,7 @@ impl RawLoss {
             beta: weight("beta", &mut self.beta, weights.beta)?,
             gamma: weight("gamma", &mut self.gamma, weights.gamma)?,
             statistics: weight("statistics", &mut self.statistics, weights.statistics)?,
+            mean_activation: self.mean_activation(source)?,
             least_diversity: source.number(
                 "loss.least_diversity",
                 value_or(&mut self.least_diversity, 0.05),
@@ -71,12 +74,31 @@ impl RawLoss {
         if name != "balanced" {
             only_with(source, "loss.share", self.share.is_some(), "recipe = \"balanced\"")?;
         }
+    /// Whether L_a is a mean over features. The published one is a sum, which grows with the network's width.
+    fn mean_activation(&mut self, source: &Source) -> Result<bool> {
+        let is_published = self.recipe.as_deref() == Some("published");
+        let default = if is_published { "sum" } else { "mean" };
+        match value_or(&mut self.activation, default.into()).as_str() {
+            "mean" => Ok(true),
+            "sum" => Ok(false),
+            other => {
+                let message =
+                    format!("unknown `loss.activation` \"{other}\"; {}", suggest(other, &["mean", "sum"]));
+                Err(source.fail("loss.activation", message))
+            }
+        }
+    }
+
         match name.as_str() {
             "published" => Ok((Recipe::Published, PUBLISHED)),
             "conditional" => {
                 let max_labels = value_or(&mut self.max_labels, 3);
+            only_with(source, "loss.positive", self.positive.is_some(), "recipe = \"conditional\"")?;
                 let max_labels = source.count("loss.max_labels", max_labels, 1..=10_000)?;
-                Ok((Recipe::Conditional { max_labels }, CHOSEN_LABELS))
+                // An image is asked for two labels of, say, twenty: with a weight of 1 the eighteen that it is not to show
+                // weigh far more (docs/experiments.md).
+                let positive = source.number("loss.positive", value_or(&mut self.positive, 4.0), WEIGHT)?;
+                Ok((Recipe::Conditional { max_labels, positive }, CHOSEN_LABELS))
             }
             "balanced" => {
                 let within = (Excluded(0.0), Excluded(1.0));

@@ -48,7 +48,7 @@ fn missing_keys_get_their_defaults() {
     assert_eq!(spec.student.init, StudentInit::Scratch);
     assert_eq!(spec.student.branch, Branch::Auto { least: 1 });
     assert_eq!(spec.dual.steps, [10, 20]);
-    assert_eq!(spec.loss.recipe, Recipe::Conditional { max_labels: 3 });
+    assert_eq!(spec.loss.recipe, Recipe::Conditional { max_labels: 3, positive: 4.0 });
     assert!(spec.baselines.is_empty() && spec.evaluation.is_none());
 }
 

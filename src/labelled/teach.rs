@@ -151,7 +151,7 @@ fn record(r: &mut Recorder<f32>, net: &ResNet, mode: Mode, mut x: Value, target:
         x = net.block(r, b, x, mode, None)?;
     }
     let (_, logits) = net.head(r, x, mode)?;
-    let loss = r.apply(Bce { targets: Targets::Probabilities, minus_entropy: false }, &[logits, target])?;
+    let loss = r.apply(Bce::new(Targets::Probabilities), &[logits, target])?;
     r.tape.metric("loss", loss);
     Ok(loss)
 }

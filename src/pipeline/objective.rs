@@ -114,8 +114,9 @@ impl Objective<'_> {
         let all = views.logits;
         let mut terms: Vec<Term> = Vec::new();
         let one_hot = match (self.recipe, wanted) {
-            (Recipe::Conditional { .. }, Some(wanted)) => {
-                r.apply(Bce { targets: Targets::Probabilities, minus_entropy: false }, &[all, wanted])?
+            (Recipe::Conditional { positive, .. }, Some(wanted)) => {
+                let bce = Bce { positive_weight: *positive, ..Bce::new(Targets::Probabilities) };
+                r.apply(bce, &[all, wanted])?
             }
             (Recipe::Balanced { share }, _) => {
                 r.apply(OneHotLoss { targets: PseudoLabels::Balanced { share: *share } }, &[all])?
@@ -123,9 +124,7 @@ impl Objective<'_> {
             _ => r.apply(OneHotLoss { targets: PseudoLabels::Threshold }, &[all])?,
         };
         terms.push(("one_hot", 1.0, one_hot));
-        // The published L_a is a sum over features; ours is their mean, which does not grow with the
-        // network's width.
-        let mean_over_features = *self.recipe != Recipe::Published;
+        let mean_over_features = self.spec.loss.mean_activation;
         let activations = views
             .features
             .iter()
@@ -162,7 +161,7 @@ impl Objective<'_> {
                 r.within(part::GENERATOR, |r| filter.record(r, levels[j], Learn::Trainable))
             })?;
             let y = concat(r, &y)?;
-            inner.push(r.apply(Bce { targets: Targets::Logits, minus_entropy: false }, &[y, target])?);
+            inner.push(r.apply(Bce::new(Targets::Logits), &[y, target])?);
         }
         Ok(Some(("inner", 1.0, mean(r, &inner)?)))
     }

@@ -173,6 +173,8 @@ pub struct LossSpec {
     pub recipe: Recipe,
     /// Weight of L_a.
     pub alpha: f32,
+    /// Whether L_a is a mean over a teacher's features (ours) or their sum (as printed).
+    pub mean_activation: bool,
     /// Weight of L_ie.
     pub beta: f32,
     /// Weight of L_dis.
@@ -199,6 +201,8 @@ pub enum Recipe {
     },
     /// For each label, the images of the batch with the highest predictions count as positive (ours).
     Balanced {
+        /// Weight in L_oh of the labels that an image is to show, against the others.
+        positive: f32,
         /// Their share of the batch.
         share: f32,
     },

@@ -128,7 +128,7 @@ impl StageOne {
         let (net, g) = (&teachers.network, &spec.generator);
         let seed = stage_seed(spec.seed, "generator.init");
         let (conditions, max_labels) = match spec.loss.recipe {
-            Recipe::Conditional { max_labels } => {
+            Recipe::Conditional { max_labels, .. } => {
                 let labels = teachers.labels().count();
                 (labels, max_labels.min(labels))
             }

@@ -209,7 +209,7 @@ impl StageTwo {
             };
             let (wanted_features, wanted) = suffix(r, block_b)?;
             let (features, found) = suffix(r, filtered)?;
-            let dual = r.apply(Bce { targets: Targets::Logits, minus_entropy: true }, &[found, wanted])?;
+            let dual = r.apply(Bce { minus_entropy: true, ..Bce::new(Targets::Logits) }, &[found, wanted])?;
             let mut extra = Vec::new();
             for (i, (f, w)) in features.iter().zip(&wanted_features).enumerate() {
                 let weight = if i == 0 { d.feature } else { d.late_features / (features.len() - 1) as f32 };

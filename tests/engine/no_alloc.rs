@@ -97,6 +97,7 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
         loss: LossSpec {
             recipe: Recipe::Balanced { share: 0.3 },
             alpha: 0.1,
+            mean_activation: true,
             beta: 1.0,
             gamma: 1.0,
             statistics: 1.0,

@@ -242,7 +242,7 @@ fn training_with_batch_statistics() {
     }
     let logits = net.head(&mut r, x, mode).unwrap().1;
     let targets = r.leaf(targets, Learn::Frozen);
-    let bce = Bce { targets: Targets::Probabilities, minus_entropy: false };
+    let bce = Bce::new(Targets::Probabilities);
     let loss = r.apply(bce, &[logits, targets]).unwrap();
     r.tape.output(loss);
     let plan = step(&mut engine, &tape, loss, &learning, StepState::default());
@@ -308,6 +308,7 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
         loss: LossSpec {
             recipe: Recipe::Published,
             alpha: number(&one["alpha"]),
+            mean_activation: false,
             beta: number(&one["beta"]),
             gamma: number(&one["gamma"]),
             statistics: 0.0,

@@ -7,7 +7,8 @@ use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{cross_entropy, expect_rows, one_block, plogp, softplus, store_or_add_all};
 use crate::ops::operands::Io;
 use crate::ops::operator::{
-    OperandInfo, Operator, Signature, expect_f32, expect_frozen, expect_operands, expect_shape,
+    OperandInfo, Operator, Signature, expect_f32, expect_frozen, expect_operands, expect_setting,
+    expect_shape,
 };
 use crate::tensor::{Real, Shape};
 
@@ -21,14 +22,16 @@ pub enum Targets {
     Logits,
 }
 
-/// `L = 1/(n c) sum_{n,c} l(sigmoid(x), t)` with `l(y, t) = -t log y - (1 - t) log(1 - y)`.
+/// `L = 1/(n c) sum_{n,c} l(sigmoid(x), t)` with `l(y, t) = -w t log y - (1 - t) log(1 - y)`, where w is
+/// `positive_weight`.
 ///
 /// With `minus_entropy`, `1/(n c) sum l(t, t)` is subtracted, so that the minimum is 0 for soft targets too.
 ///
 /// Shapes: x, the logits, and t, the targets, `[n, 1, 1, c]`; the loss a scalar.
-/// Source: eq. 11 (the inner terms) and 13; subtracting the entropy is ours.
-/// Backward: `dx = dy (sigmoid(x) - t) / (n c)`, from x and t. The targets get no gradient.
-/// Errors: operands that are not rows or differ in shape; targets that need a gradient.
+/// Source: eq. 11 (the inner terms) and 13; the weight and subtracting the entropy are ours.
+/// Backward: `dx = dy (sigmoid(x) - t - (w - 1) t sigmoid(-x)) / (n c)`, from x and t. The targets get no gradient.
+/// Errors: operands that are not rows or differ in shape; targets that need a gradient; a weight that is not finite or
+/// below 0; `minus_entropy` with a weight other than 1, whose minimum is not the entropy.
 /// Cost: no multiply-adds; reads 2 tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bce {
@@ -36,9 +39,22 @@ pub struct Bce {
     pub targets: Targets,
     /// Whether to subtract the targets' entropy.
     pub minus_entropy: bool,
+    /// Weight of the part of the loss that asks for a label; PyTorch's `pos_weight`.
+    pub positive_weight: f32,
 }
 
 impl Bce {
+    /// The plain cross-entropy against these targets.
+    pub const fn new(targets: Targets) -> Bce {
+        Bce { targets, minus_entropy: false, positive_weight: 1.0 }
+    }
+
+    /// What the weight adds to the loss of one logit, and to its slope: 0 for a weight of 1.
+    fn extra(&self, x: f64, t: f64) -> (f64, f64) {
+        let more = (f64::from(self.positive_weight) - 1.0) * t;
+        (more * softplus(-x), -more * sigmoid(-x))
+    }
+
     /// Whether an entry is ignored.
     fn leaves_out(&self, t: f64) -> bool {
         self.targets == Targets::Probabilities && t < 0.0
@@ -66,6 +82,10 @@ impl Operator for Bce {
         expect_rows("bce", "logits", args[0].shape)?;
         expect_shape("bce", "targets", args[0].shape, args[1].shape)?;
         expect_frozen("bce", "targets", args[1])?;
+        let w = self.positive_weight;
+        expect_setting("bce", w.is_finite() && w >= 0.0 && (w == 1.0 || !self.minus_entropy), || {
+            format!("expected a positive weight from 0 on, and 1 where the entropy is subtracted, found {w}")
+        })?;
         Ok(Signature { outputs: vec![Shape::SCALAR], keeps_inputs: vec![0, 1], ..Default::default() })
     }
 
@@ -77,7 +97,7 @@ impl Operator for Bce {
                 return 0.0;
             }
             let entropy = if self.minus_entropy { self.entropy(t) } else { 0.0 };
-            cross_entropy(x, self.target(t)) - entropy
+            cross_entropy(x, self.target(t)) + self.extra(x, self.target(t)).0 - entropy
         });
         io.y(0)[0] = R::of(total / x.len() as f64);
     }
@@ -88,7 +108,11 @@ impl Operator for Bce {
         let each = 1.0 / x.len() as f64;
         store_or_add_all(dx, io.dy0()[0], |i| {
             let (x, t) = (x[i].f64(), t[i].f64());
-            if self.leaves_out(t) { 0.0 } else { (sigmoid(x) - self.target(t)) * each }
+            if self.leaves_out(t) {
+                return 0.0;
+            }
+            let t = self.target(t);
+            (sigmoid(x) - t + self.extra(x, t).1) * each
         });
     }
 
@@ -107,6 +131,7 @@ impl Operator for Bce {
                 (elems as i64).into(),
                 (self.targets == Targets::Logits).into(),
                 self.minus_entropy.into(),
+                f64::from(self.positive_weight).into(),
                 (1.0 / elems as f64).into(),
             ],
         )
@@ -127,6 +152,7 @@ impl Operator for Bce {
                 l.dy0().into(),
                 (elems as i64).into(),
                 (self.targets == Targets::Logits).into(),
+                f64::from(self.positive_weight).into(),
                 (1.0 / elems as f64).into(),
                 write.into(),
             ],
@@ -152,7 +178,7 @@ mod tests {
                 }
                 let y = squash(*x);
                 let t = if op.targets == Targets::Logits { squash(*t) } else { *t };
-                sum -= t * y.ln() + (1.0 - t) * (1.0 - y).ln();
+                sum -= f64::from(op.positive_weight) * t * y.ln() + (1.0 - t) * (1.0 - y).ln();
                 if op.minus_entropy && t > 0.0 && t < 1.0 {
                     sum += t * t.ln() + (1.0 - t) * (1.0 - t).ln();
                 }
@@ -164,9 +190,9 @@ mod tests {
     #[test]
     fn passes_the_op_checks() {
         for shape in [Shape::rows(1, 1), Shape::rows(7, 5), Shape::rows(64, 20), Shape::rows(1030, 17)] {
-            for minus_entropy in [false, true] {
+            for (minus_entropy, positive_weight) in [(false, 1.0), (true, 1.0), (false, 5.0)] {
                 let case = |targets, f: fn(f64) -> f64| {
-                    let op = Bce { targets, minus_entropy };
+                    let op = Bce { targets, minus_entropy, positive_weight };
                     Case::new(op, &[shape, shape])
                         .frozen(1)
                         .map(0, |v| 3.0 * v)
@@ -187,7 +213,7 @@ mod tests {
         // Eq. 13, one sample, two labels: y = 3/4, 1/2 against t = 1/2, 1.
         // l = -(ln 3/4 + ln 1/4) / 2 = -ln(3/16) / 2, and ln 2; H(t) = ln 2, and 0.
         let case = |targets, minus_entropy, t: [f64; 2], loss: f64| {
-            Case::new(Bce { targets, minus_entropy }, &[Shape::rows(1, 2); 2])
+            Case::new(Bce { minus_entropy, ..Bce::new(targets) }, &[Shape::rows(1, 2); 2])
                 .values(0, vec![3f64.ln(), 0.0])
                 .values(1, t.to_vec())
                 .frozen(0)
@@ -208,7 +234,7 @@ mod tests {
 
     #[test]
     fn refuses_operands_that_do_not_fit() {
-        let op = Bce { targets: Targets::Probabilities, minus_entropy: false };
+        let op = Bce::new(Targets::Probabilities);
         let arg = |shape, needs_grad| OperandInfo { shape, needs_grad };
         let e = |args: &[OperandInfo]| op.signature(args).unwrap_err().to_string();
         let rows = Shape::rows(2, 3);
@@ -222,5 +248,10 @@ mod tests {
         );
         assert!(e(&[arg(Shape::new(2, 2, 2, 3), true), arg(rows, false)]).contains("expected rows"));
         assert!(e(&[arg(rows, true)]).contains("expected 2 operands (logits, targets), found 1"));
+        for (minus_entropy, positive_weight) in [(false, f32::NAN), (false, -1.0), (true, 2.0)] {
+            let op = Bce { minus_entropy, positive_weight, ..op };
+            let e = op.signature(&[arg(rows, true), arg(rows, false)]).unwrap_err().to_string();
+            assert!(e.contains("bce: expected a positive weight from 0 on"), "{e}");
+        }
     }
 }
