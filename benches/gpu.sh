@@ -377,10 +377,10 @@ call_run2() {
 
   # The whole demo on the device, then a quarter of its steps in bf16, in f32 and on the CPU, to compare these
   # three.
-  local short=(generator.steps=125 'dual.steps=[25, 100, 200, 325]' loss.least_diversity=0 loss.least_entropy=0)
+  local short=(generator.steps=125 'dual.steps=[25, 100, 200, 325]' loss.least_diversity=0 loss.least_information=0 loss.least_found=0)
   if [[ -n $dry ]]; then
     short=(generator.steps=1 'dual.steps=[1, 1, 1, 1]' generator.batch=4 dual.batch=4 dual.bank=8
-      loss.least_diversity=0 loss.least_entropy=0)
+      loss.least_diversity=0 loss.least_information=0 loss.least_found=0)
     row demo skipped 0 "dry run"
   else
     demo demo 45 "$on"

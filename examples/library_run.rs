@@ -44,7 +44,8 @@ fn main() -> Result<()> {
         "dual.bank=640",
         // After thirty steps the images are not diverse yet, so the collapse alarm is off.
         "loss.least_diversity=0",
-        "loss.least_entropy=0",
+        "loss.least_information=0",
+        "loss.least_found=0",
     ];
     let overrides = sets.into_iter().map(Override::set).collect::<Result<Vec<_>>>()?;
     let spec = load_run(&config, &overrides)?.spec;

@@ -31,7 +31,7 @@ DFKA_TEST_DEVICE=cuda cuda "$unit" autograd::plan:: ops::losses:: --quiet
 code=0
 cuda "$CARGO_TARGET_DIR/debug/dfka-engine" run configs/demo.toml --device cuda --quiet --force --out "$profiles/demo" \
   --set generator.steps=1 --set generator.batch=4 --set dual.steps=[1,1,1,1] --set dual.batch=4 --set dual.bank=4 \
-  --set loss.least_diversity=0 --set loss.least_entropy=0 >"$profiles/demo.log" || code=$?
+  --set loss.least_diversity=0 --set loss.least_information=0 --set loss.least_found=0 >"$profiles/demo.log" || code=$?
 [ $code = 0 ] || [ $code = 7 ]
 
 "$tools/llvm-profdata" merge --sparse "$profiles"/*.profraw -o "$profiles/all.profdata"

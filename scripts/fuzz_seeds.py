@@ -434,8 +434,6 @@ def run_folders():
         "ka": None,
         "parameters": {"teachers": 900, "student": 600, "filters": 20, "trunk": 300},
         "branch": [{"teacher": "a", "labels": ["bus"], "block": 1, "loss_by_block": [0.25, 0.5]}],
-        "diversity": 0.75,
-        "label_entropy": 0.5,
         "label_statistics": statistics,
         "seconds": {"generator": 1.5, "block1": 2, "total": 4},
         "version": "0.1.0",

@@ -67,8 +67,9 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
             beta: 0.0,
             gamma: 0.0,
             statistics: 5.0,
-            least_diversity: 0.05,
-            least_entropy: 0.15,
+            least_diversity: 0.0,
+            least_information: 0.0,
+            least_found: 0.0,
         },
         dual: DualSpec {
             images: ImageSource::Generator,

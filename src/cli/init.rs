@@ -186,8 +186,6 @@ shift = {shift}
 
 [loss]
 statistics = 10.0
-least_diversity = 0.3
-least_entropy = 0.2
 
 [dual]
 steps = {dual:?}  # for each block; preset {preset}

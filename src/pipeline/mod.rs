@@ -14,6 +14,7 @@ mod engine;
 pub mod export;
 pub mod fingerprint;
 pub mod forecast;
+pub mod generated;
 pub mod images;
 pub mod inputs;
 mod objective;

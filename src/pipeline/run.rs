@@ -6,11 +6,12 @@ use super::checkpoint::StageResult;
 use super::engine_on;
 use super::export;
 use super::fingerprint;
+use super::generated;
 use super::inputs::RunInputs;
 use super::observer::Observer;
 use super::sample;
 use super::session::{Extras, Session};
-use super::snapshots::{self, Snapshots};
+use super::snapshots::Snapshots;
 use super::spec::{ImageSource, RunSpec};
 use super::stage_one::{self, StageOne};
 use super::stage_two::StageTwo;
@@ -198,14 +199,14 @@ fn train_generator(
     let stage = one.stage(engine, spec, teachers)?;
     let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
     let extras = Extras { snapshots: Some(Snapshots::new(&one, engine, spec)?), ..Extras::default() };
-    let result = session.train_with(engine, stage, extras, |engine, _| {
+    session.train_with(engine, stage, extras, |engine, _| {
         sample::save(&file, &one, &engine.store, spec, teachers)?;
-        snapshots::count_labels(&one, engine, spec, teachers, &out)
+        generated::measure(&one, engine, spec, teachers, &out)
     })?;
-    summary.label_statistics = snapshots::label_statistics(&out)?;
-    summary.diversity = result.converged.get("diversity").copied().unwrap_or(0.0);
-    summary.label_entropy = -result.converged.get("entropy").copied().unwrap_or(0.0) / std::f64::consts::LN_2;
-    expect_no_collapse(spec, summary)?;
+    if let Some(found) = generated::statistics(&out)? {
+        generated::expect_no_collapse(&spec.loss, &found)?;
+        summary.label_statistics = Some(found);
+    }
     Ok(one)
 }
 
@@ -255,20 +256,4 @@ fn train_blocks(
 fn reread(meta: &weights::Meta) -> Result<weights::Meta> {
     let text = serde_json::to_string(meta).and_then(|text| serde_json::from_str(&text));
     text.map_err(|e| Error::Run(format!("student metadata: {e}")))
-}
-
-/// Errors: a collapsed generator. A student that was trained on its images would seem to converge and be
-/// useless.
-fn expect_no_collapse(spec: &RunSpec, summary: &Summary) -> Result<()> {
-    let (d, e) = (summary.diversity, summary.label_entropy);
-    let (least_d, least_e) = (spec.loss.least_diversity, spec.loss.least_entropy);
-    if d >= f64::from(least_d) && e >= f64::from(least_e) {
-        return Ok(());
-    }
-    let key = if d >= f64::from(least_d) { "least_entropy" } else { "least_diversity" };
-    Err(Error::Diverged(format!(
-        "generator: collapsed: diversity of its images {d:.4} (at least {least_d} expected), label entropy \
-         {e:.3} (at least {least_e} expected); try loss.recipe = \"conditional\" or a lower loss.gamma, \
-         or go on all the same with --resume --set loss.{key}=0"
-    )))
 }

@@ -1,18 +1,15 @@
-//! Pictures of the generator: its images of one z during training, and the labels that the teachers predict
-//! for its images at the end. Nothing here changes a tensor of the run.
+//! Pictures of the generator: its images of one z during training. Nothing here changes a tensor of the run.
 
 use super::observer::Observer;
 use super::seed::stage_seed;
 use super::spec::RunSpec;
 use super::stage_one::StageOne;
-use super::teachers::{Teachers, concat, predictions};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Tape};
 use crate::device::StepState;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::Recorder;
-use crate::report::{LABEL_STATISTICS, SAMPLES, STRIP_IMAGES, samples_at, small_grid_png};
-use crate::summary::{LabelShare, LabelStatistics};
+use crate::report::{SAMPLES, STRIP_IMAGES, samples_at, small_grid_png};
 use crate::weights::write_atomic;
 use std::io::Write;
 use std::ops::Range;
@@ -90,71 +87,5 @@ impl Snapshots {
             write_atomic(out.join(SAMPLES), |file| file.write_all(&grid))?;
         }
         Ok(())
-    }
-}
-
-/// Most images that label statistics count: with 512, the standard error of a share of 5 % is 1 %.
-const COUNTED_IMAGES: usize = 512;
-
-/// Counts the labels that the generator was to show and those that the teachers predict (eq. 5: probability
-/// 0.5 or more), over newly generated images, and stores the counts in the run's folder.
-///
-/// Cost: the forward pass of at most a hundredth of stage one's images, about 0.3 % of its time.
-///
-/// Errors: a file that cannot be written.
-pub fn count_labels(
-    one: &StageOne,
-    engine: &mut Engine<f32>,
-    spec: &RunSpec,
-    teachers: &Teachers,
-    out: &Path,
-) -> Result<()> {
-    let mut tape = Tape::default();
-    let mut r = Recorder { tape: &mut tape, store: &engine.store };
-    let g = &spec.generator;
-    let (levels, wanted) = one.record_images(&mut r, g.batch, Learn::Frozen)?;
-    let image = levels[levels.len() - 1];
-    let logits = predictions(&mut r, teachers, 1, |_, _| Ok(image))?;
-    let logits = concat(&mut r, &logits)?;
-    tape.output(logits);
-    wanted.iter().for_each(|w| tape.output(*w));
-    let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
-    plan.reserve(engine)?;
-
-    let labels: Vec<LabelShare> = teachers
-        .all
-        .iter()
-        .flat_map(|t| t.labels.iter().map(|l| LabelShare::new(&t.name, l, wanted.is_some())))
-        .collect();
-    let mut counts = LabelStatistics { images: 0, labels };
-    let images = (g.steps * g.batch / 100).clamp(1, COUNTED_IMAGES);
-    for step in 0..images.div_ceil(g.batch) as u64 {
-        plan.replay(
-            engine,
-            &StepState { seed: stage_seed(spec.seed, "labels"), step, ..Default::default() },
-        )?;
-        let found = plan.output(engine, logits)?;
-        let wanted = wanted.map(|w| plan.output(engine, w)).transpose()?;
-        counts.images += g.batch;
-        for (i, logit) in found.iter().enumerate() {
-            let is_wanted = wanted.as_ref().map(|w| w[i] > 0.5);
-            let label = i % counts.labels.len();
-            counts.labels[label].count(is_wanted, *logit >= 0.0);
-        }
-    }
-    let json = serde_json::to_vec_pretty(&counts)
-        .map_err(|e| Error::Run(format!("cannot write label statistics as JSON: {e}")))?;
-    write_atomic(out.join(LABEL_STATISTICS), |file| file.write_all(&json))
-}
-
-/// Reads what [`count_labels`] stored; `None` where the run was made by a version without label statistics.
-///
-/// Errors: a file that is damaged.
-pub fn label_statistics(out: &Path) -> Result<Option<LabelStatistics>> {
-    let path = out.join(LABEL_STATISTICS);
-    match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::data(&path, e.to_string())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", &path, e)),
     }
 }

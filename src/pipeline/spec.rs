@@ -184,8 +184,11 @@ pub struct LossSpec {
     /// The run stops, as collapsed, if the diversity of the generated images' features (see
     /// [`Diversity`](crate::ops::losses::diversity::Diversity)) is below this ...
     pub least_diversity: f32,
-    /// ... or their mean label entropy, in bits, is below this.
-    pub least_entropy: f32,
+    /// ... or what the teachers' predictions tell about the image, in bits a label (see
+    /// [`LabelStatistics`](crate::summary::LabelStatistics)), is below this ...
+    pub least_information: f32,
+    /// ... or the share of the labels that are found in any image is below this.
+    pub least_found: f32,
 }
 
 /// How the targets of L_oh are chosen.
@@ -198,11 +201,11 @@ pub enum Recipe {
     Conditional {
         /// Most labels in the set.
         max_labels: usize,
+        /// Weight in L_oh of the labels that an image is to show, against the others.
+        positive: f32,
     },
     /// For each label, the images of the batch with the highest predictions count as positive (ours).
     Balanced {
-        /// Weight in L_oh of the labels that an image is to show, against the others.
-        positive: f32,
         /// Their share of the batch.
         share: f32,
     },

@@ -184,6 +184,22 @@ pub fn predictions<R: Real>(
     Ok(all)
 }
 
+/// Records every teacher on the same images, and returns their features before the head, side by side, and their logits,
+/// side by side.
+pub fn views<R: Real>(r: &mut Recorder<R>, teachers: &Teachers, images: Value) -> Result<(Value, Value)> {
+    let (mut features, mut logits) = (Vec::new(), Vec::new());
+    for t in &teachers.all {
+        let mut x = images;
+        for b in 1..=teachers.network.blocks() {
+            x = t.net.block(r, b, x, Mode::FROZEN, None)?;
+        }
+        let (of_teacher, y) = t.net.head(r, x, Mode::FROZEN)?;
+        features.push(of_teacher);
+        logits.push(y);
+    }
+    Ok((concat(r, &features)?, concat(r, &logits)?))
+}
+
 /// Records the predictions or features of several teachers side by side: `[n, 1, 1, c_i]` become one
 /// `[n, 1, 1, sum c_i]`.
 pub fn concat<R: Real>(r: &mut Recorder<R>, parts: &[Value]) -> Result<Value> {

@@ -6,7 +6,7 @@ use super::origin::EVALUATION;
 use super::overview::{not_measured, owner, owners_ap};
 use super::run_folder::RunFolder;
 use super::table::percent;
-use crate::summary::{LabelShare, LabelStatistics, Summary};
+use crate::summary::{LabelShare, LabelStatistics};
 
 struct Row {
     name: String,
@@ -82,7 +82,7 @@ fn data_of(run: &RunFolder) -> String {
 /// The section that compares the labels the generator was asked to show with those the teachers predict.
 pub(super) fn labels_shown(run: &RunFolder) -> String {
     let Some(stats) = run.summary.label_statistics.as_ref().filter(|s| s.images > 0) else {
-        return missing_statistics(&run.summary, run.config.images.as_deref());
+        return missing_statistics(run.config.images.as_deref());
     };
     let share = |count: usize| 100.0 * count as f64 / stats.images as f64;
     let is_drawn = stats.labels.iter().any(|l| l.drawn.is_some());
@@ -155,11 +155,8 @@ fn in_words(stats: &LabelStatistics, is_drawn: bool) -> String {
     text
 }
 
-fn missing_statistics(s: &Summary, images: Option<&str>) -> String {
+fn missing_statistics(images: Option<&str>) -> String {
     let why = match images {
-        Some("generator") | None if s.diversity > 0.0 => {
-            "an earlier version of the program wrote this folder and did not count them"
-        }
         Some("generator") => "they are counted at the end of stage one",
         _ => return String::new(),
     };

@@ -17,7 +17,8 @@ pub struct ConfigFacts {
     pub stages: Vec<PlannedStage>,
     /// Thresholds of the collapse alarm.
     pub least_diversity: Option<f64>,
-    pub least_entropy: Option<f64>,
+    pub least_information: Option<f64>,
+    pub least_found: Option<f64>,
     pub has_evaluation: bool,
     /// Whether the config is that of a teacher's training (`teach`), not of a run.
     pub is_teacher_training: bool,
@@ -69,7 +70,8 @@ impl ConfigFacts {
             images,
             stages,
             least_diversity: at("loss.least_diversity").and_then(number),
-            least_entropy: at("loss.least_entropy").and_then(number),
+            least_information: at("loss.least_information").and_then(number),
+            least_found: at("loss.least_found").and_then(number),
             has_evaluation: root.contains_key("evaluation"),
             is_teacher_training: root.contains_key("training") && !root.contains_key("teachers"),
         }
@@ -94,7 +96,7 @@ mod tests {
         let facts = ConfigFacts::read(
             "name = 'n'\nseed = 3\nteachers = [{ name = 'A', weights = 'a' }, { name = 'B', weights = 'b' }]\n\
              [generator]\nsteps = 10\nbatch = 4\n[dual]\nimages = 'generator'\nsteps = [5, 6]\nbatch = 8\n\
-             [loss]\nleast_diversity = 0\nleast_entropy = 0.25\n[baselines]\nka = 'x'\n[evaluation]\ndata = 'e'\n",
+             [loss]\nleast_diversity = 0\nleast_information = 0.25\n[baselines]\nka = 'x'\n[evaluation]\ndata = 'e'\n",
         );
         let stages: Vec<_> = facts.stages.iter().map(|s| (s.name.as_str(), s.steps, s.batch)).collect();
         let expected = [
@@ -105,7 +107,7 @@ mod tests {
             ("ka.block2", 6, 8),
         ];
         assert_eq!(stages, expected);
-        assert_eq!((facts.least_diversity, facts.least_entropy), (Some(0.0), Some(0.25)));
+        assert_eq!((facts.least_diversity, facts.least_information), (Some(0.0), Some(0.25)));
         assert!(facts.has_evaluation && facts.teachers == ["A", "B"] && facts.seed == Some(3));
         for text in [
             "",

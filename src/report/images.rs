@@ -3,9 +3,11 @@
 
 use super::bars::labels_shown;
 use super::chart::{Frame, MOST_POINTS, Markers, Series, framed_chart};
+use super::config_facts::ConfigFacts;
 use super::html::{image, prose};
 use super::metrics::thin;
 use super::run_folder::RunFolder;
+use crate::summary::LabelStatistics;
 
 pub(super) fn generated(run: &RunFolder) -> String {
     let s = &run.summary;
@@ -43,42 +45,55 @@ pub(super) fn generated(run: &RunFolder) -> String {
     out += &labels_shown(run);
     if !curves.is_empty() {
         out += "<h3>Has the generator collapsed?</h3>";
-        if s.diversity > 0.0 {
-            let alarm = |least: Option<f64>| least.map_or(String::new(), |l| format!(" (alarm below {l})"));
-            let text = format!(
-                "Over the last tenth of stage one, the diversity of the images' features is {:.3}{} and the label entropy \
-                 {:.3} bits{}. Diversity is 0 if all images are alike and 2 if any two are as different as possible; \
-                 entropy is 1 if every label is predicted for half of the images.",
-                s.diversity,
-                alarm(run.config.least_diversity),
-                s.label_entropy,
-                alarm(run.config.least_entropy)
-            );
-            out += &format!("<p>{}</p>\n", prose(&text));
+        if let Some(images) = &s.label_statistics {
+            out += &format!("<p>{}</p>\n", prose(&collapse_in_words(images, &run.config)));
         }
         out += &format!("<div class=\"charts large\">{curves}</div>\n");
     }
     out
 }
 
-/// Charts of diversity and label entropy by step, each with the threshold of its alarm.
+/// The measures of the alarm, each with its threshold.
+fn collapse_in_words(images: &LabelStatistics, config: &ConfigFacts) -> String {
+    let alarm = |least: Option<f64>| least.map_or(String::new(), |l| format!(" (alarm below {l})"));
+    let mut text = format!("On {} new images, without a random shift:", images.images);
+    if let Some(diversity) = images.diversity {
+        text += &format!(
+            " the diversity of their features is {diversity:.3}{}, where 0 means that all images are alike and 2 that any \
+             two are as different as possible;",
+            alarm(config.least_diversity)
+        );
+    }
+    if let Some(information) = images.information {
+        text += &format!(
+            " the labels that the teachers predict tell {information:.3} bits about the image{}, where 0 means that the \
+             predictions are the same for all images and 1 that every label is certainly there in half of them;",
+            alarm(config.least_information)
+        );
+    }
+    text += &format!(
+        " {} of {} labels are found{}.",
+        images.labels_found(),
+        images.labels.len(),
+        alarm(config.least_found)
+    );
+    text
+}
+
+/// Charts of diversity and label entropy by step. The images are shifted at random here, which adds to the diversity, so
+/// the thresholds of the alarm do not apply.
 fn collapse_charts(run: &RunFolder) -> String {
     let Some(stage) = run.stages.iter().find(|s| s.name == "generator") else { return String::new() };
     let per_bit = -1.0 / std::f64::consts::LN_2;
     [
-        ("diversity", "diversity by step", 1.0, run.config.least_diversity),
-        ("entropy", "label entropy by step, bits", per_bit, run.config.least_entropy),
+        ("diversity", "diversity of shifted images by step", 1.0),
+        ("entropy", "label entropy by step, bits", per_bit),
     ]
     .into_iter()
-    .filter_map(|(metric, title, factor, least)| {
+    .filter_map(|(metric, title, factor)| {
         let points = thin(stage.curves.get(metric)?, MOST_POINTS);
         let points: Vec<(f64, f64)> = points.into_iter().map(|(x, y)| (x, factor * y)).collect();
-        let ends = points.first().zip(points.last()).map(|(a, b)| (a.0, b.0))?;
-        let mut series = vec![Series { name: metric, class: "a", points, markers: Markers::None }];
-        if let Some(least) = least {
-            let points = vec![(ends.0, least), (ends.1, least)];
-            series.push(Series { name: "alarm", class: "ref", points, markers: Markers::None });
-        }
+        let series = [Series { name: metric, class: "a", points, markers: Markers::None }];
         Some(framed_chart(title, &series, Frame { mark: None, include_y: Some(0.0), x_name: "step" }))
     })
     .collect()

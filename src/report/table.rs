@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::summary::{Decisions, Score, Summary, chance};
+use crate::summary::{Decisions, LabelStatistics, Score, Summary, chance};
 
 /// A table of text: each row is a name followed by figures.
 pub(super) struct Table {
@@ -108,10 +108,10 @@ pub(super) fn facts(s: &Summary) -> Vec<(&'static str, Vec<String>)> {
         parameters[1] += &format!(" ({share:.1} % of the teachers)");
     }
     parameters.push(format!("of which filters {}", millions(p.filters)));
-    let images =
-        vec![format!("diversity {:.3}", s.diversity), format!("label entropy {:.3}", s.label_entropy)];
+    let images = s.label_statistics.as_ref().map_or(vec![], images);
     let seconds = s.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
     let mut all = vec![("parameters", parameters), ("generated images", images), ("seconds", seconds)];
+    all.retain(|(_, facts): &(_, Vec<String>)| !facts.is_empty());
     if let Some(decisions) = s.student.as_ref().and_then(|x| x.score.decisions.as_ref()) {
         all.insert(0, ("the student's decisions", in_words(decisions)));
     }
@@ -119,6 +119,16 @@ pub(super) fn facts(s: &Summary) -> Vec<(&'static str, Vec<String>)> {
 }
 
 fn precision(s: &Summary) -> Option<Table> {
+/// What the generated images show.
+fn images(found: &LabelStatistics) -> Vec<String> {
+    let measured = [("diversity", found.diversity), ("bits about the image", found.information)];
+    let mut all: Vec<String> =
+        measured.into_iter().filter_map(|(name, v)| v.map(|v| format!("{name} {v:.3}"))).collect();
+    all.push(format!("labels found {} of {}", found.labels_found(), found.labels.len()));
+    all.extend(found.shown().map(|share| format!("labels asked for that are shown {:.0} %", 100.0 * share)));
+    all
+}
+
     let models = models(s);
     if models.is_empty() {
         return None;
@@ -282,7 +292,7 @@ fn agreement(labels: &[String]) -> crate::summary::Agreement {
 pub(super) fn example(teachers: usize) -> Summary {
     use std::collections::BTreeMap;
 
-    use crate::summary::{Decisions, LabelShare, LabelStatistics, Parameters, StudentScore, TaskBranch};
+    use crate::summary::{Decisions, LabelShare, Parameters, StudentScore, TaskBranch};
     let labels = ["<b>bus</b>", "dining table"].map(String::from);
     let score = |v: f64| Score {
         map: v,
@@ -321,10 +331,11 @@ pub(super) fn example(teachers: usize) -> Summary {
                 loss_by_block: vec![0.4, 0.3, 0.2, 0.25],
             })
             .collect(),
-        diversity: 0.42,
-        label_entropy: 0.9,
         label_statistics: Some(LabelStatistics {
             images: 100,
+            diversity: Some(0.42),
+            entropy: Some(0.9),
+            information: Some(0.25),
             labels: labels
                 .iter()
                 .map(|l| LabelShare {
@@ -362,7 +373,8 @@ mod tests {
             "after block 4     68.7   -    2.0",
             "teacher-1 (1 label)      3     0.4000     0.3000     0.2000     0.2500",
             "  teachers 88.70 M   student 59.80 M (67.4 % of the teachers)   of which filters 84000",
-            "  diversity 0.420   label entropy 0.900",
+            "  diversity 0.420   bits about the image 0.250   labels found 2 of 2",
+            "  labels asked for that are shown 49 %",
             "  dual 1 3.0   generator 61.2   total 3725.0",
         ] {
             assert!(text.lines().any(|l| l == expected), "missing {expected:?} in\n{text}");

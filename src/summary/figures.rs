@@ -145,6 +145,37 @@ pub struct LabelStatistics {
     pub images: usize,
     /// Every label of every teacher, in their order.
     pub labels: Vec<LabelShare>,
+    /// Diversity of the images' features before the teachers' heads: 0 if all images are alike, larger if they differ
+    /// (see [`Diversity`](crate::ops::losses::diversity::Diversity)). Absent for a batch of one image, and in files of
+    /// versions that did not measure it; so are the next two.
+    #[serde(default)]
+    pub diversity: Option<f64>,
+    /// Entropy of a label's mean probability, in bits, as a mean over labels: from 0 to 1.
+    #[serde(default)]
+    pub entropy: Option<f64>,
+    /// What a label's prediction tells about the image, in bits, as a mean over labels: the entropy of the mean
+    /// probability less the mean entropy of the probabilities. From 0, where all images have the same predictions, to 1,
+    /// where every label is certainly present in half of them and certainly absent from the others.
+    #[serde(default)]
+    pub information: Option<f64>,
+}
+
+impl LabelStatistics {
+    /// The number of labels that are predicted for any image.
+    pub fn labels_found(&self) -> usize {
+        self.labels.iter().filter(|l| l.predicted > 0).count()
+    }
+    /// The same as a share of all labels; absent where nothing was counted.
+    pub fn found(&self) -> Option<f64> {
+        let counted = self.images > 0 && !self.labels.is_empty();
+        counted.then(|| self.labels_found() as f64 / self.labels.len() as f64)
+    }
+    /// The share of the labels asked for that the images show; absent for an unconditional generator.
+    pub fn shown(&self) -> Option<f64> {
+        let drawn: usize = self.labels.iter().filter_map(|l| l.drawn).sum();
+        let shown: usize = self.labels.iter().map(|l| l.shown).sum();
+        (drawn > 0).then(|| shown as f64 / drawn as f64)
+    }
 }
 
 /// Counts of one label.
@@ -218,12 +249,7 @@ pub struct Summary {
     pub parameters: Parameters,
     /// Where each task branches.
     pub branch: Vec<TaskBranch>,
-    /// Diversity of the generated images' features: 0 if all are alike, larger if they differ.
-    pub diversity: f64,
-    /// Entropy of a label's mean prediction over the generated images, in bits, averaged over labels: from 0
-    /// to 1.
-    pub label_entropy: f64,
-    /// Labels that the generated images show; absent if no generator was trained.
+    /// What the generated images show; absent if no generator was trained.
     #[serde(default)]
     pub label_statistics: Option<LabelStatistics>,
     /// Decisions of student and teachers on generated images; absent if no generator was trained.
@@ -299,7 +325,7 @@ mod tests {
     fn a_summary_that_no_run_can_have_is_refused() {
         let statistics = |images, drawn, predicted, shown| {
             let label = LabelShare { label: "bus".into(), drawn, predicted, shown, ..LabelShare::default() };
-            LabelStatistics { images, labels: vec![label] }
+            LabelStatistics { images, labels: vec![label], ..LabelStatistics::default() }
         };
         let summary = |p: Parameters, block: usize, statistics| Summary {
             parameters: p,

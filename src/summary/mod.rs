@@ -1,12 +1,14 @@
 //! The results of a run, as `summary.json` stores them and the final table shows them.
 
 mod agreement;
+mod collapse;
 mod figures;
 mod limits;
 mod mean;
 mod verdict;
 
 pub use agreement::{Agreement, LabelAgreement};
+pub use collapse::Collapse;
 pub use figures::{
     Decisions, LabelShare, LabelStatistics, Parameters, Score, StudentScore, Summary, TaskBranch,
 };

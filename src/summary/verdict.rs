@@ -1,5 +1,6 @@
 //! Whether a student is good, by stated rules.
 
+use super::collapse::Collapse;
 use super::figures::{LabelStatistics, Score, Summary};
 use super::mean::mean_of_known;
 
@@ -91,7 +92,11 @@ impl Summary {
     fn by_agreement(&self) -> Option<Verdict> {
         let agreement = self.agreement.as_ref().filter(|a| a.images >= LEAST_IMAGES)?;
         let kappa = agreement.kappa()?;
-        let shown = self.label_statistics.as_ref().and_then(shown);
+        let shown = self
+            .label_statistics
+            .as_ref()
+            .filter(|s| s.images >= LEAST_IMAGES)
+            .and_then(LabelStatistics::shown);
         let word = match grade(kappa, WEAK_KAPPA, GOOD_KAPPA) {
             Word::Good if shown.is_some_and(|share| share < GOOD_SHOWN) => Word::Weak,
             word => word,
@@ -129,23 +134,11 @@ pub fn chance(score: &Score) -> Option<f64> {
     Some(mean).filter(|mean| mean.is_finite())
 }
 
-/// The share of the labels asked for that the images show; absent for an unconditional generator.
-fn shown(s: &LabelStatistics) -> Option<f64> {
-    let drawn: usize = s.labels.iter().filter_map(|l| l.drawn).sum();
-    let shown: usize = s.labels.iter().map(|l| l.shown).sum();
-    (drawn > 0 && s.images >= LEAST_IMAGES).then(|| shown as f64 / drawn as f64)
-}
-
-/// Why the generator has collapsed, if it has.
+/// Why the generator has collapsed, if it has. The thresholds of the alarm during a run are the config's, which may have
+/// switched it off; these hold always.
 fn collapse(s: &LabelStatistics) -> Option<String> {
-    let seen = s.labels.iter().filter(|l| l.predicted > 0).count();
-    (s.images >= LEAST_IMAGES && 2 * seen < s.labels.len()).then(|| {
-        format!(
-            "the generator has collapsed: its {} images show {seen} of {} labels",
-            s.images,
-            s.labels.len()
-        )
-    })
+    let (_, reason) = Collapse::default().alarm(s).filter(|_| s.images >= LEAST_IMAGES)?;
+    Some(format!("the generator has collapsed: {reason}"))
 }
 
 #[cfg(test)]
@@ -173,7 +166,7 @@ mod tests {
             predicted: shown / 10,
             shown: shown / 10,
         };
-        LabelStatistics { images: 100, labels: (0..10).map(label).collect() }
+        LabelStatistics { images: 100, labels: (0..10).map(label).collect(), ..Default::default() }
     }
 
     fn agreeing(both: usize) -> Agreement {
@@ -235,6 +228,9 @@ mod tests {
         let summary = Summary { label_statistics: Some(statistics), ..scored(90.0, 89.0) };
         let verdict = summary.verdict();
         assert_eq!(verdict.word, Word::Failed);
-        assert_eq!(verdict.reason, "the generator has collapsed: its 100 images show 4 of 10 labels");
+        assert_eq!(
+            verdict.reason,
+            "the generator has collapsed: 4 of 10 labels are found in its 100 images, at least 50 % expected"
+        );
     }
 }

@@ -99,7 +99,8 @@ shift = 1
 
 [loss]
 least_diversity = 0
-least_entropy = 0
+least_information = 0
+least_found = 0
 
 [dual]
 steps = [3, 3, 3, 3]

@@ -76,7 +76,8 @@ fn demo(sets: &[&str]) -> RunSpec {
         "dual.batch=8",
         "dual.bank=16",
         "loss.least_diversity=0",
-        "loss.least_entropy=0",
+        "loss.least_information=0",
+        "loss.least_found=0",
     ];
     let sets: Vec<Override> = few.iter().chain(sets).map(|s| Override::set(s).unwrap()).collect();
     let mut spec = config::load_run(&file, &sets).unwrap().spec;

@@ -102,7 +102,8 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
             gamma: 1.0,
             statistics: 1.0,
             least_diversity: 0.0,
-            least_entropy: 0.0,
+            least_information: 0.0,
+            least_found: 0.0,
         },
         dual: DualSpec {
             images: ImageSource::Generator,

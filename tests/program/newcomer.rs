@@ -33,7 +33,14 @@ fn a_config_is_made_from_teachers_files_checked_and_run() {
     std::fs::write(lab.path("my.toml"), &config).unwrap();
     let few = ["--set", "generator.steps=2", "--set", "dual.steps=[1, 1, 1, 1]", "--set", "dual.bank=64"];
     call(&lab, &[&["check", "my.toml", "--card", "h200", "--preset", "quick"][..], &few].concat());
-    let never = ["--set", "loss.least_diversity=0", "--set", "loss.least_entropy=0"];
+    let never = [
+        "--set",
+        "loss.least_diversity=0",
+        "--set",
+        "loss.least_information=0",
+        "--set",
+        "loss.least_found=0",
+    ];
     let run = ["run", "my.toml", "--preset", "quick", "--device", "cpu", "--out", "out", "--quiet"];
     let table = call(&lab, &[&run[..], &few, &never].concat());
     let last: Vec<&str> = table.lines().rev().take(3).collect();

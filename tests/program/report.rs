@@ -3,9 +3,10 @@
 
 use crate::common::{Lab, skipped};
 use dfka_engine::autograd::Engine;
+use dfka_engine::pipeline::generated::{measure, statistics};
 use dfka_engine::pipeline::observer::Silent;
 use dfka_engine::pipeline::session::{Extras, Session};
-use dfka_engine::pipeline::snapshots::{Snapshots, count_labels, label_statistics};
+use dfka_engine::pipeline::snapshots::Snapshots;
 use dfka_engine::pipeline::stage_one::StageOne;
 use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::report::tensorboard::{Logged, TENSORBOARD, read};
@@ -88,7 +89,7 @@ fn trained(lab: &Lab, out: &str, with_snapshots: bool) -> Vec<(String, Vec<u32>)
     let mut session = Session::open(&out, false, String::new(), 1e6, &mut observer).unwrap();
     let snapshots = with_snapshots.then(|| Snapshots::new(&one, &engine, &spec).unwrap());
     let finish = |engine: &mut Engine<f32>, _: &_| match with_snapshots {
-        true => count_labels(&one, engine, &spec, &teachers, &out),
+        true => measure(&one, engine, &spec, &teachers, &out),
         false => Ok(()),
     };
     session.train_with(&mut engine, stage, Extras { snapshots, ..Extras::default() }, finish).unwrap();
@@ -117,7 +118,7 @@ fn label_statistics_count_conditions_and_predictions() {
     let lab = Lab::new();
     let s = lab.run("out", &[]).unwrap();
     let stats = s.label_statistics.clone().unwrap();
-    assert_eq!(label_statistics(&lab.path("out")).unwrap(), s.label_statistics);
+    assert_eq!(statistics(&lab.path("out")).unwrap(), s.label_statistics);
     let names: Vec<&str> = stats.labels.iter().map(|l| l.label.as_str()).collect();
     assert_eq!(names, [&crate::common::LEFT[..], &crate::common::RIGHT].concat());
     assert_eq!((stats.images, stats.labels[3].teacher.as_str()), (8, "right"));

@@ -41,7 +41,7 @@ fn a_good_student_one_at_chance_and_a_collapsed_generator_are_told_apart() {
 
     let few =
         ["student.init='scratch'", "student.norm='batch'", "generator.steps=32", "dual.steps=[1, 1, 1, 1]"];
-    let never = ["loss.least_diversity=0", "loss.least_entropy=0"];
+    let never = ["loss.least_diversity=0", "loss.least_information=0", "loss.least_found=0"];
     let (code, line, report) = run(&lab, "chance", &[&few[..], &never].concat());
     assert!(code == 7 && line.starts_with("failed: "), "{code} {line}");
     assert!(report.contains("<span class=\"badge bad\">failed</span>"), "the badge of a student at chance");

@@ -20,8 +20,8 @@ fn begun(lab: &Lab) {
 
 #[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
-    Case { what: "a generator that collapsed", spoil: |l| edit(l, "least_diversity = 0", "least_diversity = 2"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed: diversity of its images", "at least 2 expected", "--resume --set loss.least_diversity=0"] },
-    Case { what: "a generator that knows one label", spoil: |l| edit(l, "least_entropy = 0", "least_entropy = 1"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed", "label entropy", "at least 1 expected"] },
+    Case { what: "a generator that collapsed", spoil: |l| edit(l, "least_diversity = 0", "least_diversity = 2"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed: the diversity of its images", "at least 2 expected", "--resume --set loss.least_diversity=0"] },
+    Case { what: "a generator whose images tell nothing", spoil: |l| edit(l, "least_information = 0", "least_information = 1"), args: "run c.toml --quiet --device cpu", code: 7, words: &["generator: collapsed", "bits about the image", "at least 1 expected"] },
     Case { what: "a teacher whose predictions overflow", spoil: immense, args: "run c.toml --quiet --device cpu", code: 7, words: &["training diverged; lower the learning rate of this stage"] },
     Case { what: "a folder that cannot be made", spoil: nothing, args: "run c.toml --quiet --device cpu --out /proc/none", code: 1, words: &["cannot make the output folder /proc/none"] },
     Case { what: "a checkpoint of nonsense", spoil: |l| { begun(l); ["checkpoint", "checkpoint-previous"].iter().for_each(|name| put(l, &format!("out/{name}.npz"), "PK")) }, args: "run c.toml --quiet --device cpu --out out --resume", code: 4, words: &["out: no checkpoint to resume from: out/checkpoint.npz is damaged", "checkpoint-previous.npz is damaged"] },
