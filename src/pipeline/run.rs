@@ -15,13 +15,13 @@ use super::snapshots::Snapshots;
 use super::spec::{ImageSource, RunSpec};
 use super::stage_one::{self, StageOne};
 use super::stage_two::StageTwo;
-use super::tasks::{TaskLabels, tasks};
+use super::tasks::tasks;
 use super::teachers::Teachers;
 use crate::autograd::Engine;
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
 use crate::summary::{Agreement, Parameters, Summary, TaskBranch};
-use crate::weights::{self, Tensors};
+use crate::weights;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -131,36 +131,37 @@ fn amalgamate(
         ImageSource::Generator => Some(train_generator(spec, &teachers, &mut engine, session, summary)?),
         ImageSource::Noise | ImageSource::Real(_) => None,
     };
-    let trained = train_blocks(spec, &teachers, tasks, stage_one.as_ref(), &mut engine, session, prefix)?;
-    let TrainedBlocks { tasks, results, best } = trained;
+    let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, stage_one.as_ref())?;
+    let results = train_blocks(spec, &teachers, &two, stage_one.as_ref(), &mut engine, session, prefix)?;
+    // The models below take the memory of the training.
+    drop(engine);
 
-    let (chosen, tasks) = branch::decide(spec.student.branch, &teachers, &tasks, &results);
-    summary.branch = tasks;
-    let mut student = match best {
-        Some((b, student)) if b == chosen => student,
-        // The block was trained before the run was resumed.
-        Some(_) | None => weights::load(block_file(session.out(), prefix, chosen))?,
-    };
+    let blocks = teachers.network.blocks();
+    let losses = branch::losses(&teachers, &two.tasks, &results);
+    let mut found = Vec::new();
+    if stage_one.is_some() {
+        session.stop_if_asked("before student and teachers are compared")?;
+        let tasks = branch::describe(&teachers, &two.tasks, losses.clone(), blocks);
+        found = set_thresholds(spec, inputs, session.out(), &tasks)?;
+    }
+    let kappa: Vec<Option<f64>> = found.iter().map(Agreement::kappa).collect();
+    let first: TargetNetSpec = weights::load(block_file(session.out(), prefix, 1))?.meta_as("student")?;
+    let by_block: Vec<usize> = (1..=blocks).map(|b| first.branching_after(b).parameters().0).collect();
+    let evidence = branch::Evidence { losses: &losses, kappa: &kappa, parameters: &by_block };
+    let chosen = branch::choose(spec.student.branch, &evidence);
+
+    let student = weights::load(block_file(session.out(), prefix, chosen))?;
     let description: TargetNetSpec = student.meta_as("student")?;
     let (parameters, filters) = description.parameters();
     let trunk = description.network.parameters(1..=chosen);
-    let by_block =
-        (1..=description.network.blocks()).map(|b| description.branching_after(b).parameters().0).collect();
+    summary.branch = branch::describe(&teachers, &two.tasks, losses, chosen);
     summary.parameters = Parameters { student: parameters, filters, trunk, by_block, ..summary.parameters };
     summary.labels = description.labels;
+    summary.agreement = found.get(chosen - 1).cloned();
+    summary.kappa_by_block = kappa;
     // A baseline's student is for comparison only, so it is not exported in every format.
     match prefix {
-        "" => {
-            // The models below take the memory of the training.
-            drop(engine);
-            if stage_one.is_some() {
-                session.stop_if_asked("before student and teachers are compared")?;
-                let found = set_thresholds(spec, inputs, session.out(), &summary.branch)?;
-                student.meta.insert("thresholds".into(), found[chosen - 1].thresholds().into());
-                summary.agreement = Some(found[chosen - 1].clone());
-            }
-            export::write_student(session.out(), student)?
-        }
+        "" => export::write_student(session.out(), student)?,
         _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
     }
     Ok(chosen)
@@ -210,45 +211,26 @@ fn train_generator(
     Ok(one)
 }
 
-/// Stage two's products.
-struct TrainedBlocks {
-    tasks: Vec<TaskLabels>,
-    /// By block.
-    results: Vec<StageResult>,
-    /// The student of the best branch, and its block; `None` where that block was trained before a resume.
-    best: Option<(usize, Tensors)>,
-}
-
-/// Stage two: trains block after block, and stores the student that branches after each of them.
+/// Stage two: trains block after block, and stores the student that branches after each of them. Returns the results by
+/// block.
 fn train_blocks(
     spec: &RunSpec,
     teachers: &Teachers,
-    tasks: Vec<TaskLabels>,
+    two: &StageTwo,
     stage_one: Option<&StageOne>,
     engine: &mut Engine<f32>,
     session: &mut Session,
     prefix: &str,
-) -> Result<TrainedBlocks> {
-    let two = StageTwo::new(&mut engine.store, spec, teachers, tasks, stage_one)?;
-    let (mut results, mut best) = (Vec::new(), None);
-    for b in 1..=teachers.network.blocks() {
+) -> Result<Vec<StageResult>> {
+    let train = |b: usize| {
         let name = stage_name(prefix, b);
         let stage = two.stage(engine, &name, spec, teachers, stage_one, b)?;
         let file = block_file(session.out(), prefix, b);
-        let mut exported = None;
-        results.push(session.train(engine, stage, |engine, _| {
-            let mut student = two.export(&engine.store, spec, teachers, b)?;
-            weights::save(&file, &student)?;
-            student.meta = reread(&student.meta)?;
-            exported = Some((b, student));
-            Ok(())
-        })?);
-        // Only one student is kept in memory: the choice among the blocks so far moves to this one or stays.
-        if branch::decide(spec.student.branch, teachers, &two.tasks, &results).0 == b {
-            best = exported;
-        }
-    }
-    Ok(TrainedBlocks { tasks: two.tasks, results, best })
+        session.train(engine, stage, |engine, _| {
+            weights::save(&file, &two.export(&engine.store, spec, teachers, b)?)
+        })
+    };
+    (1..=teachers.network.blocks()).map(train).collect()
 }
 
 /// Metadata as a file gives it back: its numbers have gone through text, so that the student has the same

@@ -152,21 +152,18 @@ fn all_students(s: &Summary, mark: Option<Mark>) -> String {
 fn in_words(run: &RunFolder, chosen: Option<usize>) -> String {
     let s = &run.summary;
     let Some(chosen) = chosen else {
-        return "The student will share the blocks up to the one where the sum of the teachers' dual losses is lowest. \
-                No block is chosen yet; these are the blocks trained so far."
-            .into();
+        return "No block is chosen yet; these are the blocks trained so far.".into();
     };
-    let total = |b: usize| s.branch.iter().filter_map(|t| t.loss_by_block.get(b)).sum::<f64>();
-    let blocks = s.branch.iter().map(|t| t.loss_by_block.len()).min().unwrap_or(0);
-    let lowest = (0..blocks).min_by(|a, b| total(*a).total_cmp(&total(*b))).map(|b| b + 1);
-    let mut text = format!("The tasks branch from the shared trunk after block {chosen}");
-    text += &match lowest {
-        Some(block) if block != chosen => {
-            format!(
-                "; the sum is lower after block {block}, but the config does not allow that block. No label is used for the choice."
-            )
-        }
-        _ => ", where the sum of their dual losses is lowest. No label is used for the choice.".to_owned(),
+    let kappa = |b: usize| s.kappa_by_block.get(b - 1).copied().flatten();
+    let mut text = format!("The tasks branch from the shared trunk after block {chosen}. ");
+    text += &match kappa(chosen) {
+        Some(kappa) => format!(
+            "That student agrees with its teachers on generated images with a kappa of {kappa:.2}. By itself the program \
+             chooses the smallest student whose kappa is at most 0.02 below the best one's. No label is used for the choice."
+        ),
+        None => "By itself the program chooses the block where the sum of the dual losses is lowest. No label is used for \
+                 the choice."
+            .to_owned(),
     };
     let maps = s.student.iter().flat_map(|x| x.by_block.iter().map(|score| score.map)).enumerate();
     if let Some((best, map)) = maps.filter(|m| m.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1)) {
@@ -196,6 +193,8 @@ fn table(s: &Summary, tasks: &[Task], blocks: usize) -> Table {
         header.extend(tasks.iter().map(|t| format!("AP {}, %", t.name)));
     }
     header.extend(students.iter().map(|(name, _)| format!("{name} mAP, %")));
+    let has_kappa = !s.kappa_by_block.is_empty();
+    header.extend(has_kappa.then(|| "kappa".to_owned()));
     let row = |b: usize| {
         let mut cells = vec![format!("block {}", b + 1)];
         cells.extend(tasks.iter().map(|t| match t.losses.get(b) {
@@ -206,6 +205,8 @@ fn table(s: &Summary, tasks: &[Task], blocks: usize) -> Table {
             cells.extend(tasks.iter().map(|t| percent(student.by_block.get(b).map(|x| task_ap(x, t)))));
         }
         cells.extend(students.iter().map(|(_, scores)| percent(scores.get(b).map(|x| x.map))));
+        let kappa = |k: &Option<f64>| k.map_or("-".to_owned(), |k| format!("{k:.2}"));
+        cells.extend(has_kappa.then(|| s.kappa_by_block.get(b).map_or("-".to_owned(), kappa)));
         cells
     };
     Table { title: String::new(), header, rows: (0..blocks).map(row).collect(), totals: 0 }

@@ -118,7 +118,6 @@ pub(super) fn facts(s: &Summary) -> Vec<(&'static str, Vec<String>)> {
     all
 }
 
-fn precision(s: &Summary) -> Option<Table> {
 /// What the generated images show.
 fn images(found: &LabelStatistics) -> Vec<String> {
     let measured = [("diversity", found.diversity), ("bits about the image", found.information)];
@@ -129,6 +128,7 @@ fn images(found: &LabelStatistics) -> Vec<String> {
     all
 }
 
+fn precision(s: &Summary) -> Option<Table> {
     let models = models(s);
     if models.is_empty() {
         return None;
@@ -332,10 +332,10 @@ pub(super) fn example(teachers: usize) -> Summary {
             })
             .collect(),
         label_statistics: Some(LabelStatistics {
-            images: 100,
             diversity: Some(0.42),
             entropy: Some(0.9),
             information: Some(0.25),
+            images: 100,
             labels: labels
                 .iter()
                 .map(|l| LabelShare {
@@ -348,6 +348,7 @@ pub(super) fn example(teachers: usize) -> Summary {
                 .collect(),
         }),
         agreement: Some(agreement(&labels)),
+        kappa_by_block: vec![Some(0.9), Some(0.8), Some(0.75), None],
         seconds: BTreeMap::from([
             ("generator".into(), 61.25),
             ("dual 1".into(), 3.0),

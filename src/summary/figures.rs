@@ -255,6 +255,9 @@ pub struct Summary {
     /// Decisions of student and teachers on generated images; absent if no generator was trained.
     #[serde(default)]
     pub agreement: Option<Agreement>,
+    /// [`Agreement::kappa`] of the students that branch after block 1, 2, ...; empty if no generator was trained.
+    #[serde(default)]
+    pub kappa_by_block: Vec<Option<f64>>,
     /// Wall clock by stage, and `total`.
     pub seconds: BTreeMap<String, f64>,
     /// Version of the program.
