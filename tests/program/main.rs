@@ -9,6 +9,7 @@ mod bad_input;
 mod bad_weights;
 mod browser;
 mod checkpoints;
+mod contrast;
 mod data;
 mod deployment;
 mod export;
