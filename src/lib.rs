@@ -10,7 +10,7 @@
 //! An arrow means "may use", also over several arrows, and a test checks every import against it. Read from
 //! the right, each module uses only what has been read before. `weights`, `data` and `report` are leaves
 //! beside the chain, which `models` and everything to its left may use. Every module may use `tensor`, `text`,
-//! `summary`, `splitmix` and `error`. `docs/architecture.md` has a drawing and a glossary.
+//! `summary`, `splitmix`, `machine` and `error`. `docs/architecture.md` has a drawing and a glossary.
 
 pub mod autograd;
 pub mod cli;
@@ -19,6 +19,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod labelled;
+pub mod machine;
 pub mod models;
 pub mod ops;
 pub mod pipeline;

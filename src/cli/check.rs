@@ -62,15 +62,8 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
             Outlook { config, spec: &spec, device: &device, teachers, forecast: &cost, out: &out, free };
         return Ok(outlook.text());
     }
-    let mut text = format!("{}: matches its teachers\n{device}\n", args.config.file().display());
-    for (spec, facts) in spec.teachers.iter().zip(&teachers) {
-        text +=
-            &format!("teacher {}: {} labels, channels {:?}\n", spec.name, facts.labels.len(), facts.channels);
-        if facts.is_drawn {
-            text += &format!("{}: not found; forecast with random weights\n", spec.weights.display());
-        }
-    }
-    Ok(text + &forecast::text(&cost))
+    let text = format!("{}: matches its teachers\n{device}\n", args.config.file().display());
+    Ok(text + &TeacherFacts::lines(&spec.teachers, &teachers) + &forecast::text(&cost))
 }
 
 /// Checks that the teachers have the labels and the network that the config expects, and that every file it

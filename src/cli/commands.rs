@@ -11,7 +11,7 @@ use crate::labelled::evaluate::Evaluated;
 use crate::labelled::spec::TeachSpec;
 use crate::pipeline::inputs::RunInputs;
 use crate::pipeline::observer::Observer;
-use crate::pipeline::spec::{EvaluationData, RunSpec};
+use crate::pipeline::spec::{EvaluationData, RunSpec, TeacherSpec};
 use crate::pipeline::teachers::{Absent, OpenedTeacher};
 use crate::pipeline::{self, Device};
 use crate::summary::{Score, Summary};
@@ -31,6 +31,19 @@ impl TeacherFacts {
     pub fn of(teacher: &OpenedTeacher) -> TeacherFacts {
         let (labels, channels) = (teacher.known.labels.clone(), teacher.known.network.widths.clone());
         TeacherFacts { labels, channels, is_drawn: teacher.is_drawn() }
+    }
+
+    /// A line for each of the teachers that a config names, in its order.
+    pub fn lines(specs: &[TeacherSpec], all: &[TeacherFacts]) -> String {
+        let line = |(spec, facts): (&TeacherSpec, &TeacherFacts)| {
+            let absent = match facts.is_drawn {
+                true => format!("; {}: not found, forecast with random weights", spec.weights.display()),
+                false => String::new(),
+            };
+            let (name, labels, channels) = (&spec.name, facts.labels.len(), &facts.channels);
+            format!("teacher {name}: {labels} labels, channels {channels:?}{absent}\n")
+        };
+        specs.iter().zip(all).map(line).collect()
     }
 }
 

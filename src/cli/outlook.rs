@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::commands::TeacherFacts;
 use super::forecast::number;
-use crate::device::memory;
+use crate::machine::available_memory;
 use crate::pipeline::spec::RunSpec;
 use crate::report;
 
@@ -64,7 +64,7 @@ impl Outlook<'_> {
     fn warnings(&self) -> String {
         let mut text = String::new();
         let (peak, needed) = (number(&self.forecast["peak_bytes"]), number(&self.forecast["disk"]["bytes"]));
-        if let Some(free) = memory::available().map(|free| free as f64)
+        if let Some(free) = available_memory().map(|free| free as f64)
             && self.forecast["is_measured"] == true
             && self.machine() != "GPU"
             && free < peak
@@ -91,18 +91,7 @@ impl Outlook<'_> {
         let f = self.forecast;
         let mut text = self.verdict() + &self.warnings();
         text += &format!("{}\n", self.device);
-        for (spec, facts) in self.spec.teachers.iter().zip(self.teachers) {
-            text += &format!(
-                "teacher {}: {} labels, channels {:?}",
-                spec.name,
-                facts.labels.len(),
-                facts.channels
-            );
-            if facts.is_drawn {
-                text += &format!("; {}: not found, forecast with random weights", spec.weights.display());
-            }
-            text += "\n";
-        }
+        text += &TeacherFacts::lines(&self.spec.teachers, self.teachers);
         let parameters = |of: &str| number(&f["parameters"][of]);
         let labels = match self.spec.student.labels.len() {
             0 => self.teachers.iter().flat_map(|t| &t.labels).collect::<BTreeSet<_>>().len(),

@@ -94,8 +94,8 @@ fn a_label_that_no_teacher_has_is_a_config_error_and_creates_no_folder() {
     assert!(text.contains("c.toml: fits what it states of its teachers; a run takes at least "), "{text}");
     assert!(text.contains("teacher a: 2 labels, channels [8, 16]; "), "{text}");
     let text = call(&["check", config.to_str().unwrap(), "--detail"]).unwrap();
-    assert!(text.contains("teacher a: 2 labels, channels [8, 16]\n"), "{text}");
-    assert!(text.ends_with("a.npz: not found; forecast with random weights\nmemory.bytes  12\n"), "{text}");
+    assert!(text.contains("teacher a: 2 labels, channels [8, 16]; "), "{text}");
+    assert!(text.ends_with("a.npz: not found, forecast with random weights\nmemory.bytes  12\n"), "{text}");
 }
 
 #[test]

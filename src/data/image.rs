@@ -15,6 +15,7 @@ use libjpeg_turbo_rs::{ComponentInfo, DecodeLimits, Decoder, JpegError, PixelFor
 use super::files::read;
 use super::jpeg;
 use crate::error::{Error, Result};
+use crate::machine::available_memory;
 
 /// The most pixels of a PNG, and of a JPEG that is too short for more (256 MB of RGBX). The limit refuses
 /// small files that claim to be large images.
@@ -170,15 +171,8 @@ fn most_jpeg_pixels(bytes: usize) -> usize {
         return MAX_PIXELS;
     }
     // RGBX, and up to four planes of the decoder.
-    let by_memory = available_bytes().map_or(MAX_PIXELS, |available| available / 2 / 8);
+    let by_memory = available_memory().map_or(MAX_PIXELS, |available| available / 2 / 8);
     by_length.min(by_memory).max(MAX_PIXELS)
-}
-
-/// Bytes of memory that are available, where the system reports them.
-fn available_bytes() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 /// A decoder that has read the header, and the image's height and width.
@@ -426,7 +420,7 @@ mod tests {
         let (w, h) = (12_000, 9_000);
         assert!(check_size(w, h, most_jpeg_pixels(100_000)).is_err());
         assert_eq!(most_jpeg_pixels(0), MAX_PIXELS);
-        let by_memory = available_bytes().unwrap_or(0) / 16;
+        let by_memory = available_memory().unwrap_or(0) / 16;
         let most = most_jpeg_pixels(usize::MAX);
         assert!((MAX_PIXELS..=MAX_JPEG_PIXELS).contains(&most), "{most} with {by_memory}");
         assert!(by_memory < w * h || check_size(w, h, most_jpeg_pixels(2_000_000)).is_ok());

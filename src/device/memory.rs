@@ -7,6 +7,7 @@
 //! behaviour.
 
 use crate::error::{Error, Result};
+use crate::machine::available_memory;
 use std::cell::RefCell;
 
 /// Least alignment of a slot in bytes: a cache line, which is also the width of an AVX-512 register.
@@ -84,20 +85,12 @@ impl Mirrored {
     }
 }
 
-/// Bytes of memory that are available on this machine, if the system reports them, as Linux does for the
-/// whole machine.
-pub fn available() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
-}
-
-/// Checks that `bytes` are [`available`]. Allocating more would end the process: at once, or when the system
+/// Checks that `bytes` are [available](available_memory). Allocating more would end the process: at once, or when the system
 /// kills it after it has written to them.
 ///
 /// Errors: out of memory, with the bytes needed and available; `what` says in the message what they are for.
 pub fn expect_room(what: &str, bytes: usize) -> Result<()> {
-    match available() {
+    match available_memory() {
         Some(free) if bytes > free => {
             let gb = |bytes: usize| bytes as f64 / 1e9;
             let message =

@@ -3,8 +3,8 @@
 use super::schedule::Schedule;
 use crate::autograd::plan::Cost;
 use crate::autograd::{Engine, Optimiser, Plan, Store, TensorId};
-use crate::device::memory;
 use crate::error::{Error, Result};
+use crate::machine::available_memory;
 use crate::ops::Op;
 use crate::tensor::{Elem, Real};
 
@@ -79,7 +79,7 @@ impl Stage {
                     (fixed, free.saturating_sub(fixed))
                 }
                 // On the CPU the store is allocated already.
-                None => (engine.store.bytes(), memory::available().unwrap_or(0)),
+                None => (engine.store.bytes(), available_memory().unwrap_or(0)),
             };
             // The step's memory is proportional to the batch; 2 % are left free.
             let fits = (batch as f64 * room as f64 / needed.max(1) as f64 * 0.98) as usize;

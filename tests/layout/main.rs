@@ -17,7 +17,7 @@ const CHAIN: [&str; 9] =
 /// use a leaf.
 const LEAVES: [(&str, &[&str]); 3] = [("weights", &[]), ("data", &["weights"]), ("report", &["weights"])];
 /// Modules that every module may use.
-const VOCABULARY: [&str; 5] = ["error", "tensor", "text", "splitmix", "summary"];
+const VOCABULARY: [&str; 6] = ["error", "tensor", "text", "splitmix", "summary", "machine"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -34,9 +34,9 @@ fn the_papers_teachers_are_forecast_without_their_weights_and_not_run() {
         let text = String::from_utf8(out.stdout).unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         for part in [
-            "weights/voc/teacher_a.safetensors: not found; forecast with random weights\n",
-            "weights/voc/teacher_b.safetensors: not found; forecast with random weights\n",
-            "teacher A2: 10 labels, channels [256, 512, 1024, 2048]\n",
+            "weights/voc/teacher_a.safetensors: not found, forecast with random weights\n",
+            "weights/voc/teacher_b.safetensors: not found, forecast with random weights\n",
+            "teacher A2: 10 labels, channels [256, 512, 1024, 2048]; ",
             "(the least that an H200 needs for these launches; nothing was timed)\n",
             "\nGPU memory ",
             // torchvision's ResNet-101 with ten labels has 42.52 M; the student has 27.5 M up to block 3 and
