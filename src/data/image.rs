@@ -4,7 +4,8 @@
 //! word takes three quarters of the time that pixels of three bytes take, and mirroring an eighth. Grey is
 //! repeated, CMYK and YCCK are converted without a colour profile, transparency is dropped, and 16 bits are
 //! truncated to 8. The EXIF orientation is not applied, which is also the default of PIL and torchvision. A
-//! file that ends early is an error, as in PIL: half an image with its label would be a wrong example.
+//! file that ends early is an error, as in PIL: half an image with its label would be a wrong example. So is a
+//! progressive JPEG without its last scans, which PIL smooths.
 //!
 //! A JPEG's pixels are bit for bit those of libjpeg-turbo, the decoder that PIL and torchvision use.
 
@@ -229,6 +230,12 @@ fn jpeg_fault(e: JpegError) -> String {
 
 /// Decodes to `rgbx`, which has four bytes for each of the file's pixels.
 fn decode_jpeg(bytes: &[u8], rgbx: &mut [u8]) -> Result<(), String> {
+    if jpeg::lacks_scans(bytes) {
+        return Err("not a whole JPEG: the last scans of this progressive file are missing, and decoders differ in what \
+                    they show in their place; get the whole file, or decode it with a program of your choice and save it \
+                    again"
+            .into());
+    }
     let written = jpeg_decoder(bytes)?.0.decode_image_into(rgbx).map_err(jpeg_fault)?.bytes_written;
     if written != rgbx.len() {
         return Err(format!("expected a JPEG of {} bytes of pixels, found {written}", rgbx.len()));

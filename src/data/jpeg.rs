@@ -1,4 +1,5 @@
-//! Shortens a JPEG file, so that a decoder does not decode rows that are not needed.
+//! What the markers of a JPEG file say: where it may be shortened, so that a decoder does not decode rows that
+//! are not needed, and whether a progressive file has all its scans.
 
 /// Markers: start of image, end of image, start of scan, and start of a baseline or an extended sequential
 /// frame in Huffman code.
@@ -9,6 +10,69 @@ const SOF: [u8; 2] = [0xc0, 0xc1];
 /// Markers that start other frames: progressive, lossless, arithmetic. The markers DHT (c4), JPG (c8) and
 /// DAC (cc), which lie between them, do not start a frame.
 const OTHER_SOF: [u8; 11] = [0xc2, 0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf];
+
+/// The start of a progressive frame in Huffman code.
+const PROGRESSIVE: u8 = 0xc2;
+
+/// Whether a progressive file leaves out a part of its image: a coefficient that no scan brings, or whose last
+/// bits no scan brings. Such a file is the beginning of a whole one, or was written so on purpose. Decoders
+/// show different pixels for it, because some smooth the blocks in place of the missing coefficients.
+///
+/// The scans' headers say it. Other files, and those whose markers cannot be followed, give `false`: they are
+/// whole, or their decoder says what is wrong with them.
+pub fn lacks_scans(bytes: &[u8]) -> bool {
+    /// More than any bit of a coefficient: none of it has come.
+    const NOTHING: u8 = u8::MAX;
+    // For each component its id, and for each of its coefficients the lowest bit that has come.
+    let mut components: Option<Vec<(u8, [u8; 64])>> = None;
+    let mut at = 2;
+    while let Some((marker, segment)) = next_marker(bytes, &mut at) {
+        match (marker, &mut components) {
+            (PROGRESSIVE, None) => {
+                let [_, _, _, _, _, _, of_components @ ..] = segment else { return false };
+                components = Some(of_components.chunks_exact(3).map(|c| (c[0], [NOTHING; 64])).collect());
+            }
+            (PROGRESSIVE, Some(_)) => return false,
+            _ if SOF.contains(&marker) || OTHER_SOF.contains(&marker) => return false,
+            // The number of components; for each its id and its Huffman tables; then the first and the last
+            // coefficient, and the bits (four each): the lowest that came before, and the lowest of this scan.
+            (SOS, Some(components)) => {
+                let [_, ids @ .., first, last, bits] = segment else { return false };
+                let (first, last) = (usize::from(*first), usize::from(*last));
+                for (id, lowest) in components.iter_mut() {
+                    if ids.chunks_exact(2).any(|c| c[0] == *id)
+                        && let Some(brought) = lowest.get_mut(first..=last)
+                    {
+                        brought.fill(bits & 15);
+                    }
+                }
+            }
+            (EOI, Some(components)) => return components.iter().any(|c| c.1.iter().any(|bit| *bit != 0)),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The next marker from `at` on with its segment, which is empty where the marker has none. Afterwards `at` is
+/// behind both. Bytes between a segment and the next marker are passed over, as the data of a scan are.
+fn next_marker<'a>(bytes: &'a [u8], at: &mut usize) -> Option<(u8, &'a [u8])> {
+    loop {
+        *at += bytes.get(*at..)?.iter().position(|b| *b == 0xff)? + 1;
+        // A zero stands for the byte ff in the data of a scan, ff for a longer marker, d0 to d7 restart a scan.
+        match *bytes.get(*at)? {
+            0 | 0xff | 0xd0..=0xd7 => {}
+            EOI => return Some((EOI, &[])),
+            marker => {
+                let length = bytes.get(*at + 1..*at + 3)?;
+                let end = *at + 1 + usize::from(u16::from_be_bytes([length[0], length[1]]));
+                let segment = bytes.get(*at + 3..end)?;
+                *at = end;
+                return Some((marker, segment));
+            }
+        }
+    }
+}
 
 /// Lowers the height in a JPEG's header to at least `rows`, so that a decoder stops after that many rows.
 /// Returns the new height.

@@ -434,6 +434,15 @@ fn a_folder_is_read_completely_in_the_order_of_its_names() {
     assert!(c.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]), "c.jpg is grey");
 
     let dir = copy(&root);
+    // PIL shows smoothed blocks for a progressive file without its last scans, and says nothing.
+    let whole = fs::read(root.join("b.JPEG")).unwrap();
+    let scans: Vec<usize> = (0..whole.len() - 1).filter(|i| whole[*i..*i + 2] == [0xff, 0xda]).collect();
+    assert!(scans.len() > 6, "{scans:?}");
+    for start in &scans[1..] {
+        fs::write(dir.path().join("b.JPEG"), [&whole[..*start], &[0xff, 0xd9]].concat()).unwrap();
+        let e = folder::load(dir.path(), [16, 24, 3]).unwrap_err();
+        assert_message(e, &["b.JPEG: not a whole JPEG: the last scans of this progressive file are missing"]);
+    }
     let half = fs::read(root.join("b.JPEG")).unwrap();
     fs::write(dir.path().join("b.JPEG"), &half[..half.len() / 2]).unwrap();
     assert_message(folder::load(dir.path(), [16, 24, 3]).unwrap_err(), &["b.JPEG: not a whole JPEG"]);
