@@ -88,9 +88,8 @@ impl Dataset {
     ///
     /// Errors: see [`voc::open`].
     pub fn voc(folder: &Path, split: &str) -> Result<Dataset> {
-        let voc::Listed { images, targets } = voc::open(folder, split)?;
+        let Listed { images, targets, labels } = voc::open(folder, split)?;
         let provenance = format!("{} ({split}), {} images", folder.display(), images.len());
-        let labels = voc::LABELS.map(String::from).to_vec();
         Ok(Dataset { file: folder.into(), labels, provenance, images: Images::Files(images), targets })
     }
 

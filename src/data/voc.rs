@@ -12,14 +12,18 @@
 //! Targets come from the class lists (`<label>_<split>.txt`). If there are none, they come from the
 //! annotations, by the devkit's rule: a label is present if any object of it is not difficult, and difficult
 //! if all are.
+//!
+//! Annotations may have names of one's own. If all names in the annotations of a split are among VOC's twenty,
+//! these are the labels; otherwise the names are, in alphabetical order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::average_precision::DIFFICULT;
 use super::files::{Listing, is_plain_name, read_text};
+use super::targets::Listed;
 use crate::error::{Error, Result};
 
 /// The twenty classes, in the devkit's order.
@@ -52,20 +56,17 @@ const MAX_LIST_BYTES: u64 = 32 << 20;
 const MAX_XML_BYTES: u64 = 4 << 20;
 /// The most XML nodes of an annotation; 4 MB could hold a million.
 const MAX_NODES: u32 = 200_000;
+/// The most targets, one gigabyte, as of COCO. Annotations with a name for each object could ask for more.
+const MAX_TARGETS: usize = 1 << 30;
 
-/// The images of a split and their targets.
-#[derive(Debug, PartialEq)]
-pub struct Listed {
-    /// Paths of the JPEG files, in the split's order.
-    pub images: Vec<PathBuf>,
-    /// `[n, 20]`: 0 absent, 1 present, 2 difficult.
-    pub targets: Vec<u8>,
-}
+/// The target of each label that an annotation names: 1 present, 2 difficult.
+pub type Annotation = BTreeMap<String, u8>;
 
-/// Reads the lists of `split` in `folder` (such as `VOCdevkit/VOC2007`). No image is opened.
+/// Reads the lists of `split` in `folder` (such as `VOCdevkit/VOC2007`): the images in the split's order, their
+/// targets, and the labels. No image is opened.
 ///
 /// Errors: a list that is missing, empty or malformed, an image that a list repeats or lacks, a JPEG file
-/// that is missing, an object of an unknown label.
+/// that is missing, a malformed annotation, annotations without any object.
 pub fn open(folder: &Path, split: &str) -> Result<Listed> {
     let sets = folder.join("ImageSets/Main");
     let list = sets.join(format!("{split}.txt"));
@@ -83,12 +84,12 @@ pub fn open(folder: &Path, split: &str) -> Result<Listed> {
         let names = Listing::of(&sets)?;
         LABELS.iter().any(|label| names.contains(&class_list(label)))
     };
-    let targets = if has_lists {
-        from_class_lists(&ids, |label| sets.join(class_list(label)))?
-    } else {
-        from_annotations(&ids, &folder.join("Annotations"))?
-    };
-    Ok(Listed { images, targets })
+    if has_lists {
+        let targets = from_class_lists(&ids, |label| sets.join(class_list(label)))?;
+        return Ok(Listed { images, targets, labels: LABELS.map(String::from).to_vec() });
+    }
+    let (labels, targets) = from_annotations(&ids, &folder.join("Annotations"))?;
+    Ok(Listed { images, targets, labels })
 }
 
 fn from_class_lists(ids: &[String], file: impl Fn(&str) -> PathBuf) -> Result<Vec<u8>> {
@@ -117,13 +118,31 @@ fn from_class_lists(ids: &[String], file: impl Fn(&str) -> PathBuf) -> Result<Ve
     Ok(targets)
 }
 
-fn from_annotations(ids: &[String], folder: &Path) -> Result<Vec<u8>> {
+/// The labels and the targets of the images.
+fn from_annotations(ids: &[String], folder: &Path) -> Result<(Vec<String>, Vec<u8>)> {
     let read = |id: &String| {
         let file = folder.join(format!("{id}.xml"));
         parse_annotation(&read_text(&file, MAX_XML_BYTES)?, &file)
     };
-    let rows = ids.par_iter().map(read).collect::<Result<Vec<_>>>()?;
-    Ok(rows.into_iter().flatten().collect())
+    let rows = ids.par_iter().map(read).collect::<Result<Vec<Annotation>>>()?;
+    let names: BTreeSet<&str> = rows.iter().flat_map(|row| row.keys().map(String::as_str)).collect();
+    if names.is_empty() {
+        let message =
+            format!("expected annotations with objects, found none in the {} of the split", ids.len());
+        return Err(Error::data(folder, message));
+    }
+    let labels: Vec<&str> = match names.iter().all(|name| LABELS.contains(name)) {
+        true => LABELS.to_vec(),
+        false => names.into_iter().collect(),
+    };
+    if labels.len().saturating_mul(ids.len()) > MAX_TARGETS {
+        let (n, count) = (ids.len(), labels.len());
+        let message = format!("expected at most {MAX_TARGETS} targets, found {n} images of {count} labels");
+        return Err(Error::data(folder, message));
+    }
+    let target = |row: &Annotation, label: &&str| row.get(*label).copied().unwrap_or(0);
+    let targets = rows.iter().flat_map(|row| labels.iter().map(move |label| target(row, label))).collect();
+    Ok((labels.iter().map(|l| l.to_string()).collect(), targets))
 }
 
 /// Parses a split list: the names of its images. `path` is for error messages.
@@ -178,11 +197,11 @@ pub fn parse_class_list(text: &str, path: &Path) -> Result<Vec<(String, usize, u
     Ok(out)
 }
 
-/// Parses an annotation in XML: one target for each of [`LABELS`]. `path` is for error messages.
+/// Parses an annotation in XML. `path` is for error messages.
 ///
 /// Errors: malformed XML, a document type (entities are never expanded), a root element other than
-/// `annotation`, an object without a name or with an unknown one, a `difficult` other than 0 and 1.
-pub fn parse_annotation(xml: &str, path: &Path) -> Result<[u8; 20]> {
+/// `annotation`, an object without a name, a `difficult` other than 0 and 1.
+pub fn parse_annotation(xml: &str, path: &Path) -> Result<Annotation> {
     let fault = |m: String| Error::data(path, m);
     let options =
         roxmltree::ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..Default::default() };
@@ -192,22 +211,23 @@ pub fn parse_annotation(xml: &str, path: &Path) -> Result<[u8; 20]> {
     if root.tag_name().name() != "annotation" {
         return Err(fault(format!("expected an element <annotation>, found <{}>", root.tag_name().name())));
     }
-    let mut targets = [0; 20];
+    let mut targets = Annotation::new();
     for object in root.children().filter(|n| n.has_tag_name("object")) {
         let line = document.text_pos_at(object.range().start).row;
         let at = |m: String| Error::data(path, format!("line {line}: {m}"));
         let text = |tag: &str| {
             object.children().find(|n| n.has_tag_name(tag)).map(|n| n.text().unwrap_or_default().trim())
         };
-        let name = text("name").ok_or_else(|| at("expected an object with a <name>, found none".into()))?;
-        let Some(label) = LABELS.iter().position(|l| *l == name) else {
-            return Err(at(format!("expected one of VOC's twenty labels, found {name:?}")));
-        };
+        let name = text("name").filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| at("expected an object with a <name>, found none".into()))?;
         match text("difficult") {
-            None | Some("0") => targets[label] = 1,
-            Some("1") if targets[label] == 0 => targets[label] = DIFFICULT,
+            None | Some("0") => {
+                targets.insert(name.into(), 1);
+            }
             // An earlier object of the label is present or difficult, and this one changes neither.
-            Some("1") => {}
+            Some("1") => {
+                targets.entry(name.into()).or_insert(DIFFICULT);
+            }
             Some(other) => return Err(at(format!("expected <difficult> of 0 or 1, found {other:?}"))),
         }
     }

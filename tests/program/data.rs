@@ -94,20 +94,68 @@ fn voc_annotations_say_the_same_as_the_class_lists() {
         voc::open(dir.path(), "trainval").unwrap_err()
     };
     assert_message(
-        edited("diningtable", "dinning"),
-        &["000007.xml: line 9: ", "twenty labels, found \"dinning\""],
-    );
-    assert_message(
         edited("<difficult>0", "<difficult>yes"),
         &["line 9: expected <difficult> of 0 or 1, found \"yes\""],
     );
     assert_message(edited("<name>diningtable</name>", ""), &["line 9: expected an object with a <name>"]);
+    assert_message(edited(">diningtable<", "> <"), &["line 9: expected an object with a <name>"]);
     assert_message(edited("</annotation>", ""), &["000007.xml: expected an annotation in XML"]);
     assert_message(edited("annotation", "notation"), &["expected an element <annotation>, found <notation>"]);
     let bomb = "<!DOCTYPE a [<!ENTITY x \"y\">]><annotation>";
     assert_message(edited("<annotation>", bomb), &["000007.xml: expected an annotation in XML"]);
     fs::remove_file(&xml).unwrap();
     assert_message(voc::open(dir.path(), "trainval").unwrap_err(), &["000007.xml: cannot read"]);
+}
+
+/// A copy of the fixture without class lists, whose annotations have these names in place of VOC's.
+fn with_names_of_ones_own() -> tempfile::TempDir {
+    let dir = copy(&year());
+    for entry in fs::read_dir(dir.path().join("ImageSets/Main")).unwrap().map(|e| e.unwrap().path()) {
+        if entry.file_name().unwrap().to_str().unwrap().contains('_') {
+            fs::remove_file(entry).unwrap();
+        }
+    }
+    for entry in fs::read_dir(dir.path().join("Annotations")).unwrap().map(|e| e.unwrap().path()) {
+        let text = fs::read_to_string(&entry).unwrap();
+        let text = text.replace(">bus<", ">tram 7<").replace(">diningtable<", "> anvil <");
+        fs::write(entry, text.replace(">car<", ">Pflug &amp; Egge<")).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn annotations_may_have_names_of_ones_own() {
+    let dir = with_names_of_ones_own();
+    let set = Dataset::voc(dir.path(), "trainval").unwrap();
+    assert_eq!(set.labels, ["Pflug & Egge", "anvil", "chair", "person", "tram 7"]);
+    let expected: [&[(&str, u8)]; 6] = [
+        &[("person", 1), ("tram 7", 1)],
+        &[("anvil", 1)],
+        &[("Pflug & Egge", 2), ("tram 7", 1)],
+        &[("Pflug & Egge", 2)],
+        &[("person", 1)],
+        &[("anvil", 1), ("chair", 1)],
+    ];
+    for (i, e) in expected.iter().enumerate() {
+        assert_eq!(nonzero_targets(&set, i), *e, "image {i}");
+    }
+    let set = set.select(&["tram 7".into(), "anvil".into()]).unwrap();
+    assert_eq!((set.targets(0), set.targets(1)), (&[1, 0][..], &[0, 1][..]));
+    // A label that is asked for and that no annotation has.
+    let set = Dataset::voc(dir.path(), "trainval").unwrap();
+    let e = set.select(&["anvil".into(), "hammer".into()]).unwrap_err();
+    assert_message(
+        e,
+        &["VOC2007", "expected a label \"hammer\", found only Pflug & Egge, anvil, chair, person, tram 7"],
+    );
+    // Names of VOC's alone mean all twenty, also those that no image has.
+    assert_eq!(Dataset::voc(&year(), "trainval").unwrap().labels, voc::LABELS);
+
+    for entry in fs::read_dir(dir.path().join("Annotations")).unwrap() {
+        fs::write(entry.unwrap().path(), "<annotation></annotation>").unwrap();
+    }
+    let e = voc::open(dir.path(), "trainval").unwrap_err();
+    assert_message(e, &["Annotations: expected annotations with objects, found none in the 6 of the split"]);
 }
 
 #[test]

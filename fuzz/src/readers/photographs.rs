@@ -41,12 +41,14 @@ pub fn voc_xml(bytes: &[u8]) -> Outcome {
         Ok(row) => row,
         Err(e) => return refused(&e, 4, path),
     };
-    let object = |(label, target): (&&str, &u8)| {
+    let object = |(label, target): (&String, &u8)| {
+        assert!(!label.is_empty() && (1..=2).contains(target));
+        let label =
+            label.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\r', "&#13;");
         let is_difficult = u8::from(*target == 2);
-        (*target > 0)
-            .then(|| format!("<object><name>{label}</name><difficult>{is_difficult}</difficult></object>"))
+        format!("<object><name>{label}</name><difficult>{is_difficult}</difficult></object>")
     };
-    let objects: String = voc::LABELS.iter().zip(&row).filter_map(object).collect();
+    let objects: String = row.iter().map(object).collect();
     let again = format!("<annotation>{objects}</annotation>");
     assert_eq!(voc::parse_annotation(&again, path).expect("the rewritten text is accepted"), row);
     Outcome::Accepted
