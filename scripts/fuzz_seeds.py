@@ -406,6 +406,11 @@ def photographs():
     seed("coco_json", "bare", json.dumps({**coco, "annotations": []}, separators=(",", ":")))
     seed("coco_json", "stranger", json.dumps({**coco, "annotations": [{"image_id": 4, "category_id": 1}]}))
     seed("coco_json", "path", json.dumps({**coco, "images": [{"id": 1, "file_name": "../a.jpg"}]}))
+    seed("csv", "two", "file,bus,car\na.jpg,1,0\nmore/b.png,0,\n")
+    seed("csv", "quotes", 'file, bus,"dining, ""set"" table"\n\n"b, c.png" , , 1.0\r\nd.jpg,0.0,\n')
+    seed("csv", "twice", "file,bus\na.jpg,1\na.jpg,0\n")
+    seed("csv", "path", "file,bus\n../a.jpg,1\n")
+    seed("csv", "open", 'file,bus\n"a.jpg,1\n')
     for path in sorted((fixtures / "folder").rglob("*")):
         kind = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}.get(path.suffix.lower())
         if kind:

@@ -47,6 +47,7 @@ pub const ALL: &[Reader] = &[
     Reader { name: "voc_list", read: photographs::voc_list },
     Reader { name: "voc_xml", read: photographs::voc_xml },
     Reader { name: "coco_json", read: photographs::coco_json },
+    Reader { name: "csv", read: photographs::csv },
     Reader { name: "jpeg", read: photographs::jpeg },
     Reader { name: "png", read: photographs::png },
     Reader { name: "run_folder", read: run_folder::run_folder },

@@ -1,7 +1,8 @@
-//! Photographs and their annotations: VOC's lists and XML files, COCO's instances, JPEG and PNG files.
+//! Photographs and their annotations: VOC's lists and XML files, COCO's instances, tables of labels, JPEG and
+//! PNG files.
 
 use super::{Outcome, refused};
-use dfka_engine::data::{coco, image, voc};
+use dfka_engine::data::{coco, csv, image, voc};
 use serde_json::json;
 use std::path::Path;
 
@@ -75,6 +76,26 @@ pub fn coco_json(bytes: &[u8]) -> Outcome {
         coco::parse_instances(again.to_string().as_bytes(), path).expect("the rewritten text is accepted"),
         instances
     );
+    Outcome::Accepted
+}
+
+/// The input is a table of labels.
+pub fn csv(bytes: &[u8]) -> Outcome {
+    let path = Path::new("labels.csv");
+    let table = match csv::parse(&String::from_utf8_lossy(bytes), path) {
+        Ok(table) => table,
+        Err(e) => return refused(&e, 4, path),
+    };
+    let count = table.labels.len();
+    assert_eq!(table.targets.len(), table.files.len() * count);
+    // Every field in quotes, so that commas, quotes and blanks in names come back.
+    let quoted = |field: &str| format!("\"{}\"", field.replace('"', "\"\""));
+    let line = |name: &str, rest: Vec<String>| format!("{},{}\n", quoted(name), rest.join(","));
+    let mut again = line("file", table.labels.iter().map(|l| quoted(l)).collect());
+    for (name, row) in table.files.iter().zip(table.targets.chunks(count)) {
+        again += &line(name, row.iter().map(|t| ["0", "1", ""][usize::from(*t)].into()).collect());
+    }
+    assert_eq!(csv::parse(&again, path).expect("the rewritten text is accepted"), table);
     Outcome::Accepted
 }
 
