@@ -7,6 +7,7 @@ use clap::Args;
 use super::output;
 use crate::error::Result;
 use crate::pipeline;
+use crate::pipeline::export::Floats;
 use crate::weights;
 
 #[derive(Args)]
@@ -16,11 +17,16 @@ pub struct ExportArgs {
     /// File to write; its extension (.npz, .safetensors or .onnx) sets the format
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
+    /// Write an ONNX file of half the size, whose weights and operators are float16; images and logits stay
+    /// float32
+    #[arg(long)]
+    half: bool,
 }
 
 /// Converts the file; returns a line that describes the result.
 pub fn export(args: &ExportArgs) -> Result<String> {
-    let facts = pipeline::export::export(&args.from, &args.to)?;
+    let floats = if args.half { Floats::Half } else { Floats::Single };
+    let facts = pipeline::export::export_as(&args.from, &args.to, floats)?;
     output::notes(&facts.notes);
     let [h, w, c] = facts.image;
     Ok(format!(

@@ -8,6 +8,7 @@
 //! The file's size bounds the memory that reading takes: a file has at most [`MAX_BYTES`], every length is
 //! checked against the bytes that are there, and tensors are decoded one at a time.
 
+pub mod float16;
 pub mod proto;
 
 use std::fs::File;
@@ -175,27 +176,35 @@ fn initializer(bytes: &[u8]) -> Result<proto::TensorProto, String> {
     proto::TensorProto::decode(bytes).map_err(|e| e.to_string())
 }
 
-/// The shape and the elements of a float initializer.
+/// The shape and the elements of an initializer of float or float16.
 ///
 /// Errors: another type, a shape that does not fit the elements, an element that is not finite.
 fn floats(t: &proto::TensorProto) -> Result<(Vec<usize>, Vec<f32>), String> {
-    if t.data_type != Some(data_type::FLOAT) {
-        let found = t.data_type.unwrap_or_default();
-        return Err(format!("expected float elements (ONNX data type 1), found data type {found}"));
-    }
+    let size = match t.data_type.unwrap_or_default() {
+        data_type::FLOAT => 4,
+        data_type::FLOAT16 => 2,
+        found => {
+            return Err(format!(
+                "expected elements of float or float16 (ONNX data types 1 and 10), found data type {found}"
+            ));
+        }
+    };
     let shape: Option<Vec<usize>> = t.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
     let count = shape.as_deref().and_then(element_count);
     let raw = t.raw_data.as_deref().unwrap_or_default();
     let (Some(shape), Some(count)) = (shape, count) else {
         return Err(format!("expected a shape, found {:?}", t.dims));
     };
-    if count.checked_mul(4) != Some(raw.len()) {
+    if count.checked_mul(size) != Some(raw.len()) {
         return Err(format!(
-            "expected {count} elements of four bytes for shape {shape:?}, found {} bytes",
+            "expected {count} elements of {size} bytes for shape {shape:?}, found {} bytes",
             raw.len()
         ));
     }
-    let data: Vec<f32> = raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let data: Vec<f32> = match size {
+        4 => raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        _ => raw.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+    };
     check_finite(&data, &shape)?;
     Ok((shape, data))
 }

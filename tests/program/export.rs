@@ -14,7 +14,7 @@ use dfka_engine::models::filter::Filter;
 use dfka_engine::models::resnet::{Build, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
-use dfka_engine::pipeline::export::{PREPROCESSING, STUDENTS, export};
+use dfka_engine::pipeline::export::{Floats, PREPROCESSING, STUDENTS, export, export_as};
 use dfka_engine::pipeline::predictor::Predictor;
 use dfka_engine::weights::npz::Archive;
 use dfka_engine::weights::onnx::{CONSTANT, proto};
@@ -26,6 +26,8 @@ use std::process::Command;
 
 /// The largest allowed difference from another program's logits, both in f32.
 const MOST: f32 = 1e-4;
+/// The same for weights and operators of half precision, whose numbers have 11 bits.
+const MOST_HALF: f32 = 1e-2;
 
 /// Labels of each task, and the block that it leaves the trunk after.
 type Tasks<'a> = &'a [(&'a [&'a str], usize)];
@@ -166,6 +168,7 @@ fn lay_out(dir: &Path, name: &'static str, tensors: &Tensors, image: [usize; 3])
     std::fs::create_dir(&folder).unwrap();
     weights::save(&bare, tensors).unwrap();
     STUDENTS.iter().for_each(|file| drop(export(&bare, &folder.join(file)).unwrap()));
+    export_as(&bare, &folder.join("half.onnx"), Floats::Half).unwrap();
     std::fs::remove_file(bare).unwrap();
     let set = images(5, image, 11);
     set.save(folder.join("images.npz")).unwrap();
@@ -203,6 +206,28 @@ fn every_format_holds_the_same_bits() {
         }
         let bytes = |p: PathBuf| std::fs::read(p).unwrap();
         assert!(bytes(folder.join("student.npz")) == bytes(from), "{name}: another file after three formats");
+    }
+}
+
+/// A file in half precision is smaller, and is read back with its weights rounded.
+#[test]
+fn half_precision_takes_half_the_bytes_and_is_read_back() {
+    let (_dir, cases) = laid_out();
+    for (name, folder, set) in &cases {
+        let (whole, half) = (folder.join("student.onnx"), folder.join("half.onnx"));
+        let apart = most_apart(&logits(&whole, set), &logits(&half, set));
+        assert!(apart > 0.0 && apart <= MOST_HALF, "{name}: {apart}");
+        let weights: usize = load(&whole).iter().map(|(_, t)| t.data.len()).sum();
+        let bytes = |file: &Path| std::fs::metadata(file).unwrap().len() as usize;
+        let saved = bytes(&whole) - bytes(&half);
+        assert!(saved.abs_diff(2 * weights) < 2000, "{name}: {saved} bytes saved, {weights} weights");
+        let largest =
+            load(&whole).iter().flat_map(|(_, t)| t.data.clone()).fold(0.0, |m: f32, v| m.max(v.abs()));
+        for ((tensor, a), (_, b)) in load(&whole).iter().zip(load(&half).iter()) {
+            assert_eq!(a.shape, b.shape, "{name}: {tensor}");
+            assert!(most_apart(&a.data, &b.data) <= largest / 2048.0, "{name}: {tensor}");
+        }
+        assert_eq!(load(&whole).meta, load(&half).meta, "{name}");
     }
 }
 
@@ -270,7 +295,7 @@ fn python_logits(what: &str, folder: &Path) -> Option<Value> {
     None
 }
 
-fn compare(what: &str, kinds: &[&str], cases: &[Case], found: &Value) {
+fn compare(what: &str, kinds: &[&str], cases: &[Case], found: &Value, most: f32) {
     for (name, folder, set) in cases {
         let ours = logits(&folder.join("student.npz"), set);
         assert!(ours.iter().any(|v| v.abs() > 0.1), "{name}: all logits are near zero: {ours:?}");
@@ -279,7 +304,7 @@ fn compare(what: &str, kinds: &[&str], cases: &[Case], found: &Value) {
             let apart = most_apart(&ours, &theirs);
             let largest = ours.iter().fold(0.0f32, |m, v| m.max(v.abs()));
             println!("{name}: {what} {kind}: at most {apart:.2e} apart, logits up to {largest:.2}");
-            assert!(apart <= MOST, "{name}: {what} {kind}: {apart} apart");
+            assert!(apart <= most, "{name}: {what} {kind}: {apart} apart");
         }
     }
 }
@@ -317,7 +342,8 @@ fn onnx_runtime_gives_our_logits() {
         cases.push(lay_out(dir.path(), name, &teacher, spec.network.image));
     }
     let Some(found) = python_logits("onnx", dir.path()) else { return };
-    compare("ONNX Runtime", &["together", "alone"], &cases, &found);
+    compare("ONNX Runtime", &["together", "alone"], &cases, &found, MOST);
+    compare("ONNX Runtime", &["half"], &cases, &found, MOST_HALF);
     for (name, folder, _) in &cases {
         let labels: Vec<String> = load(&folder.join("student.npz")).meta_as("labels").unwrap();
         assert_eq!((&found[name]["labels"], &found[name]["opset"]), (&json!(labels), &json!(17)), "{name}");
@@ -328,7 +354,7 @@ fn onnx_runtime_gives_our_logits() {
 fn pytorch_gives_our_logits() {
     let (dir, cases) = laid_out();
     let Some(found) = python_logits("torch", dir.path()) else { return };
-    compare("PyTorch", &["npz", "safetensors"], &cases, &found);
+    compare("PyTorch", &["npz", "safetensors"], &cases, &found, MOST);
 }
 
 /// The files of a run, and what the commands make of them.
@@ -376,6 +402,9 @@ fn a_run_writes_its_student_in_every_format() {
         "{said}"
     );
     assert!(lab.bytes("mine.onnx") == lab.bytes("out/student.onnx"));
+    call(&["export", "out", "--to", "half.onnx", "--half"]);
+    assert!(lab.bytes("half.onnx").len() < lab.bytes("mine.onnx").len());
+    assert!(eval("half.onnx").contains("\"cat\""));
 
     // The run's own seed draws the images of its report, another seed draws others, and fewer images are the
     // first ones.
@@ -421,6 +450,18 @@ fn what_cannot_be_exported_or_sampled_is_refused_with_the_reason() {
     };
     refused(&["export", "left.npz", "--to", "left.pth"], 2, &["left.pth", ".npz, .safetensors or .onnx"]);
     refused(&["export", "none.npz", "--to", "a.onnx"], 4, &["none.npz"]);
+    refused(&["export", "left.npz", "--half", "--to", "a.npz"], 2, &["a.npz: --half is for ONNX", ".onnx"]);
+    let mut loud = load(&lab.path("left.npz"));
+    loud = crate::common::mapped(&loud, |name, shape, v| {
+        let v = if name == "fc.bias" { vec![1e5; v.len()] } else { v.to_vec() };
+        Some((shape.to_vec(), v))
+    });
+    weights::save(lab.path("loud.npz"), &loud).unwrap();
+    refused(
+        &["export", "loud.npz", "--half", "--to", "a.onnx"],
+        4,
+        &["loud.npz: array \"fc.bias\": 100000 is beyond float16", "export in float32"],
+    );
     std::fs::create_dir(lab.path("empty")).unwrap();
     refused(&["export", "empty", "--to", "a.onnx"], 4, &["empty", "student.npz"]);
     refused(&["sample", "empty"], 4, &["generator.npz"]);

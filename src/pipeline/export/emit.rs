@@ -19,6 +19,9 @@ use std::collections::HashMap;
 /// Name of the graph's input.
 pub(super) const IMAGE: &str = "image";
 
+/// Name of the images after their normalisation.
+pub(super) const NORMALISED: &str = "image.normalised";
+
 /// What the names of the network's tensors begin with in the store, before their names in the file.
 pub(super) const PREFIX: &str = "net";
 
@@ -49,7 +52,7 @@ impl<'a> Emitter<'a> {
         let [mean, std] = [("mean", &facts.mean), ("std", &facts.std)]
             .map(|(name, v)| self.constant(name, |name| TensorProto::floats(name, &[1, c, 1, 1], v)));
         let centred = self.node("Sub", vec![IMAGE.into(), mean], "image.centred");
-        let normalised = self.node("Div", vec![centred, std], "image.normalised");
+        let normalised = self.node("Div", vec![centred, std], NORMALISED);
         self.names.insert(image, normalised);
     }
 

@@ -1,7 +1,7 @@
 //! Writing students and teachers in every format.
 
 use super::describe::{Contents, Facts};
-use super::graph::model;
+use super::graph::{halve, model};
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
 use crate::weights::{self, Tensors, onnx};
@@ -26,19 +26,48 @@ pub fn student_file(path: &Path) -> Result<PathBuf> {
     })
 }
 
+/// The numbers of an exported file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floats {
+    /// As the weights have them.
+    Single,
+    /// Rounded to two bytes each, for ONNX only.
+    Half,
+}
+
 /// Writes the weights of `from`, a file or a run's folder, to `to`, in the format of its extension.
 ///
 /// Errors: an extension other than npz, safetensors and onnx; a file that is neither a student's nor a
 /// teacher's.
 pub fn export(from: &Path, to: &Path) -> Result<Facts> {
+    export_as(from, to, Floats::Single)
+}
+
+/// The same with numbers of this size.
+///
+/// Errors: also half precision for another format than ONNX, or for weights beyond its range.
+pub fn export_as(from: &Path, to: &Path, floats: Floats) -> Result<Facts> {
     let is_known = to.extension().is_some_and(|e| ["npz", "safetensors", "onnx"].iter().any(|k| e == *k));
     if !is_known {
         let message = format!("{}: expected a name that ends in .npz, .safetensors or .onnx", to.display());
         return Err(Error::Usage(message));
     }
-    let (mut tensors, contents) = Contents::open(&student_file(from)?)?;
+    let is_onnx = to.extension().is_some_and(|e| e == "onnx");
+    if floats == Floats::Half && !is_onnx {
+        let message = format!("{}: --half is for ONNX; expected a name that ends in .onnx", to.display());
+        return Err(Error::Usage(message));
+    }
+    let file = student_file(from)?;
+    let (mut tensors, contents) = Contents::open(&file)?;
     let facts = complete(&mut tensors, &contents)?;
-    write(to, &tensors, &contents, &facts)?;
+    match floats {
+        Floats::Single => write(to, &tensors, &contents, &facts)?,
+        Floats::Half => {
+            let mut model = model(&tensors, &contents, &facts)?;
+            halve(&mut model).map_err(|m| Error::data(&file, m))?;
+            onnx::save(to, &model)?;
+        }
+    }
     Ok(facts)
 }
 

@@ -6,7 +6,7 @@
 //! those of opset 17.
 
 use super::describe::{Contents, Facts};
-use super::emit::{Emitter, IMAGE, PREFIX, unknown};
+use super::emit::{Emitter, IMAGE, NORMALISED, PREFIX, unknown};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Store, Tape};
 use crate::error::Result;
@@ -14,6 +14,7 @@ use crate::models::Recorder;
 use crate::models::resnet::{Build, Mode, ResNet, Source};
 use crate::models::targetnet::TargetNet;
 use crate::weights::Tensors;
+use crate::weights::onnx::float16::to_float16;
 use crate::weights::onnx::proto::{
     ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto,
 };
@@ -69,6 +70,14 @@ pub fn model(tensors: &Tensors, contents: &Contents, facts: &Facts) -> Result<Mo
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
         metadata_props,
     })
+}
+
+/// Rounds the weights of a model of [`model`] to half precision. Images and logits stay float32, and so does the
+/// normalisation of the images.
+///
+/// Errors: a weight beyond the range of float16.
+pub fn halve(model: &mut ModelProto) -> Result<(), String> {
+    model.graph.as_mut().map_or(Ok(()), |graph| to_float16(graph, NORMALISED, LOGITS))
 }
 
 /// Records the network on one image; returns the image and the logits. The batch norms of a teacher stay ops

@@ -7,4 +7,4 @@ mod files;
 pub mod graph;
 
 pub use describe::{Contents, Facts, PREPROCESSING, THRESHOLD, thresholds};
-pub use files::{LABELS, STUDENTS, export, student_file, write_student};
+pub use files::{Floats, LABELS, STUDENTS, export, export_as, student_file, write_student};

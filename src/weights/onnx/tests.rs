@@ -72,10 +72,14 @@ fn lengths_are_checked_against_the_bytes_that_are_there() {
     assert!(refused(&with(|t| t.dims = vec![2, 3])).contains("array \"a\": expected 6 elements"));
     assert!(refused(&with(|t| t.dims = vec![-1])).contains("expected a shape"));
     assert!(refused(&with(|t| t.dims = vec![i64::MAX, i64::MAX])).contains("expected a shape"));
-    assert!(refused(&with(|t| t.dims = vec![i64::MAX / 2])).contains("elements of four bytes"));
+    assert!(refused(&with(|t| t.dims = vec![i64::MAX / 2])).contains("elements of 4 bytes"));
     assert!(refused(&with(|t| t.dims = vec![1; 5000])).contains("beside its raw data"));
     assert!(refused(&with(|t| t.data_type = Some(7))).contains("found data type 7"));
     assert!(refused(&with(|t| t.raw_data = None)).contains("found 0 bytes"));
+    assert!(
+        refused(&with(|t| t.data_type = Some(10)))
+            .contains("4 elements of 2 bytes for shape [2, 2], found 16")
+    );
     assert!(refused(&with(|t| t.name = Some("b".into()))).contains("already taken"));
     let nan = with(|t| t.raw_data.as_mut().unwrap()[4..8].copy_from_slice(&f32::NAN.to_le_bytes()));
     assert!(refused(&nan).contains("found NaN at index [0, 1] (element 1 of 4)"));
