@@ -63,6 +63,10 @@ def convert(
     rows = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0
     if "labels" in meta and len(meta["labels"]) != rows:
         raise Error(f"{source}: expected {rows} labels, one for each row of fc.weight, found {len(meta['labels'])}")
+    head_kind, head_words = said.head_of(rows)
+    if head_kind is not None:
+        meta["head"] = head_kind
+        notes.append(head_words)
     normalisation, words = normalise(meta, said, parts, spec.stem[0][1], source)
     arrays = {name: values(tensor, name, source) for name, tensor in sorted(tensors.items())}
 

@@ -13,7 +13,7 @@ use super::{device, disk, forecast};
 use crate::config::{self, Loaded};
 use crate::device::gpu::card::Card;
 use crate::error::Result;
-use crate::pipeline::spec::RunSpec;
+use crate::pipeline::spec::{RunSpec, TeacherSpec};
 use crate::pipeline::tasks;
 use crate::pipeline::teachers::{Absent, OpenedTeacher};
 
@@ -66,8 +66,8 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     Ok(text + &TeacherFacts::lines(&spec.teachers, &teachers) + &forecast::text(&cost))
 }
 
-/// Checks that the teachers have the labels and the network that the config expects, and that every file it
-/// names is usable. Returns the opened teachers, and what the user should know of the files.
+/// Checks that the teachers have the labels, the network and the heads that the config expects, and that every
+/// file it names is usable. Returns the opened teachers, and what the user should know of the files.
 ///
 /// Errors: the first mismatch, with its place in the config; a file that cannot be used.
 pub fn check_against_teachers(
@@ -82,6 +82,12 @@ pub fn check_against_teachers(
     for teacher in &teachers {
         config::check_network(spec, &teacher.known.network.widths, source)?;
     }
+    let suspicion = |(teacher, said): (&OpenedTeacher, &TeacherSpec)| match said.stated.is_sigmoid {
+        true => Ok(None),
+        false => (commands.suspicion)(teacher),
+    };
+    let suspicions = teachers.iter().zip(&spec.teachers).map(suspicion).collect::<Result<Vec<_>>>()?;
+    config::check_heads(spec, &suspicions, source)?;
     let of_files = teachers.iter().flat_map(OpenedTeacher::notes).cloned();
     let mut notes: Vec<String> =
         of_files.chain(tasks::shared_labels(&teachers, &spec.student.labels)).collect();

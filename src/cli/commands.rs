@@ -51,6 +51,8 @@ impl TeacherFacts {
 pub struct Commands {
     /// Opens the files of a run's teachers, each once.
     pub open_teachers: fn(&RunSpec, Absent) -> Result<Vec<OpenedTeacher>>,
+    /// Why a teacher's labels may exclude each other; `None` where nothing says so.
+    pub suspicion: fn(&OpenedTeacher) -> Result<Option<String>>,
     /// Checks every other file that a run reads. The result is what the user should know of them.
     pub check: fn(&RunSpec, &[OpenedTeacher]) -> Result<Vec<String>>,
     /// Trains the student into a folder; `true` continues from the checkpoint there.
@@ -71,6 +73,7 @@ pub struct Commands {
 /// The functions that the program runs with.
 pub const PIPELINE: Commands = Commands {
     open_teachers: |spec, absent| OpenedTeacher::open_all(&spec.teachers, absent),
+    suspicion: pipeline::softmax::suspicion,
     check: labelled::run::check,
     run: labelled::run::run_opened,
     check_teach: labelled::teach::check,

@@ -24,6 +24,7 @@ const FAKE: Commands = Commands {
         let tensors = (absent == Absent::Fails).then(|| Arc::new(Tensors::new()));
         Ok(vec![OpenedTeacher { name: "a".into(), file: "a.npz".into(), known, tensors }])
     },
+    suspicion: |_| Ok(None),
     check: |_, _| Ok(Vec::new()),
     run: |spec, _, out, is_resumed, observer: &mut dyn Observer| {
         assert!(out.join(report::CONFIG).exists());

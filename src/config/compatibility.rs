@@ -24,6 +24,17 @@ pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Sou
     Ok(())
 }
 
+/// Checks that each teacher has a probability for each label. `suspicions` has, for each teacher, why it may not.
+pub fn check_heads(spec: &RunSpec, suspicions: &[Option<String>], source: &Source) -> Result<()> {
+    for (i, (teacher, suspicion)) in spec.teachers.iter().zip(suspicions).enumerate() {
+        if let Some(reason) = suspicion {
+            let message = format!("teacher `{}`: {} {reason}", teacher.name, teacher.weights.display());
+            return Err(source.fail(&format!("teachers.{i}.weights"), message));
+        }
+    }
+    Ok(())
+}
+
 /// Checks that the values that count blocks or divide channels fit the teachers. `channels` has the output
 /// channels of each block.
 pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Result<()> {

@@ -104,7 +104,7 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
             Some(ResNetSpec { normalisation, stride: stride.unwrap_or_default(), ..network })
         }
     };
-    head(source, &format!("{path}.head"), raw.head.as_deref())?;
+    let is_sigmoid = is_sigmoid(source, &format!("{path}.head"), raw.head.as_deref())?;
     let path = format!("{path}.labels");
     let labels = match &raw.labels {
         None => Vec::new(),
@@ -115,15 +115,16 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         }
         Some(labels) => RawLabels::List(labels.clone()).names(source, &path)?,
     };
-    Ok(Stated { network, labels, image_size, normalisation, stride })
+    Ok(Stated { network, labels, image_size, normalisation, stride, is_sigmoid })
 }
 
-/// Checks what a config says of a teacher's last layer.
+/// Whether a config insists that a teacher's logits are those of probabilities.
 ///
 /// Errors: a head whose labels exclude each other.
-fn head(source: &Source, path: &str, head: Option<&str>) -> Result<()> {
+fn is_sigmoid(source: &Source, path: &str, head: Option<&str>) -> Result<bool> {
     match head {
-        None | Some("sigmoid") => Ok(()),
+        None => Ok(false),
+        Some("sigmoid") => Ok(true),
         Some("softmax") => Err(source.fail(
             path,
             format!(

@@ -27,6 +27,7 @@ pub mod schedule;
 pub mod seed;
 pub mod session;
 pub mod snapshots;
+pub mod softmax;
 pub mod spec;
 pub mod stage;
 pub mod stage_one;

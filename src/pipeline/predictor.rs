@@ -92,7 +92,10 @@ impl<'w> Predictor<'w> {
         Predictor::of(teacher.known.clone(), tensors.clone(), device)
     }
 
-    fn of(known: Known, mut tensors: Tensors, device: &Device) -> Result<Predictor<'w>> {
+    /// A predictor of a teacher with these tensors.
+    ///
+    /// Errors: tensors that do not fit; no such device.
+    pub fn of(known: Known, mut tensors: Tensors, device: &Device) -> Result<Predictor<'w>> {
         let Known { network, labels } = known;
         let thresholds = thresholds(&tensors, labels.len())?;
         let mut engine = engine_for(device)?;

@@ -88,6 +88,9 @@ pub struct Stated {
     pub normalisation: Option<Normalisation>,
     /// Which convolution of a block's first bottleneck has stride 2.
     pub stride: Option<StridePlace>,
+    /// Whether the config insists that each logit is that of a probability. It changes no bit of a student.
+    #[serde(skip)]
+    pub is_sigmoid: bool,
 }
 
 /// The options of the student.

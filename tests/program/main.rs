@@ -16,6 +16,7 @@ mod export;
 mod fake_driver;
 mod forecast;
 mod fuzz_corpus;
+mod heads;
 mod kill;
 mod newcomer;
 mod report;

@@ -7,6 +7,7 @@ import unittest
 from case import Case  # first: it skips where torch is missing
 
 import dfka
+import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
@@ -93,6 +94,50 @@ class LookAlikes(Case):
         self.assertIn("of config.json", done.notes[-1])
         with safetensors.safe_open(self.folder / "out.safetensors", "pt") as f:
             self.assertEqual(json.loads(f.metadata()["dfka"])["std"], [0.25, 0.25, 0.25])
+
+    def head_of(self, config=None, content=None, net=None):
+        """The head that the converted file names, and the notes."""
+        if config is not None:
+            (self.folder / "config.json").write_text(json.dumps(config))
+        net = net or self.net
+        rows = net.fc.out_features
+        labels = [f"label {i}" for i in range(rows)]
+        done = self.convert(self.saved(content or net.state_dict()), "out.npz", labels)
+        with np.load(self.folder / "out.npz") as file:
+            meta = json.loads(file["__meta__"].tobytes())
+        return meta.get("head"), "\n".join(done.notes)
+
+    def test_18_heads_that_the_metadata_names(self):
+        self.assertEqual(self.head_of()[0], None)
+        head, notes = self.head_of({"problem_type": "single_label_classification"})
+        self.assertEqual(head, "softmax")
+        self.assertIn("config.json: problem_type: single_label_classification): the engine refuses it", notes)
+        self.assertIn('write head = "sigmoid" in the config', notes)
+        head, notes = self.head_of({"problem_type": "multi_label_classification"})
+        self.assertEqual(head, "sigmoid")
+        self.assertIn("head: sigmoid, a probability for each label", notes)
+        self.assertEqual(self.head_of({"problem_type": "regression"})[0], None)
+        (self.folder / "config.json").unlink()
+        content = {"state_dict": self.state, "hparams": {"problem_type": "single_label_classification"}}
+        head, notes = self.head_of(content=content)
+        self.assertEqual(head, "softmax")
+        self.assertIn("in.pth: hparams.problem_type", notes)
+
+    def test_19_heads_of_imagenet(self):
+        net = ResNet()
+        timm = lambda tag, classes=1000: {
+            "architecture": "resnet18",
+            "pretrained_cfg": {"tag": tag, "num_classes": classes},
+        }
+        # The pretrained weights are ImageNet's, and the head is another.
+        self.assertEqual(self.head_of(timm("tv_in1k"))[0], None)
+        net.fc = torch.nn.Linear(net.fc.in_features, 1000)
+        head, notes = self.head_of(timm("tv_in1k"), net=net)
+        self.assertEqual(head, "softmax")
+        self.assertIn("pretrained_cfg, 1000 classes of ImageNet", notes)
+        # timm trained these recipes with binary cross-entropy.
+        self.assertEqual(self.head_of(timm("a1_in1k"), net=net)[0], None)
+        self.assertEqual(self.head_of(timm("tv_in1k", 21843), net=net)[0], None)
 
 
 if __name__ == "__main__":
