@@ -472,11 +472,14 @@ noise = true
     failure = {"message": "generator: collapsed", "exit_code": 7}
     origin = {"calls": [call, call], "weights": [file], "failure": None}
 
-    def folder(summary=None, lines=(), config="", statistics=None, origin=None):
-        texts = [json.dumps(t, separators=(",", ":")) if t else "" for t in [summary, statistics, origin]]
-        return "\0".join([texts[0], "\n".join(lines), config, texts[1], texts[2]])
+    images = [{"image": 1, "asked": ["bus"], "predicted": []}, {"image": 2, "asked": None, "predicted": ["cat"]}]
+    captions = {"predicted_by": "teachers", "images": images}
 
-    seed("run_folder", "finished", folder(summary, lines, config, statistics, origin))
+    def folder(summary=None, lines=(), config="", statistics=None, origin=None, captions=None):
+        texts = [json.dumps(t, separators=(",", ":")) if t else "" for t in [summary, statistics, origin, captions]]
+        return "\0".join([texts[0], "\n".join(lines), config, *texts[1:]])
+
+    seed("run_folder", "finished", folder(summary, lines, config, statistics, origin, captions))
     seed("run_folder", "failed", folder(None, lines, config, statistics, {**origin, "failure": failure}))
     seed("run_folder", "begun", folder(None, [lines[0], lines[1][:40]], config))
     seed("run_folder", "damaged", "\0".join(['{"name":', "{}", "name = [", '{"images":', "[]"]))

@@ -1,5 +1,5 @@
 //! Text files that people write: a byte order mark of UTF-8 and line ends of Windows are accepted, and other
-//! encodings are named.
+//! encodings are named. And labels in the texts that the program writes.
 
 /// What is wrong with the encoding of a text.
 #[derive(Debug, PartialEq)]
@@ -42,9 +42,31 @@ pub fn fault(bytes: &[u8]) -> Option<Fault> {
     Some(Fault { line, message })
 }
 
+/// A label within running text or a table: one that looks like a number is put in quotes, so that nobody takes
+/// it for a figure.
+pub fn label(name: &str) -> String {
+    let is_number = name.chars().any(|c| c.is_numeric())
+        && name.chars().all(|c| c.is_numeric() || c.is_whitespace() || "+-.,:/%".contains(c));
+    if is_number { format!("\"{name}\"") } else { name.into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_that_look_like_numbers_are_quoted() {
+        for (name, expected) in [
+            ("7", "\"7\""),
+            ("-1.5 %", "\"-1.5 %\""),
+            ("\u{663}", "\"\u{663}\""),
+            ("bus", "bus"),
+            ("7 up", "7 up"),
+            ("-", "-"),
+        ] {
+            assert_eq!(label(name), expected);
+        }
+    }
 
     #[test]
     fn a_mark_and_line_ends_are_removed_and_other_encodings_named() {

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::args::DeviceArgs;
 use super::output::pretty;
@@ -15,6 +15,7 @@ use crate::pipeline::export::student_file;
 use crate::pipeline::sample::{Drawn, Sampler, save_grid};
 use crate::pipeline::{Device, captions};
 use crate::report;
+use crate::summary::Captions;
 use crate::weights::write_atomic;
 
 #[derive(Args)]
@@ -114,21 +115,6 @@ fn captions_of(
     } else {
         ("the student predicts", captions::by_student(&student_file(&run)?, &images, device)?)
     };
-    let of_image = |i: usize| {
-        labels.map(|labels| {
-            let asked = &drawn.asked[i * labels.len()..];
-            let mut names: Vec<&String> =
-                labels.iter().zip(asked).filter(|(_, a)| **a).map(|(l, _)| l).collect();
-            let mut seen = BTreeSet::new();
-            names.retain(|name| seen.insert(*name));
-            names
-        })
-    };
-    let rows: Vec<Value> = predicted
-        .iter()
-        .enumerate()
-        .map(|(i, predicted)| json!({ "image": i + 1, "asked": of_image(i), "predicted": predicted }))
-        .collect();
     let by_whom = if by.contains("teachers") { "teachers" } else { "student" };
-    Ok((by, pretty(&json!({ "predicted_by": by_whom, "images": rows }))?))
+    Ok((by, pretty(&json!(Captions::new(by_whom, labels, &drawn.asked, predicted)))?))
 }

@@ -2,17 +2,18 @@
 //! collapsed. Nothing here changes a tensor of the run.
 
 use super::seed::stage_seed;
+use super::snapshots::images_at_once;
 use super::spec::{LossSpec, RunSpec};
 use super::stage_one::StageOne;
 use super::teachers::{Teachers, views};
-use crate::autograd::tape::Learn;
+use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Tape};
 use crate::device::StepState;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::ops::losses::diversity::Diversity;
-use crate::report::LABEL_STATISTICS;
-use crate::summary::{Collapse, LabelShare, LabelStatistics};
+use crate::report::{CAPTIONS, LABEL_STATISTICS};
+use crate::summary::{Captions, Collapse, LabelShare, LabelStatistics};
 use crate::weights::write_atomic;
 use std::io::Write;
 use std::path::Path;
@@ -35,17 +36,8 @@ pub fn measure(
     teachers: &Teachers,
     out: &Path,
 ) -> Result<()> {
-    let mut tape = Tape::default();
-    let mut r = Recorder { tape: &mut tape, store: &engine.store };
     let g = &spec.generator;
-    let (levels, wanted) = one.record_images(&mut r, g.batch, Learn::Frozen)?;
-    let (features, logits) = views(&mut r, teachers, levels[levels.len() - 1])?;
-    // One image has no other to differ from.
-    let diversity = if g.batch > 1 { Some(r.apply(Diversity, &[features])?) } else { None };
-    let outputs = [Some(logits), wanted, diversity];
-    outputs.iter().flatten().for_each(|v| tape.output(*v));
-    let mut plan = Plan::compile(&tape, &engine.store, None, &[])?;
-    plan.reserve(engine)?;
+    let Judged { mut plan, logits, wanted, diversity } = Judged::record(one, engine, teachers, g.batch)?;
 
     let labels = teachers.all.iter().flat_map(|t| t.labels.iter().map(|l| (&t.name, l)));
     let mut found = Counts::new(labels.map(|(t, l)| LabelShare::new(t, l, wanted.is_some())).collect());
@@ -62,6 +54,59 @@ pub fn measure(
     let json = serde_json::to_vec_pretty(&found.statistics())
         .map_err(|e| Error::Run(format!("cannot write label statistics as JSON: {e}")))?;
     write_atomic(out.join(LABEL_STATISTICS), |file| file.write_all(&json))
+}
+
+/// Stores what the images of the last picture were asked to show, and what the teachers predict for them.
+///
+/// Errors: a file that cannot be written; a device without memory for the teachers.
+pub fn caption(
+    one: &StageOne,
+    engine: &mut Engine<f32>,
+    spec: &RunSpec,
+    teachers: &Teachers,
+    out: &Path,
+) -> Result<()> {
+    let judged = Judged::record(one, engine, teachers, images_at_once(spec))?;
+    let Judged { mut plan, logits, wanted, .. } = judged;
+    plan.replay(engine, &StepState { seed: stage_seed(spec.seed, "samples"), ..Default::default() })?;
+    let found = plan.output(engine, logits)?;
+    let asked = wanted.map(|w| plan.output(engine, w)).transpose()?;
+    let asked: Vec<bool> = asked.iter().flatten().map(|w| *w > 0.5).collect();
+    let labels: Vec<String> = teachers.labels().cloned().collect();
+    let predicted = |row: &[f32]| {
+        let above = row.iter().zip(&labels).filter(|(logit, _)| **logit >= 0.0);
+        above.map(|(_, label)| label.clone()).collect()
+    };
+    let predicted = found.chunks_exact(labels.len()).map(predicted).collect();
+    let captions = Captions::new("teachers", wanted.is_some().then_some(&labels[..]), &asked, predicted);
+    let json = serde_json::to_vec_pretty(&captions)
+        .map_err(|e| Error::Run(format!("cannot write captions as JSON: {e}")))?;
+    write_atomic(out.join(CAPTIONS), |file| file.write_all(&json))
+}
+
+/// The forward pass of the generator and all teachers on newly drawn images.
+struct Judged {
+    plan: Plan<f32>,
+    /// The teachers' logits, side by side.
+    logits: Value,
+    /// The labels that the images are to show, if the generator is conditional.
+    wanted: Option<Value>,
+    /// The diversity of the images' features; absent for one image, which has no other to differ from.
+    diversity: Option<Value>,
+}
+
+impl Judged {
+    fn record(one: &StageOne, engine: &mut Engine<f32>, teachers: &Teachers, n: usize) -> Result<Judged> {
+        let mut tape = Tape::default();
+        let mut r = Recorder { tape: &mut tape, store: &engine.store };
+        let (levels, wanted) = one.record_images(&mut r, n, Learn::Frozen)?;
+        let (features, logits) = views(&mut r, teachers, levels[levels.len() - 1])?;
+        let diversity = if n > 1 { Some(r.apply(Diversity, &[features])?) } else { None };
+        [Some(logits), wanted, diversity].iter().flatten().for_each(|v| tape.output(*v));
+        let plan = Plan::compile(&tape, &engine.store, None, &[])?;
+        plan.reserve(engine)?;
+        Ok(Judged { plan, logits, wanted, diversity })
+    }
 }
 
 /// Sums over images, from which the statistics follow.

@@ -202,7 +202,8 @@ fn train_generator(
     let extras = Extras { snapshots: Some(Snapshots::new(&one, engine, spec)?), ..Extras::default() };
     session.train_with(engine, stage, extras, |engine, _| {
         sample::save(&file, &one, &engine.store, spec, teachers)?;
-        generated::measure(&one, engine, spec, teachers, &out)
+        generated::measure(&one, engine, spec, teachers, &out)?;
+        generated::caption(&one, engine, spec, teachers, &out)
     })?;
     if let Some(found) = generated::statistics(&out)? {
         generated::expect_no_collapse(&spec.loss, &found)?;

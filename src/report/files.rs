@@ -16,6 +16,8 @@ pub const LABEL_STATISTICS: &str = "label_statistics.json";
 pub const SUMMARY: &str = "summary.json";
 /// A grid of images of the trained generator.
 pub const SAMPLES: &str = "samples.png";
+/// What these images were asked to show, and what the teachers see in them.
+pub const CAPTIONS: &str = "samples.json";
 /// The model card.
 pub const CARD: &str = "README.md";
 pub const HTML: &str = "report.html";

@@ -49,8 +49,7 @@ pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Resul
     if n == 0 || h == 0 || w == 0 || images.len() != n * h * w * c {
         return wrong(format!("expected {n}x{h}x{w}x{c} values, at least one, found {}", images.len()));
     }
-    let square = n.isqrt() + usize::from(n.isqrt().pow(2) < n);
-    let columns = if n == STRIP_IMAGES { n / 2 } else { square };
+    let columns = columns(n);
     let rows = n.div_ceil(columns);
     let side = |count: usize, pixels: usize| count * (pixels * SCALE + GAP) - GAP;
     let (width, height) = (side(columns, w), side(rows, h));
@@ -69,6 +68,34 @@ pub fn grid_png(images: &[f32], n: usize, h: usize, w: usize, c: usize) -> Resul
         }
     }
     encode(&canvas, width, height, color).map_err(|e| Error::Run(format!("cannot encode a PNG: {e}")))
+}
+
+/// Columns of a grid of `n` images.
+fn columns(n: usize) -> usize {
+    let square = n.isqrt() + usize::from(n.isqrt().pow(2) < n);
+    if n == STRIP_IMAGES { n / 2 } else { square }
+}
+
+/// Width and height of a grid, and its images' places: left, top, width and height.
+pub(super) type Places = ([usize; 2], Vec<[usize; 4]>);
+
+/// Where the images of a PNG of [`grid_png`] are, if it may show `n` of them.
+pub(super) fn places(png: &[u8], n: usize) -> Option<Places> {
+    // Behind the signature is the header's length and name, and then width and height.
+    let number = |at: usize| {
+        let word = png.get(at..at + 4)?.first_chunk()?;
+        usize::try_from(u32::from_be_bytes(*word)).ok()
+    };
+    let (width, height) = (number(16)?, number(20)?);
+    let columns = columns(n);
+    let rows = n.checked_div(columns)? + usize::from(n % columns > 0);
+    let step = |side: usize, count: usize| {
+        let step = (side + GAP) / count;
+        (step > GAP && step * count == side + GAP).then_some(step)
+    };
+    let (right, down) = (step(width, columns)?, step(height, rows)?);
+    let place = |i: usize| [i % columns * right, i / columns * down, right - GAP, down - GAP];
+    Some(([width, height], (0..n).map(place).collect()))
 }
 
 fn encode(bytes: &[u8], width: usize, height: usize, color: png::ColorType) -> Result<Vec<u8>, String> {
@@ -106,6 +133,17 @@ mod tests {
         assert_eq!(pixels[9..18], first);
         assert_eq!(pixels[18..27], [g; 9]);
         assert_eq!(pixels[27..36], [0, 0, 0, 0, g, g, g, g, g]);
+    }
+
+    #[test]
+    fn the_images_of_a_grid_are_found_again() {
+        let png = grid_png(&[0.0; 6], 3, 1, 2, 1).unwrap();
+        let (size, found) = places(&png, 3).unwrap();
+        assert_eq!((size, found), ([9, 5], vec![[0, 0, 4, 2], [5, 0, 4, 2], [0, 3, 4, 2]]));
+        let strip = small_grid_png(&[0.0; 16 * 4], [16, 2, 2, 1]).unwrap();
+        assert_eq!(places(&strip, 16).unwrap().1[9], [5, 5, 4, 4]);
+        // Grids of other numbers of images, and what is no PNG.
+        assert!(places(&png, 0).is_none() && places(&png, 9).is_none() && places(b"PNG", 3).is_none());
     }
 
     #[test]

@@ -58,7 +58,12 @@ pub(super) fn marked_table(table: &Table, marked: Option<usize>) -> String {
 
 /// An `img` element that carries the PNG itself.
 pub(super) fn image(alt: &str, png: &[u8]) -> String {
-    format!("<img alt=\"{}\" src=\"data:image/png;base64,{}\">", escape(alt), base64(png))
+    format!("<img alt=\"{}\" src=\"{}\">", escape(alt), data_of(png))
+}
+
+/// A PNG as the address of itself.
+pub(super) fn data_of(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", base64(png))
 }
 
 /// Escapes text for any place in the page, attributes included.

@@ -4,10 +4,12 @@
 use super::bars::labels_shown;
 use super::chart::{Frame, MOST_POINTS, Markers, Series, framed_chart};
 use super::config_facts::ConfigFacts;
-use super::html::{image, prose};
+use super::grid::places;
+use super::html::{data_of, escape, image, prose};
 use super::metrics::thin;
 use super::run_folder::RunFolder;
-use crate::summary::LabelStatistics;
+use crate::summary::{Captions, LabelStatistics};
+use crate::text;
 
 pub(super) fn generated(run: &RunFolder) -> String {
     let s = &run.summary;
@@ -37,10 +39,7 @@ pub(super) fn generated(run: &RunFolder) -> String {
         out += "</div>\n";
     }
     if let Some(png) = &run.grid_png {
-        let grid = image("grid of generated images", png);
-        out += &format!(
-            "<figure class=\"grid\"><figcaption>images of the trained generator</figcaption>{grid}</figure>\n"
-        );
+        out += &run.captions.as_ref().and_then(|c| captioned(png, c)).unwrap_or_else(|| grid(png));
     }
     out += &labels_shown(run);
     if !curves.is_empty() {
@@ -78,6 +77,56 @@ fn collapse_in_words(images: &LabelStatistics, config: &ConfigFacts) -> String {
         alarm(config.least_found)
     );
     text
+}
+
+/// The grid as one picture.
+fn grid(png: &[u8]) -> String {
+    let grid = image("grid of generated images", png);
+    format!(
+        "<figure class=\"grid\"><figcaption>images of the trained generator</figcaption>{grid}</figure>\n"
+    )
+}
+
+/// Each image of the grid with its caption; `None` if the captions are not the grid's. The PNG is in the page
+/// once, and each image shows its part of it.
+fn captioned(png: &[u8], captions: &Captions) -> Option<String> {
+    let ([width, height], places) = places(png, captions.images.len())?;
+    let asks = captions.images.iter().any(|c| c.asked.is_some());
+    let mut out = String::from("<h3>Images of the trained generator</h3><p>");
+    if asks {
+        out += "Asked: the labels that were requested of the image. ";
+    }
+    out += &format!(
+        "Seen: those that the {} in it.",
+        match captions.predicted_by.as_str() {
+            "student" => "student predicts",
+            _ => "teachers predict",
+        }
+    );
+    out += &format!(
+        "</p><svg class=\"source\" aria-hidden=\"true\"><defs><image id=\"samples\" width=\"{width}\" height=\"{height}\" \
+         href=\"{}\"/></defs></svg><ul class=\"samples\">",
+        data_of(png)
+    );
+    for (caption, [x, y, w, h]) in captions.images.iter().zip(places) {
+        let list = |labels: &[String]| match labels {
+            [] => "nothing".to_owned(),
+            labels => labels.iter().map(|l| text::label(l)).collect::<Vec<_>>().join(", "),
+        };
+        let asked = caption.asked.as_ref().map(|asked| escape(&format!("asked: {}", list(asked))));
+        let seen = escape(&format!("seen: {}", list(&caption.predicted)));
+        let whole = asked.iter().map(|asked| format!("{asked}; ")).chain([seen.clone()]).collect::<String>();
+        out += &format!(
+            "<li><svg viewBox=\"{x} {y} {w} {h}\" role=\"img\" aria-label=\"image {}, {whole}\"><use \
+             href=\"#samples\"/></svg>",
+            caption.image
+        );
+        for line in asked.iter().chain([&seen]) {
+            out += &format!("<span>{line}</span>");
+        }
+        out += "</li>";
+    }
+    Some(out + "</ul>\n")
 }
 
 /// Charts of diversity and label entropy by step. The images are shifted at random here, which adds to the diversity, so

@@ -28,7 +28,9 @@ mod time;
 mod write;
 
 pub use closing::closing_lines;
-pub use files::{CARD, CONFIG, HTML, LABEL_STATISTICS, METRICS, ORIGIN, SAMPLES, SUMMARY, samples_at};
+pub use files::{
+    CAPTIONS, CARD, CONFIG, HTML, LABEL_STATISTICS, METRICS, ORIGIN, SAMPLES, SUMMARY, samples_at,
+};
 pub use grid::{STRIP_IMAGES, grid_png, small_grid_png};
 pub use page::page_html;
 pub use run_folder::RunFolder;

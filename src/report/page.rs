@@ -143,7 +143,7 @@ mod tests {
     use super::super::table::example;
     use super::*;
     use crate::error::Error;
-    use crate::summary::Summary;
+    use crate::summary::{Caption, Captions, Summary};
 
     /// Checks that every opened tag is closed, in order.
     fn check_balance(page: &str) {
@@ -203,6 +203,7 @@ mod tests {
             stages: example_stages(),
             snapshots: vec![(0, png.clone()), (900, png.clone())],
             grid_png: Some(png),
+            captions: None,
             origin: Some(Origin { calls: vec![call], weights: vec![file], failure }),
             config_text: CONFIG.into(),
             damaged: vec!["samples-<5>.png: not a PNG".into()],
@@ -237,6 +238,37 @@ mod tests {
         ] {
             assert!(page.contains(expected), "missing {expected:?} in\n{page}");
         }
+    }
+
+    #[test]
+    fn the_generated_images_have_captions() {
+        let of = |image: usize, asked: Option<&[&str]>, predicted: &[&str]| {
+            let names = |all: &[&str]| all.iter().map(|l| l.to_string()).collect::<Vec<_>>();
+            Caption { image, asked: asked.map(names), predicted: names(predicted) }
+        };
+        let mut images: Vec<Caption> = (3..26).map(|i| of(i, Some(&["car"]), &[])).collect();
+        images.insert(0, of(1, Some(&["<b>", "7"]), &["7"]));
+        images.insert(1, of(2, None, &["car", "bus"]));
+        let mut run = example_folder(example(2), true);
+        run.captions = Some(Captions { predicted_by: "teachers".into(), images });
+        let page = page_html(&run);
+        check_balance(&page);
+        for expected in [
+            "aria-label=\"image 1, asked: &lt;b&gt;, &quot;7&quot;; seen: &quot;7&quot;\"",
+            "<span>asked: &lt;b&gt;, &quot;7&quot;</span><span>seen: &quot;7&quot;</span>",
+            "<span>seen: car, bus</span>",
+            "<span>asked: car</span><span>seen: nothing</span>",
+            // The third image of the first row, of five: 64 pixels wide, with a gap of one.
+            "<svg viewBox=\"130 0 64 64\"",
+            "<svg viewBox=\"260 260 64 64\"",
+        ] {
+            assert!(page.contains(expected), "missing {expected:?} in\n{page}");
+        }
+        assert_eq!(page.matches("<use href=\"#samples\"/>").count(), 25);
+        assert!(!page.contains("grid of generated images"), "the picture is in the page twice");
+        // More captions than the grid has images: the grid is shown without them.
+        run.captions = Some(Captions { images: vec![Caption::default(); 26], ..Captions::default() });
+        assert!(page_html(&run).contains("grid of generated images"));
     }
 
     #[test]
@@ -290,6 +322,7 @@ mod tests {
             stages: Vec::new(),
             snapshots: Vec::new(),
             grid_png: None,
+            captions: None,
             origin: None,
             config_text: String::new(),
             damaged: Vec::new(),

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use super::config_facts::ConfigFacts;
 use super::files::{
-    CONFIG, LABEL_STATISTICS, METRICS, SAMPLES, SUMMARY, read_if_present, samples_at, step_of_samples,
+    CAPTIONS, CONFIG, LABEL_STATISTICS, METRICS, SAMPLES, SUMMARY, read_if_present, samples_at,
+    step_of_samples,
 };
 use super::metrics::{self, Stage};
 use super::origin::Origin;
 use super::tensorboard::TENSORBOARD;
 use crate::error::{Error, Result};
-use crate::summary::{LabelStatistics, Summary};
+use crate::summary::{Captions, LabelStatistics, Summary};
 
 /// The contents of a run's folder. Fields whose files are missing are empty.
 pub struct RunFolder {
@@ -22,6 +23,8 @@ pub struct RunFolder {
     /// Pictures of the generator, as PNG, by the number of steps done, ascending.
     pub snapshots: Vec<(u64, Vec<u8>)>,
     pub grid_png: Option<Vec<u8>>,
+    /// What the images of the grid were asked to show, and what is seen in them.
+    pub captions: Option<Captions>,
     pub origin: Option<Origin>,
     /// The text of the resolved config.
     pub config_text: String,
@@ -62,6 +65,7 @@ impl RunFolder {
         let stages = metrics.map(|m| metrics::parse(&String::from_utf8_lossy(&m))).unwrap_or_default();
         let origin = Origin::read(folder)?;
         let statistics = json(folder, LABEL_STATISTICS, LabelStatistics::validate, &mut damaged)?;
+        let captions = json(folder, CAPTIONS, Captions::validate, &mut damaged)?;
         let is_finished = summary.is_some();
         let summary = summary.unwrap_or_else(|| so_far(&config, &stages, origin.as_ref(), statistics));
         let mut found = RunFolder {
@@ -71,6 +75,7 @@ impl RunFolder {
             stages,
             snapshots: Vec::new(),
             grid_png: None,
+            captions,
             origin,
             config_text,
             damaged,

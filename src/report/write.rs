@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::card;
-use super::files::{HTML, LABEL_STATISTICS, ORIGIN, SUMMARY, read_if_present, step_of_samples};
+use super::files::{CAPTIONS, HTML, LABEL_STATISTICS, ORIGIN, SUMMARY, read_if_present, step_of_samples};
 use super::page::page_html;
 use super::run_folder::RunFolder;
 use super::tensorboard;
@@ -14,12 +14,12 @@ use crate::summary::Summary;
 use crate::weights::write_atomic;
 
 /// Removes the files of an earlier run whose names vary or that a new run may not write: snapshots,
-/// `run.json`, label statistics, the model card and event files.
+/// `run.json`, label statistics, captions, the model card and event files.
 pub fn remove_old(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?.filter_map(|e| e.ok()) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if step_of_samples(&name).is_some() || [ORIGIN, LABEL_STATISTICS].contains(&&*name) {
+        if step_of_samples(&name).is_some() || [ORIGIN, LABEL_STATISTICS, CAPTIONS].contains(&&*name) {
             fs::remove_file(entry.path()).map_err(|e| Error::io("replace", entry.path(), e))?;
         }
     }
