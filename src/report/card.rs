@@ -14,7 +14,8 @@ use crate::summary::Summary;
 use crate::weights::write_atomic;
 
 /// The first line, by which a later run knows that the file may be replaced.
-const MARK: &str = "<!-- Model card, written by dfka-engine. A run with --force replaces this file. -->";
+pub(super) const MARK: &str =
+    "<!-- Model card, written by dfka-engine. A run with --force replaces this file. -->";
 
 /// The file that describes the student's predictions.
 const LABELS: &str = "labels.json";
@@ -59,7 +60,7 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_ours(card: &Path) -> Result<bool> {
+pub(super) fn is_ours(card: &Path) -> Result<bool> {
     Ok(read_if_present(card)?.is_some_and(|bytes| bytes.starts_with(MARK.as_bytes())))
 }
 
@@ -82,10 +83,10 @@ fn text(s: &Summary, labels: &Labels, origin: Option<&Origin>) -> String {
     );
     text += "\n## Labels\n\nA label is predicted if its probability is above the threshold.\n\n\
              | label | threshold | learnt from teacher |\n|---|---|---|\n";
-    for (i, label) in labels.labels.iter().enumerate() {
+    for (i, name) in labels.labels.iter().enumerate() {
         let threshold = labels.thresholds.get(i).map_or("-".into(), |t| format!("{t:.3}"));
         let teacher = labels.teachers.as_ref().and_then(|t| t.get(i)).map_or("-".into(), |t| cell(t));
-        text += &format!("| {} | {threshold} | {teacher} |\n", cell(label));
+        text += &format!("| {} | {threshold} | {teacher} |\n", cell(name));
     }
     text + &scores(s) + &use_of(labels) + &origin.map_or(String::new(), made_by)
 }
@@ -164,7 +165,7 @@ fn made_by(origin: &Origin) -> String {
 }
 
 /// Text that ends no cell and begins no markup.
-fn cell(text: &str) -> String {
+pub(super) fn cell(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
         match c {
