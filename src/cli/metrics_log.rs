@@ -112,7 +112,7 @@ mod tests {
         let mut log = MetricsLog::open("/dev/full".into(), false).unwrap();
         log.store().unwrap();
         for step in 0..2 {
-            let record = Record { stage: "a".into(), step, seconds: 0.0, metrics: Default::default() };
+            let record = Record { stage: "a".into(), step, ..Default::default() };
             log.write(&record);
             let e = log.store().unwrap_err();
             assert_eq!(e.exit_code(), 1);

@@ -178,7 +178,8 @@ impl Observer for Progress {
         }
         self.events.write(|file| file.scalars(&self.stage, step, &metrics));
         let metrics = metrics.into_iter().map(|(name, v)| (name, v.is_finite().then_some(v))).collect();
-        self.metrics.write(&Record { stage: self.stage.clone(), step, seconds, metrics });
+        let resumed = step == first && first > 0;
+        self.metrics.write(&Record { stage: self.stage.clone(), step, seconds, resumed, metrics });
     }
 
     fn evaluated(&mut self, done: usize, all: usize) {

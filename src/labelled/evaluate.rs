@@ -12,6 +12,7 @@ use crate::pipeline::session::Session;
 use crate::pipeline::spec::{EvaluationData, ImageSource, RunSpec};
 use crate::pipeline::teachers::OpenedTeacher;
 use crate::summary::{Score, StudentScore};
+use crate::text;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -210,7 +211,7 @@ fn unscored(set: &Dataset, wanted: &[String]) -> Result<Vec<String>> {
     let columns = set.columns(wanted)?;
     let without = |target: u8| {
         let labels = wanted.iter().zip(&columns).filter(|(_, c)| !set.has_target(**c, target));
-        labels.map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ")
+        labels.map(|(label, _)| text::label(label)).collect::<Vec<_>>().join(", ")
     };
     let reasons = [("has", without(1)), ("lacks", without(0))];
     let sentences: Vec<String> = reasons

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::seed::stage_seed;
 use crate::pipeline::stage::Feed;
 use crate::tensor::Shape;
+use crate::text::label;
 use std::sync::Arc;
 
 /// The training data, with the wanted labels only.
@@ -68,8 +69,8 @@ impl Data {
     /// Errors: no image has any label.
     pub(super) fn absent_labels(&self) -> Result<Option<String>> {
         let labels = self.labels().iter().enumerate();
-        let absent: Vec<&str> =
-            labels.filter(|(c, _)| !self.set.has_target(*c, 1)).map(|(_, label)| label.as_str()).collect();
+        let absent: Vec<String> =
+            labels.filter(|(c, _)| !self.set.has_target(*c, 1)).map(|(_, name)| label(name)).collect();
         if absent.len() == self.labels().len() {
             let message = format!("no image has any of the labels to learn: {}", absent.join(", "));
             return Err(Error::data(&self.set.file, message));

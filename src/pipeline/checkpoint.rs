@@ -49,6 +49,10 @@ pub struct Progress {
     pub tail: Tail,
     /// Seconds already spent in the current stage.
     pub seconds: f64,
+    /// Seconds already spent in the whole run, over all calls of the program; 0 in checkpoints of versions that
+    /// did not count them.
+    #[serde(default)]
+    pub total: f64,
 }
 
 impl Progress {

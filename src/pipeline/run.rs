@@ -23,7 +23,6 @@ use crate::models::targetnet::TargetNetSpec;
 use crate::summary::{Agreement, Parameters, Summary, TaskBranch};
 use crate::weights;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// A run whose students are trained and stored, but not yet scored. [`Amalgamated::finish`] ends the run.
 pub struct Amalgamated<'o> {
@@ -35,7 +34,6 @@ pub struct Amalgamated<'o> {
     pub blocks: usize,
     /// The block (1-based) after which the student branches.
     pub branch: usize,
-    began: Instant,
 }
 
 impl Amalgamated<'_> {
@@ -45,7 +43,7 @@ impl Amalgamated<'_> {
             self.summary.seconds.insert(stage.clone(), result.seconds);
         }
         self.session.finish()?;
-        self.summary.seconds.insert("total".into(), self.began.elapsed().as_secs_f64());
+        self.summary.seconds.insert("total".into(), self.session.seconds());
         Ok(self.summary)
     }
 }
@@ -61,7 +59,6 @@ pub fn run<'o>(
     resume: bool,
     observer: &'o mut dyn Observer,
 ) -> Result<Amalgamated<'o>> {
-    let began = Instant::now();
     let fingerprint = fingerprint::of_run(spec, &inputs.hashes)?;
     let mut session = Session::open(out, resume, fingerprint, spec.checkpoint_seconds, observer)?;
     let mut summary = Summary {
@@ -78,7 +75,7 @@ pub fn run<'o>(
         other.dual.images = source.clone();
         amalgamate(&other, inputs, &mut session, &baseline_prefix(source), &mut Summary::default())?;
     }
-    Ok(Amalgamated { summary, session, blocks, branch, began })
+    Ok(Amalgamated { summary, session, blocks, branch })
 }
 
 /// Names and numbers of steps of all stages, in their order.

@@ -45,6 +45,10 @@ pub struct Session<'o> {
     /// After a resume: the checkpoint whose tensors the first unfinished stage gets, if they are of its
     /// student.
     pending_restore: Option<PathBuf>,
+    /// When this call of the program began the run or resumed it.
+    began: Instant,
+    /// Seconds of earlier calls.
+    earlier: f64,
 }
 
 impl<'o> Session<'o> {
@@ -68,6 +72,8 @@ impl<'o> Session<'o> {
             checkpoint_seconds,
             student: String::new(),
             pending_restore: None,
+            began: Instant::now(),
+            earlier: 0.0,
         };
         if !resume {
             return Ok(session);
@@ -90,6 +96,7 @@ impl<'o> Session<'o> {
             if file != newest {
                 std::fs::rename(&file, &newest).map_err(|e| Error::io("rename", &file, e))?;
             }
+            session.earlier = progress.total;
             (session.progress, session.pending_restore) = (progress, Some(newest));
         }
         let Session { observer, progress, .. } = &mut session;
@@ -281,6 +288,12 @@ impl Session<'_> {
         self.observer.should_stop().map_or(Ok(()), |stop| Err(stopped(stop, place)))
     }
 
+    /// Seconds of the whole run so far. Of an earlier call of the program, the time up to its last checkpoint
+    /// counts: what came after it is done again.
+    pub fn seconds(&self) -> f64 {
+        self.earlier + self.began.elapsed().as_secs_f64()
+    }
+
     /// Ends the run: both checkpoints are replaced by ones that list every stage as finished and hold no
     /// tensors.
     pub fn finish(&mut self) -> Result<()> {
@@ -290,6 +303,7 @@ impl Session<'_> {
 
     fn save(&mut self, store: &Store<f32>) -> Result<()> {
         self.observer.store()?;
+        self.progress.total = self.seconds();
         checkpoint::save(&self.out, &self.progress, store)
     }
 }

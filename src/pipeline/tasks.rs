@@ -2,6 +2,7 @@
 
 use super::teachers::{OpenedTeacher, Teachers};
 use crate::error::{Error, Result};
+use crate::text;
 use std::collections::BTreeMap;
 
 /// The labels that the student predicts through one teacher.
@@ -27,8 +28,9 @@ pub fn shared_labels(teachers: &[OpenedTeacher], wanted: &[String]) -> Vec<Strin
     let shared = owners.into_iter().filter(|(_, owners)| owners.len() > 1);
     let sentence = |(label, owners): (&str, Vec<&str>)| {
         format!(
-            "the teachers {} all predict the label {label}; the student learns it from {}, which the config names first",
+            "the teachers {} all predict the label {}; the student learns it from {}, which the config names first",
             owners.join(", "),
+            text::label(label),
             owners[0]
         )
     };

@@ -7,6 +7,7 @@ use super::overview::{not_measured, owner, owners_ap};
 use super::run_folder::RunFolder;
 use super::table::percent;
 use crate::summary::{LabelShare, LabelStatistics};
+use crate::text;
 
 struct Row {
     name: String,
@@ -54,7 +55,7 @@ pub(super) fn precision(run: &RunFolder) -> String {
         let (ap, of) = (known(student.score.ap.get(label).copied()), known(owners_ap(s, label)));
         let kept = ap.zip(of).filter(|(_, of)| *of > 0.0).map(|(ap, of)| 100.0 * ap / of);
         Row {
-            name: label.clone(),
+            name: text::label(label),
             bars: vec![("a", ap.unwrap_or(0.0)), ("ref", of.unwrap_or(0.0))],
             figures: [ap, of, kept, known(student.score.chance.get(label).copied())].map(percent).to_vec(),
         }
@@ -96,7 +97,7 @@ pub(super) fn labels_shown(run: &RunFolder) -> String {
             figures.push(percent(Some(share(drawn))));
             figures.push(percent((drawn > 0).then(|| 100.0 * l.shown as f64 / drawn as f64)));
         }
-        Row { name: l.label.clone(), bars, figures }
+        Row { name: text::label(&l.label), bars, figures }
     };
     let groups = by_teacher(stats.labels.iter().map(|l| (l.teacher.as_str(), row(l))));
     let mut out = String::from("<h3>What the images show</h3>");
@@ -135,11 +136,11 @@ fn in_words(stats: &LabelStatistics, is_drawn: bool) -> String {
             100.0 * shown as f64 / drawn as f64
         );
     }
-    let rare: Vec<&str> = stats
+    let rare: Vec<String> = stats
         .labels
         .iter()
         .filter(|l| l.drawn.is_some_and(|d| d > 0 && 2 * l.shown < d))
-        .map(|l| l.label.as_str())
+        .map(|l| text::label(&l.label))
         .collect();
     // A list of most labels says nothing; the count is enough.
     if rare.len() > 5 {

@@ -11,6 +11,7 @@ use super::origin::Origin;
 use super::table::{millions, models, percent};
 use crate::error::{Error, Result};
 use crate::summary::Summary;
+use crate::text::label;
 use crate::weights::write_atomic;
 
 /// The first line, by which a later run knows that the file may be replaced.
@@ -86,7 +87,7 @@ fn text(s: &Summary, labels: &Labels, origin: Option<&Origin>) -> String {
     for (i, name) in labels.labels.iter().enumerate() {
         let threshold = labels.thresholds.get(i).map_or("-".into(), |t| format!("{t:.3}"));
         let teacher = labels.teachers.as_ref().and_then(|t| t.get(i)).map_or("-".into(), |t| cell(t));
-        text += &format!("| {} | {threshold} | {teacher} |\n", cell(name));
+        text += &format!("| {} | {threshold} | {teacher} |\n", cell(&label(name)));
     }
     text + &scores(s) + &use_of(labels) + &origin.map_or(String::new(), made_by)
 }

@@ -40,7 +40,8 @@ pub(super) fn timings(run: &RunFolder) -> String {
     rows.push(["all stages", "", "", &duration(sum), "100.0", ""].map(String::from).to_vec());
     let mut totals = 1;
     let calls = run.origin.as_ref().map_or(1, |o| o.calls.len());
-    if let Some(total) = s.seconds.get("total").filter(|_| calls == 1) {
+    // Earlier versions counted the last call of a resumed run only.
+    if let Some(total) = s.seconds.get("total").filter(|total| **total >= sum) {
         rows.push(
             ["whole run, with loading and scoring", "", "", &duration(*total), "", ""]
                 .map(String::from)

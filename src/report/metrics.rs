@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 /// One logged step.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Record {
     pub stage: String,
     /// Counted from 0.
     pub step: usize,
     /// Seconds since the stage began or was resumed.
     pub seconds: f64,
+    /// Whether it is the first step after the stage was resumed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumed: bool,
     /// Values by name; `None` (`null`) if not finite, which JSON cannot express.
     pub metrics: BTreeMap<String, Option<f32>>,
 }
@@ -43,8 +46,8 @@ pub fn parse(text: &str) -> Vec<Stage> {
             let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
             let (mut steps, mut earlier, mut clock) = (0, 0.0, 0.0);
             for (step, record) in by_stage.remove(&name).unwrap_or_default() {
-                // The clock starts again at 0 when a run is resumed.
-                earlier += if record.seconds < clock { clock } else { 0.0 };
+                // The clock starts again at 0 when a run is resumed. Earlier versions did not mark the step.
+                earlier += if record.resumed || record.seconds < clock { clock } else { 0.0 };
                 (steps, clock) = (step.saturating_add(1), record.seconds);
                 for (metric, value) in record.metrics {
                     let value = value.map_or(f64::NAN, f64::from);
@@ -105,11 +108,16 @@ mod tests {
 
     #[test]
     fn seconds_are_summed_over_calls() {
-        let line = |step, seconds| Record { stage: "z".into(), step, seconds, metrics: BTreeMap::new() };
-        let text = [line(0, 1.0), line(1, 2.0), line(2, 0.5), line(3, 1.5), line(4, 0.25)]
-            .map(|r| serde_json::to_string(&r).unwrap())
-            .join("\n");
-        assert_eq!(parse(&text)[0].seconds, 3.75);
+        let line = |step, seconds, resumed| {
+            let metrics = BTreeMap::new();
+            serde_json::to_string(&Record { stage: "z".into(), step, seconds, resumed, metrics }).unwrap()
+        };
+        let old = [(0, 1.0), (1, 2.0), (2, 0.5), (3, 1.5), (4, 0.25)].map(|(i, s)| line(i, s, false));
+        assert_eq!(parse(&old.join("\n"))[0].seconds, 3.75);
+        // The first step after the second call took longer than the first call.
+        let marked = [line(0, 0.25, false), line(1, 0.5, true), line(2, 1.0, false), line(3, 4.0, true)];
+        assert_eq!(parse(&marked.join("\n"))[0].seconds, 5.25);
+        assert!(!old[0].contains("resumed") && marked[1].contains("\"resumed\":true"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::origin::Failure;
 use super::run_folder::RunFolder;
 use super::table::{duration, millions, teachers_map};
 use crate::summary::{Score, Summary};
+use crate::text::label;
 
 /// A figure in large type, with a caption and a note.
 pub(super) struct Tile {
@@ -156,7 +157,7 @@ fn weakest(s: &Summary) -> Option<String> {
     lost.sort_by(|a, b| b.0.total_cmp(&a.0));
     lost.truncate(3);
     let each: Vec<String> =
-        lost.iter().map(|(_, label, ap, of)| format!("{label} ({ap:.1} % against {of:.1} %)")).collect();
+        lost.iter().map(|(_, l, ap, of)| format!("{} ({ap:.1} % against {of:.1} %)", label(l))).collect();
     (!each.is_empty()).then(|| format!("It loses most on {}.", each.join(", ")))
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::summary::{Decisions, LabelStatistics, Score, Summary, chance};
+use crate::text::label;
 
 /// A table of text: each row is a name followed by figures.
 pub(super) struct Table {
@@ -40,8 +41,8 @@ pub fn score_table(name: &str, score: &Score) -> String {
         std::iter::once(name.to_owned()).chain(figures.map(|v| percent(Some(v)))).collect::<Vec<_>>()
     };
     let of = |figures: &BTreeMap<String, f64>, label: &str| figures.get(label).copied().unwrap_or(f64::NAN);
-    let by_label = |(label, ap): (&String, &f64)| {
-        row(label, [*ap, of(&score.ap_11_point, label), of(&score.chance, label)])
+    let by_label = |(name, ap): (&String, &f64)| {
+        row(&label(name), [*ap, of(&score.ap_11_point, name), of(&score.chance, name)])
     };
     let mut rows: Vec<_> = score.ap.iter().map(by_label).collect();
     rows.push(row("mAP", [score.map, score.map_11_point, chance(score).unwrap_or(f64::NAN)]));
@@ -137,7 +138,8 @@ fn precision(s: &Summary) -> Option<Table> {
         let figures = models.iter().map(|(_, score)| percent(value(score)));
         std::iter::once(name.to_owned()).chain(figures).collect::<Vec<_>>()
     };
-    let mut rows: Vec<_> = s.labels.iter().map(|l| row(l, &|score| score.ap.get(l).copied())).collect();
+    let mut rows: Vec<_> =
+        s.labels.iter().map(|l| row(&label(l), &|score| score.ap.get(l).copied())).collect();
     rows.push(row("mAP", &|score| Some(score.map)));
     rows.push(row("mAP, 11 points", &|score| Some(score.map_11_point)));
     Some(Table {

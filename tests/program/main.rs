@@ -8,6 +8,7 @@ mod about;
 mod bad_input;
 mod bad_weights;
 mod browser;
+mod cards;
 mod checkpoints;
 mod contrast;
 mod data;
