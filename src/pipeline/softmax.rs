@@ -1,16 +1,18 @@
 //! Whether a teacher was trained with softmax, as a classifier that gives one label to an image. The method needs a
 //! probability for each label on its own (eq. 5), and the logits of such a network are not those of probabilities.
 //!
-//! A file may say it (the entry `head` of its metadata, which the converter writes). Otherwise the logits show it.
+//! A file may say it (the entry `head` of its metadata, which the converter writes). Otherwise the weights show it.
 //! Under softmax cross-entropy the gradients of the logits of an image sum to zero, so gradient descent never changes
-//! the sum of the head's rows: it stays at its small initial value, or decays. The logits of any image then sum to
-//! almost nothing. Under binary cross-entropy nothing holds the sum. If `K` labels are independent and as often
-//! present as absent, the sum is about as large as their spread, [`balance`] is 1; if labels are rare, it is more;
-//! and for `K` labels that exclude each other it is `sqrt(K) (K - 2) / (2 sqrt(K - 1))`, 0.61 for three.
+//! the sum of the head's rows: it stays at its small initial value, or decays, while the rows grow. Then
+//! [`rows_sum`] is small, and the logits of any image sum to almost nothing, so that [`balance`] is small. Under
+//! binary cross-entropy nothing holds the sum. If `K` labels are independent and as often present as absent, both
+//! are about 1; if labels are rare, they are more; and for `K` labels that exclude each other the balance is
+//! `sqrt(K) (K - 2) / (2 sqrt(K - 1))`, 0.61 for three.
 //!
-//! Measured on small networks (docs/weights.md): at most 0.24 with softmax and gradient descent, at least 0.60 with
-//! binary cross-entropy. Adam divides each gradient by its own size, so that the sum does not stay: a network that
-//! Adam trained with softmax is often not recognised.
+//! A network has to be below both limits. Measured on small networks (docs/weights.md), those that gradient descent
+//! trained with softmax have at most 0.95 of the limits, and those of binary cross-entropy at least twice
+//! one of them. Adam divides each gradient by its own size, so that the sum does not stay: a network that Adam
+//! trained with softmax is not recognised.
 
 use super::Device;
 use super::predictor::Predictor;
@@ -25,14 +27,16 @@ use crate::weights::Tensors;
 /// logits whatever the loss.
 const LEAST_LABELS: usize = 3;
 
-/// The largest [`balance`] that counts as softmax's: half of the least that binary cross-entropy gave.
-const MOST_BALANCE: f64 = 0.3;
+/// The largest [`balance`] of a network of softmax.
+pub const MOST_BALANCE: f64 = 0.3;
+/// The largest [`rows_sum`] of a network of softmax.
+pub const MOST_ROWS_SUM: f64 = 0.45;
 
 /// Images of noise for each side of their squares.
 const EACH: usize = 4;
 /// Sides of the squares of one colour, in pixels.
 const SQUARES: [usize; 4] = [1, 4, 8, 16];
-/// Longest side of the images. A ResNet takes images of any size; 16 of this one take a second through ResNet-152.
+/// Longest side of the images. A ResNet takes images of any size; 16 of this one are 30 GFLOP for ResNet-152.
 const SIDE: usize = 64;
 
 /// Why a teacher cannot be one, in words that follow its name; `None` where nothing says so. A file of `teach`
@@ -47,14 +51,15 @@ pub fn suspicion(teacher: &OpenedTeacher) -> Result<Option<String>> {
         None if tensors.meta.contains_key("network") || teacher.known.labels.len() < LEAST_LABELS => {
             return Ok(None);
         }
+        None if rows_sum(tensors).is_none_or(|sum| sum > MOST_ROWS_SUM) => return Ok(None),
         None => {
             let found = balance(&teacher.known, tensors)?;
             if found.is_nan() || found > MOST_BALANCE {
                 return Ok(None);
             }
             format!(
-                "seems to be trained with softmax: on images of noise its logits sum to {found:.2} of their spread, and with \
-                 binary cross-entropy to more than {MOST_BALANCE}"
+                "seems to be trained with softmax: the rows of its head sum to almost nothing, and so do its logits on images \
+                 of noise ({found:.2} of their spread; with binary cross-entropy it is more than {MOST_BALANCE})"
             )
         }
     };
@@ -63,6 +68,19 @@ pub fn suspicion(teacher: &OpenedTeacher) -> Result<Option<String>> {
          its head again with binary cross-entropy (dfka-engine teach, with these weights as `init`), or write head = \
          \"sigmoid\" here if that is how it was trained"
     )))
+}
+
+/// The length of the sum of the rows of a head, in units of the length of all its weights together: 1 for random
+/// weights. `None` for a head without weights.
+pub fn rows_sum(tensors: &Tensors) -> Option<f64> {
+    let head = tensors.get("fc.weight")?;
+    let columns = head.shape.get(1).copied().filter(|c| *c > 0)?;
+    let mut sums = vec![0.0; columns];
+    for row in head.data.chunks_exact(columns) {
+        sums.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(*w));
+    }
+    let squares = head.data.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>();
+    (squares > 0.0).then(|| (sums.iter().map(|s| s * s).sum::<f64>() / squares).sqrt())
 }
 
 /// The sum of a network's logits on images of noise, in units of their spread around their mean, both as root mean

@@ -88,7 +88,7 @@ pub(super) fn places(png: &[u8], n: usize) -> Option<Places> {
     };
     let (width, height) = (number(16)?, number(20)?);
     let columns = columns(n);
-    let rows = n.checked_div(columns)? + usize::from(n % columns > 0);
+    let rows = (columns > 0).then(|| n.div_ceil(columns))?;
     let step = |side: usize, count: usize| {
         let step = (side + GAP) / count;
         (step > GAP && step * count == side + GAP).then_some(step)

@@ -180,7 +180,8 @@ const PROBE: &str = r#"(() => {
         return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
     });
     const width = document.documentElement.clientWidth;
-    const scrolls = (e) => e.closest('.wide') !== null;
+    // An svg clips what is inside it.
+    const scrolls = (e) => e.closest('.wide') !== null || (e.closest('svg') ?? e) !== e;
     return {
         width, inner: window.innerWidth, scroll: document.documentElement.scrollWidth,
         wide: [...document.querySelectorAll('body *')]
