@@ -250,7 +250,8 @@ fn amalgamation(choice: Choice, large: bool, part: Part) -> Result<Step> {
         let stage = one.stage(&mut engine, &spec, &teachers)?;
         return Ok(Step { engine, plan: stage.plan });
     }
-    let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks(&teachers, &[])?, Some(&one))?;
+    let two =
+        StageTwo::new(&mut engine.store, &spec, &teachers, tasks(&teachers, &spec.student)?, Some(&one))?;
     engine.store.get_mut(one.bank).iter_mut().enumerate().for_each(|(i, v)| *v = (i as f32 * 0.37).sin());
     let stage = two.stage(&mut engine, "block", &spec, &teachers, Some(&one), 4)?;
     Ok(Step { engine, plan: stage.plan })

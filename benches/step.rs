@@ -200,7 +200,7 @@ pub fn build(spec: &RunSpec, row: Row, engine: &mut Engine<f32>) -> Result<Stage
     let Row::Dual { block } = row else { return one.stage(engine, &spec, &teachers) };
     let is_bank = spec.dual.images == ImageSource::Generator;
     let one = is_bank.then_some(one);
-    let tasks = tasks(&teachers, &spec.student.labels)?;
+    let tasks = tasks(&teachers, &spec.student)?;
     let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, one.as_ref())?;
     if let (Some(one), true) = (&one, engine.store.holds_values()) {
         // Repeats a prime number of values, so that a bank of gigabytes is filled at the speed of memory.

@@ -2,11 +2,13 @@
 
 use dfka_engine::autograd::Store;
 use dfka_engine::error::Result;
+use dfka_engine::models::filter::FilterKind;
 use dfka_engine::models::resnet::{BlockKind, Build, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::spec::*;
 use dfka_engine::tensor::Elem;
 use dfka_engine::weights::{Tensors, npz};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const LABELS: usize = 10;
@@ -48,6 +50,9 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
             init: StudentInit::Scratch,
             norm: StudentNorm::Stored,
             branch: Branch::Block(4),
+            network: None,
+            filter: FilterKind::Gain,
+            teachers_of: BTreeMap::new(),
             filter_reduction: 4,
         },
         generator: GeneratorOptions {

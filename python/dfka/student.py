@@ -73,14 +73,18 @@ def stem_convolutions(network):
 
 
 class Filter(nn.Module):
-    """Multiplies each channel by a gain from 0 to 2, computed from the channels' means (supplement 1.2)."""
+    """Multiplies each channel by a gain from 0 to 2, computed from the channels' means (supplement 1.2). A stitch has a
+    1x1 convolution from the trunk's channels to the teacher's before it."""
 
-    def __init__(self, channels, reduction):
+    def __init__(self, channels, to, reduction, is_stitch):
         super().__init__()
-        self.fc1 = nn.Linear(channels, channels // reduction)
-        self.fc2 = nn.Linear(channels // reduction, channels)
+        self.stitch = nn.Conv2d(channels, to, 1) if is_stitch else None
+        self.fc1 = nn.Linear(to, to // reduction)
+        self.fc2 = nn.Linear(to // reduction, to)
 
     def forward(self, x):
+        if self.stitch is not None:
+            x = self.stitch(x)
         gain = 2 * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3))))))
         return x * gain[:, :, None, None]
 
@@ -116,10 +120,13 @@ class Student(nn.Module):
         self.trunk.conv1 = stem_convolutions(network)
         add_blocks(self.trunk, network, 1, max(t["block"] for t in self.tasks))
         for i, task in enumerate(self.tasks):
-            branch = nn.Module()
-            branch.filter = Filter(network["widths"][task["block"] - 1], spec["filter_reduction"])
-            add_blocks(branch, network, task["block"] + 1, blocks)
-            branch.fc = nn.Linear(network["widths"][-1], len(task["labels"]))
+            branch, block = nn.Module(), task["block"]
+            teachers = task.get("network") or network  # stated where it is not the trunk's
+            channels, to = network["widths"][block - 1], teachers["widths"][block - 1]
+            is_stitch = spec.get("filter") == "stitch" or channels != to
+            branch.filter = Filter(channels, to, spec["filter_reduction"], is_stitch)
+            add_blocks(branch, teachers, block + 1, blocks)
+            branch.fc = nn.Linear(teachers["widths"][-1], len(task["labels"]))
             setattr(self, f"task{i}", branch)
         columns = [label for task in self.tasks for label in task["labels"]]
         self.order = [columns.index(label) for label in self.labels]

@@ -14,8 +14,8 @@ use crate::config::{self, Loaded};
 use crate::device::gpu::card::Card;
 use crate::error::Result;
 use crate::pipeline::spec::{RunSpec, TeacherSpec};
-use crate::pipeline::tasks;
 use crate::pipeline::teachers::{Absent, OpenedTeacher};
+use crate::pipeline::{likeness, tasks};
 
 #[derive(Args)]
 pub struct CheckArgs {
@@ -79,6 +79,7 @@ pub fn check_against_teachers(
     let teachers = (commands.open_teachers)(spec, absent)?;
     let labels: Vec<_> = teachers.iter().map(|t| t.known.labels.clone()).collect();
     config::check_labels(spec, &labels, source)?;
+    config::check_student(spec, &teachers, source)?;
     for teacher in &teachers {
         config::check_network(spec, &teacher.known.network.widths, source)?;
     }
@@ -89,8 +90,8 @@ pub fn check_against_teachers(
     let suspicions = teachers.iter().zip(&spec.teachers).map(suspicion).collect::<Result<Vec<_>>>()?;
     config::check_heads(spec, &suspicions, source)?;
     let of_files = teachers.iter().flat_map(OpenedTeacher::notes).cloned();
-    let mut notes: Vec<String> =
-        of_files.chain(tasks::shared_labels(&teachers, &spec.student.labels)).collect();
+    let mut notes: Vec<String> = of_files.chain(tasks::shared_labels(&teachers, &spec.student)).collect();
+    notes.extend(likeness::warning(&spec.student, &teachers));
     notes.extend((commands.check)(spec, &teachers)?);
     Ok((teachers, notes))
 }

@@ -8,9 +8,10 @@ use clap::Args;
 use super::preset::Preset;
 use crate::config::RESERVED;
 use crate::error::{Error, Result};
-use crate::models::resnet::difference;
+use crate::models::resnet::ResNetSpec;
 use crate::models::state_dict;
 use crate::models::torchvision::Head;
+use crate::pipeline::likeness::{SHARED, likeness};
 use crate::pipeline::spec::Stated;
 use crate::pipeline::teacher_file::TeacherFile;
 use crate::weights;
@@ -61,14 +62,12 @@ pub fn init(args: &InitArgs) -> Result<String> {
     let (first, others) = teachers.split_first().ok_or_else(|| Error::Usage("no teacher is named".into()))?;
     for other in others {
         let (a, b) = (&first.file.known.network, &other.file.known.network);
-        let differs = difference(b, a, &first.path);
-        if !differs.is_empty() {
-            let message =
-                format!("{differs}: all teachers of a run must have one architecture and image size");
-            return Err(Error::data(&other.path, message));
-        }
+        a.fits_beside(b).map_err(|e| {
+            let message = format!("{e}, unlike {}: the teachers of a run must agree in this", first.path);
+            Error::data(&other.path, message)
+        })?;
     }
-    let likeness = likeness(&teachers);
+    let likeness = likeness(&teachers.iter().map(|t| &t.file.tensors).collect::<Vec<_>>());
     let name = match &args.name {
         Some(name) => name.clone(),
         None => teachers.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join("-"),
@@ -125,33 +124,28 @@ impl Teacher {
     }
 }
 
-/// Mean cosine between the convolutions of the first teacher and those of each other one: near 0 for networks that were
-/// trained apart, near 1 for networks that were fine-tuned from one backbone. `None` for a single teacher.
-fn likeness(teachers: &[Teacher]) -> Option<f64> {
-    let (first, others) = teachers.split_first()?;
-    let mut cosines = Vec::new();
-    for other in others {
-        for (name, a) in first.file.tensors.iter().filter(|(_, t)| t.shape.len() == 4) {
-            let Some(b) = other.file.tensors.get(name) else { continue };
-            let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum::<f64>();
-            let norms = (dot(&a.data, &a.data) * dot(&b.data, &b.data)).sqrt();
-            if norms > 0.0 {
-                cosines.push(dot(&a.data, &b.data) / norms);
-            }
-        }
-    }
-    (!cosines.is_empty()).then(|| cosines.iter().sum::<f64>() / cosines.len() as f64)
+/// The lines of a student that has an architecture of its own: that of its smallest teacher.
+fn own_network(network: &ResNetSpec) -> Result<String> {
+    let table = toml::Value::try_from(network.stated())
+        .map_err(|e| Error::Run(format!("the student's network as TOML: {e}")))?;
+    Ok(format!(
+        "network = {table}  # the smallest teacher's; any other whose blocks have maps of the same sizes will do\n\
+         filter = \"stitch\"      # a 1x1 convolution to each teacher's channels\n"
+    ))
 }
-
-/// Mean cosine from which on teachers count as fine-tuned from one backbone.
-const SHARED: f64 = 0.3;
 
 fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Preset) -> Result<String> {
     let mut out =
         format!("# Paths are relative to the folder of this file.\nname = {}\nseed = 0\n", quoted(name));
     teachers.iter().for_each(|t| out += &t.table());
-    let network = &teachers[0].file.known.network;
+    let smallest = teachers.iter().min_by_key(|t| {
+        let network = &t.file.known.network;
+        network.parameters(1..=network.blocks())
+    });
+    let network = &smallest.unwrap_or(&teachers[0]).file.known.network;
+    let differ = teachers.iter().any(|t| t.file.known.network.stated() != network.stated());
     let (shares, why) = match likeness {
+        _ if differ => (false, "the teachers have different architectures".to_string()),
         None => (true, "there is one teacher".to_string()),
         Some(l) if l >= SHARED => (true, format!("the teachers' convolutions are alike: mean cosine {l:.2}")),
         Some(l) => {
@@ -159,6 +153,7 @@ fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Prese
         }
     };
     let (start, norm) = if shares { ("mean", "stored") } else { ("scratch", "batch") };
+    let own = if differ { own_network(network)? } else { String::new() };
     let side = network.image[0];
     let is_small = side <= 64;
     let (widths, groups) =
@@ -173,7 +168,7 @@ fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Prese
 labels = "all"         # or a list of those that the student is to predict
 init = "{start}"{start_pad}# {why}
 norm = "{norm}"
-branch_least = {least}       # before this block a student would save nothing
+{own}branch_least = {least}       # before this block a student would save nothing
 
 [generator]
 groups = {groups}

@@ -6,6 +6,8 @@ use super::source::Source;
 use super::suggest::nearest;
 use crate::error::Result;
 use crate::pipeline::spec::{Branch, RunSpec};
+use crate::pipeline::student_network::{Misfit, student_network};
+use crate::pipeline::teachers::OpenedTeacher;
 
 /// Checks that every label of the student is a teacher's. `teacher_labels` has a list for each teacher.
 pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Source) -> Result<()> {
@@ -21,6 +23,16 @@ pub fn check_labels(spec: &RunSpec, teacher_labels: &[Vec<String>], source: &Sou
         let message = format!("no teacher predicts the label `{label}`; {hint}");
         return Err(source.fail(&format!("student.labels.{i}"), message));
     }
+    for (label, name) in &spec.student.teachers_of {
+        let of_teacher = spec.teachers.iter().zip(teacher_labels).find(|(t, _)| t.name == *name);
+        let Some((_, labels)) = of_teacher.filter(|(_, labels)| !labels.contains(label)) else { continue };
+        let known: BTreeSet<&str> = labels.iter().map(String::as_str).collect();
+        let message = format!(
+            "`student.teachers_of` gives the label `{label}` to the teacher {name}, which predicts: {}",
+            shortened(&known)
+        );
+        return Err(source.fail(&format!("student.teachers_of.{label}"), message));
+    }
     Ok(())
 }
 
@@ -33,6 +45,14 @@ pub fn check_heads(spec: &RunSpec, suspicions: &[Option<String>], source: &Sourc
         }
     }
     Ok(())
+}
+
+/// Checks that the student has an architecture, beside which every teacher fits.
+pub fn check_student(spec: &RunSpec, teachers: &[OpenedTeacher], source: &Source) -> Result<()> {
+    student_network(&spec.student, teachers).map(|_| ()).map_err(|misfit| match misfit {
+        Misfit::Config { key, message } => source.fail(key, message),
+        Misfit::File(e) => e,
+    })
 }
 
 /// Checks that the values that count blocks or divide channels fit the teachers. `channels` has the output

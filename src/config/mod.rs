@@ -16,7 +16,8 @@
 //! from the key's path.
 //!
 //! What depends on the teachers' files (labels, blocks, channels, heads) is checked by [`check_labels`],
-//! [`check_network`] and [`check_heads`] once they are open. Their errors name the config's line too.
+//! [`check_student`], [`check_network`] and [`check_heads`] once they are open. Their errors name the config's
+//! line too.
 
 mod compatibility;
 mod document;
@@ -41,7 +42,7 @@ mod training;
 mod training_data;
 mod wording;
 
-pub use compatibility::{check_heads, check_labels, check_network};
+pub use compatibility::{check_heads, check_labels, check_network, check_student};
 pub use loaded::Loaded;
 pub use overrides::Override;
 pub use run::load_run;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::source::Source;
 use super::suggest::suggest;
 use crate::error::Result;
-use crate::models::resnet::{BlockKind, ResNetSpec, Stem, Variant};
+use crate::models::resnet::{Architecture, BlockKind, ResNetSpec, Stem, Variant};
 
 /// The ResNet of that name. `path` is that of the key `network`, `image_size` in pixels a side.
 pub(super) fn named(source: &Source, path: &str, name: &str, image_size: usize) -> Result<ResNetSpec> {
@@ -67,32 +67,21 @@ impl<'de> Deserialize<'de> for RawNetwork {
     }
 }
 
-/// The parts of a network that do not depend on its images.
-pub(super) struct Architecture {
-    pub block: BlockKind,
-    pub stem: Stem,
-    /// Output channels of each block.
-    pub widths: Vec<usize>,
-    /// Residual units of each block.
-    pub depths: Vec<usize>,
-    /// How the network differs from those of He et al.
-    pub variant: Variant,
-}
-
 impl RawNetwork {
-    pub fn build(&self, source: &Source) -> Result<Architecture> {
+    /// The parts of the network that do not depend on its images. `path` is the key's.
+    pub fn build(&self, source: &Source, path: &str) -> Result<Architecture> {
         match self {
             RawNetwork::Named(name) => {
                 // Any size: none of the parts that are taken depends on it.
-                let known = named(source, "network", name, 224)?;
+                let known = named(source, path, name, 224)?;
                 let ResNetSpec { block, stem, widths, depths, variant, .. } = known;
                 Ok(Architecture { block, stem, widths, depths, variant })
             }
             RawNetwork::Table(table) => Ok(Architecture {
                 block: table.block,
-                stem: table.stem.build(source)?,
-                widths: table.by_block(source, "widths", &table.widths, 65_536)?,
-                depths: table.by_block(source, "depths", &table.depths, 1024)?,
+                stem: table.stem.build(source, path)?,
+                widths: table.by_block(source, path, "widths", &table.widths, 65_536)?,
+                depths: table.by_block(source, path, "depths", &table.depths, 1024)?,
                 variant: table.variant.clone(),
             }),
         }
@@ -101,31 +90,39 @@ impl RawNetwork {
 
 impl RawTable {
     /// The values of the key `name`, one for each block, each at most `most`.
-    fn by_block(&self, source: &Source, name: &str, values: &[i64], most: i64) -> Result<Vec<usize>> {
+    fn by_block(
+        &self,
+        source: &Source,
+        path: &str,
+        name: &str,
+        values: &[i64],
+        most: i64,
+    ) -> Result<Vec<usize>> {
         if self.widths.is_empty() || self.depths.len() != self.widths.len() {
             let message = format!(
-                "`network.depths` has {} entries and `network.widths` {}; expected one of each for every block",
+                "`{path}.depths` has {} entries and `{path}.widths` {}; expected one of each for every block",
                 self.depths.len(),
                 self.widths.len()
             );
-            return Err(source.fail("network.depths", message));
+            return Err(source.fail(&format!("{path}.depths"), message));
         }
-        let at = |i| format!("network.{name}.{i}");
+        let at = |i| format!("{path}.{name}.{i}");
         values.iter().enumerate().map(|(i, &v)| source.count(&at(i), v, 1..=most)).collect()
     }
 }
 
 impl RawStem {
-    fn build(&self, source: &Source) -> Result<Stem> {
-        let kernel = source.count("network.stem.kernel", self.kernel, 1..=15)?;
+    fn build(&self, source: &Source, path: &str) -> Result<Stem> {
+        let at = |key: &str| format!("{path}.stem.{key}");
+        let kernel = source.count(&at("kernel"), self.kernel, 1..=15)?;
         if kernel % 2 == 0 {
-            let message = format!("`network.stem.kernel` is {kernel}; expected an odd number");
-            return Err(source.fail("network.stem.kernel", message));
+            let message = format!("`{path}.stem.kernel` is {kernel}; expected an odd number");
+            return Err(source.fail(&at("kernel"), message));
         }
         Ok(Stem {
-            width: source.count("network.stem.width", self.width, 1..=65_536)?,
+            width: source.count(&at("width"), self.width, 1..=65_536)?,
             kernel,
-            stride: source.count("network.stem.stride", self.stride, 1..=8)?,
+            stride: source.count(&at("stride"), self.stride, 1..=8)?,
             max_pool: self.max_pool,
         })
     }

@@ -1,5 +1,6 @@
 //! The `[student]` table. Defaults are ours unless a comment names their source.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
@@ -7,9 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::value_or;
 use super::labels::RawLabels;
+use super::network::RawNetwork;
 use super::source::Source;
 use super::suggest::suggest;
 use crate::error::Result;
+use crate::models::filter::FilterKind;
 use crate::pipeline::spec::{Branch, StudentInit, StudentNorm, StudentOptions, TeacherSpec};
 
 #[derive(Default, Deserialize, Serialize)]
@@ -20,7 +23,12 @@ pub(super) struct RawStudent {
     norm: Option<StudentNorm>,
     branch: Option<RawBranch>,
     branch_least: Option<i64>,
+    filter: Option<FilterKind>,
     filter_reduction: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<RawNetwork>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    teachers_of: BTreeMap<String, String>,
 }
 
 /// `"auto"` or the number of a block.
@@ -54,11 +62,30 @@ impl<'de> Deserialize<'de> for RawBranch {
 impl RawStudent {
     pub fn build(&mut self, source: &Source, teachers: &[TeacherSpec]) -> Result<StudentOptions> {
         let labels = value_or(&mut self.labels, RawLabels::Word("all".into()));
+        let init = self.init(source, teachers)?;
+        // Random weights have no statistics worth storing.
+        let norm = if init == StudentInit::Scratch { StudentNorm::Batch } else { StudentNorm::Stored };
+        for (label, name) in &self.teachers_of {
+            if !teachers.iter().any(|t| t.name == *name) {
+                let known: Vec<&str> = teachers.iter().map(|t| t.name.as_str()).collect();
+                let message = format!(
+                    "`student.teachers_of` gives the label `{label}` to `{name}`, but no teacher is named so; {}",
+                    suggest(name, &known)
+                );
+                return Err(source.fail(&format!("student.teachers_of.{label}"), message));
+            }
+        }
         Ok(StudentOptions {
             labels: labels.names(source, "student.labels")?,
-            init: self.init(source, teachers)?,
-            norm: value_or(&mut self.norm, StudentNorm::Stored),
+            init,
+            norm: value_or(&mut self.norm, norm),
+            teachers_of: self.teachers_of.clone(),
             branch: self.branch(source)?,
+            network: match &self.network {
+                Some(network) => Some(network.build(source, "student.network")?),
+                None => None,
+            },
+            filter: value_or(&mut self.filter, FilterKind::Gain),
             // Supplement 1.2.
             filter_reduction: source.count(
                 "student.filter_reduction",

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::evaluation::RawEvaluation;
 use super::keys::{folder_name, seed, value_or};
 use super::loaded::{Loaded, print};
-use super::network::{Architecture, RawNetwork};
+use super::network::RawNetwork;
 use super::overrides::Override;
 use super::source::Source;
 use super::training::RawTraining;
 use super::training_data::RawData;
 use crate::error::Result;
 use crate::labelled::spec::{TeachSpec, TrainingData};
+use crate::models::resnet::Architecture;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
 use crate::tensor::Elem;
@@ -54,7 +55,7 @@ impl RawTeach {
             Some(size) => Some(source.count("image_size", size, 8..=4096)?),
             None => None,
         };
-        let Architecture { block, stem, widths, depths, variant } = self.network.build(source)?;
+        let Architecture { block, stem, widths, depths, variant } = self.network.build(source, "network")?;
         Ok(TeachSpec {
             precision: value_or(&mut self.precision, Elem::Bf16),
             device: Device::default(),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::error::Result;
 use crate::labelled::spec::*;
+use crate::models::filter::FilterKind;
 use crate::pipeline::spec::*;
 
 const SMALL: &str = r#"name = "small"
@@ -71,6 +72,9 @@ fn keys_reach_the_spec_and_the_resolved_text_gives_it_again() {
         "student.init='teacher:right'",
         "student.branch=2",
         "student.filter_reduction=8",
+        "student.filter=stitch",
+        "student.network={ block='basic', widths=[8, 16], depths=[1, 2], stem={ width=8, kernel=3, stride=1, max_pool=false } }",
+        "student.teachers_of={ a='left' }",
         "generator.groups=1",
         "generator.betas=[0, 0.9]",
         "loss.recipe=balanced",
@@ -86,6 +90,8 @@ fn keys_reach_the_spec_and_the_resolved_text_gives_it_again() {
     assert_eq!(spec.student.labels, ["b", "a"]);
     assert_eq!(spec.student.init, StudentInit::Teacher(1));
     assert_eq!(spec.student.branch, Branch::Block(2));
+    assert_eq!(spec.student.network.as_ref().unwrap().depths, [1, 2]);
+    assert_eq!((spec.student.filter, spec.student.teachers_of["a"].as_str()), (FilterKind::Stitch, "left"));
     assert_eq!(spec.dual.lambda_in, [1.0, 0.3]);
     assert_eq!(spec.baselines.len(), 2);
     let floored = load_text(SMALL, &["student.branch_least=2", "student.branch=2"]).unwrap();
@@ -94,6 +100,14 @@ fn keys_reach_the_spec_and_the_resolved_text_gives_it_again() {
     assert_eq!(serde_json::to_value(&again.spec).unwrap(), serde_json::to_value(spec).unwrap());
     assert_eq!(again.resolved, loaded.resolved);
     assert!(loaded.resolved.contains("learning_rate = 0.001\n"), "{}", loaded.resolved);
+}
+
+#[test]
+fn a_student_from_scratch_uses_the_batchs_statistics_unless_told_otherwise() {
+    let norm = |sets: &[&str]| load_text(SMALL, sets).unwrap().spec.student.norm;
+    assert_eq!(norm(&["student.init=scratch"]), StudentNorm::Batch);
+    assert_eq!(norm(&["student.init=mean"]), StudentNorm::Stored);
+    assert_eq!(norm(&["student.init=scratch", "student.norm=stored"]), StudentNorm::Stored);
 }
 
 #[test]

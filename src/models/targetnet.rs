@@ -2,7 +2,7 @@
 //! to the wanted labels (docs/method.md 4). It is frozen and folded: the result of a run.
 
 use super::Recorder;
-use super::filter::Filter;
+use super::filter::{Filter, FilterKind, FilterSpec};
 use super::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use crate::autograd::Store;
 use crate::autograd::tape::{Learn, Value};
@@ -12,9 +12,10 @@ use crate::ops::movement::concat_columns::ConcatColumns;
 use crate::tensor::{Real, Shape};
 use crate::weights::{Tensors, check_labels};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One task: the labels that are predicted through one teacher's last blocks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskSpec {
     /// The teacher's name.
     pub teacher: String,
@@ -22,15 +23,41 @@ pub struct TaskSpec {
     pub labels: Vec<String>,
     /// The task leaves the trunk after this block (1-based).
     pub block: usize,
+    /// The teacher's architecture, where it is another one than the trunk's. Its image is the trunk's, and it has no
+    /// normalisation, because a task begins behind the stem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Box<ResNetSpec>>,
+    /// For labels whose targets were the mean of several teachers: the names of these.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub averaged: BTreeMap<String, Vec<String>>,
+}
+
+impl TaskSpec {
+    /// A task whose teacher has the architecture `teacher`, beside a trunk of the architecture `trunk`.
+    pub fn new(
+        name: &str,
+        labels: &[String],
+        block: usize,
+        teacher: &ResNetSpec,
+        trunk: &ResNetSpec,
+    ) -> TaskSpec {
+        let bare = |n: &ResNetSpec| ResNetSpec { normalisation: None, ..n.clone() };
+        let network = Some(Box::new(bare(teacher))).filter(|bare_teacher| **bare_teacher != bare(trunk));
+        let averaged = BTreeMap::new();
+        TaskSpec { teacher: name.into(), labels: labels.to_vec(), block, network, averaged }
+    }
 }
 
 /// The architecture and labels of a TargetNet, as a student file's metadata holds them under `student`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TargetNetSpec {
-    /// The teachers' architecture, which the trunk and the branches share.
+    /// The trunk's architecture, and that of every task that states no other.
     pub network: ResNetSpec,
     /// Channel reduction `r` of the filters.
     pub filter_reduction: usize,
+    /// What the filters are.
+    #[serde(default, skip_serializing_if = "FilterKind::is_gain")]
+    pub filter: FilterKind,
     /// One task for each teacher of which the student has labels.
     pub tasks: Vec<TaskSpec>,
     /// All labels, in the order of the predictions.
@@ -49,14 +76,33 @@ impl TargetNetSpec {
         Ok(spec)
     }
 
-    /// The teacher whose predictions the label is learnt from.
-    pub fn teacher_of(&self, label: &String) -> Option<&String> {
-        self.tasks.iter().find(|t| t.labels.contains(label)).map(|t| &t.teacher)
+    /// The teacher whose predictions the label is learnt from, or the names of several, joined by " and ".
+    pub fn teachers_of(&self, label: &String) -> Option<String> {
+        let task = self.tasks.iter().find(|t| t.labels.contains(label))?;
+        Some(task.averaged.get(label).map_or_else(|| task.teacher.clone(), |names| names.join(" and ")))
+    }
+
+    /// The architecture of the task's teacher.
+    pub fn network_of<'s>(&'s self, task: &'s TaskSpec) -> &'s ResNetSpec {
+        task.network.as_deref().unwrap_or(&self.network)
+    }
+
+    /// The sizes of the task's filter.
+    pub fn filter_of(&self, task: &TaskSpec) -> FilterSpec {
+        let [from, to] = [&self.network, self.network_of(task)].map(|n| n.widths[task.block - 1]);
+        FilterSpec::new(self.filter, from, to, self.filter_reduction)
     }
 
     fn validate(&self) -> Result<(), String> {
         self.network.validate()?;
         let b = self.network.blocks();
+        for task in &self.tasks {
+            let network = self.network_of(task);
+            network.validate().map_err(|e| format!("task of teacher {}: network: {e}", task.teacher))?;
+            self.network
+                .fits_beside(network)
+                .map_err(|e| format!("task of teacher {}: network: {e}", task.teacher))?;
+        }
         if let Some(t) = self.tasks.iter().find(|t| t.block == 0 || t.block > b) {
             return Err(format!(
                 "task of teacher {}: branches after block {}, the network has {b}",
@@ -71,8 +117,9 @@ impl TargetNetSpec {
         if all != wanted || all.is_empty() || all.windows(2).any(|w| w[0] == w[1]) {
             return Err("the tasks' labels must be the student's labels, each once".into());
         }
-        let divides =
-            |t: &TaskSpec| self.network.widths[t.block - 1].is_multiple_of(self.filter_reduction.max(1));
+        let divides = |t: &TaskSpec| {
+            self.network_of(t).widths[t.block - 1].is_multiple_of(self.filter_reduction.max(1))
+        };
         if self.filter_reduction == 0 || !self.tasks.iter().all(divides) {
             return Err(format!("filter reduction {} does not divide the channels", self.filter_reduction));
         }
@@ -88,15 +135,15 @@ impl TargetNetSpec {
 
     /// Number of parameters as PyTorch counts them, and how many of them belong to filters.
     pub fn parameters(&self) -> (usize, usize) {
-        let (net, last) = (&self.network, self.network.blocks());
+        let (trunk_net, last) = (&self.network, self.network.blocks());
         let trunk = self.tasks.iter().map(|t| t.block).max().unwrap_or(0);
-        let filter = |t: &TaskSpec| Filter::parameters(net.widths[t.block - 1], self.filter_reduction);
-        let filters = self.tasks.iter().map(filter).sum::<usize>();
+        let filters = self.tasks.iter().map(|t| self.filter_of(t).parameters()).sum::<usize>();
         let branch = |t: &TaskSpec| {
+            let net = self.network_of(t);
             let rest = if t.block < last { net.parameters(t.block + 1..=last) } else { 0 };
             rest + net.head_parameters(t.labels.len())
         };
-        (net.parameters(1..=trunk) + filters + self.tasks.iter().map(branch).sum::<usize>(), filters)
+        (trunk_net.parameters(1..=trunk) + filters + self.tasks.iter().map(branch).sum::<usize>(), filters)
     }
 }
 
@@ -133,18 +180,12 @@ impl TargetNet {
         let mut tasks = Vec::new();
         for (i, task) in spec.tasks.iter().enumerate() {
             let mut part = strip(&mut t, &format!("task{i}."))?;
-            let c = net.widths[task.block - 1];
             let name = format!("{prefix}.task{i}");
-            let mut ids = Vec::new();
-            for (what, shape) in Filter::shapes(c, spec.filter_reduction) {
-                let values = part.take(&format!("filter.{what}"), &Filter::file_shape(what, shape))?;
-                ids.push(store.add_with(&format!("{name}.filter.{what}"), shape, &values));
-            }
-            let filter = Filter { reduce: ids[0], reduce_bias: ids[1], expand: ids[2], expand_bias: ids[3] };
-            let labels = Some(task.labels.len());
-            let source = Source::Tensors(&mut part);
-            let branch =
-                ResNet::new(store, &name, net, task.block + 1..=last, labels, Build::Folded, source)?;
+            let take = |what: &str, shape: &[usize]| part.take(&format!("filter.{what}"), shape);
+            let filter = Filter::read(store, &format!("{name}.filter"), &spec.filter_of(task), take)?;
+            let (labels, blocks) = (Some(task.labels.len()), task.block + 1..=last);
+            let (source, of_teacher) = (Source::Tensors(&mut part), spec.network_of(task));
+            let branch = ResNet::new(store, &name, of_teacher, blocks, labels, Build::Folded, source)?;
             part.finish()?;
             tasks.push(Task { block: task.block, filter, branch });
         }

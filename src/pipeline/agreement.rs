@@ -7,6 +7,7 @@ use super::predictor::{Predictor, probability};
 use super::sample::Sampler;
 use super::seed::stage_seed;
 use super::spec::RunSpec;
+use super::tasks::{Source, sources};
 use super::teachers::OpenedTeacher;
 use crate::error::{Error, Result};
 use crate::summary::{Agreement, LabelAgreement, TaskBranch};
@@ -41,15 +42,25 @@ pub fn measure(
     let drawn = sampler.images(n, Some(seed), Some(&spec.dual.augment))?;
     drop(sampler);
     let images = captions::as_images(&drawn, image)?;
-    let mut of_teachers: HashMap<&str, Vec<f32>> = HashMap::new();
-    for task in tasks {
-        let teacher = teachers.iter().find(|t| t.name == task.teacher);
-        let teacher = teacher.ok_or_else(|| Error::Run(format!("no teacher is called {}", task.teacher)))?;
-        let mut predictor = Predictor::of_opened(teacher, &spec.device)?;
-        let logits = predictor.logits(&images)?;
-        for label in &task.labels {
-            of_teachers.insert(label, column(&logits, &predictor.labels, label)?);
+    let names = || teachers.iter().map(|t| (t.name.as_str(), &t.known.labels[..]));
+    let labels: Vec<&String> = tasks.iter().flat_map(|t| &t.labels).collect();
+    let wanted: Vec<Vec<Source>> = labels.iter().map(|l| sources(&spec.student, l, names())).collect();
+    let mut logits_of = HashMap::new();
+    for (m, teacher) in teachers.iter().enumerate() {
+        if wanted.iter().flatten().any(|(source, _)| *source == m) {
+            logits_of.insert(m, Predictor::of_opened(teacher, &spec.device)?.logits(&images)?);
         }
+    }
+    let mut of_teachers: HashMap<&str, Vec<f32>> = HashMap::new();
+    for (label, sources) in labels.iter().zip(&wanted) {
+        let columns = sources
+            .iter()
+            .map(|(m, _)| {
+                let logits = logits_of.get(m).ok_or_else(|| missing(label))?;
+                column(logits, &teachers[*m].known.labels, label)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        of_teachers.insert(label.as_str(), mean_logits(columns));
     }
     let compared = |student: &PathBuf| {
         let mut predictor = Predictor::open(student, &spec.device)?;
@@ -61,6 +72,20 @@ pub fn measure(
         Ok(Agreement { images: n, labels: predictor.labels.iter().map(of_label).collect::<Result<_>>()? })
     };
     students.iter().map(compared).collect()
+}
+
+/// The logits of the mean probability of several teachers, image by image; of one teacher, its own.
+fn mean_logits(mut columns: Vec<Vec<f32>>) -> Vec<f32> {
+    if columns.len() == 1 {
+        return columns.remove(0);
+    }
+    let mean = |i: usize| {
+        let sum: f64 = columns.iter().map(|c| 1.0 / (1.0 + f64::from(-c[i]).exp())).sum();
+        // Kept away from 0 and 1, where there is no logit.
+        let p = (sum / columns.len() as f64).clamp(1e-12, 1.0 - 1e-12);
+        (p / (1.0 - p)).ln() as f32
+    };
+    (0..columns.first().map_or(0, Vec::len)).map(mean).collect()
 }
 
 /// The logits of one label.
@@ -115,6 +140,16 @@ mod tests {
         let found = compare("bus", &student, &teacher);
         assert_eq!((found.teacher, found.student, found.both), (2, 3, 2));
         assert_eq!(found.threshold, (probability(-2.0) + probability(-3.0)) / 2.0);
+    }
+
+    #[test]
+    fn several_teachers_count_by_their_mean_probability() {
+        let single = vec![0.25, -50.0];
+        assert_eq!(mean_logits(vec![single.clone()]), single);
+        // Probabilities 0.5 and 0.8: the logit of 0.65.
+        let found = mean_logits(vec![vec![0.0, 90.0], vec![4f32.ln(), 90.0]]);
+        assert!((found[0] - (0.65f32 / 0.35).ln()).abs() < 1e-6, "{found:?}");
+        assert!(found[1] > 20.0 && found[1].is_finite());
     }
 
     #[test]

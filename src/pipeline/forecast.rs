@@ -7,7 +7,7 @@ use super::spec::{Branch, ImageSource, RunSpec};
 use super::stage::Stage;
 use super::stage_one::StageOne;
 use super::stage_two::StageTwo;
-use super::tasks::{TaskLabels, tasks};
+use super::tasks::tasks;
 use super::teachers::{OpenedTeacher, Teachers};
 use crate::autograd::Engine;
 use crate::autograd::plan::{Cost, Sum, Traffic};
@@ -16,7 +16,6 @@ use crate::device::gpu::card::Card;
 use crate::device::gpu::room::{Held, Room};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
-use crate::models::targetnet::{TargetNetSpec, TaskSpec};
 use crate::summary::Parameters;
 use std::time::Instant;
 
@@ -211,8 +210,8 @@ fn every_stage(
     engine: &mut Engine<f32>,
     mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
 ) -> Result<Students> {
-    let teachers = Teachers::build(&mut engine.store, opened)?;
-    let tasks = tasks(&teachers, &spec.student.labels)?;
+    let teachers = Teachers::build(&mut engine.store, opened, &spec.student)?;
+    let tasks = tasks(&teachers, &spec.student)?;
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
             let one = StageOne::new(&mut engine.store, spec, &teachers);
@@ -300,18 +299,7 @@ fn measure(engine: &mut Engine<f32>, stage: &mut Stage) -> Result<f64> {
 
 /// Of a student whose tasks all branch after `block`.
 fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo, block: usize) -> Parameters {
-    let task = |t: &TaskLabels| TaskSpec {
-        teacher: teachers.all[t.teacher].name.clone(),
-        labels: t.labels.clone(),
-        block,
-    };
-    let student = TargetNetSpec {
-        network: teachers.network.clone(),
-        filter_reduction: spec.student.filter_reduction,
-        tasks: two.tasks.iter().map(task).collect(),
-        labels: vec![],
-    };
-    let (parameters, filters) = student.parameters();
+    let (parameters, filters) = two.describe(spec, teachers, block).parameters();
     let trunk = teachers.network.parameters(1..=block);
     Parameters {
         teachers: teachers.parameters(),

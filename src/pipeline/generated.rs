@@ -39,6 +39,7 @@ pub fn measure(
     let g = &spec.generator;
     let Judged { mut plan, logits, wanted, diversity } = Judged::record(one, engine, teachers, g.batch)?;
 
+    let (_, places) = teachers.distinct_labels();
     let labels = teachers.all.iter().flat_map(|t| t.labels.iter().map(|l| (&t.name, l)));
     let mut found = Counts::new(labels.map(|(t, l)| LabelShare::new(t, l, wanted.is_some())).collect());
     let images = (g.steps * g.batch / 100).clamp(1, MOST_IMAGES);
@@ -46,7 +47,7 @@ pub fn measure(
         let state = StepState { seed: stage_seed(spec.seed, "labels"), step, ..Default::default() };
         plan.replay(engine, &state)?;
         let wanted = wanted.map(|w| plan.output(engine, w)).transpose()?;
-        found.add(&plan.output(engine, logits)?, wanted.as_deref());
+        found.add(&plan.output(engine, logits)?, wanted.as_deref(), &places);
         if let Some(diversity) = diversity {
             found.diversity.push(f64::from(plan.output(engine, diversity)?[0]));
         }
@@ -72,13 +73,19 @@ pub fn caption(
     let found = plan.output(engine, logits)?;
     let asked = wanted.map(|w| plan.output(engine, w)).transpose()?;
     let asked: Vec<bool> = asked.iter().flatten().map(|w| *w > 0.5).collect();
-    let labels: Vec<String> = teachers.labels().cloned().collect();
+    let all: Vec<&String> = teachers.labels().collect();
     let predicted = |row: &[f32]| {
-        let above = row.iter().zip(&labels).filter(|(logit, _)| **logit >= 0.0);
-        above.map(|(_, label)| label.clone()).collect()
+        let mut seen: Vec<String> = Vec::new();
+        for (_, label) in row.iter().zip(&all).filter(|(logit, _)| **logit >= 0.0) {
+            if !seen.contains(label) {
+                seen.push((*label).clone());
+            }
+        }
+        seen
     };
-    let predicted = found.chunks_exact(labels.len()).map(predicted).collect();
-    let captions = Captions::new("teachers", wanted.is_some().then_some(&labels[..]), &asked, predicted);
+    let predicted = found.chunks_exact(all.len()).map(predicted).collect();
+    let (distinct, _) = teachers.distinct_labels();
+    let captions = Captions::new("teachers", wanted.is_some().then_some(&distinct[..]), &asked, predicted);
     let json = serde_json::to_vec_pretty(&captions)
         .map_err(|e| Error::Run(format!("cannot write captions as JSON: {e}")))?;
     write_atomic(out.join(CAPTIONS), |file| file.write_all(&json))
@@ -124,12 +131,15 @@ impl Counts {
         Counts { images: 0, probability: vec![(0.0, 0.0); labels.len()], labels, diversity: vec![] }
     }
 
-    /// Counts a batch: logits and, for a conditional generator, what was asked for, both `[n, labels]`.
-    fn add(&mut self, logits: &[f32], wanted: Option<&[f32]>) {
+    /// Counts a batch: logits `[n, labels]` and, for a conditional generator, what was asked for `[n, distinct labels]`.
+    /// A label of several teachers was asked for once: `places` has the column of each label in what was asked for.
+    fn add(&mut self, logits: &[f32], wanted: Option<&[f32]>, places: &[u32]) {
         let c = self.labels.len();
-        self.images += logits.len() / c;
+        let n = logits.len() / c;
+        self.images += n;
         for (i, logit) in logits.iter().enumerate() {
-            self.labels[i % c].count(wanted.map(|w| w[i] > 0.5), *logit >= 0.0);
+            let is_wanted = wanted.map(|w| w[i / c * (w.len() / n) + places[i % c] as usize] > 0.5);
+            self.labels[i % c].count(is_wanted, *logit >= 0.0);
             let p = 1.0 / (1.0 + (-f64::from(*logit)).exp());
             let sums = &mut self.probability[i % c];
             *sums = (sums.0 + p, sums.1 + bits(p));
@@ -192,7 +202,7 @@ mod tests {
     fn measured(logits: &[f32]) -> LabelStatistics {
         let labels = ["bus", "car"].map(|l| LabelShare::new("t", l, false)).to_vec();
         let mut counts = Counts::new(labels);
-        counts.add(logits, None);
+        counts.add(logits, None, &[0, 1]);
         counts.statistics()
     }
 

@@ -64,8 +64,8 @@ pub struct Needed {
 /// Errors: the first file or value that does not fit.
 pub fn check(spec: &RunSpec, opened: &[OpenedTeacher]) -> Result<Needed> {
     let mut store = Store::<f32>::planned(None);
-    let teachers = Teachers::build(&mut store, opened)?;
-    let tasks = tasks::tasks(&teachers, &spec.student.labels)?;
+    let teachers = Teachers::build(&mut store, opened, &spec.student)?;
+    let tasks = tasks::tasks(&teachers, &spec.student)?;
     let labels = tasks.iter().flat_map(|t| t.labels.clone()).collect();
     let mut without_images = spec.clone();
     without_images.dual.images = ImageSource::Noise;

@@ -16,6 +16,7 @@ use crate::ops::losses::diversity::Diversity;
 use crate::ops::losses::entropy_loss::EntropyLoss;
 use crate::ops::losses::one_hot_loss::{OneHotLoss, PseudoLabels};
 use crate::ops::losses::weighted_sum::WeightedSum;
+use crate::ops::movement::columns::Columns;
 use crate::ops::random::augment::Augment;
 use crate::tensor::Real;
 
@@ -115,6 +116,10 @@ impl Objective<'_> {
         let mut terms: Vec<Term> = Vec::new();
         let one_hot = match (self.recipe, wanted) {
             (Recipe::Conditional { positive, .. }, Some(wanted)) => {
+                let (distinct, index) = self.teachers.distinct_labels();
+                // A label of several teachers is asked of each of them.
+                let is_repeated = distinct.len() < index.len();
+                let wanted = if is_repeated { r.apply(Columns { index }, &[wanted])? } else { wanted };
                 let bce = Bce { positive_weight: *positive, ..Bce::new(Targets::Probabilities) };
                 r.apply(bce, &[all, wanted])?
             }

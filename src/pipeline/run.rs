@@ -121,8 +121,8 @@ fn amalgamate(
 ) -> Result<usize> {
     session.begin_student(prefix);
     let mut engine = engine_on(&spec.device, spec.precision)?;
-    let teachers = Teachers::build(&mut engine.store, &inputs.teachers)?;
-    let tasks = tasks(&teachers, &spec.student.labels)?;
+    let teachers = Teachers::build(&mut engine.store, &inputs.teachers, &spec.student)?;
+    let tasks = tasks(&teachers, &spec.student)?;
     summary.parameters.teachers = teachers.parameters();
     let stage_one = match spec.dual.images {
         ImageSource::Generator => Some(train_generator(spec, &teachers, &mut engine, session, summary)?),

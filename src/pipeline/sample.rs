@@ -104,7 +104,7 @@ pub fn save(
     }
     let (groups, widths) = (spec.generator.groups, spec.generator.widths.clone());
     let (network, draw, seed) = (teachers.network.clone(), one.draw.clone(), spec.seed);
-    let labels = if draw.conditions > 0 { teachers.labels().cloned().collect() } else { Vec::new() };
+    let labels = if draw.conditions > 0 { teachers.distinct_labels().0 } else { Vec::new() };
     let batch = images_at_once(spec);
     let description = SavedGenerator { network, groups, widths, draw, batch, seed, labels };
     let json =

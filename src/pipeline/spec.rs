@@ -2,9 +2,11 @@
 
 use super::Device;
 use super::seed::stream;
-use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
+use crate::models::filter::FilterKind;
+use crate::models::resnet::{Architecture, Normalisation, ResNetSpec, StridePlace};
 use crate::ops::random::augment::Augment;
 use crate::tensor::Elem;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A whole run.
@@ -104,6 +106,17 @@ pub struct StudentOptions {
     pub norm: StudentNorm,
     /// Where its tasks leave the trunk.
     pub branch: Branch,
+    /// Its own architecture; `None`: that of its teachers, which must then share one.
+    // Left out where it is the default, like `filter`, so that checkpoints of earlier versions still fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Architecture>,
+    /// What its teacher-level filters are, and those of the generator.
+    #[serde(skip_serializing_if = "FilterKind::is_gain")]
+    pub filter: FilterKind,
+    /// For labels of several teachers: the name of the one from which the student learns the label. Of other such labels
+    /// it learns the mean of their probabilities.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub teachers_of: BTreeMap<String, String>,
     /// Channel reduction `r` of the teacher-level filters (supplement 1.2: 4).
     pub filter_reduction: usize,
 }

@@ -45,7 +45,8 @@ pub struct StageOne {
 pub struct Draw {
     /// Length of the noise.
     pub latent: usize,
-    /// Number of labels that condition the generator; 0 for an unconditional one.
+    /// Number of labels that condition the generator, where a label of several teachers counts once; 0 for an
+    /// unconditional one.
     pub conditions: usize,
     /// Most labels that one image is to show.
     pub max_labels: usize,
@@ -129,7 +130,7 @@ impl StageOne {
         let seed = stage_seed(spec.seed, "generator.init");
         let (conditions, max_labels) = match spec.loss.recipe {
             Recipe::Conditional { max_labels, .. } => {
-                let labels = teachers.labels().count();
+                let labels = teachers.distinct_labels().0.len();
                 (labels, max_labels.min(labels))
             }
             Recipe::Published | Recipe::Balanced { .. } => (0, 0),
@@ -140,11 +141,11 @@ impl StageOne {
             .levels
             .iter()
             .map(|level| {
-                let filter = |t: &Teacher| {
+                let filter = |(m, t): (usize, &Teacher)| {
                     let name = format!("generator.filter{level}.{}", t.name);
-                    Filter::new(store, &name, net.widths[level - 1], spec.student.filter_reduction, seed)
+                    Filter::new(store, &name, &teachers.filter(&spec.student, *level, m), seed)
                 };
-                if *level == 0 { vec![] } else { teachers.all.iter().map(filter).collect() }
+                if *level == 0 { vec![] } else { teachers.all.iter().enumerate().map(filter).collect() }
             })
             .collect();
         let bank = store.add("generator.bank", bank_shape(spec, net));

@@ -8,16 +8,18 @@ use super::spec::{ImageSource, RunSpec, StudentNorm};
 use super::stage::{Stage, part, with_moments};
 use super::stage_one::StageOne;
 use super::student_start::initial_tensors;
-use super::tasks::TaskLabels;
-use super::teachers::Teachers;
+use super::tasks::{Source, TaskLabels};
+use super::teachers::{Teachers, concat, predictions};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::filter::Filter;
-use crate::models::resnet::{Build, Mode, ResNet, Source};
+use crate::models::resnet::{self, Build, Mode, ResNet};
 use crate::models::targetnet::{TargetNetSpec, TaskSpec};
+use crate::ops::layers::activation::{Act, Activation};
 use crate::ops::layers::batch_norm::Stats;
+use crate::ops::layers::conv2d::Conv2d;
 use crate::ops::losses::bce::{Bce, Targets};
 use crate::ops::losses::feature_loss::FeatureLoss;
 use crate::ops::losses::weighted_sum::WeightedSum;
@@ -25,7 +27,7 @@ use crate::ops::movement::columns::Columns;
 use crate::ops::movement::gather_images::GatherImages;
 use crate::ops::optim::adam::Adam;
 use crate::ops::random::noise::Noise;
-use crate::tensor::Real;
+use crate::tensor::{Real, Shape};
 use crate::weights::Tensors;
 
 /// A task's dual loss (13), and the feature errors that are trained beside it, each with its weight.
@@ -42,6 +44,9 @@ pub struct StageTwo {
     filters: Vec<Vec<Filter>>,
     /// The labels that the student predicts through each teacher.
     pub tasks: Vec<TaskLabels>,
+    /// For each task that has labels of several teachers: the matrix `[labels, 1, 1, c]` that takes the means of the
+    /// probabilities from those of all teachers side by side.
+    means: Vec<Option<TensorId>>,
     images: Images,
     stats: Stats,
 }
@@ -70,18 +75,19 @@ impl StageTwo {
         let build = if spec.student.norm == StudentNorm::Folded { Build::Folded } else { Build::Normed };
         let mut tensors = initial_tensors(spec, teachers)?;
         let source = match &mut tensors {
-            Some(t) => Source::Tensors(t),
-            None => Source::Random(seed),
+            Some(t) => resnet::Source::Tensors(t),
+            None => resnet::Source::Random(seed),
         };
         let trunk = ResNet::new(store, "student", net, 1..=net.blocks(), None, build, source)?;
         let mut filters = Vec::new();
         for b in 1..=net.blocks() {
             let of_task = |t: &TaskLabels| {
                 let name = format!("student.filter{b}.{}", teachers.all[t.teacher].name);
-                Filter::new(store, &name, net.widths[b - 1], spec.student.filter_reduction, seed)
+                Filter::new(store, &name, &teachers.filter(&spec.student, b, t.teacher), seed)
             };
             filters.push(tasks.iter().map(of_task).collect());
         }
+        let means = tasks.iter().map(|t| t.is_averaged().then(|| mean_matrix(store, teachers, t))).collect();
         let images = match &spec.dual.images {
             ImageSource::Generator => {
                 Images::Bank(stage_one.ok_or_else(|| Error::Run("stage two without stage one".into()))?.bank)
@@ -90,7 +96,7 @@ impl StageTwo {
             ImageSource::Real(path) => Images::Bank(load_images(store, path, teachers)?),
         };
         let stats = if spec.student.norm == StudentNorm::Batch { Stats::Batch } else { Stats::Running };
-        Ok(StageTwo { trunk, filters, tasks, images, stats })
+        Ok(StageTwo { trunk, filters, tasks, means, images, stats })
     }
 
     /// Records and compiles a step of block `b` (1-based): `L_u^b` (16) and the update of the trained
@@ -188,7 +194,7 @@ impl StageTwo {
             x = r.within(part::STUDENT, |r| self.trunk.block(r, block, x, Mode { learn, stats }, None))?;
         }
         let mut losses = Vec::new();
-        for (task, filter) in self.tasks.iter().zip(&self.filters[b - 1]) {
+        for ((task, filter), mean) in self.tasks.iter().zip(&self.filters[b - 1]).zip(&self.means) {
             let teacher = &teachers.all[task.teacher].net;
             let block_b = r.within(part::TEACHERS, |r| {
                 (1..=b).try_fold(image, |x, block| teacher.block(r, block, x, Mode::FROZEN, None))
@@ -209,7 +215,11 @@ impl StageTwo {
             };
             let (wanted_features, wanted) = suffix(r, block_b)?;
             let (features, found) = suffix(r, filtered)?;
-            let dual = r.apply(Bce { minus_entropy: true, ..Bce::new(Targets::Logits) }, &[found, wanted])?;
+            let (targets, wanted) = match mean {
+                None => (Targets::Logits, wanted),
+                Some(mean) => (Targets::Probabilities, record_means(r, teachers, *mean, image)?),
+            };
+            let dual = r.apply(Bce { minus_entropy: true, ..Bce::new(targets) }, &[found, wanted])?;
             let mut extra = Vec::new();
             for (i, (f, w)) in features.iter().zip(&wanted_features).enumerate() {
                 let weight = if i == 0 { d.feature } else { d.late_features / (features.len() - 1) as f32 };
@@ -220,6 +230,30 @@ impl StageTwo {
             losses.push(TaskLosses { dual, features: extra });
         }
         Ok(losses)
+    }
+
+    /// Architecture and labels of the student that branches after block `b` for every task.
+    pub fn describe(&self, spec: &RunSpec, teachers: &Teachers, b: usize) -> TargetNetSpec {
+        let task = |t: &TaskLabels| {
+            let teacher = &teachers.all[t.teacher];
+            let names = |s: &Vec<Source>| s.iter().map(|(m, _)| teachers.all[*m].name.clone()).collect();
+            let averaged = t.labels.iter().zip(&t.sources).filter(|(_, sources)| sources.len() > 1);
+            let averaged = averaged.map(|(label, sources)| (label.clone(), names(sources))).collect();
+            let (of_teacher, trunk) = (&teacher.net.spec, &teachers.network);
+            TaskSpec { averaged, ..TaskSpec::new(&teacher.name, &t.labels, b, of_teacher, trunk) }
+        };
+        let labels = if spec.student.labels.is_empty() {
+            self.tasks.iter().flat_map(|t| t.labels.clone()).collect()
+        } else {
+            spec.student.labels.clone()
+        };
+        TargetNetSpec {
+            network: teachers.network.clone(),
+            filter_reduction: spec.student.filter_reduction,
+            filter: spec.student.filter,
+            tasks: self.tasks.iter().map(task).collect(),
+            labels,
+        }
     }
 
     /// The student that branches after block `b` for every task, as a file's tensors (docs/method.md 4).
@@ -233,46 +267,57 @@ impl StageTwo {
         let last = teachers.network.blocks();
         let mut out = Tensors::new();
         self.trunk.export(store, 1..=b, "trunk.", Build::Folded, &mut out)?;
-        let mut specs = Vec::new();
         for (i, (task, filter)) in self.tasks.iter().zip(&self.filters[b - 1]).enumerate() {
-            let (teacher, prefix) = (&teachers.all[task.teacher], format!("task{i}."));
-            let c = teachers.network.widths[b - 1];
-            for ((what, shape), id) in
-                Filter::shapes(c, spec.student.filter_reduction).into_iter().zip(filter.tensors())
-            {
-                out.insert(
-                    format!("{prefix}filter.{what}"),
-                    &Filter::file_shape(what, shape),
-                    store.to_f32(id),
-                )?;
+            let (net, prefix) = (&teachers.all[task.teacher].net, format!("task{i}."));
+            let shapes = teachers.filter(&spec.student, b, task.teacher).shapes();
+            for ((what, shape), id) in shapes.into_iter().zip(filter.tensors()) {
+                let shape = Filter::file_shape(what, shape);
+                out.insert(format!("{prefix}filter.{what}"), &shape, store.to_f32(id))?;
             }
             if b < last {
-                teacher.net.export(store, b + 1..=last, &prefix, Build::Folded, &mut out)?;
+                net.export(store, b + 1..=last, &prefix, Build::Folded, &mut out)?;
             }
-            if let Some([w, bias]) = teacher.net.head {
-                let (w, bias, c) = (store.to_f32(w), store.to_f32(bias), teachers.network.widths[last - 1]);
+            if let Some([w, bias]) = net.head {
+                let (w, bias, c) = (store.to_f32(w), store.to_f32(bias), net.spec.widths[last - 1]);
                 let rows: Vec<f32> =
                     task.columns.iter().flat_map(|k| &w[*k as usize * c..][..c]).copied().collect();
                 out.insert(format!("{prefix}fc.weight"), &[task.columns.len(), c], rows)?;
                 let bias = task.columns.iter().map(|k| bias[*k as usize]).collect();
                 out.insert(format!("{prefix}fc.bias"), &[task.columns.len()], bias)?;
             }
-            specs.push(TaskSpec { teacher: teacher.name.clone(), labels: task.labels.clone(), block: b });
         }
-        let labels = if spec.student.labels.is_empty() {
-            self.tasks.iter().flat_map(|t| t.labels.clone()).collect()
-        } else {
-            spec.student.labels.clone()
-        };
-        let student = TargetNetSpec {
-            network: teachers.network.clone(),
-            filter_reduction: spec.student.filter_reduction,
-            tasks: specs,
-            labels,
-        };
-        let student =
-            serde_json::to_value(student).map_err(|e| Error::Run(format!("student metadata: {e}")))?;
+        let student = serde_json::to_value(self.describe(spec, teachers, b))
+            .map_err(|e| Error::Run(format!("student metadata: {e}")))?;
         out.meta.insert("student".into(), student);
         Ok(out)
     }
+}
+
+/// Adds the matrix of a task's means to the store: row i has `1 / k` in the columns of the k teachers that label i is
+/// learnt from.
+fn mean_matrix<R: Real>(store: &mut Store<R>, teachers: &Teachers, task: &TaskLabels) -> TensorId {
+    let counts: Vec<usize> = teachers.all.iter().map(|t| t.labels.len()).collect();
+    let width = counts.iter().sum();
+    let mut values = vec![0.0; task.labels.len() * width];
+    for (row, sources) in values.chunks_mut(width).zip(&task.sources) {
+        for (m, column) in sources {
+            row[counts[..*m].iter().sum::<usize>() + *column as usize] = 1.0 / sources.len() as f32;
+        }
+    }
+    let name = format!("data.means.{}", teachers.all[task.teacher].name);
+    store.add_with(&name, Shape::new(task.labels.len(), 1, 1, width), &values)
+}
+
+/// Records the targets of a task that has labels of several teachers: the means of their probabilities for `image`.
+fn record_means<R: Real>(
+    r: &mut Recorder<R>,
+    teachers: &Teachers,
+    matrix: TensorId,
+    image: Value,
+) -> Result<Value> {
+    let logits = predictions(r, teachers, 1, |_, _| Ok(image))?;
+    let logits = concat(r, &logits)?;
+    let all = r.apply(Activation(Act::Sigmoid), &[logits])?;
+    let matrix = r.leaf(matrix, Learn::Frozen);
+    r.apply(Conv2d::new(1, 0), &[all, matrix])
 }

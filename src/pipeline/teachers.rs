@@ -1,83 +1,22 @@
-//! The teachers: frozen, folded, all of one architecture, in one store.
+//! The teachers: frozen, folded, each of its own architecture, in one store.
+
+pub use super::opened::{Absent, OpenedTeacher};
 
 use super::seed::stage_seed;
-use super::spec::TeacherSpec;
+use super::spec::{StudentOptions, TeacherSpec};
 use super::stage::part;
-use super::teacher_file::{Known, TeacherFile};
+use super::student_network::{Misfit, common_network, student_network};
+use super::teacher_file::Known;
 use crate::autograd::Store;
 use crate::autograd::tape::Value;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::Recorder;
-use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source, difference};
+use crate::models::filter::FilterSpec;
+use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use crate::ops::movement::concat_columns::ConcatColumns;
 use crate::tensor::Real;
 use crate::weights::Tensors;
-use std::path::PathBuf;
 use std::sync::Arc;
-
-/// What to do where a teacher's file does not exist but its config states network and labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Absent {
-    /// Report an error.
-    Fails,
-    /// Draw weights from a fixed seed, which is enough to forecast the cost of a step.
-    IsDrawn,
-}
-
-impl Absent {
-    /// The stated network and labels, where weights may be drawn in place of the file's.
-    fn stand_in(self, spec: &TeacherSpec) -> Option<Known> {
-        let network = spec.stated.network.clone()?;
-        let labels = spec.stated.labels.clone();
-        let may = self == Absent::IsDrawn && !labels.is_empty() && !spec.weights.exists();
-        may.then_some(Known { network, labels })
-    }
-}
-
-/// A teacher whose file has been read. A run opens each file once and keeps its tensors for all that need
-/// them: the check of the config, the stores of all students, their initial values, and the evaluation.
-#[derive(Clone)]
-pub struct OpenedTeacher {
-    /// As in the config.
-    pub name: String,
-    /// The weights file.
-    pub file: PathBuf,
-    /// Network and labels.
-    pub known: Known,
-    /// The file's tensors; `None` where the file does not exist and weights are drawn.
-    pub tensors: Option<Arc<Tensors>>,
-}
-
-impl OpenedTeacher {
-    /// Opens one teacher's file.
-    ///
-    /// Errors: a file that does not open, or that its config contradicts.
-    pub fn open(spec: &TeacherSpec, absent: Absent) -> Result<OpenedTeacher> {
-        let (known, tensors) = match absent.stand_in(spec) {
-            Some(known) => (known, None),
-            None => {
-                let TeacherFile { known, tensors } = TeacherFile::open(spec)?;
-                (known, Some(Arc::new(tensors)))
-            }
-        };
-        Ok(OpenedTeacher { name: spec.name.clone(), file: spec.weights.clone(), known, tensors })
-    }
-
-    /// Opens the files of all teachers.
-    pub fn open_all(specs: &[TeacherSpec], absent: Absent) -> Result<Vec<OpenedTeacher>> {
-        specs.iter().map(|spec| OpenedTeacher::open(spec, absent)).collect()
-    }
-
-    /// Whether the file does not exist and weights are drawn.
-    pub fn is_drawn(&self) -> bool {
-        self.tensors.is_none()
-    }
-
-    /// What the user should know of how the file was read.
-    pub fn notes(&self) -> &[String] {
-        self.tensors.as_ref().map_or(&[], |t| &t.notes)
-    }
-}
 
 /// A teacher in a store.
 pub struct Teacher {
@@ -98,43 +37,49 @@ impl Teacher {
     }
 }
 
-/// All teachers of a run, in one store.
+/// All teachers of a run, in one store, and the architecture of their student.
 pub struct Teachers {
-    /// The architecture that all of them have.
+    /// The student's architecture, which is also that of the generator's levels. Every teacher fits beside it: it has
+    /// the same image, as many blocks, and after each block maps of the same height and width.
     pub network: ResNetSpec,
     /// In the order of the config.
     pub all: Vec<Teacher>,
 }
 
 impl Teachers {
-    /// Opens every file, then builds the teachers.
+    /// Opens every file, then builds the teachers, for a student of the architecture that they share.
     ///
-    /// Errors: those of [`OpenedTeacher::open`] and [`Teachers::build`].
+    /// Errors: those of [`OpenedTeacher::open`]; teachers of different architectures; tensors that do not fit.
     pub fn load<R: Real>(store: &mut Store<R>, specs: &[TeacherSpec]) -> Result<Teachers> {
         Self::load_or(store, specs, Absent::Fails)
     }
 
     /// The same, with a choice of what to do where a file does not exist.
     pub fn load_or<R: Real>(store: &mut Store<R>, specs: &[TeacherSpec], absent: Absent) -> Result<Teachers> {
-        Self::build(store, &OpenedTeacher::open_all(specs, absent)?)
+        let opened = OpenedTeacher::open_all(specs, absent)?;
+        Self::beside(store, &opened, common_network(&opened)?)
     }
 
     /// Builds the teachers, of which there must be at least one, under the names `teacher.NAME.*` in the
-    /// store.
+    /// store, for the student of these options.
     ///
-    /// Errors: teachers of different architectures; tensors that do not fit.
-    pub fn build<R: Real>(store: &mut Store<R>, opened: &[OpenedTeacher]) -> Result<Teachers> {
-        let network = opened[0].known.network.clone();
+    /// Errors: those of [`student_network`]; tensors that do not fit.
+    pub fn build<R: Real>(
+        store: &mut Store<R>,
+        opened: &[OpenedTeacher],
+        student: &StudentOptions,
+    ) -> Result<Teachers> {
+        Self::beside(store, opened, student_network(student, opened).map_err(Misfit::without_line)?)
+    }
+
+    /// Builds the teachers for a student of the architecture `network`, beside which they fit.
+    fn beside<R: Real>(
+        store: &mut Store<R>,
+        opened: &[OpenedTeacher],
+        network: ResNetSpec,
+    ) -> Result<Teachers> {
         let mut all = Vec::new();
-        for OpenedTeacher { name, file, known: Known { network: found, labels }, tensors } in opened {
-            if *found != network {
-                let first = opened[0].file.file_name().unwrap_or_default().to_string_lossy();
-                let message = format!(
-                    "{}; all teachers of a run must share one architecture, image size and normalisation",
-                    difference(found, &network, &first)
-                );
-                return Err(Error::data(file, message));
-            }
+        for OpenedTeacher { name, known: Known { network, labels }, tensors, .. } in opened {
             // Building a network removes the tensors that it takes, so it gets a copy.
             let mut copy = tensors.as_deref().cloned();
             let source = match &mut copy {
@@ -143,11 +88,18 @@ impl Teachers {
             };
             let (prefix, blocks, count) =
                 (format!("teacher.{name}"), 1..=network.blocks(), Some(labels.len()));
-            let net = ResNet::new(store, &prefix, &network, blocks, count, Build::Folded, source)?;
+            let net = ResNet::new(store, &prefix, network, blocks, count, Build::Folded, source)?;
             copy.map_or(Ok(()), Tensors::finish)?;
             all.push(Teacher { name: name.clone(), labels: labels.clone(), net, tensors: tensors.clone() });
         }
         Ok(Teachers { network, all })
+    }
+
+    /// The sizes of the filter from the student's features after block `b` (1-based) to those of the teacher of this
+    /// index.
+    pub fn filter(&self, student: &StudentOptions, b: usize, teacher: usize) -> FilterSpec {
+        let [from, to] = [&self.network, &self.all[teacher].net.spec].map(|n| n.widths[b - 1]);
+        FilterSpec::new(student.filter, from, to, student.filter_reduction)
     }
 
     /// Every label of every teacher, in teacher order.
@@ -155,10 +107,26 @@ impl Teachers {
         self.all.iter().flat_map(|t| &t.labels)
     }
 
+    /// Every label once, in teacher order, and for each of [`Teachers::labels`] its place among them.
+    pub fn distinct_labels(&self) -> (Vec<String>, Vec<u32>) {
+        let (mut distinct, mut places) = (Vec::<String>::new(), Vec::new());
+        for label in self.labels() {
+            let place = distinct.iter().position(|l| l == label).unwrap_or_else(|| {
+                distinct.push(label.clone());
+                distinct.len() - 1
+            });
+            places.push(place as u32);
+        }
+        (distinct, places)
+    }
+
     /// Parameters of all teachers together, as PyTorch counts them.
     pub fn parameters(&self) -> usize {
-        let net = &self.network;
-        self.all.iter().map(|t| net.parameters(1..=net.blocks()) + net.head_parameters(t.labels.len())).sum()
+        let of_teacher = |t: &Teacher| {
+            let net = &t.net.spec;
+            net.parameters(1..=net.blocks()) + net.head_parameters(t.labels.len())
+        };
+        self.all.iter().map(of_teacher).sum()
     }
 }
 

@@ -3,6 +3,7 @@
 use dfka_engine::autograd::Engine;
 use dfka_engine::device::StepState;
 use dfka_engine::device::cpu::par::on_a_worker;
+use dfka_engine::models::filter::FilterKind;
 use dfka_engine::models::resnet::{BlockKind, Build, Normalisation, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::spec::*;
@@ -14,6 +15,7 @@ use dfka_engine::pipeline::teachers::Teachers;
 use dfka_engine::tensor::Elem;
 use dfka_engine::weights::{Tensors, npz};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -82,6 +84,9 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
             init: StudentInit::Mean,
             norm: StudentNorm::Batch,
             branch: Branch::Block(2),
+            network: None,
+            filter: FilterKind::Gain,
+            teachers_of: BTreeMap::new(),
             filter_reduction: 4,
         },
         generator: GeneratorOptions {
@@ -177,7 +182,7 @@ fn count_in_every_stage() {
         let mut engine = Engine::<f32>::default();
         let teachers = Teachers::load(&mut engine.store, &spec.teachers).unwrap();
         let one = StageOne::new(&mut engine.store, &spec, &teachers);
-        let wanted = tasks(&teachers, &spec.student.labels).unwrap();
+        let wanted = tasks(&teachers, &spec.student).unwrap();
         let two = StageTwo::new(&mut engine.store, &spec, &teachers, wanted, Some(&one)).unwrap();
 
         let stage = one.stage(&mut engine, &spec, &teachers).unwrap();

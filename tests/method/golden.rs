@@ -6,6 +6,7 @@ use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Plan, Tape, TensorId, Value};
 use dfka_engine::device::StepState;
 use dfka_engine::models::Recorder;
+use dfka_engine::models::filter::FilterKind;
 use dfka_engine::models::fold::from_oihw;
 use dfka_engine::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
 use dfka_engine::ops::layers::batch_norm::Stats;
@@ -293,6 +294,9 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
             init: StudentInit::Mean,
             norm: StudentNorm::Batch,
             branch: Branch::Block(2),
+            network: None,
+            filter: FilterKind::Gain,
+            teachers_of: BTreeMap::new(),
             filter_reduction: count(&golden.meta["filter_reduction"]),
         },
         generator: GeneratorOptions {
@@ -378,7 +382,7 @@ fn stage_two() {
     let golden = Golden::load();
     let mut engine = Engine::<f64>::default();
     let Run { spec, teachers, one, at, _folder } = run_of(&golden, &mut engine);
-    let wanted = tasks(&teachers, &spec.student.labels).unwrap();
+    let wanted = tasks(&teachers, &spec.student).unwrap();
     let two = StageTwo::new(&mut engine.store, &spec, &teachers, wanted, Some(&one)).unwrap();
     golden.set(&mut engine, "student");
     let block = golden.meta["stage_two"]["block"].as_u64().unwrap() as usize;

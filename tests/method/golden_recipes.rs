@@ -214,7 +214,7 @@ fn stage_two<R: Scalar + Default>() {
     let spec = run_spec(&f, dir.path(), "loss = { recipe = 'published' }");
     let mut engine = Engine::<R>::default();
     let teachers = Teachers::load(&mut engine.store, &spec.teachers).unwrap();
-    let tasks = tasks(&teachers, &spec.student.labels).unwrap();
+    let tasks = tasks(&teachers, &spec.student).unwrap();
     let one = StageOne::new(&mut engine.store, &spec, &teachers);
     let two = StageTwo::new(&mut engine.store, &spec, &teachers, tasks, Some(&one)).unwrap();
     let must = ["generator.", "student.conv", "student.bn", "student.layer", "student.filter2."];

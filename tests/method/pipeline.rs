@@ -1,16 +1,17 @@
 //! Whole runs on teachers of a few thousand parameters: the same seed gives the same bits, whatever happens
 //! on the way, and the summary says what is in the files.
 
-use crate::common::{LEFT, Lab, RIGHT, THIRD, load, mapped, network};
+use crate::common::{LEFT, Lab, RIGHT, THIRD, load, mapped, network, teacher_tensors};
 use dfka_engine::device::philox::{Draws, below};
 use dfka_engine::labelled::evaluate::evaluate;
-use dfka_engine::models::filter::Filter;
-use dfka_engine::models::resnet::ResNetSpec;
+use dfka_engine::models::filter::{FilterKind, FilterSpec};
+use dfka_engine::models::resnet::{Normalisation, ResNetSpec, Stem};
 use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
 use dfka_engine::pipeline::spec::EvaluationData;
 use dfka_engine::summary::{Score, Summary};
 use dfka_engine::weights::npz;
+use serde_json::Value as Json;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
@@ -76,8 +77,9 @@ fn a_killed_run_resumes_to_the_same_bits() {
     };
     let whole = run("whole", &[]).wait_with_output().unwrap();
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
-    // Those of the training: the evaluation prints lines too.
-    let count = |text: &str| text.lines().filter(|line| !line.starts_with("evaluation: ")).count();
+    // Those of the training: the evaluation prints lines too, and a note says that the teachers are not alike.
+    let is_of_training = |line: &&str| !line.starts_with("evaluation: ") && !line.starts_with("note: ");
+    let count = |text: &str| text.lines().filter(is_of_training).count();
     let lines = count(&String::from_utf8(whole.stderr).unwrap());
     assert_eq!(lines, 1 + 5 * (1 + 3 * 4));
 
@@ -187,6 +189,7 @@ fn every_number_of_groups_and_every_recipe_runs() {
         &["student.norm=\"batch\""],
         &["student.norm=\"folded\""],
         &["student.init=\"scratch\""],
+        &["student.filter=\"stitch\""],
         &["student.init=\"teacher:right\""],
         &["dual.images=\"noise\""],
         &["dual.images=\"real:ka.npz\""],
@@ -339,17 +342,101 @@ fn the_papers_parameter_counts() {
     let student = |labels: [&[String]; 2]| TargetNetSpec {
         network: network.clone(),
         filter_reduction: 4,
-        tasks: labels
-            .iter()
-            .map(|l| TaskSpec { teacher: "t".into(), labels: l.to_vec(), block: 3 })
-            .collect(),
+        filter: FilterKind::Gain,
+        tasks: labels.iter().map(|l| TaskSpec::new("t", l, 3, &network, &network)).collect(),
         labels: labels.concat(),
     };
     let (parameters, filters) = student([&voc[..1], &voc[1..2]]).parameters();
     assert!((57_000_000..60_000_000).contains(&parameters), "{parameters}");
     let of_teachers = 2 * (network.parameters(1..=4) + network.head_parameters(10));
     assert!((85_000_000..89_000_000).contains(&of_teachers), "{of_teachers}");
-    assert!((filters as f64) < 0.04 * parameters as f64 && filters == 2 * Filter::parameters(1024, 4));
+    let gain = FilterSpec::new(FilterKind::Gain, 1024, 1024, 4);
+    assert!((filters as f64) < 0.04 * parameters as f64 && filters == 2 * gain.parameters());
     // torchvision's ResNet-101 without its head of 1000 classes.
     assert_eq!(network.parameters(1..=4), 44_549_160 - 2049 * 1000);
+}
+
+/// Teachers of other depths, widths, stems and normalisations than the student, which share a label.
+fn unlike() -> Lab {
+    let lab = Lab::new();
+    let of = |mean: f32, std: f32| Some(Normalisation { mean: vec![mean], std: vec![std] });
+    let deep = ResNetSpec { depths: vec![2, 1, 2, 1], normalisation: of(0.25, 0.5), ..network() };
+    let stem = Stem { width: 8, kernel: 5, stride: 1, max_pool: false };
+    let wide = ResNetSpec { widths: vec![12, 12, 16, 24], stem, normalisation: of(0.5, 0.25), ..network() };
+    npz::save(lab.path("left.npz"), &teacher_tensors(&deep, &LEFT, 1)).unwrap();
+    npz::save(lab.path("right.npz"), &teacher_tensors(&wide, &["cat", "bus"], 2)).unwrap();
+    lab
+}
+
+const UNLIKE: [&str; 2] = [
+    "student.init=scratch",
+    "student.network={ block = 'basic', widths = [4, 8, 12, 16], depths = [1, 1, 1, 1], \
+     stem = { width = 4, kernel = 3, stride = 1, max_pool = false } }",
+];
+
+#[test]
+fn teachers_that_differ_teach_one_student() {
+    let lab = unlike();
+    for (out, more) in [("gain", &[][..]), ("stitch", &["student.filter=stitch"][..])] {
+        let s = lab.run(out, &[&UNLIKE[..], more].concat()).unwrap();
+        assert_eq!(s.labels, ["bus", "car", "dog", "cat"]);
+        let tasks: Vec<(&str, usize)> =
+            s.branch.iter().map(|t| (t.teacher.as_str(), t.labels.len())).collect();
+        assert_eq!(tasks, [("left", 3), ("right", 1)]);
+        assert!(s.branch.iter().all(|t| t.loss_by_block.iter().all(|l| l.is_finite())));
+        for b in 1..=4 {
+            let file = load(&lab.path(&format!("{out}/student-block{b}.npz")));
+            let shape = |name: &str| file.get(name).map(|t| t.shape.clone());
+            // The left teacher has the student's channels but after block 3, the right one has others.
+            let widths = [[4, 4, 12], [8, 8, 12], [12, 8, 16], [16, 16, 24]][b - 1];
+            for (task, to) in [(0, widths[1]), (1, widths[2])] {
+                let is_stitched = out == "stitch" || to != widths[0];
+                let expected = is_stitched.then(|| vec![to, widths[0], 1, 1]);
+                assert_eq!(shape(&format!("task{task}.filter.stitch.weight")), expected, "{out} {b} {task}");
+                assert_eq!(shape(&format!("task{task}.filter.fc1.weight")), Some(vec![to / 4, to]));
+            }
+            let spec = TargetNetSpec::of(&file).unwrap();
+            assert!(spec.network.normalisation.is_none(), "the teachers have two different ones");
+            assert_eq!(spec.tasks[1].network.as_ref().unwrap().widths, [12, 12, 16, 24]);
+            let elems = |keep: fn(&str) -> bool| -> usize {
+                file.iter().filter(|(n, _)| keep(n)).map(|(_, t)| t.data.len()).sum()
+            };
+            // As PyTorch counts, a folded batch norm has two numbers for each bias.
+            let folded = elems(|n| n.ends_with(".bias") && !n.contains("fc") && !n.contains("filter"));
+            assert_eq!(
+                spec.parameters(),
+                (elems(|_| true) + folded, elems(|n| n.contains("filter"))),
+                "{out} {b}"
+            );
+        }
+    }
+    // The forecast says what the student has, and which label has two teachers.
+    let sets: Vec<&str> = UNLIKE.iter().flat_map(|s| ["--set", s]).collect();
+    let check = lab.call(&[&["check", "c.toml", "--device", "cpu", "--json"], &sets[..]].concat());
+    let text = String::from_utf8(check.stderr).unwrap();
+    assert!(check.status.success(), "{text}");
+    assert!(
+        text.contains(
+            "the teachers left, right all predict the label bus; the student learns the mean of their"
+        ),
+        "{text}"
+    );
+    let all: Json = serde_json::from_slice(&check.stdout).unwrap();
+    let last = TargetNetSpec::of(&load(&lab.path("gain/student-block4.npz"))).unwrap();
+    assert_eq!(all["forecast"]["parameters"]["student"], last.parameters().0);
+    let labels: Json = serde_json::from_slice(&lab.bytes("gain/labels.json")).unwrap();
+    assert_eq!(labels["teachers"], serde_json::json!(["left and right", "left", "left", "right"]));
+}
+
+#[test]
+fn the_config_may_name_the_teacher_of_a_shared_label() {
+    let lab = unlike();
+    let steps = "dual.steps=[1, 1, 1, 1]";
+    let mean = lab.run("mean", &[&UNLIKE[..], &[steps]].concat()).unwrap();
+    let right = lab.run("right", &[&UNLIKE[..], &[steps, "student.teachers_of.bus=right"]].concat()).unwrap();
+    let labels =
+        |s: &Summary| s.branch.iter().map(|t| (t.teacher.clone(), t.labels.join(" "))).collect::<Vec<_>>();
+    let of = |teacher: &str, labels: &str| (teacher.to_owned(), labels.to_owned());
+    assert_eq!(labels(&mean), [of("left", "bus car dog"), of("right", "cat")]);
+    assert_eq!(labels(&right), [of("left", "car dog"), of("right", "bus cat")]);
 }

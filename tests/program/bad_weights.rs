@@ -152,7 +152,7 @@ fn metadata_that_is_missing_or_wrong() {
     refused(
         &lab,
         &[],
-        &["right.npz", "images of 16 x 16 pixels and 1 channel (224 x 224", "one architecture"],
+        &["right.npz", "images of 16 x 16 pixels and 1 channel (224 x 224", "images of one size"],
     );
     with("network", Some(serde_json::json!(7)));
     refused(&lab, &[], &["left.npz", "__meta__", "network"]);
@@ -221,8 +221,12 @@ fn a_config_that_its_teachers_contradict() {
         ],
     );
     refused(&lab, &["teachers.0.stride=3x3"], &["left.npz", "the config's stride is 3x3, the file's 1x1"]);
-    // Teachers with different normalisations cannot share a run's images.
-    refused(&lab, &[], &["right.npz", "a normalisation by mean", "in left.npz)", "one architecture"]);
+    // Teachers of different images cannot share a run's images.
+    refused(
+        &lab,
+        &[],
+        &["right.npz", "images of 16 x 16 pixels and 1 channel (", "in left.npz)", "images of one size"],
+    );
 }
 
 /// The same faults in safetensors, and files in PyTorch's own format.
@@ -277,7 +281,7 @@ fn teachers_of_different_architectures() {
     refused(
         &lab,
         &[],
-        &["right.npz", "channels by block 4, 8, 12, 16 (4, 8, 8, 16 in left.npz)", "one architecture"],
+        &["right.npz", "channels by block 4, 8, 12, 16 (4, 8, 8, 16 in left.npz)", "set student.network"],
     );
 }
 

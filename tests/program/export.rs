@@ -10,7 +10,7 @@ use dfka_engine::autograd::Store;
 use dfka_engine::data::unlabelled::ImageSet;
 use dfka_engine::device::Choice;
 use dfka_engine::device::philox::Draws;
-use dfka_engine::models::filter::Filter;
+use dfka_engine::models::filter::{Filter, FilterKind, FilterSpec};
 use dfka_engine::models::resnet::{Build, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
@@ -42,37 +42,52 @@ fn folded(network: &ResNetSpec, labels: &[&str], seed: u64) -> (Store<f32>, ResN
     (store, net)
 }
 
-/// A student with random weights, in the form in which a run stores it.
+/// A student with random weights, in the form in which a run stores it, whose teachers have the trunk's architecture.
 fn student(network: Value, reduction: usize, tasks: Tasks, order: &[&str]) -> Tensors {
-    let network: ResNetSpec = serde_json::from_value(network).unwrap();
+    let teachers = vec![network.clone(); tasks.len()];
+    student_of(network, &teachers, FilterKind::Gain, reduction, tasks, order)
+}
+
+/// The same with a teacher of its own architecture for each task.
+fn student_of(
+    network: Value,
+    teachers: &[Value],
+    filter: FilterKind,
+    reduction: usize,
+    tasks: Tasks,
+    order: &[&str],
+) -> Tensors {
+    let network_of = |json: Value| serde_json::from_value::<ResNetSpec>(json).unwrap();
+    let network = network_of(network);
     let (mut out, last) = (Tensors::new(), network.blocks());
     let deepest = tasks.iter().map(|t| t.1).max().unwrap();
     let (store, net) = folded(&network, &["x"], 1);
     net.export(&store, 1..=deepest, "trunk.", Build::Folded, &mut out).unwrap();
     let mut specs = Vec::new();
-    for (i, (labels, block)) in tasks.iter().enumerate() {
-        let (store, net) = folded(&network, labels, 2 + i as u64);
+    for (i, ((labels, block), teacher)) in tasks.iter().zip(teachers).enumerate() {
+        let teacher = network_of(teacher.clone());
+        let (store, net) = folded(&teacher, labels, 2 + i as u64);
         let prefix = format!("task{i}.");
         if *block < last {
             net.export(&store, block + 1..=last, &prefix, Build::Folded, &mut out).unwrap();
         }
-        for (k, (what, shape)) in Filter::shapes(network.widths[block - 1], reduction).into_iter().enumerate()
-        {
+        let sizes = FilterSpec::new(filter, network.widths[block - 1], teacher.widths[block - 1], reduction);
+        for (k, (what, shape)) in sizes.shapes().into_iter().enumerate() {
             let draws = Draws::new(9, i as u32, k as u64);
             let values = (0..shape.elems()).map(|e| (draws.uniforms(e as u32, 0)[0] - 0.5) as f32).collect();
             out.insert(format!("{prefix}filter.{what}"), &Filter::file_shape(what, shape), values).unwrap();
         }
         let [w, b] = net.head.unwrap();
-        let c = network.widths[last - 1];
+        let c = teacher.widths[last - 1];
         // Scaled to logits of order one, because a new head starts with small weights.
         let louder = store.to_f32(w).iter().map(|v| 3.0 * v).collect();
         out.insert(format!("{prefix}fc.weight"), &[labels.len(), c], louder).unwrap();
         out.insert(format!("{prefix}fc.bias"), &[labels.len()], store.to_f32(b)).unwrap();
-        let labels = labels.iter().map(|l| l.to_string()).collect();
-        specs.push(TaskSpec { teacher: format!("teacher{i}"), labels, block: *block });
+        let labels: Vec<String> = labels.iter().map(|l| l.to_string()).collect();
+        specs.push(TaskSpec::new(&format!("teacher{i}"), &labels, *block, &teacher, &network));
     }
     let labels = order.iter().map(|l| l.to_string()).collect();
-    let spec = TargetNetSpec { network, filter_reduction: reduction, tasks: specs, labels };
+    let spec = TargetNetSpec { network, filter_reduction: reduction, filter, tasks: specs, labels };
     out.meta.insert("student".into(), serde_json::to_value(spec).unwrap());
     out
 }
@@ -111,7 +126,40 @@ fn students() -> Vec<(&'static str, Tensors)> {
         "variant": { "deep_stem": [4, 6], "shortcut": "average_pool" },
     });
     let (left, right, third) = (&["bus", "car", "dog"][..], &["cat", "table"][..], &["sofa"][..]);
+    // Maps of 16, 8 and 4 pixels, like those of a basic network of other widths and depths.
+    let small = json!({
+        "block": "basic", "image": [32, 32, 3], "stem": stem(8, 3, 2, false),
+        "widths": [8, 12, 16], "depths": [1, 1, 1],
+    });
+    let large = json!({
+        "block": "bottleneck", "image": [32, 32, 3], "stem": stem(16, 7, 2, false),
+        "widths": [16, 24, 32], "depths": [2, 1, 2],
+        "normalisation": { "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225] },
+    });
+    let unlike = [large, small.clone()];
     vec![
+        (
+            "unlike_teachers",
+            student_of(
+                small.clone(),
+                &unlike,
+                FilterKind::Gain,
+                4,
+                &[(left, 1), (right, 2)],
+                &["table", "dog", "car", "bus", "cat"],
+            ),
+        ),
+        (
+            "stitched",
+            student_of(
+                small,
+                &unlike,
+                FilterKind::Stitch,
+                2,
+                &[(left, 3), (right, 1)],
+                &["bus", "car", "dog", "cat", "table"],
+            ),
+        ),
         (
             "two_tasks",
             student(gray.clone(), 2, &[(left, 2), (right, 3)], &["table", "dog", "car", "bus", "cat"]),

@@ -15,5 +15,5 @@ mod variant;
 pub use build::{Build, Mode, Source};
 pub use difference::difference;
 pub use net::ResNet;
-pub use spec::{BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
+pub use spec::{Architecture, BlockKind, Normalisation, ResNetSpec, Stem, StridePlace};
 pub use variant::{Shortcut, Variant};

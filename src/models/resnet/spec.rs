@@ -108,6 +108,22 @@ pub struct Stem {
     pub max_pool: bool,
 }
 
+/// What a config says of a network: everything but its images and what depends on its weights.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Architecture {
+    /// The kind of the residual units.
+    pub block: BlockKind,
+    /// The layers before the first block.
+    pub stem: Stem,
+    /// Output channels of each block.
+    pub widths: Vec<usize>,
+    /// Residual units in each block.
+    pub depths: Vec<usize>,
+    /// How it differs from the networks of He et al.
+    #[serde(skip_serializing_if = "Variant::is_none")]
+    pub variant: Variant,
+}
+
 /// An architecture, as a weights file's metadata holds it under `network`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResNetSpec {
@@ -167,6 +183,12 @@ impl ResNetSpec {
         ResNetSpec { block, image, stem, widths, depths, stride, normalisation: None, variant }
     }
 
+    /// What a config says of it.
+    pub fn stated(&self) -> Architecture {
+        let ResNetSpec { block, stem, widths, depths, variant, .. } = self.clone();
+        Architecture { block, stem, widths, depths, variant }
+    }
+
     /// Number of blocks B.
     pub fn blocks(&self) -> usize {
         self.widths.len()
@@ -186,6 +208,31 @@ impl ResNetSpec {
             (1..b).fold(s, |s, _| (s - 1) / 2 + 1)
         };
         Shape::new(n, size(h), size(w), self.widths[b - 1])
+    }
+
+    /// Checks that a filter can join this network's features to those of `other` after every block.
+    ///
+    /// Errors: another image, another number of blocks, or maps of another height or width; the text says which.
+    pub fn fits_beside(&self, other: &ResNetSpec) -> Result<(), String> {
+        let ([h, w, c], [other_h, other_w, other_c]) = (self.image, other.image);
+        if self.image != other.image {
+            return Err(format!(
+                "expected images of {h} x {w} pixels and {c} channels, found {other_h} x {other_w} and {other_c}"
+            ));
+        }
+        if self.blocks() != other.blocks() {
+            return Err(format!("expected {} blocks, found {}", self.blocks(), other.blocks()));
+        }
+        for b in 1..=self.blocks() {
+            let [expected, found] = [self, other].map(|n| n.feature(b, 1));
+            let [(h, w), (other_h, other_w)] = [expected, found].map(|s| (s.h(), s.w()));
+            if (h, w) != (other_h, other_w) {
+                return Err(format!(
+                    "expected maps of {h} x {w} pixels after block {b}, found {other_h} x {other_w}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Errors: an architecture that no network can have.

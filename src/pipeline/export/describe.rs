@@ -42,7 +42,7 @@ impl Contents {
         Ok((tensors, Contents::Teacher { network: Box::new(network), labels }))
     }
 
-    /// The architecture; of a student, its teachers'.
+    /// The architecture; of a student, its trunk's.
     pub fn network(&self) -> &ResNetSpec {
         match self {
             Contents::Student(s) => &s.network,
@@ -64,7 +64,7 @@ impl Contents {
 pub struct Facts {
     /// Order of the predictions.
     pub labels: Vec<String>,
-    /// The teacher that each label's predictions were learnt from; empty for a teacher.
+    /// The teacher that each label's predictions were learnt from, or several, as "A and B"; empty for a teacher.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub teachers: Vec<String>,
     /// Threshold of each label's probability.
@@ -92,7 +92,7 @@ impl Facts {
     pub(super) fn of(t: &Tensors, contents: &Contents) -> Result<Facts> {
         let (network, labels) = (contents.network(), contents.labels().to_vec());
         let teachers = match contents {
-            Contents::Student(s) => s.labels.iter().filter_map(|l| s.teacher_of(l)).cloned().collect(),
+            Contents::Student(s) => s.labels.iter().filter_map(|l| s.teachers_of(l)).collect(),
             Contents::Teacher { .. } => vec![],
         };
         let thresholds = thresholds(t, labels.len())?;
