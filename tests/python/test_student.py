@@ -17,6 +17,8 @@ try:
     import numpy as np
     import torch
     from PIL import Image
+
+    from dfka.student import Student as Network
 except ImportError as e:
     print(f"SKIPPED: tests/python/test_student.py: {e}", file=sys.stderr)
     raise unittest.SkipTest(str(e)) from None
@@ -79,6 +81,31 @@ class Student(unittest.TestCase):
         found = (self.student.preprocess(array) * 255).round().to(torch.uint8).numpy()
         # `data::folder::load` on this image as a PNG, for a network of 24 x 16 pixels.
         self.assertEqual(hashlib.sha256(found.tobytes()).hexdigest()[:16], "636e87cdff423d9f")
+
+    def test_a_teacher_of_other_channels_is_reached_through_a_1x1_convolution(self):
+        stem = {"width": 4, "kernel": 3, "stride": 1, "max_pool": False}
+        trunk = {"block": "basic", "image": [8, 8, 1], "stem": stem, "widths": [4, 8], "depths": [1, 1]}
+        wide = {**trunk, "block": "bottleneck", "widths": [12, 16], "depths": [2, 1]}
+        tasks = [
+            {"teacher": "a", "labels": ["bus"], "block": 2},
+            {"teacher": "b", "labels": ["cat", "dog"], "block": 1, "network": wide},
+        ]
+        spec = {"network": trunk, "filter_reduction": 4, "tasks": tasks, "labels": ["dog", "bus", "cat"]}
+        shapes = lambda spec: {n: list(t.shape) for n, t in Network({"student": spec}).state_dict().items()}
+        found = shapes(spec)
+        self.assertEqual(found["task1.filter.stitch.weight"], [12, 4, 1, 1])
+        self.assertEqual(found["task1.filter.fc1.weight"], [3, 12])
+        self.assertEqual(found["task1.layer2.0.conv3.weight"], [16, 4, 1, 1])
+        self.assertNotIn("task0.filter.stitch.weight", found)
+        self.assertEqual(shapes({**spec, "filter": "stitch"})["task0.filter.stitch.weight"], [8, 8, 1, 1])
+        model = Network({"student": spec}).eval()
+        filter, x = model.task1.filter, torch.rand(2, 4, 8, 8)
+        with torch.no_grad():
+            y = torch.einsum("ks,nshw->nkhw", filter.stitch.weight[:, :, 0, 0], x) + filter.stitch.bias[:, None, None]
+            hidden = torch.relu(y.mean((2, 3)) @ filter.fc1.weight.T + filter.fc1.bias)
+            gain = 2 * torch.sigmoid(hidden @ filter.fc2.weight.T + filter.fc2.bias)
+            self.assertLess((filter(x) - y * gain[:, :, None, None]).abs().max(), 1e-5)
+            self.assertEqual(list(model(torch.rand(2, 1, 8, 8)).shape), [2, 3])
 
     def test_files_that_are_no_students(self):
         with tempfile.TemporaryDirectory() as folder:
