@@ -134,10 +134,12 @@ pub fn chance(score: &Score) -> Option<f64> {
     Some(mean).filter(|mean| mean.is_finite())
 }
 
-/// Why the generator has collapsed, if it has. The thresholds of the alarm during a run are the config's, which may have
-/// switched it off; these hold always.
+/// Why the generator has collapsed, if it has. The alarm during a run has the config's limits, which may have switched it
+/// off; this one holds always. The other measures are low for a generator that has hardly been trained too, from which a
+/// student that starts from its teachers may take no harm.
 fn collapse(s: &LabelStatistics) -> Option<String> {
-    let (_, reason) = Collapse::default().alarm(s).filter(|_| s.images >= LEAST_IMAGES)?;
+    let limits = Collapse { diversity: 0.0, information: 0.0, ..Collapse::default() };
+    let (_, reason) = limits.alarm(s).filter(|_| s.images >= LEAST_IMAGES)?;
     Some(format!("the generator has collapsed: {reason}"))
 }
 
