@@ -274,7 +274,7 @@ fn an_error_names_the_file_on_a_full_disk_and_the_run_resumes_once_there_is_room
         Err(e) => return skipped(&format!("cannot mount a file system: unshare: {e}")),
     }
     let mut at_fault = std::collections::BTreeSet::new();
-    for room in ["48k", "160k", "320k", "480k", "640k", "800k", "960k"] {
+    for room in ["48k", "160k", "240k", "320k", "400k", "480k", "560k", "640k", "720k", "800k", "960k"] {
         let script = format!(
             "{MOUNT} && mount -o remount,size={room} disk || exit 99
             run() {{ \"$0\" run c.toml --out disk/out --quiet --set checkpoint_seconds=0 \"$@\"; }}
