@@ -24,15 +24,16 @@ impl Collapse {
     /// Why these images are those of a collapsed generator, if they are, and the key in the config's table `loss` of the
     /// measure that says so. A measure that is missing says nothing.
     pub fn alarm(&self, images: &LabelStatistics) -> Option<(&'static str, String)> {
+        // The config's limits come from f32, whose f64 has digits that nobody wrote.
+        let [diversity, information] = [self.diversity, self.information].map(|limit| limit as f32);
         let below = |value: Option<f64>, least: f64| value.filter(|v| *v < least || v.is_nan());
         if let Some(v) = below(images.diversity, self.diversity) {
-            let text = format!("the diversity of its images is {v:.3}, at least {} expected", self.diversity);
+            let text = format!("the diversity of its images is {v:.3}, at least {diversity} expected");
             return Some(("least_diversity", text));
         }
         if let Some(v) = below(images.information, self.information) {
             let text = format!(
-                "the labels that the teachers predict tell {v:.3} bits about the image, at least {} expected",
-                self.information
+                "the labels that the teachers predict tell {v:.3} bits about the image, at least {information} expected"
             );
             return Some(("least_information", text));
         }
