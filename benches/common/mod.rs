@@ -73,6 +73,7 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
             gamma: 0.0,
             statistics: 5.0,
             least_diversity: 0.0,
+            least_entropy: 0.0,
             least_information: 0.0,
             least_found: 0.0,
         },

@@ -194,7 +194,8 @@ fn check_same(folder: &Path, resolved: &str) -> Result<()> {
 }
 
 /// Keys that do not affect the student's bits, so that a resumed run may change them.
-const FREE_KEYS: [&str; 4] = ["checkpoint_seconds", "least_diversity", "least_information", "least_found"];
+const FREE_KEYS: [&str; 5] =
+    ["checkpoint_seconds", "least_diversity", "least_entropy", "least_information", "least_found"];
 
 #[cfg(test)]
 mod tests {

@@ -143,9 +143,13 @@ fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Prese
         network.parameters(1..=network.blocks())
     });
     let network = &smallest.unwrap_or(&teachers[0]).file.known.network;
-    let differ = teachers.iter().any(|t| t.file.known.network.stated() != network.stated());
+    let bare = |n: &ResNetSpec| ResNetSpec { normalisation: None, ..n.clone() };
+    let nets = || teachers.iter().map(|t| &t.file.known.network);
+    let differ = nets().any(|n| bare(n) != bare(network));
+    let is_normalised_alike = nets().all(|n| n.normalisation == network.normalisation);
     let (shares, why) = match likeness {
         _ if differ => (false, "the teachers have different architectures".to_string()),
+        _ if !is_normalised_alike => (false, "the teachers normalise images differently".to_string()),
         None => (true, "there is one teacher".to_string()),
         Some(l) if l >= SHARED => (true, format!("the teachers' convolutions are alike: mean cosine {l:.2}")),
         Some(l) => {

@@ -24,6 +24,7 @@ pub(super) struct RawLoss {
     gamma: Option<f64>,
     statistics: Option<f64>,
     least_diversity: Option<f64>,
+    least_entropy: Option<f64>,
     least_information: Option<f64>,
     least_found: Option<f64>,
 }
@@ -60,6 +61,11 @@ impl RawLoss {
                 "loss.least_diversity",
                 value_or(&mut self.least_diversity, limits.diversity),
                 0.0..=2.0,
+            )?,
+            least_entropy: source.number(
+                "loss.least_entropy",
+                value_or(&mut self.least_entropy, limits.entropy),
+                0.0..=1.0,
             )?,
             least_information: source.number(
                 "loss.least_information",

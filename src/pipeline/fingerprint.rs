@@ -20,7 +20,8 @@ pub fn of_run(spec: &RunSpec, hashed: &[WeightsFile]) -> Result<String> {
     relevant.checkpoint_seconds = 0.0;
     // A user may lower the thresholds of the collapse check and resume, without repeating stage one.
     let loss = &mut relevant.loss;
-    (loss.least_diversity, loss.least_information, loss.least_found) = (0.0, 0.0, 0.0);
+    (loss.least_diversity, loss.least_entropy) = (0.0, 0.0);
+    (loss.least_information, loss.least_found) = (0.0, 0.0);
     let mut weights: Vec<&Path> = spec.teachers.iter().map(|t| t.weights.as_path()).collect();
     if let StudentInit::Weights(path) = &spec.student.init {
         weights.push(path);

@@ -22,7 +22,7 @@ use std::path::Path;
 const MOST_IMAGES: usize = 512;
 
 /// Draws new images, and measures on them the labels that the generator was to show and those that the teachers predict
-/// (eq. 5: probability 0.5 or more), how much the predictions tell one image from another, and how diverse the images'
+/// (eq. 5: probability 0.5 or more), how much the predictions differ from image to image, and how diverse the images'
 /// features are. The images are not shifted, so that the shift's own diversity is not counted. The figures are stored in
 /// the run's folder.
 ///
@@ -185,12 +185,13 @@ pub fn statistics(out: &Path) -> Result<Option<LabelStatistics>> {
 pub(super) fn expect_no_collapse(loss: &LossSpec, found: &LabelStatistics) -> Result<()> {
     let least = Collapse {
         diversity: f64::from(loss.least_diversity),
+        entropy: f64::from(loss.least_entropy),
         information: f64::from(loss.least_information),
         found: f64::from(loss.least_found),
     };
     let Some((key, reason)) = least.alarm(found) else { return Ok(()) };
     Err(Error::Diverged(format!(
-        "generator: collapsed: {reason}; try loss.recipe = \"conditional\", a lower loss.gamma or more of \
+        "generator: collapsed: {reason}; try loss.recipe = \"conditional\", a lower loss.gamma or another \
          loss.statistics, or go on all the same with --resume --set loss.{key}=0"
     )))
 }

@@ -47,12 +47,11 @@ pub fn suspicion(teacher: &OpenedTeacher) -> Result<Option<String>> {
     let Some(tensors) = teacher.tensors.as_deref() else { return Ok(None) };
     let because = match tensors.meta.get("head").and_then(|head| head.as_str()) {
         Some("softmax") => "was trained with softmax, says its file".to_owned(),
-        Some(_) => return Ok(None),
-        None if tensors.meta.contains_key("network") || teacher.known.labels.len() < LEAST_LABELS => {
-            return Ok(None);
-        }
-        None if rows_sum(tensors).is_none_or(|sum| sum > MOST_ROWS_SUM) => return Ok(None),
-        None => {
+        Some("sigmoid") => return Ok(None),
+        None if tensors.meta.contains_key("network") => return Ok(None),
+        _ if teacher.known.labels.len() < LEAST_LABELS => return Ok(None),
+        _ if rows_sum(tensors).is_none_or(|sum| sum > MOST_ROWS_SUM) => return Ok(None),
+        _ => {
             let found = balance(&teacher.known, tensors)?;
             if found.is_nan() || found > MOST_BALANCE {
                 return Ok(None);

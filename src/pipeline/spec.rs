@@ -107,7 +107,7 @@ pub struct StudentOptions {
     /// Where its tasks leave the trunk.
     pub branch: Branch,
     /// Its own architecture; `None`: that of its teachers, which must then share one.
-    // Left out where it is the default, like `filter`, so that checkpoints of earlier versions still fit.
+    // Left out where it is the default, like `filter`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Architecture>,
     /// What its teacher-level filters are, and those of the generator.
@@ -200,6 +200,8 @@ pub struct LossSpec {
     /// The run stops, as collapsed, if the diversity of the generated images' features (see
     /// [`Diversity`](crate::ops::losses::diversity::Diversity)) is below this ...
     pub least_diversity: f32,
+    /// ... or the entropy of a label's mean probability, in bits, is below this ...
+    pub least_entropy: f32,
     /// ... or what the teachers' predictions tell about the image, in bits a label (see
     /// [`LabelStatistics`](crate::summary::LabelStatistics)), is below this ...
     pub least_information: f32,

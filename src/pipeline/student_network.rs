@@ -40,8 +40,8 @@ impl From<Error> for Misfit {
 }
 
 /// The architecture of the student of `teachers`, of which there must be at least one: the one that its options name, or
-/// else the one that all teachers share. Its images are the teachers'. Its normalisation is that of its initial weights,
-/// or else the teachers' if they share one, or else none, which means images in [-1, 1].
+/// else the one that all teachers share. Its images are the teachers'. Its normalisation is the teachers' if they share one,
+/// or else that of its initial weights, or else none, which means images in [-1, 1].
 ///
 /// Errors: no architecture where the teachers differ; teachers with other images, or with other maps after a block;
 /// initial values of another architecture.

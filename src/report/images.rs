@@ -70,12 +70,8 @@ fn collapse_in_words(images: &LabelStatistics, config: &ConfigFacts) -> String {
             alarm(config.least_information)
         );
     }
-    text += &format!(
-        " {} of {} labels are found{}.",
-        images.labels_found(),
-        images.labels.len(),
-        alarm(config.least_found)
-    );
+    let (found, of) = images.labels_found();
+    text += &format!(" {found} of {of} labels are found{}.", alarm(config.least_found));
     text
 }
 

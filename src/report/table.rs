@@ -124,7 +124,8 @@ fn images(found: &LabelStatistics) -> Vec<String> {
     let measured = [("diversity", found.diversity), ("bits about the image", found.information)];
     let mut all: Vec<String> =
         measured.into_iter().filter_map(|(name, v)| v.map(|v| format!("{name} {v:.3}"))).collect();
-    all.push(format!("labels found {} of {}", found.labels_found(), found.labels.len()));
+    let (number, of) = found.labels_found();
+    all.push(format!("labels found {number} of {of}"));
     all.extend(found.shown().map(|share| format!("labels asked for that are shown {:.0} %", 100.0 * share)));
     all
 }

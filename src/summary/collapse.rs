@@ -7,6 +7,8 @@ use super::figures::LabelStatistics;
 pub struct Collapse {
     /// Of [`LabelStatistics::diversity`].
     pub diversity: f64,
+    /// Of [`LabelStatistics::entropy`], in bits.
+    pub entropy: f64,
     /// Of [`LabelStatistics::information`], in bits.
     pub information: f64,
     /// Of [`LabelStatistics::found`].
@@ -14,9 +16,10 @@ pub struct Collapse {
 }
 
 impl Default for Collapse {
-    /// Limits that tell collapsed generators from healthy ones whatever the config: docs/results.md has their figures.
+    /// Limits that tell collapsed generators from healthy ones, for up to some hundred labels: docs/results.md has their
+    /// figures. The entropy is that of rare labels too, so it has none.
     fn default() -> Self {
-        Collapse { diversity: 0.2, information: 0.03, found: 0.5 }
+        Collapse { diversity: 0.2, entropy: 0.0, information: 0.03, found: 0.5 }
     }
 }
 
@@ -25,11 +28,18 @@ impl Collapse {
     /// measure that says so. A measure that is missing says nothing.
     pub fn alarm(&self, images: &LabelStatistics) -> Option<(&'static str, String)> {
         // The config's limits come from f32, whose f64 has digits that nobody wrote.
-        let [diversity, information] = [self.diversity, self.information].map(|limit| limit as f32);
+        let [diversity, entropy, information] =
+            [self.diversity, self.entropy, self.information].map(|limit| limit as f32);
         let below = |value: Option<f64>, least: f64| value.filter(|v| *v < least || v.is_nan());
         if let Some(v) = below(images.diversity, self.diversity) {
             let text = format!("the diversity of its images is {v:.3}, at least {diversity} expected");
             return Some(("least_diversity", text));
+        }
+        if let Some(v) = below(images.entropy, self.entropy) {
+            let text = format!(
+                "the entropy of a label's mean probability is {v:.3} bits, at least {entropy} expected"
+            );
+            return Some(("least_entropy", text));
         }
         if let Some(v) = below(images.information, self.information) {
             let text = format!(
@@ -38,10 +48,9 @@ impl Collapse {
             return Some(("least_information", text));
         }
         below(images.found(), self.found).map(|_| {
+            let (found, asked) = images.labels_found();
             let text = format!(
-                "{} of {} labels are found in its {} images, at least {:.0} % expected",
-                images.labels_found(),
-                images.labels.len(),
+                "{found} of {asked} labels are found in its {} images, at least {:.0} % expected",
                 images.images,
                 100.0 * self.found
             );
@@ -66,18 +75,24 @@ mod tests {
             information: Some(0.02),
         };
         let alarm = |diversity, information, found| {
-            Collapse { diversity, information, found }.alarm(&images).map(|(key, _)| key)
+            let limits = Collapse { diversity, information, found, entropy: 0.0 };
+            limits.alarm(&images).map(|(key, _)| key)
         };
         assert_eq!(alarm(0.5, 0.1, 0.5), Some("least_diversity"));
         assert_eq!(alarm(0.3, 0.1, 0.5), Some("least_information"));
         assert_eq!(alarm(0.3, 0.01, 0.5), Some("least_found"));
         assert_eq!(alarm(0.3, 0.01, 0.3), None);
         assert_eq!(alarm(0.0, 0.0, 0.0), None);
-        let (_, text) = Collapse { diversity: 0.0, information: 0.0, found: 0.5 }.alarm(&images).unwrap();
+        let none = Collapse { diversity: 0.0, entropy: 0.0, information: 0.0, found: 0.0 };
+        let (_, text) = Collapse { found: 0.5, ..none }.alarm(&images).unwrap();
         assert_eq!(text, "1 of 3 labels are found in its 100 images, at least 50 % expected");
         // A version that did not measure it, and a measure that is no number.
         let with = |diversity| LabelStatistics { diversity, ..images.clone() };
-        let limits = Collapse { diversity: 0.5, information: 0.0, found: 0.0 };
+        assert_eq!(
+            Collapse { entropy: 0.5, ..none }.alarm(&images).map(|(key, _)| key),
+            Some("least_entropy")
+        );
+        let limits = Collapse { diversity: 0.5, ..none };
         assert_eq!(limits.alarm(&with(None)), None);
         assert!(limits.alarm(&with(Some(f64::NAN))).is_some());
     }

@@ -161,14 +161,16 @@ pub struct LabelStatistics {
 }
 
 impl LabelStatistics {
-    /// The number of labels that are predicted for any image.
-    pub fn labels_found(&self) -> usize {
-        self.labels.iter().filter(|l| l.predicted > 0).count()
+    /// The number of labels that are predicted for any image, of those that any image was asked for, and the number of
+    /// the latter: all labels, if the generator is unconditional.
+    pub fn labels_found(&self) -> (usize, usize) {
+        let asked = || self.labels.iter().filter(|l| l.drawn != Some(0));
+        (asked().filter(|l| l.predicted > 0).count(), asked().count())
     }
-    /// The same as a share of all labels; absent where nothing was counted.
+    /// The same as a share; absent where nothing was counted.
     pub fn found(&self) -> Option<f64> {
-        let counted = self.images > 0 && !self.labels.is_empty();
-        counted.then(|| self.labels_found() as f64 / self.labels.len() as f64)
+        let (found, asked) = self.labels_found();
+        (self.images > 0 && asked > 0).then(|| found as f64 / asked as f64)
     }
     /// The share of the labels asked for that the images show; absent for an unconditional generator.
     pub fn shown(&self) -> Option<f64> {

@@ -107,6 +107,7 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
             gamma: 1.0,
             statistics: 1.0,
             least_diversity: 0.0,
+            least_entropy: 0.0,
             least_information: 0.0,
             least_found: 0.0,
         },

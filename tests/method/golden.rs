@@ -317,6 +317,7 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
             gamma: number(&one["gamma"]),
             statistics: 0.0,
             least_diversity: 0.0,
+            least_entropy: 0.0,
             least_information: 0.0,
             least_found: 0.0,
         },

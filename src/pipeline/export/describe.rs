@@ -37,6 +37,10 @@ impl Contents {
         }
         let TeacherFile { known: Known { network, labels }, mut tensors } =
             TeacherFile::read(tensors, &Stated::default())?;
+        // The network that is added below does not say that this program trained the head.
+        if !tensors.meta.contains_key("network") && !tensors.meta.contains_key("head") {
+            tensors.meta.insert("head".into(), "unknown".into());
+        }
         let json = serde_json::to_value(&network).map_err(|e| Error::Run(format!("network as JSON: {e}")))?;
         tensors.meta.insert("network".into(), json);
         Ok((tensors, Contents::Teacher { network: Box::new(network), labels }))
