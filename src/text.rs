@@ -1,5 +1,5 @@
 //! Text files that people write: a byte order mark of UTF-8 and line ends of Windows are accepted, and other
-//! encodings are named. And labels in the texts that the program writes.
+//! encodings are named. It also writes labels within the program's own texts.
 
 /// What is wrong with the encoding of a text.
 #[derive(Debug, PartialEq)]
