@@ -155,11 +155,15 @@ fn in_words(run: &RunFolder, chosen: Option<usize>) -> String {
         return "No block is chosen yet; these are the blocks trained so far.".into();
     };
     let kappa = |b: usize| s.kappa_by_block.get(b - 1).copied().flatten();
+    let all: Vec<String> =
+        s.kappa_by_block.iter().map(|k| k.map_or("-".to_owned(), |k| format!("{k:.2}"))).collect();
     let mut text = format!("The tasks branch from the shared trunk after block {chosen}. ");
     text += &match kappa(chosen) {
         Some(kappa) => format!(
-            "That student agrees with its teachers on generated images with a kappa of {kappa:.2}. By itself the program \
-             chooses the smallest student whose kappa is at most 0.02 below the best one's. No label is used for the choice."
+            "That student agrees with its teachers on generated images with a kappa of {kappa:.2} (by block: {}). By itself \
+             the program chooses the smallest student whose kappa is at most 0.02 below the best one's. No label is used for \
+             the choice.",
+            all.join(", ")
         ),
         None => "By itself the program chooses the block where the sum of the dual losses is lowest. No label is used for \
                  the choice."
@@ -193,8 +197,6 @@ fn table(s: &Summary, tasks: &[Task], blocks: usize) -> Table {
         header.extend(tasks.iter().map(|t| format!("AP {}, %", t.name)));
     }
     header.extend(students.iter().map(|(name, _)| format!("{name} mAP, %")));
-    let has_kappa = !s.kappa_by_block.is_empty();
-    header.extend(has_kappa.then(|| "kappa".to_owned()));
     let row = |b: usize| {
         let mut cells = vec![format!("block {}", b + 1)];
         cells.extend(tasks.iter().map(|t| match t.losses.get(b) {
@@ -205,8 +207,6 @@ fn table(s: &Summary, tasks: &[Task], blocks: usize) -> Table {
             cells.extend(tasks.iter().map(|t| percent(student.by_block.get(b).map(|x| task_ap(x, t)))));
         }
         cells.extend(students.iter().map(|(_, scores)| percent(scores.get(b).map(|x| x.map))));
-        let kappa = |k: &Option<f64>| k.map_or("-".to_owned(), |k| format!("{k:.2}"));
-        cells.extend(has_kappa.then(|| s.kappa_by_block.get(b).map_or("-".to_owned(), kappa)));
         cells
     };
     Table { title: String::new(), header, rows: (0..blocks).map(row).collect(), totals: 0 }
