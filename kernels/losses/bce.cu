@@ -8,8 +8,7 @@ DEV bool leaves_out(double t, int is_logit) { return !is_logit && t < 0.0; }
 
 DEV double target_of(double t, int is_logit) { return is_logit ? sigmoid(t) : t; }
 
-// What the positive weight w adds to the loss of one logit, and to its slope, with more = w - 1.
-DEV double extra_loss(double x, double t, double more) { return more * t * softplus(-x); }
+// What the positive weight w adds to the slope of one logit's loss, with more = w - 1.
 DEV double extra_slope(double x, double t, double more) { return -more * t * sigmoid(-x); }
 
 DEV double entropy_of(double t, int is_logit) {
@@ -27,7 +26,9 @@ KERNEL(1024) bce_fwd(float* RESTRICT y,        // scalar
         if (leaves_out(t[i], is_logit)) return 0.0;
         const double entropy = minus_entropy ? entropy_of(t[i], is_logit) : 0.0;
         const double target = target_of(t[i], is_logit);
-        return cross_entropy(x[i], target) + extra_loss(x[i], target, positive_weight - 1.0) - entropy;
+        // w t softplus(-x) + (1 - t) softplus(x)
+        const double w = positive_weight;
+        return softplus(x[i]) * (1.0 + (w - 1.0) * target) - w * target * x[i] - entropy;
     });
     if (threadIdx.x == 0) *y = (float)(total * each);
 }

@@ -4,7 +4,7 @@ use crate::device::cpu::sum::sum_of;
 use crate::error::Result;
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::sigmoid;
-use crate::ops::losses::common::{cross_entropy, expect_rows, one_block, plogp, softplus, store_or_add_all};
+use crate::ops::losses::common::{expect_rows, one_block, plogp, softplus, store_or_add_all};
 use crate::ops::operands::Io;
 use crate::ops::operator::{
     OperandInfo, Operator, Signature, expect_f32, expect_frozen, expect_operands, expect_setting,
@@ -49,10 +49,15 @@ impl Bce {
         Bce { targets, minus_entropy: false, positive_weight: 1.0 }
     }
 
-    /// What the weight adds to the loss of one logit, and to its slope: 0 for a weight of 1.
-    fn extra(&self, x: f64, t: f64) -> (f64, f64) {
-        let more = (f64::from(self.positive_weight) - 1.0) * t;
-        (more * softplus(-x), -more * sigmoid(-x))
+    /// The loss of one logit: `w t softplus(-x) + (1 - t) softplus(x)`, where `softplus(-x) = softplus(x) - x`.
+    fn loss(&self, x: f64, t: f64) -> f64 {
+        let w = f64::from(self.positive_weight);
+        softplus(x) * (1.0 + (w - 1.0) * t) - w * t * x
+    }
+
+    /// What the weight adds to the slope of one logit's loss: 0 for a weight of 1.
+    fn extra_slope(&self, x: f64, t: f64) -> f64 {
+        -(f64::from(self.positive_weight) - 1.0) * t * sigmoid(-x)
     }
 
     /// Whether an entry is ignored.
@@ -97,7 +102,7 @@ impl Operator for Bce {
                 return 0.0;
             }
             let entropy = if self.minus_entropy { self.entropy(t) } else { 0.0 };
-            cross_entropy(x, self.target(t)) + self.extra(x, self.target(t)).0 - entropy
+            self.loss(x, self.target(t)) - entropy
         });
         io.y(0)[0] = R::of(total / x.len() as f64);
     }
@@ -112,7 +117,7 @@ impl Operator for Bce {
                 return 0.0;
             }
             let t = self.target(t);
-            (sigmoid(x) - t + self.extra(x, t).1) * each
+            (sigmoid(x) - t + self.extra_slope(x, t)) * each
         });
     }
 
