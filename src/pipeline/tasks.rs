@@ -31,7 +31,7 @@ impl TaskLabels {
 }
 
 /// The teachers whose predictions the student learns for `label`: the one that the options name, or else all that have
-/// the label, in the order of the config. `labels` has a list for each teacher, `name` gives a teacher's name.
+/// the label. `teachers` gives the name and the labels of each teacher, in the order of the config.
 pub fn sources<'t>(
     student: &StudentOptions,
     label: &str,

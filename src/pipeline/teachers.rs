@@ -72,7 +72,7 @@ impl Teachers {
         Self::beside(store, opened, student_network(student, opened).map_err(Misfit::without_line)?)
     }
 
-    /// Builds the teachers for a student of the architecture `network`, beside which they fit.
+    /// Builds the teachers of a student of the architecture `network`. Their maps have its sizes after every block.
     fn beside<R: Real>(
         store: &mut Store<R>,
         opened: &[OpenedTeacher],

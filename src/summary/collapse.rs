@@ -24,8 +24,8 @@ impl Default for Collapse {
 }
 
 impl Collapse {
-    /// Why these images are those of a collapsed generator, if they are, and the key in the config's table `loss` of the
-    /// measure that says so. A measure that is missing says nothing.
+    /// The first measure that is below its limit: its key in the config's table `loss`, and the reason as the end of a
+    /// sentence. `None` means that the generator is healthy; a missing measure counts as healthy.
     pub fn alarm(&self, images: &LabelStatistics) -> Option<(&'static str, String)> {
         // The config's limits come from f32, whose f64 has digits that nobody wrote.
         let [diversity, entropy, information] =
