@@ -7,9 +7,11 @@ use crate::data::transform::Transform;
 use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::predictor::Predictor;
-use crate::pipeline::run::{Amalgamated, baseline_prefix, block_file};
+use crate::pipeline::run::Amalgamated;
+
 use crate::pipeline::session::Session;
 use crate::pipeline::spec::{EvaluationData, ImageSource, RunSpec};
+use crate::pipeline::student_files::{baseline_prefix, block_file};
 use crate::pipeline::teachers::OpenedTeacher;
 use crate::summary::{Score, StudentScore};
 use crate::text;
@@ -67,7 +69,8 @@ pub(super) fn score_run(
 ) -> Result<()> {
     run.session.stop_if_asked("before the evaluation")?;
     let data = open(data)?;
-    let models = run.summary.branch.len() + run.blocks * (1 + spec.baselines.len());
+    let of_student = run.blocks + usize::from(common_block(&run.branches).is_none());
+    let models = run.summary.branch.len() + of_student * (1 + spec.baselines.len());
     let mut count = Count { done: 0, all: models * data.len() };
     score_teachers(spec, &data, teachers, run, &mut count)?;
     run.summary.student = Some(score_student(spec, run, "", &data, &mut count)?);
@@ -128,8 +131,13 @@ fn score_teachers(
     Ok(())
 }
 
-/// The student with this file prefix, branched after each block in turn. Baselines are reported at the
-/// student's branch.
+/// The block after which all tasks leave the trunk, if it is the same one.
+fn common_block(branches: &[usize]) -> Option<usize> {
+    branches.first().copied().filter(|b| branches.iter().all(|other| other == b))
+}
+
+/// The student with this file prefix, branched after each block in turn; and with the branches of the run's student, which
+/// baselines share.
 fn score_student(
     spec: &RunSpec,
     run: &mut Amalgamated,
@@ -137,13 +145,23 @@ fn score_student(
     data: &Arc<Dataset>,
     count: &mut Count,
 ) -> Result<StudentScore> {
+    let mut score = |run: &mut Amalgamated, file: &Path| {
+        run.session.stop_if_asked("in the evaluation")?;
+        count.score(Predictor::open(file, &spec.device)?, data, &[], &mut run.session)
+    };
     let mut by_block = Vec::new();
     for b in 1..=run.blocks {
         let file = block_file(run.session.out(), prefix, b);
-        run.session.stop_if_asked("in the evaluation")?;
-        by_block.push(count.score(Predictor::open(&file, &spec.device)?, data, &[], &mut run.session)?);
+        by_block.push(score(run, &file)?);
     }
-    Ok(StudentScore { score: by_block[run.branch - 1].clone(), by_block })
+    let score = match common_block(&run.branches) {
+        Some(block) => by_block[block - 1].clone(),
+        None => {
+            let file = run.session.out().join(format!("{prefix}student.npz"));
+            score(run, &file)?
+        }
+    };
+    Ok(StudentScore { score, by_block })
 }
 
 /// Opens labelled images. Names and targets are read, and of an npz the pixels too.

@@ -10,7 +10,7 @@ use super::spec::RunSpec;
 use super::tasks::{Source, sources};
 use super::teachers::OpenedTeacher;
 use crate::error::{Error, Result};
-use crate::summary::{Agreement, LabelAgreement, TaskBranch};
+use crate::summary::{Agreement, LabelAgreement};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const MOST_IMAGES: usize = 1024;
 
 /// Draws images from the generator in the file `generator` that no training has seen, and compares on them the decisions
-/// of the student in each of the files `students` with those of its teachers. The images are augmented as in the student's
+/// of the student in each of the files `students`, which predicts `labels`, with those of its teachers. The images are augmented as in the student's
 /// training. Each label's threshold is chosen so that the student predicts the label for as many of the images as its
 /// teacher expects to show it: the sum of the teacher's probabilities. *[ours. To count the images for which the teacher's
 /// probability is above one half would copy a cautious teacher's low recall: on the demo it gives a mean F1 of 0.74, the sum
@@ -31,7 +31,7 @@ const MOST_IMAGES: usize = 1024;
 pub fn measure(
     spec: &RunSpec,
     teachers: &[OpenedTeacher],
-    tasks: &[TaskBranch],
+    labels: &[String],
     generator: &Path,
     students: &[PathBuf],
 ) -> Result<Vec<Agreement>> {
@@ -43,7 +43,6 @@ pub fn measure(
     drop(sampler);
     let images = captions::as_images(&drawn, image)?;
     let names = || teachers.iter().map(|t| (t.name.as_str(), &t.known.labels[..]));
-    let labels: Vec<&String> = tasks.iter().flat_map(|t| &t.labels).collect();
     let wanted: Vec<Vec<Source>> = labels.iter().map(|l| sources(&spec.student, l, names())).collect();
     let mut logits_of = HashMap::new();
     for (m, teacher) in teachers.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Where the TargetNet leaves the trunk (docs/method.md 4).
+//! Where the TargetNet's tasks leave the trunk (docs/method.md 4).
 
 use super::checkpoint::StageResult;
 use super::spec::Branch;
@@ -17,56 +17,66 @@ pub struct Evidence<'a> {
     pub kappa: &'a [Option<f64>],
     /// Numbers of parameters, by block.
     pub parameters: &'a [usize],
+    /// Whether each block was frozen before the next one was trained (`dual.freeze_earlier`).
+    pub is_frozen: bool,
 }
 
-/// The block (1-based) after which all tasks leave the trunk. There is one branch for all tasks, because the blocks
-/// before it are trained together.
+impl Evidence<'_> {
+    /// Supplement 3.2 for one task: the block from `least` on whose converged loss is lowest.
+    fn of_lowest_loss(&self, task: usize, least: usize) -> usize {
+        let loss = |b: usize| self.losses[task][b - 1];
+        (least..=self.losses[task].len()).min_by(|a, b| loss(*a).total_cmp(&loss(*b))).unwrap_or(least)
+    }
+
+    /// The block from `least` on with the fewest parameters among those whose kappa is at most [`LEAST_OF_BEST`] below
+    /// the best one's; `None` if no kappa was measured.
+    fn of_agreement(&self, least: usize, blocks: usize) -> Option<usize> {
+        let kappa = |b: usize| self.kappa.get(b - 1).copied().flatten().filter(|k| k.is_finite());
+        let best = (least..=blocks).filter_map(kappa).max_by(f64::total_cmp)?;
+        (least..=blocks)
+            .filter(|b| kappa(*b).is_some_and(|k| k >= best - LEAST_OF_BEST))
+            .min_by_key(|b| self.parameters.get(b - 1).copied().unwrap_or(usize::MAX))
+    }
+
+    /// The block from `least` on with the lowest sum of the tasks' losses.
+    fn of_lowest_total(&self, least: usize, blocks: usize) -> usize {
+        let total = |b: usize| self.losses.iter().map(|task| task[b - 1]).sum::<f64>();
+        (least..=blocks).min_by(|a, b| total(*a).total_cmp(&total(*b))).unwrap_or(blocks)
+    }
+}
+
+/// The block (1-based) after which each task leaves the trunk.
 ///
-/// Automatically: of the students whose kappa is at most [`LEAST_OF_BEST`] below the best one's, the one with the fewest
-/// parameters. The dual losses of two blocks cannot be compared where the later block's training changes the earlier
-/// blocks too; only where the agreement was not measured, the block with the lowest sum of the tasks' losses is chosen.
-pub fn choose(branch: Branch, evidence: &Evidence) -> usize {
-    let Evidence { losses, kappa, parameters } = evidence;
-    let blocks = losses.iter().map(Vec::len).min().unwrap_or(0);
+/// Automatically, and if the blocks were frozen one by one: for each task the block where its own loss is lowest, as in
+/// the paper. Where training a later block changes the earlier ones too, the losses of two blocks cannot be compared, and
+/// a task that leaves the trunk early would get blocks that were trained for another. There, all tasks leave it after the
+/// same block: that of the smallest student that agrees about as well as the best one; if the agreement was not
+/// measured, the one with the lowest sum of the losses.
+pub fn choose(branch: Branch, evidence: &Evidence) -> Vec<usize> {
+    let tasks = evidence.losses.len();
+    let blocks = evidence.losses.iter().map(Vec::len).min().unwrap_or(0);
     let least = match branch {
-        Branch::Block(b) => return b.min(blocks),
+        Branch::Block(b) => return vec![b.min(blocks); tasks],
         Branch::Auto { least } => least.clamp(1, blocks.max(1)),
     };
-    let measured = |b: usize| kappa.get(b - 1).copied().flatten().filter(|k| k.is_finite());
-    let total = |b: usize| losses.iter().map(|task| task[b - 1]).sum::<f64>();
-    let best = (least..=blocks).filter_map(measured).max_by(f64::total_cmp);
-    let chosen = match best {
-        Some(best) => (least..=blocks)
-            .filter(|b| measured(*b).is_some_and(|k| k >= best - LEAST_OF_BEST))
-            .min_by_key(|b| parameters.get(b - 1).copied().unwrap_or(usize::MAX)),
-        None => (least..=blocks).min_by(|a, b| total(*a).total_cmp(&total(*b))),
-    };
-    chosen.unwrap_or(blocks)
+    if evidence.is_frozen {
+        return (0..tasks).map(|task| evidence.of_lowest_loss(task, least)).collect();
+    }
+    let common = evidence.of_agreement(least, blocks);
+    vec![common.unwrap_or_else(|| evidence.of_lowest_total(least, blocks)); tasks]
 }
 
-/// Each task's converged losses, from the results of the blocks' stages, first block first.
-pub fn losses(teachers: &Teachers, tasks: &[TaskLabels], blocks: &[StageResult]) -> Vec<Vec<f64>> {
+/// The tasks as the summary describes them, with their converged losses by block, from the results of the blocks'
+/// stages, first block first. Their branches are not known yet, and are 0.
+pub fn tasks(teachers: &Teachers, tasks: &[TaskLabels], blocks: &[StageResult]) -> Vec<TaskBranch> {
     let of_task = |task: &TaskLabels| {
-        let name = format!("dual.{}", teachers.all[task.teacher].name);
-        blocks.iter().map(|o| o.converged.get(&name).copied().unwrap_or(f64::INFINITY)).collect()
+        let teacher = &teachers.all[task.teacher].name;
+        let loss =
+            |o: &StageResult| o.converged.get(&format!("dual.{teacher}")).copied().unwrap_or(f64::INFINITY);
+        let loss_by_block = blocks.iter().map(loss).collect();
+        TaskBranch { teacher: teacher.clone(), labels: task.labels.clone(), block: 0, loss_by_block }
     };
     tasks.iter().map(of_task).collect()
-}
-
-/// The tasks as the summary describes them, with the block that was chosen.
-pub fn describe(
-    teachers: &Teachers,
-    tasks: &[TaskLabels],
-    losses: Vec<Vec<f64>>,
-    block: usize,
-) -> Vec<TaskBranch> {
-    let of_task = |(t, loss_by_block): (&TaskLabels, Vec<f64>)| TaskBranch {
-        teacher: teachers.all[t.teacher].name.clone(),
-        labels: t.labels.clone(),
-        block,
-        loss_by_block,
-    };
-    tasks.iter().zip(losses).map(of_task).collect()
 }
 
 #[cfg(test)]
@@ -77,13 +87,14 @@ mod tests {
 
     #[test]
     fn the_smallest_student_that_agrees_about_as_well_as_the_best_one_wins() {
-        let losses = [vec![1.0; 4]];
+        let losses = [vec![1.0; 4], vec![1.0; 4]];
         let choose = |kappa: [f64; 4], least| {
             let kappa = kappa.map(Some);
-            choose(
-                Branch::Auto { least },
-                &Evidence { losses: &losses, kappa: &kappa, parameters: &PARAMETERS },
-            )
+            let evidence =
+                Evidence { losses: &losses, kappa: &kappa, parameters: &PARAMETERS, is_frozen: false };
+            let chosen = choose(Branch::Auto { least }, &evidence);
+            assert!(chosen.len() == 2 && chosen[0] == chosen[1], "{chosen:?}");
+            chosen[0]
         };
         assert_eq!(choose([0.90, 0.88, 0.885, 0.80], 1), 3);
         assert_eq!(choose([0.90, 0.80, 0.79, 0.70], 1), 1);
@@ -98,13 +109,23 @@ mod tests {
         // Totals 5, 9, 8, 10: block 1, or 3 when at least 2 must be shared.
         let losses = [vec![2.0, 4.0, 1.0, 5.0], vec![3.0, 5.0, 7.0, 5.0]];
         let choose = |branch, losses: &[Vec<f64>]| {
-            choose(branch, &Evidence { losses, kappa: &[], parameters: &PARAMETERS })
+            choose(branch, &Evidence { losses, kappa: &[], parameters: &PARAMETERS, is_frozen: false })
         };
-        assert_eq!(choose(Branch::Auto { least: 1 }, &losses), 1);
-        assert_eq!(choose(Branch::Auto { least: 2 }, &losses), 3);
-        assert_eq!(choose(Branch::Auto { least: 4 }, &losses), 4);
-        assert_eq!(choose(Branch::Block(2), &losses), 2);
+        assert_eq!(choose(Branch::Auto { least: 1 }, &losses), [1, 1]);
+        assert_eq!(choose(Branch::Auto { least: 2 }, &losses), [3, 3]);
+        assert_eq!(choose(Branch::Auto { least: 4 }, &losses), [4, 4]);
+        assert_eq!(choose(Branch::Block(2), &losses), [2, 2]);
         // A tie goes to the earlier block.
-        assert_eq!(choose(Branch::Auto { least: 1 }, &[vec![1.0, 1.0]]), 1);
+        assert_eq!(choose(Branch::Auto { least: 1 }, &[vec![1.0, 1.0]]), [1]);
+    }
+
+    #[test]
+    fn blocks_that_were_frozen_one_by_one_let_each_task_leave_where_its_own_loss_is_lowest() {
+        let losses = [vec![2.0, 4.0, 1.0, 5.0], vec![3.0, 2.5, 7.0, 2.4]];
+        let kappa = [Some(0.9), Some(0.5), Some(0.5), Some(0.5)];
+        let evidence = Evidence { losses: &losses, kappa: &kappa, parameters: &PARAMETERS, is_frozen: true };
+        assert_eq!(choose(Branch::Auto { least: 1 }, &evidence), [3, 4]);
+        assert_eq!(choose(Branch::Auto { least: 4 }, &evidence), [4, 4]);
+        assert_eq!(choose(Branch::Block(2), &evidence), [2, 2]);
     }
 }

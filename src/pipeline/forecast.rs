@@ -2,11 +2,11 @@
 
 use super::checkpoint;
 use super::engine_on;
-use super::run::baseline_prefix;
 use super::spec::{Branch, ImageSource, RunSpec};
 use super::stage::Stage;
 use super::stage_one::StageOne;
 use super::stage_two::StageTwo;
+use super::student_files::baseline_prefix;
 use super::tasks::tasks;
 use super::teachers::{OpenedTeacher, Teachers};
 use crate::autograd::Engine;

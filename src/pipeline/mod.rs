@@ -34,6 +34,7 @@ pub mod spec;
 pub mod stage;
 pub mod stage_one;
 pub mod stage_two;
+pub mod student_files;
 pub mod student_network;
 mod student_start;
 pub mod tasks;

@@ -15,12 +15,13 @@ use super::snapshots::Snapshots;
 use super::spec::{ImageSource, RunSpec};
 use super::stage_one::{self, StageOne};
 use super::stage_two::StageTwo;
+use super::student_files::{self, baseline_prefix, block_file};
 use super::tasks::tasks;
 use super::teachers::Teachers;
 use crate::autograd::Engine;
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
-use crate::summary::{Agreement, Parameters, Summary, TaskBranch};
+use crate::summary::{Agreement, Parameters, Summary};
 use crate::weights;
 use std::path::{Path, PathBuf};
 
@@ -32,8 +33,8 @@ pub struct Amalgamated<'o> {
     pub session: Session<'o>,
     /// Number of blocks of a student.
     pub blocks: usize,
-    /// The block (1-based) after which the student branches.
-    pub branch: usize,
+    /// The block (1-based) after which each task of a student leaves the trunk.
+    pub branches: Vec<usize>,
 }
 
 impl Amalgamated<'_> {
@@ -69,13 +70,14 @@ pub fn run<'o>(
     };
     let blocks = inputs.teachers[0].known.network.blocks();
     session.plan(&stages(spec));
-    let branch = amalgamate(spec, inputs, &mut session, "", &mut summary)?;
+    let branches = amalgamate(spec, inputs, &mut session, "", None, &mut summary)?;
     for source in &spec.baselines {
         let mut other = spec.clone();
         other.dual.images = source.clone();
-        amalgamate(&other, inputs, &mut session, &baseline_prefix(source), &mut Summary::default())?;
+        let (prefix, mut unused) = (baseline_prefix(source), Summary::default());
+        amalgamate(&other, inputs, &mut session, &prefix, Some(&branches), &mut unused)?;
     }
-    Ok(Amalgamated { summary, session, blocks, branch })
+    Ok(Amalgamated { summary, session, blocks, branches })
 }
 
 /// Names and numbers of steps of all stages, in their order.
@@ -96,29 +98,16 @@ fn stage_name(prefix: &str, b: usize) -> String {
     format!("{prefix}block{b}")
 }
 
-/// What the names of a baseline's stages and files begin with; empty for the student of the method itself.
-pub fn baseline_prefix(source: &ImageSource) -> String {
-    match source {
-        ImageSource::Generator => String::new(),
-        ImageSource::Noise => "noise.".into(),
-        ImageSource::Real(_) => "ka.".into(),
-    }
-}
-
-/// The file of the student that branches after block `b` (1-based).
-pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
-    out.join(format!("{prefix}student-block{b}.npz"))
-}
-
-/// Trains one student: stage one where its images are generated, stage two, branch. Returns the block of the
-/// branch.
+/// Trains one student: stage one where its images are generated, stage two, branch. Its tasks leave the trunk after the
+/// blocks `branches`, if they are given. Returns the block of each task.
 fn amalgamate(
     spec: &RunSpec,
     inputs: &RunInputs,
     session: &mut Session,
     prefix: &str,
+    branches: Option<&[usize]>,
     summary: &mut Summary,
-) -> Result<usize> {
+) -> Result<Vec<usize>> {
     session.begin_student(prefix);
     let mut engine = engine_on(&spec.device, spec.precision)?;
     let teachers = Teachers::build(&mut engine.store, &inputs.teachers, &spec.student)?;
@@ -130,51 +119,78 @@ fn amalgamate(
     };
     let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, stage_one.as_ref())?;
     let results = train_blocks(spec, &teachers, &two, stage_one.as_ref(), &mut engine, session, prefix)?;
+    summary.branch = branch::tasks(&teachers, &two.tasks, &results);
     // The models below take the memory of the training.
     drop(engine);
-
-    let blocks = teachers.network.blocks();
-    let losses = branch::losses(&teachers, &two.tasks, &results);
-    let mut found = Vec::new();
-    if stage_one.is_some() {
-        session.stop_if_asked("before student and teachers are compared")?;
-        let tasks = branch::describe(&teachers, &two.tasks, losses.clone(), blocks);
-        found = set_thresholds(spec, inputs, session.out(), &tasks)?;
-    }
-    let kappa: Vec<Option<f64>> = found.iter().map(Agreement::kappa).collect();
-    let first: TargetNetSpec = weights::load(block_file(session.out(), prefix, 1))?.meta_as("student")?;
-    let by_block: Vec<usize> = (1..=blocks).map(|b| first.branching_after(b).parameters().0).collect();
-    let evidence = branch::Evidence { losses: &losses, kappa: &kappa, parameters: &by_block };
-    let chosen = branch::choose(spec.student.branch, &evidence);
-
-    let student = weights::load(block_file(session.out(), prefix, chosen))?;
-    let description: TargetNetSpec = student.meta_as("student")?;
-    let (parameters, filters) = description.parameters();
-    let trunk = description.network.parameters(1..=chosen);
-    summary.branch = branch::describe(&teachers, &two.tasks, losses, chosen);
-    summary.parameters = Parameters { student: parameters, filters, trunk, by_block, ..summary.parameters };
-    summary.labels = description.labels;
-    summary.agreement = found.get(chosen - 1).cloned();
-    summary.kappa_by_block = kappa;
-    // A baseline's student is for comparison only, so it is not exported in every format.
-    match prefix {
-        "" => export::write_student(session.out(), student)?,
-        _ => weights::save(session.out().join(format!("{prefix}student.npz")), &student)?,
-    }
-    Ok(chosen)
+    branch_out(spec, inputs, session, prefix, branches, summary)
 }
 
-/// Compares the student of each block with its teachers, and writes the thresholds that follow to its file. Returns the
-/// comparisons, first block first.
+/// Puts the student together whose tasks leave the trunk after the blocks `branches`, or else after those that the
+/// config names or the rule chooses, and writes its file. Returns the block of each task.
+fn branch_out(
+    spec: &RunSpec,
+    inputs: &RunInputs,
+    session: &mut Session,
+    prefix: &str,
+    branches: Option<&[usize]>,
+    summary: &mut Summary,
+) -> Result<Vec<usize>> {
+    let (out, has_generator) = (session.out().to_path_buf(), spec.dual.images == ImageSource::Generator);
+    let blocks = inputs.teachers[0].known.network.blocks();
+    let first: TargetNetSpec = weights::load(block_file(&out, prefix, 1))?.meta_as("student")?;
+    let by_block: Vec<usize> = (1..=blocks).map(|b| first.branching_after(b).parameters().0).collect();
+    let mut found = Vec::new();
+    if has_generator {
+        session.stop_if_asked("before student and teachers are compared")?;
+        let files: Vec<PathBuf> = (1..=blocks).map(|b| block_file(&out, prefix, b)).collect();
+        found = set_thresholds(spec, inputs, &out, &first.labels, &files)?;
+    }
+    summary.kappa_by_block = found.iter().map(Agreement::kappa).collect();
+    let losses: Vec<Vec<f64>> = summary.branch.iter().map(|task| task.loss_by_block.clone()).collect();
+    let evidence = branch::Evidence {
+        losses: &losses,
+        kappa: &summary.kappa_by_block,
+        parameters: &by_block,
+        is_frozen: spec.dual.freeze_earlier,
+    };
+    let chosen = || branch::choose(spec.student.branch, &evidence);
+    let branches = branches.map_or_else(chosen, <[usize]>::to_vec);
+
+    let mut student = student_files::branched(&out, prefix, &branches)?;
+    if branches.iter().all(|b| *b == branches[0]) {
+        summary.agreement = found.get(branches[0] - 1).cloned();
+    } else if has_generator {
+        // No file of one block has this student, so it is compared with its teachers by itself.
+        let file = out.join(format!("{prefix}student.npz"));
+        weights::save(&file, &student)?;
+        summary.agreement =
+            set_thresholds(spec, inputs, &out, &first.labels, std::slice::from_ref(&file))?.pop();
+        student = weights::load(&file)?;
+    }
+    let description: TargetNetSpec = student.meta_as("student")?;
+    let (parameters, filters) = description.parameters();
+    let trunk = description.network.parameters(1..=branches.iter().copied().max().unwrap_or(1));
+    summary.parameters = Parameters { student: parameters, filters, trunk, by_block, ..summary.parameters };
+    summary.branch.iter_mut().zip(&branches).for_each(|(task, block)| task.block = *block);
+    summary.labels = description.labels;
+    // A baseline's student is for comparison only, so it is not exported in every format.
+    match prefix {
+        "" => export::write_student(&out, student)?,
+        _ => weights::save(out.join(format!("{prefix}student.npz")), &student)?,
+    }
+    Ok(branches)
+}
+
+/// Compares the students in `files` with their teachers, and writes the thresholds that follow to the files. Returns the
+/// comparisons, file by file.
 fn set_thresholds(
     spec: &RunSpec,
     inputs: &RunInputs,
     out: &Path,
-    tasks: &[TaskBranch],
+    labels: &[String],
+    files: &[PathBuf],
 ) -> Result<Vec<Agreement>> {
-    let blocks = inputs.teachers[0].known.network.blocks();
-    let files: Vec<PathBuf> = (1..=blocks).map(|b| block_file(out, "", b)).collect();
-    let found = agreement::measure(spec, &inputs.teachers, tasks, &out.join(sample::GENERATOR), &files)?;
+    let found = agreement::measure(spec, &inputs.teachers, labels, &out.join(sample::GENERATOR), files)?;
     for (file, agreement) in files.iter().zip(&found) {
         let mut student = weights::load(file)?;
         student.meta.insert("thresholds".into(), agreement.thresholds().into());

@@ -65,10 +65,10 @@ pub(super) fn branching(run: &RunFolder) -> String {
     if blocks == 0 {
         return String::new();
     }
-    let chosen = s.branch.iter().map(|t| t.block).max();
+    let chosen = common_block(s);
     let mark = chosen.map(|b| Mark { x: b as f64, text: "chosen" });
     let class = |i: usize| CLASSES[i % CLASSES.len()];
-    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(run, chosen)));
+    let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(run)));
 
     let losses: Vec<Series> =
         tasks.iter().enumerate().map(|(i, t)| line(&t.name, class(i), t.losses.clone())).collect();
@@ -90,8 +90,8 @@ pub(super) fn branching(run: &RunFolder) -> String {
     charts += &trade_off(s, chosen);
     out += &format!("<div class=\"charts large\">{charts}</div>\n");
     out += &marked_table(&table(s, &tasks, blocks), chosen.map(|b| b - 1));
-    if let Some(chosen) = chosen.filter(|_| blocks > 1) {
-        let other = if chosen == 1 { 2 } else { chosen - 1 };
+    if blocks > 1 && !s.branch.is_empty() {
+        let other = if chosen == Some(1) { 2 } else { chosen.unwrap_or(blocks) - 1 };
         let text = format!(
             "Each of these students is in the folder, with its own thresholds: `student-block{other}.npz` is the one that \
              branches after block {other}. `dfka-engine predict student-block{other}.npz IMAGE...` uses it, and \
@@ -100,6 +100,12 @@ pub(super) fn branching(run: &RunFolder) -> String {
         out += &format!("<p>{}</p>\n", prose(&text));
     }
     out
+}
+
+/// The block after which all tasks leave the trunk, if it is the same one.
+fn common_block(s: &Summary) -> Option<usize> {
+    let block = s.branch.first()?.block;
+    s.branch.iter().all(|task| task.block == block).then_some(block)
 }
 
 /// Chart of quality against size: one dot for each block after which the student may branch.
@@ -149,36 +155,54 @@ fn all_students(s: &Summary, mark: Option<Mark>) -> String {
     framed_chart("mAP by block, %", &series, Frame { mark, include_y: None, x_name: "block" })
 }
 
-fn in_words(run: &RunFolder, chosen: Option<usize>) -> String {
+/// Where the tasks leave the trunk, why there, and what the measured scores say of the choice.
+fn in_words(run: &RunFolder) -> String {
     let s = &run.summary;
-    let Some(chosen) = chosen else {
+    if s.branch.is_empty() {
         return "No block is chosen yet; these are the blocks trained so far.".into();
+    }
+    let chosen = common_block(s);
+    let of_tasks = || {
+        let all = s.branch.iter().map(|t| format!("{} after block {}", t.teacher, t.block));
+        all.collect::<Vec<_>>().join(", ")
     };
-    let kappa = |b: usize| s.kappa_by_block.get(b - 1).copied().flatten();
-    let all: Vec<String> =
-        s.kappa_by_block.iter().map(|k| k.map_or("-".to_owned(), |k| format!("{k:.2}"))).collect();
-    let mut text = format!("The tasks branch from the shared trunk after block {chosen}. ");
-    text += &match kappa(chosen) {
-        Some(kappa) => format!(
-            "That student agrees with its teachers on generated images with a kappa of {kappa:.2} (by block: {}). By itself \
-             the program chooses the smallest student whose kappa is at most 0.02 below the best one's. No label is used for \
-             the choice.",
-            all.join(", ")
-        ),
-        None => "By itself the program chooses the block where the sum of the dual losses is lowest. No label is used for \
-                 the choice."
-            .to_owned(),
+    let place = match chosen {
+        Some(block) => format!("The tasks branch from the shared trunk after block {block}. "),
+        None => format!("The tasks leave the shared trunk after different blocks: {}. ", of_tasks()),
     };
-    let maps = s.student.iter().flat_map(|x| x.by_block.iter().map(|score| score.map)).enumerate();
+    let of_block = chosen.and_then(|b| s.kappa_by_block.get(b - 1).copied().flatten());
+    let agreement = match of_block.or_else(|| s.agreement.as_ref()?.kappa()) {
+        Some(kappa) => {
+            let all = s.kappa_by_block.iter().map(|k| k.map_or("-".to_owned(), |k| format!("{k:.2}")));
+            let all = all.collect::<Vec<_>>().join(", ");
+            format!(
+                "That student agrees with its teachers on generated images with a kappa of {kappa:.2} (by block: {all}). "
+            )
+        }
+        None => String::new(),
+    };
+    let why = if run.config.branch.is_some() {
+        "The config names that block."
+    } else if run.config.is_frozen {
+        "Each block was frozen before the next one was trained, so each task leaves the trunk after the block where its own \
+         dual loss is lowest (the paper's rule). No label is used for the choice."
+    } else if !agreement.is_empty() {
+        "By itself the program chooses the smallest student whose kappa is at most 0.02 below the best one's. No label is \
+         used for the choice."
+    } else {
+        "By itself the program chooses the block where the sum of the dual losses is lowest. No label is used for the choice."
+    };
+    let mut text = place + &agreement + why;
+    let Some(student) = &s.student else { return text };
+    let (here, maps) = (student.score.map, student.by_block.iter().map(|score| score.map).enumerate());
     if let Some((best, map)) = maps.filter(|m| m.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1)) {
-        let here = s.student.as_ref().and_then(|x| x.by_block.get(chosen - 1)).map_or(f64::NAN, |x| x.map);
+        let best = best + 1;
         // A difference that the shown digit hides (0.05) does not count as better.
-        text += &if best + 1 == chosen || map < here + 0.05 {
-            " Measured afterwards, it is also the best of all blocks.".to_owned()
+        text += &if chosen == Some(best) || map < here + 0.05 {
+            " Measured afterwards, no block is better for all tasks.".to_owned()
         } else {
             format!(
-                " Measured afterwards, block {} would have been better: {map:.1} % against {here:.1} %.",
-                best + 1
+                " Measured afterwards, block {best} would have been better: {map:.1} % against {here:.1} %."
             )
         };
     }

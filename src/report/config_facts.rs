@@ -13,6 +13,10 @@ pub struct ConfigFacts {
     pub teachers: Vec<String>,
     /// Where stage two's images come from: `generator`, `noise` or `real:FILE`.
     pub images: Option<String>,
+    /// The block that `student.branch` names.
+    pub branch: Option<usize>,
+    /// Whether each block was frozen before the next one was trained (`dual.freeze_earlier`).
+    pub is_frozen: bool,
     /// In the order of training.
     pub stages: Vec<PlannedStage>,
     /// Thresholds of the collapse alarm.
@@ -68,6 +72,8 @@ impl ConfigFacts {
             seed: root.get("seed").and_then(Value::as_integer).and_then(|s| u64::try_from(s).ok()),
             teachers: teachers.iter().filter_map(|t| t.get("name").and_then(string)).collect(),
             images,
+            branch: at("student.branch").and_then(count),
+            is_frozen: at("dual.freeze_earlier").and_then(Value::as_bool).unwrap_or(false),
             stages,
             least_diversity: at("loss.least_diversity").and_then(number),
             least_information: at("loss.least_information").and_then(number),
@@ -96,7 +102,7 @@ mod tests {
         let facts = ConfigFacts::read(
             "name = 'n'\nseed = 3\nteachers = [{ name = 'A', weights = 'a' }, { name = 'B', weights = 'b' }]\n\
              [generator]\nsteps = 10\nbatch = 4\n[dual]\nimages = 'generator'\nsteps = [5, 6]\nbatch = 8\n\
-             [loss]\nleast_diversity = 0\nleast_information = 0.25\n[baselines]\nka = 'x'\n[evaluation]\ndata = 'e'\n",
+             freeze_earlier = true\n[student]\nbranch = 2\n[loss]\nleast_diversity = 0\nleast_information = 0.25\n[baselines]\nka = 'x'\n[evaluation]\ndata = 'e'\n",
         );
         let stages: Vec<_> = facts.stages.iter().map(|s| (s.name.as_str(), s.steps, s.batch)).collect();
         let expected = [
@@ -108,6 +114,7 @@ mod tests {
         ];
         assert_eq!(stages, expected);
         assert_eq!((facts.least_diversity, facts.least_information), (Some(0.0), Some(0.25)));
+        assert!(facts.branch == Some(2) && facts.is_frozen);
         assert!(facts.has_evaluation && facts.teachers == ["A", "B"] && facts.seed == Some(3));
         for text in [
             "",
@@ -117,7 +124,7 @@ mod tests {
             "[generator]\nsteps = 1\n",
         ] {
             let facts = ConfigFacts::read(text);
-            assert!(facts.stages.is_empty() && facts.seed.is_none(), "{text}");
+            assert!(facts.stages.is_empty() && facts.seed.is_none() && facts.branch.is_none(), "{text}");
         }
     }
 }

@@ -251,6 +251,50 @@ fn frozen_blocks_stay_as_they_were() {
     assert_ne!(trunk("frozen", 1, "task0.filter"), trunk("frozen", 2, "task0.filter"));
 }
 
+/// Where the blocks are frozen one by one, each task leaves the trunk after the block where its own loss is lowest, and
+/// the student is put together from the students of these blocks. Baselines leave it after the same blocks.
+#[test]
+fn tasks_of_frozen_blocks_branch_where_their_own_loss_is_lowest() {
+    let lab = Lab::new();
+    // With these steps the losses of the two tasks are lowest after different blocks.
+    let sets = ["dual.freeze_earlier=true", "student.branch=auto", "dual.steps=[1,1,12,1]", ALL_STUDENTS[1]];
+    let s = lab.run("out", &sets).unwrap();
+    let lowest = |losses: &[f64]| 1 + (0..4).min_by(|a, b| losses[*a].total_cmp(&losses[*b])).unwrap();
+    let blocks: Vec<usize> = s.branch.iter().map(|t| t.block).collect();
+    assert_eq!(blocks, s.branch.iter().map(|t| lowest(&t.loss_by_block)).collect::<Vec<_>>());
+    assert_ne!(blocks[0], blocks[1], "the test needs tasks that branch apart: {:?}", s.branch);
+
+    for prefix in ["", "ka."] {
+        let student = load(&lab.path(&format!("out/{prefix}student.npz")));
+        let spec: TargetNetSpec = student.meta_as("student").unwrap();
+        assert_eq!(spec.tasks.iter().map(|t| t.block).collect::<Vec<_>>(), blocks);
+        for (name, tensor) in student.iter() {
+            let block = match name.split_once('.').unwrap().0 {
+                "task0" => blocks[0],
+                "task1" => blocks[1],
+                _ => *blocks.iter().max().unwrap(),
+            };
+            let file = load(&lab.path(&format!("out/{prefix}student-block{block}.npz")));
+            assert!(file.get(name) == Some(tensor), "{name}");
+        }
+        if prefix.is_empty() {
+            assert_eq!(s.parameters.student, spec.parameters().0);
+        }
+    }
+    // Each label's score is that of the student of its task's block.
+    let (student, ka) = (s.student.unwrap(), s.ka.unwrap());
+    for (task, block) in s.branch.iter().zip(&blocks) {
+        for label in &task.labels {
+            assert_eq!(student.score.ap[label], student.by_block[block - 1].ap[label]);
+            assert_eq!(ka.score.ap[label], ka.by_block[block - 1].ap[label]);
+        }
+    }
+    let agreement = s.agreement.unwrap();
+    assert_eq!(agreement.labels.len(), s.labels.len());
+    let thresholds: Vec<f32> = load(&lab.path("out/student.npz")).meta_as("thresholds").unwrap();
+    assert_eq!(thresholds.len(), s.labels.len());
+}
+
 #[test]
 fn a_collapsed_generator_stops_the_run() {
     let lab = Lab::new();
