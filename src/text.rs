@@ -50,6 +50,18 @@ pub fn label(name: &str) -> String {
     if is_number { format!("\"{name}\"") } else { name.into() }
 }
 
+/// A command and its arguments as a line that a shell takes apart into the same ones.
+pub fn shell_line(command: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    let quoted = |a: &String| {
+        if !a.is_empty() && a.chars().all(plain) {
+            return a.clone();
+        }
+        format!("'{}'", a.replace('\'', "'\\''"))
+    };
+    command.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,19 +9,20 @@ use clap::Args;
 use super::args::DeviceArgs;
 use super::check::check_against_teachers;
 use super::commands::Commands;
-use super::folder::{Existing, OutputFolder};
+use super::folder::{Existing, Lock, OutputFolder};
 use super::progress::ProgressMode;
 use super::run::{Printing, run_in_folder};
+use super::units::{self, Part, State, Unit};
 use crate::config::experiment::{Experiment, RowKind, load_experiment};
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
 use crate::error::{Error, Result};
-use crate::pipeline::spec::RunSpec;
+use crate::pipeline::spec::{EvaluationData, RunSpec};
 use crate::pipeline::teachers::Absent;
 use crate::pipeline::{Device, inputs};
 use crate::report;
 use crate::report::experiment::{ExperimentRow, ExperimentTable, Figures};
-use crate::report::origin::Origin;
+use crate::report::origin::{EVALUATION, Origin, WeightsFile};
 use crate::summary::Summary;
 
 #[derive(Args)]
@@ -42,12 +43,25 @@ pub struct ExperimentArgs {
     /// Folder for runs and tables; runs that have finished there are not repeated
     #[arg(long, value_name = "DIR", default_value = "runs/experiments")]
     out: PathBuf,
+    /// Print the experiment's units instead of running them: each run at each seed, one command each
+    #[arg(long, conflicts_with_all = ["only", "collect"])]
+    list: bool,
+    /// With --list: as JSON, with each unit's folder and state
+    #[arg(long, requires = "list")]
+    json: bool,
+    /// Run every N-th unit from the K-th on, and print no table
+    #[arg(long, value_name = "K/N", value_parser = units::parse_part, conflicts_with = "collect")]
+    only: Option<Part>,
+    /// Run nothing: make the table of units that have all finished
+    #[arg(long)]
+    collect: bool,
     /// Print only the result, no progress
     #[arg(long)]
     quiet: bool,
 }
 
-/// Executes the runs that have not finished yet, writes NAME.{md,json,html} and returns the table as text.
+/// Executes the units that have not finished yet, writes NAME.{md,json,html} and returns the table as text. With `--list`,
+/// `--only` or `--collect`: only that part of the work.
 pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<String> {
     let file = find(&args.name)?;
     let mut experiment = load_experiment(&file, &args.scale)?;
@@ -58,36 +72,28 @@ pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<S
         experiment.seeds = seeds.iter().map(|s| u64::from(*s)).collect();
     }
     let sets: Vec<Override> = args.sets.iter().map(|s| Override::set(s)).collect::<Result<_>>()?;
-    let (choice, _) = args.device.open()?;
+    // A list needs no device.
+    let choice = if args.list { Choice::Cpu } else { args.device.open()?.0 };
     let mode = if args.quiet { ProgressMode::Silent } else { ProgressMode::of_stderr() };
     let out = args.out.join(&args.scale);
     let runner = Runner { experiment: &experiment, sets, out, choice, mode, commands };
     runner.check_rows()?;
+    let units = units::all(&experiment);
+    if args.list {
+        return units::list(&units, &runner.out, args.json);
+    }
     fs::create_dir_all(&runner.out).map_err(|e| Error::io("make the output folder", &runner.out, e))?;
-
-    let rows = experiment.rows.iter().map(|row| {
-        let figures = match &row.kind {
-            RowKind::Student { run, overrides } => {
-                let of_seed = |seed| Ok(Figures::of_student(seed, &runner.run(run, overrides, seed)?));
-                experiment.seeds.iter().map(|seed| of_seed(*seed)).collect::<Result<Vec<_>>>()?
-            }
-            RowKind::TeachersOf(run) => {
-                vec![Figures::of_teachers(&runner.run(run, runner.overrides_of(run), experiment.seeds[0])?)]
-            }
-            RowKind::Teacher(index) => vec![runner.teacher(*index)?],
-        };
-        Ok(ExperimentRow { name: row.name.clone(), figures, published: row.published.clone() })
-    });
-    let table = ExperimentTable {
-        title: experiment.title.clone(),
-        source: experiment.source.clone(),
-        command: args.line(),
-        by_block: experiment.by_block,
-        rows: rows.collect::<Result<_>>()?,
-    };
-    let stem = file.file_stem().map_or("experiment".into(), |s| s.to_string_lossy().into_owned());
-    report::experiment::write(&runner.out, &stem, &table)?;
-    Ok(table.text() + &format!("\n{} and .json, .html\n", runner.out.join(format!("{stem}.md")).display()))
+    if let Some(part) = args.only {
+        let wanted = units.iter().enumerate().filter(|(i, _)| part.has(*i)).map(|(_, unit)| unit);
+        return wanted.map(|unit| Ok(runner.line(unit, runner.run(unit)?.as_ref()))).collect();
+    }
+    if !args.collect {
+        for unit in &units {
+            runner.run(unit)?;
+        }
+    }
+    runner.expect_finished(&units)?;
+    runner.table(args, &file)
 }
 
 impl ExperimentArgs {
@@ -105,14 +111,15 @@ impl ExperimentArgs {
     }
 }
 
-/// Checks that the weights a finished run read are still those of the files.
+/// Checks that the files which a finished run read have the same contents now, wherever they are.
 ///
 /// Errors: a file that has changed since.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     let Some(origin) = Origin::read(folder)? else { return Ok(()) };
-    let now = inputs::hashes(spec);
-    let differs =
-        now.iter().find(|f| !origin.weights.iter().any(|o| o.file == f.file && o.sha256 == f.sha256));
+    let evaluation = spec.evaluation.as_ref().and_then(EvaluationData::file);
+    let evaluation = evaluation.and_then(|file| WeightsFile::of(EVALUATION, file).ok());
+    let mut now = inputs::hashes(spec).into_iter().chain(evaluation);
+    let differs = now.find(|f| !origin.weights.iter().any(|o| o.name == f.name && o.sha256 == f.sha256));
     match differs {
         None => Ok(()),
         Some(f) => Err(Error::Usage(format!(
@@ -197,45 +204,128 @@ impl Runner<'_> {
         config::load_run(&self.experiment.config, &all)
     }
 
-    /// The overrides of the row that defines this run.
-    fn overrides_of(&self, run: &str) -> &[Override] {
-        let of = |what: &'_ RowKind| matches!(what, RowKind::Student { run: r, .. } if r == run);
-        match self.experiment.rows.iter().find(|r| of(&r.kind)).map(|r| &r.kind) {
-            Some(RowKind::Student { overrides, .. }) => overrides,
-            _ => &[],
+    /// The summary of a unit, which is read, resumed or executed as needed; `None` if another process works on it.
+    fn run(&self, unit: &Unit) -> Result<Option<Summary>> {
+        if let Some(summary) = self.finished(unit)? {
+            return Ok(Some(summary));
         }
-    }
-
-    /// The summary of the run with that name and seed, which is read, resumed or executed as needed.
-    fn run(&self, name: &str, overrides: &[Override], seed: u64) -> Result<Summary> {
-        let mut loaded = self.load(overrides, seed)?;
-        loaded.spec.device = Device { choice: self.choice, ..Device::default() };
-        let path = self.out.join(format!("{name}-seed{seed}"));
-        let is_started = path.join(report::CONFIG).exists();
-        let existing = if is_started { Existing::Resume } else { Existing::Refuse };
-        let mut folder =
-            OutputFolder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
-                Error::Usage(message) => {
-                    let message = message.trim_start_matches("--resume: ");
-                    Error::Usage(format!(
-                        "{message}; choose another folder with --out, or remove {}",
-                        path.display()
-                    ))
-                }
-                other => other,
-            })?;
-        if let Some(summary) = report::read_summary(&path)? {
-            expect_same_files(&path, &loaded.spec)?;
-            return Ok(summary);
+        let path = self.out.join(unit.name());
+        fs::create_dir_all(&path).map_err(|e| Error::io("make the output folder", &path, e))?;
+        // Locked before anything of the folder is looked at: another process may be about to finish the unit.
+        let Some(lock) = Lock::take(&path)? else { return Ok(None) };
+        if let Some(summary) = self.finished(unit)? {
+            return Ok(Some(summary));
         }
+        let (loaded, folder, is_started) = self.open(unit)?;
         let printing = Printing { greeting: None, mode: self.mode, is_verbose: false };
-        run_in_folder(&loaded, &mut folder, is_started, printing, self.commands).map_err(|e| match e {
+        let mut folder = folder.locked_by(lock);
+        let summary = run_in_folder(&loaded, &mut folder, is_started, printing, self.commands);
+        summary.map(Some).map_err(|e| match e {
             Error::Stopped { exit_code, message } => Error::Stopped {
                 exit_code,
                 message: message.replace("the same command with --resume", "the same command"),
             },
             other => other,
         })
+    }
+
+    /// The config of a unit, its folder, and whether it has begun.
+    ///
+    /// Errors: a folder with something else, or with another config.
+    fn open(&self, unit: &Unit) -> Result<(Loaded<RunSpec>, OutputFolder, bool)> {
+        let mut loaded = self.load(unit.overrides, unit.seed)?;
+        loaded.spec.device = Device { choice: self.choice, ..Device::default() };
+        let path = self.out.join(unit.name());
+        let is_started = path.join(report::CONFIG).exists();
+        let existing = if is_started { Existing::Resume } else { Existing::Refuse };
+        let folder = OutputFolder::choose(path.clone(), existing, &loaded.resolved).map_err(|e| match e {
+            Error::Usage(message) => {
+                let message = message.trim_start_matches("--resume: ");
+                Error::Usage(format!(
+                    "{message}; choose another folder with --out, or remove {}",
+                    path.display()
+                ))
+            }
+            other => other,
+        })?;
+        Ok((loaded, folder, is_started))
+    }
+
+    /// The summary of a finished unit.
+    ///
+    /// Errors: a unit of another config, or of files with other contents.
+    fn finished(&self, unit: &Unit) -> Result<Option<Summary>> {
+        let path = self.out.join(unit.name());
+        let Some(summary) = report::read_summary(&path)? else { return Ok(None) };
+        let (loaded, ..) = self.open(unit)?;
+        expect_same_files(&path, &loaded.spec)?;
+        Ok(Some(summary))
+    }
+
+    /// What `--only` prints of a unit.
+    fn line(&self, unit: &Unit, summary: Option<&Summary>) -> String {
+        let score = summary.map(|s| s.student.as_ref().map_or(f64::NAN, |student| student.score.map));
+        let what = match score {
+            Some(map) if map.is_finite() => format!("finished, {map:.1} mAP"),
+            Some(_) => "finished".into(),
+            None => "another dfka-engine is working on it".into(),
+        };
+        format!("{}: {what}\n", unit.name())
+    }
+
+    /// Errors: units that have not finished; the message names them.
+    fn expect_finished(&self, units: &[Unit]) -> Result<()> {
+        let mut missing = Vec::new();
+        for unit in units {
+            let state = match units::state(&self.out.join(unit.name()))? {
+                State::Finished => continue,
+                State::Running => "another dfka-engine is working on it",
+                State::Started => "it began and has not finished",
+                State::Absent => "it has not begun",
+            };
+            missing.push(format!("{} ({state})", unit.name()));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "{} of {} units have not finished: {}; --list prints the command of each, and --collect makes the table once they \
+             have finished",
+            missing.len(),
+            units.len(),
+            missing.join(", ")
+        )))
+    }
+
+    /// Writes the table of finished units, and returns it as text.
+    fn table(&self, args: &ExperimentArgs, file: &Path) -> Result<String> {
+        let experiment = self.experiment;
+        let of = |run: &str, seed: u64| {
+            let missing = || Error::Run(format!("no unit {run} at seed {seed}"));
+            let unit = units::unit(experiment, run, seed).ok_or_else(missing)?;
+            self.finished(&unit)?.ok_or_else(missing)
+        };
+        let rows = experiment.rows.iter().map(|row| {
+            let figures = match &row.kind {
+                RowKind::Student { run, .. } => {
+                    let of_seed = |seed: &u64| Ok(Figures::of_student(*seed, &of(run, *seed)?));
+                    experiment.seeds.iter().map(of_seed).collect::<Result<Vec<_>>>()?
+                }
+                RowKind::TeachersOf(run) => vec![Figures::of_teachers(&of(run, experiment.seeds[0])?)],
+                RowKind::Teacher(index) => vec![self.teacher(*index)?],
+            };
+            Ok(ExperimentRow { name: row.name.clone(), figures, published: row.published.clone() })
+        });
+        let table = ExperimentTable {
+            title: experiment.title.clone(),
+            source: experiment.source.clone(),
+            command: args.line(),
+            by_block: experiment.by_block,
+            rows: rows.collect::<Result<_>>()?,
+        };
+        let stem = file.file_stem().map_or("experiment".into(), |s| s.to_string_lossy().into_owned());
+        report::experiment::write(&self.out, &stem, &table)?;
+        Ok(table.text() + &format!("\n{} and .json, .html\n", self.out.join(format!("{stem}.md")).display()))
     }
 
     fn teacher(&self, index: usize) -> Result<Figures> {

@@ -22,9 +22,30 @@ pub enum Existing {
 pub struct OutputFolder {
     path: PathBuf,
     existing: Existing,
-    /// The opened folder, locked until this value is dropped. The system frees the lock when the process ends
-    /// in any way.
-    lock: Option<File>,
+    lock: Option<Lock>,
+}
+
+/// An opened folder, locked until this value is dropped, because two runs in one folder would mix their files. The system
+/// frees the lock when the process ends in any way. Some file systems have no locks; there, none is held.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] File);
+
+impl Lock {
+    /// Locks a folder; `None` if another process holds its lock.
+    ///
+    /// Errors: a folder that cannot be opened.
+    pub fn take(folder: &Path) -> Result<Option<Lock>> {
+        let file = File::open(folder).map_err(|e| Error::io("read", folder, e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(Lock(file))),
+        }
+    }
+}
+
+/// Whether another process holds the folder's lock.
+pub fn is_in_use(folder: &Path) -> bool {
+    Lock::take(folder).is_ok_and(|lock| lock.is_none())
 }
 
 impl OutputFolder {
@@ -57,6 +78,11 @@ impl OutputFolder {
         Ok(OutputFolder { path, existing, lock: None })
     }
 
+    /// The same folder, which the caller has locked already.
+    pub fn locked_by(self, lock: Lock) -> Self {
+        OutputFolder { lock: Some(lock), ..self }
+    }
+
     /// Protects the files that this command reads from `--force`.
     ///
     /// Errors: one of `inputs` is an old result in this folder, which would be removed.
@@ -84,7 +110,15 @@ impl OutputFolder {
     /// Errors: another process is writing to the folder; an operation on a file fails.
     pub fn prepare(&mut self, resolved: &str) -> Result<()> {
         fs::create_dir_all(&self.path).map_err(|e| Error::io("make the output folder", &self.path, e))?;
-        self.lock()?;
+        if self.lock.is_none() {
+            let lock = Lock::take(&self.path)?.ok_or_else(|| {
+                Error::Usage(format!(
+                    "output folder {}: another dfka-engine is writing to it; choose another with --out",
+                    self.path.display()
+                ))
+            })?;
+            self.lock = Some(lock);
+        }
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
         let goes = |name: &String| match self.existing {
             Existing::Resume => weights::is_temporary(name),
@@ -101,23 +135,6 @@ impl OutputFolder {
             report::remove_old(&self.path)?;
         }
         write_atomic(self.path.join(report::CONFIG), |w| w.write_all(resolved.as_bytes()))
-    }
-
-    /// Locks the folder, because two runs in one folder would mix their files.
-    fn lock(&mut self) -> Result<()> {
-        let folder = File::open(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
-        match folder.try_lock() {
-            Ok(()) => self.lock = Some(folder),
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Usage(format!(
-                    "output folder {}: another dfka-engine is writing to it; choose another with --out",
-                    self.path.display()
-                )));
-            }
-            // Some file systems have no locks; run without one there.
-            Err(TryLockError::Error(_)) => {}
-        }
-        Ok(())
     }
 
     pub fn path(&self) -> &Path {

@@ -29,6 +29,7 @@ mod scenes;
 mod signals;
 mod teach;
 mod time_left;
+mod units;
 mod version;
 
 use std::ffi::OsString;

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The fingerprint of a run: its configuration, except the evaluation data, the interval of checkpoints and
-/// the thresholds of the collapse check, and the files that it names (teachers, initial weights, KA's
-/// images). Files in `hashed` are not read again.
+/// the thresholds of the collapse check, and the contents of the files that it names (teachers, initial weights, KA's
+/// images), wherever they are. Files in `hashed` are not read again.
 ///
 /// Errors: a file that cannot be read.
 pub fn of_run(spec: &RunSpec, hashed: &[WeightsFile]) -> Result<String> {
@@ -22,6 +22,15 @@ pub fn of_run(spec: &RunSpec, hashed: &[WeightsFile]) -> Result<String> {
     let loss = &mut relevant.loss;
     (loss.least_diversity, loss.least_entropy) = (0.0, 0.0);
     (loss.least_information, loss.least_found) = (0.0, 0.0);
+    relevant.teachers.iter_mut().for_each(|t| t.weights = PathBuf::new());
+    if let StudentInit::Weights(path) = &mut relevant.student.init {
+        *path = PathBuf::new();
+    }
+    for source in relevant.baselines.iter_mut().chain([&mut relevant.dual.images]) {
+        if let ImageSource::Real(path) = source {
+            *path = PathBuf::new();
+        }
+    }
     let mut weights: Vec<&Path> = spec.teachers.iter().map(|t| t.weights.as_path()).collect();
     if let StudentInit::Weights(path) = &spec.student.init {
         weights.push(path);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::files::{ORIGIN, read_if_present};
 use super::time::unix_seconds;
 use crate::error::{Error, Result};
+use crate::text;
 use crate::weights::{sha256, write_atomic};
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -88,14 +89,7 @@ impl Call {
 
     /// The command line, quoted for a shell.
     pub(super) fn line(&self) -> String {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-        let quoted = |a: &String| {
-            if !a.is_empty() && a.chars().all(plain) {
-                return a.clone();
-            }
-            format!("'{}'", a.replace('\'', "'\\''"))
-        };
-        self.command.iter().map(quoted).collect::<Vec<_>>().join(" ")
+        text::shell_line(&self.command)
     }
 }
 

@@ -23,5 +23,6 @@ mod newcomer;
 mod report;
 mod samples;
 mod scores;
+mod sweeps;
 mod tutorial;
 mod verdicts;
