@@ -25,7 +25,7 @@ pub struct Problem {
 }
 
 /// Pixels per partial of the channel statistics.
-pub const STATS_ROWS: usize = 64;
+pub const STATS_ROWS: usize = 128;
 
 /// A member's operands in the arena. `mask` is the activation's mask, which the forward product writes and
 /// the gradient applies.
@@ -208,8 +208,8 @@ impl Rung {
             // 16 bytes of padding for each row.
             stages if self.is_mma() => stages * (stage + (self.rows + self.columns) * 16),
             0 => {
-                let stages = (224 << 10) / stage;
-                let stats = if self.rows == 128 && self.is_persistent { 2 * 768 } else { 0 };
+                let stats = if self.rows == 128 && self.is_persistent { 2 * 4 * self.columns * 8 } else { 0 };
+                let stages = ((226 << 10) - stats) / stage;
                 stages * stage + (2 * stages + 2) * 8 + stats
             }
             stages => stages * stage,

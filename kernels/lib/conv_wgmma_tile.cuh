@@ -36,13 +36,13 @@ template <int BM, int BN, bool pingpong> struct Wgmma {
     static constexpr int COPY_REGISTERS = GROUPS == 3 ? 32 : 40, MULTIPLY_REGISTERS = GROUPS == 3 ? 160 : 232;
     // Whether the epilogue has registers to load 32 columns ahead.
     static constexpr bool IS_AHEAD = GROUPS < 3;
-    // As many stages as fit 224 KB: 4 of 56 KB, 7 of 32 KB, 9 of 24 KB.
-    static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES, STAGES = (224 << 10) / STAGE;
+    // Shared bytes of a warpgroup for partial statistics: 4 warps x BN columns x (mean, squared distances).
+    static constexpr int STATS_BYTES = pingpong ? 4 * BN * 8 : 0;
+    // As many stages as fit 226 KB: 4 of 56 KB, 6 of 32 KB, 9 of 24 KB.
+    static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES;
+    static constexpr int STAGES = ((226 << 10) - GROUPS * STATS_BYTES) / STAGE;
     // Warps that read each slab.
     static constexpr int READERS = pingpong ? 4 : 4 * GROUPS;
-    // Shared bytes of a warpgroup for partial statistics: 3 warps x 16 columns x (mean, squared distances),
-    // double-buffered.
-    static constexpr int STATS_BYTES = pingpong ? 2 * 3 * 16 * 8 : 0;
     // The barriers follow the slabs: full and empty for each stage, and one turn for each of two warpgroups.
     static constexpr int SHARED_BYTES = STAGES * STAGE + (2 * STAGES + 2) * 8 + GROUPS * STATS_BYTES;
     // Blocks of 32 columns, the unit of the epilogue.

@@ -29,7 +29,7 @@ const MAY_USE_LOCAL: [(&str, &str); 1] = [(
 )];
 
 /// Whether the build had NVRTC; without it, fails if `DFKA_REQUIRE_NVRTC` is set.
-fn is_compiled() -> bool {
+pub fn is_compiled() -> bool {
     let compiled = MODULES.iter().all(|m| !m.images.is_empty());
     assert!(compiled || std::env::var_os("DFKA_REQUIRE_NVRTC").is_none(), "the build found no NVRTC");
     if !compiled {
@@ -76,7 +76,7 @@ fn every_kernel_compiles_for_every_target_without_spills() {
 }
 
 /// NVIDIA's disassembler: in a toolkit or a wheel, beside the folders that may hold NVRTC, or in PATH.
-fn nvdisasm() -> Option<PathBuf> {
+pub fn nvdisasm() -> Option<PathBuf> {
     let beside = nvrtc::folders().into_iter().map(|d| d.join("../bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     beside.chain(std::env::split_paths(&path)).map(|d| d.join("nvdisasm")).find(|p| p.is_file())

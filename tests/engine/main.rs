@@ -11,3 +11,4 @@ mod kernels;
 mod lab;
 mod machines;
 mod no_alloc;
+mod stalls;

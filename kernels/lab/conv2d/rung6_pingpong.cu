@@ -1,5 +1,5 @@
 // Rung 6: pingpong. Two warpgroups multiply a tile of 128 x 128 each, alternately, so that the tensor cores
-// work while a tile is written. Seven stages of 32 KB, persistent blocks. Production (rung 7) is this or rung
+// work while a tile is written. Six stages of 32 KB, persistent blocks. Production (rung 7) is this or rung
 // 5, whichever is faster by forecast for the shape, and prefetches into the L2 what the epilogue reads.
 #include "lib/conv_wgmma.cuh"
 

@@ -72,12 +72,15 @@ struct StoreNothing {
     struct Old {};
     Pack<float, 2> bias(int) const { return {}; }
     Old old(u32) const { return {}; }
+    bool keeps_sums() const { return false; }
+    void keep(u32, const float (&)[8]) const {}
     void store(u32, float (&)[8], const Old&) const {}
 };
 
-// Bytes of a stage of the ring, and the number of stages.
+// Bytes of a stage of the ring, and the number of stages in 226 KB less what two pingpong warpgroups (tiles of 128
+// rows) take for channel statistics: the mean and the squared distances of each column, from four warps.
 template <int BM, int BN> constexpr int STAGE = (BM + BN) * 128;
-template <int BM, int BN> constexpr int STAGES = (224 << 10) / STAGE<BM, BN>;
+template <int BM, int BN> constexpr int STAGES = ((226 << 10) - (BM == 128 ? 2 * 4 * BN * 2 * 4 : 0)) / STAGE<BM, BN>;
 
 // ---- descriptors ----
 

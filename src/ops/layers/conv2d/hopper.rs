@@ -17,9 +17,9 @@ const SLAB: usize = 64;
 /// Rows of the filter in one box. BOX there is the bytes of such a box: 64 rows of a slab.
 const FILTER_ROWS: u32 = 64;
 
-/// Pixels per partial of the channel statistics, whatever the tile; mirrors STATS_ROWS of
+/// Pixels per partial of the channel statistics: the rows of a pingpong tile; mirrors STATS_ROWS of
 /// kernels/lib/conv_wgmma_stats.cuh.
-pub const STATS_ROWS: usize = 64;
+pub const STATS_ROWS: usize = 128;
 
 /// The largest stride that a tensor map holds. It holds [`MAX_TAPS`] taps of a filter's side.
 const MAX_STRIDE: usize = 8;
@@ -36,9 +36,12 @@ struct Tile {
     /// cycle, written by the copies and read by wgmma), and the L2 (36 bytes a cycle, the share of a
     /// multiprocessor).
     slab: usize,
-    /// Cycles of writing the tile: the instructions of the epilogue (SASS) of the warps that share a
-    /// scheduler.
+    /// Cycles of writing the tile, with a residual or an old gradient from the L2: by the stall counts of the
+    /// machine code for one warp, or the instructions of all warps that share a scheduler (three of a
+    /// cooperative tile) if these take longer. tests/engine/stalls.rs holds it to the machine code.
     write: usize,
+    /// Cycles of the channel statistics before it.
+    stats: usize,
     /// Whether two warpgroups alternate, so that one multiplies while the other writes; otherwise all
     /// cooperate on one tile.
     is_pingpong: bool,
@@ -51,28 +54,71 @@ const TILES: [Tile; 3] = [
         columns: 256,
         threads: 512,
         slab: 1600,
-        write: 6500,
+        write: 5650,
+        stats: 0,
         is_pingpong: false,
     },
-    Tile { suffix: "", rows: 128, columns: 128, threads: 384, slab: 910, write: 2100, is_pingpong: true },
-    Tile { suffix: "", rows: 128, columns: 64, threads: 384, slab: 683, write: 1050, is_pingpong: true },
+    Tile {
+        suffix: "",
+        rows: 128,
+        columns: 128,
+        threads: 384,
+        slab: 910,
+        write: 3250,
+        stats: 990,
+        is_pingpong: true,
+    },
+    Tile {
+        suffix: "",
+        rows: 128,
+        columns: 64,
+        threads: 384,
+        slab: 683,
+        write: 1680,
+        stats: 645,
+        is_pingpong: true,
+    },
 ];
 
+/// What the forecast assumes of a tile's epilogue.
+pub struct Forecast {
+    /// How the names of the tile's kernels end: `_wgmma<128, 128>`.
+    pub suffix: String,
+    /// Cycles of writing the tile.
+    pub write: usize,
+    /// Cycles of its channel statistics; 0 if it cannot write them.
+    pub stats: usize,
+    /// Warps that share a scheduler.
+    pub warps: usize,
+}
+
+/// The forecasts of all tiles.
+pub fn forecasts() -> impl Iterator<Item = Forecast> {
+    TILES.iter().map(|t| Forecast {
+        suffix: format!("_wgmma{}<{}, {}>", t.suffix, t.rows, t.columns),
+        write: t.write,
+        stats: t.stats,
+        warps: if t.is_pingpong { 1 } else { t.rows / 64 },
+    })
+}
+
 impl Tile {
-    /// `SHARED_BYTES` of the kernels: as many stages as 224 KB hold, two barriers per stage, two barriers
-    /// between pingpong warpgroups, and the scratch of two pingpong warpgroups for channel statistics.
+    /// `SHARED_BYTES` of the kernels: the scratch of two pingpong warpgroups for channel statistics, as many
+    /// stages as the rest of 226 KB holds, two barriers per stage, and two barriers between pingpong
+    /// warpgroups.
     fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 128;
-        let stages = (224 << 10) / stage;
-        let stats = if self.is_pingpong { 2 * 768 } else { 0 };
+        let stats = if self.is_pingpong { 2 * 4 * self.columns * 8 } else { 0 };
+        let stages = ((226 << 10) - stats) / stage;
         (stages * stage + (2 * stages + 2) * 8 + stats) as u32
     }
     /// Forecast cycles of a tile of so many slabs.
-    fn cycles(&self, slabs: usize) -> usize {
+    fn cycles(&self, slabs: usize, writes_stats: bool) -> usize {
         let multiply = slabs * self.slab;
+        let write = self.write + if writes_stats { self.stats } else { 0 };
         // Two pingpong warpgroups finish two tiles in the time that one needs to multiply and write, but not
         // faster than both can multiply.
-        if self.is_pingpong { multiply.max((multiply + self.write) / 2) } else { multiply + self.write }
+        if self.is_pingpong { multiply.max((multiply + write) / 2) } else { multiply + write }
     }
     /// Whether a product with so many columns leaves less than half of the tile's columns unused.
     fn suits(&self, columns: usize) -> bool {
@@ -130,7 +176,7 @@ impl Product {
                     block: t.threads,
                     shared: t.shared_bytes(),
                     tiles: self.rows.div_ceil(t.rows) * self.columns.div_ceil(t.columns),
-                    cycles: t.cycles(self.slabs()),
+                    cycles: t.cycles(self.slabs(), writes_stats),
                     box_rows: t.rows as u32,
                 })
             })
@@ -144,7 +190,8 @@ impl Product {
         // Cycles per element.
         let fastest = |is_pingpong: bool| {
             let tiles = TILES.iter().filter(|t| t.is_pingpong == is_pingpong && t.suits(self.columns));
-            let cycles = tiles.map(|t| t.cycles(self.slabs()) as f64 / (t.rows * t.columns) as f64);
+            let cycles =
+                tiles.map(|t| t.cycles(self.slabs(), is_pingpong) as f64 / (t.rows * t.columns) as f64);
             cycles.fold(f64::INFINITY, f64::min)
         };
         fastest(true) <= fastest(false) + PASS

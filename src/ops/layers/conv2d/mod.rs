@@ -17,6 +17,8 @@ mod geometry;
 mod hopper;
 mod launch;
 
+pub use hopper::{Forecast, forecasts};
+
 /// `y[n,p,q,k] = act(b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] x[n, p stride - pad + r, q stride - pad + s, c])`
 ///
 /// Shapes: x `[n, h, w, c]`, w `[k, r, s, c]`, then, if declared, bias `[1, 1, 1, k]` and residual
@@ -301,7 +303,7 @@ mod tests {
         vec![
             (FUSED, Shape::new(2, 13, 13, 64), 256, 3), // 192x256; 128x64
             (Conv2d::new(1, 1), Shape::new(2, 13, 13, 256), 64, 3), // 128x64; 192x256
-            (LEAKY, Shape::new(3, 9, 7, 128), 192, 1),  // 128x128, plain maps
+            (LEAKY, Shape::new(3, 9, 7, 128), 256, 1),  // 128x128, plain maps
             (LEAKY, Shape::new(2, 6, 7, 64), 128, 3),   // windows of dz that reach two pixels beyond it
             (Conv2d::new(1, 2), Shape::new(2, 5, 6, 64), 64, 3), // windows that stay inside dz
             (Conv2d { stride: 2, ..FUSED }, Shape::new(3, 9, 8, 64), 128, 3),
