@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::predictor::Predictor;
 use crate::pipeline::run::Amalgamated;
-
 use crate::pipeline::session::Session;
 use crate::pipeline::spec::{EvaluationData, ImageSource, RunSpec};
 use crate::pipeline::student_files::{baseline_prefix, block_file};
@@ -69,7 +68,7 @@ pub(super) fn score_run(
 ) -> Result<()> {
     run.session.stop_if_asked("before the evaluation")?;
     let data = open(data)?;
-    let of_student = run.blocks + usize::from(common_block(&run.branches).is_none());
+    let of_student = run.blocks + usize::from(run.summary.common_block().is_none());
     let models = run.summary.branch.len() + of_student * (1 + spec.baselines.len());
     let mut count = Count { done: 0, all: models * data.len() };
     score_teachers(spec, &data, teachers, run, &mut count)?;
@@ -131,11 +130,6 @@ fn score_teachers(
     Ok(())
 }
 
-/// The block after which all tasks leave the trunk, if it is the same one.
-fn common_block(branches: &[usize]) -> Option<usize> {
-    branches.first().copied().filter(|b| branches.iter().all(|other| other == b))
-}
-
 /// The student with this file prefix, branched after each block in turn; and with the branches of the run's student, which
 /// baselines share.
 fn score_student(
@@ -154,7 +148,7 @@ fn score_student(
         let file = block_file(run.session.out(), prefix, b);
         by_block.push(score(run, &file)?);
     }
-    let score = match common_block(&run.branches) {
+    let score = match run.summary.common_block() {
         Some(block) => by_block[block - 1].clone(),
         None => {
             let file = run.session.out().join(format!("{prefix}student.npz"));

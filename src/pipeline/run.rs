@@ -33,8 +33,6 @@ pub struct Amalgamated<'o> {
     pub session: Session<'o>,
     /// Number of blocks of a student.
     pub blocks: usize,
-    /// The block (1-based) after which each task of a student leaves the trunk.
-    pub branches: Vec<usize>,
 }
 
 impl Amalgamated<'_> {
@@ -77,7 +75,7 @@ pub fn run<'o>(
         let (prefix, mut unused) = (baseline_prefix(source), Summary::default());
         amalgamate(&other, inputs, &mut session, &prefix, Some(&branches), &mut unused)?;
     }
-    Ok(Amalgamated { summary, session, blocks, branches })
+    Ok(Amalgamated { summary, session, blocks })
 }
 
 /// Names and numbers of steps of all stages, in their order.
@@ -127,6 +125,9 @@ fn amalgamate(
 
 /// Puts the student together whose tasks leave the trunk after the blocks `branches`, or else after those that the
 /// config names or the rule chooses, and writes its file. Returns the block of each task.
+///
+/// Errors: files of the blocks' students that cannot be read, a file that cannot be written; those of
+/// [`agreement::measure`]; a stop.
 fn branch_out(
     spec: &RunSpec,
     inputs: &RunInputs,
@@ -156,9 +157,10 @@ fn branch_out(
     let chosen = || branch::choose(spec.student.branch, &evidence);
     let branches = branches.map_or_else(chosen, <[usize]>::to_vec);
 
+    summary.branch.iter_mut().zip(&branches).for_each(|(task, block)| task.block = *block);
     let mut student = student_files::branched(&out, prefix, &branches)?;
-    if branches.iter().all(|b| *b == branches[0]) {
-        summary.agreement = found.get(branches[0] - 1).cloned();
+    if let Some(block) = summary.common_block() {
+        summary.agreement = found.get(block - 1).cloned();
     } else if has_generator {
         // No file of one block has this student, so it is compared with its teachers by itself.
         let file = out.join(format!("{prefix}student.npz"));
@@ -171,7 +173,6 @@ fn branch_out(
     let (parameters, filters) = description.parameters();
     let trunk = description.network.parameters(1..=branches.iter().copied().max().unwrap_or(1));
     summary.parameters = Parameters { student: parameters, filters, trunk, by_block, ..summary.parameters };
-    summary.branch.iter_mut().zip(&branches).for_each(|(task, block)| task.block = *block);
     summary.labels = description.labels;
     // A baseline's student is for comparison only, so it is not exported in every format.
     match prefix {
@@ -183,6 +184,8 @@ fn branch_out(
 
 /// Compares the students in `files` with their teachers, and writes the thresholds that follow to the files. Returns the
 /// comparisons, file by file.
+///
+/// Errors: those of [`agreement::measure`]; a file that cannot be read or written.
 fn set_thresholds(
     spec: &RunSpec,
     inputs: &RunInputs,

@@ -22,7 +22,7 @@ pub fn block_file(out: &Path, prefix: &str, b: usize) -> PathBuf {
 
 /// The student whose task i leaves the trunk after block `branches[i]`, from the files of the students whose tasks all
 /// leave it after the same block. If the blocks differ, each block must have been frozen before the next one was trained,
-/// so that all of these students have the same trunk.
+/// so that all of these students have the same trunk. Such a student has no thresholds yet.
 ///
 /// Errors: files that cannot be read, or that have other tasks.
 pub fn branched(out: &Path, prefix: &str, branches: &[usize]) -> Result<Tensors> {
@@ -37,10 +37,18 @@ pub fn branched(out: &Path, prefix: &str, branches: &[usize]) -> Result<Tensors>
         let task = format!("task{i}.");
         student = student.renamed(|name| (!name.starts_with(&task)).then(|| name.into()));
         let shallower = weights::load(block_file(out, prefix, *block))?;
-        for (name, tensor) in shallower.iter().filter(|(name, _)| name.starts_with(&task)) {
+        let tensors: Vec<_> = shallower.iter().filter(|(name, _)| name.starts_with(&task)).collect();
+        if tensors.is_empty() {
+            let message =
+                format!("expected tensors of the task of teacher {}, found none", spec.tasks[i].teacher);
+            return Err(Error::data(shallower.file(), message));
+        }
+        for (name, tensor) in tensors {
             student.insert(name, &tensor.shape, tensor.data.clone())?;
         }
         spec.tasks[i].block = *block;
+        // They are of the students of single blocks.
+        student.meta.remove("thresholds");
     }
     let spec = serde_json::to_value(spec).map_err(|e| Error::Run(format!("student metadata: {e}")))?;
     student.meta.insert("student".into(), spec);

@@ -65,7 +65,7 @@ pub(super) fn branching(run: &RunFolder) -> String {
     if blocks == 0 {
         return String::new();
     }
-    let chosen = common_block(s);
+    let chosen = s.common_block();
     let mark = chosen.map(|b| Mark { x: b as f64, text: "chosen" });
     let class = |i: usize| CLASSES[i % CLASSES.len()];
     let mut out = format!("<h2>Where to branch</h2><p>{}</p>\n", prose(&in_words(run)));
@@ -102,12 +102,6 @@ pub(super) fn branching(run: &RunFolder) -> String {
     out
 }
 
-/// The block after which all tasks leave the trunk, if it is the same one.
-fn common_block(s: &Summary) -> Option<usize> {
-    let block = s.branch.first()?.block;
-    s.branch.iter().all(|task| task.block == block).then_some(block)
-}
-
 /// Chart of quality against size: one dot for each block after which the student may branch.
 fn trade_off(s: &Summary, chosen: Option<usize>) -> String {
     let Some(student) = s.student.as_ref().filter(|x| x.by_block.len() == s.parameters.by_block.len()) else {
@@ -125,6 +119,11 @@ fn trade_off(s: &Summary, chosen: Option<usize>) -> String {
     let at = chosen.and_then(|b| s.parameters.by_block.get(b - 1));
     let mark = at.map(|n| Mark { x: percent_of(*n), text: "chosen" });
     let mut series = vec![Series { name: "student, by block", class: "a", points, markers: Markers::Dots }];
+    if chosen.is_none() {
+        // Its tasks leave the trunk after different blocks, so it is none of the dots.
+        let points = vec![(percent_of(s.parameters.student), student.score.map)];
+        series.push(Series { name: "the student", class: "b", points, markers: Markers::Dots });
+    }
     if let Some(map) = teachers_map(s) {
         let ends =
             series[0].points.first().zip(series[0].points.last()).map_or((0.0, 0.0), |(a, b)| (a.0, b.0));
@@ -161,7 +160,7 @@ fn in_words(run: &RunFolder) -> String {
     if s.branch.is_empty() {
         return "No block is chosen yet; these are the blocks trained so far.".into();
     }
-    let chosen = common_block(s);
+    let chosen = s.common_block();
     let of_tasks = || {
         let all = s.branch.iter().map(|t| format!("{} after block {}", t.teacher, t.block));
         all.collect::<Vec<_>>().join(", ")
@@ -199,7 +198,7 @@ fn in_words(run: &RunFolder) -> String {
         let best = best + 1;
         // A difference that the shown digit hides (0.05) does not count as better.
         text += &if chosen == Some(best) || map < here + 0.05 {
-            " Measured afterwards, no block is better for all tasks.".to_owned()
+            " Measured afterwards, no student that branches after one block has a higher mAP.".to_owned()
         } else {
             format!(
                 " Measured afterwards, block {best} would have been better: {map:.1} % against {here:.1} %."

@@ -267,6 +267,12 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// The block after which all tasks leave the trunk, if it is the same one.
+    pub fn common_block(&self) -> Option<usize> {
+        let block = self.branch.first()?.block;
+        self.branch.iter().all(|task| task.block == block).then_some(block)
+    }
+
     /// Checks a summary that was read from a file, which may have been edited.
     ///
     /// Errors: values that no run can have.
