@@ -9,7 +9,8 @@ use clap::Args;
 use super::args::DeviceArgs;
 use super::check::check_against_teachers;
 use super::commands::Commands;
-use super::folder::{Existing, Lock, OutputFolder};
+use super::folder::{Existing, OutputFolder};
+use super::output::print;
 use super::progress::ProgressMode;
 use super::run::{Printing, run_in_folder};
 use super::units::{self, Part, State, Unit};
@@ -27,7 +28,7 @@ use crate::summary::Summary;
 
 #[derive(Args)]
 pub struct ExperimentArgs {
-    /// table3, table4, table5, fig3 (configs/experiments), or a TOML file
+    /// table3, table4, table5, fig3, all-labels (configs/experiments), or a TOML file
     name: String,
     /// One of the file's [scales]: `paper`, or `demo` for the committed teachers on a CPU
     #[arg(long, default_value = "paper")]
@@ -52,7 +53,7 @@ pub struct ExperimentArgs {
     /// Run every N-th unit from the K-th on, and print no table
     #[arg(long, value_name = "K/N", value_parser = units::parse_part, conflicts_with = "collect")]
     only: Option<Part>,
-    /// Run nothing: make the table of units that have all finished
+    /// Train nothing: make the table of units that have all finished
     #[arg(long)]
     collect: bool,
     /// Print only the result, no progress
@@ -62,6 +63,8 @@ pub struct ExperimentArgs {
 
 /// Executes the units that have not finished yet, writes NAME.{md,json,html} and returns the table as text. With `--list`,
 /// `--only` or `--collect`: only that part of the work.
+///
+/// Errors: an experiment, a config or a file that cannot be read; the first error of a unit; units that have not finished.
 pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<String> {
     let file = find(&args.name)?;
     let mut experiment = load_experiment(&file, &args.scale)?;
@@ -85,7 +88,7 @@ pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<S
     fs::create_dir_all(&runner.out).map_err(|e| Error::io("make the output folder", &runner.out, e))?;
     if let Some(part) = args.only {
         let wanted = units.iter().enumerate().filter(|(i, _)| part.has(*i)).map(|(_, unit)| unit);
-        return wanted.map(|unit| Ok(runner.line(unit, runner.run(unit)?.as_ref()))).collect();
+        return runner.run_part(wanted).map(|()| String::new());
     }
     if !args.collect {
         for unit in &units {
@@ -111,15 +114,21 @@ impl ExperimentArgs {
     }
 }
 
-/// Checks that the files which a finished run read have the same contents now, wherever they are.
+/// Checks that the files which a finished run read have the same contents now. Folders of images are not compared.
 ///
-/// Errors: a file that has changed since.
+/// Errors: a file that has changed since, or that cannot be read.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     let Some(origin) = Origin::read(folder)? else { return Ok(()) };
     let evaluation = spec.evaluation.as_ref().and_then(EvaluationData::file);
-    let evaluation = evaluation.and_then(|file| WeightsFile::of(EVALUATION, file).ok());
+    let evaluation = evaluation.map(|file| WeightsFile::of(EVALUATION, file)).transpose()?;
+    // Several files may have one name, such as the shards of a teacher: they are in the order of the config.
+    let mut then: Vec<&WeightsFile> = origin.weights.iter().collect();
+    let mut is_same = |f: &WeightsFile| {
+        let at = then.iter().position(|o| o.name == f.name);
+        at.is_some_and(|at| then.remove(at).sha256 == f.sha256)
+    };
     let mut now = inputs::hashes(spec).into_iter().chain(evaluation);
-    let differs = now.find(|f| !origin.weights.iter().any(|o| o.name == f.name && o.sha256 == f.sha256));
+    let differs = now.find(|f| !is_same(f));
     match differs {
         None => Ok(()),
         Some(f) => Err(Error::Usage(format!(
@@ -204,21 +213,39 @@ impl Runner<'_> {
         config::load_run(&self.experiment.config, &all)
     }
 
+    /// Executes units one after the other, and prints a line of each when it ends. A unit's own failure does not keep the
+    /// others from being tried.
+    ///
+    /// Errors: a stop; the first failure of a unit, once all were tried.
+    fn run_part<'u>(&self, units: impl Iterator<Item = &'u Unit<'u>>) -> Result<()> {
+        let mut failure = None;
+        for unit in units {
+            match self.run(unit) {
+                Ok(summary) => print(&self.line(unit, summary.as_ref()))?,
+                Err(e @ Error::Stopped { .. }) => return Err(e),
+                Err(e) => {
+                    print(&format!("{}: failed: {e}\n", unit.name()))?;
+                    failure.get_or_insert(e);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
     /// The summary of a unit, which is read, resumed or executed as needed; `None` if another process works on it.
+    ///
+    /// Errors: those of [`run_in_folder`]; a folder of another config, or of files with other contents.
     fn run(&self, unit: &Unit) -> Result<Option<Summary>> {
         if let Some(summary) = self.finished(unit)? {
             return Ok(Some(summary));
         }
-        let path = self.out.join(unit.name());
-        fs::create_dir_all(&path).map_err(|e| Error::io("make the output folder", &path, e))?;
         // Locked before anything of the folder is looked at: another process may be about to finish the unit.
-        let Some(lock) = Lock::take(&path)? else { return Ok(None) };
+        let Some(_lock) = unit.lock(&self.out)? else { return Ok(None) };
         if let Some(summary) = self.finished(unit)? {
             return Ok(Some(summary));
         }
-        let (loaded, folder, is_started) = self.open(unit)?;
+        let (loaded, mut folder, is_started) = self.open(unit)?;
         let printing = Printing { greeting: None, mode: self.mode, is_verbose: false };
-        let mut folder = folder.locked_by(lock);
         let summary = run_in_folder(&loaded, &mut folder, is_started, printing, self.commands);
         summary.map(Some).map_err(|e| match e {
             Error::Stopped { exit_code, message } => Error::Stopped {
@@ -256,6 +283,9 @@ impl Runner<'_> {
     /// Errors: a unit of another config, or of files with other contents.
     fn finished(&self, unit: &Unit) -> Result<Option<Summary>> {
         let path = self.out.join(unit.name());
+        if !units::is_finished(&path)? {
+            return Ok(None);
+        }
         let Some(summary) = report::read_summary(&path)? else { return Ok(None) };
         let (loaded, ..) = self.open(unit)?;
         expect_same_files(&path, &loaded.spec)?;
@@ -277,7 +307,7 @@ impl Runner<'_> {
     fn expect_finished(&self, units: &[Unit]) -> Result<()> {
         let mut missing = Vec::new();
         for unit in units {
-            let state = match units::state(&self.out.join(unit.name()))? {
+            let state = match unit.state(&self.out)? {
                 State::Finished => continue,
                 State::Running => "another dfka-engine is working on it",
                 State::Started => "it began and has not finished",
@@ -298,6 +328,8 @@ impl Runner<'_> {
     }
 
     /// Writes the table of finished units, and returns it as text.
+    ///
+    /// Errors: a unit that has not finished; a teacher that cannot be scored; a file that cannot be written.
     fn table(&self, args: &ExperimentArgs, file: &Path) -> Result<String> {
         let experiment = self.experiment;
         let of = |run: &str, seed: u64| {

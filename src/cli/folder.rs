@@ -1,6 +1,6 @@
 //! The output folder of a run or a training: whether it may be used, its lock, and its old results.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -25,8 +25,8 @@ pub struct OutputFolder {
     lock: Option<Lock>,
 }
 
-/// An opened folder, locked until this value is dropped, because two runs in one folder would mix their files. The system
-/// frees the lock when the process ends in any way. Some file systems have no locks; there, none is held.
+/// An opened folder or file, locked until this value is dropped, because two runs in one folder would mix their files. The
+/// system frees the lock when the process ends in any way. Some file systems have no locks; there, none is held.
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code)] File);
 
@@ -34,18 +34,25 @@ impl Lock {
     /// Locks a folder; `None` if another process holds its lock.
     ///
     /// Errors: a folder that cannot be opened.
-    pub fn take(folder: &Path) -> Result<Option<Lock>> {
-        let file = File::open(folder).map_err(|e| Error::io("read", folder, e))?;
+    fn take(folder: &Path) -> Result<Option<Lock>> {
+        Ok(Lock::of(File::open(folder).map_err(|e| Error::io("read", folder, e))?))
+    }
+
+    /// Locks a file, which is made if it is not there; `None` if another process holds its lock. Unlike a folder's lock, it
+    /// also holds between the machines that share a folder over NFS, which needs the file to be open for writing.
+    ///
+    /// Errors: a file that cannot be made or opened.
+    pub fn take_file(path: &Path) -> Result<Option<Lock>> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        Ok(Lock::of(file.map_err(|e| Error::io("open", path, e))?))
+    }
+
+    fn of(file: File) -> Option<Lock> {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => None,
+            Ok(()) | Err(TryLockError::Error(_)) => Some(Lock(file)),
         }
     }
-}
-
-/// Whether another process holds the folder's lock.
-pub fn is_in_use(folder: &Path) -> bool {
-    Lock::take(folder).is_ok_and(|lock| lock.is_none())
 }
 
 impl OutputFolder {
@@ -76,11 +83,6 @@ impl OutputFolder {
             Existing::Refuse | Existing::Replace => {}
         }
         Ok(OutputFolder { path, existing, lock: None })
-    }
-
-    /// The same folder, which the caller has locked already.
-    pub fn locked_by(self, lock: Lock) -> Self {
-        OutputFolder { lock: Some(lock), ..self }
     }
 
     /// Protects the files that this command reads from `--force`.

@@ -156,6 +156,7 @@ fn an_experiment_runs_each_row_once_and_shows_its_command() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);
     std::fs::write(file("c.toml"), format!("{CONFIG}evaluation.data = 'e.npz'\n")).unwrap();
+    std::fs::write(file("e.npz"), "labelled images").unwrap();
     let text = "title = 't'\nsource = 's'\nseeds = [0, 1]\nscales.demo.config = 'c.toml'\n\
                 [[rows]]\nname = 'ours'\nrun = 'r'\nset = ['dual.batch=8']\n[[rows]]\nname = 'A'\nteacher = 1\n";
     std::fs::write(file("e.toml"), text).unwrap();

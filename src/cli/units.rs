@@ -1,9 +1,11 @@
 //! The units of an experiment: each of its runs at each seed. A unit is one command that can be repeated and resumed, so
 //! that a job array or GNU parallel can work on many at once (docs/scaling.md).
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::folder;
+use super::folder::Lock;
 use crate::config::Override;
 use crate::config::experiment::{Experiment, RowKind};
 use crate::error::{Error, Result};
@@ -22,6 +24,41 @@ impl Unit<'_> {
     /// The name of its folder.
     pub fn name(&self) -> String {
         format!("{}-seed{}", self.run, self.seed)
+    }
+
+    /// The file whose lock the process holds that works on the unit, beside its folder.
+    fn lock_file(&self, out: &Path) -> PathBuf {
+        out.join(format!(".{}.lock", self.name()))
+    }
+
+    /// Locks the unit; `None` if another process works on it.
+    ///
+    /// Errors: a file that cannot be made.
+    pub fn lock(&self, out: &Path) -> Result<Option<Lock>> {
+        let file = self.lock_file(out);
+        // A process that only asks for the unit's state holds the lock for a moment.
+        for _ in 0..10 {
+            if let Some(lock) = Lock::take_file(&file)? {
+                return Ok(Some(lock));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(None)
+    }
+
+    /// How far the unit is.
+    ///
+    /// Errors: a summary that cannot be read.
+    pub fn state(&self, out: &Path) -> Result<State> {
+        let folder = out.join(self.name());
+        if is_finished(&folder)? {
+            return Ok(State::Finished);
+        }
+        let file = self.lock_file(out);
+        if file.exists() && Lock::take_file(&file)?.is_none() {
+            return Ok(State::Running);
+        }
+        Ok(if folder.join(report::CONFIG).exists() { State::Started } else { State::Absent })
     }
 }
 
@@ -74,17 +111,11 @@ pub enum State {
     Finished,
 }
 
-/// How far the unit in `folder` is.
+/// Whether a unit's folder has everything that a run writes: the report is the last file.
 ///
 /// Errors: a summary that cannot be read.
-pub fn state(folder: &Path) -> Result<State> {
-    if report::read_summary(folder)?.is_some() {
-        return Ok(State::Finished);
-    }
-    if !folder.join(report::CONFIG).exists() {
-        return Ok(State::Absent);
-    }
-    Ok(if folder::is_in_use(folder) { State::Running } else { State::Started })
+pub fn is_finished(folder: &Path) -> Result<bool> {
+    Ok(report::read_summary(folder)?.is_some() && folder.join(report::HTML).exists())
 }
 
 /// What `--list --json` says of a unit.
@@ -99,14 +130,18 @@ struct Listed {
 /// The command of each unit, a line each, or with `is_json` an array that also has names, folders and states. A command is
 /// that of this process with `--only` in place of `--list`.
 ///
-/// Errors: a summary that cannot be read.
+/// Errors: a summary that cannot be read; an argument that is not Unicode.
 pub fn list(units: &[Unit], out: &Path, is_json: bool) -> Result<String> {
+    let unicode = |a: OsString| {
+        a.into_string()
+            .map_err(|a| Error::Usage(format!("--list: the argument {} is not Unicode", a.display())))
+    };
+    let args = std::env::args_os().map(unicode).collect::<Result<Vec<String>>>()?;
     let of = |(i, unit): (usize, &Unit)| {
-        let args = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
-        let own = args.filter(|a| a != "--list" && a != "--json");
-        let command = own.chain(["--only".into(), format!("{}/{}", i + 1, units.len())]).collect();
-        let folder = out.join(unit.name());
-        Ok(Listed { unit: unit.name(), state: state(&folder)?, folder, command })
+        let part = format!("--only={}/{}", i + 1, units.len());
+        let of_only = |a: &String| if a == "--list" { part.clone() } else { a.clone() };
+        let command = args.iter().filter(|a| *a != "--json").map(of_only).collect();
+        Ok(Listed { unit: unit.name(), state: unit.state(out)?, folder: out.join(unit.name()), command })
     };
     let listed = units.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
     if is_json {

@@ -102,8 +102,8 @@ impl Source {
     }
 
     /// The path of the file that `raw` names relative to the config's folder. `raw` becomes absolute, so
-    /// that a copy of the config in another folder names the same file; and without `..` and links if the file is there,
-    /// so that two spellings of its path give the same config.
+    /// that a copy of the config in another folder names the same file; and without `..` and links to folders, so that two
+    /// spellings of its path give the same config. A link to a file stays: what lies beside it may belong to it.
     pub fn file(&self, path: &str, raw: &mut String) -> Result<PathBuf> {
         if raw.is_empty() {
             return Err(self.fail(path, format!("`{path}` is empty; expected the path of a file")));
@@ -111,7 +111,11 @@ impl Source {
         let joined = self.file.parent().unwrap_or(Path::new("")).join(&*raw);
         let whole =
             std::path::absolute(&joined).map_err(|e| self.fail(path, format!("`{path}`: {raw}: {e}")))?;
-        let whole = std::fs::canonicalize(&whole).unwrap_or(whole);
+        let folder = whole.parent().and_then(|folder| std::fs::canonicalize(folder).ok());
+        let whole = match (folder, whole.file_name()) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => whole,
+        };
         *raw = whole.to_string_lossy().into_owned();
         Ok(joined)
     }

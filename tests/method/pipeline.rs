@@ -8,6 +8,7 @@ use dfka_engine::models::filter::{FilterKind, FilterSpec};
 use dfka_engine::models::resnet::{Normalisation, ResNetSpec, Stem};
 use dfka_engine::models::targetnet::{TargetNetSpec, TaskSpec};
 use dfka_engine::pipeline::Device;
+use dfka_engine::pipeline::fingerprint;
 use dfka_engine::pipeline::spec::EvaluationData;
 use dfka_engine::summary::{Score, Summary};
 use dfka_engine::weights::npz;
@@ -293,6 +294,22 @@ fn tasks_of_frozen_blocks_branch_where_their_own_loss_is_lowest() {
     assert_eq!(agreement.labels.len(), s.labels.len());
     let thresholds: Vec<f32> = load(&lab.path("out/student.npz")).meta_as("thresholds").unwrap();
     assert_eq!(thresholds.len(), s.labels.len());
+}
+
+/// What a run can be resumed with: the spelling of a path does not matter, the contents of the file do.
+#[test]
+fn the_fingerprint_is_of_contents_and_of_no_paths() {
+    let lab = Lab::new();
+    let of = |weights: &str| {
+        let spec = lab.spec(&[&format!("teachers.0.weights={weights}"), ALL_STUDENTS[1]]);
+        fingerprint::of_run(&spec, &[]).unwrap()
+    };
+    std::fs::create_dir(lab.path("in")).unwrap();
+    std::fs::copy(lab.path("left.npz"), lab.path("in/copy.npz")).unwrap();
+    let first = of("left.npz");
+    assert_eq!(first, of("in/../left.npz"));
+    assert_eq!(first, of("in/copy.npz"));
+    assert_ne!(first, of("right.npz"));
 }
 
 #[test]

@@ -87,8 +87,10 @@ fn the_listed_commands_make_what_the_serial_command_makes() {
             (Some(*unit), Some("finished"))
         );
         assert_eq!(states[i]["folder"].as_str(), Some(format!("parts/demo/{unit}").as_str()));
-        let only = format!("{}/4", i + 1);
-        assert_eq!(states[i]["command"].as_array().unwrap().last().unwrap().as_str(), Some(only.as_str()));
+        let only = format!("--only={}/4", i + 1);
+        let command = states[i]["command"].as_array().unwrap();
+        assert!(command.iter().any(|a| a.as_str() == Some(&only)), "{command:?}");
+        assert!(command.iter().all(|a| !["--list", "--json"].contains(&a.as_str().unwrap())), "{command:?}");
     }
     let collected = go(&lab, "parts", &["--collect"]);
     assert!(collected.status.success(), "{}", text(&collected.stderr));
@@ -192,6 +194,41 @@ fn a_unit_that_run_made_counts_however_its_paths_were_spelled() {
     let said = text(&refused.stderr);
     assert!(said.contains("this run read a different evaluation data"), "{said}");
     assert_eq!(refused.status.code(), Some(2));
+}
+
+/// A killed process left a summary and no report: the unit is finished by the next one.
+#[test]
+fn a_unit_without_its_last_file_is_completed() {
+    let lab = lab();
+    serial(&lab);
+    let student = lab.bytes("serial/demo/ours-seed1/student.npz");
+    fs::remove_file(lab.path("serial/demo/ours-seed1/report.html")).unwrap();
+    let missing = text(&go(&lab, "serial", &["--collect"]).stderr);
+    assert!(
+        missing.contains("1 of 4") && missing.contains("ours-seed1 (it began and has not finished)"),
+        "{missing}"
+    );
+    let again = go(&lab, "serial", &["--quiet"]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert!(lab.path("serial/demo/ours-seed1/report.html").exists());
+    assert!(student == lab.bytes("serial/demo/ours-seed1/student.npz"));
+}
+
+/// A unit that fails does not keep the others of its part from being tried, and its exit code is that of the process.
+#[test]
+fn a_part_goes_on_after_a_unit_that_fails() {
+    let lab = lab();
+    let rows = EXPERIMENT.replace("run = \"ours\"", "run = \"ours\"\nset = [\"loss.least_diversity=2.0\"]");
+    fs::write(lab.path("e.toml"), rows).unwrap();
+    let part = go(&lab, "out", &["--quiet", "--only", "1/1"]);
+    let (printed, said) = (text(&part.stdout), text(&part.stderr));
+    assert_eq!(part.status.code(), Some(7), "{said}");
+    let lines: Vec<&str> = printed.lines().collect();
+    assert!(
+        lines.len() == 4 && lines[0].starts_with("ours-seed0: failed: generator: collapsed"),
+        "{printed}"
+    );
+    assert!(lines[2..].iter().all(|line| line.contains(": finished")), "{printed}");
 }
 
 #[test]
