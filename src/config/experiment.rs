@@ -276,7 +276,12 @@ teacher = 1
         let mut count = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
             for scale in ["demo", "paper"] {
-                let e = load_experiment(&entry.as_ref().unwrap().path(), scale).unwrap();
+                let path = entry.as_ref().unwrap().path();
+                // The paper has no such table.
+                if scale == "paper" && path.ends_with("all-labels.toml") {
+                    continue;
+                }
+                let e = load_experiment(&path, scale).unwrap();
                 for row in &e.rows {
                     if let RowKind::Student { overrides, .. } = &row.kind {
                         let all = [e.overrides.clone(), overrides.clone(), vec![Override::seed(e.seeds[0])]];
@@ -289,6 +294,6 @@ teacher = 1
                 count += 1;
             }
         }
-        assert_eq!(count, 8, "three tables and a figure, at two scales");
+        assert_eq!(count, 9, "three tables and a figure at two scales, and one table at the demo's");
     }
 }
