@@ -10,8 +10,8 @@ constexpr int STATS_ROWS = 128;
 struct Spread {
     float mean, square;
 };
-// Of a's and b's rows together (Chan, Golub, LeVeque 1983), which may be none. However far the mean is from
-// zero, no digits are lost.
+// The mean and squares of the rows of a and b together (Chan, Golub, LeVeque 1983). Either may have no rows. No
+// digits are lost, however far the mean is from zero.
 DEV Spread merge(const Spread& a, const Spread& b, float rows_a, float rows_b) {
     const float away = b.mean - a.mean, share = rows_b > 0.0f ? rows_b / (rows_a + rows_b) : 0.0f;
     return {fmaf(away, share, a.mean), fmaf(away * away, rows_a * share, a.square + b.square)};

@@ -185,7 +185,7 @@ fn a_unit_that_run_made_counts_however_its_paths_were_spelled() {
     assert_eq!(before, lab.bytes(&format!("{out}/demo/ours-seed0/run.json")), "the unit was run again");
     expect_same_as_serial(&lab, &out);
 
-    // Its score is of other data than the config names now.
+    // The evaluation data changes after the unit was scored.
     let image = crate::common::network().image;
     crate::common::labelled(9, image, &["bus", "car", "dog", "cat", "table"], 4321)
         .save(lab.path("evaluation.npz"))
