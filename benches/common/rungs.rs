@@ -240,7 +240,11 @@ impl Rung {
             let stats = if p.channel_stats { of(o.channel_stats) } else { KernelArg::Null };
             vec![of(o.y), KernelArg::Null, of(o.mask), of(o.x), of(o.filter), of(o.bias), residual, stats]
         };
-        let gradient = |o: &Operands| vec![of(o.x), of(o.y), of(o.filter), of(o.mask)];
+        // Without the gradient of a statistics loss.
+        let gradient = |o: &Operands| {
+            let operands = [of(o.x), of(o.y), of(o.filter), of(o.mask)];
+            operands.into_iter().chain(vec![KernelArg::Null; 4]).collect()
+        };
         let mut args = Vec::new();
         if !self.is_mma() {
             args.push(p.maps(operands, self.rows));

@@ -1,23 +1,37 @@
 // Batch normalisation with an activation: see src/ops/layers/batch_norm.rs. Forward with batch statistics is
 // three launches: sums over chunks of pixels, a fold that also updates the running estimates, and a pass that
-// writes y. With running estimates it is only the last of them. Backward likewise: sums, fold, dx. Feature
+// writes y. Where the producer of x has stored statistics of its tiles, the fold reads those, and there are no
+// sums. With running estimates it is only the last of them. Backward: sums, fold, dx. Feature
 // maps are [pixels, c], vectors [c]; blocks and chunks as in lib/channels.cuh. x and y may differ in type: x
 // is float where a view turned rows into pixels.
+#include "lib/channel_stats.cuh"
 #include "lib/channels.cuh"
 
 // Sums of x - shift and of its square over chunks of pixels. parts [chunks][2][c], shift [c].
 template <class X, int n>
 KERNEL(256, 4) batch_norm_fwd_sums(float* RESTRICT parts, float* RESTRICT shift, const X* RESTRICT x, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
-    store_stats_parts<n>(shift, parts, x, d, scratch);
+    store_stats_parts<n>(shift, parts, x, d, Tile<n>::of(d), blockIdx.y, scratch);
 }
 INSTANCE(batch_norm_fwd_sums<float, 4>)
 INSTANCE(batch_norm_fwd_sums<float, 1>)
 INSTANCE(batch_norm_fwd_sums<bf16, 8>)
 INSTANCE(batch_norm_fwd_sums<bf16, 1>)
 
-// Folds the chunks. coefficients [3][c] become shift (unchanged), rstd and offset, with xhat = (x - shift) *
-// rstd + offset.
+// What a fold stores of channel i. coefficients [3][c]: shift, rstd and offset, with xhat = (x - shift) * rstd +
+// offset; the mean is shift + delta.
+DEV void store_batch(float* coefficients, float* running_mean, float* running_var, int i, float shift, float delta, float var,
+                     i64 pixels, int c, float momentum, float eps) {
+    const float unbiased = (float)((double)pixels / ((double)pixels - 1.0));
+    running_mean[i] += momentum * (shift + delta - running_mean[i]);
+    running_var[i] += momentum * (var * unbiased - running_var[i]);
+    const float rstd = 1.0f / sqrtf(var + eps);
+    coefficients[i] = shift;
+    coefficients[c + i] = rstd;
+    coefficients[2 * c + i] = -delta * rstd;
+}
+
+// Folds the chunks. `coefficients` holds the shift.
 KERNEL(256) batch_norm_fwd_finish(float* RESTRICT coefficients, float* RESTRICT running_mean, float* RESTRICT running_var,
                                   const float* RESTRICT parts, i64 pixels, int c, int chunks, float momentum, float eps) {
     SHARED(double, scratch, FOLD_SCRATCH);
@@ -27,14 +41,23 @@ KERNEL(256) batch_norm_fwd_finish(float* RESTRICT coefficients, float* RESTRICT 
     const int i = fold_channel();
     float delta, var;
     mean_and_variance(delta, var, sums, pixels);
-    const float unbiased = (float)((double)pixels / ((double)pixels - 1.0));
-    running_mean[i] += momentum * (coefficients[i] + delta - running_mean[i]);
-    running_var[i] += momentum * (var * unbiased - running_var[i]);
-    const float rstd = 1.0f / sqrtf(var + eps);
-    coefficients[c + i] = rstd;
-    coefficients[2 * c + i] = -delta * rstd;
+    store_batch(coefficients, running_mean, running_var, i, coefficients[i], delta, var, pixels, c, momentum, eps);
 }
 INSTANCE(batch_norm_fwd_finish)
+
+// Merges the tiles of `rows` pixels that the producer of x stored, [tiles][2][c]. The shift is the mean, rounded
+// to a float.
+KERNEL(1024) batch_norm_fwd_merge(float* RESTRICT coefficients, float* RESTRICT running_mean, float* RESTRICT running_var,
+                                  const float* RESTRICT tiles, i64 pixels, int c, int rows, float momentum, float eps) {
+    SHARED(double, scratch, TILE_FOLD_SCRATCH);
+    double sums[2];
+    fold_tiles(sums, tiles, pixels, c, rows, scratch);
+    if (!is_tile_fold_leader(c)) return;
+    const TileMoments of = TileMoments::of(sums, pixels);
+    const int i = tile_fold_channel();
+    store_batch(coefficients, running_mean, running_var, i, of.mean, of.rest, of.variance, pixels, c, momentum, eps);
+}
+INSTANCE(batch_norm_fwd_merge)
 
 // The coefficients of n channels. The output before the activation is (x - shift) * scale + bias; forward and
 // backward compute it in the same way, so that they agree on its sign.
@@ -131,7 +154,7 @@ batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRIC
     const Floats<n> offset = load_f32<n>(coefficients + 2 * (i64)d.c + channel);
     UNROLL
     for (int i = 0; i < n; i++) sum_gx.v[i] = fmaf(sum_gx.v[i], rstd.v[i], sum_g.v[i] * offset.v[i]);
-    store_parts<n>(parts, sum_g, sum_gx, d, scratch, t);
+    store_parts<n>(parts, sum_g, sum_gx, d, scratch, t, blockIdx.y);
 }
 INSTANCE(batch_norm_bwd_sums<float, float, 4>)
 INSTANCE(batch_norm_bwd_sums<float, float, 1>)

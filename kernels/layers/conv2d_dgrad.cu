@@ -8,7 +8,7 @@
 // dx[n,h,w,c] = sum over r, s, k of dz[n, (h + pad - r) / stride, (w + pad - s) / stride, k] * w[k,r,s,c],
 // over the taps whose divisions are exact and give a pixel of dz; added to what dx holds if `add`; then
 // multiplied by the slope of the activation that produced x, if there is a mask: 1 where its bit is set, else
-// `slope`. Shapes are those of Conv2dInputGradient.
+// `slope`. With `u` also the gradient of u. Shapes are those of Conv2dInputGradient.
 // Product: rows are the input pixels of one phase, columns c, inner dimension the taps that reach them times
 // k. A phase is one residue class of input pixels, all reached by the same taps, so that a strided gradient
 // multiplies no zeros of the stride. Zeros of padding are multiplied.
@@ -48,7 +48,20 @@ KERNEL(256) conv2d_dgrad(Group<Conv2dInputGradient<T>> members, Conv2dDims d, in
         const int c = at.column + column, count = d.c - c;
         if (pixel[row] < 0 || count <= 0) return;
         const u32 bits = io.mask ? io.mask[(i64)pixel[row] * mask_bytes + c / 8] : 0xffu;
-        put_eight(io.dx + (i64)pixel[row] * d.c + c, v, count, aligned, add, bits, slope);
+        const i64 element = (i64)pixel[row] * d.c + c;
+        sum_eight(v, io.dx + element, count, aligned, add, bits, slope);
+        if (!io.u || io.du) store_eight(io.dx + element, v, count, aligned);
+        if (!io.u) return;
+        float u[8];
+        load_eight(u, io.u + element, count, aligned);
+        const float scale = *io.dloss;
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            if (i >= count) break;
+            const float shift = io.coefficients[c + i];
+            v[i] += scale * fmaf(io.coefficients[d.c + c + i], u[i] - shift, io.coefficients[2 * d.c + c + i]);
+        }
+        store_eight((io.du ? io.du : io.dx) + element, v, count, aligned);
     });
 }
 
@@ -59,13 +72,21 @@ template <int BM, int BN>
 KERNEL(384, 1)
 conv2d_dgrad_wgmma(MAPS_PARAM maps, Group<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
     DYN_SHARED(char, shared);
-    wgmma_input_gradient<BM, BN, true>(maps, members, d, add, slope, shared);
+    wgmma_input_gradient<BM, BN, true, StoreInputGradient>(maps, members, d, add, slope, shared);
 }
 template <int BM, int BN>
 KERNEL(512, 1)
 conv2d_dgrad_wgmma_cooperative(MAPS_PARAM maps, Group<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
     DYN_SHARED(char, shared);
-    wgmma_input_gradient<BM, BN, false>(maps, members, d, add, slope, shared);
+    wgmma_input_gradient<BM, BN, false, StoreInputGradient>(maps, members, d, add, slope, shared);
+}
+// With u, which takes a third more instructions: a kernel of its own, so that the others stay as they are. A
+// cooperative tile would have no registers for it.
+template <int BM, int BN>
+KERNEL(384, 1)
+conv2d_dgrad_statistics_wgmma(MAPS_PARAM maps, Group<Conv2dInputGradient<bf16>> members, Conv2dDims d, int add, float slope) {
+    DYN_SHARED(char, shared);
+    wgmma_input_gradient<BM, BN, true, StoreGradientOfStatistics>(maps, members, d, add, slope, shared);
 }
 
 // Tiles as in conv2d_fwd.cu.
@@ -80,3 +101,5 @@ INSTANCE(conv2d_dgrad<float, 128, 32>)
 INSTANCE_90A(conv2d_dgrad_wgmma_cooperative<192, 256>)
 INSTANCE_90A(conv2d_dgrad_wgmma<128, 128>)
 INSTANCE_90A(conv2d_dgrad_wgmma<128, 64>)
+INSTANCE_90A(conv2d_dgrad_statistics_wgmma<128, 128>)
+INSTANCE_90A(conv2d_dgrad_statistics_wgmma<128, 64>)

@@ -3,7 +3,7 @@
 //
 // For each of its columns a tile stores the mean and the sum of squared distances from it. Such partials are
 // merged without a common shift (Chan, Golub, LeVeque 1983) and lose no digits where the mean is many
-// standard deviations from zero. channel_stats_fold (kernels/engine/channel_stats.cu) merges them.
+// standard deviations from zero. `fold_tiles` merges them.
 #pragma once
 #include "lib/eights.cuh"
 
@@ -51,5 +51,54 @@ template <int THREADS, int BN> struct ColumnStats {
         }
         part[column + c] = mean;
         part[k + column + c] = square;
+    }
+};
+
+// A block of 1024 threads merges the tiles of eight channels, 128 threads for each: 64 images of 112x112 are
+// 6272 tiles of 128 pixels, 49 for each thread. `scratch`: 16 KB of shared memory.
+constexpr int TILE_FOLD_THREADS = 1024, TILE_FOLD_CHANNELS = 8, TILE_FOLD_SCRATCH = 2 * TILE_FOLD_THREADS;
+
+DEV int tile_fold_channel() { return blockIdx.x * TILE_FOLD_CHANNELS + threadIdx.x % TILE_FOLD_CHANNELS; }
+// One thread per channel owns the merged result.
+DEV bool is_tile_fold_leader(int c) { return threadIdx.x < TILE_FOLD_CHANNELS && tile_fold_channel() < c; }
+
+// The sums of x and of x^2 over all pixels of `tile_fold_channel()`, in its leader. stats [tiles][2][c]: of
+// each run of `rows` pixels (the last one has the rest) the mean and the squared distances from it. In double:
+// its 53 bits leave the rounding of the tiles' own floats as the only error. All threads must call.
+DEV void fold_tiles(double (&sums)[2], const float* RESTRICT stats, i64 pixels, int c, int rows, double* scratch) {
+    constexpr int SLICES = TILE_FOLD_THREADS / TILE_FOLD_CHANNELS;
+    const int channel = tile_fold_channel(), me = threadIdx.x;
+    const int tiles = (int)((pixels + rows - 1) / rows);
+    double first = 0.0, second = 0.0;
+    if (channel < c) {
+        _Pragma("unroll 4") for (int t = me / TILE_FOLD_CHANNELS; t < tiles; t += SLICES) {
+            const double mean = stats[(i64)(2 * t) * c + channel], square = stats[(i64)(2 * t + 1) * c + channel];
+            const double n = t + 1 < tiles ? rows : (int)(pixels - (i64)t * rows);
+            first += n * mean;
+            second += square + n * mean * mean;
+        }
+    }
+    scratch[me] = first;
+    scratch[TILE_FOLD_THREADS + me] = second;
+    for (int half = TILE_FOLD_THREADS / 2; half >= TILE_FOLD_CHANNELS; half /= 2) {
+        sync_block();
+        if (me < half) {
+            scratch[me] += scratch[me + half];
+            scratch[TILE_FOLD_THREADS + me] += scratch[TILE_FOLD_THREADS + me + half];
+        }
+    }
+    sync_block();
+    sums[0] = scratch[me % TILE_FOLD_CHANNELS];
+    sums[1] = scratch[TILE_FOLD_THREADS + me % TILE_FOLD_CHANNELS];
+}
+
+// Mean and biased variance from the two sums. The mean is a float and what is lost by rounding it. A variance of
+// NaN becomes 0, as on the CPU; the mean still shows that the channel diverged.
+struct TileMoments {
+    float mean, rest, variance;
+
+    DEV static TileMoments of(const double (&sums)[2], i64 pixels) {
+        const double mean = sums[0] / (double)pixels, variance = sums[1] / (double)pixels - mean * mean;
+        return {(float)mean, (float)(mean - (float)mean), variance > 0.0 ? (float)variance : 0.0f};
     }
 };

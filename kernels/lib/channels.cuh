@@ -27,16 +27,18 @@ template <int n> struct Tile {
     bool works;
     i64 first, last, step;
 
-    DEV static Tile of(const TilesDims& d) {
+    DEV static Tile of(const TilesDims& d) { return of(d, blockIdx.x, blockIdx.y); }
+    // `column`: the image and the slab of channels. `chunk`: the run of pixels.
+    DEV static Tile of(const TilesDims& d, int column, int chunk) {
         Tile t;
         t.lane = threadIdx.x % d.lanes;
         t.row = threadIdx.x / d.lanes;
         t.rows = blockDim.x / d.lanes;
-        t.channel = ((int)(blockIdx.x % d.slabs) * d.lanes + t.lane) * n;
+        t.channel = (column % d.slabs * d.lanes + t.lane) * n;
         t.works = t.channel < d.c;
         if (!t.works) t.channel = 0;
-        const i64 begin = blockIdx.y * d.chunk, end = begin + d.chunk < d.pixels ? begin + d.chunk : d.pixels;
-        const i64 image = blockIdx.x / d.slabs * d.pixels;
+        const i64 begin = chunk * d.chunk, end = begin + d.chunk < d.pixels ? begin + d.chunk : d.pixels;
+        const i64 image = (i64)(column / d.slabs) * d.pixels;
         t.first = (image + begin + t.row) * d.c + t.channel;
         t.last = t.works ? (image + end) * d.c : t.first;
         t.step = (i64)t.rows * d.c;
@@ -107,22 +109,23 @@ template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const T
 
 // Stores the two sums of this block's chunk in parts [chunks][2][c].
 template <int n>
-DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second, const TilesDims& d, float* scratch, const Tile<n>& t) {
+DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second, const TilesDims& d, float* scratch, const Tile<n>& t,
+                     int chunk) {
     sum_rows<n>(first, scratch, t);
     sum_rows<n>(second, scratch, t);
     if (!t.works || t.row > 0) return;
-    store_f32<n>(parts + (i64)(2 * blockIdx.y) * d.c + t.channel, first);
-    store_f32<n>(parts + (i64)(2 * blockIdx.y + 1) * d.c + t.channel, second);
+    store_f32<n>(parts + (i64)(2 * chunk) * d.c + t.channel, first);
+    store_f32<n>(parts + (i64)(2 * chunk + 1) * d.c + t.channel, second);
 }
 
 // Stores sums of x - shift and of its square over this block's chunk in parts [chunks][2][c]. Every block
 // computes the same shift (from 32 pixels of x, which are in the L2 after the first block), which saves a
 // launch; the blocks of chunk 0 store it in `shift` [c].
 template <int n, class T>
-DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RESTRICT x, const TilesDims& d, float* scratch) {
-    const Tile<n> t = Tile<n>::of(d);
+DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T* RESTRICT x, const TilesDims& d,
+                           const Tile<n>& t, int chunk, float* scratch) {
     const Floats<n> about = sample_mean<n>(x, d, scratch, t);
-    if (blockIdx.y == 0 && t.row == 0 && t.works) store_f32<n>(shift + t.channel, about);
+    if (chunk == 0 && t.row == 0 && t.works) store_f32<n>(shift + t.channel, about);
     Floats<n> first = floats<n>(0.0f), second = floats<n>(0.0f);
     each_pack(t, [&](i64 at) { return load_f32<n>(x + at); }, [&](i64, const Floats<n>& v) {
         UNROLL
@@ -132,7 +135,7 @@ DEV void store_stats_parts(float* RESTRICT shift, float* RESTRICT parts, const T
             second.v[i] = fmaf(away, away, second.v[i]);
         }
     });
-    store_parts<n>(parts, first, second, d, scratch, t);
+    store_parts<n>(parts, first, second, d, scratch, t, chunk);
 }
 
 // A block of 256 threads folds the parts of 8 channels, 32 threads per channel: at 528 chunks a thread reads

@@ -29,10 +29,17 @@ template <class T> struct Conv2dForward {
     float* channel_stats; // [parts][2][k]
 };
 
-// `mask`, or null: the bits of x > 0, where x is the output of an activation.
+// `mask`, or null: the bits of x > 0, where x is the output of an activation of u.
+// `u`, or null: the gradient of u gets another term, `*dloss * (slope * (u - shift) + offset)`, that of a
+// statistics loss (losses/statistics_loss.cu). The gradient with that term goes to `du`, or to dx if that is
+// null.
 template <class T> struct Conv2dInputGradient {
-    T* dx;          // [n, h, w, c]
-    const T* dz;    // [n, p, q, k]
-    const T* w;     // [k, r, s, c]
-    const u8* mask; // [n, h, w, ceil(c / 8)]
+    T* dx;                     // [n, h, w, c]
+    const T* dz;               // [n, p, q, k]
+    const T* w;                // [k, r, s, c]
+    const u8* mask;            // [n, h, w, ceil(c / 8)]
+    const T* u;                // [n, h, w, c]
+    const float* coefficients; // [3][c]: shift, slope, offset
+    const float* dloss;        // scalar
+    T* du;                     // [n, h, w, c]
 };

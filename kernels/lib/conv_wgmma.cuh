@@ -48,13 +48,15 @@ DEV void wgmma_forward(const TensorMaps& maps, const Group<Io>& members, const C
     wgmma_convolution<BM, BN, pingpong, false>(maps, g, count_members(members), shared, prefetch, out_of);
 }
 
-template <int BM, int BN, bool pingpong, class Io>
+template <int BM, int BN, bool pingpong, template <class> class Store, class Io>
 DEV void wgmma_input_gradient(const TensorMaps& maps, const Group<Io>& members, const Conv2dDims& d, int add, float slope,
                               char* shared) {
     const Product g = Product::input_gradient(d);
     auto prefetch = [&](const MemberTile& tile) {
-        if (add) prefetch_map<BM, BN>(members.of[tile.member].dx, g, tile);
+        const Io& io = members.of[tile.member];
+        if (add) prefetch_map<BM, BN>(io.dx, g, tile);
+        if (Store<Io>::HAS_COLUMNS) prefetch_map<BM, BN>(io.u, g, tile);
     };
-    auto out_of = [&](int member) { return StoreInputGradient<Io>{members.of[member], add, slope}; };
+    auto out_of = [&](int member) { return Store<Io>{members.of[member], g.columns, add, slope}; };
     wgmma_convolution<BM, BN, pingpong, true>(maps, g, count_members(members), shared, prefetch, out_of);
 }

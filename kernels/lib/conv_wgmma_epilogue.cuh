@@ -1,5 +1,6 @@
 // The epilogue of a wgmma tile: from the accumulators to bias, residual, activation, mask and stores. What is
-// done to eight neighbouring sums is a structure: StoreForward for y, StoreInputGradient for dx. A new fusion
+// done to eight neighbouring sums is a structure: StoreForward for y, StoreInputGradient for dx, and
+// StoreGradientOfStatistics for dx with the gradient of a statistics loss. A new fusion
 // behind the product is applied in `store` of one of them if it works element by element, and beside `bias`
 // if it has a value for each channel. The README of src/ops/layers/conv2d lists the other places.
 #pragma once
@@ -25,13 +26,15 @@ template <class Io> struct StoreForward {
     const Io& io;
     float slope;
 
-    static constexpr bool HAS_BIAS = true;
+    static constexpr bool HAS_BIAS = true, HAS_COLUMNS = false;
+    struct Columns {};
     using Old = Eight;
     DEV Pack<float, 2> bias(int k) const { return io.bias ? load_pack<2>(io.bias + k) : Pack<float, 2>{}; }
     DEV Old old(u32 at) const { return io.residual ? load_bf16x8(io.residual, at) : Eight{}; }
     DEV bool keeps_sums() const { return io.pre_activation; }
     DEV void keep(u32 at, const float (&v)[8]) const { store_bf16x8(io.pre_activation, at, v); }
-    DEV void store(u32 at, float (&v)[8], const Old& residual) const {
+    DEV Columns columns_at(int) const { return {}; }
+    DEV void store(u32 at, float (&v)[8], const Old& residual, const Columns&) const {
         u32 bits = 0;
         UNROLL
         for (int i = 0; i < 8; i++) {
@@ -47,10 +50,11 @@ template <class Io> struct StoreForward {
 // (sum, or dx + sum if `add`) * (the mask's bit ? 1 : slope).
 template <class Io> struct StoreInputGradient {
     const Io& io;
-    int add;
+    int channels, add;
     float slope;
 
-    static constexpr bool HAS_BIAS = false;
+    static constexpr bool HAS_BIAS = false, HAS_COLUMNS = false;
+    struct Columns {};
     struct Old {
         Eight dx;
         u32 bits;
@@ -58,13 +62,57 @@ template <class Io> struct StoreInputGradient {
     DEV Old old(u32 at) const { return {add ? load_bf16x8(io.dx, at) : Eight{}, io.mask ? io.mask[at / 8] : 0xffu}; }
     DEV bool keeps_sums() const { return false; }
     DEV void keep(u32, const float (&)[8]) const {}
-    DEV void store(u32 at, float (&v)[8], const Old& old) const {
+    DEV Columns columns_at(int) const { return {}; }
+    DEV void sum(float (&v)[8], const Old& old) const {
         UNROLL
         for (int i = 0; i < 8; i++) {
             v[i] += element(old.dx, i);
             v[i] = old.bits >> i & 1 ? v[i] : v[i] * slope;
         }
+    }
+    DEV void store(u32 at, float (&v)[8], const Old& old, const Columns&) const {
+        sum(v, old);
         store_bf16x8(io.dx, at, v);
+    }
+};
+
+// The same, and dloss * (slope * (u - shift) + offset) added: see Conv2dInputGradient.
+template <class Io> struct StoreGradientOfStatistics : StoreInputGradient<Io> {
+    using Base = StoreInputGradient<Io>;
+    static constexpr bool HAS_COLUMNS = true;
+    struct Old {
+        typename Base::Old base;
+        Eight u;
+    };
+    // Of each of eight columns: the term is a u + b. That b contains the shift costs no accuracy, because u is
+    // rounded to a bf16, b to a float.
+    struct Columns {
+        float a[8], b[8];
+    };
+
+    DEV Old old(u32 at) const { return {Base::old(at), load_bf16x8(this->io.u, at)}; }
+    DEV Columns columns_at(int c) const {
+        const float scale = *this->io.dloss;
+        const float* const from = this->io.coefficients + c;
+        Columns at;
+        UNROLL
+        for (int i = 0; i < 8; i += 4) {
+            const Pack<float, 4> shift = load_pack<4>(from + i), slope = load_pack<4>(from + this->channels + i);
+            const Pack<float, 4> offset = load_pack<4>(from + 2 * this->channels + i);
+            UNROLL
+            for (int e = 0; e < 4; e++) {
+                at.a[i + e] = scale * slope.v[e];
+                at.b[i + e] = scale * fmaf(-slope.v[e], shift.v[e], offset.v[e]);
+            }
+        }
+        return at;
+    }
+    DEV void store(u32 at, float (&v)[8], const Old& old, const Columns& columns) const {
+        Base::sum(v, old.base);
+        if (this->io.du) store_bf16x8(this->io.dx, at, v);
+        UNROLL
+        for (int i = 0; i < 8; i++) v[i] += fmaf(columns.a[i], element(old.u, i), columns.b[i]);
+        store_bf16x8(this->io.du ? this->io.du : this->io.dx, at, v);
     }
 };
 
@@ -101,7 +149,8 @@ DEV void epilogue_of(const float (&d)[W::PARTS][W::N / 2], const Product& g, int
     // A thread's rows, which are 8 or 64 apart; blocks of 32 columns, in all and in a part.
     constexpr int ROWS = W::PART_ROWS ? 4 : 2, BLOCKS = W::BLOCKS, PART = W::N / 32;
     // What is loaded ahead takes turns in two places.
-    constexpr int PLACES = W::IS_AHEAD ? 2 : 1;
+    constexpr bool IS_AHEAD = W::IS_AHEAD && !Out::HAS_COLUMNS;
+    constexpr int PLACES = IS_AHEAD ? 2 : 1;
     const int lane = lane_id(), row = first_row + (warp_id() & 3) * 16 + lane / 4, column = first_column + lane % 4 * 8;
     auto row_of = [&](int i) { return row + i / 2 * 64 + i % 2 * 8; };
     auto at_of = [&](int i) { return (u32)row_of(i) * g.columns + column; };
@@ -118,12 +167,12 @@ DEV void epilogue_of(const float (&d)[W::PARTS][W::N / 2], const Product& g, int
             if (has(i)) old[b % PLACES][i] = out.old(at_of(i) + b * 32);
         }
     };
-    if (W::IS_AHEAD) load(0);
+    if (IS_AHEAD) load(0);
     UNROLL
     for (int b = 0; b < BLOCKS; b++) {
         // The columns are a multiple of 64, so all lanes take the same branch.
         if (first_column + b * 32 >= g.columns) break;
-        if (!W::IS_AHEAD) load(b);
+        if (!IS_AHEAD) load(b);
         else if (b + 1 < BLOCKS && first_column + (b + 1) * 32 < g.columns) load(b + 1);
         float v[ROWS][4][2];
         UNROLL
@@ -140,6 +189,7 @@ DEV void epilogue_of(const float (&d)[W::PARTS][W::N / 2], const Product& g, int
         }
         UNROLL
         for (int i = 0; i < ROWS; i++) transpose_quad(v[i]);
+        const typename Out::Columns columns = out.columns_at(first_column + b * 32 + lane % 4 * 8);
         // One branch for all rows.
         if (out.keeps_sums()) {
             UNROLL
@@ -149,7 +199,7 @@ DEV void epilogue_of(const float (&d)[W::PARTS][W::N / 2], const Product& g, int
         }
         UNROLL
         for (int i = 0; i < ROWS; i++) {
-            if (has(i)) out.store(at_of(i) + b * 32, flat(v[i]), old[b % PLACES][i]);
+            if (has(i)) out.store(at_of(i) + b * 32, flat(v[i]), old[b % PLACES][i], columns);
         }
     }
 }

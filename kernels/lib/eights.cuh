@@ -36,16 +36,23 @@ template <class T> DEV void store_eight(T* to, const float (&v)[8], int count, b
         if (i < count) to[i] = from_f32<T>(v[i]);
     }
 }
-// Writes eight gradients: added to what is there if `add`, then multiplied by `slope` where the bit is 0 (the
-// last writer of a gradient applies the activation mask).
+// Eight gradients: added to what is in `from` if `add`, then multiplied by `slope` where the bit is 0 (the last
+// writer of a gradient applies the activation mask).
 template <class T>
-DEV void put_eight(T* to, const float (&v)[8], int count, bool aligned, int add, u32 bits = 0xffu, float slope = 0.0f) {
-    float sum[8] = {};
-    if (add) load_eight(sum, to, count, aligned);
+DEV void sum_eight(float (&v)[8], const T* from, int count, bool aligned, int add, u32 bits, float slope) {
+    float old[8] = {};
+    if (add) load_eight(old, from, count, aligned);
     UNROLL
     for (int i = 0; i < 8; i++) {
-        sum[i] = add ? sum[i] + v[i] : v[i];
-        sum[i] = bits >> i & 1 ? sum[i] : sum[i] * slope;
+        v[i] = add ? old[i] + v[i] : v[i];
+        v[i] = bits >> i & 1 ? v[i] : v[i] * slope;
     }
+}
+// Writes eight gradients, or adds them to what is there.
+template <class T> DEV void put_eight(T* to, const float (&v)[8], int count, bool aligned, int add) {
+    float sum[8];
+    UNROLL
+    for (int i = 0; i < 8; i++) sum[i] = v[i];
+    sum_eight(sum, to, count, aligned, add, 0xffu, 0.0f);
     store_eight(to, sum, count, aligned);
 }

@@ -24,11 +24,18 @@ pub struct Fusion {
     pub copies_grad: bool,
     /// Backward can read a first term of the gradient of input 0 from another buffer and store the sum.
     pub adds_first_term: bool,
+    /// Backward's gradient of input 0 is linear in that input, with the coefficients in the first saved buffer;
+    /// the op that writes the gradient's other term can add it.
+    pub has_linear_grad: bool,
+    /// Backward's kernels can add such a term to the gradient of the input that input 0 is an activation of.
+    pub adds_linear_grad: bool,
     /// Forward's kernels can write partial statistics of the output's channels; the number is the pixels per
     /// partial.
     pub writes_channel_stats: Option<usize>,
     /// Forward begins with the statistics of the channels of input 0.
     pub reads_channel_stats: bool,
+    /// Index of the forward scratch buffer that is not needed if input 0's producer writes those statistics.
+    pub scratch_without_stats: Option<usize>,
     /// Forward's kernels can also compute a piecewise linear activation of the output, with a residual in
     /// front of it.
     pub fuses_activation: bool,
@@ -36,6 +43,9 @@ pub struct Fusion {
     pub is_fusable_activation: bool,
     /// Instructions of equal keys that do not depend on each other can run as one grouped launch.
     pub group_key: Option<String>,
+    /// Forward's launches take any number of such instructions, whatever their sizes. They run together, as
+    /// late as those allow that wait for them; backward runs one by one.
+    pub gathers_forward: bool,
     /// The outputs are f32 even where the inputs are bf16: means, whose few elements cost nothing.
     pub has_f32_outputs: bool,
 }
@@ -56,6 +66,20 @@ pub struct ActMask {
     pub slope: f32,
     /// Index of the backward scratch buffer needed only when this op must apply the activation mask itself.
     pub scratch: Option<usize>,
+}
+
+/// The gradient of a loss of a map u, added by the op that writes the rest of u's gradient:
+/// `dloss * (slope * (u - shift) + offset)` for each channel.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearGrad {
+    /// The map.
+    pub u: Slot,
+    /// Shift, slope and offset: `[3][c]`.
+    pub coefficients: Slot,
+    /// The gradient of the loss.
+    pub dloss: Slot,
+    /// Where the sum goes; none if it replaces the rest.
+    pub du: Option<Slot>,
 }
 
 /// An activation that the producer of its input computes: the slots of its operands.

@@ -1,7 +1,7 @@
 //! The operands of one instruction: their slots, and typed views of them while it runs on the CPU.
 
 use crate::device::{Slot, StepState, Views};
-use crate::ops::fusion::FusedActivation;
+use crate::ops::fusion::{FusedActivation, LinearGrad};
 use crate::tensor::{Elem, Real, Shape};
 
 /// How an op delivers a gradient. The plan decides: the first writer of a buffer stores, later ones add.
@@ -75,13 +75,17 @@ pub struct Operands {
     /// A buffer that holds the first term of the gradient of input 0: backward adds to it, and stores the sum
     /// in `input_grads`.
     pub first_term: Option<Slot>,
+    /// A loss's gradient that this instruction adds to that of input 0, after the mask.
+    pub linear_grad: Option<LinearGrad>,
+    /// Whether another instruction adds this one's gradient, so that backward has nothing to do.
+    pub is_grad_added: bool,
     /// Partial channel statistics: (buffer, pixels per partial). Written by the producer of a feature map,
     /// for its output; read by a consumer, for input 0. `None` in backward.
     pub channel_stats: Option<(Slot, usize)>,
 }
 
 impl Operands {
-    /// All slots except those of `fused_activation` and `first_term`.
+    /// All slots except those of `fused_activation`, `first_term` and `linear_grad`.
     fn all(&self) -> impl Iterator<Item = &Slot> {
         let grads =
             self.output_grads.iter().flatten().chain(self.input_grads.iter().flatten().map(|(s, _)| s));
@@ -114,8 +118,8 @@ impl Operands {
             Write::Add => 2 * slot.bytes as u64,
         })
     }
-    /// The bytes of all operands, each counted once, without those of a fused activation and of a first
-    /// term, which only GPUs have.
+    /// The bytes of all operands, each counted once, without those of a fused activation, a first term and a
+    /// linear gradient, which only GPUs have.
     pub fn bytes(&self) -> u64 {
         self.all().map(|s| s.bytes as u64).sum()
     }

@@ -493,7 +493,14 @@ fn channel_statistics_of_a_convolution_need_no_extra_pass() {
         }
     }
     let launches = |part: &str| plan.launches().filter(|(l, _)| l.kernel.name.contains(part)).count();
-    assert_eq!((launches("channel_stats_fold"), launches("fwd_sums")), (4, 1), "one is the feature loss's");
-    // Only the last activation feeds a loss that cannot apply masks.
+    assert_eq!((launches("batch_norm_fwd_merge"), launches("fwd_sums")), (1, 1), "one is the feature loss's");
+    // Three statistics losses on 40, 40 and 72 channels share their launches.
+    let of_losses = plan.launches().filter(|(l, _)| l.kernel.name.starts_with("statistics_loss_fwd"));
+    let of_losses: Vec<_> = of_losses.map(|(l, _)| (l.kernel.name, l.grid, l.group_size())).collect();
+    let expected = [("statistics_loss_fwd_merge", [9, 3, 1], 3), ("statistics_loss_fwd", [1, 3, 1], 3)];
+    assert_eq!(of_losses, expected);
+    // Only the last activation feeds a loss that cannot apply masks, and add the statistics loss's gradient. The
+    // other unit's is added by the convolution after it; the skip's lies behind no activation of its own.
     assert_eq!((launches("activation_step_fwd"), launches("activation_step_bwd")), (0, 1));
+    assert_eq!(launches("statistics_loss_bwd"), 2);
 }

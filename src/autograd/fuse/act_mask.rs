@@ -54,6 +54,10 @@ impl MaskFusions {
     pub(crate) fn by(&self, writer: usize) -> Option<MaskFusion> {
         self.by_writer.get(&writer).copied()
     }
+    /// The node that applies the mask of `producer`'s activation.
+    pub(crate) fn writer(&self, producer: usize) -> Option<usize> {
+        self.by_writer.iter().find(|(_, fusion)| fusion.producer == producer).map(|(writer, _)| *writer)
+    }
     /// Whether node `i` finds the gradient of its output already masked.
     pub(crate) fn dy_is_masked(&self, i: usize) -> bool {
         self.masked.contains(&i)

@@ -7,3 +7,4 @@ pub(super) mod act_mask;
 pub(super) mod channel_stats;
 pub(super) mod epilogue;
 pub(super) mod first_term;
+pub(super) mod linear_grad;

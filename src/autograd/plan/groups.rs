@@ -8,7 +8,8 @@ use crate::ops::operator::Signature;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The nodes of a step in groups, one group after the other. The nodes of a group are independent of each
-/// other and have the same `Fusion::group_key`, so that a GPU can merge their launches.
+/// other, and either have the same `Fusion::group_key` or gather forward (`Fusion::gathers_forward`), so that a
+/// GPU can merge their launches.
 ///
 /// The index of a group, forward groups before backward groups, is the time at which its nodes run.
 pub(crate) struct Groups {
@@ -18,17 +19,20 @@ pub(crate) struct Groups {
 
 impl Groups {
     /// Forward in an order that keeps every dependency; without keys, as on the CPU, that is the order of
-    /// the tape. Backward in the reverse order of forward, without the nodes that no gradient flows through.
+    /// the tape. Backward in the reverse order, without the nodes that no gradient flows through. Nodes that
+    /// gather wait in forward alone: if their backward waited, all their gradients would be in memory at once.
     pub(crate) fn of(tape: &Tape, needs: &Needs, epilogues: &Epilogues) -> Groups {
         let nodes = needs.live_nodes();
         let graph = Graph::of(tape, &nodes, &needs.signatures, epilogues);
         let keys = nodes.iter().map(|i| needs.fusions[*i].group_key.as_deref()).collect();
-        let in_order = graph.groups(keys).into_iter();
-        let forward: Vec<Vec<usize>> =
-            in_order.map(|g| g.into_iter().map(|at| nodes[at]).collect()).collect();
+        let after = graph.after.clone();
+        let in_order = graph.groups(keys);
+        let named = |g: &Vec<usize>| -> Vec<usize> { g.iter().map(|at| nodes[*at]).collect() };
         let runs_backward = |i: &usize| needs.runs_backward(tape, *i);
-        let backward = forward.iter().rev().map(|g| g.iter().copied().filter(runs_backward).collect());
+        let backward = in_order.iter().rev().map(|g| named(g).into_iter().filter(runs_backward).collect());
         let backward = backward.filter(|g: &Vec<usize>| !g.is_empty()).collect();
+        let gathers = |at: usize| needs.fusions[nodes[at]].gathers_forward;
+        let forward = gathered(in_order, &after, gathers).iter().map(named).collect();
         Groups { forward, backward }
     }
     /// The nodes that run forward, each with its time.
@@ -51,6 +55,29 @@ impl Groups {
     pub(crate) fn end(&self) -> usize {
         self.forward.len() + self.backward.len()
     }
+}
+
+/// The groups with the nodes that gather held back, in one group, until a node comes that waits for one of
+/// them. `after`: the nodes that wait for each.
+fn gathered(
+    groups: Vec<Vec<usize>>,
+    after: &[Vec<usize>],
+    gathers: impl Fn(usize) -> bool,
+) -> Vec<Vec<usize>> {
+    let (mut all, mut held) = (Vec::new(), Vec::<usize>::new());
+    for group in groups {
+        let is_awaited = |held: &usize| after[*held].iter().any(|at| group.contains(at));
+        if held.iter().any(is_awaited) {
+            all.push(std::mem::take(&mut held));
+        }
+        if group.iter().all(|at| gathers(*at)) {
+            held.extend(group);
+        } else {
+            all.push(group);
+        }
+    }
+    all.extend(Some(held).filter(|g| !g.is_empty()));
+    all
 }
 
 fn timed(groups: &[Vec<usize>], start: usize) -> impl Iterator<Item = (usize, usize)> {
@@ -172,6 +199,7 @@ mod tests {
     use crate::ops::layers::batch_norm::{BatchNorm, Stats};
     use crate::ops::layers::conv2d::Conv2d;
     use crate::ops::losses::activation_loss::ActivationLoss;
+    use crate::ops::losses::statistics_loss::StatisticsLoss;
     use crate::ops::losses::weighted_sum::WeightedSum;
     use crate::tensor::{Elem, Shape};
 
@@ -225,6 +253,33 @@ mod tests {
         let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
         let sizes: Vec<usize> = gpu.forward.iter().map(Vec::len).filter(|n| *n > 1).collect();
         assert_eq!(sizes, [MAX_GROUP]);
+    }
+
+    /// A layer, a statistics loss on its output, a second layer, a statistics loss on that, and their sum.
+    fn watched() -> (Tape, Value) {
+        let mut store = Store::<f32>::default();
+        let x = store.add("x", Shape::rows(2, 8));
+        let [mean, std] = ["mean", "std"].map(|n| store.add(n, Shape::vector(8)));
+        let mut t = Tape::default();
+        let [mean, std] = [mean, std].map(|id| t.leaf(&store, id, Learn::Frozen));
+        let mut y = t.leaf(&store, x, Learn::Frozen);
+        let mut losses = Vec::new();
+        for name in ["a", "b"] {
+            let w = store.add(name, Shape::new(8, 1, 1, 8));
+            let w = t.leaf(&store, w, Learn::Trainable);
+            y = t.apply(Conv2d::new(1, 0), &[y, w]).unwrap();
+            losses.push(t.apply(StatisticsLoss { eps: 1e-8 }, &[y, mean, std]).unwrap());
+        }
+        let loss = t.apply(WeightedSum { weights: vec![1.0; 2] }, &losses).unwrap();
+        (t, loss)
+    }
+
+    #[test]
+    fn statistics_losses_wait_for_each_other_in_forward_alone() {
+        let (t, loss) = watched();
+        let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
+        assert_eq!(gpu.forward, [vec![0], vec![2], vec![1, 3], vec![4]]);
+        assert_eq!(gpu.backward, [[4], [3], [2], [1], [0]]);
     }
 
     #[test]

@@ -7,9 +7,18 @@ use super::placement::Lives;
 use super::step::Step;
 use crate::autograd::TensorId;
 use crate::autograd::fuse::first_term;
+use crate::autograd::fuse::linear_grad::Writer;
 use crate::ops::operands::Write;
 use crate::ops::operator::Extent;
 use std::collections::HashMap;
+
+/// The gradient of a loss that another node adds: the node of the loss, and where the sum goes if not to the
+/// place of the other term.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LinearGrad {
+    pub loss: usize,
+    pub du: Option<usize>,
+}
 
 /// The buffers of a step, each by its index in `lives`. Values are listed by the index of the value that
 /// owns the memory.
@@ -29,6 +38,10 @@ pub(crate) struct Buffers {
     pub input_grads: Vec<Vec<Option<(usize, Write)>>>,
     /// By node: the first term of the gradient of input 0, where that is in another buffer than the sum.
     pub first_terms: Vec<Option<usize>>,
+    /// By the node that adds it to the gradient of its input 0: the gradient of a loss.
+    pub linear_grads: Vec<Option<LinearGrad>>,
+    /// By node: whether another node adds its gradient.
+    pub is_grad_added: Vec<bool>,
     /// By node that writes or reads them: partial channel statistics, and the pixels per partial.
     pub channel_stats: Vec<Option<(usize, usize)>>,
     pub loss_grad: Option<usize>,
@@ -51,6 +64,8 @@ impl Buffers {
             backward_scratch: vec![Vec::new(); nodes],
             input_grads: vec![Vec::new(); nodes],
             first_terms: vec![None; nodes],
+            linear_grads: vec![None; nodes],
+            is_grad_added: vec![false; nodes],
             channel_stats: vec![None; nodes],
             loss_grad: None,
             leaf_grads: HashMap::new(),
@@ -151,8 +166,14 @@ impl Buffers {
     fn add_input_grad(&mut self, step: &Step, t: usize, i: usize, j: usize) -> Option<(usize, Write)> {
         let (tape, node, fusion) = (step.tape, &step.tape.nodes[i], &step.needs.fusions[i]);
         let (v, value) = (tape.root(node.inputs[j]), node.inputs[j]);
+        let writer = step.linear_grads.writer_for(i).filter(|_| j == 0);
         if let Some(buffer) = self.grads[v] {
             self.lives.extend(buffer, t);
+            // The gradient of the activation's input has to be in the place of that of its output, which the
+            // other node writes.
+            let place = |w: &Writer| self.grads[tape.root(tape.nodes[w.node].inputs[0])];
+            let writer = writer.filter(|w| place(w) == Some(buffer));
+            self.add_linear_grad(writer, LinearGrad { loss: i, du: None });
             return Some((buffer, Write::Add));
         }
         // The gradient of this input equals the masked gradient of the output, which has to be masked
@@ -175,13 +196,25 @@ impl Buffers {
                 }
             }
         }
-        let buffer = self.lives.add(step.storage.value_bytes(value), t);
+        let first_term = self.waiting_first_terms[v].take().filter(|_| j == 0);
+        let writer = writer.filter(|_| first_term.is_some());
+        let since = writer.map_or(t, |w| w.time);
+        let buffer = self.lives.add(step.storage.value_bytes(value), since);
+        self.lives.extend(buffer, t);
         self.grads[v] = Some(buffer);
-        if let Some(first) = self.waiting_first_terms[v].take().filter(|_| j == 0) {
+        if let Some(first) = first_term {
             self.first_terms[i] = Some(first);
             self.lives.extend(first, t);
+            self.add_linear_grad(writer, LinearGrad { loss: i, du: Some(buffer) });
         }
         Some((buffer, Write::Set))
+    }
+
+    fn add_linear_grad(&mut self, writer: Option<Writer>, grad: LinearGrad) {
+        if let Some(writer) = writer {
+            self.linear_grads[writer.node] = Some(grad);
+            self.is_grad_added[grad.loss] = true;
+        }
     }
 
     /// The gradients of leaves are read by the optimisers.
@@ -199,7 +232,12 @@ impl Buffers {
             extents.iter().map(|e| self.lives.add(step.storage.extent_bytes(e), t)).collect()
         };
         for (t, i) in step.groups.forward_nodes() {
-            self.forward_scratch[i] = add(&step.needs.signatures[i].scratch_forward, t);
+            let mut extents = step.needs.signatures[i].scratch_forward.clone();
+            let unneeded = step.needs.fusions[i].scratch_without_stats;
+            if let Some(unneeded) = unneeded.filter(|_| self.channel_stats[i].is_some()) {
+                extents[unneeded] = Extent::Bytes(0);
+            }
+            self.forward_scratch[i] = add(&extents, t);
         }
         for (t, i) in step.groups.backward_nodes() {
             let mut extents = step.needs.signatures[i].scratch_backward.clone();

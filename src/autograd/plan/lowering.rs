@@ -8,7 +8,7 @@ use super::step::Step;
 use crate::autograd::Store;
 use crate::autograd::tape::Value;
 use crate::device::{Slot, Space};
-use crate::ops::fusion::FusedActivation;
+use crate::ops::fusion::{FusedActivation, LinearGrad};
 use crate::ops::operands::Operands;
 use crate::tensor::{Elem, Real};
 
@@ -87,11 +87,24 @@ impl<R: Real> Lowering<'_, R> {
             input_masks,
             dy_is_masked: self.step.masks.dy_is_masked(i),
             first_term: buffers.first_terms[i].map(|b| self.slot(b)),
+            linear_grad: buffers.linear_grads[i].map(|g| self.linear_grad(g)),
+            is_grad_added: buffers.is_grad_added[i],
             output_grads: node.outputs.iter().map(grad).collect(),
             input_grads: buffers.input_grads[i].iter().map(|w| w.map(|(b, w)| (self.slot(b), w))).collect(),
             ..self.operands(i, &buffers.backward_scratch[i])
         };
         Instruction { op: node.op.clone(), phase: Phase::Backward, scope: node.scope, time, operands }
+    }
+
+    fn linear_grad(&self, grad: super::lifetimes::LinearGrad) -> LinearGrad {
+        let node = &self.step.tape.nodes[grad.loss];
+        let dloss = self.buffers.grads[self.step.tape.root(node.outputs[0])];
+        LinearGrad {
+            u: self.value_slot(node.inputs[0]),
+            coefficients: self.slot(self.buffers.saved[grad.loss][0]),
+            dloss: self.slot(dloss.expect("a loss that runs backward has a gradient")),
+            du: grad.du.map(|b| self.slot(b)),
+        }
     }
 
     /// The operands that forward and backward have in common.

@@ -86,19 +86,27 @@ impl Program {
         Ok(())
     }
 
-    /// Adds the launches of instructions of equal time; `first` is the index of the first instruction.
+    /// Adds the launches of instructions of equal time; `first` is the index of the first instruction. Of
+    /// those with the same kernels, the first launch of each runs before the second of each.
     fn add_group(&mut self, group: &[Instruction], lists: Vec<(Vec<Launch>, String)>, first: usize) {
-        if !may_interleave(group, &lists) {
+        if group.len() == 1 || have_conflicts(group, &lists) {
             for (i, (list, label)) in lists.into_iter().enumerate() {
                 list.into_iter().for_each(|l| self.add(l, label.clone(), vec![first + i]));
             }
             return;
         }
-        for k in 0..lists[0].0.len() {
-            let start = self.launches.len();
-            for (i, (list, label)) in lists.iter().enumerate() {
-                self.join_or_add(start, &list[k], label, first + i);
+        let mut rest: Vec<usize> = (0..lists.len()).collect();
+        while let Some(&leader) = rest.first() {
+            let is_alike = |i: &usize| families(&lists[*i].0) == families(&lists[leader].0);
+            let (alike, others): (Vec<usize>, Vec<usize>) = rest.into_iter().partition(is_alike);
+            for k in 0..lists[leader].0.len() {
+                let start = self.launches.len();
+                for i in &alike {
+                    let (list, label) = &lists[*i];
+                    self.join_or_add(start, &list[k], label, first + i);
+                }
             }
+            rest = others;
         }
     }
 
@@ -135,23 +143,26 @@ fn launches(instruction: &Instruction, target: &Target) -> Result<(Vec<Launch>, 
     Ok((l.list, format!("{} {phase:?}{scope} of {x:?} -> {y:?}", op.name())))
 }
 
-/// Whether the launches of these instructions may be interleaved: the first launch of each, then the second
-/// of each. They may not if the kernels differ, or if a gradient that one instruction uses is another
-/// operand of a second one. All instructions may add to the same gradient with the same kernel:
-/// `join_or_add` keeps these additions in the order of the instructions.
-fn may_interleave(group: &[Instruction], lists: &[(Vec<Launch>, String)]) -> bool {
+fn families(list: &[Launch]) -> Vec<&'static str> {
+    list.iter().map(Launch::family).collect()
+}
+
+/// Whether the order of these instructions' launches must not change: a gradient that one instruction uses is
+/// another operand of a second one, or the same operand of one with other kernels. Instructions with the same
+/// kernels may add to the same gradient: `join_or_add` keeps these additions in the order of the
+/// instructions.
+fn have_conflicts(group: &[Instruction], lists: &[(Vec<Launch>, String)]) -> bool {
     let gradients = |i: &Instruction| -> Vec<(usize, Slot)> {
         let Operands { output_grads, input_grads, .. } = &i.operands;
         let all = output_grads.iter().copied().chain(input_grads.iter().map(|g| g.map(|(s, _)| s)));
         all.enumerate().filter_map(|(place, slot)| Some((place, slot?))).collect()
     };
-    let conflict = |a: &Instruction, b: &Instruction| {
-        let (a, b) = (gradients(a), gradients(b));
-        a.iter().any(|(place, slot)| b.iter().any(|(other, s)| s == slot && other != place))
+    let conflict = |i: usize, j: usize| {
+        let (a, b) = (gradients(&group[i]), gradients(&group[j]));
+        let are_alike = families(&lists[i].0) == families(&lists[j].0);
+        a.iter().any(|(place, slot)| b.iter().any(|(other, s)| s == slot && !(other == place && are_alike)))
     };
-    let conflicts = (0..group.len()).any(|i| group[..i].iter().any(|earlier| conflict(earlier, &group[i])));
-    let kernels = |list: &[Launch]| list.iter().map(|l| l.kernel.name).collect::<Vec<_>>();
-    group.len() > 1 && !conflicts && lists.iter().all(|(l, _)| kernels(l) == kernels(&lists[0].0))
+    (0..group.len()).any(|i| (0..i).any(|earlier| conflict(earlier, i)))
 }
 
 #[cfg(test)]
@@ -166,6 +177,23 @@ mod tests {
         let dims = KernelArg::Structure("Conv2dDims", vec![0; 44]);
         let args = vec![KernelArg::group_of_one("Conv2dForward", io), dims, slope.into()];
         Launch::new("conv2d_fwd<float, 64, 64>", [1, 1, 1], 256, 0, args).unwrap()
+    }
+
+    #[test]
+    fn members_of_a_table_may_differ_in_size_and_number() {
+        let slot = |i: usize| KernelArg::Slot(Slot { space: Space::Arena, offset: i << 10, bytes: 4 });
+        let launch = |y: usize, blocks: u32| {
+            let map = KernelArg::member([slot(y), slot(100), slot(200 + y)]);
+            Launch::new("statistics_loss_fwd_merge", [blocks, 1, 1], 1024, 0, vec![map]).unwrap()
+        };
+        let mut p = Program::default();
+        for y in 0..20 {
+            p.join_or_add(0, &launch(y, [3, 9, 1][y % 3]), "", y);
+        }
+        assert_eq!((p.launches.len(), p.launches[0].grid), (1, [9, 20, 1]));
+        assert_eq!(p.launches[0].group_size(), 20);
+        // The loss's place and the statistics of each, and the vector that all share.
+        assert_eq!(p.launches[0].operands().len(), 41);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::storage::Storage;
 use crate::autograd::fuse::act_mask::MaskFusions;
 use crate::autograd::fuse::channel_stats::{StatsFusion, stats_fusions};
 use crate::autograd::fuse::epilogue::Epilogues;
+use crate::autograd::fuse::linear_grad::LinearGrads;
 use crate::autograd::tape::{Tape, Value};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
@@ -21,6 +22,7 @@ pub(crate) struct Step<'a> {
     pub groups: Groups,
     pub masks: MaskFusions,
     pub stats: Vec<StatsFusion>,
+    pub linear_grads: LinearGrads,
 }
 
 impl<'a> Step<'a> {
@@ -41,7 +43,8 @@ impl<'a> Step<'a> {
         // After the groups: which op writes a gradient last depends on the order.
         let masks = MaskFusions::of(tape, &needs.fusions, &groups.backward);
         let stats = stats_fusions(tape, &needs.fusions, &groups.forward.concat());
-        Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats })
+        let linear_grads = LinearGrads::of(tape, &needs, &groups, &masks);
+        Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats, linear_grads })
     }
     /// Multiply-adds of all ops that count them in their signature, forward and backward.
     pub(crate) fn macs(&self) -> u64 {

@@ -226,7 +226,7 @@ impl Machine {
         self.add_bf16_copies(launches)?;
         let (mut cells, mut at) = (Vec::new(), Vec::new());
         for table in launches.iter().flat_map(|l| &l.args) {
-            let KernelArg::Table(args) = table else { continue };
+            let Some(args) = table.table_cells() else { continue };
             at.push(cells.len() * 8);
             for arg in args {
                 cells.push(cell(arg, &mut |a| self.resolve(a, &mut std::iter::empty()))?);
@@ -257,7 +257,9 @@ impl Machine {
             .map_or(0, |s| s.address + slot.offset as u64 / 2)),
             KernelArg::Step => Ok(self.state.address),
             KernelArg::Ring => Ok(self.ring.address),
-            KernelArg::Table(_) => tables.next().ok_or_else(|| Error::Run("a table inside a table".into())),
+            KernelArg::Table(_) | KernelArg::Members(_) => {
+                tables.next().ok_or_else(|| Error::Run("a table inside a table".into()))
+            }
             other => Err(Error::Run(format!("{other:?} has no address"))),
         }
     }

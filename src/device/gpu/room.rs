@@ -46,15 +46,12 @@ impl Room {
         });
         self.copied.extend(in_store);
         self.arena = self.arena.max(arena_bytes);
-        let cells = launches.iter().flat_map(|l| &l.args).map(|a| match a {
-            KernelArg::Table(cells) => cells.len(),
-            _ => 0,
-        });
+        let cells = launches.iter().flat_map(|l| &l.args).filter_map(KernelArg::table_cells).flatten();
         Held {
             store_bytes: store.iter().map(Mirrored::gpu_bytes).sum(),
             copies_bytes: self.copied.iter().map(|i| store[*i].bytes / 2).sum(),
             arena_bytes: self.arena,
-            tables_bytes: size_of::<StepState>() + RING_BYTES + 8 * cells.sum::<usize>(),
+            tables_bytes: size_of::<StepState>() + RING_BYTES + 8 * cells.count(),
         }
     }
 }

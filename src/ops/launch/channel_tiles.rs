@@ -103,6 +103,15 @@ impl Tiles {
     pub fn grid(&self) -> [u32; 3] {
         [saturating(self.images * self.dims.slabs as usize), self.dims.chunks as u32, 1]
     }
+    /// The blocks of [`Tiles::grid`] in a row, slabs first.
+    pub fn blocks(&self) -> u32 {
+        saturating(self.images * self.dims.slabs as usize * self.chunks())
+    }
+    /// The fields of `TilesDims`, a cell of a table each.
+    pub fn cells(&self) -> [launch::KernelArg; 6] {
+        let TilesDims { pixels, chunk, c, lanes, slabs, chunks } = self.dims;
+        [pixels, chunk, c.into(), lanes.into(), slabs.into(), chunks.into()].map(i64::into)
+    }
     /// Threads of a block.
     pub fn block(&self) -> u32 {
         (self.dims.lanes as usize * self.rows) as u32
@@ -122,6 +131,10 @@ impl From<Tiles> for launch::KernelArg {
         launch::KernelArg::structure("TilesDims", &t.dims)
     }
 }
+
+/// Threads of a block that merges the statistics of tiles, in as many blocks as [`fold_blocks`] says. Mirrors the
+/// constant of kernels/lib/channel_stats.cuh.
+pub const TILE_FOLD_THREADS: u32 = 1024;
 
 /// Blocks of a kernel that folds parts, 8 channels each: `FOLD_CHANNELS` of kernels/lib/channels.cuh.
 pub fn fold_blocks(c: usize) -> u32 {

@@ -3,11 +3,11 @@
 
 use crate::device::Slot;
 pub use crate::device::gpu::launch::THREADS;
-use crate::device::gpu::launch::{Candidate, KernelArg, Launch};
+use crate::device::gpu::launch::{Candidates, KernelArg, Launch};
 use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
-use crate::ops::fusion::FusedActivation;
+use crate::ops::fusion::{FusedActivation, LinearGrad};
 use crate::ops::operands::{Operands, Write};
 use crate::tensor::{Elem, Shape};
 
@@ -182,6 +182,14 @@ impl<'a> Launches<'a> {
     pub fn is_fused_into_producer(&self) -> bool {
         self.operands.is_fused_into_producer
     }
+    /// The loss's gradient that backward has to add to that of the first input, after its mask.
+    pub fn linear_grad(&self) -> Option<LinearGrad> {
+        self.operands.linear_grad
+    }
+    /// Whether another instruction adds this one's gradient.
+    pub fn is_grad_added(&self) -> bool {
+        self.operands.is_grad_added
+    }
     /// The first term of the first input's gradient, where it is not stored in the place of the sum.
     pub fn first_term(&self) -> Option<DeviceTensor> {
         self.operands.first_term.map(|s| plain(s, self.operands.input_elems[0]))
@@ -204,16 +212,15 @@ impl<'a> Launches<'a> {
     ) -> Result<()> {
         self.push(Launch::new(kernel.as_ref(), grid.dims(), block, shared_bytes, args.into()))
     }
-    /// Adds a launch of the fastest of several kernels on so many multiprocessors.
+    /// Adds a launch of the fastest of several kernels.
     ///
     /// Errors: as [`Launches::launch`], for any candidate; no candidate.
     pub fn launch_fastest<const N: usize>(
         &mut self,
-        candidates: Vec<Candidate>,
-        multiprocessors: usize,
+        candidates: Candidates,
         args: [KernelArg; N],
     ) -> Result<()> {
-        self.push(Launch::by_fastest(candidates, multiprocessors, args.into()))
+        self.push(Launch::by_fastest(candidates, args.into()))
     }
     /// Adds a launch whose blocks fit the target's shared memory, or returns the error with the op's name.
     fn push(&mut self, launch: Result<Launch>) -> Result<()> {

@@ -1,5 +1,4 @@
 //! How ops become kernel launches: the builder that ops use, and the geometry of kernels on feature maps.
 
-pub mod channel_stats;
 pub mod channel_tiles;
 pub mod launches;

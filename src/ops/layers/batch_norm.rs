@@ -6,8 +6,7 @@ use crate::device::gpu;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
-use crate::ops::launch::channel_stats::sum_channel_stats;
-use crate::ops::launch::channel_tiles::{Tiles, adds, fold_blocks, pixels};
+use crate::ops::launch::channel_tiles::{TILE_FOLD_THREADS, Tiles, adds, fold_blocks, instance, pixels};
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::Act;
 use crate::ops::operands::{Io, Operands, store_or_add};
@@ -209,9 +208,16 @@ impl Operator for BatchNorm {
             (false, false) => None,
         };
         if batch {
-            let parts = l.scratch(0);
-            let shift = coefficients.unwrap_or(parts);
-            let chunks = sum_channel_stats(l, "batch_norm_fwd_sums", parts, shift)?;
+            let (kernel, threads, parts, count) = match l.channel_stats() {
+                Some(tiles) => ("batch_norm_fwd_merge", TILE_FOLD_THREADS, tiles.parts, tiles.rows),
+                None => {
+                    let (tiles, parts) = (Tiles::sums(l.target(), shape, x.elem), l.scratch(0));
+                    let name = instance("batch_norm_fwd_sums", x.elem, tiles.pack);
+                    let args = [parts.into(), coefficients.into(), x.into(), tiles.into()];
+                    l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+                    ("batch_norm_fwd_finish", THREADS, parts, tiles.chunks())
+                }
+            };
             let args = [
                 coefficients.into(),
                 running[0].into(),
@@ -219,11 +225,11 @@ impl Operator for BatchNorm {
                 parts.into(),
                 pixels(shape),
                 (shape.c() as i32).into(),
-                (chunks as i32).into(),
+                (count as i32).into(),
                 self.momentum.into(),
                 self.eps.into(),
             ];
-            l.launch("batch_norm_fwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
+            l.launch(kernel, fold_blocks(shape.c()), threads, 0, args)?;
         }
         let running = running.map(|r| (!batch).then_some(r));
         let tiles = Tiles::pass(l.target(), shape, x.elem);
@@ -302,7 +308,9 @@ impl Operator for BatchNorm {
     }
 
     fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
-        Fusion { reads_channel_stats: self.stats == Stats::Batch, ..Fusion::default() }
+        let is_batch = self.stats == Stats::Batch;
+        let scratch_without_stats = is_batch.then_some(0);
+        Fusion { reads_channel_stats: is_batch, scratch_without_stats, ..Fusion::default() }
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         let x = args[0].shape;

@@ -3,11 +3,11 @@
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width};
+use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::Fusion;
-use crate::ops::launch::channel_stats::sum_channel_stats;
-use crate::ops::launch::channel_tiles::{Tiles, fold_blocks, instance, pixels};
+use crate::ops::launch::channel_tiles::{TILE_FOLD_THREADS, Tiles, fold_blocks, instance, pixels};
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, Operands, Write, store_or_add};
 use crate::ops::operator::{
@@ -110,27 +110,36 @@ impl Operator for StatisticsLoss {
     }
 
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
-        let shape = l.shape(0);
-        let (c, parts) = (shape.c() as i32, l.scratch(0));
+        let (u, shape, stats) = (l.x(0), l.shape(0), l.channel_stats());
+        let (c, blocks) = (shape.c(), fold_blocks(shape.c()));
+        let tiles = Tiles::sums(l.target(), shape, u.elem);
         let coefficients = if l.saves() { l.saved(0) } else { l.scratch(1) };
-        let chunks = sum_channel_stats(l, "statistics_loss_fwd_sums", parts, coefficients)?;
-        let args = [coefficients.into(), parts.into(), pixels(shape), c.into(), (chunks as i32).into()];
-        l.launch("statistics_loss_fwd_coefficients", fold_blocks(shape.c()), THREADS, 0, args)?;
-        let args = [
+        let (parts, count) = stats.map_or((l.scratch(0), tiles.chunks()), |s| (s.parts, s.rows));
+        // The kernels call it `StatisticsMap`. Its first cell tells the members of a group apart.
+        let map = KernelArg::member([
             l.y(0).into(),
             coefficients.into(),
+            parts.into(),
             l.x(1).into(),
             l.x(2).into(),
             pixels(shape),
-            c.into(),
-            self.eps.into(),
-            MIN_STD.into(),
-        ];
-        l.launch("statistics_loss_fwd", 1, THREADS, 0, args)
+            (c as i64).into(),
+            (count as i64).into(),
+        ]);
+        if stats.is_some() {
+            l.launch("statistics_loss_fwd_merge", blocks, TILE_FOLD_THREADS, 0, [map.clone()])?;
+        } else {
+            let [pixels, chunk, c, lanes, slabs, chunks] = tiles.cells();
+            let pass = [parts.into(), coefficients.into(), u.into(), pixels, chunk, c, lanes, slabs, chunks];
+            let kernel = instance("statistics_loss_fwd_sums", u.elem, tiles.pack);
+            l.launch(kernel, tiles.blocks(), THREADS, 0, [KernelArg::member(pass)])?;
+            l.launch("statistics_loss_fwd_coefficients", blocks, THREADS, 0, [map.clone()])?;
+        }
+        l.launch("statistics_loss_fwd", 1, THREADS, 0, [map, self.eps.into(), MIN_STD.into()])
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
-        let Some((du, write)) = l.dx(0) else { return Ok(()) };
+        let Some((du, write)) = l.dx(0).filter(|_| !l.is_grad_added()) else { return Ok(()) };
         let (u, tiles) = (l.x(0), Tiles::pass(l.target(), l.shape(0), l.x(0).elem));
         let name = instance("statistics_loss_bwd", u.elem, tiles.pack);
         let first = l.first_term().or((write == Write::Add).then_some(du));
@@ -146,7 +155,14 @@ impl Operator for StatisticsLoss {
         if o.first_term.is_some() { 2 * u } else { u }
     }
     fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
-        Fusion { adds_first_term: true, reads_channel_stats: true, ..Fusion::default() }
+        Fusion {
+            adds_first_term: true,
+            has_linear_grad: true,
+            reads_channel_stats: true,
+            scratch_without_stats: Some(0),
+            gathers_forward: true,
+            ..Fusion::default()
+        }
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         signature.scratch_forward[0] = Extent::Reals(Tiles::parts_len(target, args[0].shape));

@@ -6,6 +6,7 @@ use super::cpu::run;
 use super::device::{Delivery, Storage, Values, run_on};
 use super::gradient::GradientCheck;
 use super::layout::{GAPS, base_gradient};
+use super::linear::Place;
 use super::machines::machines;
 use super::mask;
 use super::result::{Part, RunResult, bits, coordinates};
@@ -113,7 +114,7 @@ impl<O: Operator> CpuCheck<O> {
 fn check_on_machines<O: Operator>(case: &Case<O>, storage: &Storage, dy: &[Vec<f64>]) {
     let what = format!("{} ({} maps)", case.name, storage.target.map_dtype);
     let values = Values::representable(case, storage, dy);
-    let stored = Delivery { write: Write::Set, masked: false };
+    let stored = Delivery { write: Write::Set, masked: false, linear: None };
     let mut first: Option<RunResult> = None;
     for (order, machine) in machines(storage.target.map_dtype).iter_mut().enumerate() {
         let gap = GAPS[order.min(1)];
@@ -148,9 +149,13 @@ fn deliveries<O: Operator>(case: &Case<O>, storage: &Storage) -> Vec<Delivery> {
         return vec![];
     }
     let fusion = case.fusion(&storage.target);
-    let mut all = vec![Delivery { write: Write::Add, masked: false }];
+    let mut all = vec![Delivery { write: Write::Add, masked: false, linear: None }];
     if (fusion.masks_input_grad && case.needs_grad[0]) || fusion.act_mask.is_some() {
-        all.extend([Write::Set, Write::Add].map(|write| Delivery { write, masked: true }));
+        all.extend([Write::Set, Write::Add].map(|write| Delivery { write, masked: true, linear: None }));
+    }
+    if fusion.adds_linear_grad && case.needs_grad[0] {
+        let places = [(Write::Set, Place::There), (Write::Add, Place::There), (Write::Add, Place::Apart)];
+        all.extend(places.map(|(write, place)| Delivery { write, masked: true, linear: Some(place) }));
     }
     all
 }
@@ -174,6 +179,11 @@ fn compare_with_host<O: Operator>(
             }
         }
     }
+    if let Some(place) = delivery.linear {
+        for result in [&mut reference, &mut naive] {
+            result.add_linear(place);
+        }
+    }
     let what = format!("{} ({} maps, {delivery:?})", case.name, storage.target.map_dtype);
     for (d, (n, r)) in device.tensors.iter().zip(naive.tensors.iter().zip(&reference.tensors)) {
         let elem = stored_as(case, storage, d.part);
@@ -189,5 +199,6 @@ fn stored_as<O>(case: &Case<O>, storage: &Storage, part: Part) -> Elem {
         // A parameter's gradient is f32, but what it sums came through feature maps.
         Part::Gradient(i) if case.residence[i] == Residence::Store => storage.target.map_dtype,
         Part::Gradient(i) => storage.inputs[i],
+        Part::WithLinear => storage.inputs[0],
     }
 }

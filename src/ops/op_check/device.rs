@@ -6,6 +6,7 @@ use super::layout::{
     LaidOut, POISON, Placement, base_gradient, dropped_after_forward, lay_out, read_only_backward,
     read_only_forward,
 };
+use super::linear::{self, Place};
 use super::machines::within_reach;
 use super::mask;
 use super::parameters::first_misplaced;
@@ -16,7 +17,7 @@ use crate::device::gpu::target::Target;
 use crate::device::memory::{Buffer, Mirrored};
 use crate::device::{Slot, Space};
 use crate::error::{Error, Result};
-use crate::ops::fusion::Fusion;
+use crate::ops::fusion::{Fusion, LinearGrad};
 use crate::ops::launch::launches::Launches;
 use crate::ops::operands::{Operands, Write};
 use crate::ops::operator::{OperandInfo, Operator, Signature};
@@ -98,6 +99,8 @@ pub struct Delivery {
     /// gradient of input 0 is to be multiplied by the mask of an activation in front of it, as far as the op
     /// can.
     pub masked: bool,
+    /// Whether, and where, the linear gradient of a loss is to be added to the gradient of input 0.
+    pub linear: Option<Place>,
 }
 
 /// The values that a run reads, rounded to the types that store them.
@@ -171,6 +174,17 @@ fn lay_out_on<O: Operator>(
             let slot = laid.layout.take("mask of input 0".into(), Space::Arena, bytes);
             backward.input_masks[0] = Some((slot, mask::SLOPE));
         }
+    }
+    if let (Some(backward), Some(place)) = (laid.backward.as_mut(), delivery.linear) {
+        let (shape, elem) = (operands[0].shape, storage.inputs[0]);
+        let mut take = |label: &str, bytes| laid.layout.take(label.into(), Space::Arena, bytes);
+        let map = shape.elems() * elem.bytes();
+        backward.linear_grad = Some(LinearGrad {
+            u: take("the loss's map", map),
+            coefficients: take("the loss's coefficients", 3 * shape.c() * 4),
+            dloss: take("gradient of the loss", 4),
+            du: (place == Place::Apart).then(|| take("gradient of input 0 with the loss's", map)),
+        });
     }
     laid
 }
@@ -290,6 +304,12 @@ impl<O: Operator> DeviceRun<'_, O> {
                 self.store(*slot, self.storage.inputs[i], &base)?;
             }
         }
+        let input = (backward.input_shapes[0], self.storage.inputs[0]);
+        if let Some(grad) = backward.linear_grad {
+            self.store(grad.u, input.1, &linear::u(input.0))?;
+            self.store(grad.coefficients, Elem::F32, &linear::coefficients(input.0.c()))?;
+            self.store(grad.dloss, Elem::F32, &[f64::from(linear::DLOSS)])?;
+        }
         let mut l = Launches::new(self.case.name, backward, &self.storage.target);
         self.case.op.launch_backward(&mut l)?;
         self.execute(&l.list, &read_only_backward(backward))?;
@@ -298,6 +318,9 @@ impl<O: Operator> DeviceRun<'_, O> {
                 let values = self.load(*slot, self.storage.inputs[i])?;
                 result.push(Part::Gradient(i), backward.input_shapes[i], values);
             }
+        }
+        if let Some(du) = backward.linear_grad.and_then(|g| g.du) {
+            result.push(Part::WithLinear, input.0, self.load(du, input.1)?);
         }
         Ok(())
     }

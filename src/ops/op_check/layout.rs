@@ -161,7 +161,8 @@ pub fn read_only_backward(backward: &Operands) -> Vec<Slot> {
     let dy = backward.output_grads.iter().flatten();
     let masks = backward.input_masks.iter().flatten().map(|(s, _)| s);
     let kept = backward.inputs.iter().chain(&backward.outputs).chain(&backward.saved);
-    kept.chain(dy).chain(masks).copied().collect()
+    let linear = backward.linear_grad.iter().flat_map(|g| [&g.u, &g.coefficients, &g.dloss]);
+    kept.chain(dy).chain(masks).chain(linear).copied().collect()
 }
 
 /// The slots that hold nothing for backward: what the signature does not list as kept may be overwritten

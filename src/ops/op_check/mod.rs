@@ -18,7 +18,7 @@
 //! | `cpu.rs`, `device.rs` | one run, on the CPU and on a machine that runs kernels |
 //! | `gradient.rs` | finite differences, one element at a time and along a random direction |
 //! | `compare.rs` | error bounds |
-//! | `mask.rs` | activation masks |
+//! | `mask.rs`, `linear.rs` | activation masks, and linear gradients of a loss |
 //! | `parameters.rs` | kernel parameters against the operands passed to them |
 //! | `machines.rs`, `engine.rs` | machines to test on, and the kernels that belong to no op |
 
@@ -30,6 +30,7 @@ mod device;
 mod engine;
 mod gradient;
 mod layout;
+mod linear;
 mod machines;
 mod mask;
 mod parameters;

@@ -1,5 +1,6 @@
 //! What one run of a case leaves behind.
 
+use super::linear::{self, Place};
 use crate::tensor::Shape;
 use std::fmt;
 
@@ -12,6 +13,8 @@ pub enum Part {
     Updated(usize),
     /// The gradient of an input, by the input's index.
     Gradient(usize),
+    /// The gradient of input 0 with the linear gradient of a loss, where it is apart.
+    WithLinear,
 }
 
 impl fmt::Display for Part {
@@ -20,6 +23,7 @@ impl fmt::Display for Part {
             Part::Output(i) => write!(f, "output {i}"),
             Part::Updated(i) => write!(f, "updated input {i}"),
             Part::Gradient(i) => write!(f, "gradient of input {i}"),
+            Part::WithLinear => write!(f, "gradient of input 0 with a loss's"),
         }
     }
 }
@@ -47,15 +51,26 @@ impl RunResult {
     pub fn push(&mut self, part: Part, shape: Shape, values: Vec<f64>) {
         self.tensors.push(ResultTensor { part, shape, values });
     }
+    /// Adds the linear gradient of a loss to the gradient of input 0, or the sum behind all others.
+    pub fn add_linear(&mut self, place: Place) {
+        let at =
+            self.tensors.iter().position(|t| t.part == Part::Gradient(0)).expect("a gradient of input 0");
+        let mut sum = self.tensors[at].clone();
+        linear::add(sum.shape, &mut sum.values);
+        match place {
+            Place::There => self.tensors[at] = sum,
+            Place::Apart => self.tensors.push(ResultTensor { part: Part::WithLinear, ..sum }),
+        }
+    }
     /// Everything but gradients.
     pub fn of_forward(&self) -> impl Iterator<Item = &ResultTensor> {
-        self.tensors.iter().filter(|t| !matches!(t.part, Part::Gradient(_)))
+        self.tensors.iter().filter(|t| !matches!(t.part, Part::Gradient(_) | Part::WithLinear))
     }
     /// The gradients, with their inputs.
     pub fn gradients(&self) -> impl Iterator<Item = (usize, &ResultTensor)> {
         self.tensors.iter().filter_map(|t| match t.part {
             Part::Gradient(i) => Some((i, t)),
-            Part::Output(_) | Part::Updated(_) => None,
+            Part::Output(_) | Part::Updated(_) | Part::WithLinear => None,
         })
     }
     /// One tensor, which must be there.

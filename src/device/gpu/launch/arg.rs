@@ -34,6 +34,8 @@ pub enum KernelArg {
     Structure(&'static str, Vec<u8>),
     /// The address of an array of 8-byte cells. A value shorter than a cell fills its low end.
     Table(Vec<KernelArg>),
+    /// A table with a row of cells for each member of the group, of any sizes and any number.
+    Members(Vec<Vec<KernelArg>>),
     /// `MAPS_PARAM`: a map of the first operand for each member of the group (`maps.of[member]`), then as
     /// many of the second (`maps.of[8 + member]`).
     TensorMaps(Vec<TensorMap>),
@@ -79,6 +81,26 @@ impl KernelArg {
     pub fn table<const N: usize>(rows: Vec<[KernelArg; N]>) -> KernelArg {
         KernelArg::Table(rows.into_iter().flatten().collect())
     }
+    /// A table with one member; [`Launch::join`](super::Launch::join) adds more.
+    pub fn member<const N: usize>(cells: [KernelArg; N]) -> KernelArg {
+        KernelArg::Members(vec![cells.into()])
+    }
+    /// The cells of a table, row by row; none of another argument.
+    pub fn table_cells(&self) -> Option<impl Iterator<Item = &KernelArg>> {
+        let (cells, rows): (&[KernelArg], &[Vec<KernelArg>]) = match self {
+            KernelArg::Table(cells) => (cells, &[]),
+            KernelArg::Members(rows) => (&[], rows),
+            _ => return None,
+        };
+        Some(cells.iter().chain(rows.iter().flatten()))
+    }
+    /// The members of a grouped launch that this argument lists.
+    pub(super) fn members(&self) -> &[Vec<KernelArg>] {
+        match self {
+            KernelArg::Group(_, members) | KernelArg::Members(members) => members,
+            _ => &[],
+        }
+    }
     /// A structure by value, which the kernel calls `name`.
     pub fn structure<T: bytemuck::NoUninit>(name: &'static str, value: &T) -> KernelArg {
         KernelArg::Structure(name, bytemuck::bytes_of(value).to_vec())
@@ -119,7 +141,8 @@ impl KernelArg {
                 | KernelArg::Bf16Copy(_)
                 | KernelArg::Step
                 | KernelArg::Ring
-                | KernelArg::Table(_),
+                | KernelArg::Table(_)
+                | KernelArg::Members(_),
                 p,
             ) => *p == Parameter::Pointer,
             (KernelArg::I32(_), p) => *p == Parameter::I32,

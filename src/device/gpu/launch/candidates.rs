@@ -22,9 +22,16 @@ pub struct Candidate {
 /// The kernels that can do a launch on so many multiprocessors. The fastest depends on the size of the
 /// group: tiles are computed in rounds of one for each multiprocessor, and the last round is seldom full.
 #[derive(Clone)]
-pub(super) struct Candidates {
-    pub(super) all: Vec<Candidate>,
-    pub(super) multiprocessors: usize,
+pub struct Candidates {
+    /// What the launch computes. Launches of one family can share a launch.
+    pub family: &'static str,
+    /// Whether these kernels can also do what only some members of a group ask for, such as channel
+    /// statistics. A group has such kernels if one member does.
+    pub do_more: bool,
+    /// The kernels, which take the same arguments.
+    pub all: Vec<Candidate>,
+    /// Of the device.
+    pub multiprocessors: usize,
 }
 
 impl Candidates {

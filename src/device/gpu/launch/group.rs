@@ -1,16 +1,18 @@
-//! Grouped launches: problems of equal sizes that one launch solves at once.
+//! Grouped launches: problems that one launch solves at once. Most kernels take up to [`MAX_GROUP`] problems of
+//! equal sizes, as a `Group` parameter; some take any number of any sizes, as a table (`KernelArg::Members`).
 //!
 //! Two instructions share a launch if all of these hold:
 //!
 //! - `autograd::plan::groups` runs them together: they have the same `Fusion::group_key`, neither depends on
-//!   the other, their paths to the end of the step are equally long, and at most [`MAX_GROUP`] are together.
-//! - `autograd::plan::program` may interleave their launches: the names of their kernels are equal, launch by
-//!   launch, and no gradient that one uses is another operand of the other. The launch also comes after every
+//!   the other, their paths to the end of the step are equally long, and at most [`MAX_GROUP`] are together;
+//!   or they have `Fusion::gathers_forward`.
+//! - `autograd::plan::program` may interleave their launches: they have the same kernels or families of kernels,
+//!   launch by launch, and no gradient that one uses is another operand of the other. The launch also comes after every
 //!   launch of the group that uses the memory it writes.
-//! - [`Launch::join`] accepts the launch: the kernel has a `Group` parameter; kernel, grid (except the
-//!   members' y), block and shared memory are equal or, with candidates, the first candidates are; all other
-//!   arguments are equal (sizes, slope, storing or adding), except tensor maps; all members' first addresses
-//!   differ; and the group has at most [`MAX_GROUP`] members.
+//! - [`Launch::join`] accepts the launch: the kernel has a `Group` parameter or a table of members; kernel,
+//!   grid (except the members' y and, with a table, x), block and shared memory are equal or, with candidates,
+//!   the family is; all other arguments are equal (sizes, slope, storing or adding), except tensor
+//!   maps; all members' first addresses differ; and a `Group` has at most [`MAX_GROUP`] members.
 //!
 //! The convolution's forward product and its input gradient can be grouped. Weight and bias gradients never
 //! are: their kernels have no `Group` parameter.
@@ -20,26 +22,30 @@ use super::kernel_launch::Launch;
 use crate::device::memory::Slot;
 
 impl Launch {
-    /// Adds the members of `other`, a launch of the same kernel and sizes, to this launch's group. A launch
-    /// with candidates chooses again. Otherwise the grid grows in y, whose index is the member.
+    /// Adds the members of `other`, a launch of the same family, to this launch's group. A launch with
+    /// candidates chooses again, from the ones that do what any member asks for. Otherwise the grid grows in y, whose index is the member, and with a table of
+    /// members it is as wide in x as the widest of them.
     ///
     /// Returns false and changes nothing if the group would be too large, if anything but the members'
     /// addresses differs, or if two members write to the same place: see [`Launch::writes`].
     pub fn join(&mut self, other: &Launch) -> bool {
-        // Launches with candidates and equal arguments have equal candidates, whichever is chosen at the
-        // moment.
+        // Launches of one family and equal arguments have candidates with the same tiles, whichever is chosen at
+        // the moment.
+        let has_table = |l: &Launch| l.args.iter().any(|a| matches!(a, KernelArg::Members(_)));
         let geometry = |l: &Launch| match &l.candidates {
-            Some(c) => (c.all[0].kernel.name, 0, 0, 0, 0),
+            Some(c) => (c.family, 0, 0, 0, 0),
+            None if has_table(l) => (l.kernel.name, 0, l.grid[2], l.block, l.shared),
             None => (l.kernel.name, l.grid[0], l.grid[2], l.block, l.shared),
         };
         if geometry(self) != geometry(other) || self.args.len() != other.args.len() {
             return false;
         }
-        let (mut size, mut written) = (0, Vec::new());
+        let (mut most, mut written) = (0, Vec::new());
         for (mine, theirs) in self.args.iter().zip(&other.args) {
             match (mine, theirs) {
-                (KernelArg::Group(_, a), KernelArg::Group(_, b)) => {
-                    size = a.len() + b.len();
+                (KernelArg::Group(_, a), KernelArg::Group(_, b))
+                | (KernelArg::Members(a), KernelArg::Members(b)) => {
+                    most = if matches!(mine, KernelArg::Group(..)) { MAX_GROUP } else { usize::MAX };
                     written = a.iter().chain(b).map(|member| &member[0]).collect();
                 }
                 (KernelArg::TensorMaps(_), KernelArg::TensorMaps(_)) => {}
@@ -48,12 +54,13 @@ impl Launch {
             }
         }
         let collides = |i: usize| written[..i].contains(&written[i]);
-        if size == 0 || size > MAX_GROUP || (0..size).any(collides) {
+        if written.is_empty() || written.len() > most || (0..written.len()).any(collides) {
             return false;
         }
         for (mine, theirs) in self.args.iter_mut().zip(&other.args) {
             match (mine, theirs) {
-                (KernelArg::Group(_, a), KernelArg::Group(_, b)) => a.extend(b.iter().cloned()),
+                (KernelArg::Group(_, a), KernelArg::Group(_, b))
+                | (KernelArg::Members(a), KernelArg::Members(b)) => a.extend(b.iter().cloned()),
                 (KernelArg::TensorMaps(a), KernelArg::TensorMaps(b)) => {
                     // The maps of all first operands precede those of all second operands.
                     let second = a.split_off(a.len() / 2);
@@ -63,9 +70,12 @@ impl Launch {
                 _ => {}
             }
         }
+        if let Some(more) = other.candidates.as_ref().filter(|c| c.do_more) {
+            self.candidates = Some(more.clone());
+        }
         match self.candidates {
             Some(_) => self.choose(),
-            None => self.grid[1] += other.grid[1],
+            None => self.grid = [self.grid[0].max(other.grid[0]), self.grid[1] + other.grid[1], self.grid[2]],
         }
         true
     }
@@ -73,10 +83,7 @@ impl Launch {
     /// write to the same place. The other results (pre-activation, mask, channel statistics) are buffers that
     /// the plan places for one instruction alone, while several instructions may add to the same dx.
     pub fn writes(&self) -> impl Iterator<Item = Slot> {
-        let members = self
-            .args
-            .iter()
-            .flat_map(|a| if let KernelArg::Group(_, members) = a { members.as_slice() } else { &[] });
+        let members = self.args.iter().flat_map(KernelArg::members);
         members.filter_map(|member| if let KernelArg::Slot(slot) = member[0] { Some(slot) } else { None })
     }
 }

@@ -60,15 +60,19 @@ impl Launch {
     /// each multiprocessor.
     ///
     /// Errors: those of [`Launch::new`] for any candidate; no candidate.
-    pub fn by_fastest(all: Vec<Candidate>, multiprocessors: usize, args: Vec<KernelArg>) -> Result<Launch> {
+    pub fn by_fastest(candidates: Candidates, args: Vec<KernelArg>) -> Result<Launch> {
         let mut launch = Err(Error::Run("no candidate kernel for this launch".into()));
-        for c in &all {
+        for c in &candidates.all {
             launch = Ok(Launch::new(c.kernel.name, [1, 1, 1], c.block, c.shared, args.clone())?);
         }
         let mut launch = launch?;
-        launch.candidates = Some(Candidates { all, multiprocessors });
+        launch.candidates = Some(candidates);
         launch.choose();
         Ok(launch)
+    }
+    /// What it computes: launches of one family may share a launch.
+    pub fn family(&self) -> &'static str {
+        self.candidates.as_ref().map_or(self.kernel.name, |c| c.family)
     }
     /// Takes the fastest candidate for the group as it is now; a launch without candidates stays as it is.
     pub(super) fn choose(&mut self) {
@@ -97,19 +101,17 @@ impl Launch {
             ))),
         }
     }
-    /// How many problems of equal sizes the launch solves at once.
+    /// How many problems the launch solves at once.
     pub fn group_size(&self) -> usize {
-        let size =
-            |a: &KernelArg| if let KernelArg::Group(_, members) = a { Some(members.len()) } else { None };
-        self.args.iter().find_map(size).unwrap_or(1)
+        self.args.iter().map(|a| a.members().len()).find(|n| *n > 0).unwrap_or(1)
     }
     /// The tensors that its arguments and tables point to, each once, and the bytes at that address: a bf16
     /// copy has half its tensor's.
     pub fn operands(&self) -> Vec<(Slot, usize)> {
         let mut found = Vec::new();
         for arg in &self.args {
-            let cells: &[KernelArg] = if let KernelArg::Table(cells) = arg { cells } else { &[] };
-            for pointer in arg.pointers().chain(cells.iter().filter_map(KernelArg::pointer)) {
+            let cells = arg.table_cells().into_iter().flatten();
+            for pointer in arg.pointers().chain(cells.filter_map(KernelArg::pointer)) {
                 if !found.contains(&pointer) {
                     found.push(pointer);
                 }

@@ -7,6 +7,6 @@ mod kernel_launch;
 mod prepared;
 
 pub use arg::{KernelArg, MAX_GROUP};
-pub use candidates::Candidate;
+pub use candidates::{Candidate, Candidates};
 pub use kernel_launch::{Launch, THREADS};
 pub use prepared::{Prepared, cell};

@@ -119,7 +119,8 @@ pub fn cell(arg: &KernelArg, address: &mut impl FnMut(&KernelArg) -> Result<Addr
         | KernelArg::Bf16Copy(_)
         | KernelArg::Step
         | KernelArg::Ring
-        | KernelArg::Table(_) => address(arg)?,
+        | KernelArg::Table(_)
+        | KernelArg::Members(_) => address(arg)?,
         KernelArg::Structure(name, _) | KernelArg::Group(name, _) => {
             return Err(Error::Run(format!("a table cannot hold a {name}")));
         }

@@ -3,7 +3,7 @@
 
 use super::geometry::{Dims, MAX_TAPS};
 use crate::device::gpu::Kernel;
-use crate::device::gpu::launch::{Candidate, KernelArg};
+use crate::device::gpu::launch::{Candidate, Candidates, KernelArg};
 use crate::device::gpu::target::Target;
 use crate::device::gpu::tensor_map::{Boxes, TensorMap};
 use crate::error::Result;
@@ -42,6 +42,8 @@ struct Tile {
     write: usize,
     /// Cycles of the channel statistics before it.
     stats: usize,
+    /// More cycles of writing a gradient together with that of a statistics loss.
+    gradient: usize,
     /// Whether two warpgroups alternate, so that one multiplies while the other writes; otherwise all
     /// cooperate on one tile.
     is_pingpong: bool,
@@ -56,6 +58,7 @@ const TILES: [Tile; 3] = [
         slab: 1600,
         write: 5650,
         stats: 0,
+        gradient: 0,
         is_pingpong: false,
     },
     Tile {
@@ -66,6 +69,7 @@ const TILES: [Tile; 3] = [
         slab: 910,
         write: 3250,
         stats: 990,
+        gradient: 1820,
         is_pingpong: true,
     },
     Tile {
@@ -76,6 +80,7 @@ const TILES: [Tile; 3] = [
         slab: 683,
         write: 1680,
         stats: 645,
+        gradient: 945,
         is_pingpong: true,
     },
 ];
@@ -88,6 +93,8 @@ pub struct Forecast {
     pub write: usize,
     /// Cycles of its channel statistics; 0 if it cannot write them.
     pub stats: usize,
+    /// More cycles of writing a gradient together with that of a statistics loss; 0 if it cannot.
+    pub gradient: usize,
     /// Warps that share a scheduler.
     pub warps: usize,
 }
@@ -98,6 +105,7 @@ pub fn forecasts() -> impl Iterator<Item = Forecast> {
         suffix: format!("_wgmma{}<{}, {}>", t.suffix, t.rows, t.columns),
         write: t.write,
         stats: t.stats,
+        gradient: t.gradient,
         warps: if t.is_pingpong { 1 } else { t.rows / 64 },
     })
 }
@@ -112,10 +120,18 @@ impl Tile {
         let stages = ((226 << 10) - stats) / stage;
         (stages * stage + (2 * stages + 2) * 8 + stats) as u32
     }
+    /// Cycles of channel statistics, or of the gradient of a statistics loss.
+    fn extra(&self, is_gradient: bool, has_statistics: bool) -> usize {
+        match (has_statistics, is_gradient) {
+            (false, _) => 0,
+            (true, false) => self.stats,
+            (true, true) => self.gradient,
+        }
+    }
     /// Forecast cycles of a tile of so many slabs.
-    fn cycles(&self, slabs: usize, writes_stats: bool) -> usize {
+    fn cycles(&self, slabs: usize, extra: usize) -> usize {
         let multiply = slabs * self.slab;
-        let write = self.write + if writes_stats { self.stats } else { 0 };
+        let write = self.write + extra;
         // Two pingpong warpgroups finish two tiles in the time that one needs to multiply and write, but not
         // faster than both can multiply.
         if self.is_pingpong { multiply.max((multiply + write) / 2) } else { multiply + write }
@@ -164,23 +180,32 @@ impl Product {
         self.d.r * self.d.s * self.inner / SLAB
     }
 
-    /// The tiles that a launch of kernel `name` can choose from. Cooperative tiles cannot write channel
-    /// statistics.
-    pub fn candidates(&self, name: &str, writes_stats: bool) -> Result<Vec<Candidate>> {
-        TILES
-            .iter()
-            .filter(|t| t.suits(self.columns) && (t.is_pingpong || !writes_stats))
-            .map(|t| {
-                Ok(Candidate {
-                    kernel: Kernel::find(&format!("{name}{}<{}, {}>", t.suffix, t.rows, t.columns))?,
-                    block: t.threads,
-                    shared: t.shared_bytes(),
-                    tiles: self.rows.div_ceil(t.rows) * self.columns.div_ceil(t.columns),
-                    cycles: t.cycles(self.slabs(), writes_stats),
-                    box_rows: t.rows as u32,
-                })
+    /// The kernels that a launch can choose from. `has_statistics`: forward writes channel statistics, the
+    /// gradient adds that of a statistics loss; cooperative tiles have no registers for either.
+    pub fn candidates(&self, has_statistics: bool, target: &Target) -> Result<Candidates> {
+        let family = match (self.is_gradient, has_statistics) {
+            (false, _) => "conv2d_fwd_wgmma",
+            (true, false) => "conv2d_dgrad_wgmma",
+            // A family of its own: a test for members without such a loss takes 1,000 cycles of each tile.
+            (true, true) => "conv2d_dgrad_statistics_wgmma",
+        };
+        let tiles = TILES.iter().filter(|t| t.suits(self.columns) && (t.is_pingpong || !has_statistics));
+        let candidate = |t: &Tile| {
+            Ok(Candidate {
+                kernel: Kernel::find(&format!("{family}{}<{}, {}>", t.suffix, t.rows, t.columns))?,
+                block: t.threads,
+                shared: t.shared_bytes(),
+                tiles: self.rows.div_ceil(t.rows) * self.columns.div_ceil(t.columns),
+                cycles: t.cycles(self.slabs(), t.extra(self.is_gradient, has_statistics)),
+                box_rows: t.rows as u32,
             })
-            .collect()
+        };
+        Ok(Candidates {
+            family,
+            do_more: has_statistics,
+            all: tiles.map(candidate).collect::<Result<_>>()?,
+            multiprocessors: target.multiprocessors,
+        })
     }
 
     /// Whether channel statistics from a pingpong tile cost less than a cooperative tile and a pass over the
@@ -190,8 +215,8 @@ impl Product {
         // Cycles per element.
         let fastest = |is_pingpong: bool| {
             let tiles = TILES.iter().filter(|t| t.is_pingpong == is_pingpong && t.suits(self.columns));
-            let cycles =
-                tiles.map(|t| t.cycles(self.slabs(), is_pingpong) as f64 / (t.rows * t.columns) as f64);
+            let cycles = |t: &Tile| t.cycles(self.slabs(), t.extra(false, is_pingpong));
+            let cycles = tiles.map(|t| cycles(t) as f64 / (t.rows * t.columns) as f64);
             cycles.fold(f64::INFINITY, f64::min)
         };
         fastest(true) <= fastest(false) + PASS
@@ -252,10 +277,9 @@ mod tests {
 
     /// Rows and number of the tiles that a launch of a group of so many members chooses on an H200.
     fn tile(product: &Product, members: usize) -> (u32, usize) {
-        let name = if product.is_gradient { "conv2d_dgrad_wgmma" } else { "conv2d_fwd_wgmma" };
-        let candidates = product.candidates(name, false).unwrap();
+        let candidates = product.candidates(false, &h200()).unwrap();
         let cycles = |c: &&Candidate| (c.tiles * members).div_ceil(h200().multiprocessors) * c.cycles;
-        let best = candidates.iter().min_by_key(cycles).unwrap();
+        let best = candidates.all.iter().min_by_key(cycles).unwrap();
         (best.box_rows, best.tiles)
     }
 
@@ -288,7 +312,7 @@ mod tests {
             let slot = Slot { space: Space::Arena, offset: i << 24, bytes: 1 << 24 };
             DeviceTensor { slot, elem: Elem::Bf16, is_bf16_copy: false }
         };
-        let of = |i: usize| {
+        let of = |i: usize, has_statistics: bool| {
             let [y, x, w] = [0, 1, 2].map(|j| tensor(3 * i + j));
             let null = || KernelArg::Null;
             let io = [y.into(), null(), null(), x.into(), w.into(), null(), null(), null()];
@@ -298,22 +322,28 @@ mod tests {
                 d.kernel_arg().unwrap(),
                 0.0f32.into(),
             ];
-            let candidates = product.candidates("conv2d_fwd_wgmma", false).unwrap();
-            Launch::by_fastest(candidates, h200().multiprocessors, args).unwrap()
+            Launch::by_fastest(product.candidates(has_statistics, &h200()).unwrap(), args).unwrap()
         };
-        let mut launch = of(0);
+        let mut launch = of(0, false);
         // 25 x 4 tiles of 128 x 128 fit one round, in which 17 x 2 of 192 x 256 take twice as long; for two
         // members only the latter still fit one.
         assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma<128, 128>", [100, 1, 1]));
-        assert!(launch.join(&of(1)));
+        assert!(launch.join(&of(1, false)));
         assert_eq!((launch.kernel.name, launch.grid), ("conv2d_fwd_wgmma_cooperative<192, 256>", [68, 1, 1]));
         assert_eq!(launch.group_size(), 2);
-        assert!(!launch.join(&of(1)), "two members that write to one place");
+        assert!(!launch.join(&of(1, false)), "two members that write to one place");
         let KernelArg::TensorMaps(maps) = &launch.args[0] else { panic!("no maps") };
         let tensors: Vec<Pointer> = maps.iter().map(|m| m.tensor).collect();
         assert_eq!(tensors, [1, 4, 2, 5].map(|i| tensor(i).into()));
         let pixels = |m: &TensorMap| if let Boxes::Im2col { pixels, .. } = m.boxes { pixels } else { 0 };
         assert_eq!([pixels(&maps[0]), pixels(&maps[1])], [192; 2]);
+        assert!(launch.join(&of(2, true)));
+        let found = (launch.kernel.name, launch.grid);
+        assert_eq!(
+            found,
+            ("conv2d_fwd_wgmma<128, 128>", [132, 1, 1]),
+            "one member writes channel statistics"
+        );
     }
 
     #[test]

@@ -172,9 +172,9 @@ pub fn forward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     ];
     let io = KernelArg::group_of_one("Conv2dForward", io);
     if let Some(product) = Product::forward(d, y.elem, l.target()) {
-        let candidates = product.candidates("conv2d_fwd_wgmma", stats.is_some())?;
+        let candidates = product.candidates(stats.is_some(), l.target())?;
         let args = [product.maps(x, w), io, d.kernel_arg()?, slope.into()];
-        return l.launch_fastest(candidates, l.target().multiprocessors, args);
+        return l.launch_fastest(candidates, args);
     }
     let tile = Tile::forward(d, l.target());
     l.launch(
@@ -255,14 +255,24 @@ fn input_gradient(
     l.expect_same("gradient of x, which has y's type", dz, dx)?;
     let w = filter(l, dz);
     l.expect_same("w", dz, w)?;
+    let term = l.linear_grad();
     // The fields of Conv2dInputGradient (kernels/lib/conv2d_dims.cuh).
-    let io = [dx.into(), dz.into(), w.into(), mask.map(|m| m.mask).into()];
+    let io = [
+        dx.into(),
+        dz.into(),
+        w.into(),
+        mask.map(|m| m.mask).into(),
+        term.map(|t| KernelArg::Slot(t.u)).into(),
+        term.map(|t| KernelArg::Slot(t.coefficients)).into(),
+        term.map(|t| KernelArg::Slot(t.dloss)).into(),
+        term.and_then(|t| t.du).map(KernelArg::Slot).into(),
+    ];
     let io = KernelArg::group_of_one("Conv2dInputGradient", io);
     let slope = mask.map_or(0.0, |m| m.slope);
     if let Some(product) = Product::input_gradient(d, dx.elem, l.target()) {
-        let candidates = product.candidates("conv2d_dgrad_wgmma", false)?;
+        let candidates = product.candidates(term.is_some(), l.target())?;
         let args = [product.maps(dz, w), io, d.kernel_arg()?, write.into(), slope.into()];
-        return l.launch_fastest(candidates, l.target().multiprocessors, args);
+        return l.launch_fastest(candidates, args);
     }
     // The first phase is the largest.
     let phases = Phase::all(d).count();

@@ -183,6 +183,7 @@ impl Operator for Conv2d {
         Fusion {
             act_mask: (self.act != Act::None).then_some(act_mask),
             masks_input_grad: true,
+            adds_linear_grad: true,
             grad_alias: self.residual.then_some(inputs.len() - 1),
             fuses_activation: is_linear_map,
             writes_channel_stats: if is_linear_map { launch::channel_stats_rows(&d, target) } else { None },
@@ -198,6 +199,7 @@ mod tests {
     use crate::device::gpu::KERNELS;
     use crate::device::gpu::launch::Launch;
     use crate::device::{Slot, Space};
+    use crate::ops::fusion::LinearGrad;
     use crate::ops::op_check::{Case, check};
 
     /// The definition, seven loops.
@@ -346,7 +348,8 @@ mod tests {
         check(case((Conv2d { stride: 2, ..LEAKY }, Shape::new(3, 9, 8, 128), 64, 1)));
     }
 
-    /// All launches of a convolution whose operands all need gradients.
+    /// All launches of a convolution whose operands all need gradients, and of its backward with the gradient of a
+    /// statistics loss.
     fn launches((op, x, k, r): (Conv2d, Shape, usize, usize), target: &Target) -> Vec<Launch> {
         let shapes = operands(op, x, k, r);
         let args: Vec<_> = shapes.iter().map(|s| OperandInfo { shape: *s, needs_grad: true }).collect();
@@ -374,9 +377,13 @@ mod tests {
         let mut l = Launches::new("conv2d", &forward, target);
         op.launch_forward(&mut l).unwrap();
         let mut all = l.list;
-        let mut l = Launches::new("conv2d", &backward, target);
-        op.launch_backward(&mut l).unwrap();
-        all.extend(l.list);
+        let linear_grad = LinearGrad { u: slot(40), coefficients: slot(41), dloss: slot(42), du: None };
+        let with_linear = Operands { linear_grad: Some(linear_grad), ..backward.clone() };
+        for backward in [backward, with_linear] {
+            let mut l = Launches::new("conv2d", &backward, target);
+            op.launch_backward(&mut l).unwrap();
+            all.extend(l.list);
+        }
         all
     }
 
