@@ -35,6 +35,8 @@ pub(super) struct Node {
     pub op: Op,
     /// See [`Tape::scope`].
     pub scope: &'static str,
+    /// The segment that it belongs to: see [`Tape::begin_segment`].
+    pub segment: Option<u32>,
     pub inputs: Vec<Value>,
     pub outputs: Vec<Value>,
 }
@@ -48,6 +50,9 @@ pub struct Tape {
     pub(super) outputs: Vec<Value>,
     /// The scope of the ops that are recorded next.
     scope: &'static str,
+    /// The segment of the ops that are recorded next, and the number of segments so far.
+    segment: Option<u32>,
+    segments: u32,
     leaves: HashMap<TensorId, Value>,
 }
 
@@ -76,6 +81,21 @@ impl Tape {
     /// a part of the step ("teachers") in forecasts and in the labels of launches.
     pub fn scope(&mut self, scope: &'static str) -> &'static str {
         std::mem::replace(&mut self.scope, scope)
+    }
+
+    /// The ops that are recorded until [`Tape::end_segment`] form a segment: what they compute in forward is not kept for
+    /// backward, but computed a second time right before it. Two segments then need no more memory than the larger
+    /// one, for one more forward pass of each. Gradients have the same bits.
+    ///
+    /// Panics: within a segment.
+    pub fn begin_segment(&mut self) {
+        assert!(self.segment.is_none(), "a segment within a segment");
+        self.segment = Some(self.segments);
+        self.segments += 1;
+    }
+    /// See [`Tape::begin_segment`].
+    pub fn end_segment(&mut self) {
+        self.segment = None;
     }
 
     /// Records `op` and returns its only output.
@@ -112,8 +132,8 @@ impl Tape {
             .iter()
             .map(|shape| self.value(ValueInfo { shape: *shape, needs_grad, leaf: None, view_of: None }))
             .collect();
-        let scope = self.scope;
-        self.nodes.push(Node { op, scope, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        let (scope, segment) = (self.scope, self.segment);
+        self.nodes.push(Node { op, scope, segment, inputs: inputs.to_vec(), outputs: outputs.clone() });
         Ok(outputs)
     }
 

@@ -102,7 +102,7 @@ pub fn expect_room(what: &str, bytes: usize) -> Result<()> {
 }
 
 /// The memory that a slot lies in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
     /// This buffer of the store, which outlives a step.
     Store(u32),
@@ -111,7 +111,7 @@ pub enum Space {
 }
 
 /// A range of bytes of one space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
     /// The memory that it lies in.
     pub space: Space,

@@ -27,22 +27,25 @@ pub(crate) struct MaskFusions {
 }
 
 impl MaskFusions {
-    /// `backward`: the groups of nodes that run backward, in their order.
-    pub(crate) fn of(tape: &Tape, fusions: &[Fusion], backward: &[Vec<usize>]) -> MaskFusions {
+    /// `backward`: the nodes that run backward, in their order. A segment's masks are there only while the
+    /// segment runs backward, so a node outside of it applies none.
+    pub(crate) fn of(tape: &Tape, fusions: &[Fusion], backward: &[usize]) -> MaskFusions {
         // By value: the node that writes its gradient last, and which input of that node it is.
         let mut last: HashMap<usize, (usize, usize)> = HashMap::new();
-        for i in backward.iter().flatten() {
+        for i in backward {
             let inputs = tape.nodes[*i].inputs.iter().enumerate().filter(|(_, v)| tape.needs_grad(**v));
             last.extend(inputs.map(|(j, v)| (tape.root(*v), (*i, j))));
         }
         let mut found = MaskFusions::default();
-        for &producer in backward.iter().flatten() {
+        for &producer in backward {
             let node = &tape.nodes[producer];
             let (Some(mask), [y]) = (fusions[producer].act_mask, &node.outputs[..]) else { continue };
             let Some(&(writer, j)) = last.get(&tape.root(*y)) else { continue };
             // A pixel's bits fill whole bytes, so that a reshaped view would find them elsewhere.
             let same_shape = tape.shape(tape.nodes[writer].inputs[j]) == tape.shape(*y);
-            let fits = j == 0 && fusions[writer].masks_input_grad && same_shape;
+            let of_producer = tape.nodes[producer].segment;
+            let is_there = of_producer.is_none() || of_producer == tape.nodes[writer].segment;
+            let fits = j == 0 && fusions[writer].masks_input_grad && same_shape && is_there;
             if fits && !found.by_writer.contains_key(&writer) {
                 found.by_writer.insert(writer, MaskFusion { producer, slope: mask.slope });
                 found.masked.insert(producer);

@@ -25,6 +25,10 @@ pub(crate) fn stats_fusions(tape: &Tape, fusions: &[Fusion], order: &[usize]) ->
         let x = *tape.nodes[reader].inputs.first().filter(|_| fusions[reader].reads_channel_stats)?;
         let writer = *order.iter().find(|p| tape.nodes[**p].outputs[..] == [x])?;
         let pixels = fusions[writer].writes_channel_stats?;
+        // A segment runs twice, and its reader with it.
+        if tape.nodes[writer].segment != tape.nodes[reader].segment {
+            return None;
+        }
         let c = tape.shape(x).c();
         let partials = (tape.shape(x).elems() / c).div_ceil(pixels);
         Some(StatsFusion { writer, reader, pixels, bytes: partials * 2 * c * Elem::F32.bytes() })

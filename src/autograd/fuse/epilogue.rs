@@ -29,7 +29,8 @@ impl Epilogues {
             // A residual that is computed after the producer may depend on it.
             let is_earlier = |v| writer.get(&tape.root(v)).is_none_or(|w| *w < producer);
             let ready = others.iter().all(|v| is_earlier(*v)) && tape.nodes[producer].outputs[..] == [*x];
-            let fits = fusions[i].is_fusable_activation && fusions[producer].fuses_activation;
+            let run_together = tape.nodes[i].segment == tape.nodes[producer].segment;
+            let fits = run_together && fusions[i].is_fusable_activation && fusions[producer].fuses_activation;
             if ready && fits && !found.activation_of.contains_key(&producer) {
                 found.activation_of.insert(producer, i);
                 found.producer_of.insert(i, producer);

@@ -9,11 +9,16 @@ use crate::ops::fusion::Fusion;
 /// and nothing is added to the output's gradient before that. The output's gradient is also that of the last
 /// input, the skip connection.
 ///
-/// `later`: the groups that run backward after the group of `i`.
-pub(crate) fn next_writer_adds_it(tape: &Tape, fusions: &[Fusion], later: &[Vec<usize>], i: usize) -> bool {
+/// `later`: the nodes that run backward after the group of `i`, in order.
+pub(crate) fn next_writer_adds_it(
+    tape: &Tape,
+    fusions: &[Fusion],
+    later: impl Iterator<Item = usize>,
+    i: usize,
+) -> bool {
     let node = &tape.nodes[i];
     let (first, skip) = (tape.root(node.inputs[0]), tape.root(node.inputs[node.inputs.len() - 1]));
-    for &j in later.iter().flatten() {
+    for j in later {
         let next = &tape.nodes[j];
         let mut written = next.inputs.iter().filter(|v| tape.needs_grad(**v)).map(|v| tape.root(*v));
         if next.inputs.first().is_some_and(|v| tape.needs_grad(*v) && tape.root(*v) == first) {
@@ -51,29 +56,30 @@ mod tests {
 
     /// Whether the gradient of z can stay in the buffer of the ReLU's output, if these groups run backward
     /// later.
-    fn can_stay(loss_adds_first_term: bool, later: &[Vec<usize>]) -> bool {
+    fn can_stay(loss_adds_first_term: bool, later: &[usize]) -> bool {
         let loss = Fusion { adds_first_term: loss_adds_first_term, ..Fusion::default() };
+        let later = later.iter().copied();
         next_writer_adds_it(&tape(), &[loss, Fusion::default(), Fusion::default()], later, 1)
     }
 
     #[test]
     fn a_gradient_stays_if_the_next_writer_reads_its_first_term_from_elsewhere() {
-        assert!(can_stay(true, &[vec![0]]));
-        assert!(can_stay(true, &[vec![0], vec![2]]), "the skip is written after the loss has read it");
+        assert!(can_stay(true, &[0]));
+        assert!(can_stay(true, &[0, 2]), "the skip is written after the loss has read it");
     }
 
     #[test]
     fn a_gradient_does_not_stay_if_its_next_writer_only_adds_in_place() {
-        assert!(!can_stay(false, &[vec![0]]));
+        assert!(!can_stay(false, &[0]));
     }
 
     #[test]
     fn a_gradient_does_not_stay_if_the_skip_is_written_before() {
-        assert!(!can_stay(true, &[vec![2], vec![0]]));
+        assert!(!can_stay(true, &[2, 0]));
     }
 
     #[test]
     fn a_gradient_does_not_stay_if_nothing_writes_to_it_again() {
-        assert!(!can_stay(true, &[]) && !can_stay(true, &[vec![2]]));
+        assert!(!can_stay(true, &[]) && !can_stay(true, &[2]));
     }
 }

@@ -42,7 +42,10 @@ impl LinearGrads {
             let dloss = terms.get(&tape.root(tape.nodes[loss].outputs[0]))?;
             let is_scaled_before = dloss.iter().all(|i| time[i] < time[&node]);
             let fits = last == loss && is_the_activations_input && is_scaled_before;
-            (fits && needs.fusions[node].adds_linear_grad).then(|| Writer { node, time: time[&node] })
+            let is_there =
+                [activation, node].iter().all(|i| tape.nodes[*i].segment == tape.nodes[loss].segment);
+            (fits && is_there && needs.fusions[node].adds_linear_grad)
+                .then(|| Writer { node, time: time[&node] })
         };
         LinearGrads(backward.iter().filter_map(|(_, i)| Some((*i, writer(*i)?))).collect())
     }

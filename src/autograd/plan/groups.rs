@@ -7,53 +7,101 @@ use crate::device::gpu::launch::MAX_GROUP;
 use crate::ops::operator::Signature;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+/// What the nodes of a group do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// Their forward.
+    Forward,
+    /// Their forward once more, right before the backward of their segment (`Tape::begin_segment`).
+    Again,
+    /// Their backward.
+    Backward,
+}
+
 /// The nodes of a step in groups, one group after the other. The nodes of a group are independent of each
 /// other, and either have the same `Fusion::group_key` or gather forward (`Fusion::gathers_forward`), so that a
 /// GPU can merge their launches.
 ///
-/// The index of a group, forward groups before backward groups, is the time at which its nodes run.
+/// The index of a group is the time at which its nodes run.
 pub(crate) struct Groups {
-    pub forward: Vec<Vec<usize>>,
-    pub backward: Vec<Vec<usize>>,
+    turns: Vec<(Pass, Vec<usize>)>,
+    /// By node.
+    runs_again: Vec<bool>,
 }
 
 impl Groups {
     /// Forward in an order that keeps every dependency; without keys, as on the CPU, that is the order of
     /// the tape. Backward in the reverse order, without the nodes that no gradient flows through. Nodes that
     /// gather wait in forward alone: if their backward waited, all their gradients would be in memory at once.
+    ///
+    /// The nodes of a segment stay together, and so do those between two segments.
     pub(crate) fn of(tape: &Tape, needs: &Needs, epilogues: &Epilogues) -> Groups {
-        let nodes = needs.live_nodes();
-        let graph = Graph::of(tape, &nodes, &needs.signatures, epilogues);
-        let keys = nodes.iter().map(|i| needs.fusions[*i].group_key.as_deref()).collect();
-        let after = graph.after.clone();
-        let in_order = graph.groups(keys);
-        let named = |g: &Vec<usize>| -> Vec<usize> { g.iter().map(|at| nodes[*at]).collect() };
+        let segment = |i: &usize| tape.nodes[*i].segment;
         let runs_backward = |i: &usize| needs.runs_backward(tape, *i);
-        let backward = in_order.iter().rev().map(|g| named(g).into_iter().filter(runs_backward).collect());
-        let backward = backward.filter(|g: &Vec<usize>| !g.is_empty()).collect();
-        let gathers = |at: usize| needs.fusions[nodes[at]].gathers_forward;
-        let forward = gathered(in_order, &after, gathers).iter().map(named).collect();
-        Groups { forward, backward }
+        let (mut turns, mut late) = (Vec::new(), Vec::new());
+        let mut runs_again = vec![false; tape.nodes.len()];
+        for nodes in needs.live_nodes().chunk_by(|a, b| segment(a) == segment(b)) {
+            let graph = Graph::of(tape, nodes, &needs.signatures, epilogues);
+            let keys = nodes.iter().map(|i| needs.fusions[*i].group_key.as_deref()).collect();
+            let after = graph.after.clone();
+            let in_order = graph.groups(keys);
+            let named = |g: &Vec<usize>| -> Vec<usize> { g.iter().map(|at| nodes[*at]).collect() };
+            let gathers = |at: usize| needs.fusions[nodes[at]].gathers_forward;
+            let backward =
+                in_order.iter().rev().map(|g| named(g).into_iter().filter(runs_backward).collect());
+            let mut backward: Vec<_> = backward.map(|g: Vec<usize>| (Pass::Backward, g)).collect();
+            let forward: Vec<_> = gathered(in_order, &after, gathers).iter().map(named).collect();
+            turns.extend(forward.iter().map(|g| (Pass::Forward, g.clone())));
+            if segment(&nodes[0]).is_some() && nodes.iter().any(runs_backward) {
+                nodes.iter().for_each(|i| runs_again[*i] = true);
+                backward.splice(0..0, forward.into_iter().map(|g| (Pass::Again, g)));
+            }
+            late.push(backward);
+        }
+        turns.extend(late.into_iter().rev().flatten().filter(|(_, g)| !g.is_empty()));
+        Groups { turns, runs_again }
+    }
+    /// The nodes of a pass, each with its time.
+    fn nodes(&self, pass: Pass) -> impl Iterator<Item = (usize, usize)> {
+        let turns = self.turns.iter().enumerate().filter(move |(_, (p, _))| *p == pass);
+        turns.flat_map(|(t, (_, group))| group.iter().map(move |i| (t, *i)))
     }
     /// The nodes that run forward, each with its time.
     pub(crate) fn forward_nodes(&self) -> impl Iterator<Item = (usize, usize)> {
-        timed(&self.forward, 0)
+        self.nodes(Pass::Forward)
+    }
+    /// The nodes that run forward a second time, each with that time.
+    pub(crate) fn again_nodes(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.nodes(Pass::Again)
     }
     /// The nodes that run backward, each with its time.
     pub(crate) fn backward_nodes(&self) -> impl Iterator<Item = (usize, usize)> {
-        timed(&self.backward, self.forward.len())
+        self.nodes(Pass::Backward)
     }
-    /// The groups that run backward after this time, which must be a time of backward.
-    pub(crate) fn backward_after(&self, time: usize) -> &[Vec<usize>] {
-        &self.backward[time - self.forward.len() + 1..]
+    /// All nodes in the order in which they run.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = (usize, Pass, usize)> {
+        let turns = self.turns.iter().enumerate();
+        turns.flat_map(|(t, (pass, group))| group.iter().map(move |i| (t, *pass, *i)))
+    }
+    /// Whether a node runs forward twice.
+    pub(crate) fn runs_again(&self, i: usize) -> bool {
+        self.runs_again[i]
+    }
+    /// The nodes that run backward after this time, in order.
+    pub(crate) fn backward_after(&self, time: usize) -> impl Iterator<Item = usize> {
+        self.backward_nodes().filter(move |(t, _)| *t > time).map(|(_, i)| i)
     }
     /// The first time after forward.
     pub(crate) fn forward_end(&self) -> usize {
-        self.forward.len()
+        self.turns.iter().take_while(|(pass, _)| *pass == Pass::Forward).count()
     }
     /// The first time after backward.
     pub(crate) fn end(&self) -> usize {
-        self.forward.len() + self.backward.len()
+        self.turns.len()
+    }
+    #[cfg(test)]
+    pub(crate) fn of_pass(&self, pass: Pass) -> Vec<Vec<usize>> {
+        self.turns.iter().filter(|(p, _)| *p == pass).map(|(_, g)| g.clone()).collect()
     }
 }
 
@@ -78,10 +126,6 @@ fn gathered(
     }
     all.extend(Some(held).filter(|g| !g.is_empty()));
     all
-}
-
-fn timed(groups: &[Vec<usize>], start: usize) -> impl Iterator<Item = (usize, usize)> {
-    groups.iter().enumerate().flat_map(move |(t, group)| group.iter().map(move |i| (start + t, *i)))
 }
 
 /// Which nodes wait for which, by their index in a list of nodes.
@@ -234,24 +278,24 @@ mod tests {
         // sum.
         let (t, loss) = networks(&[2, 2]);
         let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
-        assert_eq!(gpu.forward, [vec![0, 3], vec![1, 4], vec![2], vec![5], vec![6]]);
-        assert_eq!(gpu.backward, [vec![6], vec![5], vec![2], vec![1, 4], vec![0, 3]]);
+        assert_eq!(gpu.of_pass(Pass::Forward), [vec![0, 3], vec![1, 4], vec![2], vec![5], vec![6]]);
+        assert_eq!(gpu.of_pass(Pass::Backward), [vec![6], vec![5], vec![2], vec![1, 4], vec![0, 3]]);
         assert_eq!(gpu.backward_nodes().last(), Some((9, 3)));
-        assert_eq!(gpu.backward_after(8), [[0, 3]]);
+        assert_eq!(gpu.backward_after(8).collect::<Vec<_>>(), [0, 3]);
     }
 
     #[test]
     fn a_shorter_network_starts_later_so_that_both_end_together() {
         let (t, loss) = networks(&[1, 2]);
         let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
-        assert_eq!(gpu.forward, [vec![2], vec![0, 3], vec![1], vec![4], vec![5]]);
+        assert_eq!(gpu.of_pass(Pass::Forward), [vec![2], vec![0, 3], vec![1], vec![4], vec![5]]);
     }
 
     #[test]
     fn a_group_has_at_most_as_many_nodes_as_a_grouped_launch_has_members() {
         let (t, loss) = networks(&[1; MAX_GROUP + 1]);
         let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
-        let sizes: Vec<usize> = gpu.forward.iter().map(Vec::len).filter(|n| *n > 1).collect();
+        let sizes: Vec<usize> = gpu.of_pass(Pass::Forward).iter().map(Vec::len).filter(|n| *n > 1).collect();
         assert_eq!(sizes, [MAX_GROUP]);
     }
 
@@ -278,17 +322,17 @@ mod tests {
     fn statistics_losses_wait_for_each_other_in_forward_alone() {
         let (t, loss) = watched();
         let gpu = groups(&t, Some(loss), Some(Target::h200(Elem::F32)));
-        assert_eq!(gpu.forward, [vec![0], vec![2], vec![1, 3], vec![4]]);
-        assert_eq!(gpu.backward, [[4], [3], [2], [1], [0]]);
+        assert_eq!(gpu.of_pass(Pass::Forward), [vec![0], vec![2], vec![1, 3], vec![4]]);
+        assert_eq!(gpu.of_pass(Pass::Backward), [[4], [3], [2], [1], [0]]);
     }
 
     #[test]
     fn the_cpu_runs_nodes_one_by_one_in_the_order_of_the_tape() {
         let (t, loss) = networks(&[1, 2]);
         let cpu = groups(&t, Some(loss), None);
-        assert_eq!(cpu.forward.concat(), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(cpu.backward.concat(), [5, 4, 3, 2, 1, 0]);
-        assert!(cpu.forward.iter().chain(&cpu.backward).all(|g| g.len() == 1));
+        assert_eq!(cpu.of_pass(Pass::Forward).concat(), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(cpu.of_pass(Pass::Backward).concat(), [5, 4, 3, 2, 1, 0]);
+        assert!(cpu.turns.iter().all(|(_, g)| g.len() == 1));
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! Values of the store (leaves) are not buffers of the arena, but their gradients are. Time passes from
 //! group to group: whatever the nodes of one group use is in use at once.
 
+use super::groups::Pass;
 use super::placement::Lives;
 use super::step::Step;
 use crate::autograd::TensorId;
 use crate::autograd::fuse::first_term;
 use crate::autograd::fuse::linear_grad::Writer;
+use crate::autograd::tape::Value;
 use crate::ops::operands::Write;
 use crate::ops::operator::Extent;
 use std::collections::HashMap;
@@ -26,12 +28,18 @@ pub(crate) struct Buffers {
     pub lives: Lives,
     /// By value; none for leaves.
     pub values: Vec<Option<usize>>,
+    /// By value that a segment computes: where its second run does. Backward of the segment reads this one,
+    /// everything outside the segment the first one.
+    pub again: Vec<Option<usize>>,
     /// By value: its gradient.
     pub grads: Vec<Option<usize>>,
-    /// By node: what forward saves for backward.
+    /// By node: what forward saves for backward; the second run, where there are two.
     pub saved: Vec<Vec<usize>>,
-    /// By node: temporary buffers of forward and of backward.
+    /// By node that runs forward twice: what the first run saves, for nobody.
+    pub first_saved: Vec<Vec<usize>>,
+    /// By node: temporary buffers of forward, of its second run, and of backward.
     pub forward_scratch: Vec<Vec<usize>>,
+    pub again_scratch: Vec<Vec<usize>>,
     pub backward_scratch: Vec<Vec<usize>>,
     /// By node, then by input: where backward writes the gradient. None where the input needs no gradient,
     /// or where another gradient's buffer has the same values.
@@ -44,11 +52,15 @@ pub(crate) struct Buffers {
     pub is_grad_added: Vec<bool>,
     /// By node that writes or reads them: partial channel statistics, and the pixels per partial.
     pub channel_stats: Vec<Option<(usize, usize)>>,
+    /// The same for the second run.
+    pub again_channel_stats: Vec<Option<(usize, usize)>>,
     pub loss_grad: Option<usize>,
     /// The gradients of the trainable leaves that the loss reaches.
     pub leaf_grads: HashMap<TensorId, usize>,
     /// By value: the buffer with the first term of its gradient, until the next term is added.
     waiting_first_terms: Vec<Option<usize>>,
+    /// By value: the segment that computes it.
+    segments: Vec<Option<u32>>,
 }
 
 impl Buffers {
@@ -58,19 +70,27 @@ impl Buffers {
         let mut buffers = Buffers {
             lives: Lives::default(),
             values: vec![None; values],
+            again: vec![None; values],
             grads: vec![None; values],
             saved: vec![Vec::new(); nodes],
+            first_saved: vec![Vec::new(); nodes],
             forward_scratch: vec![Vec::new(); nodes],
+            again_scratch: vec![Vec::new(); nodes],
             backward_scratch: vec![Vec::new(); nodes],
             input_grads: vec![Vec::new(); nodes],
             first_terms: vec![None; nodes],
             linear_grads: vec![None; nodes],
             is_grad_added: vec![false; nodes],
             channel_stats: vec![None; nodes],
+            again_channel_stats: vec![None; nodes],
             loss_grad: None,
             leaf_grads: HashMap::new(),
             waiting_first_terms: vec![None; values],
+            segments: vec![None; values],
         };
+        for node in &step.tape.nodes {
+            node.outputs.iter().for_each(|v| buffers.segments[step.tape.root(*v)] = node.segment);
+        }
         let end = step.groups.end() + updates;
         // The order in which buffers are added decides addresses (`Lives`).
         buffers.add_values(step);
@@ -87,41 +107,59 @@ impl Buffers {
     /// with that node.
     fn add_values(&mut self, step: &Step) {
         let (tape, needs) = (step.tape, &step.needs);
-        for (t, i) in step.groups.forward_nodes() {
+        for (t, pass, i) in step.groups.in_order().filter(|(_, pass, _)| *pass != Pass::Backward) {
             if step.epilogues.is_fused_into_producer(i) {
                 continue;
             }
             for i in std::iter::once(i).chain(step.epilogues.activation_of(i)) {
                 let node = &tape.nodes[i];
                 for v in &node.outputs {
-                    self.values[tape.root(*v)] = Some(self.lives.add(step.storage.value_bytes(*v), t));
+                    let buffer = self.lives.add(step.storage.value_bytes(*v), t);
+                    let values = if pass == Pass::Again { &mut self.again } else { &mut self.values };
+                    values[tape.root(*v)] = Some(buffer);
                 }
                 for v in &node.inputs {
-                    self.extend_value(tape.root(*v), t);
+                    self.extend_value(step, i, pass, *v, t);
                 }
                 if needs.runs_backward(tape, i) {
                     let saved = needs.signatures[i].saved.iter().map(|e| step.storage.extent_bytes(e));
-                    self.saved[i] = saved.map(|bytes| self.lives.add(bytes, t)).collect();
+                    let saved = saved.map(|bytes| self.lives.add(bytes, t)).collect();
+                    let is_first = pass == Pass::Forward && step.groups.runs_again(i);
+                    (if is_first { &mut self.first_saved } else { &mut self.saved })[i] = saved;
                 }
             }
         }
     }
 
+    /// The buffer of a value of the tape as node `i` finds it in this pass; none for a leaf.
+    pub(crate) fn value_of(&self, step: &Step, i: usize, pass: Pass, v: Value) -> Option<usize> {
+        let (root, segment) = (step.tape.root(v), step.tape.nodes[i].segment);
+        let is_inside = segment.is_some() && self.segments[root] == segment;
+        self.again[root].filter(|_| is_inside && pass != Pass::Forward).or(self.values[root])
+    }
+
     /// Outputs, metrics and the loss are read after the step.
     fn keep_results(&mut self, step: &Step, end: usize) {
         for v in step.tape.results(step.loss) {
-            self.extend_value(step.tape.root(v), end);
+            if let Some(buffer) = self.values[step.tape.root(v)] {
+                self.lives.extend(buffer, end);
+            }
         }
     }
 
     fn add_channel_stats(&mut self, step: &Step) {
-        let mut time = vec![0; step.tape.nodes.len()];
-        step.groups.forward_nodes().for_each(|(t, i)| time[i] = t);
-        for f in &step.stats {
-            let new = || (self.lives.add(f.bytes, time[f.writer]), f.pixels);
-            let (buffer, pixels) = *self.channel_stats[f.writer].get_or_insert_with(new);
-            self.lives.extend(buffer, time[f.reader]);
-            self.channel_stats[f.reader] = Some((buffer, pixels));
+        let passes = [
+            (step.groups.forward_nodes().collect::<Vec<_>>(), &mut self.channel_stats),
+            (step.groups.again_nodes().collect(), &mut self.again_channel_stats),
+        ];
+        for (nodes, channel_stats) in passes {
+            let time: HashMap<usize, usize> = nodes.into_iter().map(|(t, i)| (i, t)).collect();
+            for f in step.stats.iter().filter(|f| time.contains_key(&f.reader)) {
+                let new = || (self.lives.add(f.bytes, time[&f.writer]), f.pixels);
+                let (buffer, pixels) = *channel_stats[f.writer].get_or_insert_with(new);
+                self.lives.extend(buffer, time[&f.reader]);
+                channel_stats[f.reader] = Some((buffer, pixels));
+            }
         }
     }
 
@@ -152,7 +190,7 @@ impl Buffers {
         let kept_inputs = signature.keeps_inputs.iter().map(|j| node.inputs[*j]);
         let kept_outputs = node.outputs.iter().copied().filter(|_| signature.keeps_outputs);
         for v in kept_inputs.chain(kept_outputs) {
-            self.extend_value(step.tape.root(v), t);
+            self.extend_value(step, i, Pass::Backward, v, t);
         }
         for v in &node.outputs {
             if let Some(b) = self.grads[step.tape.root(*v)] {
@@ -231,13 +269,15 @@ impl Buffers {
         let mut add = |extents: &[Extent], t: usize| -> Vec<usize> {
             extents.iter().map(|e| self.lives.add(step.storage.extent_bytes(e), t)).collect()
         };
-        for (t, i) in step.groups.forward_nodes() {
+        for (t, pass, i) in step.groups.in_order().filter(|(_, pass, _)| *pass != Pass::Backward) {
             let mut extents = step.needs.signatures[i].scratch_forward.clone();
             let unneeded = step.needs.fusions[i].scratch_without_stats;
             if let Some(unneeded) = unneeded.filter(|_| self.channel_stats[i].is_some()) {
                 extents[unneeded] = Extent::Bytes(0);
             }
-            self.forward_scratch[i] = add(&extents, t);
+            let is_again = pass == Pass::Again;
+            (if is_again { &mut self.again_scratch } else { &mut self.forward_scratch })[i] =
+                add(&extents, t);
         }
         for (t, i) in step.groups.backward_nodes() {
             let mut extents = step.needs.signatures[i].scratch_backward.clone();
@@ -249,9 +289,9 @@ impl Buffers {
         }
     }
 
-    /// The value, if the arena has it, is used at time `to`.
-    fn extend_value(&mut self, root: usize, to: usize) {
-        if let Some(buffer) = self.values[root] {
+    /// The value, if the arena has it, is used by node `i` at time `to`.
+    fn extend_value(&mut self, step: &Step, i: usize, pass: Pass, v: Value, to: usize) {
+        if let Some(buffer) = self.value_of(step, i, pass, v) {
             self.lives.extend(buffer, to);
         }
     }
@@ -276,6 +316,11 @@ mod tests {
     /// Two residual units on a trainable map, and a loss. `has_statistics_losses`: a statistics loss reads
     /// each unit's last convolution before the residual is added.
     fn residual_units(learn: Learn, has_statistics_losses: bool) -> (Tape, Value) {
+        recorded(learn, has_statistics_losses, false)
+    }
+
+    /// The same, where the second unit may be a segment.
+    fn recorded(learn: Learn, has_statistics_losses: bool, has_segment: bool) -> (Tape, Value) {
         let mut store = Store::<f32>::planned(None);
         let x = store.add("x", Shape::new(2, 4, 4, 8));
         let mut t = Tape::default();
@@ -283,6 +328,9 @@ mod tests {
         let mut losses = Vec::new();
         let relu = Conv2d { act: Act::Relu, ..Conv2d::new(1, 0) };
         for unit in ["a", "b"] {
+            if has_segment && unit == "b" {
+                t.begin_segment();
+            }
             let mut leaf = |name: &str, shape, learn| {
                 let id = store.add(&format!("{unit}.{name}"), shape);
                 t.leaf(&store, id, learn)
@@ -298,6 +346,7 @@ mod tests {
                 t.apply(Conv2d { residual: true, ..relu }, &[y, w2, x]).unwrap()
             };
         }
+        t.end_segment();
         let features = t.apply(GlobalAvgPool, &[x]).unwrap();
         losses.push(t.apply(ActivationLoss { mean_over_features: true }, &[features]).unwrap());
         let loss = t.apply(WeightedSum { weights: vec![1.0; losses.len()] }, &losses).unwrap();
@@ -313,8 +362,10 @@ mod tests {
     fn no_two_buffers_in_use_share_bytes() {
         for target in [None, Some(Target::h200(Elem::F32)), Some(Target::h200(Elem::Bf16))] {
             for learn in [Learn::Frozen, Learn::Trainable] {
-                for has_statistics_losses in [false, true] {
-                    let (t, loss) = residual_units(learn, has_statistics_losses);
+                for (has_statistics_losses, has_segment) in
+                    [(false, false), (true, false), (false, true), (true, true)]
+                {
+                    let (t, loss) = recorded(learn, has_statistics_losses, has_segment);
                     let step = Step::of::<f32>(&t, Some(loss), target.as_ref()).unwrap();
                     let buffers = Buffers::of(&step, 1);
                     expect_no_overlap(&buffers.lives, &Placement::of(&buffers.lives));

@@ -1,5 +1,6 @@
 //! The list of instructions of a step, with the memory of every operand.
 
+use super::groups::Pass;
 use super::instruction::{Instruction, LossGrad, Phase};
 use super::lifetimes::Buffers;
 use super::optimiser::Optimiser;
@@ -23,10 +24,11 @@ pub(crate) struct Lowering<'a, R> {
 impl<R: Real> Lowering<'_, R> {
     /// Forward and backward in the order of the groups, then the optimisers.
     pub(crate) fn instructions(&self, optimisers: &[Optimiser]) -> Vec<Instruction> {
-        let groups = &self.step.groups;
-        let forward = groups.forward_nodes().map(|(t, i)| self.forward(t, i));
-        let mut all: Vec<Instruction> =
-            forward.chain(groups.backward_nodes().map(|(t, i)| self.backward(t, i))).collect();
+        let lower = |(time, pass, i)| match pass {
+            Pass::Forward | Pass::Again => self.forward(time, pass, i),
+            Pass::Backward => self.backward(time, i),
+        };
+        let mut all: Vec<Instruction> = self.step.groups.in_order().map(lower).collect();
         for o in optimisers {
             let operands = self.update_operands(o);
             if !operands.inputs.is_empty() {
@@ -41,13 +43,19 @@ impl<R: Real> Lowering<'_, R> {
         let before = self.step.groups.forward_nodes().count();
         self.buffers.loss_grad.map(|b| LossGrad { before, slot: self.slot(b) })
     }
-    /// Where a value is: a leaf in the store, every other value in the arena.
+    /// Where a value is that is read after the step: a leaf in the store, every other value in the arena.
     pub(crate) fn value_slot(&self, v: Value) -> Slot {
         let root = self.step.tape.root(v);
+        self.place(root, self.buffers.values[root])
+    }
+    /// Where node `i` finds a value in this pass.
+    fn value_of(&self, i: usize, pass: Pass, v: Value) -> Slot {
+        self.place(self.step.tape.root(v), self.buffers.value_of(self.step, i, pass, v))
+    }
+    fn place(&self, root: usize, buffer: Option<usize>) -> Slot {
         match self.step.tape.values[root].leaf {
             Some(id) => self.store.slot(id),
-            None => self
-                .slot(self.buffers.values[root].expect("a live node reads a value that no live node writes")),
+            None => self.slot(buffer.expect("a live node reads a value that no live node writes")),
         }
     }
 
@@ -56,22 +64,26 @@ impl<R: Real> Lowering<'_, R> {
         Slot { space: Space::Arena, offset: self.placement.offsets[buffer], bytes }
     }
 
-    fn forward(&self, time: usize, i: usize) -> Instruction {
-        let node = &self.step.tape.nodes[i];
+    fn forward(&self, time: usize, pass: Pass, i: usize) -> Instruction {
+        let (node, buffers) = (&self.step.tape.nodes[i], self.buffers);
+        let (scratch, channel_stats) = match pass {
+            Pass::Again => (&buffers.again_scratch, &buffers.again_channel_stats),
+            Pass::Forward | Pass::Backward => (&buffers.forward_scratch, &buffers.channel_stats),
+        };
         let fused = self.step.epilogues.activation_of(i).map(|a| {
             let activation = &self.step.tape.nodes[a];
             FusedActivation {
-                y: self.value_slot(activation.outputs[0]),
-                mask: self.buffers.saved[a].first().map(|b| self.slot(*b)),
-                residual: activation.inputs.get(1).map(|v| self.value_slot(*v)),
+                y: self.value_of(a, pass, activation.outputs[0]),
+                mask: self.saved(pass, a).first().map(|b| self.slot(*b)),
+                residual: activation.inputs.get(1).map(|v| self.value_of(a, pass, *v)),
                 slope: self.step.needs.fusions[a].act_mask.map_or(1.0, |m| m.slope),
             }
         });
         let operands = Operands {
             fused_activation: fused,
             is_fused_into_producer: self.step.epilogues.is_fused_into_producer(i),
-            channel_stats: self.buffers.channel_stats[i].map(|(b, pixels)| (self.slot(b), pixels)),
-            ..self.operands(i, &self.buffers.forward_scratch[i])
+            channel_stats: channel_stats[i].map(|(b, pixels)| (self.slot(b), pixels)),
+            ..self.operands(i, pass, &scratch[i])
         };
         Instruction { op: node.op.clone(), phase: Phase::Forward, scope: node.scope, time, operands }
     }
@@ -91,7 +103,7 @@ impl<R: Real> Lowering<'_, R> {
             is_grad_added: buffers.is_grad_added[i],
             output_grads: node.outputs.iter().map(grad).collect(),
             input_grads: buffers.input_grads[i].iter().map(|w| w.map(|(b, w)| (self.slot(b), w))).collect(),
-            ..self.operands(i, &buffers.backward_scratch[i])
+            ..self.operands(i, Pass::Backward, &buffers.backward_scratch[i])
         };
         Instruction { op: node.op.clone(), phase: Phase::Backward, scope: node.scope, time, operands }
     }
@@ -100,17 +112,23 @@ impl<R: Real> Lowering<'_, R> {
         let node = &self.step.tape.nodes[grad.loss];
         let dloss = self.buffers.grads[self.step.tape.root(node.outputs[0])];
         LinearGrad {
-            u: self.value_slot(node.inputs[0]),
+            u: self.value_of(grad.loss, Pass::Backward, node.inputs[0]),
             coefficients: self.slot(self.buffers.saved[grad.loss][0]),
             dloss: self.slot(dloss.expect("a loss that runs backward has a gradient")),
             du: grad.du.map(|b| self.slot(b)),
         }
     }
 
-    /// The operands that forward and backward have in common.
-    fn operands(&self, i: usize, scratch: &[usize]) -> Operands {
+    /// What node `i` saves, or has saved, in this pass.
+    fn saved(&self, pass: Pass, i: usize) -> &[usize] {
+        let is_first = pass == Pass::Forward && self.step.groups.runs_again(i);
+        &(if is_first { &self.buffers.first_saved } else { &self.buffers.saved })[i]
+    }
+
+    /// The operands that all passes have in common.
+    fn operands(&self, i: usize, pass: Pass, scratch: &[usize]) -> Operands {
         let (tape, node) = (self.step.tape, &self.step.tape.nodes[i]);
-        let slots = |values: &[Value]| values.iter().map(|v| self.value_slot(*v)).collect();
+        let slots = |values: &[Value]| values.iter().map(|v| self.value_of(i, pass, *v)).collect();
         let shapes = |values: &[Value]| values.iter().map(|v| tape.shape(*v)).collect();
         let elems = |values: &[Value]| values.iter().map(|v| self.step.storage.elem(*v)).collect();
         let buffers = |list: &[usize]| list.iter().map(|b| self.slot(*b)).collect();
@@ -121,7 +139,7 @@ impl<R: Real> Lowering<'_, R> {
             output_shapes: shapes(&node.outputs),
             input_elems: elems(&node.inputs),
             output_elems: elems(&node.outputs),
-            saved: buffers(&self.buffers.saved[i]),
+            saved: buffers(self.saved(pass, i)),
             scratch: buffers(scratch),
             ..Default::default()
         }

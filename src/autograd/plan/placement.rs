@@ -42,27 +42,36 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Places the largest buffer first, each at the lowest offset that is free for its whole life.
+    /// Places the largest buffer first, each at the lowest offset that is free for its whole life. Empty buffers lie
+    /// at the beginning.
+    ///
+    /// The time grows with the square of the buffers. 32 ResNet-101 have 50,000 in a step, so that what the inner loop
+    /// reads lies together.
     pub(crate) fn of(lives: &Lives) -> Placement {
+        struct Placed {
+            life: Life,
+            offset: usize,
+            end: usize,
+        }
         let lives = &lives.0;
-        let mut order: Vec<usize> = (0..lives.len()).collect();
+        let mut order: Vec<usize> = (0..lives.len()).filter(|i| lives[*i].bytes > 0).collect();
         order.sort_by_key(|i| (std::cmp::Reverse(lives[*i].bytes), *i));
         let mut offsets = vec![0; lives.len()];
-        let mut placed: Vec<usize> = Vec::new(); // by offset
+        let mut placed: Vec<Placed> = Vec::new(); // by offset
         let mut arena_bytes = 0;
         for i in order {
-            let size = lives[i].bytes.next_multiple_of(ARENA_ALIGN);
+            let (life, size) = (lives[i], lives[i].bytes.next_multiple_of(ARENA_ALIGN));
             let mut offset = 0;
-            for &j in placed.iter().filter(|j| lives[**j].overlaps(&lives[i])) {
-                if offset + size <= offsets[j] {
+            for p in placed.iter().filter(|p| p.life.overlaps(&life)) {
+                if offset + size <= p.offset {
                     break;
                 }
-                offset = offset.max(offsets[j] + lives[j].bytes.next_multiple_of(ARENA_ALIGN));
+                offset = offset.max(p.end);
             }
             offsets[i] = offset;
             arena_bytes = arena_bytes.max(offset + size);
-            let place = placed.partition_point(|j| offsets[*j] <= offset);
-            placed.insert(place, i);
+            let place = placed.partition_point(|p| p.offset <= offset);
+            placed.insert(place, Placed { life, offset, end: offset + size });
         }
         Placement { offsets, arena_bytes }
     }

@@ -120,9 +120,8 @@ impl Program {
     /// uses memory which this launch writes.
     fn join_or_add(&mut self, start: usize, launch: &Launch, label: &str, owner: usize) {
         let written: Vec<Slot> = launch.writes().collect();
-        let conflicts = |l: &Launch| l.operands().iter().any(|(slot, _)| written.contains(slot));
         let end = self.launches.len();
-        let first = (start..end).rev().find(|i| conflicts(&self.launches[*i])).map_or(start, |i| i + 1);
+        let first = (start..end).rev().find(|i| self.launches[*i].uses(&written)).map_or(start, |i| i + 1);
         match (first..end).find(|i| self.launches[*i].join(launch)) {
             Some(i) => self.owners[i].push(owner),
             None => self.add(launch.clone(), label.into(), vec![owner]),
@@ -157,8 +156,13 @@ fn have_conflicts(group: &[Instruction], lists: &[(Vec<Launch>, String)]) -> boo
         let all = output_grads.iter().copied().chain(input_grads.iter().map(|g| g.map(|(s, _)| s)));
         all.enumerate().filter_map(|(place, slot)| Some((place, slot?))).collect()
     };
+    let gradients: Vec<Vec<(usize, Slot)>> = group.iter().map(gradients).collect();
+    // In forward there are none. 32 teachers have 3,000 statistics losses.
+    if gradients.iter().all(Vec::is_empty) {
+        return false;
+    }
     let conflict = |i: usize, j: usize| {
-        let (a, b) = (gradients(&group[i]), gradients(&group[j]));
+        let (a, b) = (&gradients[i], &gradients[j]);
         let are_alike = families(&lists[i].0) == families(&lists[j].0);
         a.iter().any(|(place, slot)| b.iter().any(|(other, s)| s == slot && !(other == place && are_alike)))
     };

@@ -2,11 +2,18 @@
 
 use super::*;
 use crate::autograd::tape::{Learn, Tape, Value};
-use crate::autograd::{Engine, Store};
+use crate::autograd::{Engine, Store, TensorId};
 use crate::device::StepState;
+use crate::ops::Scalar;
 use crate::ops::layers::activation::{Act, Activation};
+use crate::ops::layers::batch_norm::{BatchNorm, Stats};
 use crate::ops::layers::conv2d::Conv2d;
-use crate::tensor::{Elem, Shape};
+use crate::ops::layers::global_avg_pool::GlobalAvgPool;
+use crate::ops::losses::activation_loss::ActivationLoss;
+use crate::ops::losses::statistics_loss::StatisticsLoss;
+use crate::ops::losses::weighted_sum::WeightedSum;
+use crate::ops::optim::sgd::Sgd;
+use crate::tensor::{Elem, Real, Shape};
 
 /// A trainable convolution, a frozen one, the tanh of their sum, and a trainable convolution to one number
 /// per sample, which is the result; and an op whose output is unused.
@@ -80,11 +87,121 @@ fn a_second_replay_gives_the_same_bits_and_reads_nothing_that_it_did_not_write()
     assert!(first.iter().all(|v| v.is_finite()));
 }
 
+/// Two frozen networks of `DEPTH` layers on the same trainable maps, each a segment or not, and the mean of their
+/// outputs' losses. The first network's output is also an output of the tape.
+fn two_networks<R: Real>(store: &mut Store<R>, are_segments: bool) -> (Tape, Value, [Value; 2], TensorId) {
+    const DEPTH: usize = 6;
+    let draws = crate::device::philox::Draws::new(5, 0, 0);
+    let mut next = 0;
+    let mut tensor = |store: &mut Store<R>, name: &str, shape: Shape| {
+        next += 1;
+        let v: Vec<f32> = (0..shape.elems() as u32).map(|i| draws.normals(i, next)[0] as f32).collect();
+        store.add_with(name, shape, &v)
+    };
+    let image = tensor(store, "image", Shape::new(2, 6, 6, 8));
+    let mut t = Tape::default();
+    let x = t.leaf(store, image, Learn::Trainable);
+    let (mut ends, mut losses) = (Vec::new(), Vec::new());
+    for network in 0..2 {
+        if are_segments {
+            t.begin_segment();
+        }
+        let mut y = x;
+        for layer in 0..DEPTH {
+            let w = tensor(store, &format!("w{network}.{layer}"), Shape::new(8, 3, 3, 8));
+            let [mean, std] =
+                ["mean", "std"].map(|n| tensor(store, &format!("{n}{network}.{layer}"), Shape::vector(8)));
+            let [w, mean, std] = [w, mean, std].map(|id| t.leaf(store, id, Learn::Frozen));
+            let u = t.apply(Conv2d::new(1, 1), &[y, w]).unwrap();
+            losses.push(t.apply(StatisticsLoss { eps: 1e-4 }, &[u, mean, std]).unwrap());
+            y = t.apply(Activation(Act::Relu), &[u, y]).unwrap();
+        }
+        let y = t.apply(GlobalAvgPool, &[y]).unwrap();
+        t.end_segment();
+        ends.push(y);
+    }
+    for y in &ends {
+        losses.push(t.apply(ActivationLoss { mean_over_features: true }, &[*y]).unwrap());
+    }
+    let loss = t.apply(WeightedSum { weights: vec![0.3; losses.len()] }, &losses).unwrap();
+    t.output(ends[0]);
+    t.output(loss);
+    (t, loss, [ends[0], loss], image)
+}
+
+/// Loss, an output, and the image after a step of SGD; and what the step costs.
+fn after_a_step<R: Scalar>(mut e: Engine<R>, are_segments: bool) -> (Vec<Vec<R>>, Cost) {
+    let (tape, loss, outputs, image) = two_networks(&mut e.store, are_segments);
+    let m = e.store.add("m", e.store.shape(image));
+    let sgd = Sgd { lr_slot: 0, momentum: 0.0, weight_decay: 0.0 };
+    let optimiser = Optimiser { op: sgd.into(), tensors: vec![(image, vec![m])] };
+    let mut plan = Plan::compile(&tape, &e.store, Some(loss), &[optimiser]).unwrap();
+    plan.reserve(&mut e).unwrap();
+    if e.machine().is_none() {
+        e.arena.fill(0xFF); // NaN everywhere: what a node reads, another has written
+    }
+    plan.replay(&mut e, &StepState { lr: [0.5; 4], ..StepState::default() }).unwrap();
+    let mut found = outputs.map(|v| plan.output(&e, v).unwrap()).to_vec();
+    e.pull().unwrap();
+    found.push(e.store.get(image).to_vec());
+    (found, plan.cost().clone())
+}
+
+#[test]
+fn segments_give_the_same_bits_in_less_memory_for_another_forward_pass() {
+    let (together, cost) = after_a_step(Engine::<f32>::default(), false);
+    let (by_turns, cost_by_turns) = after_a_step(Engine::<f32>::default(), true);
+    assert!(together == by_turns && together.iter().flatten().all(|v| v.is_finite()));
+    let [all, one] = [&cost, &cost_by_turns].map(|c| c.arena_bytes);
+    assert!(one < all * 2 / 3, "{one} of {all} bytes");
+    // Of 12 layers each forward, forward again, and the input's gradient.
+    assert_eq!(2 * cost_by_turns.macs, 3 * cost.macs);
+}
+
+#[test]
+fn segments_run_on_a_machine_as_together() {
+    use crate::device::Choice;
+    let is_cuda = std::env::var("DFKA_TEST_DEVICE").is_ok_and(|device| device.starts_with("cuda"));
+    let choice = if is_cuda { Choice::Cuda(0) } else { Choice::Emu };
+    let machine = || choice.machine(Elem::F32);
+    if let Err(e) = machine() {
+        return crate::device::gpu::skipped(&e);
+    }
+    let on = || Engine::<f32>::on(machine().unwrap().unwrap());
+    let (oracle, _) = after_a_step(Engine::<f64>::default(), false);
+    let (together, cost) = after_a_step(on(), false);
+    let (by_turns, cost_by_turns) = after_a_step(on(), true);
+    for ((a, b), exact) in together.iter().zip(&by_turns).zip(&oracle) {
+        let size = exact.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        for ((a, b), exact) in a.iter().zip(b).zip(exact) {
+            let off = [a, b].map(|v| (f64::from(*v) - exact).abs());
+            assert!(off.iter().all(|d| *d <= 2e-5 * size), "{a} and {b}, expected {exact} of {size}");
+        }
+    }
+    assert!(cost_by_turns.arena_bytes < cost.arena_bytes);
+}
+
+#[test]
+fn an_op_that_changes_its_operand_is_refused_in_a_segment() {
+    let mut store = Store::<f32>::default();
+    let x = store.add("x", Shape::new(2, 4, 4, 8));
+    let norm = ["gamma", "beta", "mean", "var"].map(|n| store.add(n, Shape::vector(8)));
+    let mut t = Tape::default();
+    let x = t.leaf(&store, x, Learn::Frozen);
+    let [a, b, c, d] = norm.map(|n| t.leaf(&store, n, Learn::Frozen));
+    t.begin_segment();
+    let bn = BatchNorm { stats: Stats::Batch, act: Act::None, momentum: 0.1, eps: 1e-5 };
+    let y = t.apply(bn, &[x, a, b, c, d]).unwrap();
+    t.end_segment();
+    t.output(y);
+    let e = Plan::compile(&t, &store, None, &[]).err().unwrap().to_string();
+    assert_eq!(e, "batch_norm changes an operand in place, so it cannot run twice a step");
+}
+
 /// Each launch has a row, in order, with its bytes; and timing a step with 2 repeats runs it 3 times.
 #[test]
 fn the_timed_launches_are_those_of_the_plan_and_change_the_store() {
     use crate::device::Choice;
-    use crate::ops::optim::sgd::Sgd;
     // A GPU, or a driver without one, if the environment names it (see `ops::op_check`).
     let is_cuda = std::env::var("DFKA_TEST_DEVICE").is_ok_and(|device| device.starts_with("cuda"));
     let choice = if is_cuda { Choice::Cuda(0) } else { Choice::Emu };

@@ -3,7 +3,7 @@
 use crate::device::memory::Slot;
 
 /// A tensor whose device address is not known yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pointer {
     /// The tensor in this slot.
     Slot(Slot),

@@ -40,21 +40,22 @@ impl Launch {
         if geometry(self) != geometry(other) || self.args.len() != other.args.len() {
             return false;
         }
-        let (mut most, mut written) = (0, Vec::new());
+        // Members that joined before write to different places.
+        let (mut most, mut size, mut collides) = (0, 0, false);
         for (mine, theirs) in self.args.iter().zip(&other.args) {
             match (mine, theirs) {
                 (KernelArg::Group(_, a), KernelArg::Group(_, b))
                 | (KernelArg::Members(a), KernelArg::Members(b)) => {
                     most = if matches!(mine, KernelArg::Group(..)) { MAX_GROUP } else { usize::MAX };
-                    written = a.iter().chain(b).map(|member| &member[0]).collect();
+                    size = a.len() + b.len();
+                    collides = a.iter().any(|old| b.iter().any(|new| old[0] == new[0]));
                 }
                 (KernelArg::TensorMaps(_), KernelArg::TensorMaps(_)) => {}
                 (a, b) if a == b => {}
                 _ => return false,
             }
         }
-        let collides = |i: usize| written[..i].contains(&written[i]);
-        if written.is_empty() || written.len() > most || (0..written.len()).any(collides) {
+        if size == 0 || size > most || collides {
             return false;
         }
         for (mine, theirs) in self.args.iter_mut().zip(&other.args) {

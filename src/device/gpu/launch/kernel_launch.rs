@@ -3,8 +3,10 @@
 use super::arg::KernelArg;
 use super::candidates::{Candidate, Candidates};
 use crate::device::gpu::kernel::Kernel;
+use crate::device::gpu::pointer::Pointer;
 use crate::device::memory::Slot;
 use crate::error::{Error, Result};
+use std::collections::HashSet;
 
 /// Threads of a block, unless a kernel has a reason for another number: eight warps hide a load's latency,
 /// and four such blocks fit a multiprocessor even at 64 registers a thread.
@@ -108,15 +110,17 @@ impl Launch {
     /// The tensors that its arguments and tables point to, each once, and the bytes at that address: a bf16
     /// copy has half its tensor's.
     pub fn operands(&self) -> Vec<(Slot, usize)> {
-        let mut found = Vec::new();
-        for arg in &self.args {
+        let mut seen = HashSet::new();
+        self.pointers().filter(|p| seen.insert(*p)).map(|p| (p.slot(), p.bytes())).collect()
+    }
+    /// Whether its arguments and tables point to one of these tensors.
+    pub fn uses(&self, slots: &[Slot]) -> bool {
+        self.pointers().any(|p| slots.contains(&p.slot()))
+    }
+    fn pointers(&self) -> impl Iterator<Item = Pointer> {
+        self.args.iter().flat_map(|arg| {
             let cells = arg.table_cells().into_iter().flatten();
-            for pointer in arg.pointers().chain(cells.filter_map(KernelArg::pointer)) {
-                if !found.contains(&pointer) {
-                    found.push(pointer);
-                }
-            }
-        }
-        found.into_iter().map(|p| (p.slot(), p.bytes())).collect()
+            arg.pointers().chain(cells.filter_map(KernelArg::pointer))
+        })
     }
 }
