@@ -64,6 +64,7 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
             learning_rate: 1e-3,
             betas: [0.5, 0.999],
             shift: 6,
+            teachers_at_once: None,
         },
         loss: LossSpec {
             recipe: Recipe::Conditional { max_labels: 3, positive: 4.0 },

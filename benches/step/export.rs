@@ -72,7 +72,7 @@ pub fn export(args: &Args, mut spec: RunSpec, path: &Path) -> Result<()> {
     }
     let is_conditional = matches!(spec.loss.recipe, Recipe::Conditional { .. });
     let target = is_conditional.then(|| r.leaf(wanted, Learn::Frozen));
-    let loss = one.record_objective(&mut r, &spec, &teachers, &levels, target)?;
+    let loss = one.record_objective(&mut r, &spec, &teachers, &levels, target, teachers.all.len())?;
     // With beta1 = 0 the first moment is the gradient.
     let adam = Adam { lr_slot: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     let mut learning = inputs.clone();

@@ -213,8 +213,14 @@ fn check_same(folder: &Path, resolved: &str) -> Result<()> {
 }
 
 /// Keys that do not affect the student's bits, so that a resumed run may change them.
-const FREE_KEYS: [&str; 5] =
-    ["checkpoint_seconds", "least_diversity", "least_entropy", "least_information", "least_found"];
+const FREE_KEYS: [&str; 6] = [
+    "checkpoint_seconds",
+    "least_diversity",
+    "least_entropy",
+    "least_information",
+    "least_found",
+    "teachers_at_once",
+];
 
 #[cfg(test)]
 mod tests {

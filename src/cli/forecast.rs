@@ -55,6 +55,7 @@ pub fn text(forecast: &Value) -> String {
         megabytes(&p["teachers"]),
         megabytes(&p["student"]),
     );
+    text += &by_turns(forecast);
     text += &format!(
         "\none step on an {card}: bytes that its launches move, and bytes that a schedule fused layer by layer must move,\n\
          each with the least ms that the card's data sheet allows\n{:<40} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9}\n",
@@ -62,6 +63,25 @@ pub fn text(forecast: &Value) -> String {
     );
     stages.iter().for_each(|s| text += &step(s));
     text
+}
+
+/// What the generator's step would cost with one teacher at a time, beside what it costs.
+fn by_turns(forecast: &Value) -> String {
+    let (turns, now) = (&forecast["one_teacher_at_a_time"], &forecast["stages"][0]);
+    if turns.is_null() || number(&turns["macs"]) <= number(&now["macs"]) {
+        return String::new();
+    }
+    let memory = &now["gpu"]["memory"];
+    let held: f64 = memory.as_object().into_iter().flat_map(|m| m.values()).map(number).sum();
+    format!(
+        "teachers   one at a time (generator.teachers_at_once = 1) the generator's step would need {:.0} MB instead of \
+         {:.0},\n           {:.2} GB on the GPU instead of {:.2}, and {:.2} times the arithmetic\n",
+        megabytes(&turns["arena_bytes"]),
+        megabytes(&now["arena_bytes"]),
+        number(&turns["gpu_bytes"]) / 1e9,
+        held / 1e9,
+        number(&turns["macs"]) / number(&now["macs"]),
+    )
 }
 
 /// Rows of one stage: its total, its parts, and their ops, slowest first.

@@ -21,6 +21,8 @@ pub(super) struct RawGenerator {
     #[serde(default, deserialize_with = "fixed_length::optional")]
     betas: Option<[f64; 2]>,
     shift: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teachers_at_once: Option<i64>,
 }
 
 impl RawGenerator {
@@ -40,6 +42,10 @@ impl RawGenerator {
             // DCGAN's.
             betas: pair(source, "generator.betas", value_or(&mut self.betas, [0.5, 0.999]), 0.0..1.0)?,
             shift: source.count("generator.shift", value_or(&mut self.shift, 6), 0..=64)?,
+            teachers_at_once: self
+                .teachers_at_once
+                .map(|n| source.count("generator.teachers_at_once", n, 1..=1024))
+                .transpose()?,
         })
     }
 }

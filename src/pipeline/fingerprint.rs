@@ -18,6 +18,7 @@ pub fn of_run(spec: &RunSpec, hashed: &[WeightsFile]) -> Result<String> {
     let mut relevant = spec.clone();
     relevant.evaluation = None;
     relevant.checkpoint_seconds = 0.0;
+    relevant.generator.teachers_at_once = None;
     // A user may lower the thresholds of the collapse check and resume, without repeating stage one.
     let loss = &mut relevant.loss;
     (loss.least_diversity, loss.least_entropy) = (0.0, 0.0);

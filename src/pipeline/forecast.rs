@@ -9,12 +9,12 @@ use super::stage_two::StageTwo;
 use super::student_files::baseline_prefix;
 use super::tasks::tasks;
 use super::teachers::{OpenedTeacher, Teachers};
-use crate::autograd::Engine;
 use crate::autograd::plan::{Cost, Sum, Traffic};
-use crate::device::StepState;
+use crate::autograd::{Engine, Plan};
 use crate::device::gpu::card::Card;
 use crate::device::gpu::room::{Held, Room};
 use crate::device::gpu::target::Target;
+use crate::device::{StepState, memory};
 use crate::error::Result;
 use crate::summary::Parameters;
 use std::time::Instant;
@@ -57,6 +57,19 @@ pub struct GpuForecast {
     pub parts: Vec<PartForecast>,
 }
 
+/// The cost of a step of the generator in which the teachers take turns.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct ByTurns {
+    /// Multiply-adds.
+    pub macs: u64,
+    /// Working memory on the CPU.
+    pub arena_bytes: usize,
+    /// Memory of the GPU.
+    pub gpu_bytes: usize,
+    /// As in [`GpuForecast`].
+    pub planned_ms: f64,
+}
+
 /// The cost of a part of a step.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct PartForecast {
@@ -91,6 +104,9 @@ pub struct Forecast {
     pub is_measured: bool,
     /// In the order of the run.
     pub stages: Vec<StageForecast>,
+    /// What the generator's step would cost with `generator.teachers_at_once = 1`; none with one teacher, or without a
+    /// generator.
+    pub one_teacher_at_a_time: Option<ByTurns>,
     /// Bytes of all tensors that outlive a step, for the largest student.
     pub store_bytes: usize,
     /// Working memory of the largest step.
@@ -134,7 +150,7 @@ const TIMED: usize = 3;
 /// Errors: teachers that do not fit each other or the spec, no such device, too little memory.
 pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'static Card>) -> Result<Forecast> {
     let measures = card.is_none() && !teachers.iter().any(OpenedTeacher::is_drawn);
-    let (mut card, mut gpu_peak) = (card, Held::default());
+    let (mut card, mut gpu_peak, mut by_turns) = (card, Held::default(), None);
     let mut stages = Vec::new();
     let mut peak = (0, 0);
     let (mut parameters, mut disk) = (Parameters::default(), Disk::default());
@@ -152,17 +168,27 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         // The same stages are compiled for a GPU, and not run.
         let (mut gpu, mut room) = (Vec::new(), Room::default());
         let target = engine.machine().map_or_else(|| Target::of_card(card, spec.precision), |m| m.target);
+        let fits_card = |engine: &mut Engine<f32>, plan: &Plan<f32>| {
+            plan.held(&engine.store, &mut Room::default()).total() as f64 <= card.memory_bytes
+        };
         let mut planning = Engine::planning(target);
-        every_stage(&spec, teachers, &prefix, &mut planning, |engine, stage| {
+        every_stage(&spec, teachers, &prefix, &mut planning, fits_card, |engine, stage| {
             gpu.push(on_card(engine, &stage, card, &mut room));
             Ok(())
         })?;
+        if prefix.is_empty() && teachers.len() > 1 && spec.dual.images == ImageSource::Generator {
+            by_turns = Some(one_at_a_time(&spec, teachers, card, target)?);
+        }
         let held = gpu.iter().map(|g| g.memory).max_by_key(Held::total).unwrap_or_default();
         if held.total() > gpu_peak.total() {
             gpu_peak = held;
         }
         let (mut gpu, mut arena) = (gpu.into_iter(), 0);
-        let found = every_stage(&spec, teachers, &prefix, &mut engine, |engine, mut stage| {
+        let fits_here = |engine: &mut Engine<f32>, plan: &Plan<f32>| {
+            if measures { plan.reserve(engine) } else { memory::expect_room("", plan.cost().arena_bytes) }
+                .is_ok()
+        };
+        let found = every_stage(&spec, teachers, &prefix, &mut engine, fits_here, |engine, mut stage| {
             let gpu = gpu.next().unwrap_or_default();
             let cost = stage.plan.cost().clone();
             let seconds = if measures { measure(engine, &mut stage)? } else { gpu.planned_ms / 1e3 };
@@ -192,6 +218,7 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         is_measured: measures,
         seconds: stages.iter().map(|s| s.seconds).sum(),
         stages,
+        one_teacher_at_a_time: by_turns,
         store_bytes: peak.0,
         arena_bytes: peak.1,
         peak_bytes: peak.0 + peak.1 + PROCESS_BYTES,
@@ -202,12 +229,33 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
     })
 }
 
-/// Compiles the stages of one student in the run's order, and passes each to `visit`.
+/// The cost of the generator's step with one teacher at a time.
+fn one_at_a_time(spec: &RunSpec, opened: &[OpenedTeacher], card: &Card, target: Target) -> Result<ByTurns> {
+    let mut spec = spec.clone();
+    spec.generator.teachers_at_once = Some(1);
+    let plan = |engine: &mut Engine<f32>| -> Result<Stage> {
+        let teachers = Teachers::build(&mut engine.store, opened, &spec.student)?;
+        StageOne::new(&mut engine.store, &spec, &teachers).stage(engine, &spec, &teachers)
+    };
+    let (mut cpu, mut gpu) = (Engine::planning(None), Engine::planning(target));
+    let (here, there) = (plan(&mut cpu)?, plan(&mut gpu)?);
+    let there = on_card(&gpu, &there, card, &mut Room::default());
+    Ok(ByTurns {
+        macs: here.plan.cost().macs,
+        arena_bytes: here.plan.cost().arena_bytes,
+        gpu_bytes: there.memory.total(),
+        planned_ms: there.planned_ms,
+    })
+}
+
+/// Compiles the stages of one student in the run's order, and passes each to `visit`. `fits`: see
+/// [`StageOne::stage_that`].
 fn every_stage(
     spec: &RunSpec,
     opened: &[OpenedTeacher],
     prefix: &str,
     engine: &mut Engine<f32>,
+    fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> bool,
     mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
 ) -> Result<Students> {
     let teachers = Teachers::build(&mut engine.store, opened, &spec.student)?;
@@ -215,7 +263,7 @@ fn every_stage(
     let stage_one = match spec.dual.images {
         ImageSource::Generator => {
             let one = StageOne::new(&mut engine.store, spec, &teachers);
-            let stage = one.stage(engine, spec, &teachers)?;
+            let stage = one.stage_that(engine, spec, &teachers, fits)?;
             visit(engine, stage)?;
             Some(one)
         }

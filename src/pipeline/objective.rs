@@ -3,7 +3,7 @@
 use super::seed::stream;
 use super::spec::{LossSpec, Recipe, RunSpec};
 use super::stage::part;
-use super::teachers::{Teachers, concat, predictions};
+use super::teachers::{Teachers, by_turns, concat, predictions};
 use crate::autograd::tape::{Learn, Value};
 use crate::error::Result;
 use crate::models::Recorder;
@@ -29,6 +29,8 @@ pub(super) struct Objective<'a> {
     pub(super) levels: &'a [usize],
     /// By level and teacher.
     pub(super) filters: &'a [Vec<Filter>],
+    /// How many teachers keep their activations at a time. Fewer than all are segments of the tape.
+    pub(super) at_once: usize,
 }
 
 /// The teachers' outputs for a batch of images.
@@ -88,7 +90,7 @@ impl Objective<'_> {
     fn views<R: Real>(&self, r: &mut Recorder<R>, images: Value) -> Result<Views> {
         let mut statistics = Vec::new();
         let (mut features, mut logits) = (Vec::new(), Vec::new());
-        for t in &self.teachers.all {
+        by_turns(r, &self.teachers.all, self.at_once, |r, _, t| {
             let (f, y) = r.within(part::TEACHERS, |r| {
                 let mut x = images;
                 for b in 1..=self.teachers.network.blocks() {
@@ -99,7 +101,8 @@ impl Objective<'_> {
             })?;
             features.push(f);
             logits.push(y);
-        }
+            Ok(())
+        })?;
         let logits = concat(r, &logits)?;
         Ok(Views { features, logits, statistics })
     }
@@ -154,14 +157,14 @@ impl Objective<'_> {
         }
         let target = if self.spec.generator.shift > 0 {
             let image = r.tape.detach(levels[count]);
-            let y = predictions(r, self.teachers, 1, |_, _| Ok(image))?;
+            let y = predictions(r, self.teachers, 1, self.at_once, |_, _| Ok(image))?;
             concat(r, &y)?
         } else {
             r.tape.detach(logits)
         };
         let mut inner = Vec::new();
         for (j, level) in self.levels[..count].iter().enumerate() {
-            let y = predictions(r, self.teachers, level + 1, |r, m| {
+            let y = predictions(r, self.teachers, level + 1, self.at_once, |r, m| {
                 let filter = &self.filters[j][m];
                 r.within(part::GENERATOR, |r| filter.record(r, levels[j], Learn::Trainable))
             })?;

@@ -213,7 +213,7 @@ fn train_generator(
 ) -> Result<StageOne> {
     StageOne::expect_room(spec, &teachers.network)?;
     let one = StageOne::new(&mut engine.store, spec, teachers);
-    let stage = one.stage(engine, spec, teachers)?;
+    let stage = one.stage_that(engine, spec, teachers, |engine, plan| plan.reserve(engine).is_ok())?;
     let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
     let extras = Extras { snapshots: Some(Snapshots::new(&one, engine, spec)?), ..Extras::default() };
     session.train_with(engine, stage, extras, |engine, _| {

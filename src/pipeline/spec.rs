@@ -180,6 +180,9 @@ pub struct GeneratorOptions {
     pub betas: [f32; 2],
     /// Most pixels by which the images are shifted at random before the teachers see them.
     pub shift: usize,
+    /// How many teachers keep their activations at a time. Fewer need less memory; each then runs forward twice a step.
+    /// None: all, or as many as fit the memory. The results do not depend on it.
+    pub teachers_at_once: Option<usize>,
 }
 
 /// The adversarial loss of stage one.

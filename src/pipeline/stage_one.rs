@@ -7,6 +7,7 @@ use super::seed::{stage_seed, stream};
 use super::spec::{Recipe, RunSpec};
 use super::stage::{Stage, part, with_moments};
 use super::teachers::{Teacher, Teachers};
+use crate::autograd::plan::Optimiser;
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::device::memory;
@@ -163,14 +164,21 @@ impl StageOne {
         self.draw.record(r, &self.generator, batch, learn)
     }
 
-    /// Records and compiles one step: `L_joint` (11) and the update of the generator and its filters.
+    /// Records and compiles one step: `L_joint` (11) and the update of the generator and its filters, with as many
+    /// teachers at a time as `generator.teachers_at_once` says, or all.
     pub fn stage(&self, engine: &mut Engine<f32>, spec: &RunSpec, teachers: &Teachers) -> Result<Stage> {
-        let mut tape = Tape::default();
-        let mut r = Recorder { tape: &mut tape, store: &engine.store };
-        let (loss, image) = self.record_loss(&mut r, spec, teachers)?;
-        let bank = r.leaf(self.bank, Learn::Frozen);
-        let image = r.tape.detach(image);
-        r.tape.apply_all(ScatterImages {}.into(), &[bank, image])?;
+        self.stage_that(engine, spec, teachers, |_, _| true)
+    }
+
+    /// The same, without `generator.teachers_at_once`, with all teachers at a time, or half of them, a quarter ... until
+    /// `fits` holds, down to one.
+    pub fn stage_that(
+        &self,
+        engine: &mut Engine<f32>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        mut fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> bool,
+    ) -> Result<Stage> {
         let mut learning = self.generator.learning().to_vec();
         learning.extend(self.filters.iter().flatten().flat_map(|f| f.tensors()));
         let g = &spec.generator;
@@ -181,8 +189,15 @@ impl StageOne {
             eps: 1e-8,
             weight_decay: 0.0,
         };
-        let optimiser = with_moments(&mut engine.store, "generator", adam, &learning);
-        let plan = Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?;
+        let optimiser = [with_moments(&mut engine.store, "generator", adam, &learning)];
+        let mut at_once = g.teachers_at_once.unwrap_or(teachers.all.len());
+        let plan = loop {
+            let plan = self.plan(engine, spec, teachers, at_once, &optimiser)?;
+            if g.teachers_at_once.is_some() || at_once == 1 || fits(engine, &plan) {
+                break plan;
+            }
+            at_once = at_once.div_ceil(2);
+        };
         Ok(Stage {
             name: NAME.into(),
             plan,
@@ -194,6 +209,24 @@ impl StageOne {
         })
     }
 
+    fn plan(
+        &self,
+        engine: &Engine<f32>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        at_once: usize,
+        optimisers: &[Optimiser],
+    ) -> Result<Plan<f32>> {
+        let mut tape = Tape::default();
+        let mut r = Recorder { tape: &mut tape, store: &engine.store };
+        let (levels, wanted) = self.record_images(&mut r, spec.generator.batch, Learn::Trainable)?;
+        let loss = self.record_objective(&mut r, spec, teachers, &levels, wanted, at_once)?;
+        let bank = r.leaf(self.bank, Learn::Frozen);
+        let image = r.tape.detach(levels[levels.len() - 1]);
+        r.tape.apply_all(ScatterImages {}.into(), &[bank, image])?;
+        Plan::compile(&tape, &engine.store, Some(loss), optimisers)
+    }
+
     /// Records `L_joint` (11) on a batch that the generator draws; returns the loss and the image.
     pub fn record_loss<R: Real>(
         &self,
@@ -203,11 +236,13 @@ impl StageOne {
     ) -> Result<(Value, Value)> {
         let (levels, wanted) = self.record_images(r, spec.generator.batch, Learn::Trainable)?;
         let image = levels[levels.len() - 1];
-        Ok((self.record_objective(r, spec, teachers, &levels, wanted)?, image))
+        let at_once = teachers.all.len();
+        Ok((self.record_objective(r, spec, teachers, &levels, wanted, at_once)?, image))
     }
 
     /// Records `L_joint` (11) of given levels (deepest first, the image last), where the images are to show
-    /// the labels `wanted`. Metrics: the loss, its terms, and the diversity of the images' features.
+    /// the labels `wanted`, with `at_once` teachers at a time. Metrics: the loss, its terms, and the diversity of the
+    /// images' features.
     pub fn record_objective<R: Real>(
         &self,
         r: &mut Recorder<R>,
@@ -215,6 +250,7 @@ impl StageOne {
         teachers: &Teachers,
         levels: &[Value],
         wanted: Option<Value>,
+        at_once: usize,
     ) -> Result<Value> {
         let objective = objective::Objective {
             spec,
@@ -222,6 +258,7 @@ impl StageOne {
             recipe: &self.recipe,
             levels: &self.generator.levels,
             filters: &self.filters,
+            at_once,
         };
         objective.record(r, levels, wanted)
     }

@@ -315,7 +315,7 @@ fn record_means<R: Real>(
     matrix: TensorId,
     image: Value,
 ) -> Result<Value> {
-    let logits = predictions(r, teachers, 1, |_, _| Ok(image))?;
+    let logits = predictions(r, teachers, 1, teachers.all.len(), |_, _| Ok(image))?;
     let logits = concat(r, &logits)?;
     let all = r.apply(Activation(Act::Sigmoid), &[logits])?;
     let matrix = r.leaf(matrix, Learn::Frozen);

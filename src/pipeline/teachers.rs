@@ -130,16 +130,37 @@ impl Teachers {
     }
 }
 
+/// Records something for every teacher, in order; `record` gets the teacher's index too. If they are more than
+/// `at_once`, each `at_once` of them are a segment of the tape, whose activations are in memory only while it runs.
+pub fn by_turns<R: Real>(
+    r: &mut Recorder<R>,
+    teachers: &[Teacher],
+    at_once: usize,
+    mut record: impl FnMut(&mut Recorder<R>, usize, &Teacher) -> Result<()>,
+) -> Result<()> {
+    let at_once = at_once.max(1);
+    for (turn, some) in teachers.chunks(at_once).enumerate() {
+        if teachers.len() > at_once {
+            r.tape.begin_segment();
+        }
+        let recorded = some.iter().enumerate().try_for_each(|(i, t)| record(r, turn * at_once + i, t));
+        r.tape.end_segment();
+        recorded?;
+    }
+    Ok(())
+}
+
 /// Records every teacher's blocks from `first` (1-based) on and its head, on the input that `input` records
-/// for the teacher of that index (10). Returns the logits by teacher.
+/// for the teacher of that index (10), `at_once` teachers at a time ([`by_turns`]). Returns the logits by teacher.
 pub fn predictions<R: Real>(
     r: &mut Recorder<R>,
     teachers: &Teachers,
     first: usize,
+    at_once: usize,
     mut input: impl FnMut(&mut Recorder<R>, usize) -> Result<Value>,
 ) -> Result<Vec<Value>> {
     let mut all = Vec::new();
-    for (m, t) in teachers.all.iter().enumerate() {
+    by_turns(r, &teachers.all, at_once, |r, m, t| {
         let mut x = input(r, m)?;
         let (_, logits) = r.within(part::TEACHERS, |r| {
             for b in first..=teachers.network.blocks() {
@@ -148,7 +169,8 @@ pub fn predictions<R: Real>(
             t.net.head(r, x, Mode::FROZEN)
         })?;
         all.push(logits);
-    }
+        Ok(())
+    })?;
     Ok(all)
 }
 

@@ -98,6 +98,7 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
             learning_rate: 1e-3,
             betas: [0.5, 0.999],
             shift: 1,
+            teachers_at_once: None,
         },
         loss: LossSpec {
             recipe: Recipe::Balanced { share: 0.3 },

@@ -308,6 +308,7 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
             learning_rate: 0.0,
             betas: [0.5, 0.999],
             shift: 0,
+            teachers_at_once: None,
         },
         loss: LossSpec {
             recipe: Recipe::Published,

@@ -235,3 +235,70 @@ fn a_machine_allocates_what_was_forecast() {
         }
     }
 }
+
+/// With one of three teachers at a time, two, or all, every file that a run exports has the same bits, and a run may
+/// change between them.
+#[test]
+fn teachers_that_take_turns_give_the_same_student_in_less_memory() {
+    let lab = Lab::new();
+    let third = r#"teachers=[{name="left",weights="left.npz"},{name="right",weights="right.npz"},{name="third",weights="third.npz"}]"#;
+    for (at_once, recipe) in [(1, "conditional"), (2, "conditional"), (1, "published")] {
+        let sets = [third.to_string(), format!("loss.recipe={recipe}"), "loss.statistics=2".into()];
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        let turns = format!("generator.teachers_at_once={at_once}");
+        let by_turns = [&sets[..], &[turns.as_str()]].concat();
+        let (together, apart) = (format!("{recipe}-all"), format!("{recipe}-{at_once}"));
+        lab.run(&together, &sets).unwrap();
+        lab.run(&apart, &by_turns).unwrap();
+        for file in ["generator.npz", "student.npz", "student.onnx", "student-block1.npz"] {
+            let [a, b] = [&together, &apart].map(|out| lab.bytes(&format!("{out}/{file}")));
+            assert!(a == b, "{recipe}, {at_once} at a time: {file} differs");
+        }
+    }
+    let steps = "generator.steps=3";
+    let sets: Vec<String> =
+        [third, steps].iter().flat_map(|s| ["--set".to_string(), s.to_string()]).collect();
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let run = |args: &[&str]| {
+        let out = lab.call(&[&["run", "c.toml", "--out", "changed", "--quiet"], &sets[..], args].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    run(&[]);
+    run(&["--set", "generator.teachers_at_once=1", "--resume"]);
+
+    let check = lab.call(&[&["check", "c.toml", "--detail"], &sets[..]].concat());
+    let text = String::from_utf8(check.stdout).unwrap();
+    assert!(text.contains("one at a time (generator.teachers_at_once = 1) the generator's step"), "{text}");
+    let out = lab.call(&["check", "c.toml", "--set", "generator.teachers_at_once=0"]);
+    let text = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(3), "{text}");
+    assert!(text.contains("generator.teachers_at_once"), "{text}");
+}
+
+/// 32 ResNet-101 at 224 px and batch 64 do not fit an 80 GB card together: by itself the plan lets them take turns, in
+/// a fraction of its memory.
+#[test]
+fn thirty_two_teachers_fit_a_card_of_80_gb() {
+    let lab = Lab::new();
+    let text = std::fs::read_to_string(crate::common::root().join("configs/voc.toml")).unwrap();
+    let (before, after) =
+        (text.split_once("[[teachers]]").unwrap().0, text.split_once("[student]").unwrap().1);
+    let teacher = |i: usize| {
+        format!(
+            "[[teachers]]\nname = \"T{i}\"\nweights = \"absent{i}.npz\"\nnetwork = \"resnet101\"\nimage_size = 224\n\
+             labels = [\"{i}a\", \"{i}b\"]\n"
+        )
+    };
+    let after = after.replacen("[\"bus\", \"diningtable\"]", "[\"0a\", \"31b\"]", 1);
+    let after = after.split_once("[evaluation").map_or(after.clone(), |(before, _)| before.to_string());
+    let text = format!("{before}{}[student]{after}", (0..32).map(teacher).collect::<String>());
+    std::fs::write(lab.path("many.toml"), text).unwrap();
+    let peak = |sets: &[&str]| {
+        let out = lab.call(&[&["check", "many.toml", "--card", "a100", "--json"], sets].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let json: Value = serde_json::from_slice(&out.stdout).unwrap();
+        json["forecast"]["gpu_peak_bytes"].as_f64().unwrap()
+    };
+    let (one, chosen) = (peak(&["--set", "generator.teachers_at_once=1"]), peak(&[]));
+    assert!(one <= 25e9 && (one..80e9).contains(&chosen), "{one} and {chosen} bytes");
+}
