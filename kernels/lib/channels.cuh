@@ -66,9 +66,9 @@ template <int n, class Load, class Use> DEV void each_pack(const Tile<n>& t, con
 template <int n> constexpr int ROWS_SCRATCH = 256 * n;
 
 // The sum of `v` over the block's rows, in every row: a tree whose shape depends on the number of rows alone.
-// All threads must call.
-template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& t) {
-    const int threads = blockDim.x, me = threadIdx.x, lanes = threads / t.rows;
+// All threads must call; those that are too few for another row have no part in it.
+template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& t, int lanes) {
+    const int threads = blockDim.x, me = threadIdx.x;
     UNROLL
     for (int i = 0; i < n; i++) scratch[i * threads + me] = v.v[i];
     for (int left = t.rows; left > 1;) {
@@ -86,6 +86,11 @@ template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& 
     sync_block();
 }
 
+// The same where the rows fill the block.
+template <int n> DEV void sum_rows(Floats<n>& v, float* scratch, const Tile<n>& t) {
+    sum_rows<n>(v, scratch, t, blockDim.x / t.rows);
+}
+
 // The mean over up to 32 pixels spread over x: close enough to the channel's mean that sums about it lose no
 // digits, even where the mean is many standard deviations from zero. The step is odd, so that it meets all
 // columns of a power-of-two image.
@@ -101,7 +106,7 @@ template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const T
         UNROLL
         for (int i = 0; i < n; i++) sum.v[i] += v.v[i];
     }
-    sum_rows<n>(sum, scratch, t);
+    sum_rows<n>(sum, scratch, t, d.lanes);
     UNROLL
     for (int i = 0; i < n; i++) sum.v[i] /= (float)count;
     return sum;
@@ -111,8 +116,8 @@ template <int n, class T> DEV Floats<n> sample_mean(const T* RESTRICT x, const T
 template <int n>
 DEV void store_parts(float* RESTRICT parts, Floats<n>& first, Floats<n>& second, const TilesDims& d, float* scratch, const Tile<n>& t,
                      int chunk) {
-    sum_rows<n>(first, scratch, t);
-    sum_rows<n>(second, scratch, t);
+    sum_rows<n>(first, scratch, t, d.lanes);
+    sum_rows<n>(second, scratch, t, d.lanes);
     if (!t.works || t.row > 0) return;
     store_f32<n>(parts + (i64)(2 * chunk) * d.c + t.channel, first);
     store_f32<n>(parts + (i64)(2 * chunk + 1) * d.c + t.channel, second);

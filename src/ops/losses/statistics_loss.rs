@@ -207,6 +207,9 @@ mod tests {
             Shape::new(1, 8, 9, 16),
             Shape::new(5, 13, 17, 33),
             Shape::rows(67, 64),
+            // 24 packs of channels do not divide the 256 threads of a block.
+            Shape::new(2, 9, 8, 96),
+            Shape::new(2, 9, 8, 192),
         ] {
             check(case(u));
             check(case(u).map(0, |v| v + 100.0).map(1, |v| v + 100.0));
