@@ -212,7 +212,8 @@ fn check_same(folder: &Path, resolved: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keys that do not affect the student's bits, so that a resumed run may change them.
+/// Keys that do not affect the student's bits (on a GPU, `teachers_at_once` changes their rounding), so that a resumed
+/// run may change them.
 const FREE_KEYS: [&str; 6] = [
     "checkpoint_seconds",
     "least_diversity",

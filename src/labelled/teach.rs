@@ -111,6 +111,7 @@ pub fn teach(
         learning_rates,
         seed: stage_seed(spec.seed, STAGE),
         batch: (t.batch, "training.batch"),
+        teachers_at_once: None,
     };
     session.plan(&[(STAGE.into(), t.steps)]);
     let weights = out.join("weights.npz");

@@ -3,7 +3,7 @@
 use super::checkpoint;
 use super::engine_on;
 use super::spec::{Branch, ImageSource, RunSpec};
-use super::stage::Stage;
+use super::stage::{Stage, fits};
 use super::stage_one::StageOne;
 use super::stage_two::StageTwo;
 use super::student_files::baseline_prefix;
@@ -26,6 +26,8 @@ pub struct StageForecast {
     pub name: String,
     /// Its number of steps.
     pub steps: usize,
+    /// How many teachers keep their activations at a time, where that is a choice.
+    pub teachers_at_once: Option<usize>,
     /// Cost of one step.
     #[serde(flatten)]
     pub cost: Cost,
@@ -169,39 +171,38 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         let (mut gpu, mut room) = (Vec::new(), Room::default());
         let target = engine.machine().map_or_else(|| Target::of_card(card, spec.precision), |m| m.target);
         let fits_card = |engine: &mut Engine<f32>, plan: &Plan<f32>| {
-            plan.held(&engine.store, &mut Room::default()).total() as f64 <= card.memory_bytes
+            Ok(plan.held(&engine.store, &mut Room::default()).total() as f64 <= card.memory_bytes)
         };
         let mut planning = Engine::planning(target);
         every_stage(&spec, teachers, &prefix, &mut planning, fits_card, |engine, stage| {
             gpu.push(on_card(engine, &stage, card, &mut room));
             Ok(())
         })?;
-        if prefix.is_empty() && teachers.len() > 1 && spec.dual.images == ImageSource::Generator {
-            by_turns = Some(one_at_a_time(&spec, teachers, card, target)?);
+        if prefix.is_empty() {
+            by_turns = one_at_a_time(&spec, teachers, card, target)?;
         }
-        let held = gpu.iter().map(|g| g.memory).max_by_key(Held::total).unwrap_or_default();
-        if held.total() > gpu_peak.total() {
-            gpu_peak = held;
-        }
+        gpu_peak = gpu.iter().map(|g| g.memory).fold(gpu_peak, Held::larger);
         let (mut gpu, mut arena) = (gpu.into_iter(), 0);
         let fits_here = |engine: &mut Engine<f32>, plan: &Plan<f32>| {
-            if measures { plan.reserve(engine) } else { memory::expect_room("", plan.cost().arena_bytes) }
-                .is_ok()
+            fits(if measures {
+                plan.reserve(engine)
+            } else {
+                memory::expect_room("the step", plan.cost().arena_bytes)
+            })
         };
         let found = every_stage(&spec, teachers, &prefix, &mut engine, fits_here, |engine, mut stage| {
             let gpu = gpu.next().unwrap_or_default();
-            let cost = stage.plan.cost().clone();
             let seconds = if measures { measure(engine, &mut stage)? } else { gpu.planned_ms / 1e3 };
+            let cost = stage.plan.cost().clone();
             arena = arena.max(cost.arena_bytes);
-            let total = seconds * stage.steps as f64;
-            let (name, steps) = (stage.name, stage.steps);
-            stages.push(StageForecast { name, steps, cost, gpu, step_ms: 1e3 * seconds, seconds: total });
+            let Stage { name, steps, teachers_at_once, .. } = stage;
+            let teachers_at_once = teachers_at_once.map(|(n, _)| n);
+            let (step_ms, seconds) = (1e3 * seconds, seconds * steps as f64);
+            stages.push(StageForecast { name, steps, teachers_at_once, cost, gpu, step_ms, seconds });
             Ok(())
         })?;
         let here = (engine.store.bytes(), engine.arena_bytes().max(arena));
-        if here.0 + here.1 > peak.0 + peak.1 {
-            peak = here;
-        }
+        peak = if here.0 + here.1 > peak.0 + peak.1 { here } else { peak };
         let (of_students, state) = (found.bytes(prefix.is_empty()), checkpoint::state_bytes(&engine.store));
         disk.student_bytes += of_students;
         disk.checkpoint_bytes = disk.checkpoint_bytes.max(CHECKPOINTS * state);
@@ -229,8 +230,17 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
     })
 }
 
-/// The cost of the generator's step with one teacher at a time.
-fn one_at_a_time(spec: &RunSpec, opened: &[OpenedTeacher], card: &Card, target: Target) -> Result<ByTurns> {
+/// The cost of the generator's step with one teacher at a time, where that is a choice that the config has not made.
+fn one_at_a_time(
+    spec: &RunSpec,
+    opened: &[OpenedTeacher],
+    card: &Card,
+    target: Target,
+) -> Result<Option<ByTurns>> {
+    let has_generator = spec.dual.images == ImageSource::Generator;
+    if opened.len() < 2 || !has_generator || spec.generator.teachers_at_once == Some(1) {
+        return Ok(None);
+    }
     let mut spec = spec.clone();
     spec.generator.teachers_at_once = Some(1);
     let plan = |engine: &mut Engine<f32>| -> Result<Stage> {
@@ -240,12 +250,12 @@ fn one_at_a_time(spec: &RunSpec, opened: &[OpenedTeacher], card: &Card, target: 
     let (mut cpu, mut gpu) = (Engine::planning(None), Engine::planning(target));
     let (here, there) = (plan(&mut cpu)?, plan(&mut gpu)?);
     let there = on_card(&gpu, &there, card, &mut Room::default());
-    Ok(ByTurns {
+    Ok(Some(ByTurns {
         macs: here.plan.cost().macs,
         arena_bytes: here.plan.cost().arena_bytes,
         gpu_bytes: there.memory.total(),
         planned_ms: there.planned_ms,
-    })
+    }))
 }
 
 /// Compiles the stages of one student in the run's order, and passes each to `visit`. `fits`: see
@@ -255,7 +265,7 @@ fn every_stage(
     opened: &[OpenedTeacher],
     prefix: &str,
     engine: &mut Engine<f32>,
-    fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> bool,
+    fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> Result<bool>,
     mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
 ) -> Result<Students> {
     let teachers = Teachers::build(&mut engine.store, opened, &spec.student)?;

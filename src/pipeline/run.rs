@@ -13,6 +13,7 @@ use super::sample;
 use super::session::{Extras, Session};
 use super::snapshots::Snapshots;
 use super::spec::{ImageSource, RunSpec};
+use super::stage::fits;
 use super::stage_one::{self, StageOne};
 use super::stage_two::StageTwo;
 use super::student_files::{self, baseline_prefix, block_file};
@@ -213,7 +214,7 @@ fn train_generator(
 ) -> Result<StageOne> {
     StageOne::expect_room(spec, &teachers.network)?;
     let one = StageOne::new(&mut engine.store, spec, teachers);
-    let stage = one.stage_that(engine, spec, teachers, |engine, plan| plan.reserve(engine).is_ok())?;
+    let stage = one.stage_that(engine, spec, teachers, |engine, plan| fits(plan.reserve(engine)))?;
     let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
     let extras = Extras { snapshots: Some(Snapshots::new(&one, engine, spec)?), ..Extras::default() };
     session.train_with(engine, stage, extras, |engine, _| {

@@ -187,6 +187,9 @@ impl<'o> Session<'o> {
         self.progress.tail.sums.resize(names.len(), 0.0);
         let (began, spent) = (Instant::now(), self.progress.seconds);
         self.observer.stage(&stage.name, stage.steps);
+        if let Some(turns) = stage.turns_in_words() {
+            self.observer.note(&turns);
+        }
         if self.observer.wants_costs() {
             self.observer.note(&stage.cost_in_words());
         }

@@ -181,7 +181,8 @@ pub struct GeneratorOptions {
     /// Most pixels by which the images are shifted at random before the teachers see them.
     pub shift: usize,
     /// How many teachers keep their activations at a time. Fewer need less memory; each then runs forward twice a step.
-    /// None: all, or as many as fit the memory. The results do not depend on it.
+    /// None: all, or as many as fit the memory. The results have the same bits on the CPU, and are the same up to
+    /// rounding on a GPU, where the order of the teachers' additions to a bf16 gradient differs.
     pub teachers_at_once: Option<usize>,
 }
 

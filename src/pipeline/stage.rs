@@ -35,12 +35,23 @@ pub struct Stage {
     pub seed: u64,
     /// Images per step, and the config's key for that number.
     pub batch: (usize, &'static str),
+    /// How many of how many teachers keep their activations at a time, where that is a choice.
+    pub teachers_at_once: Option<(usize, usize)>,
 }
 
 /// Writes the data of the step of this number into the store before the step runs.
 pub type Feed = Box<dyn FnMut(u64, &mut Store<f32>) -> Result<()> + Send>;
 
 impl Stage {
+    /// That the teachers take turns, if they do.
+    pub(crate) fn turns_in_words(&self) -> Option<String> {
+        let (at_once, all) = self.teachers_at_once.filter(|(n, all)| n < all)?;
+        Some(format!(
+            "{}: {at_once} of {all} teachers at a time, to save memory; each runs forward twice a step",
+            self.name
+        ))
+    }
+
     /// A line with the cost of a step.
     pub(crate) fn cost_in_words(&self) -> String {
         let Cost { instructions, arena_bytes, macs, bytes_moved, launches } = *self.plan.cost();
@@ -88,6 +99,12 @@ impl Stage {
             } else {
                 "not even a batch of 1 would fit".into()
             };
+            let way_out = match self.teachers_at_once {
+                Some((2.., _)) => {
+                    format!("{way_out}, or one teacher at a time: --set generator.teachers_at_once=1")
+                }
+                _ => way_out,
+            };
             let mb = |bytes: usize| bytes as f64 / 1e6;
             Error::OutOfMemory(format!(
                 "{}: {message}; a step of {batch} images needs {:.0} MB beside {:.0} MB of weights, \
@@ -115,4 +132,15 @@ pub fn with_moments<R: Real>(
         owned.push((*id, moments.to_vec()));
     }
     Optimiser { op: op.into(), tensors: owned }
+}
+
+/// Whether memory could be reserved.
+///
+/// Errors: a failure that has another reason.
+pub(crate) fn fits(reserved: Result<()>) -> Result<bool> {
+    match reserved {
+        Ok(()) => Ok(true),
+        Err(Error::OutOfMemory(_)) => Ok(false),
+        Err(e) => Err(e),
+    }
 }

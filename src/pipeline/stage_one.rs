@@ -167,17 +167,19 @@ impl StageOne {
     /// Records and compiles one step: `L_joint` (11) and the update of the generator and its filters, with as many
     /// teachers at a time as `generator.teachers_at_once` says, or all.
     pub fn stage(&self, engine: &mut Engine<f32>, spec: &RunSpec, teachers: &Teachers) -> Result<Stage> {
-        self.stage_that(engine, spec, teachers, |_, _| true)
+        self.stage_that(engine, spec, teachers, |_, _| Ok(true))
     }
 
-    /// The same, without `generator.teachers_at_once`, with all teachers at a time, or half of them, a quarter ... until
-    /// `fits` holds, down to one.
+    /// The same. If the config has no `generator.teachers_at_once`: all teachers at a time, or half of them, a quarter ...
+    /// until `fits` holds, down to one.
+    ///
+    /// Errors: those of `fits`.
     pub fn stage_that(
         &self,
         engine: &mut Engine<f32>,
         spec: &RunSpec,
         teachers: &Teachers,
-        mut fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> bool,
+        mut fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> Result<bool>,
     ) -> Result<Stage> {
         let mut learning = self.generator.learning().to_vec();
         learning.extend(self.filters.iter().flatten().flat_map(|f| f.tensors()));
@@ -190,10 +192,11 @@ impl StageOne {
             weight_decay: 0.0,
         };
         let optimiser = [with_moments(&mut engine.store, "generator", adam, &learning)];
-        let mut at_once = g.teachers_at_once.unwrap_or(teachers.all.len());
+        let all = teachers.all.len();
+        let mut at_once = g.teachers_at_once.unwrap_or(all).min(all);
         let plan = loop {
             let plan = self.plan(engine, spec, teachers, at_once, &optimiser)?;
-            if g.teachers_at_once.is_some() || at_once == 1 || fits(engine, &plan) {
+            if g.teachers_at_once.is_some() || at_once == 1 || fits(engine, &plan)? {
                 break plan;
             }
             at_once = at_once.div_ceil(2);
@@ -206,6 +209,7 @@ impl StageOne {
             learning_rates: [g.learning_rate; 4],
             seed: stage_seed(spec.seed, "generator"),
             batch: (g.batch, "generator.batch"),
+            teachers_at_once: Some((at_once, all)),
         })
     }
 

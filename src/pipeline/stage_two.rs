@@ -126,6 +126,7 @@ impl StageTwo {
             learning_rates: [spec.dual.learning_rate; 4],
             seed: stage_seed(spec.seed, name),
             batch: (spec.dual.batch, "dual.batch"),
+            teachers_at_once: None,
         })
     }
 

@@ -300,5 +300,6 @@ fn thirty_two_teachers_fit_a_card_of_80_gb() {
         json["forecast"]["gpu_peak_bytes"].as_f64().unwrap()
     };
     let (one, chosen) = (peak(&["--set", "generator.teachers_at_once=1"]), peak(&[]));
-    assert!(one <= 25e9 && (one..80e9).contains(&chosen), "{one} and {chosen} bytes");
+    // By itself: 8 at a time.
+    assert!(one <= 25e9 && (40e9..80e9).contains(&chosen), "{one} and {chosen} bytes");
 }

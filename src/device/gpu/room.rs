@@ -30,6 +30,10 @@ pub struct Held {
 }
 
 impl Held {
+    /// Of two, the one that holds more in all; `self` if both hold as much.
+    pub fn larger(self, other: Held) -> Held {
+        if other.total() > self.total() { other } else { self }
+    }
     /// All of it.
     pub fn total(&self) -> usize {
         self.store_bytes + self.copies_bytes + self.arena_bytes + self.tables_bytes
