@@ -1,9 +1,9 @@
 // Batch normalisation with an activation: see src/ops/layers/batch_norm.rs. Forward with batch statistics is
 // three launches: sums over chunks of pixels, a fold that also updates the running estimates, and a pass that
 // writes y. Where the producer of x has stored statistics of its tiles, the fold reads those, and there are no
-// sums. With running estimates it is only the last of them. Backward: sums, fold, dx. Feature
-// maps are [pixels, c], vectors [c]; blocks and chunks as in lib/channels.cuh. x and y may differ in type: x
-// is float where a view turned rows into pixels.
+// sums. With running estimates it is only the last of them. Backward: sums, fold, dx; with running estimates the
+// sums and dx are one pass. Feature maps are [pixels, c], vectors [c]; blocks and chunks as in lib/channels.cuh.
+// x and y may differ in type: x is float where a view turned rows into pixels.
 #include "lib/channel_stats.cuh"
 #include "lib/channels.cuh"
 
@@ -78,10 +78,30 @@ template <int n> struct Channels {
         offset = load_f32<n>(coefficients + 2 * (i64)c + channel);
         affine(gamma, beta, channel);
     }
+    // If the running estimates are null, `coefficients` holds the batch's statistics. Otherwise they are the
+    // statistics, and `coefficients`, if not null, is written for backward.
+    DEV void load_or_start(float* RESTRICT coefficients, const float* RESTRICT gamma, const float* RESTRICT beta,
+                           const float* RESTRICT running_mean, const float* RESTRICT running_var, float eps, int c,
+                           const Tile<n>& t) {
+        if (!running_mean) {
+            load(coefficients, gamma, beta, c, t.channel);
+            return;
+        }
+        shift = load_f32<n>(running_mean + t.channel);
+        rstd = load_f32<n>(running_var + t.channel);
+        UNROLL
+        for (int i = 0; i < n; i++) rstd.v[i] = 1.0f / sqrtf(rstd.v[i] + eps);
+        offset = floats<n>(0.0f);
+        affine(gamma, beta, t.channel);
+        if (coefficients && blockIdx.y == 0 && t.row == 0) {
+            store_f32<n>(coefficients + t.channel, shift);
+            store_f32<n>(coefficients + c + t.channel, rstd);
+            store_f32<n>(coefficients + 2 * (i64)c + t.channel, offset);
+        }
+    }
 };
 
-// y = act((x - shift) * scale + bias). If the running estimates are null, `coefficients` holds the batch's
-// statistics. Otherwise they are the statistics, and `coefficients`, if not null, is written for backward.
+// y = act((x - shift) * scale + bias).
 template <class X, class Y, int n>
 KERNEL(256) batch_norm_fwd(Y* RESTRICT y, float* RESTRICT coefficients, const X* RESTRICT x, const float* RESTRICT gamma,
                            const float* RESTRICT beta, const float* RESTRICT running_mean, const float* RESTRICT running_var,
@@ -89,21 +109,7 @@ KERNEL(256) batch_norm_fwd(Y* RESTRICT y, float* RESTRICT coefficients, const X*
     const Tile<n> t = Tile<n>::of(d);
     if (!t.works) return;
     Channels<n> k;
-    if (running_mean) {
-        k.shift = load_f32<n>(running_mean + t.channel);
-        k.rstd = load_f32<n>(running_var + t.channel);
-        UNROLL
-        for (int i = 0; i < n; i++) k.rstd.v[i] = 1.0f / sqrtf(k.rstd.v[i] + eps);
-        k.offset = floats<n>(0.0f);
-        k.affine(gamma, beta, t.channel);
-        if (coefficients && blockIdx.y == 0 && t.row == 0) {
-            store_f32<n>(coefficients + t.channel, k.shift);
-            store_f32<n>(coefficients + d.c + t.channel, k.rstd);
-            store_f32<n>(coefficients + 2 * (i64)d.c + t.channel, k.offset);
-        }
-    } else {
-        k.load(coefficients, gamma, beta, d.c, t.channel);
-    }
+    k.load_or_start(coefficients, gamma, beta, running_mean, running_var, eps, d.c, t);
     for (i64 at = t.first; at < t.last; at += t.step) {
         Floats<n> v = load_f32<n>(x + at);
         UNROLL
@@ -120,6 +126,39 @@ INSTANCE(batch_norm_fwd<bf16, bf16, 8>)
 INSTANCE(batch_norm_fwd<bf16, bf16, 1>)
 INSTANCE(batch_norm_fwd<float, bf16, 4>)
 INSTANCE(batch_norm_fwd<float, bf16, 1>)
+
+// What batch_norm_fwd does before an activation of y plus a residual: out = act(y + residual), and the mask of
+// y + residual > 0, whose bytes are eight channels each. y, the mask and the residual may be null; the running
+// estimates and `coefficients` as there.
+KERNEL(256) batch_norm_fwd_activation(bf16* RESTRICT out, u8* RESTRICT mask, bf16* RESTRICT y, const bf16* RESTRICT residual,
+                                      float* RESTRICT coefficients, const bf16* RESTRICT x, const float* RESTRICT gamma,
+                                      const float* RESTRICT beta, const float* RESTRICT running_mean,
+                                      const float* RESTRICT running_var, float eps, float slope, TilesDims d) {
+    const Tile<8> t = Tile<8>::of(d);
+    if (!t.works) return;
+    Channels<8> k;
+    k.load_or_start(coefficients, gamma, beta, running_mean, running_var, eps, d.c, t);
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        Floats<8> v = load_f32<8>(x + at);
+        UNROLL
+        for (int i = 0; i < 8; i++) v.v[i] = fmaf(v.v[i] - k.shift.v[i], k.scale.v[i], k.bias.v[i]);
+        if (y) store_f32<8>(y + at, v);
+        if (residual) {
+            const Floats<8> more = load_f32<8>(residual + at);
+            UNROLL
+            for (int i = 0; i < 8; i++) v.v[i] += more.v[i];
+        }
+        u32 bits = 0;
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            bits |= (u32)(v.v[i] > 0.0f) << i;
+            if (!(v.v[i] > 0.0f)) v.v[i] *= slope;
+        }
+        if (mask) mask[at / 8] = (u8)bits;
+        store_f32<8>(out + at, v);
+    }
+}
+INSTANCE(batch_norm_fwd_activation)
 
 // Sums of g and of g * xhat over chunks of pixels, where g = dy * act'. parts [chunks][2][c]. In packs of 8, three
 // blocks with two loads each of x and dy have 48 KB in flight.
@@ -162,6 +201,45 @@ INSTANCE(batch_norm_bwd_sums<bf16, bf16, 8>)
 INSTANCE(batch_norm_bwd_sums<bf16, bf16, 1>)
 INSTANCE(batch_norm_bwd_sums<float, bf16, 4>)
 INSTANCE(batch_norm_bwd_sums<float, bf16, 1>)
+
+// With running estimates dx (+)= scale * g does not depend on the sums: dx and the parts of both sums in one pass.
+template <class X, class Y, int n>
+KERNEL(256, 2)
+batch_norm_bwd_running(X* RESTRICT dx, float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRICT dy,
+                       const float* RESTRICT coefficients, const float* RESTRICT gamma, const float* RESTRICT beta, float slope,
+                       int add, TilesDims d) {
+    SHARED(float, scratch, ROWS_SCRATCH<n>);
+    const Tile<n> t = Tile<n>::of(d);
+    Channels<n> k;
+    k.load(coefficients, gamma, beta, d.c, t.channel);
+    Floats<n> sum_g = floats<n>(0.0f), sum_gx = floats<n>(0.0f);
+    struct Pixel {
+        Floats<n> x, dy;
+    };
+    const auto load = [&](i64 at) { return Pixel{load_f32<n>(x + at), load_f32<n>(dy + at)}; };
+    each_pack(t, load, [&](i64 at, const Pixel& p) {
+        Floats<n> g = p.dy, v;
+        UNROLL
+        for (int i = 0; i < n; i++) {
+            const float away = p.x.v[i] - k.shift.v[i];
+            if (!(fmaf(away, k.scale.v[i], k.bias.v[i]) > 0.0f)) g.v[i] *= slope;
+            sum_g.v[i] += g.v[i];
+            sum_gx.v[i] = fmaf(g.v[i], away, sum_gx.v[i]);
+            v.v[i] = k.scale.v[i] * g.v[i];
+        }
+        put_f32<n>(dx + at, v, add);
+    });
+    // As in batch_norm_bwd_sums; the offset is 0.
+    UNROLL
+    for (int i = 0; i < n; i++) sum_gx.v[i] *= k.rstd.v[i];
+    store_parts<n>(parts, sum_g, sum_gx, d, scratch, t, blockIdx.y);
+}
+INSTANCE(batch_norm_bwd_running<float, float, 4>)
+INSTANCE(batch_norm_bwd_running<float, float, 1>)
+INSTANCE(batch_norm_bwd_running<bf16, bf16, 8>)
+INSTANCE(batch_norm_bwd_running<bf16, bf16, 1>)
+INSTANCE(batch_norm_bwd_running<float, bf16, 4>)
+INSTANCE(batch_norm_bwd_running<float, bf16, 1>)
 
 // dbeta (+)= sum of g, dgamma (+)= sum of g * xhat, and means [2][c] = both divided by the pixels. Each of
 // the three may be null.

@@ -4,9 +4,9 @@
 #include "lib/dev.cuh"
 
 // Mirrors `Dims::kernel_arg` of src/ops/layers/conv2d/geometry.rs, which checks that there are fewer than
-// 2^30 pixels and filter elements per output channel, so that an int counts either. Offsets of elements are 64-bit, except in the epilogue and the
-// statistics of the wgmma kernels: there they are u32, as hopper.rs takes only maps of fewer than 2^31
-// elements.
+// 2^30 pixels and filter elements per output channel, so that an int counts either. Offsets of elements are
+// 64-bit, except in the epilogue and the statistics of the wgmma kernels: there they are u32, as hopper.rs takes
+// only maps of fewer than 2^31 elements.
 struct Conv2dDims {
     int n, h, w, c; // of x
     int k, r, s;    // output channels, filter height and width

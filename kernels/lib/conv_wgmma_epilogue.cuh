@@ -1,8 +1,8 @@
 // The epilogue of a wgmma tile: from the accumulators to bias, residual, activation, mask and stores. What is
 // done to eight neighbouring sums is a structure: StoreForward for y, StoreInputGradient for dx, and
-// StoreGradientOfStatistics for dx with the gradient of a statistics loss. A new fusion
-// behind the product is applied in `store` of one of them if it works element by element, and beside `bias`
-// if it has a value for each channel. The README of src/ops/layers/conv2d lists the other places.
+// StoreGradientOfStatistics for dx with the gradient of a statistics loss. A new fusion behind the product is
+// applied in `store` of one of them if it works element by element, and beside `bias` if it has a value for each
+// channel. The README of src/ops/layers/conv2d lists the other places.
 #pragma once
 #include "lib/conv_wgmma_tile.cuh"
 

@@ -85,7 +85,8 @@ impl Tape {
 
     /// The ops that are recorded until [`Tape::end_segment`] form a segment: what they compute in forward is not kept for
     /// backward, but computed a second time right before it. Two segments then need no more memory than the larger
-    /// one, for one more forward pass of each. Gradients have the same bits.
+    /// one, for one more forward pass of each. Gradients have the same bits on the CPU. No op may change in place what a
+    /// segment reads: `Plan::compile` refuses it.
     ///
     /// Panics: within a segment.
     pub fn begin_segment(&mut self) {

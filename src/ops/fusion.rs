@@ -93,4 +93,6 @@ pub struct FusedActivation {
     pub residual: Option<Slot>,
     /// The activation's slope below zero.
     pub slope: f32,
+    /// Whether anything but the activation reads the producer's own output.
+    pub keeps_sum: bool,
 }

@@ -103,6 +103,11 @@ impl Operands {
             .chain(grads)
             .chain(masks)
     }
+    /// Bytes of a fused activation's output where the op's own output is not stored, so that no other instruction's
+    /// operands count them.
+    pub fn output_beside_sum(&self) -> u64 {
+        self.fused_activation.filter(|a| !a.keeps_sum).map_or(0, |a| a.y.bytes as u64)
+    }
     /// The number of slots that [`Operands::bytes`] counts.
     pub fn slots(&self) -> usize {
         self.all().count()

@@ -237,8 +237,7 @@ fn launches_bytes_and_flops_are_those_counted_by_hand() {
         "fill", // the gradient of the loss itself: 1
         "feature_loss_bwd",
         "conv2d_dgrad", // which also applies the mask of the ReLU before it
-        "conv2d_wgrad",
-        "conv2d_sum_parts", // sums the filter gradient over blocks, which split the pixels
+        "conv2d_wgrad", // in one part, because there are few pixels
         "adam",
         "push_metrics",
     ];

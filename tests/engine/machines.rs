@@ -32,7 +32,7 @@ use dfka_engine::tensor::{Elem, Shape};
 use std::path::PathBuf;
 
 /// The machine to test. Without one the test prints that it is skipped, or fails if it is required.
-fn machine() -> Option<Choice> {
+pub fn machine() -> Option<Choice> {
     let asked = std::env::var("DFKA_TEST_DEVICE").unwrap_or_else(|_| "emu".into());
     let choice = match asked.strip_prefix("cuda") {
         Some(index) => Choice::Cuda(index.trim_start_matches(':').parse().unwrap_or(0)),

@@ -12,3 +12,4 @@ mod lab;
 mod machines;
 mod no_alloc;
 mod stalls;
+mod units;

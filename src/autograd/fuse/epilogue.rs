@@ -2,38 +2,55 @@
 //!
 //! When a statistics loss needs the pre-activation output, the activation cannot be fused while recording:
 //! the tape then has a convolution and an activation. The convolution's kernel can store both outputs, which
-//! saves reading the map again.
+//! saves reading the map again. The batch norm at the end of a residual unit computes the unit's activation, and
+//! its own output is not stored at all.
 
-use crate::autograd::tape::Tape;
-use crate::ops::fusion::Fusion;
-use std::collections::HashMap;
+use crate::autograd::plan::needs::Needs;
+use crate::autograd::plan::storage::Storage;
+use crate::autograd::tape::{Tape, Value};
+use std::collections::{HashMap, HashSet};
 
 /// The pairs of a producer and the activation that its kernel computes.
 #[derive(Default)]
 pub(crate) struct Epilogues {
     activation_of: HashMap<usize, usize>,
     producer_of: HashMap<usize, usize>,
+    /// Producers whose own output nothing but the activation reads.
+    dropping: HashSet<usize>,
 }
 
 impl Epilogues {
-    /// `nodes`: those that run, in the order of the tape.
-    pub(crate) fn of(tape: &Tape, fusions: &[Fusion], nodes: &[usize]) -> Epilogues {
+    /// `loss`: the value that gradients flow from.
+    pub(crate) fn of(tape: &Tape, loss: Option<Value>, needs: &Needs, storage: &Storage) -> Epilogues {
+        let (fusions, nodes) = (&needs.fusions, needs.live_nodes());
+        let mut readers: HashMap<usize, usize> = HashMap::new();
+        let read = nodes.iter().flat_map(|i| tape.nodes[*i].inputs.iter().copied());
+        read.chain(tape.results(loss)).for_each(|v| *readers.entry(tape.root(v)).or_default() += 1);
         let writer: HashMap<usize, usize> = nodes
             .iter()
             .flat_map(|i| tape.nodes[*i].outputs.iter().map(move |v| (tape.root(*v), *i)))
             .collect();
         let mut found = Epilogues::default();
-        for &i in nodes {
+        for &i in &nodes {
             let [x, others @ ..] = &tape.nodes[i].inputs[..] else { continue };
             let Some(&producer) = writer.get(&tape.root(*x)) else { continue };
             // A residual that is computed after the producer may depend on it.
             let is_earlier = |v| writer.get(&tape.root(v)).is_none_or(|w| *w < producer);
             let ready = others.iter().all(|v| is_earlier(*v)) && tape.nodes[producer].outputs[..] == [*x];
             let run_together = tape.nodes[i].segment == tape.nodes[producer].segment;
-            let fits = run_together && fusions[i].is_fusable_activation && fusions[producer].fuses_activation;
+            // A view of f32 rows may be the input of an op whose output is bf16.
+            let from = tape.nodes[producer].inputs.first();
+            let are_alike = from.is_some_and(|v| storage.elem(*v) == storage.elem(*x));
+            let fits = run_together
+                && are_alike
+                && fusions[i].is_fusable_activation
+                && fusions[producer].fuses_activation;
             if ready && fits && !found.activation_of.contains_key(&producer) {
                 found.activation_of.insert(producer, i);
                 found.producer_of.insert(i, producer);
+                if readers[&tape.root(*x)] == 1 && !needs.signatures[producer].keeps_outputs {
+                    found.dropping.insert(producer);
+                }
             }
         }
         found
@@ -41,6 +58,10 @@ impl Epilogues {
     /// The activation that the kernel of node `producer` computes.
     pub(crate) fn activation_of(&self, producer: usize) -> Option<usize> {
         self.activation_of.get(&producer).copied()
+    }
+    /// Whether the kernel of node `producer` stores the activation alone.
+    pub(crate) fn drops_sum(&self, producer: usize) -> bool {
+        self.dropping.contains(&producer)
     }
     /// Whether the kernel of its input's producer computes node `i`.
     pub(crate) fn is_fused_into_producer(&self, i: usize) -> bool {
@@ -52,8 +73,7 @@ impl Epilogues {
 mod tests {
     use super::*;
     use crate::autograd::Store;
-    use crate::autograd::plan::needs::Needs;
-    use crate::autograd::tape::{Learn, Value};
+    use crate::autograd::tape::Learn;
     use crate::device::gpu::target::Target;
     use crate::ops::layers::activation::{Act, Activation};
     use crate::ops::layers::conv2d::Conv2d;
@@ -72,12 +92,13 @@ mod tests {
         let y = layers(&mut tape, x, w);
         tape.output(y);
         let needs = Needs::of(&tape, None, target.as_ref()).unwrap();
-        let found = Epilogues::of(&tape, &needs.fusions, &needs.live_nodes());
+        let storage = Storage::of::<f32>(&tape, &needs.fusions, target.as_ref());
+        let found = Epilogues::of(&tape, None, &needs, &storage);
         (0..tape.nodes.len()).filter_map(|i| Some((i, found.activation_of(i)?))).collect()
     }
 
     fn h200() -> Option<Target> {
-        Some(Target::h200(Elem::Bf16))
+        Some(Target::h200(Elem::F32))
     }
 
     fn conv_then_relu(t: &mut Tape, x: Value, w: Value) -> Value {

@@ -31,12 +31,40 @@ pub(crate) fn next_writer_adds_it(
     false
 }
 
+/// Whether the gradient of input 0 of node `i`, which equals the gradient of the output, can stay in the output's
+/// buffer for good: it has no other term, and the node that produced the input reads it before anything is added to
+/// the output's gradient, which is also that of the last input, the skip connection. A producer that passes its own
+/// gradient on as that of one of its inputs would share it with the skip, whose later terms differ.
+///
+/// `later`: the nodes that run backward after the group of `i`, in order.
+pub(crate) fn producer_reads_it_first(
+    tape: &Tape,
+    fusions: &[Fusion],
+    later: impl Iterator<Item = usize>,
+    i: usize,
+) -> bool {
+    let node = &tape.nodes[i];
+    let (first, skip) = (tape.root(node.inputs[0]), tape.root(node.inputs[node.inputs.len() - 1]));
+    for j in later {
+        let next = &tape.nodes[j];
+        let mut written = next.inputs.iter().filter(|v| tape.needs_grad(**v)).map(|v| tape.root(*v));
+        if written.any(|r| r == first || r == skip) {
+            return false;
+        }
+        if next.outputs.iter().any(|v| tape.root(*v) == first) {
+            return fusions[j].grad_alias.is_none() && !fusions[j].copies_grad;
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::autograd::Store;
     use crate::autograd::tape::Learn;
     use crate::ops::layers::activation::{Act, Activation};
+    use crate::ops::layers::conv2d::Conv2d;
     use crate::ops::losses::statistics_loss::StatisticsLoss;
     use crate::tensor::Shape;
 
@@ -76,6 +104,34 @@ mod tests {
     #[test]
     fn a_gradient_does_not_stay_if_the_skip_is_written_before() {
         assert!(!can_stay(true, &[2, 0]));
+    }
+
+    /// Whether the gradient of a convolution's output, to which a ReLU adds the skip x, can stay in the buffer of the
+    /// ReLU's output. `reads_skip`: another op reads x, and its backward runs before the convolution's or after it.
+    fn stays(reads_skip: Option<bool>, producer: Fusion) -> bool {
+        let mut store = Store::<f32>::planned(None);
+        let [x, a] = ["x", "a"].map(|n| store.add(n, Shape::new(2, 4, 4, 8)));
+        let w = store.add("w", Shape::new(8, 1, 1, 8));
+        let mut t = Tape::default();
+        let [x, a, w] = [x, a, w].map(|id| t.leaf(&store, id, Learn::Trainable));
+        let u = t.apply(Conv2d::new(1, 0), &[a, w]).unwrap();
+        t.apply(Activation(Act::Relu), &[u, x]).unwrap();
+        t.apply(Activation(Act::Tanh), &[x]).unwrap();
+        let later = match reads_skip {
+            None => vec![0],
+            Some(true) => vec![2, 0],
+            Some(false) => vec![0, 2],
+        };
+        let fusions = [producer, Fusion::default(), Fusion::default()];
+        producer_reads_it_first(&t, &fusions, later.into_iter(), 1)
+    }
+
+    #[test]
+    fn a_gradient_stays_for_good_if_its_producer_reads_it_before_the_skip_is_written() {
+        assert!(stays(None, Fusion::default()) && stays(Some(false), Fusion::default()));
+        assert!(!stays(Some(true), Fusion::default()));
+        let passes_on = Fusion { grad_alias: Some(0), ..Fusion::default() };
+        assert!(!stays(None, passes_on), "the producer's input would share the skip's gradient");
     }
 
     #[test]

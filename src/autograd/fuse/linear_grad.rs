@@ -54,3 +54,79 @@ impl LinearGrads {
         self.0.get(&loss).copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::Store;
+    use crate::autograd::plan::lifetimes::{Buffers, LinearGrad};
+    use crate::autograd::plan::step::Step;
+    use crate::autograd::tape::Learn;
+    use crate::device::gpu::target::Target;
+    use crate::ops::layers::activation::{Act, Activation};
+    use crate::ops::layers::conv2d::Conv2d;
+    use crate::ops::layers::global_avg_pool::GlobalAvgPool;
+    use crate::ops::losses::activation_loss::ActivationLoss;
+    use crate::ops::losses::statistics_loss::StatisticsLoss;
+    use crate::ops::losses::weighted_sum::WeightedSum;
+    use crate::tensor::{Elem, Shape};
+
+    /// What follows a convolution u with a statistics loss.
+    #[derive(Clone, Copy, Default)]
+    struct Unit {
+        /// The ReLU adds a skip connection to u.
+        has_skip: bool,
+        /// Another op reads u.
+        has_reader: bool,
+        /// The second convolution is outside of the segment that the rest is in.
+        leaves_segment: bool,
+    }
+
+    /// Nodes 0 to 3: the convolution, its loss, the ReLU, and a second convolution, which writes the gradient of the
+    /// ReLU's output. Returns what the second convolution adds, and whether the sum has a buffer of its own.
+    fn added(unit: Unit, target: Option<Target>) -> Option<(usize, bool)> {
+        let mut store = Store::<f32>::planned(target);
+        let x = store.add("x", Shape::new(2, 4, 4, 8));
+        let [w1, w2] = ["w1", "w2"].map(|n| store.add(n, Shape::new(8, 1, 1, 8)));
+        let [mean, std] = ["mean", "std"].map(|n| store.add(n, Shape::vector(8)));
+        let mut t = Tape::default();
+        let x = t.leaf(&store, x, Learn::Trainable);
+        let [w1, w2, mean, std] = [w1, w2, mean, std].map(|id| t.leaf(&store, id, Learn::Frozen));
+        if unit.leaves_segment {
+            t.begin_segment();
+        }
+        let u = t.apply(Conv2d::new(1, 0), &[x, w1]).unwrap();
+        let mut losses = vec![t.apply(StatisticsLoss { eps: 1e-8 }, &[u, mean, std]).unwrap()];
+        let operands = if unit.has_skip { vec![u, x] } else { vec![u] };
+        let y = t.apply(Activation(Act::Relu), &operands).unwrap();
+        t.end_segment();
+        let mut ends = vec![t.apply(Conv2d::new(1, 0), &[y, w2]).unwrap()];
+        if unit.has_reader {
+            ends.push(t.apply(Activation(Act::Tanh), &[u]).unwrap());
+        }
+        for end in ends {
+            let features = t.apply(GlobalAvgPool, &[end]).unwrap();
+            losses.push(t.apply(ActivationLoss { mean_over_features: true }, &[features]).unwrap());
+        }
+        let loss = t.apply(WeightedSum { weights: vec![1.0; losses.len()] }, &losses).unwrap();
+        let step = Step::of::<f32>(&t, Some(loss), target.as_ref()).unwrap();
+        let buffers = Buffers::of(&step, 0);
+        assert_eq!(buffers.is_grad_added[1], buffers.linear_grads[3].is_some());
+        buffers.linear_grads[3].map(|LinearGrad { loss, du }| (loss, du.is_some()))
+    }
+
+    #[test]
+    fn the_convolution_behind_the_activation_adds_the_losss_gradient() {
+        let h200 = Some(Target::h200(Elem::Bf16));
+        assert_eq!(added(Unit::default(), h200), Some((1, false)));
+        assert_eq!(added(Unit { has_skip: true, ..Unit::default() }, h200), Some((1, true)));
+        assert_eq!(added(Unit::default(), None), None, "the CPU fuses nothing");
+    }
+
+    #[test]
+    fn it_does_not_if_the_gradient_has_a_third_term_or_the_map_is_not_there_yet() {
+        let h200 = Some(Target::h200(Elem::Bf16));
+        assert_eq!(added(Unit { has_reader: true, ..Unit::default() }, h200), None);
+        assert_eq!(added(Unit { leaves_segment: true, ..Unit::default() }, h200), None);
+    }
+}

@@ -38,7 +38,7 @@ impl<R: Real> Plan<R> {
     /// With a `loss`, a scalar, gradients flow from it to every trainable leaf. The `optimisers` then
     /// update, in this order, those of their tensors that have a gradient.
     ///
-    /// Errors: operands that an op refuses.
+    /// Errors: operands that an op refuses; an op that changes in place what a segment reads.
     pub fn compile(
         tape: &Tape,
         store: &Store<R>,

@@ -89,7 +89,8 @@ impl Groups {
     }
     /// The nodes that run backward after this time, in order.
     pub(crate) fn backward_after(&self, time: usize) -> impl Iterator<Item = usize> {
-        self.backward_nodes().filter(move |(t, _)| *t > time).map(|(_, i)| i)
+        let turns = self.turns.iter().skip(time + 1).filter(|(pass, _)| *pass == Pass::Backward);
+        turns.flat_map(|(_, group)| group.iter().copied())
     }
     /// The first time after forward.
     pub(crate) fn forward_end(&self) -> usize {

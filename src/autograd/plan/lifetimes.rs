@@ -114,7 +114,8 @@ impl Buffers {
             for i in std::iter::once(i).chain(step.epilogues.activation_of(i)) {
                 let node = &tape.nodes[i];
                 for v in &node.outputs {
-                    let buffer = self.lives.add(step.storage.value_bytes(*v), t);
+                    let bytes = step.storage.value_bytes(*v);
+                    let buffer = self.lives.add(if step.epilogues.drops_sum(i) { 0 } else { bytes }, t);
                     let values = if pass == Pass::Again { &mut self.again } else { &mut self.values };
                     values[tape.root(*v)] = Some(buffer);
                 }
@@ -223,10 +224,16 @@ impl Buffers {
                 self.grads[v] = self.grads[tape.root(y)];
                 return None;
             }
-            // Input 0 may have the same gradient. It needs a buffer of its own, because the two sums differ
-            // later, but no copy if the op that adds the next term reads the first term from the output's
+            // Input 0 may have the same gradient, and the same buffer if the op that produced it reads it before
+            // anything is added for the other input. Otherwise it needs a buffer of its own, because the two sums
+            // differ later, but no copy if the op that adds the next term reads the first term from the output's
             // gradient.
             if j == 0 && alias > 0 && fusion.copies_grad {
+                let later = step.groups.backward_after(t);
+                if first_term::producer_reads_it_first(tape, &step.needs.fusions, later, i) {
+                    self.grads[v] = self.grads[tape.root(y)];
+                    return None;
+                }
                 let later = step.groups.backward_after(t);
                 if first_term::next_writer_adds_it(tape, &step.needs.fusions, later, i) {
                     self.waiting_first_terms[v] = self.grads[tape.root(y)];

@@ -77,6 +77,7 @@ impl<R: Real> Lowering<'_, R> {
                 mask: self.saved(pass, a).first().map(|b| self.slot(*b)),
                 residual: activation.inputs.get(1).map(|v| self.value_of(a, pass, *v)),
                 slope: self.step.needs.fusions[a].act_mask.map_or(1.0, |m| m.slope),
+                keeps_sum: !self.step.epilogues.drops_sum(i),
             }
         });
         let operands = Operands {
@@ -235,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_fused_activation_has_the_memory_of_the_activations_own_instruction() {
-        let (list, _) = lowered(Some(Target::h200(Elem::Bf16)));
+        let (list, _) = lowered(Some(Target::h200(Elem::F32)));
         let (conv, activation) = (&list[0].operands, &list[1].operands);
         let fused = conv.fused_activation.unwrap();
         assert!(activation.is_fused_into_producer && !conv.is_fused_into_producer);

@@ -20,7 +20,7 @@
 mod compile;
 pub(super) mod groups;
 pub(super) mod instruction;
-mod lifetimes;
+pub(super) mod lifetimes;
 mod lowering;
 pub(super) mod needs;
 mod optimiser;
@@ -29,7 +29,7 @@ pub(super) mod program;
 mod readings;
 mod replay;
 pub(super) mod step;
-mod storage;
+pub(super) mod storage;
 
 pub use super::cost::bytes::Cost;
 pub use super::cost::timing::Timing;

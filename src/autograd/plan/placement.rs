@@ -45,8 +45,8 @@ impl Placement {
     /// Places the largest buffer first, each at the lowest offset that is free for its whole life. Empty buffers lie
     /// at the beginning.
     ///
-    /// The time grows with the square of the buffers. 32 ResNet-101 have 50,000 in a step, so that what the inner loop
-    /// reads lies together.
+    /// The time grows with the square of the buffers, of which 32 ResNet-101 have 50,000 in a step; what the inner loop
+    /// reads of a placed buffer is therefore kept together.
     pub(crate) fn of(lives: &Lives) -> Placement {
         struct Placed {
             life: Life,

@@ -11,6 +11,7 @@ use crate::autograd::tape::{Tape, Value};
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::tensor::Real;
+use std::collections::HashSet;
 
 /// A recorded step, with the results of the passes that need no addresses.
 pub(crate) struct Step<'a> {
@@ -25,28 +26,39 @@ pub(crate) struct Step<'a> {
     pub linear_grads: LinearGrads,
 }
 
+/// Checks that the second run of a segment reads what the first one has read.
+///
+/// Errors: an op that changes an operand in place which an op of a segment reads.
+fn expect_repeatable(tape: &Tape, needs: &Needs) -> Result<()> {
+    let nodes = needs.live_nodes();
+    let in_segments = nodes.iter().filter(|i| tape.nodes[**i].segment.is_some());
+    let read: HashSet<usize> =
+        in_segments.flat_map(|i| tape.nodes[*i].inputs.iter().map(|v| tape.root(*v))).collect();
+    for i in nodes {
+        let node = &tape.nodes[i];
+        if needs.signatures[i].updates.iter().any(|u| read.contains(&tape.root(node.inputs[*u]))) {
+            let message = "changes an operand in place, which a segment of the tape reads twice a step";
+            return Err(Error::Run(format!("{}: {message}", node.op.name())));
+        }
+    }
+    Ok(())
+}
+
 impl<'a> Step<'a> {
     /// `R`: the CPU's scalar. `target`: the GPU that the plan is for; none for the CPU.
     ///
-    /// Errors: operands that an op refuses.
+    /// Errors: operands that an op refuses; those of [`expect_repeatable`].
     pub(crate) fn of<R: Real>(
         tape: &'a Tape,
         loss: Option<Value>,
         target: Option<&Target>,
     ) -> Result<Step<'a>> {
         let needs = Needs::of(tape, loss, target)?;
-        let updates = |i: &&usize| !needs.signatures[**i].updates.is_empty();
-        let in_segment = |i: &usize| tape.nodes[*i].segment.is_some();
-        if let Some(i) = needs.live_nodes().iter().filter(|i| in_segment(i)).find(updates) {
-            let op = tape.nodes[*i].op.name();
-            return Err(Error::Run(format!(
-                "{op} changes an operand in place, so it cannot run twice a step"
-            )));
-        }
+        expect_repeatable(tape, &needs)?;
         let storage = Storage::of::<R>(tape, &needs.fusions, target);
         // Before the groups: a producer with an activation in its epilogue also waits for the activation's
         // residual.
-        let epilogues = Epilogues::of(tape, &needs.fusions, &needs.live_nodes());
+        let epilogues = Epilogues::of(tape, loss, &needs, &storage);
         let groups = Groups::of(tape, &needs, &epilogues);
         // After the groups: which op writes a gradient last depends on the order.
         let nodes = |pass: &mut dyn Iterator<Item = (usize, usize)>| pass.map(|(_, i)| i).collect::<Vec<_>>();

@@ -195,7 +195,7 @@ fn an_op_that_changes_its_operand_is_refused_in_a_segment() {
     t.end_segment();
     t.output(y);
     let e = Plan::compile(&t, &store, None, &[]).err().unwrap().to_string();
-    assert_eq!(e, "batch_norm changes an operand in place, so it cannot run twice a step");
+    assert_eq!(e, "batch_norm: changes an operand in place, which a segment of the tape reads twice a step");
 }
 
 /// Each launch has a row, in order, with its bytes; and timing a step with 2 repeats runs it 3 times.

@@ -3,6 +3,7 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::{channels, vectorised_by_width, with_width};
 use crate::device::gpu;
+use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
@@ -13,7 +14,7 @@ use crate::ops::operands::{Io, Operands, store_or_add};
 use crate::ops::operator::{
     Extent, OperandInfo, Operator, Signature, expect_frozen, expect_operands, expect_shape, operands_once,
 };
-use crate::tensor::{Real, Shape};
+use crate::tensor::{Elem, Real, Shape};
 
 /// The statistics that normalise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,6 +234,25 @@ impl Operator for BatchNorm {
         }
         let running = running.map(|r| (!batch).then_some(r));
         let tiles = Tiles::pass(l.target(), shape, x.elem);
+        if let Some(a) = l.fused_activation() {
+            l.expect_same("x, which has y's type", y, x)?;
+            let args = [
+                KernelArg::Slot(a.y),
+                a.mask.map(KernelArg::Slot).into(),
+                a.keeps_sum.then_some(y).into(),
+                a.residual.map(KernelArg::Slot).into(),
+                coefficients.into(),
+                x.into(),
+                l.x(1).into(),
+                l.x(2).into(),
+                running[0].into(),
+                running[1].into(),
+                self.eps.into(),
+                a.slope.into(),
+                tiles.into(),
+            ];
+            return l.launch("batch_norm_fwd_activation", tiles.grid(), tiles.block(), 0, args);
+        }
         let args = [
             y.into(),
             coefficients.into(),
@@ -254,20 +274,32 @@ impl Operator for BatchNorm {
         let (dx, dgamma, dbeta) = (l.dx(0), l.dx(1), l.dx(2));
         let (coefficients, gamma, beta) = (l.saved(0), l.x(1), l.x(2));
         let means = (dx.is_some() && self.stats == Stats::Batch).then(|| l.scratch(1));
-        if means.is_some() || dgamma.is_some() || dbeta.is_some() {
+        let needs_sums = means.is_some() || dgamma.is_some() || dbeta.is_some();
+        // Running estimates: dx needs no sums, and both come out of one pass.
+        let in_one_pass = dx.filter(|_| needs_sums && means.is_none());
+        if needs_sums {
             let (tiles, parts) = (Tiles::sums(l.target(), shape, x.elem), l.scratch(0));
-            let name = format!("batch_norm_bwd_sums<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
-            let args = [
-                parts.into(),
-                x.into(),
-                dy.into(),
-                coefficients.into(),
-                gamma.into(),
-                beta.into(),
-                self.slope(),
-                tiles.into(),
-            ];
-            l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+            let name = |kernel: &str| format!("{kernel}<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
+            let [parts_arg, x_arg, dy_arg] = [parts.into(), x.into(), dy.into()];
+            let [coefficients, gamma, beta] = [coefficients.into(), gamma.into(), beta.into()];
+            if let Some((dx, write)) = in_one_pass {
+                let args = [
+                    dx.into(),
+                    parts_arg,
+                    x_arg,
+                    dy_arg,
+                    coefficients,
+                    gamma,
+                    beta,
+                    self.slope(),
+                    write.into(),
+                    tiles.into(),
+                ];
+                l.launch(name("batch_norm_bwd_running"), tiles.grid(), tiles.block(), 0, args)?;
+            } else {
+                let args = [parts_arg, x_arg, dy_arg, coefficients, gamma, beta, self.slope(), tiles.into()];
+                l.launch(name("batch_norm_bwd_sums"), tiles.grid(), tiles.block(), 0, args)?;
+            }
             let args = [
                 means.into(),
                 dgamma.map(|d| d.0).into(),
@@ -281,7 +313,7 @@ impl Operator for BatchNorm {
             ];
             l.launch("batch_norm_bwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
         }
-        let Some((dx, write)) = dx else { return Ok(()) };
+        let Some((dx, write)) = dx.filter(|_| in_one_pass.is_none()) else { return Ok(()) };
         let tiles = Tiles::pass(l.target(), shape, x.elem);
         let args = [
             dx.into(),
@@ -304,13 +336,19 @@ impl Operator for BatchNorm {
         let again = o.is_backward() && self.stats == Stats::Batch && o.input_grads[0].is_some();
         let dy = o.output_grads.first().copied().flatten();
         let again = if again { o.inputs[0].bytes + dy.map_or(0, |s| s.bytes) } else { 0 };
-        operands_once(self, o) + again as u64
+        operands_once(self, o) + again as u64 + o.output_beside_sum()
     }
 
-    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
+    fn fusion(&self, _: &[Shape], y: Shape, target: &Target) -> Fusion {
         let is_batch = self.stats == Stats::Batch;
-        let scratch_without_stats = is_batch.then_some(0);
-        Fusion { reads_channel_stats: is_batch, scratch_without_stats, ..Fusion::default() }
+        // The kernel writes whole bytes of a mask: eight channels, a pack of bf16.
+        let has_packs = target.map_dtype == Elem::Bf16 && y.c().is_multiple_of(8) && y.h() * y.w() > 1;
+        Fusion {
+            reads_channel_stats: is_batch,
+            scratch_without_stats: is_batch.then_some(0),
+            fuses_activation: self.act == Act::None && has_packs,
+            ..Fusion::default()
+        }
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         let x = args[0].shape;

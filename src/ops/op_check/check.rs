@@ -154,8 +154,9 @@ fn deliveries<O: Operator>(case: &Case<O>, storage: &Storage) -> Vec<Delivery> {
         all.extend([Write::Set, Write::Add].map(|write| Delivery { write, masked: true, linear: None }));
     }
     if fusion.adds_linear_grad && case.needs_grad[0] {
-        let places = [(Write::Set, Place::There), (Write::Add, Place::There), (Write::Add, Place::Apart)];
-        all.extend(places.map(|(write, place)| Delivery { write, masked: true, linear: Some(place) }));
+        let writes = [Write::Set, Write::Add].into_iter();
+        let both = writes.flat_map(|w| [Place::There, Place::Apart].map(|p| (w, p)));
+        all.extend(both.map(|(write, place)| Delivery { write, masked: true, linear: Some(place) }));
     }
     all
 }

@@ -25,8 +25,9 @@ pub struct Candidate {
 pub struct Candidates {
     /// What the launch computes. Launches of one family can share a launch.
     pub family: &'static str,
-    /// Whether these kernels can also do what only some members of a group ask for, such as channel
-    /// statistics. A group has such kernels if one member does.
+    /// Whether these kernels can also do what only some members of a group ask for: forward, channel
+    /// statistics. A group has such kernels if one member asks. (The gradient of a statistics loss is a family of
+    /// its own.)
     pub do_more: bool,
     /// The kernels, which take the same arguments.
     pub all: Vec<Candidate>,

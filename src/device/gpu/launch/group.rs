@@ -18,13 +18,13 @@
 //! are: their kernels have no `Group` parameter.
 
 use super::arg::{KernelArg, MAX_GROUP};
-use super::kernel_launch::Launch;
+use super::kernel_launch::{Launch, MAX_GRID};
 use crate::device::memory::Slot;
 
 impl Launch {
     /// Adds the members of `other`, a launch of the same family, to this launch's group. A launch with
-    /// candidates chooses again, from the ones that do what any member asks for. Otherwise the grid grows in y, whose index is the member, and with a table of
-    /// members it is as wide in x as the widest of them.
+    /// candidates chooses again, from the ones that do what any member asks for. Otherwise the grid grows in
+    /// y, whose index is the member, and with a table of members it is as wide in x as the widest of them.
     ///
     /// Returns false and changes nothing if the group would be too large, if anything but the members'
     /// addresses differs, or if two members write to the same place: see [`Launch::writes`].
@@ -46,7 +46,8 @@ impl Launch {
             match (mine, theirs) {
                 (KernelArg::Group(_, a), KernelArg::Group(_, b))
                 | (KernelArg::Members(a), KernelArg::Members(b)) => {
-                    most = if matches!(mine, KernelArg::Group(..)) { MAX_GROUP } else { usize::MAX };
+                    most =
+                        if matches!(mine, KernelArg::Group(..)) { MAX_GROUP } else { MAX_GRID[1] as usize };
                     size = a.len() + b.len();
                     collides = a.iter().any(|old| b.iter().any(|new| old[0] == new[0]));
                 }
@@ -80,9 +81,10 @@ impl Launch {
         }
         true
     }
-    /// The first slot that each member of the group writes: y or dx. That is enough to see two members that
-    /// write to the same place. The other results (pre-activation, mask, channel statistics) are buffers that
-    /// the plan places for one instruction alone, while several instructions may add to the same dx.
+    /// The first slot that each member of the group writes: y or dx, or the first cell of its row in a table. That is
+    /// enough to see two members that write to the same place. The other results (pre-activation, mask, channel
+    /// statistics, du, coefficients) are buffers that the plan places for one instruction alone, while several
+    /// instructions may add to the same dx.
     pub fn writes(&self) -> impl Iterator<Item = Slot> {
         let members = self.args.iter().flat_map(KernelArg::members);
         members.filter_map(|member| if let KernelArg::Slot(slot) = member[0] { Some(slot) } else { None })

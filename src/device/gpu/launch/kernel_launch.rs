@@ -13,7 +13,7 @@ use std::collections::HashSet;
 pub const THREADS: u32 = 256;
 
 /// Most blocks of a grid in each dimension, on every device.
-const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
+pub(super) const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// A kernel with everything but addresses.
 #[derive(Clone)]

@@ -79,12 +79,13 @@ impl Parts {
         let pixels_each = pixels.div_ceil(count).next_multiple_of(64);
         Parts { count: pixels.div_ceil(pixels_each), pixels: pixels_each }
     }
-    /// Of a weight gradient: enough for two blocks on each multiprocessor, as many as fit its shared memory
-    /// with tiles of 128x128. More blocks of the smaller tiles would fit.
+    /// Of a weight gradient: as many as leave no block waiting, with two blocks on each multiprocessor, which its
+    /// shared memory holds with tiles of 128x128. More blocks of the smaller tiles would fit. With one part more a
+    /// second round of blocks would take longer than the parts are shorter.
     fn of_wgrad(d: &Dims, target: &Target) -> (Tile, Parts) {
         let pixels = d.outputs();
         let tile = Tile::of(d.k, d.depth(), (pixels / PART_PIXELS).max(1), target);
-        let most = (2 * target.multiprocessors).div_ceil(tile.blocks(d.k, d.depth()));
+        let most = 2 * target.multiprocessors / tile.blocks(d.k, d.depth());
         (tile, Parts::of(pixels, most))
     }
     /// Of a bias gradient, which reads dz once: eight blocks on each multiprocessor keep enough loads in
@@ -156,7 +157,7 @@ pub fn forward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     let stats = l.channel_stats().map(|s| s.parts);
     let map = |slot: Slot| DeviceTensor { slot, ..y };
     let (out, pre_activation, mask, residual, slope) = match l.fused_activation() {
-        Some(a) => (map(a.y), Some(y), a.mask.map(map), a.residual.map(map), a.slope),
+        Some(a) => (map(a.y), a.keeps_sum.then_some(y), a.mask.map(map), a.residual.map(map), a.slope),
         None => (y, None, mask, residual, epilogue.slope() as f32),
     };
     // The fields of Conv2dForward (kernels/lib/conv2d_dims.cuh).
@@ -297,14 +298,17 @@ fn weight_gradient(
     l.expect_same("x, which has y's type", dz, x)?;
     l.expect_same("gradient of w", sums, dw)?;
     let (tile, parts) = Parts::of_wgrad(d, l.target());
+    // A single part is the gradient itself.
+    let is_whole = parts.count == 1 && write == Write::Set;
+    let to = if is_whole { dw } else { sums };
     l.launch(
         tile.kernel("conv2d_wgrad", x.elem),
         [tile.blocks(d.k, d.depth()) as u32, 1, parts.count as u32],
         THREADS,
         tile.shared_bytes(),
-        [sums.into(), dz.into(), x.into(), d.kernel_arg()?, KernelArg::from(parts.pixels as i32)],
+        [to.into(), dz.into(), x.into(), d.kernel_arg()?, KernelArg::from(parts.pixels as i32)],
     )?;
-    sum_parts(dw, sums, d.k * d.depth(), parts, write, l)
+    if is_whole { Ok(()) } else { sum_parts(dw, sums, d.k * d.depth(), parts, write, l) }
 }
 
 fn bias_gradient(

@@ -160,7 +160,7 @@ impl Operator for Conv2d {
         if !o.is_backward() {
             let rest: u64 = (2..o.inputs.len()).map(bytes).sum();
             let mask = if o.saved.is_empty() { 0 } else { mask };
-            return bytes(0) + filter + rest + o.outputs[0].bytes as u64 + mask;
+            return bytes(0) + filter + rest + o.outputs[0].bytes as u64 + o.output_beside_sum() + mask;
         }
         let needs_grad = |i: usize| o.input_grads[i].is_some();
         let dz = o.output_grads.iter().flatten().map(|s| s.bytes as u64).sum::<u64>() + mask;
