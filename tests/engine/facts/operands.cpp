@@ -68,13 +68,15 @@ template <int N, int trans_b> DEV void wgmma_m64k16(float (&)[N / 2], u64 a, u64
 // An epilogue that stores nothing.
 struct StoreNothing {
     Conv2dForward<bf16> io;
-    static constexpr bool HAS_BIAS = false;
+    static constexpr bool HAS_BIAS = false, HAS_COLUMNS = false;
     struct Old {};
+    struct Columns {};
     Pack<float, 2> bias(int) const { return {}; }
     Old old(u32) const { return {}; }
     bool keeps_sums() const { return false; }
     void keep(u32, const float (&)[8]) const {}
-    void store(u32, float (&)[8], const Old&) const {}
+    Columns columns_at(int) const { return {}; }
+    void store(u32, float (&)[8], const Old&, const Columns&) const {}
 };
 
 // Bytes of a stage of the ring, and the number of stages in 226 KB less what two pingpong warpgroups (tiles of 128
