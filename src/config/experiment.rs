@@ -296,4 +296,22 @@ teacher = 1
         }
         assert_eq!(count, 9, "three tables and a figure at two scales, and one table at the demo's");
     }
+
+    #[test]
+    fn the_configs_for_photographs_load() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/photos");
+        let labels = ["backbone.toml", "teacher_a.toml", "teacher_b.toml"]
+            .map(|file| crate::config::load_teach(&folder.join(file), &[]).unwrap().spec.labels);
+        let e = load_experiment(&folder.join("table5.toml"), "photos").unwrap();
+        let mut students = 0;
+        for row in &e.rows {
+            if let RowKind::Student { overrides, .. } = &row.kind {
+                let spec = crate::config::load_run(&e.config, overrides).unwrap().spec;
+                assert_eq!((spec.teachers.len(), spec.dual.steps.len()), (2, 4), "{}", row.name);
+                students += 1;
+            }
+        }
+        assert_eq!((students, e.seeds.len()), (6, 3));
+        assert!(format!("{labels:?}").contains("diningtable"), "{labels:?}");
+    }
 }
