@@ -173,7 +173,8 @@ fn forecast(lab: &Lab, sets: &[&str]) -> f64 {
 fn too_little_memory_names_a_batch_that_fits() {
     let lab = Lab::new();
     for (megabytes, batch) in [(40, 1000), (400, 10_000)] {
-        let steps = ["generator.steps=1", "dual.steps=[1, 1, 1, 1]"];
+        let both = "generator.teachers_at_once=2";
+        let steps = ["generator.steps=1", "dual.steps=[1, 1, 1, 1]", both];
         let (memory, bank) = (megabytes.to_string(), format!("dual.bank={batch}"));
         let try_with = |batch: &str, bank: &str| {
             let batch = format!("generator.batch={batch}");
@@ -184,7 +185,8 @@ fn too_little_memory_names_a_batch_that_fits() {
         assert_eq!(output.status.code(), Some(6), "{text}");
         let named = text.split_once("--set generator.batch=").expect(&text).1;
         let named: String = named.chars().take_while(char::is_ascii_digit).collect();
-        let needed = forecast(&lab, &[&format!("generator.batch={named}"), &bank]);
+        assert!(text.contains(", or one teacher at a time: --set generator.teachers_at_once=1"), "{text}");
+        let needed = forecast(&lab, &[&format!("generator.batch={named}"), &bank, both]);
         let megabytes = f64::from(megabytes);
         assert!(needed < megabytes && needed > 0.9 * megabytes, "{named}: {needed} of {megabytes} MB");
         let (output, text) = try_with("8", "dual.bank=8").unwrap();
@@ -192,7 +194,7 @@ fn too_little_memory_names_a_batch_that_fits() {
     }
 }
 
-/// What `check` forecasts is what a run needs, to a megabyte.
+/// What `check` forecasts is what a run needs, to a megabyte. With less, the teachers take turns by themselves.
 #[test]
 fn a_run_needs_the_memory_that_check_forecasts() {
     let lab = Lab::new();
@@ -205,10 +207,14 @@ fn a_run_needs_the_memory_that_check_forecasts() {
     ];
     let needed = forecast(&lab, &[&sets[..], &["dual.batch=2"]].concat());
     assert!(needed > 40.0 && needed < 400.0, "{needed} MB");
-    for (megabytes, code) in [(needed - 1.0, 6), (needed + 1.0, 0)] {
+    let both = [&sets[..], &["generator.teachers_at_once=2"]].concat();
+    for (megabytes, code, sets, takes_turns) in
+        [(needed - 1.0, 6, &both[..], false), (needed - 1.0, 0, &sets, true), (needed + 1.0, 0, &sets, false)]
+    {
         let memory = [("FAKECUDA_MEMORY_MB", &*format!("{megabytes:.0}"))];
-        let Some((output, text)) = run_with(&lab, "out", "cuda", &memory, &sets) else { return };
+        let Some((output, text)) = run_with(&lab, "out", "cuda", &memory, sets) else { return };
         assert_eq!(output.status.code(), Some(code), "{needed} MB forecast, {megabytes} there: {text}");
+        assert_eq!(text.contains("generator: 1 of 2 teachers at a time"), takes_turns, "{text}");
     }
 }
 
