@@ -74,9 +74,10 @@ fn by_turns(forecast: &Value) -> String {
     let memory = &now["gpu"]["memory"];
     let held: f64 = memory.as_object().into_iter().flat_map(|m| m.values()).map(number).sum();
     format!(
-        "teachers   {} at a time; one at a time (generator.teachers_at_once = 1) the generator's step would need {:.0} MB\n           \
-         instead of {:.0}, {:.2} GB on the GPU instead of {:.2}, and {:.2} times the arithmetic\n",
+        "teachers   {} at a time here, {} on the GPU; one at a time (generator.teachers_at_once = 1) the generator's step\n           \
+         would need {:.0} MB instead of {:.0}, {:.2} GB on the GPU instead of {:.2}, and {:.2} times the arithmetic\n",
         now["teachers_at_once"],
+        now["gpu"]["teachers_at_once"],
         megabytes(&turns["arena_bytes"]),
         megabytes(&now["arena_bytes"]),
         number(&turns["gpu_bytes"]) / 1e9,

@@ -26,7 +26,7 @@ pub struct StageForecast {
     pub name: String,
     /// Its number of steps.
     pub steps: usize,
-    /// How many teachers keep their activations at a time, where that is a choice.
+    /// How many teachers keep their activations at a time on this machine, where that is a choice.
     pub teachers_at_once: Option<usize>,
     /// Cost of one step.
     #[serde(flatten)]
@@ -42,6 +42,8 @@ pub struct StageForecast {
 /// The cost of a stage's step on a GPU.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct GpuForecast {
+    /// How many teachers keep their activations at a time on the GPU, where that is a choice.
+    pub teachers_at_once: Option<usize>,
     /// Cost of one step.
     #[serde(flatten)]
     pub cost: Cost,
@@ -334,8 +336,8 @@ fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) ->
     }
     let Sum { minimal_bytes, ratio, roofline_ms, planned_ms, .. } = all;
     let memory = stage.plan.held(&engine.store, room);
-    let cost = stage.plan.cost().clone();
-    GpuForecast { cost, minimal_bytes, ratio, roofline_ms, planned_ms, memory, parts }
+    let (cost, teachers_at_once) = (stage.plan.cost().clone(), stage.teachers_at_once.map(|(n, _)| n));
+    GpuForecast { teachers_at_once, cost, minimal_bytes, ratio, roofline_ms, planned_ms, memory, parts }
 }
 
 /// Name of the ops in no part of a step: losses, optimisers, random draws, and the ops that plans add.

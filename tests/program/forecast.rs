@@ -268,7 +268,10 @@ fn teachers_that_take_turns_give_the_same_student_in_less_memory() {
 
     let check = lab.call(&[&["check", "c.toml", "--detail"], &sets[..]].concat());
     let text = String::from_utf8(check.stdout).unwrap();
-    assert!(text.contains("one at a time (generator.teachers_at_once = 1) the generator's step"), "{text}");
+    assert!(
+        text.contains("3 at a time here, 3 on the GPU; one at a time (generator.teachers_at_once = 1)"),
+        "{text}"
+    );
     let out = lab.call(&["check", "c.toml", "--set", "generator.teachers_at_once=0"]);
     let text = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(3), "{text}");
@@ -297,9 +300,10 @@ fn thirty_two_teachers_fit_a_card_of_80_gb() {
         let out = lab.call(&[&["check", "many.toml", "--card", "a100", "--json"], sets].concat());
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         let json: Value = serde_json::from_slice(&out.stdout).unwrap();
-        json["forecast"]["gpu_peak_bytes"].as_f64().unwrap()
+        let at_once = json["forecast"]["stages"][0]["gpu"]["teachers_at_once"].as_u64().unwrap();
+        (at_once, json["forecast"]["gpu_peak_bytes"].as_f64().unwrap())
     };
     let (one, chosen) = (peak(&["--set", "generator.teachers_at_once=1"]), peak(&[]));
-    // By itself: 8 at a time.
-    assert!(one <= 25e9 && (40e9..80e9).contains(&chosen), "{one} and {chosen} bytes");
+    assert!(one.0 == 1 && one.1 <= 25e9, "{one:?}");
+    assert!(chosen.0 == 16 && (40e9..80e9).contains(&chosen.1), "{chosen:?}");
 }
