@@ -45,8 +45,8 @@ KERNEL(256) batch_norm_fwd_finish(float* RESTRICT coefficients, float* RESTRICT 
 }
 INSTANCE(batch_norm_fwd_finish)
 
-// Merges the tiles of `rows` pixels that the producer of x stored, [tiles][2][c]. The shift is the mean, rounded
-// to a float.
+// Merges the statistics that the producer of x has stored for each tile of `rows` pixels, [tiles][2][c]. The shift
+// is the mean, rounded to a float.
 KERNEL(1024) batch_norm_fwd_merge(float* RESTRICT coefficients, float* RESTRICT running_mean, float* RESTRICT running_var,
                                   const float* RESTRICT tiles, i64 pixels, int c, int rows, float momentum, float eps) {
     SHARED(double, scratch, TILE_FOLD_SCRATCH);
@@ -160,7 +160,32 @@ KERNEL(256) batch_norm_fwd_activation(bf16* RESTRICT out, u8* RESTRICT mask, bf1
 }
 INSTANCE(batch_norm_fwd_activation)
 
-// Sums of g and of g * xhat over chunks of pixels, where g = dy * act'. parts [chunks][2][c]. In packs of 8, three
+// What the passes of backward sum: g, and g * (x - shift), where g = dy * act'.
+template <int n> struct GradientSums {
+    Floats<n> g = floats<n>(0.0f), g_away = floats<n>(0.0f);
+    struct Pixel {
+        Floats<n> x, dy;
+    };
+
+    // Calls use(at, g) for each of the thread's packs, after adding it.
+    template <class X, class Y, class Use>
+    DEV void add(const Tile<n>& t, const X* RESTRICT x, const Y* RESTRICT dy, const Channels<n>& k, float slope, const Use& use) {
+        const auto load = [&](i64 at) { return Pixel{load_f32<n>(x + at), load_f32<n>(dy + at)}; };
+        each_pack(t, load, [&](i64 at, const Pixel& p) {
+            Floats<n> v = p.dy;
+            UNROLL
+            for (int i = 0; i < n; i++) {
+                const float away = p.x.v[i] - k.shift.v[i];
+                if (!(fmaf(away, k.scale.v[i], k.bias.v[i]) > 0.0f)) v.v[i] *= slope;
+                g.v[i] += v.v[i];
+                g_away.v[i] = fmaf(v.v[i], away, g_away.v[i]);
+            }
+            use(at, v);
+        });
+    }
+};
+
+// Sums of g and of g * xhat over chunks of pixels. parts [chunks][2][c]. In packs of 8, three
 // blocks with two loads each of x and dy have 48 KB in flight.
 template <class X, class Y, int n>
 KERNEL(256, n == 8 ? 3 : 4)
@@ -171,29 +196,16 @@ batch_norm_bwd_sums(float* RESTRICT parts, const X* RESTRICT x, const Y* RESTRIC
     const Tile<n> t = Tile<n>::of(d);
     Channels<n> k;
     k.load(coefficients, gamma, beta, d.c, t.channel);
-    Floats<n> sum_g = floats<n>(0.0f), sum_gx = floats<n>(0.0f);
-    struct Pixel {
-        Floats<n> x, dy;
-    };
-    const auto load = [&](i64 at) { return Pixel{load_f32<n>(x + at), load_f32<n>(dy + at)}; };
-    each_pack(t, load, [&](i64, const Pixel& p) {
-        Floats<n> g = p.dy;
-        UNROLL
-        for (int i = 0; i < n; i++) {
-            const float away = p.x.v[i] - k.shift.v[i];
-            if (!(fmaf(away, k.scale.v[i], k.bias.v[i]) > 0.0f)) g.v[i] *= slope;
-            sum_g.v[i] += g.v[i];
-            sum_gx.v[i] = fmaf(g.v[i], away, sum_gx.v[i]);
-        }
-    });
+    GradientSums<n> sums;
+    sums.add(t, x, dy, k, slope, [](i64, const Floats<n>&) {});
     // xhat = away * rstd + offset, so the sum of g * xhat follows from the two sums. rstd and offset are loaded
     // again, because 16 registers in the loop would leave room for two blocks instead of three.
     const int channel = opaque(t.channel);
     const Floats<n> rstd = load_f32<n>(coefficients + d.c + channel);
     const Floats<n> offset = load_f32<n>(coefficients + 2 * (i64)d.c + channel);
     UNROLL
-    for (int i = 0; i < n; i++) sum_gx.v[i] = fmaf(sum_gx.v[i], rstd.v[i], sum_g.v[i] * offset.v[i]);
-    store_parts<n>(parts, sum_g, sum_gx, d, scratch, t, blockIdx.y);
+    for (int i = 0; i < n; i++) sums.g_away.v[i] = fmaf(sums.g_away.v[i], rstd.v[i], sums.g.v[i] * offset.v[i]);
+    store_parts<n>(parts, sums.g, sums.g_away, d, scratch, t, blockIdx.y);
 }
 INSTANCE(batch_norm_bwd_sums<float, float, 4>)
 INSTANCE(batch_norm_bwd_sums<float, float, 1>)
@@ -212,27 +224,17 @@ batch_norm_bwd_running(X* RESTRICT dx, float* RESTRICT parts, const X* RESTRICT 
     const Tile<n> t = Tile<n>::of(d);
     Channels<n> k;
     k.load(coefficients, gamma, beta, d.c, t.channel);
-    Floats<n> sum_g = floats<n>(0.0f), sum_gx = floats<n>(0.0f);
-    struct Pixel {
-        Floats<n> x, dy;
-    };
-    const auto load = [&](i64 at) { return Pixel{load_f32<n>(x + at), load_f32<n>(dy + at)}; };
-    each_pack(t, load, [&](i64 at, const Pixel& p) {
-        Floats<n> g = p.dy, v;
+    GradientSums<n> sums;
+    sums.add(t, x, dy, k, slope, [&](i64 at, const Floats<n>& g) {
+        Floats<n> v;
         UNROLL
-        for (int i = 0; i < n; i++) {
-            const float away = p.x.v[i] - k.shift.v[i];
-            if (!(fmaf(away, k.scale.v[i], k.bias.v[i]) > 0.0f)) g.v[i] *= slope;
-            sum_g.v[i] += g.v[i];
-            sum_gx.v[i] = fmaf(g.v[i], away, sum_gx.v[i]);
-            v.v[i] = k.scale.v[i] * g.v[i];
-        }
+        for (int i = 0; i < n; i++) v.v[i] = k.scale.v[i] * g.v[i];
         put_f32<n>(dx + at, v, add);
     });
     // As in batch_norm_bwd_sums; the offset is 0.
     UNROLL
-    for (int i = 0; i < n; i++) sum_gx.v[i] *= k.rstd.v[i];
-    store_parts<n>(parts, sum_g, sum_gx, d, scratch, t, blockIdx.y);
+    for (int i = 0; i < n; i++) sums.g_away.v[i] *= k.rstd.v[i];
+    store_parts<n>(parts, sums.g, sums.g_away, d, scratch, t, blockIdx.y);
 }
 INSTANCE(batch_norm_bwd_running<float, float, 4>)
 INSTANCE(batch_norm_bwd_running<float, float, 1>)

@@ -6,6 +6,7 @@
 // standard deviations from zero. `fold_tiles` merges them.
 #pragma once
 #include "lib/eights.cuh"
+#include "lib/reduce.cuh"
 
 // The statistics of eight columns over the rows that one of THREADS threads is given by the epilogue of
 // lib/tile.cuh: BN / 8 threads share a row, and THREADS / (BN / 8) rows are processed at a time.
@@ -67,29 +68,18 @@ DEV bool is_tile_fold_leader(int c) { return threadIdx.x < TILE_FOLD_CHANNELS &&
 // its 53 bits leave the rounding of the tiles' own floats as the only error. All threads must call.
 DEV void fold_tiles(double (&sums)[2], const float* RESTRICT stats, i64 pixels, int c, int rows, double* scratch) {
     constexpr int SLICES = TILE_FOLD_THREADS / TILE_FOLD_CHANNELS;
-    const int channel = tile_fold_channel(), me = threadIdx.x;
+    const int channel = tile_fold_channel();
     const int tiles = (int)((pixels + rows - 1) / rows);
-    double first = 0.0, second = 0.0;
+    sums[0] = sums[1] = 0.0;
     if (channel < c) {
-        _Pragma("unroll 4") for (int t = me / TILE_FOLD_CHANNELS; t < tiles; t += SLICES) {
+        _Pragma("unroll 4") for (int t = threadIdx.x / TILE_FOLD_CHANNELS; t < tiles; t += SLICES) {
             const double mean = stats[(i64)(2 * t) * c + channel], square = stats[(i64)(2 * t + 1) * c + channel];
             const double n = t + 1 < tiles ? rows : (int)(pixels - (i64)t * rows);
-            first += n * mean;
-            second += square + n * mean * mean;
+            sums[0] += n * mean;
+            sums[1] += square + n * mean * mean;
         }
     }
-    scratch[me] = first;
-    scratch[TILE_FOLD_THREADS + me] = second;
-    for (int half = TILE_FOLD_THREADS / 2; half >= TILE_FOLD_CHANNELS; half /= 2) {
-        sync_block();
-        if (me < half) {
-            scratch[me] += scratch[me + half];
-            scratch[TILE_FOLD_THREADS + me] += scratch[TILE_FOLD_THREADS + me + half];
-        }
-    }
-    sync_block();
-    sums[0] = scratch[me % TILE_FOLD_CHANNELS];
-    sums[1] = scratch[TILE_FOLD_THREADS + me % TILE_FOLD_CHANNELS];
+    sum_slices<TILE_FOLD_THREADS, TILE_FOLD_CHANNELS>(sums, scratch);
 }
 
 // Mean and biased variance from the two sums. The mean is a float and what is lost by rounding it. A variance of

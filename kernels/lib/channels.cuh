@@ -6,6 +6,7 @@
 // chunks of pixels in y; src/ops/launch/channel_tiles.rs chooses the numbers.
 #pragma once
 #include "lib/packs.cuh"
+#include "lib/reduce.cuh"
 
 // Mirrors `Tiles` of src/ops/launch/channel_tiles.rs.
 struct TilesDims {
@@ -155,27 +156,15 @@ DEV bool is_fold_leader(int c) { return threadIdx.x < FOLD_CHANNELS && fold_chan
 // Both sums of `fold_channel()` over all chunks, in every thread, in double: for a few numbers per channel it
 // costs nothing.
 DEV void fold_parts(double (&sums)[2], const float* RESTRICT parts, int c, int chunks, double* scratch) {
-    const int channel = fold_channel(), me = threadIdx.x;
+    const int channel = fold_channel();
     sums[0] = sums[1] = 0.0;
     if (channel < c) {
-        for (int k = me / FOLD_CHANNELS; k < chunks; k += FOLD_SLICES) {
+        for (int k = threadIdx.x / FOLD_CHANNELS; k < chunks; k += FOLD_SLICES) {
             sums[0] += parts[(i64)(2 * k) * c + channel];
             sums[1] += parts[(i64)(2 * k + 1) * c + channel];
         }
     }
-    const int second = FOLD_CHANNELS * FOLD_SLICES;
-    scratch[me] = sums[0];
-    scratch[second + me] = sums[1];
-    for (int half = second / 2; half >= FOLD_CHANNELS; half /= 2) {
-        sync_block();
-        if (me < half) {
-            scratch[me] += scratch[me + half];
-            scratch[second + me] += scratch[second + me + half];
-        }
-    }
-    sync_block();
-    sums[0] = scratch[me % FOLD_CHANNELS];
-    sums[1] = scratch[second + me % FOLD_CHANNELS];
+    sum_slices<FOLD_CHANNELS * FOLD_SLICES, FOLD_CHANNELS>(sums, scratch);
 }
 
 // Mean (as its distance from the shift) and biased variance from the sums about a shift. A variance of NaN

@@ -19,3 +19,22 @@ template <class T> DEV T block_sum(T v, T* scratch) {
     sync_block();
     return total;
 }
+
+// Two sums over the slices of a block of THREADS threads, in which neighbouring threads have neighbouring channels:
+// thread t has channel t % CHANNELS. Every thread gets the sums of its channel, in a tree whose shape depends on the two
+// numbers alone. `scratch`: 2 * THREADS. All threads must call.
+template <int THREADS, int CHANNELS> DEV void sum_slices(double (&sums)[2], double* scratch) {
+    const int me = threadIdx.x;
+    scratch[me] = sums[0];
+    scratch[THREADS + me] = sums[1];
+    for (int half = THREADS / 2; half >= CHANNELS; half /= 2) {
+        sync_block();
+        if (me < half) {
+            scratch[me] += scratch[me + half];
+            scratch[THREADS + me] += scratch[THREADS + me + half];
+        }
+    }
+    sync_block();
+    sums[0] = scratch[me % CHANNELS];
+    sums[1] = scratch[THREADS + me % CHANNELS];
+}

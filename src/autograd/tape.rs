@@ -84,9 +84,9 @@ impl Tape {
     }
 
     /// The ops that are recorded until [`Tape::end_segment`] form a segment: what they compute in forward is not kept for
-    /// backward, but computed a second time right before it. Two segments then need no more memory than the larger
-    /// one, for one more forward pass of each. Gradients have the same bits on the CPU. No op may change in place what a
-    /// segment reads: `Plan::compile` refuses it.
+    /// backward, but computed a second time right before it. Two segments then need only the memory of the larger one,
+    /// and each costs another forward pass. On the CPU the gradients have the same bits as without segments.
+    /// `Plan::compile` refuses an op that changes in place what a segment reads.
     ///
     /// Panics: within a segment.
     pub fn begin_segment(&mut self) {

@@ -232,7 +232,8 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
     })
 }
 
-/// The cost of the generator's step with one teacher at a time, where that is a choice that the config has not made.
+/// The cost of the generator's step with one teacher at a time. None without a generator, with a single teacher, and if
+/// the config already has one at a time.
 fn one_at_a_time(
     spec: &RunSpec,
     opened: &[OpenedTeacher],

@@ -78,7 +78,7 @@ fn two_units<R: Scalar>(mut engine: Engine<R>, stats: Stats) -> (Vec<Vec<f64>>, 
     let features = r.apply(GlobalAvgPool, &[x]).unwrap();
     let loss = r.apply(ActivationLoss { mean_over_features: true }, &[features]).unwrap();
     tape.output(loss);
-    // Without decay of the first moment it is the gradient.
+    // With beta1 = 0, Adam's first moment is the gradient.
     let adam = Adam { lr_slot: 0, beta1: 0.0, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     let tensors = learning.into_iter().zip(moments.clone()).collect();
     let optimiser = Optimiser { op: adam.into(), tensors };

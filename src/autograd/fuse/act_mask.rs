@@ -8,7 +8,7 @@
 
 use crate::autograd::tape::Tape;
 use crate::ops::fusion::Fusion;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The mask that a node applies to the gradient of its input 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,7 +23,8 @@ pub(crate) struct MaskFusion {
 #[derive(Default)]
 pub(crate) struct MaskFusions {
     by_writer: HashMap<usize, MaskFusion>,
-    masked: HashSet<usize>,
+    /// By the node whose activation it is: the node that applies the mask.
+    writers: HashMap<usize, usize>,
 }
 
 impl MaskFusions {
@@ -48,7 +49,7 @@ impl MaskFusions {
             let fits = j == 0 && fusions[writer].masks_input_grad && same_shape && is_there;
             if fits && !found.by_writer.contains_key(&writer) {
                 found.by_writer.insert(writer, MaskFusion { producer, slope: mask.slope });
-                found.masked.insert(producer);
+                found.writers.insert(producer, writer);
             }
         }
         found
@@ -59,11 +60,11 @@ impl MaskFusions {
     }
     /// The node that applies the mask of `producer`'s activation.
     pub(crate) fn writer(&self, producer: usize) -> Option<usize> {
-        self.by_writer.iter().find(|(_, fusion)| fusion.producer == producer).map(|(writer, _)| *writer)
+        self.writers.get(&producer).copied()
     }
     /// Whether node `i` finds the gradient of its output already masked.
     pub(crate) fn dy_is_masked(&self, i: usize) -> bool {
-        self.masked.contains(&i)
+        self.writers.contains_key(&i)
     }
 }
 

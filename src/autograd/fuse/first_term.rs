@@ -16,15 +16,12 @@ pub(crate) fn next_writer_adds_it(
     later: impl Iterator<Item = usize>,
     i: usize,
 ) -> bool {
-    let node = &tape.nodes[i];
-    let (first, skip) = (tape.root(node.inputs[0]), tape.root(node.inputs[node.inputs.len() - 1]));
+    let [first, skip] = first_and_skip(tape, i);
     for j in later {
-        let next = &tape.nodes[j];
-        let mut written = next.inputs.iter().filter(|v| tape.needs_grad(**v)).map(|v| tape.root(*v));
-        if next.inputs.first().is_some_and(|v| tape.needs_grad(*v) && tape.root(*v) == first) {
+        if tape.nodes[j].inputs.first().is_some_and(|v| tape.needs_grad(*v) && tape.root(*v) == first) {
             return fusions[j].adds_first_term;
         }
-        if written.any(|r| r == first || r == skip) {
+        if writes_one_of(tape, j, [first, skip]) {
             return false;
         }
     }
@@ -43,19 +40,28 @@ pub(crate) fn producer_reads_it_first(
     later: impl Iterator<Item = usize>,
     i: usize,
 ) -> bool {
-    let node = &tape.nodes[i];
-    let (first, skip) = (tape.root(node.inputs[0]), tape.root(node.inputs[node.inputs.len() - 1]));
+    let [first, skip] = first_and_skip(tape, i);
     for j in later {
-        let next = &tape.nodes[j];
-        let mut written = next.inputs.iter().filter(|v| tape.needs_grad(**v)).map(|v| tape.root(*v));
-        if written.any(|r| r == first || r == skip) {
+        if writes_one_of(tape, j, [first, skip]) {
             return false;
         }
-        if next.outputs.iter().any(|v| tape.root(*v) == first) {
+        if tape.nodes[j].outputs.iter().any(|v| tape.root(*v) == first) {
             return fusions[j].grad_alias.is_none() && !fusions[j].copies_grad;
         }
     }
     false
+}
+
+/// The values of input 0 of node `i` and of its last input, the skip connection.
+fn first_and_skip(tape: &Tape, i: usize) -> [usize; 2] {
+    let inputs = &tape.nodes[i].inputs;
+    [inputs[0], inputs[inputs.len() - 1]].map(|v| tape.root(v))
+}
+
+/// Whether node `j` writes the gradient of one of these values.
+fn writes_one_of(tape: &Tape, j: usize, values: [usize; 2]) -> bool {
+    let mut with_gradient = tape.nodes[j].inputs.iter().filter(|v| tape.needs_grad(**v));
+    with_gradient.any(|v| values.contains(&tape.root(*v)))
 }
 
 #[cfg(test)]

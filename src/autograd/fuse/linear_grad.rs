@@ -59,7 +59,7 @@ impl LinearGrads {
 mod tests {
     use super::*;
     use crate::autograd::Store;
-    use crate::autograd::plan::lifetimes::{Buffers, LinearGrad};
+    use crate::autograd::plan::lifetimes::{AddedGrad, Buffers};
     use crate::autograd::plan::step::Step;
     use crate::autograd::tape::Learn;
     use crate::device::gpu::target::Target;
@@ -112,7 +112,7 @@ mod tests {
         let step = Step::of::<f32>(&t, Some(loss), target.as_ref()).unwrap();
         let buffers = Buffers::of(&step, 0);
         assert_eq!(buffers.is_grad_added[1], buffers.linear_grads[3].is_some());
-        buffers.linear_grads[3].map(|LinearGrad { loss, du }| (loss, du.is_some()))
+        buffers.linear_grads[3].map(|AddedGrad { loss, du }| (loss, du.is_some()))
     }
 
     #[test]

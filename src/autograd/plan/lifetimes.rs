@@ -17,7 +17,7 @@ use std::collections::HashMap;
 /// The gradient of a loss that another node adds: the node of the loss, and where the sum goes if not to the
 /// place of the other term.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct LinearGrad {
+pub(crate) struct AddedGrad {
     pub loss: usize,
     pub du: Option<usize>,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Buffers {
     /// By node: the first term of the gradient of input 0, where that is in another buffer than the sum.
     pub first_terms: Vec<Option<usize>>,
     /// By the node that adds it to the gradient of its input 0: the gradient of a loss.
-    pub linear_grads: Vec<Option<LinearGrad>>,
+    pub linear_grads: Vec<Option<AddedGrad>>,
     /// By node: whether another node adds its gradient.
     pub is_grad_added: Vec<bool>,
     /// By node that writes or reads them: partial channel statistics, and the pixels per partial.
@@ -212,7 +212,7 @@ impl Buffers {
             // other node writes.
             let place = |w: &Writer| self.grads[tape.root(tape.nodes[w.node].inputs[0])];
             let writer = writer.filter(|w| place(w) == Some(buffer));
-            self.add_linear_grad(writer, LinearGrad { loss: i, du: None });
+            self.add_linear_grad(writer, AddedGrad { loss: i, du: None });
             return Some((buffer, Write::Add));
         }
         // The gradient of this input equals the masked gradient of the output, which has to be masked
@@ -250,12 +250,12 @@ impl Buffers {
         if let Some(first) = first_term {
             self.first_terms[i] = Some(first);
             self.lives.extend(first, t);
-            self.add_linear_grad(writer, LinearGrad { loss: i, du: Some(buffer) });
+            self.add_linear_grad(writer, AddedGrad { loss: i, du: Some(buffer) });
         }
         Some((buffer, Write::Set))
     }
 
-    fn add_linear_grad(&mut self, writer: Option<Writer>, grad: LinearGrad) {
+    fn add_linear_grad(&mut self, writer: Option<Writer>, grad: AddedGrad) {
         if let Some(writer) = writer {
             self.linear_grads[writer.node] = Some(grad);
             self.is_grad_added[grad.loss] = true;

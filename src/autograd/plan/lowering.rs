@@ -2,7 +2,7 @@
 
 use super::groups::Pass;
 use super::instruction::{Instruction, LossGrad, Phase};
-use super::lifetimes::Buffers;
+use super::lifetimes::{AddedGrad, Buffers};
 use super::optimiser::Optimiser;
 use super::placement::Placement;
 use super::step::Step;
@@ -109,7 +109,7 @@ impl<R: Real> Lowering<'_, R> {
         Instruction { op: node.op.clone(), phase: Phase::Backward, scope: node.scope, time, operands }
     }
 
-    fn linear_grad(&self, grad: super::lifetimes::LinearGrad) -> LinearGrad {
+    fn linear_grad(&self, grad: AddedGrad) -> LinearGrad {
         let node = &self.step.tape.nodes[grad.loss];
         let dloss = self.buffers.grads[self.step.tape.root(node.outputs[0])];
         LinearGrad {
