@@ -51,7 +51,7 @@ struct Place {
     int line;
 };
 
-enum class Op : u8 { Shuffle, Ballot, Sync, Ldmatrix, LdmatrixTrans, Mma };
+enum class Op : u8 { Shuffle, Ballot, Sync, Ldmatrix, LdmatrixTrans, Mma, Fence };
 
 struct LdmatrixArgs {
     u32* r;

@@ -39,8 +39,8 @@ void mbar_wait(u64* bar, u32 parity, Place);
 void fence_async_shared();
 void tma_load(const Load&, u32 kind, Place);
 u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes, Place);
-void wgmma_fence();
-void wgmma(float* d, u32 n, bool trans_b, u64 a, u64 b, Place);
+void wgmma_fence(Place);
+void wgmma(float* d, u32 n, bool trans_a, bool trans_b, u64 a, u64 b, Place);
 void wgmma_commit();
 void wgmma_wait(u32 in_flight, Place);
 void named_barrier(int id, int threads, bool waits, Place);
@@ -63,14 +63,14 @@ static inline void tma_load_im2col_4d(void* to, const CUtensorMap* map, int c, i
 static inline u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes, EMU_HERE) {
     return emu::smem_descriptor(p, leading_bytes, stride_bytes, EMU_PLACE);
 }
-static inline void wgmma_fence() { emu::wgmma_fence(); }
+static inline void wgmma_fence(EMU_HERE) { emu::wgmma_fence(EMU_PLACE); }
 static inline void wgmma_commit() { emu::wgmma_commit(); }
 template <int n> static inline void wgmma_wait(EMU_HERE) { emu::wgmma_wait(n, EMU_PLACE); }
 template <int n> static inline void wgmma_hold(float (&)[n]) {}
-template <int N, int trans_b>
+template <int N, int trans_b, int trans_a = 0>
 static inline void wgmma_m64k16(float (&d)[N / 2], u64 desc_a, u64 desc_b, EMU_HERE) {
     static_assert(N == 64 || N == 128 || N == 256, "wgmma_m64k16 takes 64, 128 or 256 columns");
-    emu::wgmma(d, N, trans_b, desc_a, desc_b, EMU_PLACE);
+    emu::wgmma(d, N, trans_a, trans_b, desc_a, desc_b, EMU_PLACE);
 }
 static inline void named_barrier_sync(int id, int threads, EMU_HERE) {
     emu::named_barrier(id, threads, true, EMU_PLACE);

@@ -50,7 +50,7 @@ struct Flight {
 struct Product {
     u64 a, b;
     u32 n, group, issued;
-    bool trans_b;
+    bool trans_a, trans_b;
     Place place;
     u32 sum;
 };

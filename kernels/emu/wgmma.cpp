@@ -54,7 +54,12 @@ u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes, Place pl
     return (u64)(at >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 | (u64)1 << 62;
 }
 
-void wgmma_fence() { hopper(*context).lanes[self->id].fenced = true; }
+// `.sync.aligned`: no lane goes on before its whole warp is here. Otherwise a first lane could arrive at a barrier for
+// lanes that still wait for a phase before it, and another warpgroup end the next phase, which they would take for theirs.
+void wgmma_fence(Place p) {
+    rendezvous(Op::Fence, 0, p);
+    hopper(*context).lanes[self->id].fenced = true;
+}
 
 void wgmma_commit() { hopper(*context).lanes[self->id].group++; }
 
@@ -94,22 +99,29 @@ __attribute__((optimize("O3"))) static void perform(Context& c, Hopper& h, Warpg
     const u32 at_a = (u32)(p.a & 0x3fff) << 4, stride_a = (u32)(p.a >> 32 & 0x3fff) << 4;
     const u32 at_b = (u32)(p.b & 0x3fff) << 4, stride_b = (u32)(p.b >> 32 & 0x3fff) << 4,
               leading_b = (u32)(p.b >> 16 & 0x3fff) << 4;
+    const auto widen_from = [&](float* to, u32 offset) { widen(to, seen_by_async(c, h, swizzled(offset), p)); };
     if (san::THREAD) {
-        const Extent ea = extent(p.a, 64, false), eb = extent(p.b, p.n, p.trans_b);
+        const Extent ea = extent(p.a, 64, p.trans_a), eb = extent(p.b, p.n, p.trans_b);
         san::reads(c.shared + ea.begin, ea.bytes);
         san::reads(c.shared + eb.begin, eb.bytes);
     }
-    for (u32 r = 0; r < 64; r++) {
-        for (u32 piece = 0; piece < 2; piece++) {
-            const u32 at = swizzled(at_a + r / 8 * stride_a + r % 8 * ROW + piece * 16);
-            widen(&a[r][8 * piece], seen_by_async(c, h, at, p));
+    if (p.trans_a) {
+        for (u32 k = 0; k < 16; k++) {
+            float row[64];
+            for (u32 r = 0; r < 64; r += 8) widen_from(&row[r], at_a + k / 8 * stride_a + k % 8 * ROW + r * 2);
+            for (u32 r = 0; r < 64; r++) a[r][k] = row[r];
+        }
+    } else {
+        for (u32 r = 0; r < 64; r++) {
+            for (u32 piece = 0; piece < 2; piece++) {
+                widen_from(&a[r][8 * piece], at_a + r / 8 * stride_a + r % 8 * ROW + piece * 16);
+            }
         }
     }
     if (p.trans_b) {
         for (u32 k = 0; k < 16; k++) {
             for (u32 j = 0; j < p.n; j += 8) {
-                const u32 at = at_b + j / 64 * leading_b + k / 8 * stride_b + k % 8 * ROW + j % 64 * 2;
-                widen(&b[k][j], seen_by_async(c, h, swizzled(at), p));
+                widen_from(&b[k][j], at_b + j / 64 * leading_b + k / 8 * stride_b + k % 8 * ROW + j % 64 * 2);
             }
         }
     } else {
@@ -117,8 +129,7 @@ __attribute__((optimize("O3"))) static void perform(Context& c, Hopper& h, Warpg
             for (u32 piece = 0; piece < 2; piece++) {
                 float t[8][8];
                 for (u32 r = 0; r < 8; r++) {
-                    const u32 at = swizzled(at_b + j / 8 * stride_b + r * ROW + piece * 16);
-                    widen(t[r], seen_by_async(c, h, at, p));
+                    widen_from(t[r], at_b + j / 8 * stride_b + r * ROW + piece * 16);
                 }
                 for (u32 k = 0; k < 8; k++) {
                     for (u32 r = 0; r < 8; r++) b[8 * piece + k][j + r] = t[r][k];
@@ -197,7 +208,7 @@ static u32 sum_of(Warpgroup& g, const float* d, u32 lane, u32 n, Place p) {
     fail("wgmma at %s:%d: more than %u accumulators in flight", file_name(p), p.line, MAX_SUMS);
 }
 
-void wgmma(float* d, u32 n, bool trans_b, u64 a, u64 b, Place p) {
+void wgmma(float* d, u32 n, bool trans_a, bool trans_b, u64 a, u64 b, Place p) {
     Context& c = *context;
     Hopper& h = hopper(c);
     const u32 id = self->id, lane = id % WARPGROUP;
@@ -207,7 +218,7 @@ void wgmma(float* d, u32 n, bool trans_b, u64 a, u64 b, Place p) {
     Warpgroup& g = h.groups[id / WARPGROUP];
     Lane& me = h.lanes[id];
     if (me.issued == g.made) {
-        check_operand(c, a, 64, false, "A", p);
+        check_operand(c, a, 64, trans_a, "A", p);
         check_operand(c, b, n, trans_b, "B", p);
         if (g.made - g.done == MAX_PRODUCTS) {
             fail("wgmma at %s:%d: more than %u in flight in a warpgroup", file_name(p), p.line, MAX_PRODUCTS);
@@ -218,6 +229,7 @@ void wgmma(float* d, u32 n, bool trans_b, u64 a, u64 b, Place p) {
         o.n = n;
         o.group = me.group;
         o.issued = 0;
+        o.trans_a = trans_a;
         o.trans_b = trans_b;
         o.place = p;
         o.sum = sum_of(g, d, lane, n, p);
@@ -227,7 +239,7 @@ void wgmma(float* d, u32 n, bool trans_b, u64 a, u64 b, Place p) {
         fail("divergent wgmma: some threads of the warpgroup at %s:%d, this one at %s:%d", file_name(o.place),
              o.place.line, file_name(p), p.line);
     }
-    if (o.a != a || o.b != b || o.n != n || o.trans_b != trans_b || o.group != me.group) {
+    if (o.a != a || o.b != b || o.n != n || o.trans_a != trans_a || o.trans_b != trans_b || o.group != me.group) {
         fail("divergent wgmma at %s:%d: threads of the warpgroup differ in their descriptors, or in their groups",
              file_name(p), p.line);
     }

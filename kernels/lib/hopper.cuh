@@ -104,29 +104,29 @@ DEV u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes) {
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
 
-// d[64, N] += a[64, 16] b[16, N], bf16 products added in f32. A is K-major; B is K-major (trans_b 0) or
-// MN-major (1). Warp w of the group holds rows 16 w to 16 w + 15: its lane l has row l / 4
+// d[64, N] += a[64, 16] b[16, N], bf16 products added in f32. Each operand is K-major (trans 0) or MN-major (1).
+// Warp w of the group holds rows 16 w to 16 w + 15: its lane l has row l / 4
 // (d[4 i], d[4 i + 1]) and row l / 4 + 8 (d[4 i + 2], d[4 i + 3]), columns 8 i + 2 (l % 4) and the next.
-template <int N, int trans_b> DEV void wgmma_m64k16(float (&d)[N / 2], u64 desc_a, u64 desc_b) {
+template <int N, int trans_b, int trans_a = 0> DEV void wgmma_m64k16(float (&d)[N / 2], u64 desc_a, u64 desc_b) {
     static_assert(N == 64 || N == 128 || N == 256, "wgmma_m64k16 takes 64, 128 or 256 columns");
     if constexpr (N == 64) {
         asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"
          "%26,%27,%28,%29,%30,%31}, "
-        "%32, %33, p, 1, 1, 0, %34;\n}\n"
+        "%32, %33, p, 1, 1, %35, %34;\n}\n"
         : WGMMA_D8(0), WGMMA_D8(8), WGMMA_D8(16), WGMMA_D8(24)
-        : "l"(desc_a), "l"(desc_b), "n"(trans_b));
+        : "l"(desc_a), "l"(desc_b), "n"(trans_b), "n"(trans_a));
     } else if constexpr (N == 128) {
         asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"
          "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,"
          "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-        "%64, %65, p, 1, 1, 0, %66;\n}\n"
+        "%64, %65, p, 1, 1, %67, %66;\n}\n"
         : WGMMA_D8(0), WGMMA_D8(8), WGMMA_D8(16), WGMMA_D8(24), WGMMA_D8(32), WGMMA_D8(40), WGMMA_D8(48),
           WGMMA_D8(56)
-        : "l"(desc_a), "l"(desc_b), "n"(trans_b));
+        : "l"(desc_a), "l"(desc_b), "n"(trans_b), "n"(trans_a));
     } else {
         asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
@@ -136,11 +136,11 @@ template <int N, int trans_b> DEV void wgmma_m64k16(float (&d)[N / 2], u64 desc_
          "%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,"
          "%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"
          "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
-        "%128, %129, p, 1, 1, 0, %130;\n}\n"
+        "%128, %129, p, 1, 1, %131, %130;\n}\n"
         : WGMMA_D8(0), WGMMA_D8(8), WGMMA_D8(16), WGMMA_D8(24), WGMMA_D8(32), WGMMA_D8(40), WGMMA_D8(48),
           WGMMA_D8(56), WGMMA_D8(64), WGMMA_D8(72), WGMMA_D8(80), WGMMA_D8(88), WGMMA_D8(96), WGMMA_D8(104),
           WGMMA_D8(112), WGMMA_D8(120)
-        : "l"(desc_a), "l"(desc_b), "n"(trans_b));
+        : "l"(desc_a), "l"(desc_b), "n"(trans_b), "n"(trans_a));
     }
 }
 #undef WGMMA_D8
