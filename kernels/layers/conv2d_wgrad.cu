@@ -1,6 +1,7 @@
 // The parameter gradients of the 2-D convolution, dw and dbias: sums over pixels that are cut into a fixed
 // number of parts, which conv2d_sum_parts adds in order. src/ops/layers/conv2d/README.md has the drawing.
 #include "lib/conv_gather.cuh"
+#include "lib/conv_wgmma_weights.cuh"
 #include "lib/tile.cuh"
 
 // dw[k,r,s,c] = sum over n, p, q of dz[n,p,q,k] * x[n, p * stride + r - pad, q * stride + s - pad, c].
@@ -29,6 +30,23 @@ conv2d_wgrad(float* RESTRICT sums, // [parts, k, r, s, c]
         const int k = at.row + row, i = at.column + column, count = depth - i;
         if (k < d.k && count > 0) store_eight(part + (i64)k * depth + i, v, count, aligned);
     });
+}
+
+// The same on compute capability 9.0, where both c and k are multiples of 64, and per_part one of 64. `maps`: a plain
+// map of dz, then the im2col map of x (a plain map for 1x1 filters at stride 1 without padding), both with boxes of 64
+// pixels. A single part may be the gradient itself, to which `add` adds.
+// Grid: (tiles of BM x BN, 1, parts); block: 384 threads; shared memory: WeightTile::SHARED_BYTES, up to 224 KB.
+template <int BM, int BN>
+KERNEL(384, 1)
+conv2d_wgrad_wgmma(MAPS_PARAM maps, float* RESTRICT sums, // [parts, k, r, s, c]
+                   Conv2dDims d, int per_part, int add) {
+    DYN_SHARED(char, shared);
+    const int depth = d.r * d.s * d.c, pixels = d.n * d.p * d.q;
+    const TileOrigin at = TileOrigin::of(BM, BN, depth);
+    const int first = blockIdx.z * per_part;
+    const int count = pixels - first < per_part ? pixels - first : per_part;
+    float* const part = sums + (i64)blockIdx.z * d.k * depth;
+    wgmma_weight_gradient<WeightTile<BM, BN>>(part, maps, d, at, first, count, add, shared);
 }
 
 // sums[part][k] = the sum of dz[m][k] over the part's `per_part` pixels.
@@ -74,6 +92,11 @@ INSTANCE(conv2d_wgrad<float, 128, 128>)
 INSTANCE(conv2d_wgrad<float, 128, 64>)
 INSTANCE(conv2d_wgrad<float, 64, 64>)
 INSTANCE(conv2d_wgrad<float, 128, 32>)
+// 128x256 reads each operand least often; the others suit fewer columns or rows, and small problems.
+INSTANCE_90A(conv2d_wgrad_wgmma<128, 256>)
+INSTANCE_90A(conv2d_wgrad_wgmma<128, 128>)
+INSTANCE_90A(conv2d_wgrad_wgmma<128, 64>)
+INSTANCE_90A(conv2d_wgrad_wgmma<64, 256>)
 INSTANCE(conv2d_dbias<bf16>)
 INSTANCE(conv2d_dbias<float>)
 INSTANCE(conv2d_sum_parts)

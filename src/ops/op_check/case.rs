@@ -30,6 +30,8 @@ pub struct Case<O = Op> {
     pub residence: Vec<Residence>,
     /// Whether the op also takes f32 inputs where outputs are bf16.
     pub mixes_dtypes: bool,
+    /// Whether devices are checked with feature maps in bf16 alone.
+    pub only_bf16: bool,
 }
 
 /// Where a device keeps an operand.
@@ -70,6 +72,7 @@ impl<O: Operator> Case<O> {
             targets: vec![Target::h200(Elem::F32)],
             residence: vec![Residence::Arena; shapes.len()],
             mixes_dtypes: false,
+            only_bf16: false,
         }
     }
     /// An independent, plain computation of the outputs, followed by the inputs that the op updates in place.
@@ -102,6 +105,12 @@ impl<O: Operator> Case<O> {
     /// each.
     pub fn on_targets(mut self, targets: &[Target]) -> Self {
         self.targets = targets.to_vec();
+        self
+    }
+    /// Checks devices with feature maps in bf16 alone: a case for kernels that take no others, whose sums are long
+    /// for f32.
+    pub fn in_bf16(mut self) -> Self {
+        self.only_bf16 = true;
         self
     }
 

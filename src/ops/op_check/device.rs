@@ -74,7 +74,10 @@ impl<O: Operator> Case<O> {
         let of_target = |target: &Target| {
             let storage =
                 |map_dtype, input| Storage::new(self, Target { map_dtype, ..within_reach(*target) }, input);
-            let mut all = vec![storage(Elem::F32, Elem::F32), storage(Elem::Bf16, Elem::Bf16)];
+            let mut all = vec![storage(Elem::Bf16, Elem::Bf16)];
+            if !self.only_bf16 {
+                all.insert(0, storage(Elem::F32, Elem::F32));
+            }
             if self.mixes_dtypes {
                 // Rows that a view turned into a feature map.
                 all.push(storage(Elem::Bf16, Elem::F32));

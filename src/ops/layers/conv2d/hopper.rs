@@ -222,30 +222,35 @@ impl Product {
         fastest(true) <= fastest(false) + PASS
     }
 
+    /// The tensor map of the forward product's windows over x, with one window in a box.
+    pub fn windows(d: &Dims, x: DeviceTensor) -> TensorMap {
+        Product { d: *d, is_gradient: false, rows: d.outputs(), columns: d.k, inner: d.c }.map_of(x)
+    }
+    fn map_of(&self, windows: DeviceTensor) -> TensorMap {
+        let Dims { n, h, w, r, s, p, q, stride, pad, .. } = self.d;
+        if r * s == 1 && stride == 1 && pad == 0 {
+            let (pixels, channels) = (self.d.inputs() as u64, self.inner as u64);
+            return TensorMap::matrix(windows.into(), pixels, channels, 2 * channels, 1);
+        }
+        let [height, width] = if self.is_gradient { [p, q] } else { [h, w] };
+        // How far the first window begins before the first pixel, and the last one after the last pixel.
+        let before = [r, s].map(|taps| if self.is_gradient { taps - 1 - pad } else { pad } as i32);
+        let beyond = |i: usize| before[i] - ([r, s][i] as i32 - 1);
+        let boxes = Boxes::Im2col {
+            dims: [n, height, width, self.inner].map(|v| v as u64),
+            lower: before.map(|b| -b),
+            upper: [beyond(0), beyond(1)],
+            steps: [stride as u32; 2],
+            channels: SLAB as u32,
+            pixels: 1,
+        };
+        TensorMap { tensor: windows.into(), boxes }
+    }
     /// The tensor maps of the windows, whose number per box depends on the launch's tile, and of the filter.
     pub fn maps(&self, windows: DeviceTensor, filter: DeviceTensor) -> KernelArg {
-        let Dims { n, h, w, k, r, s, p, q, stride, pad, .. } = self.d;
-        let [height, width] = if self.is_gradient { [p, q] } else { [h, w] };
-        let bytes = |elements: usize| 2 * elements as u64;
-        let depth = self.d.depth();
-        let windows = if r * s == 1 && stride == 1 && pad == 0 {
-            let pixels = self.d.inputs() as u64;
-            TensorMap::matrix(windows.into(), pixels, self.inner as u64, bytes(self.inner), 1)
-        } else {
-            // How far the first window begins before the first pixel, and the last one after the last pixel.
-            let before = [r, s].map(|taps| if self.is_gradient { taps - 1 - pad } else { pad } as i32);
-            let beyond = |i: usize| before[i] - ([r, s][i] as i32 - 1);
-            let boxes = Boxes::Im2col {
-                dims: [n, height, width, self.inner].map(|v| v as u64),
-                lower: before.map(|b| -b),
-                upper: [beyond(0), beyond(1)],
-                steps: [stride as u32; 2],
-                channels: SLAB as u32,
-                pixels: 1,
-            };
-            TensorMap { tensor: windows.into(), boxes }
-        };
-        let filter = TensorMap::matrix(filter.into(), k as u64, depth as u64, bytes(depth), FILTER_ROWS);
+        let Dims { k, .. } = self.d;
+        let (windows, depth) = (self.map_of(windows), self.d.depth());
+        let filter = TensorMap::matrix(filter.into(), k as u64, depth as u64, 2 * depth as u64, FILTER_ROWS);
         KernelArg::TensorMaps(vec![windows, filter])
     }
 }

@@ -5,6 +5,7 @@
 
 use super::geometry::{Dims, Epilogue, Phase};
 use super::hopper::{Product, STATS_ROWS};
+use super::hopper_weights::{self, WeightGradient};
 use crate::device::Slot;
 use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
@@ -128,7 +129,6 @@ pub fn extents(
     signature: &mut Signature,
 ) {
     let needs_grad = |i: usize| args.get(i).is_some_and(|a| a.needs_grad);
-    let (_, parts) = Parts::of_wgrad(d, target);
     let reals = |needed: bool, n: usize| Extent::Reals(if needed { n } else { 0 });
     let has_mask = !signature.saved.is_empty();
     // The size of f32 for rows: those that come from f32 rows are f32. Rows computed from bf16 maps are bf16
@@ -136,10 +136,17 @@ pub fn extents(
     let elem = if d.h * d.w > 1 { target.map_dtype } else { Elem::F32 };
     signature.scratch_forward = vec![];
     signature.scratch_backward = vec![
-        reals(needs_grad(1), parts.count * d.k * d.depth()),
+        reals(needs_grad(1), most_weight_parts(d, target) * d.k * d.depth()),
         reals(epilogue.has_bias && needs_grad(2), Parts::of_dbias(d, target).count * d.k),
         Extent::Bytes(if has_mask { d.outputs() * d.k * elem.bytes() } else { 0 }),
     ];
+}
+
+/// The most parts that a weight gradient may have. Rows may be f32 or bf16; maps have the target's type.
+fn most_weight_parts(d: &Dims, target: &Target) -> usize {
+    let (mma, wgmma) = (Parts::of_wgrad(d, target).1.count, WeightGradient::of(d, target.map_dtype, target));
+    let is_map = d.h * d.w > 1;
+    wgmma.map_or(mma, |g| if is_map { g.parts } else { g.parts.max(mma) })
 }
 
 /// `y = act(bias + residual + x * w)`; with a fused activation also the sum without residual and activation.
@@ -297,6 +304,16 @@ fn weight_gradient(
     let (x, sums) = (l.x(0), l.scratch(SCRATCH_DW));
     l.expect_same("x, which has y's type", dz, x)?;
     l.expect_same("gradient of w", sums, dw)?;
+    if let Some(gradient) = WeightGradient::of(d, x.elem, l.target()) {
+        let (name, grid, shared) = gradient.launch();
+        let is_whole = gradient.parts == 1;
+        let (to, add) = if is_whole { (dw, write) } else { (sums, Write::Set) };
+        let pixels = KernelArg::from(gradient.part_pixels() as i32);
+        let args = [gradient.maps(dz, x), to.into(), d.kernel_arg()?, pixels, add.into()];
+        l.launch(name, grid, hopper_weights::THREADS, shared, args)?;
+        let parts = Parts { count: gradient.parts, pixels: gradient.part_pixels() };
+        return if is_whole { Ok(()) } else { sum_parts(dw, sums, d.k * d.depth(), parts, write, l) };
+    }
     let (tile, parts) = Parts::of_wgrad(d, l.target());
     // A single part is the gradient itself.
     let is_whole = parts.count == 1 && write == Write::Set;
