@@ -54,8 +54,9 @@ u64 smem_descriptor(const void* p, u32 leading_bytes, u32 stride_bytes, Place pl
     return (u64)(at >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 | (u64)1 << 62;
 }
 
-// `.sync.aligned`: no lane goes on before its whole warp is here. Otherwise a first lane could arrive at a barrier for
-// lanes that still wait for a phase before it, and another warpgroup end the next phase, which they would take for theirs.
+// `.sync.aligned`: a lane waits here for its whole warp. Without that, the first lane could multiply and arrive at a
+// barrier while other lanes of its warp still wait for an earlier phase. The other warpgroup could then end that phase,
+// and those lanes, which test only a phase's parity, would wait for one that never comes.
 void wgmma_fence(Place p) {
     rendezvous(Op::Fence, 0, p);
     hopper(*context).lanes[self->id].fenced = true;

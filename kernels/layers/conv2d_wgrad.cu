@@ -34,7 +34,7 @@ conv2d_wgrad(float* RESTRICT sums, // [parts, k, r, s, c]
 
 // The same on compute capability 9.0, where both c and k are multiples of 64, and per_part one of 64. `maps`: a plain
 // map of dz, then the im2col map of x (a plain map for 1x1 filters at stride 1 without padding), both with boxes of 64
-// pixels. A single part may be the gradient itself, to which `add` adds.
+// pixels. With a single part, `sums` is dw itself, and `add` says whether the kernel adds to it or replaces it.
 // Grid: (tiles of BM x BN, 1, parts); block: 384 threads; shared memory: WeightTile::SHARED_BYTES, up to 224 KB.
 template <int BM, int BN>
 KERNEL(384, 1)

@@ -44,8 +44,8 @@ impl Tile {
     fn stage_bytes(self) -> usize {
         (self.rows + self.columns) * 2 * SLAB
     }
-    /// `SHARED_BYTES` of the kernel: as many stages as 226 KB hold, two barriers per stage, and two that are not
-    /// used.
+    /// `SHARED_BYTES` of the kernel: as many stages as 226 KB hold, two barriers per stage, and the two `turn`
+    /// barriers of the pipeline, which this kernel does not use.
     fn shared_bytes(self) -> u32 {
         let stages = (226 << 10) / self.stage_bytes();
         (stages * self.stage_bytes() + (2 * stages + 2) * 8) as u32
@@ -155,7 +155,8 @@ mod tests {
         }
     }
 
-    /// A model of two numbers that no card has confirmed: the L2's rate and the time of a launch.
+    /// The rate of the kernel alone, without the launch that adds the parts. No card has confirmed the model's L2
+    /// rate and start.
     #[test]
     fn the_weight_gradient_of_the_most_frequent_layer_is_forecast_above_500_tflops() {
         let d = Dims { n: 64, h: 14, w: 14, c: 256, k: 256, r: 3, s: 3, p: 14, q: 14, stride: 1, pad: 1 };
