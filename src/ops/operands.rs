@@ -30,6 +30,9 @@ impl<R: Real> Grad<'_, R> {
 }
 
 /// `at = v`, or `at += v`.
+///
+/// A closure that calls this in a hot loop copies `write` to a local variable first. The compiler reads a captured
+/// variable again after every store and does not vectorise the loop: batch norm's backward took 900 us instead of 370.
 #[inline(always)]
 pub fn store_or_add<R: Real>(write: Write, at: &mut R, v: R) {
     match write {

@@ -191,8 +191,9 @@ impl Operator for Activation {
                 vectorised(
                     #[inline(always)]
                     || {
+                        let (write, act) = (write, self.0);
                         for (dx, (y, dy)) in part.data.iter_mut().zip(y.iter().zip(dy)) {
-                            store_or_add(write, dx, *dy * self.0.slope(*y));
+                            store_or_add(write, dx, *dy * act.slope(*y));
                         }
                     },
                 );

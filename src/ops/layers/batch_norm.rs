@@ -183,7 +183,7 @@ impl Operator for BatchNorm {
                 c,
                 #[inline(always)]
                 |c| {
-                    let range = first * c..first * c + part.data.len();
+                    let (write, range) = (write, first * c..first * c + part.data.len());
                     let operands = x[range.clone()].chunks_exact(c).zip(dy[range].chunks_exact(c));
                     for (dx, (x, dy)) in part.data.chunks_exact_mut(c).zip(operands) {
                         let (channels, mean_g, mean_gx) = (channels.cut(c), &mean_g[..c], &mean_gx[..c]);

@@ -139,7 +139,7 @@ impl Operator for SeFilter {
                         #[inline(always)]
                         || {
                             for (dx, dy) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c)) {
-                                let (gain, dpooled) = (&gain[..c], &dpooled[..c]);
+                                let (write, gain, dpooled) = (write, &gain[..c], &dpooled[..c]);
                                 for i in 0..c {
                                     store_or_add(write, &mut dx[i], dy[i].fma(gain[i], dpooled[i]));
                                 }

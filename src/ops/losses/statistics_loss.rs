@@ -98,6 +98,7 @@ impl Operator for StatisticsLoss {
                 c,
                 #[inline(always)]
                 |c| {
+                    let (write, dloss) = (write, dloss);
                     for (du, u) in part.data.chunks_exact_mut(c).zip(u[first * c..].chunks_exact(c)) {
                         let (shift, slope, offset) = (&shift[..c], &slope[..c], &offset[..c]);
                         for i in 0..c {
