@@ -5,7 +5,7 @@ use crate::device::cpu::vectorised_by_width;
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::{pack, per_image};
 use crate::ops::launch::launches::Launches;
-use crate::ops::operands::{Io, Write};
+use crate::ops::operands::{Io, store_or_add};
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_operands};
 use crate::tensor::{Real, Shape};
 
@@ -88,17 +88,27 @@ impl Operator for Upsample {
                 c,
                 #[inline(always)]
                 |c| {
+                    let (mode, write) = (mode, write);
                     for (i, dx) in part.data.chunks_exact_mut(w * c).enumerate() {
                         let (image, row) = ((first + i) / h * 2 * h, (first + i) % h);
+                        let line = |p: usize| &dy[(image + p) * 2 * w * c..][..2 * w * c];
+                        let [a, b, d, e] = readers(row, h);
+                        let lines = [line(a), line(b), line(d), line(e)];
                         for (column, dx) in dx.chunks_exact_mut(c).enumerate() {
-                            if write == Write::Set {
-                                dx.fill(R::ZERO);
-                            }
-                            for (p, a) in readers::<R>(mode, row, h) {
-                                for (q, b) in readers::<R>(mode, column, w) {
-                                    let dy = &dy[((image + p) * 2 * w + q) * c..][..c];
-                                    dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = (a * b).fma(*dy, *dx));
+                            let at = readers(column, w);
+                            let mut sums = [[&lines[0][..c]; 4]; 4];
+                            for (sums, line) in sums.iter_mut().zip(lines) {
+                                for (sum, q) in sums.iter_mut().zip(at) {
+                                    *sum = &line[q * c..][..c];
                                 }
+                            }
+                            for i in 0..c {
+                                let line = |s: &[&[R]; 4]| weigh(mode, [s[0][i], s[1][i], s[2][i], s[3][i]]);
+                                let v = weigh(
+                                    mode,
+                                    [line(&sums[0]), line(&sums[1]), line(&sums[2]), line(&sums[3])],
+                                );
+                                store_or_add(write, &mut dx[i], v);
                             }
                         }
                     }
@@ -148,21 +158,21 @@ fn mix<R: Real>(near: R, far: R) -> R {
     R::of(0.75).fma(near, R::of(0.25) * far)
 }
 
-/// The outputs that read input `i` of `len`, with their weights. At an edge, an output can appear twice.
+/// The outputs that read input `i` of `len` bilinearly, of which the inner two are those of the nearest neighbour. At
+/// an edge, an output appears twice.
 #[inline(always)]
-fn readers<R: Real>(mode: Mode, i: usize, len: usize) -> impl Iterator<Item = (usize, R)> {
-    let (outer, inner) = match mode {
-        Mode::Nearest => (0.0, 1.0),
-        Mode::Bilinear => (0.25, 0.75),
-    };
-    let all = [
-        ((2 * i).saturating_sub(1), R::of(outer)),
-        (2 * i, R::of(inner)),
-        (2 * i + 1, R::of(inner)),
-        ((2 * i + 2).min(2 * len - 1), R::of(outer)),
-    ];
-    let skip = usize::from(mode == Mode::Nearest);
-    all.into_iter().skip(skip).take(4 - 2 * skip)
+fn readers(i: usize, len: usize) -> [usize; 4] {
+    [(2 * i).saturating_sub(1), 2 * i, 2 * i + 1, (2 * i + 2).min(2 * len - 1)]
+}
+
+/// The gradient of an input from those of its [`readers`], in one dimension.
+#[inline(always)]
+fn weigh<R: Real>(mode: Mode, dy: [R; 4]) -> R {
+    let inner = dy[1] + dy[2];
+    match mode {
+        Mode::Nearest => inner,
+        Mode::Bilinear => mix(inner, dy[0] + dy[3]),
+    }
 }
 
 #[cfg(test)]
