@@ -1,118 +1,74 @@
 //! The convolution's gradients on the CPU. `dz` is the output gradient behind the activation, `dy * act'`.
 
-use super::cpu_forward::{image_grain, passes, windows};
+use super::cpu_dz::Masked;
+use super::cpu_forward::{Way, image_grain, passes, windows, with_panel_width};
+use super::cpu_winograd::{self, Geometry};
 use super::geometry::{Axis, Dims, Epilogue, Phase, Taps};
+use super::{cpu_few, cpu_weights};
 use crate::device::cpu::channels::add;
-use crate::device::cpu::gemm::{self, Gather, Sink};
-use crate::device::cpu::par::{Indices, Rows, Split, even_grain, for_parts};
-use crate::device::cpu::{scratch, vectorised};
-use crate::ops::layers::activation::Act;
+use crate::device::cpu::par::{Rows, Split, for_parts};
+use crate::device::cpu::{channels, gemm};
 use crate::ops::operands::{Grad, Io, Write, store_or_add};
 use crate::tensor::Real;
 use std::ops::Range;
-
-/// Most partial sums of a weight gradient: a fixed number, so that the order of additions does not depend on
-/// the threads.
-const WGRAD_PARTS: usize = 8;
-
-/// Half of the output pixels that a pass of the weight gradient should have at least.
-const ROWS_PER_PASS: usize = 48;
-
-/// Most rows of pixels that one gathered product of a weight gradient sums over.
-const MAX_PASS_ROWS: usize = 256;
 
 /// Pixels of a residual's gradient that go through the scratch together.
 const RESIDUAL_PIXELS: usize = 512;
 
 /// Elements of scratch for the packed filters of all phases of the input gradient.
 pub fn input_scratch_len(d: &Dims) -> usize {
-    Phase::all(d).map(|f| gemm::packed_len(f.depth(d), d.c)).sum()
+    let tiled = tiled(d).map_or(0, |g| g.packed_len());
+    tiled.max(Phase::all(d).map(|f| gemm::packed_len(f.depth(d), d.c)).sum())
 }
 
-/// Elements of scratch for the partial sums of the weight gradient.
-pub fn weight_scratch_len(d: &Dims) -> usize {
-    WGRAD_PARTS * gemm::packed_len(d.depth(), d.k)
+/// The input gradient as a convolution of dz with flipped filters, if they are 3x3 and the stride is 1.
+fn tiled(d: &Dims) -> Option<Geometry> {
+    let fits = [d.r, d.s, d.stride] == [3, 3, 1] && d.pad <= 2;
+    fits.then(|| Geometry { h: d.p, w: d.q, c: d.k, p: d.h, q: d.w, k: d.c, pad: 2 - d.pad })
+}
+
+/// Elements of scratch for the partial sums of the bias gradient.
+pub fn bias_scratch_len(d: &Dims) -> usize {
+    channels::scratch_len(d.k)
 }
 
 /// Writes the gradients that are needed: x, w, bias, residual, in this order.
 pub fn backward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
-    let masked = Masked {
-        dy: io.dy0(),
-        mask: if epilogue.act == Act::None { None } else { Some(io.saved(0)) },
-        slope: R::of(epilogue.slope()),
-        k: d.k,
-    };
+    let masked = Masked::of(d, epilogue, io);
     if let Some(dx) = io.dx(0) {
         input_gradient(d, &masked, io.x(1), io.scratch(0), dx);
     }
     if let Some(dw) = io.dx(1) {
-        weight_gradient(d, &masked, io.x(0), io.scratch(1), dw);
+        cpu_weights::weight_gradient(d, &masked, io.x(0), io.scratch(1), dw);
     }
     if epilogue.has_bias
         && let Some(db) = io.dx(2)
     {
-        bias_gradient(d, &masked, db);
+        bias_gradient(d, &masked, io.scratch(2), db);
     }
     if epilogue.has_residual
         && let Some(dr) = io.dx(io.inputs() - 1)
     {
         let write = dr.write;
         for_parts(Rows::new(dr.data, d.outputs()), RESIDUAL_PIXELS, &|first, part: Rows<R>| {
-            masked.with(first..first + part.data.len() / d.k, |dz| {
+            masked.with(first..first + part.data.len() / d.k, 0, |dz, _| {
                 part.data.iter_mut().zip(dz).for_each(|(dr, dz)| store_or_add(write, dr, *dz));
             });
         });
     }
 }
 
-/// `dz`, computed from `dy` and the mask where it is read.
-struct Masked<'a, R> {
-    dy: &'a [R],
-    mask: Option<&'a [u8]>,
-    slope: R,
-    k: usize,
-}
-
-impl<R: Real> Masked<'_, R> {
-    /// Copies the values of pixel `m` from channel `first`, a multiple of 8, on.
-    #[inline(always)]
-    fn copy(&self, m: usize, first: usize, to: &mut [R]) {
-        let dy = &self.dy[m * self.k + first..][..to.len()];
-        let Some(mask) = self.mask else { return to.copy_from_slice(dy) };
-        let mask = &mask[m * self.k.div_ceil(8) + first / 8..];
-        let pick = |byte: u8, i: usize, v: R| if byte >> i & 1 == 1 { v } else { v * self.slope };
-        let (eights, rest) = to.as_chunks_mut::<8>();
-        let (dy, dy_rest) = dy.as_chunks::<8>();
-        for (byte, (to, dy)) in mask.iter().zip(eights.iter_mut().zip(dy)) {
-            *to = std::array::from_fn(|i| pick(*byte, i, dy[i]));
-        }
-        for (i, (to, v)) in rest.iter_mut().zip(dy_rest).enumerate() {
-            *to = pick(mask[dy.len()], i, *v);
-        }
-    }
-    /// Calls `f` on the values of some pixels: `dy` itself without a mask, otherwise this worker's scratch.
-    fn with<O>(&self, pixels: Range<usize>, f: impl FnOnce(&[R]) -> O) -> O {
-        let dy = &self.dy[pixels.start * self.k..pixels.end * self.k];
-        if self.mask.is_none() {
-            return f(dy);
-        }
-        scratch::with(dy.len(), |dz: &mut [R]| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    let rows = dz.chunks_exact_mut(self.k).zip(pixels.clone());
-                    rows.for_each(|(row, m)| self.copy(m, 0, row));
-                },
-            );
-            f(dz)
-        })
-    }
-}
-
 /// `dx[n,h,w,c] = sum_{r,s,k} dz[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,r,s,c]`, over the taps whose
-/// divisions are exact and give a pixel of dz: one gathered product per phase.
+/// divisions are exact and give a pixel of dz: one product per phase.
 fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], dx: Grad<R>) {
-    pack_phases(d, w, panels);
+    let way = Way::of::<R>(d.k, d.c, tiled(d));
+    match &way {
+        Way::Dots => flip_phases(d, w, panels),
+        Way::Tiles(g) => cpu_winograd::pack(g, &mut panels[..g.packed_len()], |c, k, r, s| {
+            w[((k * 3 + 2 - r) * 3 + 2 - s) * d.c + c]
+        }),
+        Way::Product => pack_phases(d, w, panels),
+    }
     let panels = &*panels;
     let write = dx.write;
     let image = d.p * d.q * d.k;
@@ -127,19 +83,45 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
     for_parts(Rows::new(dx.data, d.n), image_grain(d.n), &|first, part: Rows<R>| {
         for pass in passes(part.items(), image) {
             let pixels = (first + pass.start) * d.p * d.q..(first + pass.end) * d.p * d.q;
-            dz.with(pixels, |dz| {
+            dz.with(pixels, way.worker_scratch_len(), |dz, scratch| {
+                if let Way::Tiles(g) = &way {
+                    return cpu_winograd::windows(
+                        g,
+                        dz,
+                        pass.len(),
+                        panels,
+                        scratch,
+                        #[inline(always)]
+                        |i, h, w, column, values| {
+                            let pixel = ((pass.start + i) * d.h + h) * d.w + w;
+                            put(write, &mut part.data[pixel * d.c + column..], values);
+                        },
+                    );
+                }
                 let mut at = 0;
                 for phase in Phase::all(d) {
                     let rows = axis(d.h, phase.h0, &phase.rows, d.p);
                     let cols = axis(d.w, phase.w0, &phase.cols, d.q);
-                    let store = |i: usize, p: usize, q: usize, column: usize, values: &[R]| {
+                    let pixel = |i: usize, p: usize, q: usize| {
                         let line = (pass.start + i) * d.h + phase.h0 + p * d.stride;
-                        let pixel = line * d.w + phase.w0 + q * d.stride;
-                        let to = &mut part.data[pixel * d.c + column..][..values.len()];
-                        match write {
-                            Write::Set => to.copy_from_slice(values),
-                            Write::Add => to.iter_mut().zip(values).for_each(|(t, v)| *t += *v),
-                        }
+                        line * d.w + phase.w0 + q * d.stride
+                    };
+                    if let Way::Dots = way {
+                        let filters = &panels[at..][..phase.depth(d) * d.c];
+                        at += filters.len();
+                        cpu_few::dots(
+                            dz,
+                            pass.len(),
+                            [rows, cols],
+                            d.k,
+                            filters,
+                            #[inline(always)]
+                            |i, p, q, values| put(write, &mut part.data[pixel(i, p, q) * d.c..], values),
+                        );
+                        continue;
+                    }
+                    let store = |i: usize, p: usize, q: usize, column: usize, values: &[R]| {
+                        put(write, &mut part.data[pixel(i, p, q) * d.c + column..], values);
                     };
                     windows(dz, pass.len(), rows, cols, d.k, &panels[at..], d.c, store);
                     at += gemm::packed_len(phase.depth(d), d.c);
@@ -147,6 +129,18 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
             });
         }
     });
+}
+
+#[inline(always)]
+fn put<R: Real>(write: Write, to: &mut [R], values: &[R]) {
+    with_panel_width(
+        values.len(),
+        #[inline(always)]
+        |n| match write {
+            Write::Set => to[..n].copy_from_slice(&values[..n]),
+            Write::Add => add(&mut to[..n], &values[..n]),
+        },
+    );
 }
 
 /// Packs the flipped filters of every phase into panels `[phase][c / lanes][r', s', k][lanes]`.
@@ -175,135 +169,25 @@ fn pack_phases<R: Real>(d: &Dims, w: &[R], panels: &mut [R]) {
     }
 }
 
-/// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the
-/// gathered product are filter taps, its runs are rows of pixels. The images are cut into at most
-/// [`WGRAD_PARTS`] parts, whose number depends on that of the images alone and whose sums are added in order.
-fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R], dw: Grad<R>) {
-    let (lanes, depth) = (gemm::lanes(d.k), d.depth());
-    let grain = d.n.div_ceil(WGRAD_PARTS);
-    let parts = d.n.div_ceil(grain);
-    let wide = gemm::packed_len(1, d.k);
-    let partial = &mut partial[..parts * depth * wide];
-    // Images whose padded copies and gradient panels share a pass: enough pixels to amortise loading the
-    // accumulators.
-    let per_pass = (2 * ROWS_PER_PASS).div_ceil(d.p * d.q).min(MAX_PASS_ROWS / d.p.min(MAX_PASS_ROWS)).max(1);
-    for_parts((Indices(parts), Rows::new(partial, parts)), 1, &|part, (_, sum): (Indices, Rows<R>)| {
-        let images = part * grain..((part + 1) * grain).min(d.n);
-        sum.data.fill(R::ZERO);
-        let (hp, wp) = d.padded();
-        let x_len = if d.pad == 0 { 0 } else { per_pass * hp * wp * d.c };
-        scratch::with(x_len + per_pass * d.p * d.q * wide, |scratch: &mut [R]| {
-            let (padded, panels) = scratch.split_at_mut(x_len);
-            for start in images.clone().step_by(per_pass) {
-                let count = per_pass.min(images.end - start);
-                let source = &x[start * d.h * d.w * d.c..][..count * d.h * d.w * d.c];
-                pack_pixels(d, dz, start, &mut panels[..count * d.p * d.q * wide]);
-                let source = if d.pad == 0 {
-                    source
-                } else {
-                    pad_images(d, padded, source);
-                    &*padded
-                };
-                add_pass(d, source, count, panels, sum.data);
-            }
-        });
-    });
-    let partial = &*partial;
-    let write = dw.write;
-    for_parts(Rows::new(dw.data, d.k), even_grain(d.k), &|first, rows: Rows<R>| {
-        for (j, row) in rows.data.chunks_mut(depth).enumerate() {
-            let k = first + j;
-            for (i, dw) in row.iter_mut().enumerate() {
-                let at = ((k / lanes) * depth + i) * lanes + k % lanes;
-                let sum = (0..parts).fold(R::ZERO, |s, part| s + partial[part * depth * wide + at]);
-                store_or_add(write, dw, sum);
-            }
-        }
-    });
-}
-
-/// Packs the `dz` of some pixels, from image `start` on, into panels `[k / lanes][pixel][lanes]`.
-fn pack_pixels<R: Real>(d: &Dims, dz: &Masked<R>, start: usize, panels: &mut [R]) {
-    let (lanes, pixels) = (gemm::lanes(d.k), d.p * d.q);
-    let rows = panels.len() / gemm::packed_len(1, d.k);
-    vectorised(
-        #[inline(always)]
-        || {
-            for (row, to) in panels.chunks_exact_mut(lanes).enumerate() {
-                let (first, m) = (row / rows * lanes, start * pixels + row % rows);
-                let (to, padding) = to.split_at_mut((d.k - first).min(lanes));
-                dz.copy(m, first, to);
-                padding.fill(R::ZERO);
-            }
-        },
-    );
-}
-
-/// Copies `h x w x c` images into the interior of padded ones, and sets their borders to zero.
-fn pad_images<R: Real>(d: &Dims, to: &mut [R], images: &[R]) {
-    let (hp, wp) = d.padded();
-    let (c, w, left, top) = (d.c, d.w, d.pad, d.pad);
-    for (to, from) in to.chunks_exact_mut(hp * wp * c).zip(images.chunks_exact(d.h * w * c)) {
-        to[..top * wp * c].fill(R::ZERO);
-        to[(top + d.h) * wp * c..].fill(R::ZERO);
-        for (row, from) in to[top * wp * c..].chunks_mut(wp * c).zip(from.chunks(w * c)).take(d.h) {
-            row[..left * c].fill(R::ZERO);
-            row[left * c..][..w * c].copy_from_slice(from);
-            row[(left + w) * c..].fill(R::ZERO);
-        }
-    }
-}
-
-/// Adds the products of `count` padded images `x` with their packed `dz` to a part's sum
-/// `[k / lanes][rsc][lanes]`.
-fn add_pass<R: Real>(d: &Dims, x: &[R], count: usize, panels: &[R], sum: &mut [R]) {
-    let (lanes, depth, (hp, wp)) = (gemm::lanes(d.k), d.depth(), d.padded());
-    let rows = count * d.p * d.q;
-    // Runs: one per row of output pixels. Long images take several gathers of at most MAX_PASS_ROWS runs.
-    let all_rows = count * d.p;
-    for r0 in (0..all_rows).step_by(MAX_PASS_ROWS) {
-        let n_runs = MAX_PASS_ROWS.min(all_rows - r0);
-        let runs: [usize; MAX_PASS_ROWS] = std::array::from_fn(|i| {
-            let (image, p) = ((r0 + i) / d.p, (r0 + i) % d.p);
-            (image * hp + p * d.stride) * wp * d.c
-        });
-        let a = Gather { x, runs: &runs[..n_runs], len: d.q, step: d.stride * d.c, b_first: 0, b_step: d.q };
-        let tap = |m: usize| (m / (d.s * d.c)) * wp * d.c + m % (d.s * d.c);
-        for panel in 0..d.k.div_ceil(lanes) {
-            let b = &panels[(panel * rows + r0 * d.q) * lanes..][..n_runs * d.q * lanes];
-            let mut sink = Accumulate { sum: &mut sum[panel * depth * lanes..], lanes };
-            gemm::panel(a, depth, tap, b, n_runs * d.q, lanes, 0, &mut sink);
-        }
-    }
-}
-
-/// Adds finished rows of a weight gradient to a part's sum, `[rsc][lanes]`.
-struct Accumulate<'a, R> {
-    sum: &'a mut [R],
-    lanes: usize,
-}
-
-impl<R: Real> Sink<R> for Accumulate<'_, R> {
-    #[inline(always)]
-    fn row(&mut self, m: usize, _: usize, values: &[R]) {
-        self.sum[m * self.lanes..][..values.len()].iter_mut().zip(values).for_each(|(s, v)| *s += *v);
-    }
-}
-
-/// `db[k] = sum_{n,p,q} dz[n,p,q,k]`, in pixel order.
-fn bias_gradient<R: Real>(d: &Dims, dz: &Masked<R>, mut db: Grad<R>) {
-    scratch::with(2 * d.k, |scratch: &mut [R]| {
-        let (sum, row) = scratch.split_at_mut(d.k);
-        sum.fill(R::ZERO);
-        vectorised(
-            #[inline(always)]
-            || {
-                for m in 0..d.outputs() {
-                    dz.copy(m, 0, row);
-                    add(sum, row);
+/// Writes the flipped filters of every phase as `[phase][c][r', s', k]`.
+fn flip_phases<R: Real>(d: &Dims, w: &[R], to: &mut [R]) {
+    let mut to = to.iter_mut();
+    for phase in Phase::all(d) {
+        for c in 0..d.c {
+            for (r, s) in phase.taps(d.stride) {
+                for (k, to) in (0..d.k).zip(&mut to) {
+                    *to = w[((k * d.r + r) * d.s + s) * d.c + c];
                 }
-            },
-        );
-        sum.iter().enumerate().for_each(|(k, v)| db.store_or_add(k, *v));
-    });
+            }
+        }
+    }
+}
+
+/// `db[k] = sum_{n,p,q} dz[n,p,q,k]`, in the order of [`channels::sums`].
+fn bias_gradient<R: Real>(d: &Dims, dz: &Masked<R>, partial: &mut [R], mut db: Grad<R>) {
+    let block = |pixels: Range<usize>, sums: &mut [R]| {
+        dz.with(pixels, 0, |dz, _| dz.chunks_exact(d.k).for_each(|row| add(sums, row)));
+    };
+    let sums = channels::sums(d.outputs(), d.k, partial, block);
+    sums.iter().enumerate().for_each(|(k, v)| db.store_or_add(k, *v));
 }

@@ -1,11 +1,13 @@
 //! The convolution's forward pass on the CPU: a gathered product of windows with packed filters, and the
 //! epilogue behind it.
 
-use super::geometry::{Axis, Dims, Epilogue, MAX_TAPS};
+use super::cpu_few;
+use super::cpu_winograd::{self, Geometry};
+use super::geometry::{Axis, Dims, Divisor, Epilogue, MAX_TAPS};
 use crate::device::cpu::channels::add;
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Rows, Split, even_grain, for_parts};
-use crate::device::cpu::vector::with_width;
+use crate::device::cpu::scratch;
 use crate::ops::layers::activation::Act;
 use crate::ops::operands::Io;
 use crate::tensor::Real;
@@ -27,9 +29,40 @@ pub fn passes(images: usize, image_elems: usize) -> impl Iterator<Item = Range<u
     (0..images).step_by(per_pass).map(move |at| at..(at + per_pass).min(images))
 }
 
-/// Elements of scratch that `forward` needs: the filters packed into panels.
+/// How windows are multiplied with filters.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// A dot product for each output, where there are few channels of outputs (`cpu_few.rs`).
+    Dots,
+    /// Winograd's algorithm (`cpu_winograd.rs`).
+    Tiles(Geometry),
+    /// A gathered product ([`windows`]).
+    Product,
+}
+
+impl Way {
+    /// The fastest way from `c` to `k` channels; `tiled` where the filters are 3x3 and the stride is 1.
+    pub fn of<R: Real>(c: usize, k: usize, tiled: Option<Geometry>) -> Way {
+        match tiled.filter(Geometry::fits::<R>) {
+            _ if cpu_few::fits::<R>(c, k) => Way::Dots,
+            Some(g) => Way::Tiles(g),
+            None => Way::Product,
+        }
+    }
+    /// Elements of a worker's scratch.
+    pub fn worker_scratch_len(&self) -> usize {
+        if let Way::Tiles(g) = self { g.scratch_len() } else { 0 }
+    }
+}
+
+/// Elements of scratch that `forward` needs: the packed filters.
 pub fn scratch_len(d: &Dims) -> usize {
-    gemm::packed_len(d.depth(), d.k)
+    tiled(d).map_or(0, |g| g.packed_len()).max(gemm::packed_len(d.depth(), d.k))
+}
+
+fn tiled(d: &Dims) -> Option<Geometry> {
+    let Dims { h, w, c, p, q, k, pad, .. } = *d;
+    ([d.r, d.s, d.stride] == [3, 3, 1]).then_some(Geometry { h, w, c, p, q, k, pad })
 }
 
 /// Writes y and, if backward will run, the activation mask.
@@ -37,7 +70,14 @@ pub fn forward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
     let (x, panels) = (io.x(0), io.scratch::<R>(0));
     let bias = epilogue.has_bias.then(|| io.x(2));
     let residual = epilogue.has_residual.then(|| io.x(io.inputs() - 1));
-    pack_filters(d, io.x(1), panels);
+    let (w, way) = (io.x(1), Way::of::<R>(d.c, d.k, tiled(d)));
+    match &way {
+        Way::Dots => {}
+        Way::Tiles(g) => cpu_winograd::pack(g, &mut panels[..g.packed_len()], |k, c, r, s| {
+            w[((k * 3 + r) * 3 + s) * d.c + c]
+        }),
+        Way::Product => pack_filters(d, w, &mut panels[..gemm::packed_len(d.depth(), d.k)]),
+    }
     let panels = &*panels;
     let mut none = [];
     let mask: &mut [u8] = if epilogue.act != Act::None && io.saves() { io.save(0) } else { &mut none };
@@ -58,9 +98,35 @@ pub fn forward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
         };
         for pass in passes(images, image) {
             let x = &x[(first + pass.start) * image..][..pass.len() * image];
-            windows(x, pass.len(), rows, cols, d.c, panels, d.k, |i, p, q, column, values| {
-                store.row(((pass.start + i) * d.p + p) * d.q + q, column, values);
-            });
+            let first = pass.start;
+            let pixel = |i: usize, p: usize, q: usize| ((first + i) * d.p + p) * d.q + q;
+            match &way {
+                Way::Dots => cpu_few::dots(
+                    x,
+                    pass.len(),
+                    [rows, cols],
+                    d.c,
+                    w,
+                    #[inline(always)]
+                    |i, p, q, values| store.row(pixel(i, p, q), 0, values),
+                ),
+                Way::Tiles(g) => scratch::with(way.worker_scratch_len(), |scratch| {
+                    cpu_winograd::windows(
+                        g,
+                        x,
+                        pass.len(),
+                        panels,
+                        scratch,
+                        #[inline(always)]
+                        |i, p, q, column, values| store.row(pixel(i, p, q), column, values),
+                    );
+                }),
+                Way::Product => {
+                    windows(x, pass.len(), rows, cols, d.c, panels, d.k, |i, p, q, column, values| {
+                        store.row(pixel(i, p, q), column, values);
+                    });
+                }
+            }
         }
     });
 }
@@ -80,7 +146,7 @@ fn pack_filters<R: Real>(d: &Dims, w: &[R], panels: &mut [R]) {
 }
 
 /// The product of every window of `images` images `x` (`c` channels) with packed panels `[r, s, c]` of
-/// `columns` columns. `store(image, p, q, column, values)` takes the results.
+/// `filters` columns. `store(image, p, q, column, values)` takes the results.
 ///
 /// Windows that lose taps at the border are multiplied separately, by the taps that they have: no padded
 /// copy, and no multiply-add with a zero (at 2x2 pixels those would be five ninths of a 3x3 filter's).
@@ -92,25 +158,27 @@ pub fn windows<R: Real>(
     cols: Axis,
     c: usize,
     panels: &[R],
-    columns: usize,
+    filters: usize,
     store: impl FnMut(usize, usize, usize, usize, &[R]),
 ) {
     /// Finds the output pixel of a row of the product.
     struct Pixels<F> {
         p: Range<usize>,
         q: Range<usize>,
+        lines: Divisor,
+        columns: Divisor,
         store: F,
     }
     impl<R, F: FnMut(usize, usize, usize, usize, &[R])> Sink<R> for Pixels<F> {
         #[inline(always)]
         fn row(&mut self, m: usize, column: usize, values: &[R]) {
-            let (line, q) = (m / self.q.len(), m % self.q.len());
-            let (image, p) = (line / self.p.len(), line % self.p.len());
+            let (line, q) = self.columns.split(m);
+            let (image, p) = self.lines.split(line);
             (self.store)(image, self.p.start + p, self.q.start + q, column, values);
         }
     }
     let runs: [usize; MAX_TAPS] = std::array::from_fn(|r| r * cols.len * c);
-    let mut sink = Pixels { p: 0..0, q: 0..0, store };
+    let mut sink = Pixels { p: 0..0, q: 0..0, lines: Divisor::of(1), columns: Divisor::of(1), store };
     for down in rows.reaches() {
         for right in cols.reaches() {
             let (p, q) = (down.outputs.clone(), right.outputs.clone());
@@ -122,18 +190,31 @@ pub fn windows<R: Real>(
                 b_first: (down.taps.start * cols.taps + right.taps.start) * c,
                 b_step: cols.taps * c,
             };
+            let (lines, columns) = (Divisor::of(p.len()), Divisor::of(q.len()));
             let row = |m: usize| {
-                let (line, column) = (m / q.len(), q.start + m % q.len());
-                let (image, line) = (line / p.len(), p.start + line % p.len());
-                let line = image * rows.len + rows.source(line, &down);
-                (line * cols.len + cols.source(column, &right)) * c
+                let (line, column) = columns.split(m);
+                let (image, line) = lines.split(line);
+                let line = image * rows.len + rows.source(p.start + line, &down);
+                (line * cols.len + cols.source(q.start + column, &right)) * c
             };
-            (sink.p, sink.q) = (p.clone(), q.clone());
+            (sink.p, sink.q, sink.lines, sink.columns) = (p.clone(), q.clone(), lines, columns);
             let depth = rows.taps * cols.taps * c;
-            for panel in 0..columns.div_ceil(gemm::lanes(columns)) {
-                gemm::panel(a, images * p.len() * q.len(), row, panels, depth, columns, panel, &mut sink);
+            for panel in 0..filters.div_ceil(gemm::lanes(filters)) {
+                gemm::panel(a, images * p.len() * q.len(), row, panels, depth, filters, panel, &mut sink);
             }
         }
+    }
+}
+
+/// Runs `f(n)`, with a copy of `f` compiled for each common number of channels of a finished row. Write
+/// `#[inline(always)]` before the closure.
+#[inline(always)]
+pub fn with_panel_width<O>(n: usize, mut f: impl FnMut(usize) -> O) -> O {
+    match n {
+        1 => f(1),
+        16 => f(16),
+        32 => f(32),
+        n => f(n),
     }
 }
 
@@ -152,7 +233,7 @@ impl<R: Real> Store<'_, R> {
     fn row(&mut self, m: usize, column: usize, values: &[R]) {
         let at = m * self.d.k + column;
         let slope = R::of(self.act.step_slope().unwrap_or(1.0));
-        with_width(
+        with_panel_width(
             values.len(),
             #[inline(always)]
             |n| {
@@ -177,5 +258,29 @@ impl<R: Real> Store<'_, R> {
                 self.y[at..][..n].copy_from_slice(v);
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_depends_on_channels_filters_and_type() {
+        let way = |c, k, side: usize, r, stride| {
+            let d = Dims { n: 1, h: side, w: side, c, k, r, s: r, p: side, q: side, stride, pad: r / 2 };
+            [Way::of::<f32>(c, k, tiled(&d)), Way::of::<f64>(c, k, tiled(&d))].map(|way| match way {
+                Way::Dots => "dots",
+                Way::Tiles(_) => "tiles",
+                Way::Product => "product",
+            })
+        };
+        assert_eq!(way(32, 64, 8, 3, 1), ["tiles", "product"], "f64 is the reference of f32");
+        assert_eq!(way(16, 16, 4, 3, 1), ["tiles", "product"]);
+        assert_eq!(way(16, 16, 2, 3, 1), ["product", "product"], "2x2 outputs save nothing");
+        assert_eq!(way(16, 48, 8, 3, 1), ["product", "product"], "half a panel");
+        assert_eq!(way(16, 16, 8, 3, 2), ["product", "product"]);
+        assert_eq!(way(16, 3, 8, 3, 1), ["dots", "product"]);
+        assert_eq!(way(3, 16, 8, 3, 1), ["product", "product"]);
     }
 }

@@ -89,6 +89,30 @@ impl Epilogue {
     }
 }
 
+/// A divisor, by which a multiplication divides small numbers: a division takes several times as long, and the loops
+/// over pixels need four for each.
+#[derive(Clone, Copy)]
+pub struct Divisor {
+    by: usize,
+    /// 2^32 / by, rounded up.
+    reciprocal: usize,
+    /// Below this number the product with the reciprocal is exact.
+    small: usize,
+}
+
+impl Divisor {
+    /// Panics: 0.
+    pub fn of(by: usize) -> Divisor {
+        Divisor { by, reciprocal: (1usize << 32).div_ceil(by), small: (1 << 32) / by }
+    }
+    /// Quotient and remainder of `n`.
+    #[inline(always)]
+    pub fn split(self, n: usize) -> (usize, usize) {
+        let quotient = if n < self.small { (n * self.reciprocal) >> 32 } else { n / self.by };
+        (quotient, n - quotient * self.by)
+    }
+}
+
 /// The windows along one dimension: tap `t` of output `j` reads input `base + j * step + t - before`, if that
 /// is in `0..len`.
 #[derive(Clone, Copy)]
@@ -200,6 +224,18 @@ mod tests {
             seen.sort_unstable();
             let all: Vec<_> = (0..taps).flat_map(|r| (0..taps).map(move |s| (r, s))).collect();
             assert_eq!(seen, all, "{taps} taps at stride {stride} with padding {pad}");
+        }
+    }
+
+    #[test]
+    fn a_divisor_divides() {
+        for by in [1, 2, 3, 7, 12, 100, 641, 4095, 1 << 20] {
+            let divisor = Divisor::of(by);
+            let near = |n: usize| n.saturating_sub(2)..n + 3;
+            let large = [by * 1000, (1 << 32) / by, 1 << 32, 1 << 40].into_iter().flat_map(near);
+            for n in (0..5 * by.min(1000)).chain(large) {
+                assert_eq!(divisor.split(n), (n / by, n % by), "{n} / {by}");
+            }
         }
     }
 

@@ -100,8 +100,8 @@ impl Parts {
 /// Most channels of a block of a bias gradient; its 256 threads share the pixels of these channels.
 const DBIAS_CHANNELS: usize = 64;
 
-/// The scratch buffers of backward on a GPU: partial sums of dw, partial sums of db, and dz. The CPU has two
-/// others (`signature` in mod.rs): 0 holds the packed filters of dx, 1 the partial sums of dw.
+/// The scratch buffers of backward on a GPU: partial sums of dw, partial sums of db, and dz. The CPU has
+/// others (`signature` in mod.rs): 0 holds the packed filters of dx, 1 the partial sums of dw, 2 those of db.
 const SCRATCH_DW: usize = 0;
 const SCRATCH_DB: usize = 1;
 pub const SCRATCH_DZ: usize = 2;

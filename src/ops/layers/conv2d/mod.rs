@@ -12,7 +12,11 @@ use crate::tensor::{Elem, Real, Shape};
 use geometry::{Dims, Epilogue, MAX_TAPS};
 
 mod cpu_backward;
+mod cpu_dz;
+mod cpu_few;
 mod cpu_forward;
+mod cpu_weights;
+mod cpu_winograd;
 mod geometry;
 mod hopper;
 mod hopper_weights;
@@ -34,7 +38,8 @@ pub use hopper::{Forecast, forecasts};
 /// Errors: channel counts that differ, a filter larger than the padded image or with a side of more than 16,
 /// stride 0, an activation that is not piecewise linear.
 /// Cost: `n p q k r s c` multiply-adds forward, the same again for each of dx and dw. These counts include
-/// those with padding, which forward and dx skip on the CPU; the kernels multiply padding as zeros.
+/// those with padding, which forward and dx skip on the CPU, and those that Winograd's algorithm saves there; the
+/// kernels multiply padding as zeros.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv2d {
     /// Pixels between neighbouring windows, in both directions.
@@ -122,10 +127,15 @@ impl Operator for Conv2d {
             keeps_inputs,
             saved,
             scratch_forward: vec![Extent::Reals(cpu_forward::scratch_len(&d))],
-            // Filters of dx, sums of dw. `launch::extents` replaces both on a GPU.
+            // Filters of dx, sums of dw, sums of db. `launch::extents` replaces them on a GPU.
             scratch_backward: vec![
                 Extent::Reals(if needs_grad(0) { cpu_backward::input_scratch_len(&d) } else { 0 }),
-                Extent::Reals(if needs_grad(1) { cpu_backward::weight_scratch_len(&d) } else { 0 }),
+                Extent::Reals(if needs_grad(1) { cpu_weights::scratch_len(&d) } else { 0 }),
+                Extent::Reals(if self.bias && needs_grad(2) {
+                    cpu_backward::bias_scratch_len(&d)
+                } else {
+                    0
+                }),
             ],
             macs_forward: macs,
             macs_backward: macs * (u64::from(needs_grad(0)) + u64::from(needs_grad(1))),

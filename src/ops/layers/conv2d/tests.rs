@@ -129,6 +129,31 @@ fn cases_of_several_parts_of_whole_slabs() -> Vec<(Conv2d, Shape, usize, usize)>
     ]
 }
 
+/// Every way of the CPU's loops, in forward and in the input gradient, at each padding.
+fn cases_of_every_way() -> Vec<(Conv2d, Shape, usize, usize)> {
+    vec![
+        // Winograd's tiles: 75 and 2 * 12 of them, in blocks of 24; odd sides leave half a tile.
+        (BIASED, Shape::new(3, 9, 9, 32), 32, 3),
+        (FUSED, Shape::new(2, 5, 7, 16), 16, 3),
+        (Conv2d { pad: 0, ..FUSED }, Shape::new(2, 6, 5, 48), 64, 3),
+        (Conv2d { pad: 2, ..LEAKY }, Shape::new(1, 4, 3, 32), 16, 3),
+        // Dot products: forward, at a stride, and of an image's gradient.
+        (BIASED, Shape::new(2, 9, 8, 32), 1, 3),
+        (Conv2d { stride: 2, ..FUSED }, Shape::new(2, 8, 7, 16), 3, 3),
+        (Conv2d { stride: 2, ..BIASED }, Shape::new(3, 9, 8, 1), 16, 3),
+        (Conv2d { stride: 2, pad: 3, ..LEAKY }, Shape::new(1, 13, 12, 3), 32, 7),
+        // Few pixels: the panels of a weight gradient are shared out.
+        (Conv2d::linear(), Shape::rows(67, 20), 96, 1),
+        (Conv2d::new(1, 1), Shape::new(200, 2, 2, 8), 40, 3),
+    ]
+}
+
+#[test]
+fn passes_the_op_checks_in_every_way_of_the_cpu() {
+    let two = two_multiprocessors(Elem::F32);
+    cases_of_every_way().into_iter().for_each(|c| check(case(c).on_targets(&[two])));
+}
+
 #[test]
 fn passes_the_op_checks_on_two_multiprocessors() {
     let two = two_multiprocessors(Elem::F32);

@@ -1,0 +1,169 @@
+//! The gradient of the filters on the CPU.
+
+use super::cpu_dz::Masked;
+use super::cpu_few;
+use super::geometry::Dims;
+use crate::device::cpu::gemm::{self, Gather, Sink};
+use crate::device::cpu::par::{Indices, Rows, even_grain, for_parts};
+use crate::device::cpu::{scratch, vectorised};
+use crate::ops::operands::{Grad, store_or_add};
+use crate::tensor::Real;
+
+/// Fewest output pixels of a partial sum of a weight gradient: adding the sums costs as much as multiplying some ten
+/// pixels.
+const PART_PIXELS: usize = 128;
+
+/// Most partial sums of a weight gradient: a fixed number, so that the order of additions does not depend on
+/// the threads.
+const WGRAD_PARTS: usize = 8;
+
+/// Half of the output pixels that a pass of the weight gradient should have at least.
+const ROWS_PER_PASS: usize = 48;
+
+/// Most rows of pixels that one gathered product of a weight gradient sums over.
+const MAX_PASS_ROWS: usize = 256;
+
+/// Elements of scratch for the partial sums of the weight gradient.
+pub fn scratch_len(d: &Dims) -> usize {
+    WGRAD_PARTS * gemm::packed_len(d.depth(), d.k)
+}
+
+/// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the
+/// gathered product are filter taps, its runs are rows of pixels. The images are cut into at most
+/// [`WGRAD_PARTS`] parts, whose number depends on that of the images alone and whose sums are added in order.
+pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R], dw: Grad<R>) {
+    let (lanes, depth) = (gemm::lanes(d.k), d.depth());
+    let is_few = cpu_few::fits::<R>(d.c, d.k);
+    let grain = d.n.div_ceil(WGRAD_PARTS).max(PART_PIXELS / (d.p * d.q));
+    let parts = d.n.div_ceil(grain);
+    // Panels of output channels; those of a part are shared out where there are few parts.
+    let panels = d.k.div_ceil(lanes);
+    let per_item = if parts < WGRAD_PARTS { 1 } else { panels };
+    let items = parts * panels / per_item;
+    let wide = per_item * lanes;
+    let partial = &mut partial[..items * depth * wide];
+    // Images whose padded copies and gradient panels share a pass: enough pixels to amortise loading the
+    // accumulators.
+    let per_pass = (2 * ROWS_PER_PASS).div_ceil(d.p * d.q).min(MAX_PASS_ROWS / d.p.min(MAX_PASS_ROWS)).max(1);
+    for_parts((Indices(items), Rows::new(partial, items)), 1, &|item, (_, sum): (Indices, Rows<R>)| {
+        let (part, first) = (item * per_item / panels, item * per_item % panels * lanes);
+        let images = part * grain..((part + 1) * grain).min(d.n);
+        sum.data.fill(R::ZERO);
+        let (hp, wp) = d.padded();
+        let x_len = if d.pad == 0 { 0 } else { per_pass * hp * wp * d.c };
+        scratch::with(x_len + per_pass * d.p * d.q * wide, |scratch: &mut [R]| {
+            let (padded, panels) = scratch.split_at_mut(x_len);
+            for start in images.clone().step_by(per_pass) {
+                let count = per_pass.min(images.end - start);
+                let source = &x[start * d.h * d.w * d.c..][..count * d.h * d.w * d.c];
+                let source = if d.pad == 0 {
+                    source
+                } else {
+                    pad_images(d, padded, source);
+                    &*padded
+                };
+                let pixels = count * d.p * d.q;
+                if is_few {
+                    let dz_len = pixels * d.k;
+                    copy_pixels(d, dz, start, &mut panels[..dz_len]);
+                    cpu_few::add_weight_gradient(
+                        d,
+                        source,
+                        count,
+                        &panels[..dz_len],
+                        &mut sum.data[..d.k * depth],
+                    );
+                } else {
+                    pack_pixels(d, dz, start, first, count, &mut panels[..pixels * wide]);
+                    add_pass(d, source, count, &panels[..pixels * wide], sum.data);
+                }
+            }
+        });
+    });
+    let partial = &*partial;
+    let write = dw.write;
+    for_parts(Rows::new(dw.data, d.k), even_grain(d.k), &|first, rows: Rows<R>| {
+        for (j, row) in rows.data.chunks_mut(depth).enumerate() {
+            let k = first + j;
+            for (i, dw) in row.iter_mut().enumerate() {
+                let at = if is_few { k * depth + i } else { ((k / lanes) * depth + i) * lanes + k % lanes };
+                let sum = (0..parts).fold(R::ZERO, |s, part| s + partial[part * panels * lanes * depth + at]);
+                store_or_add(write, dw, sum);
+            }
+        }
+    });
+}
+
+/// Copies the `dz` of some pixels, from image `start` on.
+fn copy_pixels<R: Real>(d: &Dims, dz: &Masked<R>, start: usize, to: &mut [R]) {
+    let first = start * d.p * d.q;
+    to.chunks_exact_mut(d.k).enumerate().for_each(|(m, to)| dz.copy(first + m, 0, to));
+}
+
+/// Packs the `dz` of some pixels, from image `start` and channel `k0` on, into panels `[k / lanes][pixel][lanes]`.
+fn pack_pixels<R: Real>(d: &Dims, dz: &Masked<R>, start: usize, k0: usize, count: usize, panels: &mut [R]) {
+    let (lanes, pixels) = (gemm::lanes(d.k), d.p * d.q);
+    let rows = count * pixels;
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, to) in panels.chunks_exact_mut(lanes).enumerate() {
+                let (first, m) = (k0 + row / rows * lanes, start * pixels + row % rows);
+                let (to, padding) = to.split_at_mut((d.k - first).min(lanes));
+                dz.copy(m, first, to);
+                padding.fill(R::ZERO);
+            }
+        },
+    );
+}
+
+/// Copies `h x w x c` images into the interior of padded ones, and sets their borders to zero.
+fn pad_images<R: Real>(d: &Dims, to: &mut [R], images: &[R]) {
+    let (hp, wp) = d.padded();
+    let (c, w, left, top) = (d.c, d.w, d.pad, d.pad);
+    for (to, from) in to.chunks_exact_mut(hp * wp * c).zip(images.chunks_exact(d.h * w * c)) {
+        to[..top * wp * c].fill(R::ZERO);
+        to[(top + d.h) * wp * c..].fill(R::ZERO);
+        for (row, from) in to[top * wp * c..].chunks_mut(wp * c).zip(from.chunks(w * c)).take(d.h) {
+            row[..left * c].fill(R::ZERO);
+            row[left * c..][..w * c].copy_from_slice(from);
+            row[(left + w) * c..].fill(R::ZERO);
+        }
+    }
+}
+
+/// Adds the products of `count` padded images `x` with their packed `dz` to a part's sum
+/// `[k / lanes][rsc][lanes]`.
+fn add_pass<R: Real>(d: &Dims, x: &[R], count: usize, panels: &[R], sum: &mut [R]) {
+    let (lanes, depth, (hp, wp)) = (gemm::lanes(d.k), d.depth(), d.padded());
+    let rows = count * d.p * d.q;
+    // Runs: one per row of output pixels. Long images take several gathers of at most MAX_PASS_ROWS runs.
+    let all_rows = count * d.p;
+    for r0 in (0..all_rows).step_by(MAX_PASS_ROWS) {
+        let n_runs = MAX_PASS_ROWS.min(all_rows - r0);
+        let runs: [usize; MAX_PASS_ROWS] = std::array::from_fn(|i| {
+            let (image, p) = ((r0 + i) / d.p, (r0 + i) % d.p);
+            (image * hp + p * d.stride) * wp * d.c
+        });
+        let a = Gather { x, runs: &runs[..n_runs], len: d.q, step: d.stride * d.c, b_first: 0, b_step: d.q };
+        let tap = |m: usize| (m / (d.s * d.c)) * wp * d.c + m % (d.s * d.c);
+        for panel in 0..panels.len() / (rows * lanes) {
+            let b = &panels[(panel * rows + r0 * d.q) * lanes..][..n_runs * d.q * lanes];
+            let mut sink = Accumulate { sum: &mut sum[panel * depth * lanes..], lanes };
+            gemm::panel(a, depth, tap, b, n_runs * d.q, lanes, 0, &mut sink);
+        }
+    }
+}
+
+/// Adds finished rows of a weight gradient to a part's sum, `[rsc][lanes]`.
+struct Accumulate<'a, R> {
+    sum: &'a mut [R],
+    lanes: usize,
+}
+
+impl<R: Real> Sink<R> for Accumulate<'_, R> {
+    #[inline(always)]
+    fn row(&mut self, m: usize, _: usize, values: &[R]) {
+        self.sum[m * self.lanes..][..values.len()].iter_mut().zip(values).for_each(|(s, v)| *s += *v);
+    }
+}
