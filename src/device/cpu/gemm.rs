@@ -102,15 +102,18 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K>
     /// element.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let f32s = TypeId::of::<R>() == TypeId::of::<f32>();
-        match (f32s, S::F32_LANES, self.lanes) {
+        let is = |t: TypeId| TypeId::of::<R>() == t;
+        if is(TypeId::of::<f64>()) {
+            let lanes = self.lanes;
+            return self.sweep::<12>(Doubles { lanes });
+        }
+        match (is(TypeId::of::<f32>()), S::F32_LANES, self.lanes) {
             (true, 16, 16) => self.sweep::<12>(Vectors::<S, 1>(simd)),
             (true, 16, _) => self.sweep::<12>(Vectors::<S, 2>(simd)),
             (true, 8, 16) => self.sweep::<6>(Vectors::<S, 2>(simd)),
             (true, 8, _) => self.sweep::<3>(Vectors::<S, 4>(simd)),
-            (true, _, 16) => self.sweep::<4>(Plain::<16>),
-            (true, _, _) => self.sweep::<4>(Plain::<32>),
-            (false, _, lanes) => self.sweep::<12>(Doubles { lanes }),
+            (_, _, 16) => self.sweep::<4>(Plain::<16>),
+            (_, _, _) => self.sweep::<4>(Plain::<32>),
         }
     }
 }
@@ -262,7 +265,8 @@ impl<S: Simd> Dense<'_, S> {
     }
 }
 
-/// Products in plain arithmetic, with `N` lanes: f32 on machines without vector units.
+/// Products in plain arithmetic, with `N` lanes: f32 on machines without vector units, and the naive f32 of the op
+/// checks.
 struct Plain<const N: usize>;
 
 impl<R: Real, const N: usize> Product<R> for Plain<N> {

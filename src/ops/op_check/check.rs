@@ -9,6 +9,7 @@ use super::layout::{GAPS, base_gradient};
 use super::linear::Place;
 use super::machines::machines;
 use super::mask;
+use super::naive::Naive;
 use super::result::{Part, RunResult, bits, coordinates};
 use crate::ops::operands::Write;
 use crate::ops::operator::Operator;
@@ -161,7 +162,7 @@ fn deliveries<O: Operator>(case: &Case<O>, storage: &Storage) -> Vec<Delivery> {
     all
 }
 
-/// Compares a machine's result with the host's in f64, under bounds that the host's own f32 result sets.
+/// Compares a machine's result with the host's in f64, under bounds that the host's naive f32 result sets.
 fn compare_with_host<O: Operator>(
     case: &Case<O>,
     storage: &Storage,
@@ -171,7 +172,7 @@ fn compare_with_host<O: Operator>(
 ) {
     let write = delivery.write;
     let mut reference = run::<f64, O>(case, &values.inputs, &case.needs_grad, &values.dy, write);
-    let mut naive = run::<f32, O>(case, &values.inputs, &case.needs_grad, &values.dy, write);
+    let mut naive = run::<Naive, O>(case, &values.inputs, &case.needs_grad, &values.dy, write);
     if delivery.masked && case.fusion(&storage.target).masks_input_grad && case.needs_grad[0] {
         let shape = case.inputs[0].0;
         for t in [&mut reference, &mut naive].into_iter().flat_map(|r| &mut r.tensors) {

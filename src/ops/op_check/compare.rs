@@ -43,8 +43,8 @@ const CHANNEL_ELEMENTS: usize = 8;
 
 /// Fails unless a device's result is as close to the reference as a naive computation's.
 ///
-/// `reference` is the host's result in f64, `naive` the host's in f32, rounded to `elem` as the device stores
-/// it. With eps the spacing of `elem` around 1, the bound is
+/// `reference` is the host's result in f64, `naive` the host's in naive f32 (`naive.rs`), rounded to `elem` as the
+/// device stores it. With eps the spacing of `elem` around 1, the bound is
 ///
 /// `max|device - reference| <= 2 max|naive - reference| + 4 eps max|reference|`,
 ///

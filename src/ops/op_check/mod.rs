@@ -17,7 +17,7 @@
 //! | `layout.rs` | slots for a run's operands, with a gap around each |
 //! | `cpu.rs`, `device.rs` | one run, on the CPU and on a machine that runs kernels |
 //! | `gradient.rs` | finite differences, one element at a time and along a random direction |
-//! | `compare.rs` | error bounds |
+//! | `compare.rs`, `naive.rs` | error bounds, and the naive f32 that sets those of a device |
 //! | `mask.rs`, `linear.rs` | activation masks, and linear gradients of a loss |
 //! | `parameters.rs` | kernel parameters against the operands passed to them |
 //! | `machines.rs`, `engine.rs` | machines to test on, and the kernels that belong to no op |
@@ -33,6 +33,7 @@ mod layout;
 mod linear;
 mod machines;
 mod mask;
+mod naive;
 mod parameters;
 mod result;
 #[cfg(test)]
