@@ -94,13 +94,15 @@ fn losses(spec: &RunSpec) -> Vec<(String, usize, String, f32)> {
 /// f32 feature maps differ from the CPU's by the order of additions, bf16 maps by 2^-9 per stored element.
 /// Adam divides by the gradient's size, so that a difference in the last digit of a small gradient can turn
 /// the direction of a step: at the demo's learning rates, the bf16 losses of two correct programs differ by
-/// a quarter after one step. bf16 therefore takes small steps, and f32 half of the student's.
+/// a quarter after one step. bf16 therefore takes small steps, and f32 an eighth of the student's: the largest difference
+/// in f32 is 8.5e-4 with those, 1.7e-3 with twice the rate and 5.6e-3 with four times the rate.
 #[test]
 fn every_stage_of_the_demo_has_the_losses_of_the_cpu() {
     let Some(choice) = machine() else { return };
     let small = ["generator.learning_rate=1e-5", "dual.learning_rate=1e-5"];
-    let half = ["dual.learning_rate=2e-3"];
-    for (precision, rates, bounds) in [("f32", &half[..], [2e-5, 2e-3]), ("bf16", &small[..], [0.02, 0.04])] {
+    let eighth = ["dual.learning_rate=5e-4"];
+    for (precision, rates, bounds) in [("f32", &eighth[..], [2e-5, 2e-3]), ("bf16", &small[..], [0.02, 0.04])]
+    {
         let cpu = losses(&demo(rates));
         let mut spec = demo(&[rates, &[&format!("precision={precision:?}")]].concat());
         spec.device.choice = choice;
