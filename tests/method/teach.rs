@@ -113,6 +113,8 @@ fn every_optimiser_schedule_and_start_learns_two_squares() {
         "training.backbone_learning_rate=0.01",
         "training.layer_decay=0.8",
     ];
+    // The rate of the last one: without the batch's statistics, SGD at 0.1 diverges with 5 of 12 seeds and learns with 2; at
+    // 0.01 none of 12 diverges and 10 learn.
     for (i, sets) in [
         &adam[..],
         &[&adam[..], &["training.schedule=constant"]].concat(),
@@ -124,8 +126,8 @@ fn every_optimiser_schedule_and_start_learns_two_squares() {
             &[
                 "training.steps=300",
                 "training.optimiser=sgd",
-                "training.backbone_learning_rate=0.1",
-                "training.learning_rate=0.1",
+                "training.backbone_learning_rate=0.01",
+                "training.learning_rate=0.01",
             ],
         ]
         .concat(),
