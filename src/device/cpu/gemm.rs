@@ -123,22 +123,31 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
     fn sweep<const P: usize>(self, product: impl Product<R>) {
         let mut out = [R::ZERO; MAX_TILE];
         for first in (0..self.rows).step_by(P) {
-            // Rows after the last one repeat it and are not stored.
             let left = (self.rows - first).min(P);
             if left > 8 || P < 8 {
-                let offset: [usize; P] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
-                product.tile(&self.a, offset, self.b, &mut out);
+                product.tile(&self.a, self.offsets::<P>(first), self.b, &mut out);
             } else if left > 4 {
-                let offset: [usize; 8] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
-                product.tile(&self.a, offset, self.b, &mut out);
+                product.tile(&self.a, self.offsets::<8>(first), self.b, &mut out);
             } else {
-                let offset: [usize; 4] = std::array::from_fn(|p| (self.row)((first + p).min(self.rows - 1)));
-                product.tile(&self.a, offset, self.b, &mut out);
+                product.tile(&self.a, self.offsets::<4>(first), self.b, &mut out);
             }
             for (p, values) in out.chunks(self.lanes).take(left).enumerate() {
                 self.sink.row(first + p, self.column, &values[..self.cut]);
             }
         }
+    }
+}
+
+impl<R, F: Fn(usize) -> usize, K> Panel<'_, R, F, K> {
+    /// The offsets of rows `first..first + P`. Rows after the last one repeat it and are not stored. (The closure of
+    /// `array::from_fn` would not be inlined.)
+    #[inline(always)]
+    fn offsets<const P: usize>(&self, first: usize) -> [usize; P] {
+        let mut offsets = [0; P];
+        for (p, offset) in offsets.iter_mut().enumerate() {
+            *offset = (self.row)((first + p).min(self.rows - 1));
+        }
+        offsets
     }
 }
 

@@ -28,15 +28,23 @@ const LANES: usize = 8;
 /// `||a - b||^2` and `||b||^2`.
 fn norms<R: Real>(a: &[R], b: &[R]) -> [f64; 2] {
     sum(a.len(), &|range| {
-        let mut lanes = [[0.0; LANES]; 2];
-        for (a, b) in a[range.clone()].chunks(LANES).zip(b[range].chunks(LANES)) {
-            for (l, (a, b)) in a.iter().zip(b).enumerate() {
-                let (a, b) = (a.f64(), b.f64());
-                lanes[0][l] += (a - b) * (a - b);
-                lanes[1][l] += b * b;
+        let (a, a_rest) = a[range.clone()].as_chunks::<LANES>();
+        let (b, b_rest) = b[range].as_chunks::<LANES>();
+        let mut errors = [0.0; LANES];
+        let mut squares = [0.0; LANES];
+        for (a, b) in a.iter().zip(b) {
+            for l in 0..LANES {
+                let (a, b) = (a[l].f64(), b[l].f64());
+                errors[l] += (a - b) * (a - b);
+                squares[l] += b * b;
             }
         }
-        lanes.map(|l| l.iter().sum())
+        for (l, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+            let (a, b) = (a.f64(), b.f64());
+            errors[l] += (a - b) * (a - b);
+            squares[l] += b * b;
+        }
+        [errors.iter().sum(), squares.iter().sum()]
     })
 }
 

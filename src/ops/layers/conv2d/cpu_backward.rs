@@ -120,10 +120,18 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
                         );
                         continue;
                     }
-                    let store = |i: usize, p: usize, q: usize, column: usize, values: &[R]| {
-                        put(write, &mut part.data[pixel(i, p, q) * d.c + column..], values);
-                    };
-                    windows(dz, pass.len(), rows, cols, d.k, &panels[at..], d.c, store);
+                    windows(
+                        dz,
+                        pass.len(),
+                        [rows, cols],
+                        d.k,
+                        &panels[at..],
+                        d.c,
+                        #[inline(always)]
+                        |i, p, q, column, values| {
+                            put(write, &mut part.data[pixel(i, p, q) * d.c + column..], values);
+                        },
+                    );
                     at += gemm::packed_len(phase.depth(d), d.c);
                 }
             });
