@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Times every training step in the engine and in PyTorch, alternately, and prints a table.
-#   benches/compare.sh [ROUNDS [SECONDS [THREADS]]]     PYTHON names an interpreter with torch.
+#   benches/compare.sh [ROUNDS [SECONDS [THREADS]]]     PYTHON names an interpreter with torch, VARIANTS those of step.py.
 # Columns: the median over the rounds of each round's median, the least time of all rounds, and the least
 # processor time, each for the engine and PyTorch and as a ratio ours / PyTorch. For each row and column
 # PyTorch's fastest variant counts.
@@ -12,7 +12,8 @@ trap 'rm -f "$raw"' EXIT
 cargo build --release --bench step
 for round in $(seq "$rounds"); do
   cargo bench --quiet --bench step -- "$seconds" "$threads" >>"$raw"
-  "${PYTHON:-python3}" benches/torch/step.py --device cpu --seconds "$seconds" --threads "$threads" --tsv >>"$raw"
+  "${PYTHON:-python3}" benches/torch/step.py --device cpu --seconds "$seconds" --threads "$threads" --tsv \
+    ${VARIANTS:+--variants "$VARIANTS"} >>"$raw"
 done
 echo "# rounds $rounds, seconds $seconds, threads $threads"
 cat "$raw"

@@ -12,7 +12,8 @@ Rows: `generator, K-stack` for K = 1, 2, 4 and `dual block B` for B = 1..4, name
                 minutes less to compile than
     compile     torch.compile (max-autotune, its own CUDA graphs) of the whole loss, as one graph
 
-each also `folded`, with the teachers' batch norms folded into their convolutions. On a GPU all are channels_last under
+each also `folded`, with the teachers' batch norms folded into their convolutions, and the compiled ones `cpp`, with
+Inductor's C++ wrapper. On a GPU all are channels_last under
 bf16 autocast, with TF32 for what stays f32, and cudnn.benchmark. On a CPU all are f32, and `nchw` names the other
 memory format. A step is forward, backward and the fused Adam on random data. Times are taken between CUDA events after
 successive steps (on a CPU from the clock); peak memory is PyTorch's own count.
@@ -68,7 +69,7 @@ def jobs(args):
     rows = [row for row in ROWS if any(part in row for part in wanted)]
     variants = [v.strip() for v in (args.variants or DEFAULT[args.device]).split(",")]
     for v in variants:
-        if v.split()[0] not in KINDS or set(v.split()[1:]) - {"folded", "nchw"}:
+        if v.split()[0] not in KINDS or set(v.split()[1:]) - {"folded", "nchw", "cpp"}:
             sys.exit(f"step.py: unknown variant {v!r}")
     quick = [(row, v) for row in rows for v in variants if v.startswith("eager")]
     slow = [(row, v) for v in variants for row in rows if not v.startswith("eager")]
@@ -100,6 +101,10 @@ def measure(args, row, variant):
     config = nets.Config(args.config, args.set, args.tiny)
     place = nets.Place(args.device, "folded" in words, "nchw" not in words, autocast=on_gpu)
     compiled = kind in ("units", "compile")
+    if compiled:
+        import torch._inductor.config
+
+        torch._inductor.config.cpp_wrapper = "cpp" in words
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
