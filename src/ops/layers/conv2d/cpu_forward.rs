@@ -57,12 +57,7 @@ impl Way {
 
 /// Elements of scratch that `forward` needs: the packed filters.
 pub fn scratch_len(d: &Dims) -> usize {
-    tiled(d).map_or(0, |g| g.packed_len()).max(gemm::packed_len(d.depth(), d.k))
-}
-
-fn tiled(d: &Dims) -> Option<Geometry> {
-    let Dims { h, w, c, p, q, k, pad, .. } = *d;
-    ([d.r, d.s, d.stride] == [3, 3, 1]).then_some(Geometry { h, w, c, p, q, k, pad })
+    Geometry::of(d).map_or(0, |g| g.packed_len()).max(gemm::packed_len(d.depth(), d.k))
 }
 
 /// Writes y and, if backward will run, the activation mask.
@@ -70,7 +65,7 @@ pub fn forward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
     let (x, panels) = (io.x(0), io.scratch::<R>(0));
     let bias = epilogue.has_bias.then(|| io.x(2));
     let residual = epilogue.has_residual.then(|| io.x(io.inputs() - 1));
-    let (w, way) = (io.x(1), Way::of::<R>(d.c, d.k, tiled(d)));
+    let (w, way) = (io.x(1), Way::of::<R>(d.c, d.k, Geometry::of(d)));
     match &way {
         Way::Dots => {}
         Way::Tiles(g) => cpu_winograd::pack(g, &mut panels[..g.packed_len()], |k, c, r, s| {
@@ -286,10 +281,12 @@ mod tests {
     fn the_way_depends_on_channels_filters_and_type() {
         let way = |c, k, side: usize, r, stride| {
             let d = Dims { n: 1, h: side, w: side, c, k, r, s: r, p: side, q: side, stride, pad: r / 2 };
-            [Way::of::<f32>(c, k, tiled(&d)), Way::of::<f64>(c, k, tiled(&d))].map(|way| match way {
-                Way::Dots => "dots",
-                Way::Tiles(_) => "tiles",
-                Way::Product => "product",
+            [Way::of::<f32>(c, k, Geometry::of(&d)), Way::of::<f64>(c, k, Geometry::of(&d))].map(|way| {
+                match way {
+                    Way::Dots => "dots",
+                    Way::Tiles(_) => "tiles",
+                    Way::Product => "product",
+                }
             })
         };
         assert_eq!(way(32, 64, 8, 3, 1), ["tiles", "product"], "f64 is the reference of f32");

@@ -2,6 +2,8 @@
 
 use super::cpu_dz::Masked;
 use super::cpu_few;
+use super::cpu_winograd::Geometry;
+use super::cpu_winograd_weights;
 use super::geometry::Dims;
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Indices, Rows, even_grain, for_parts};
@@ -25,7 +27,8 @@ const MAX_PASS_ROWS: usize = 256;
 
 /// Elements of scratch for the partial sums of the weight gradient.
 pub fn scratch_len(d: &Dims) -> usize {
-    WGRAD_PARTS * gemm::packed_len(d.depth(), d.k)
+    let tiled = Geometry::of(d).map_or(0, |g| cpu_winograd_weights::partial_len(&g));
+    WGRAD_PARTS * gemm::packed_len(d.depth(), d.k).max(tiled)
 }
 
 /// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the
@@ -36,6 +39,10 @@ pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut
     let is_few = cpu_few::fits::<R>(d.c, d.k);
     let grain = d.n.div_ceil(WGRAD_PARTS).max(PART_PIXELS / (d.p * d.q));
     let parts = d.n.div_ceil(grain);
+    if let Some(g) = Geometry::of(d).filter(Geometry::fits_weights::<R>) {
+        let shares_panels = parts < WGRAD_PARTS;
+        return cpu_winograd_weights::weight_gradient(&g, dz, x, [d.n, grain], shares_panels, partial, dw);
+    }
     // Panels of output channels; those of a part are shared out where there are few parts.
     let panels = d.k.div_ceil(lanes);
     let per_item = if parts < WGRAD_PARTS { 1 } else { panels };

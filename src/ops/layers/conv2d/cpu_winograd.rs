@@ -8,6 +8,7 @@
 //!
 //! The input gradient is such a convolution too, of dz with flipped filters.
 
+use super::geometry::Dims;
 use crate::device::cpu::gemm::{self, dense};
 use crate::device::cpu::par::{Rows, for_parts};
 use crate::device::cpu::vector::{dispatch, vectorised, with_width};
@@ -17,14 +18,14 @@ use std::any::TypeId;
 use std::marker::PhantomData;
 
 /// Places of a transformed tile.
-const PLACES: usize = 16;
+pub const PLACES: usize = 16;
 
 /// Channels that are transformed together: an AVX-512 register of f32.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// Tiles that are transformed and multiplied together: twice the 12 rows of a product. With 16 channels the
 /// transformed tiles then fit the first-level cache, and more tiles were no faster with 16 to 512 channels.
-const BLOCK_TILES: usize = 24;
+pub const BLOCK_TILES: usize = 24;
 
 /// The images `[h, w, c]` and outputs `[p, q, k]` of a convolution with 3x3 filters and stride 1.
 #[derive(Clone, Copy)]
@@ -40,12 +41,25 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Whether [`windows`] computes it, and is faster than the gathered product: channels in whole registers and
-    /// panels, and outputs of more than 2x2 pixels, of which the gathered product skips the padding.
+    /// Of a convolution; none if its filters are not 3x3 or its stride is not 1.
+    pub fn of(d: &Dims) -> Option<Geometry> {
+        let Dims { h, w, c, p, q, k, pad, .. } = *d;
+        ([d.r, d.s, d.stride] == [3, 3, 1]).then_some(Geometry { h, w, c, p, q, k, pad })
+    }
+    /// Whether [`windows`] computes it, and is faster than the gathered product, which skips the padding: at 2x2 outputs
+    /// both multiply as many numbers.
     pub fn fits<R: Real>(&self) -> bool {
+        self.has_whole_panels::<R>() && self.p.min(self.q) > 2
+    }
+    /// Whether the filters' gradient is computed in tiles, and faster: the gathered product of that does not skip the
+    /// padding.
+    pub fn fits_weights<R: Real>(&self) -> bool {
+        self.has_whole_panels::<R>() && self.p.min(self.q) > 1
+    }
+    /// f32, and channels that fill registers and panels.
+    fn has_whole_panels<R: Real>(&self) -> bool {
         let panels = self.k == LANES || self.k.is_multiple_of(gemm::MAX_LANES);
-        let pays = self.p.min(self.q) > 2;
-        TypeId::of::<R>() == TypeId::of::<f32>() && self.c.is_multiple_of(LANES) && panels && pays
+        TypeId::of::<R>() == TypeId::of::<f32>() && self.c.is_multiple_of(LANES) && panels
     }
     /// Elements of the transformed filters.
     pub fn packed_len(&self) -> usize {
@@ -55,14 +69,14 @@ impl Geometry {
     pub fn scratch_len(&self) -> usize {
         PLACES * (plane(self.c) + plane(self.k))
     }
-    /// Tiles down and across an image.
-    fn tiles(&self) -> [usize; 2] {
-        [self.p.div_ceil(2), self.q.div_ceil(2)]
+    /// Tiles of an image.
+    pub fn tiles(&self) -> usize {
+        self.p.div_ceil(2) * self.q.div_ceil(2)
     }
     /// Image, and row and column of the first output, of a tile.
     #[inline(always)]
-    fn origin(&self, tile: usize) -> [usize; 3] {
-        let [down, across] = self.tiles();
+    pub fn origin(&self, tile: usize) -> [usize; 3] {
+        let [down, across] = [self.p.div_ceil(2), self.q.div_ceil(2)];
         let (line, column) = (tile / across, tile % across);
         [line / down, 2 * (line % down), 2 * column]
     }
@@ -70,7 +84,7 @@ impl Geometry {
 
 /// Elements from one place of a block's transformed tiles to the next: one cache line more than the tiles have. The 16
 /// places would otherwise often be a multiple of 4 KB apart and fall on the same lines of the first-level cache.
-fn plane(channels: usize) -> usize {
+pub fn plane(channels: usize) -> usize {
     BLOCK_TILES * channels + LANES
 }
 
@@ -153,8 +167,7 @@ impl<R: Real, F: FnMut(usize, usize, usize, usize, &[R])> WithSimd for Windows<'
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let g = *self.g;
-        let [down, across] = g.tiles();
-        let all = self.images * down * across;
+        let all = self.images * g.tiles();
         let (v, m) = self.scratch.split_at_mut(PLACES * plane(g.c));
         for first in (0..all).step_by(BLOCK_TILES) {
             let tiles = first..(first + BLOCK_TILES).min(all);
@@ -183,7 +196,7 @@ impl<R: Real, F: FnMut(usize, usize, usize, usize, &[R])> WithSimd for Windows<'
 
 /// Writes `B^T x B` of the tile at `at` to `v`.
 #[inline(always)]
-fn transform_input<S: Simd>(simd: S, g: &Geometry, x: &[f32], at: [usize; 3], v: &mut [f32]) {
+pub fn transform_input<S: Simd>(simd: S, g: &Geometry, x: &[f32], at: [usize; 3], v: &mut [f32]) {
     let (h, w) = (at[1].wrapping_sub(g.pad), at[2].wrapping_sub(g.pad));
     let zero = simd.splat_f32s(0.0);
     if h < g.h && w < g.w && h + 4 <= g.h && w + 4 <= g.w {

@@ -17,6 +17,7 @@ mod cpu_few;
 mod cpu_forward;
 mod cpu_weights;
 mod cpu_winograd;
+mod cpu_winograd_weights;
 mod geometry;
 mod hopper;
 mod hopper_weights;

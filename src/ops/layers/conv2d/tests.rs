@@ -145,6 +145,7 @@ fn cases_of_every_way() -> Vec<(Conv2d, Shape, usize, usize)> {
         // Few pixels: the panels of a weight gradient are shared out.
         (Conv2d::linear(), Shape::rows(67, 20), 96, 1),
         (Conv2d::new(1, 1), Shape::new(70, 2, 2, 8), 40, 3),
+        (Conv2d::new(1, 1), Shape::new(70, 2, 2, 16), 64, 3),
     ]
 }
 
@@ -152,6 +153,8 @@ fn cases_of_every_way() -> Vec<(Conv2d, Shape, usize, usize)> {
 fn passes_the_op_checks_in_every_way_of_the_cpu() {
     let two = two_multiprocessors(Elem::F32);
     cases_of_every_way().into_iter().for_each(|c| check(case(c).on_targets(&[two])));
+    // A weight gradient in eight parts, of two panels each; on no device, whose kernels do not differ.
+    check(case((Conv2d::new(1, 1), Shape::new(8, 8, 16, 16), 64, 3)).on_targets(&[]));
 }
 
 #[test]
