@@ -1,5 +1,5 @@
-//! The filters' gradient of convolutions with 3x3 filters and stride 1 on the CPU, with 16 multiplications for each
-//! four pixels of dz and number of a filter's nine, instead of 36.
+//! The filters' gradient of convolutions with 3x3 filters and stride 1 on the CPU. Each pair of channels takes 16
+//! multiplications for 2x2 pixels of dz instead of 36.
 //!
 //! Forward computes `y = A^T ((G w G^T) . (B^T x B)) A` of each tile (`cpu_winograd.rs`), which is linear in w. Its
 //! transpose is `dw = G^T (sum over tiles of (A dz A^T) . (B^T x B)) G`: each of the 16 places is a matrix product
