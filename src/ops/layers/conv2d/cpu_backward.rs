@@ -113,7 +113,7 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
                             dz,
                             pass.len(),
                             [rows, cols],
-                            d.k,
+                            [d.k, d.c],
                             filters,
                             #[inline(always)]
                             |i, p, q, values| put(write, &mut part.data[pixel(i, p, q) * d.c..], values),

@@ -22,19 +22,19 @@ pub fn fits<R: Real>(c: usize, k: usize) -> bool {
     TypeId::of::<R>() == TypeId::of::<f32>() && k <= FEW && c.is_multiple_of(LANES)
 }
 
-/// The dot products of every window of `images` images `x` (`c` channels) with `filters` `[columns, r, s, c]`.
+/// The dot products of every window of `images` images `x` (`c` channels) with `filters` `[k, r, s, c]`.
 /// `store(image, p, q, values)` takes the results, a value for each filter. Windows that lose taps at the border are
 /// multiplied by the taps that they have.
 pub fn dots<R: Real>(
     x: &[R],
     images: usize,
     axes: [Axis; 2],
-    c: usize,
+    [c, k]: [usize; 2],
     filters: &[R],
     store: impl FnMut(usize, usize, usize, &[R]),
 ) {
     let (x, filters) = (bytemuck::cast_slice(x), bytemuck::cast_slice(filters));
-    dispatch(Dots { x, images, axes, c, filters, store, elem: PhantomData::<R> });
+    dispatch(Dots { x, images, axes, c, k, filters, store, elem: PhantomData::<R> });
 }
 
 /// The arguments of [`dots`] as a type, whose body is compiled once for each instruction set.
@@ -43,6 +43,7 @@ struct Dots<'a, F, R> {
     images: usize,
     axes: [Axis; 2],
     c: usize,
+    k: usize,
     filters: &'a [f32],
     store: F,
     elem: PhantomData<R>,
@@ -64,8 +65,10 @@ impl<R: Real, F: FnMut(usize, usize, usize, &[R])> WithSimd for Dots<'_, F, R> {
                 for q in right.outputs.clone() {
                     let window = (source * cols.len + cols.source(q, &right)) * c;
                     let mut values = [0.0; FEW];
-                    let mut count = 0;
-                    for filter in self.filters.chunks_exact(filter_len) {
+                    let values = &mut values[..self.k];
+                    // A phase of an input gradient may have no taps; its values are 0.
+                    for (k, value) in values.iter_mut().enumerate().filter(|_| run > 0) {
+                        let filter = &self.filters[k * filter_len..][..filter_len];
                         let mut sum = simd.splat_f32s(0.0);
                         for i in 0..down.taps.len() {
                             let x = &self.x[window + i * cols.len * c..][..run];
@@ -76,10 +79,9 @@ impl<R: Real, F: FnMut(usize, usize, usize, &[R])> WithSimd for Dots<'_, F, R> {
                                 sum = simd.mul_add_e_f32s(*x, *w, sum);
                             }
                         }
-                        values[count] = simd.reduce_sum_f32s(sum);
-                        count += 1;
+                        *value = simd.reduce_sum_f32s(sum);
                     }
-                    (self.store)(image, p, q, bytemuck::cast_slice(&values[..count]));
+                    (self.store)(image, p, q, bytemuck::cast_slice(values));
                 }
             }
         }

@@ -100,7 +100,7 @@ pub fn forward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
                     x,
                     pass.len(),
                     [rows, cols],
-                    d.c,
+                    [d.c, d.k],
                     w,
                     #[inline(always)]
                     |i, p, q, values| store.row(pixel(i, p, q), 0, values),

@@ -142,6 +142,9 @@ fn cases_of_every_way() -> Vec<(Conv2d, Shape, usize, usize)> {
         (Conv2d { stride: 2, ..FUSED }, Shape::new(2, 8, 7, 16), 3, 3),
         (Conv2d { stride: 2, ..BIASED }, Shape::new(3, 9, 8, 1), 16, 3),
         (Conv2d { stride: 2, pad: 3, ..LEAKY }, Shape::new(1, 13, 12, 3), 32, 7),
+        // Pixels that no tap reaches: phases of a strided 1x1, and outputs in the padding.
+        (Conv2d { stride: 2, ..LEAKY }, Shape::new(2, 7, 6, 3), 16, 1),
+        (Conv2d { pad: 2, ..LEAKY }, Shape::new(2, 4, 5, 16), 3, 1),
         // Few pixels: the panels of a weight gradient are shared out.
         (Conv2d::linear(), Shape::rows(67, 20), 96, 1),
         (Conv2d::new(1, 1), Shape::new(70, 2, 2, 8), 40, 3),
