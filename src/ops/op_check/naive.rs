@@ -1,15 +1,14 @@
-//! A number that is computed naively: f32, but of a type of its own, so that no op takes a faster way with it.
+//! f32 as a type of its own, for which no op has a faster way.
 //!
-//! A convolution in f32 on the CPU multiplies by Winograd's algorithm or in several chains of sums, whose rounding
-//! errors are smaller than those of a plain sum. A bound on a device's error that came from them would ask more of the
-//! device than of any plain sum.
+//! In f32 the CPU computes many convolutions by Winograd's algorithm. Its rounding errors are smaller than those of a
+//! plain sum. If the bound on a device's error came from it, a kernel that adds in order would not pass.
 
 use crate::tensor::Real;
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-/// An f32.
+/// An f32 that ops compute with plain sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub struct Naive(f32);

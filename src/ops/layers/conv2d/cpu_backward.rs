@@ -17,7 +17,7 @@ const RESIDUAL_PIXELS: usize = 512;
 
 /// Elements of scratch for the packed filters of all phases of the input gradient.
 pub fn input_scratch_len(d: &Dims) -> usize {
-    let tiled = tiled(d).map_or(0, |g| g.packed_len());
+    let tiled = tiled(d).filter(Geometry::fits::<f32>).map_or(0, |g| g.packed_len());
     tiled.max(Phase::all(d).map(|f| gemm::packed_len(f.depth(d), d.c)).sum())
 }
 

@@ -25,7 +25,7 @@ impl<'a, R: Real> Masked<'a, R> {
             k: d.k,
         }
     }
-    /// Copies the values of pixel `m` from channel `first`, a multiple of 8, on.
+    /// Copies the values of pixel `m` from channel `first` on, which is a multiple of 8.
     #[inline(always)]
     pub fn copy(&self, m: usize, first: usize, to: &mut [R]) {
         let dy = &self.dy[m * self.k + first..][..to.len()];

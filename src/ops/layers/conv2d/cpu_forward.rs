@@ -1,5 +1,5 @@
-//! The convolution's forward pass on the CPU: a gathered product of windows with packed filters, and the
-//! epilogue behind it.
+//! The convolution's forward pass on the CPU: the choice of how windows are multiplied with filters, the gathered
+//! product with packed filters, and the epilogue behind it.
 
 use super::cpu_few;
 use super::cpu_winograd::{self, Geometry};
@@ -57,7 +57,10 @@ impl Way {
 
 /// Elements of scratch that `forward` needs: the packed filters.
 pub fn scratch_len(d: &Dims) -> usize {
-    Geometry::of(d).map_or(0, |g| g.packed_len()).max(gemm::packed_len(d.depth(), d.k))
+    Geometry::of(d)
+        .filter(Geometry::fits::<f32>)
+        .map_or(0, |g| g.packed_len())
+        .max(gemm::packed_len(d.depth(), d.k))
 }
 
 /// Writes y and, if backward will run, the activation mask.
@@ -93,8 +96,7 @@ pub fn forward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
         };
         for pass in passes(images, image) {
             let x = &x[(first + pass.start) * image..][..pass.len() * image];
-            let first = pass.start;
-            let pixel = |i: usize, p: usize, q: usize| ((first + i) * d.p + p) * d.q + q;
+            let pixel = |i: usize, p: usize, q: usize| ((pass.start + i) * d.p + p) * d.q + q;
             match &way {
                 Way::Dots => cpu_few::dots(
                     x,

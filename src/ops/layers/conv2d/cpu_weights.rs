@@ -11,8 +11,8 @@ use crate::device::cpu::{scratch, vectorised};
 use crate::ops::operands::{Grad, store_or_add};
 use crate::tensor::Real;
 
-/// Fewest output pixels of a partial sum of a weight gradient: adding the sums costs as much as multiplying some ten
-/// pixels.
+/// Fewest output pixels of a partial sum of a weight gradient. With 8 pixels, a linear layer from 128 to 2048 channels took
+/// 1370 us at batch 64 instead of 380, because its eight partial sums are a megabyte each.
 const PART_PIXELS: usize = 128;
 
 /// Most partial sums of a weight gradient: a fixed number, so that the order of additions does not depend on
@@ -27,13 +27,14 @@ const MAX_PASS_ROWS: usize = 256;
 
 /// Elements of scratch for the partial sums of the weight gradient.
 pub fn scratch_len(d: &Dims) -> usize {
-    let tiled = Geometry::of(d).map_or(0, |g| cpu_winograd_weights::partial_len(&g));
+    let tiled = Geometry::of(d).filter(Geometry::fits_weights::<f32>);
+    let tiled = tiled.map_or(0, |g| cpu_winograd_weights::partial_len(&g));
     WGRAD_PARTS * gemm::packed_len(d.depth(), d.k).max(tiled)
 }
 
 /// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the
 /// gathered product are filter taps, its runs are rows of pixels. The images are cut into at most
-/// [`WGRAD_PARTS`] parts, whose number depends on that of the images alone and whose sums are added in order.
+/// [`WGRAD_PARTS`] parts, whose number depends on the sizes alone and whose sums are added in order.
 pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R], dw: Grad<R>) {
     let (lanes, depth) = (gemm::lanes(d.k), d.depth());
     let is_few = cpu_few::fits::<R>(d.c, d.k);

@@ -79,8 +79,8 @@ pub struct WeightGradient {
 }
 
 impl WeightGradient {
-    /// The gradient, if the kernel computes it for `target`: with the tile and the number of parts, which depend on
-    /// the sizes and the target alone, that are forecast to be the fastest.
+    /// The gradient with the tile and the number of parts that are forecast to be the fastest; none if the kernel does
+    /// not compute it for `target`. The choice depends on the sizes and the target alone.
     pub fn of(d: &Dims, elem: Elem, target: &Target) -> Option<WeightGradient> {
         Product::forward(d, elem, target)?;
         let all = TILES.iter().flat_map(|tile| Self::all_parts(d, *tile, target));
