@@ -136,9 +136,6 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
             }
         }
     }
-}
-
-impl<R, F: Fn(usize) -> usize, K> Panel<'_, R, F, K> {
     /// The offsets of rows `first..first + P`. Rows after the last one repeat it and are not stored. (The closure of
     /// `array::from_fn` would not be inlined.)
     #[inline(always)]

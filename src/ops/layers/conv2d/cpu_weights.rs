@@ -2,6 +2,7 @@
 
 use super::cpu_dz::Masked;
 use super::cpu_few;
+use super::cpu_parts::{MOST_PARTS, Parts};
 use super::cpu_winograd::Geometry;
 use super::cpu_winograd_weights;
 use super::geometry::Dims;
@@ -10,14 +11,6 @@ use crate::device::cpu::par::{Indices, Rows, even_grain, for_parts};
 use crate::device::cpu::{scratch, vectorised};
 use crate::ops::operands::{Grad, store_or_add};
 use crate::tensor::Real;
-
-/// Fewest output pixels of a partial sum of a weight gradient. With 8 pixels, a linear layer from 128 to 2048 channels took
-/// 1370 us at batch 64 instead of 380, because its eight partial sums are a megabyte each.
-const PART_PIXELS: usize = 128;
-
-/// Most partial sums of a weight gradient: a fixed number, so that the order of additions does not depend on
-/// the threads.
-const WGRAD_PARTS: usize = 8;
 
 /// Half of the output pixels that a pass of the weight gradient should have at least.
 const ROWS_PER_PASS: usize = 48;
@@ -29,33 +22,28 @@ const MAX_PASS_ROWS: usize = 256;
 pub fn scratch_len(d: &Dims) -> usize {
     let tiled = Geometry::of(d).filter(Geometry::fits_weights::<f32>);
     let tiled = tiled.map_or(0, |g| cpu_winograd_weights::partial_len(&g));
-    WGRAD_PARTS * gemm::packed_len(d.depth(), d.k).max(tiled)
+    MOST_PARTS * gemm::packed_len(d.depth(), d.k).max(tiled)
 }
 
 /// `dw[k,r,s,c] = sum_{n,p,q} dz[n,p,q,k] * x[n, p*stride - pad + r, q*stride - pad + s, c]`: the rows of the
 /// gathered product are filter taps, its runs are rows of pixels. The images are cut into at most
-/// [`WGRAD_PARTS`] parts, whose number depends on the sizes alone and whose sums are added in order.
+/// [`MOST_PARTS`] parts, whose number depends on the sizes alone and whose sums are added in order.
 pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut [R], dw: Grad<R>) {
     let (lanes, depth) = (gemm::lanes(d.k), d.depth());
     let is_few = cpu_few::fits::<R>(d.c, d.k);
-    let grain = d.n.div_ceil(WGRAD_PARTS).max(PART_PIXELS / (d.p * d.q));
-    let parts = d.n.div_ceil(grain);
+    let parts = Parts::of(d);
     if let Some(g) = Geometry::of(d).filter(Geometry::fits_weights::<R>) {
-        let shares_panels = parts < WGRAD_PARTS;
-        return cpu_winograd_weights::weight_gradient(&g, dz, x, [d.n, grain], shares_panels, partial, dw);
+        return cpu_winograd_weights::weight_gradient(&g, dz, x, parts, partial, dw);
     }
-    // Panels of output channels; those of a part are shared out where there are few parts.
-    let panels = d.k.div_ceil(lanes);
-    let per_item = if parts < WGRAD_PARTS { 1 } else { panels };
-    let items = parts * panels / per_item;
-    let wide = per_item * lanes;
+    let items = parts.items();
+    let wide = parts.panels_each * lanes;
     let partial = &mut partial[..items * depth * wide];
     // Images whose padded copies and gradient panels share a pass: enough pixels to amortise loading the
     // accumulators.
     let per_pass = (2 * ROWS_PER_PASS).div_ceil(d.p * d.q).min(MAX_PASS_ROWS / d.p.min(MAX_PASS_ROWS)).max(1);
     for_parts((Indices(items), Rows::new(partial, items)), 1, &|item, (_, sum): (Indices, Rows<R>)| {
-        let (part, first) = (item * per_item / panels, item * per_item % panels * lanes);
-        let images = part * grain..((part + 1) * grain).min(d.n);
+        let (images, panels) = parts.item(item);
+        let first = panels.start * lanes;
         sum.data.fill(R::ZERO);
         let (hp, wp) = d.padded();
         let x_len = if d.pad == 0 { 0 } else { per_pass * hp * wp * d.c };
@@ -88,14 +76,14 @@ pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut
             }
         });
     });
-    let partial = &*partial;
+    let (partial, part_len) = (&*partial, parts.panels * lanes * depth);
     let write = dw.write;
     for_parts(Rows::new(dw.data, d.k), even_grain(d.k), &|first, rows: Rows<R>| {
         for (j, row) in rows.data.chunks_mut(depth).enumerate() {
             let k = first + j;
             for (i, dw) in row.iter_mut().enumerate() {
                 let at = if is_few { k * depth + i } else { ((k / lanes) * depth + i) * lanes + k % lanes };
-                let sum = (0..parts).fold(R::ZERO, |s, part| s + partial[part * panels * lanes * depth + at]);
+                let sum = (0..parts.count).fold(R::ZERO, |s, part| s + partial[part * part_len + at]);
                 store_or_add(write, dw, sum);
             }
         }

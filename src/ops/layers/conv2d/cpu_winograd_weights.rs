@@ -7,6 +7,7 @@
 
 use super::cpu_dz::Masked;
 use super::cpu_forward::passes;
+use super::cpu_parts::Parts;
 use super::cpu_winograd::{BLOCK_TILES, Geometry, LANES, PLACES, plane, transform_input};
 use crate::device::cpu::gemm::{self, dense_add};
 use crate::device::cpu::par::{Indices, Rows, for_parts};
@@ -21,31 +22,25 @@ pub fn partial_len(g: &Geometry) -> usize {
     PLACES * g.c * g.k
 }
 
-/// Writes the gradient of the filters of `g`, summed in parts of `grain` images each over the `images` images `x`.
-/// `partial` holds [`partial_len`] elements for each part. Where `shares_panels`, workers share out the panels of
-/// output channels of a part.
+/// Writes the gradient of the filters of `g`, summed in parts over the images `x`. `partial` holds [`partial_len`]
+/// elements for each part.
 pub fn weight_gradient<R: Real>(
     g: &Geometry,
     dz: &Masked<R>,
     x: &[R],
-    [images, grain]: [usize; 2],
-    shares_panels: bool,
+    parts: Parts,
     partial: &mut [R],
     dw: Grad<R>,
 ) {
-    let (lanes, parts) = (gemm::lanes(g.k), images.div_ceil(grain));
-    let panels = g.k / lanes;
-    let per_item = if shares_panels { 1 } else { panels };
-    let items = parts * panels / per_item;
-    let partial = &mut partial[..parts * partial_len(g)];
+    let (lanes, items) = (gemm::lanes(g.k), parts.items());
+    let partial = &mut partial[..parts.count * partial_len(g)];
     let work = (Indices(items), Rows::new(partial, items));
     for_parts(work, 1, &|item, (_, sums): (Indices, Rows<R>)| {
-        let (part, first) = (item * per_item / panels, item * per_item % panels);
-        let (start, end) = (part * grain, ((part + 1) * grain).min(images));
+        let (images, panels) = parts.item(item);
         sums.data.fill(R::ZERO);
-        let scratch_len = PLACES * (plane(g.c) + BLOCK_TILES * per_item * lanes);
-        for pass in passes(end - start, g.p * g.q * g.k) {
-            let (from, count) = (start + pass.start, pass.len());
+        let scratch_len = PLACES * (plane(g.c) + BLOCK_TILES * panels.len() * lanes);
+        for pass in passes(images.len(), g.p * g.q * g.k) {
+            let (from, count) = (images.start + pass.start, pass.len());
             let x = &x[from * g.h * g.w * g.c..][..count * g.h * g.w * g.c];
             dz.with(from * g.p * g.q..(from + count) * g.p * g.q, scratch_len, |dz, scratch| {
                 dispatch(Tiles {
@@ -53,14 +48,14 @@ pub fn weight_gradient<R: Real>(
                     x: bytemuck::cast_slice(x),
                     images: count,
                     dz: bytemuck::cast_slice(dz),
-                    panels: first..first + per_item,
+                    panels: panels.clone(),
                     sums: bytemuck::cast_slice_mut(sums.data),
                     scratch: bytemuck::cast_slice_mut(scratch),
                 });
             });
         }
     });
-    finish(g, partial, parts, dw);
+    finish(g, partial, parts.count, dw);
 }
 
 /// Adds the tiles of some images to a part's sums of some panels, as a type, whose body is compiled once for each

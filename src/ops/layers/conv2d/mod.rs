@@ -15,6 +15,7 @@ mod cpu_backward;
 mod cpu_dz;
 mod cpu_few;
 mod cpu_forward;
+mod cpu_parts;
 mod cpu_weights;
 mod cpu_winograd;
 mod cpu_winograd_weights;
