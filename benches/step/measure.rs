@@ -44,6 +44,8 @@ pub struct Found {
     pub roofline_ms: f64,
     /// The sum of the launches' least times.
     pub planned_ms: f64,
+    /// The forecast of the launches' times, at each rate of the L2.
+    pub modelled_ms: [f64; 2],
     pub forecast_bytes: usize,
     #[serde(flatten)]
     pub times: Option<Times>,
@@ -153,6 +155,7 @@ fn planned(row: Row, plan: &Plan<f32>, engine: &Engine<f32>, batch: usize, card:
         teachers_ratio: (minimal > 0).then(|| moved as f64 / minimal as f64),
         roofline_ms: total(&|s| s.roofline_ms),
         planned_ms: total(&|s| s.planned_ms),
+        modelled_ms: [0, 1].map(|i| total(&|s| s.modelled_ms[i])),
         forecast_bytes: plan.held(&engine.store, &mut Room::default()).total(),
         times: None,
     }
@@ -260,11 +263,12 @@ fn flops(t: &Timing) -> u64 {
 
 fn header() -> String {
     format!(
-        "{:20} {:>8} {:>8} {:>8} {:>8} {:>7} {:>6} {:>8} {:>7} {:>9} {:>7} {:>7} {:>8}",
+        "{:20} {:>8} {:>8} {:>8} {:>12} {:>8} {:>7} {:>6} {:>8} {:>7} {:>9} {:>7} {:>7} {:>8}",
         "step",
         "launches",
         "roof ms",
         "plan ms",
+        "model ms",
         "ms",
         "p90",
         "% roof",
@@ -281,11 +285,12 @@ fn line(f: &Found) -> String {
     let (giga, dash) = (|bytes: usize| format!("{:.2}", bytes as f64 / 1e9), || "-".to_string());
     let of = |text: &dyn Fn(&Times) -> String| f.times.as_ref().map_or_else(dash, text);
     format!(
-        "{:20} {:>8} {:>8.2} {:>8.2} {:>8} {:>7} {:>6} {:>8} {:>7} {:>9} {:>7} {:>7} {:>8}",
+        "{:20} {:>8} {:>8.2} {:>8.2} {:>12} {:>8} {:>7} {:>6} {:>8} {:>7} {:>9} {:>7} {:>7} {:>8}",
         f.row,
         f.launches,
         f.roofline_ms,
         f.planned_ms,
+        f.modelled_ms.map(|ms| format!("{ms:.2}")).join("-"),
         of(&|t| format!("{:.3}", t.ms)),
         of(&|t| format!("{:.2}", t.p90)),
         of(&|t| format!("{:.1}", t.roof_percent)),

@@ -1,6 +1,7 @@
 //! The text of a forecast.
 
 use super::output::lines;
+use crate::device::gpu::launch::L2_BYTES;
 use crate::report;
 use serde_json::Value;
 
@@ -58,8 +59,22 @@ pub fn text(forecast: &Value) -> String {
     text += &by_turns(forecast);
     text += &format!(
         "\none step on an {card}: bytes that its launches move, and bytes that a schedule fused layer by layer must move,\n\
-         each with the least ms that the card's data sheet allows\n{:<40} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9}\n",
-        "", "launches", "GFLOP", "MB moved", "MB least", "ratio", "ms moved", "ms least"
+         each with the least ms that the card's data sheet allows; and the ms that the launches are forecast to take, with {} \
+         and\nwith {} bytes a cycle from the L2 to each multiprocessor (no card has confirmed the model)\n\
+         {:<40} {:>8} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>11}\n",
+        L2_BYTES[0],
+        L2_BYTES[1],
+        "",
+        "launches",
+        "GFLOP",
+        "MB moved",
+        "MB least",
+        "ratio",
+        "ms moved",
+        "ms least",
+        "ms model",
+        "slower L2",
+        "% of least"
     );
     stages.iter().for_each(|s| text += &step(s));
     text
@@ -110,9 +125,11 @@ fn step(stage: &Value) -> String {
     if !rest.is_empty() {
         let keys = ["launches", "flops", "bytes_moved", "minimal_bytes", "planned_ms", "roofline_ms"];
         let sum = |key: &str| rest.iter().map(|(_, op)| number(&op[key])).sum::<f64>();
+        let modelled = [0, 1].map(|i| rest.iter().map(|(_, op)| number(&op["modelled_ms"][i])).sum::<f64>());
         let mut all: serde_json::Map<String, Value> =
             keys.iter().map(|key| (key.to_string(), sum(key).into())).collect();
         all.insert("ratio".into(), (sum("bytes_moved") / sum("minimal_bytes")).into());
+        all.insert("modelled_ms".into(), modelled.to_vec().into());
         text += &row(&format!("    {} others", rest.len()), &all.into());
     }
     text
@@ -120,14 +137,18 @@ fn step(stage: &Value) -> String {
 
 fn row(name: &str, v: &Value) -> String {
     let ratio = v["ratio"].as_f64().map_or("-".into(), |r| format!("{r:.2}"));
+    let modelled = [0, 1].map(|i| number(&v["modelled_ms"][i]));
+    let [fast, slow] = modelled.map(|ms| 100.0 * number(&v["roofline_ms"]) / ms);
     format!(
-        "{name:<40} {:>8} {:>9.2} {:>9.1} {:>9.1} {ratio:>6} {:>9.3} {:>9.3}\n",
+        "{name:<40} {:>8} {:>9.2} {:>9.1} {:>9.1} {ratio:>6} {:>9.3} {:>9.3} {:>9.3} {:>9.3} {fast:>4.0} to {slow:.0}\n",
         number(&v["launches"]),
         1e-9 * number(&v["flops"]),
         megabytes(&v["bytes_moved"]),
         megabytes(&v["minimal_bytes"]),
         number(&v["planned_ms"]),
         number(&v["roofline_ms"]),
+        modelled[0],
+        modelled[1],
     )
 }
 

@@ -55,6 +55,8 @@ pub struct GpuForecast {
     pub roofline_ms: f64,
     /// Least time that the data sheet allows for the bytes that the launches do move.
     pub planned_ms: f64,
+    /// What the launches are forecast to take, at each rate of the L2: see [`Sum`].
+    pub modelled_ms: [f64; 2],
     /// Memory of the GPU while the stage runs.
     pub memory: Held,
     /// Cost of the teachers, the generator, the student and the rest, where the step has them.
@@ -335,10 +337,20 @@ fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) ->
         parts[at].sum.add(&row.sum);
         parts[at].ops.push(row);
     }
-    let Sum { minimal_bytes, ratio, roofline_ms, planned_ms, .. } = all;
+    let Sum { minimal_bytes, ratio, roofline_ms, planned_ms, modelled_ms, .. } = all;
     let memory = stage.plan.held(&engine.store, room);
     let (cost, teachers_at_once) = (stage.plan.cost().clone(), stage.teachers_at_once.map(|(n, _)| n));
-    GpuForecast { teachers_at_once, cost, minimal_bytes, ratio, roofline_ms, planned_ms, memory, parts }
+    GpuForecast {
+        teachers_at_once,
+        cost,
+        minimal_bytes,
+        ratio,
+        roofline_ms,
+        planned_ms,
+        modelled_ms,
+        memory,
+        parts,
+    }
 }
 
 /// Name of the ops in no part of a step: losses, optimisers, random draws, and the ops that plans add.

@@ -143,6 +143,9 @@ fn json_has_every_part_and_op_of_every_stage() {
             assert!(["teachers", "generator", "student", "rest"].contains(&p["part"].as_str().unwrap()));
             let (moved, least) = (number(p, "bytes_moved"), number(p, "minimal_bytes"));
             assert!(close(number(p, "ratio"), moved / least));
+            // The model has a start for every launch, and less than the whole bandwidth.
+            let model = [0, 1].map(|i| p["modelled_ms"][i].as_f64().unwrap());
+            assert!(number(p, "planned_ms") < model[0] && model[0] <= model[1], "{p}");
             assert!(number(p, "planned_ms") > 0.0 && number(p, "roofline_ms") > 0.0, "{p}");
             for op in p["ops"].as_array().unwrap() {
                 assert!(
@@ -154,8 +157,23 @@ fn json_has_every_part_and_op_of_every_stage() {
         let held = |key: &str| number(&gpu["memory"], key);
         assert!(held("store_bytes") > 2.0 * 4.0 * 42.5e6 && held("copies_bytes") > 2.0 * 2.0 * 42.4e6);
         assert!(close(number(s, "step_ms"), number(gpu, "planned_ms")));
+        for i in [0, 1] {
+            let of = |v: &Value| v["modelled_ms"][i].as_f64().unwrap();
+            assert!(close(of(gpu), parts.iter().map(of).sum()), "{}", s["name"]);
+        }
     }
     assert!(number(f, "gpu_peak_bytes") < number(&f["card"], "memory_bytes"));
+}
+
+/// The rate of the L2 is assumed, and the write of a tile is held to the machine code (tests/engine/stalls.rs).
+#[test]
+fn the_generators_step_is_modelled_at_65_percent_of_an_h200s_roofline() {
+    let out = Lab::new().call(&["check", &voc(), "--card", "h200", "--json"]);
+    let all: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let generator = &all["forecast"]["stages"][0];
+    let share = generator["gpu"]["roofline_ms"].as_f64().unwrap()
+        / generator["gpu"]["modelled_ms"][0].as_f64().unwrap();
+    assert!(generator["name"] == "generator" && (0.65..0.9).contains(&share), "{share}");
 }
 
 /// Where the file exists it determines the teacher, and the config must agree with it.

@@ -44,6 +44,9 @@ pub struct Sum {
     pub roofline_ms: f64,
     /// The same for the bytes moved: these launches cannot be faster.
     pub planned_ms: f64,
+    /// What the launches are forecast to take, one after the other, at each rate of the L2 ([`L2_BYTES`](crate::device::gpu::launch::L2_BYTES)): of each the
+    /// longer of its bytes and the cycles of its products, and its start ([`Card::modelled_seconds`]).
+    pub modelled_ms: [f64; 2],
 }
 
 impl Sum {
@@ -56,28 +59,34 @@ impl Sum {
         self.ratio = (self.minimal_bytes > 0).then(|| self.bytes_moved as f64 / self.minimal_bytes as f64);
         self.roofline_ms += o.roofline_ms;
         self.planned_ms += o.planned_ms;
+        self.modelled_ms = std::array::from_fn(|i| self.modelled_ms[i] + o.modelled_ms[i]);
     }
 }
 
-/// Launches and bytes that an instruction accounts for.
+/// Launches, bytes and modelled seconds that an instruction accounts for.
 #[derive(Clone, Copy, Default)]
 struct Share {
     launches: usize,
     bytes: u64,
+    seconds: [f64; 2],
 }
 
 /// The share of each instruction, and at the end that of the launches that the plan itself adds. A launch
-/// counts for the first instruction that it runs; its bytes are divided equally, and the first instruction
-/// takes the remainder.
-fn shares(instructions: &[Instruction], program: &Program) -> Vec<Share> {
+/// counts for the first instruction that it runs; its bytes and its time are divided equally, and the first instruction
+/// takes the remainder of the bytes.
+fn shares(instructions: &[Instruction], program: &Program, card: &Card) -> Vec<Share> {
     let mut shares = vec![Share::default(); instructions.len() + 1];
     for (i, launch) in program.launches.iter().enumerate() {
         let bytes = launch_bytes(launch, owners(instructions, program, i));
         let owners = &program.owners[i];
         let first = owners.first().copied().unwrap_or(instructions.len());
-        let each = bytes / owners.len().max(1) as u64;
+        let (count, each) = (owners.len().max(1), bytes / owners.len().max(1) as u64);
+        let seconds = launch.cycles().map(|c| card.modelled_seconds(bytes, c) / count as f64);
         shares[first].launches += 1;
         shares[first].bytes += bytes - each * owners.len() as u64;
+        for o in owners.iter().copied().chain(owners.is_empty().then_some(first)) {
+            shares[o].seconds = std::array::from_fn(|i| shares[o].seconds[i] + seconds[i]);
+        }
         owners.iter().for_each(|o| shares[*o].bytes += each);
     }
     shares
@@ -95,7 +104,7 @@ impl<R: Real> Plan<R> {
     pub fn traffic(&self, card: &Card) -> Vec<Traffic> {
         let Some(program) = &self.program else { return Vec::new() };
         let mut rows: Vec<Traffic> = Vec::new();
-        for (i, share) in shares(&self.instructions, program).into_iter().enumerate() {
+        for (i, share) in shares(&self.instructions, program, card).into_iter().enumerate() {
             let owner = self.instructions.get(i);
             let (part, op, phase) = match owner {
                 Some(i) => (i.scope, i.op.name(), i.phase),
@@ -112,6 +121,7 @@ impl<R: Real> Plan<R> {
                 ratio: None,
                 roofline_ms: 1e3 * card.least_seconds(minimal_bytes, flops, is_bf16),
                 planned_ms: 1e3 * card.least_seconds(share.bytes, flops, is_bf16),
+                modelled_ms: share.seconds.map(|s| 1e3 * s),
             };
             match rows.iter_mut().find(|r| (r.part, r.op, r.phase) == (part, op, phase)) {
                 Some(row) => row.sum.add(&sum),

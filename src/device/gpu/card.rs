@@ -1,5 +1,7 @@
 //! The peak figures of graphics cards, from their data sheets.
 
+use super::launch::LAUNCH_CYCLES;
+
 /// A card as an SXM board. Units are decimal, as in the data sheets.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Card {
@@ -14,6 +16,9 @@ pub struct Card {
     /// Streaming multiprocessors.
     #[serde(skip)]
     pub multiprocessors: usize,
+    /// Cycles a second of a multiprocessor, at the boost clock.
+    #[serde(skip)]
+    pub clock: f64,
     /// Bytes of the L2 cache.
     #[serde(skip)]
     pub l2_bytes: usize,
@@ -29,6 +34,9 @@ pub struct Card {
     /// Peak operations a second in f32, without tensor cores.
     pub f32_flops: f64,
 }
+
+/// The share of the data sheet's bandwidth that kernels are assumed to reach.
+const MEMORY_SHARE: f64 = 0.9;
 
 /// The cards of which forecasts can be made, from NVIDIA's data sheets.
 static CARDS: [Card; 4] = [
@@ -48,12 +56,14 @@ const fn card(
     f32_flops: f64,
 ) -> Card {
     let is_hopper = capability.0 == 9;
-    let (shared_bytes, l2_bytes) = if is_hopper { (227 << 10, 50 << 20) } else { (163 << 10, 40 << 20) };
+    let (shared_bytes, l2_bytes, clock) =
+        if is_hopper { (227 << 10, 50 << 20, 1.755e9) } else { (163 << 10, 40 << 20, 1.41e9) };
     Card {
         name,
         capability,
         shared_bytes,
         multiprocessors,
+        clock,
         l2_bytes,
         device,
         memory_bytes,
@@ -83,6 +93,12 @@ impl Card {
     pub fn names() -> impl Iterator<Item = &'static str> {
         CARDS.iter().map(|c| c.name)
     }
+    /// The seconds that a launch is forecast to take, which moves so many bytes and computes so many cycles: 90 % of the
+    /// bandwidth and the whole clock are assumed, and a start of [`LAUNCH_CYCLES`] that nothing overlaps with.
+    pub fn modelled_seconds(&self, bytes: u64, cycles: usize) -> f64 {
+        let moves = bytes as f64 / (MEMORY_SHARE * self.bytes_per_second);
+        moves.max(cycles as f64 / self.clock) + LAUNCH_CYCLES as f64 / self.clock
+    }
     /// The least seconds for so many bytes moved and operations: the longer of the two at peak rate.
     pub fn least_seconds(&self, bytes: u64, flops: u64, is_bf16: bool) -> f64 {
         let peak = if is_bf16 { self.bf16_flops } else { self.f32_flops };
@@ -110,5 +126,8 @@ mod tests {
         assert_eq!(card.least_seconds(4_800_000_000, 0, true), 1e-3);
         assert_eq!(card.least_seconds(1, 989_000_000_000, true), 1e-3);
         assert_eq!(card.least_seconds(1, 67_000_000_000, false), 1e-3);
+        let start = 3000.0 / 1.755e9;
+        assert!((card.modelled_seconds(4_320_000_000, 1_000) - 1e-3 - start).abs() < 1e-12);
+        assert!((card.modelled_seconds(1, 1_755_000) - 1e-3 - start).abs() < 1e-12);
     }
 }

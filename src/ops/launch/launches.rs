@@ -3,7 +3,7 @@
 
 use crate::device::Slot;
 pub use crate::device::gpu::launch::THREADS;
-use crate::device::gpu::launch::{Candidates, KernelArg, Launch};
+use crate::device::gpu::launch::{Candidates, KernelArg, Launch, Work};
 use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
@@ -221,6 +221,10 @@ impl<'a> Launches<'a> {
         args: [KernelArg; N],
     ) -> Result<()> {
         self.push(Launch::by_fastest(candidates, args.into()))
+    }
+    /// Says what the last launch computes, for forecasts.
+    pub fn last_takes(&mut self, work: Work) {
+        self.list.last_mut().into_iter().for_each(|l| l.work = Some(work));
     }
     /// Adds a launch whose blocks fit the target's shared memory, or returns the error with the op's name.
     fn push(&mut self, launch: Result<Launch>) -> Result<()> {

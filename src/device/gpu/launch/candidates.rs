@@ -1,5 +1,6 @@
 //! The choice between several kernels that can do the same launch with persistent blocks.
 
+use super::work::{Cycles, Work};
 use crate::device::gpu::kernel::Kernel;
 
 /// A kernel that can do a launch, with its geometry. Its blocks are persistent: each takes tile after tile.
@@ -13,8 +14,8 @@ pub struct Candidate {
     pub shared: u32,
     /// Tiles of one member of the group.
     pub tiles: usize,
-    /// Cycles that a multiprocessor spends on a tile, roughly.
-    pub cycles: usize,
+    /// Forecast cycles that a multiprocessor spends on a tile.
+    pub cycles: Cycles,
     /// Rows or windows in a box of the first operand's tensor maps.
     pub box_rows: u32,
 }
@@ -39,8 +40,10 @@ impl Candidates {
     /// The fastest for a group of this size, the first of several equally fast ones, and its blocks: one for
     /// each multiprocessor, or for each tile where there are fewer.
     pub(super) fn choose(&self, group_size: usize) -> Option<(&Candidate, u32)> {
-        let tiles = |c: &Candidate| c.tiles * group_size;
-        let fastest = self.all.iter().min_by_key(|c| tiles(c).div_ceil(self.multiprocessors) * c.cycles)?;
-        Some((fastest, tiles(fastest).min(self.multiprocessors) as u32))
+        let fastest = self.all.iter().min_by_key(|c| self.work(c).cycles_of(group_size)[0])?;
+        Some((fastest, (fastest.tiles * group_size).min(self.multiprocessors) as u32))
+    }
+    pub(super) fn work(&self, c: &Candidate) -> Work {
+        Work { tiles: c.tiles, cycles: c.cycles, multiprocessors: self.multiprocessors }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::arg::KernelArg;
 use super::candidates::{Candidate, Candidates};
+use super::work::{Cycles, Work};
 use crate::device::gpu::kernel::Kernel;
 use crate::device::gpu::pointer::Pointer;
 use crate::device::memory::Slot;
@@ -31,6 +32,8 @@ pub struct Launch {
     /// The kernels and geometries to choose from, if there are several. The choice is made again after each
     /// member that joins the group.
     pub(super) candidates: Option<Candidates>,
+    /// What it computes, where a forecast is known.
+    pub work: Option<Work>,
 }
 
 impl Launch {
@@ -56,7 +59,7 @@ impl Launch {
                 kernel.threads
             )));
         }
-        Ok(Launch { kernel, grid, block, shared, args, candidates: None })
+        Ok(Launch { kernel, grid, block, shared, args, candidates: None, work: None })
     }
     /// A launch of the fastest of several kernels that take the same arguments, with at most one block for
     /// each multiprocessor.
@@ -79,9 +82,9 @@ impl Launch {
     /// Takes the fastest candidate for the group as it is now; a launch without candidates stays as it is.
     pub(super) fn choose(&mut self) {
         let group_size = self.group_size();
-        let Some((fastest, blocks)) = self.candidates.as_ref().and_then(|c| c.choose(group_size)) else {
-            return;
-        };
+        let Some(candidates) = &self.candidates else { return };
+        let Some((fastest, blocks)) = candidates.choose(group_size) else { return };
+        self.work = Some(candidates.work(fastest));
         let Candidate { kernel, block, shared, box_rows, .. } = *fastest;
         (self.kernel, self.block, self.shared, self.grid) = (kernel, block, shared, [blocks, 1, 1]);
         for arg in &mut self.args {
@@ -102,6 +105,10 @@ impl Launch {
                 "{name}: a block needs {shared} bytes of shared memory, the device has {bytes}"
             ))),
         }
+    }
+    /// Forecast cycles of its products; 0 for a launch without a forecast, which memory is taken to limit.
+    pub fn cycles(&self) -> Cycles {
+        self.work.map_or([0; 2], |w| w.cycles_of(self.group_size()))
     }
     /// How many problems the launch solves at once.
     pub fn group_size(&self) -> usize {

@@ -5,8 +5,10 @@ mod candidates;
 mod group;
 mod kernel_launch;
 mod prepared;
+mod work;
 
 pub use arg::{KernelArg, MAX_GROUP};
 pub use candidates::{Candidate, Candidates};
 pub use kernel_launch::{Launch, THREADS};
 pub use prepared::{Prepared, cell};
+pub use work::{Cycles, L2_BYTES, LAUNCH_CYCLES, Work};

@@ -3,7 +3,7 @@
 
 use super::geometry::{Dims, MAX_TAPS};
 use crate::device::gpu::Kernel;
-use crate::device::gpu::launch::{Candidate, Candidates, KernelArg};
+use crate::device::gpu::launch::{Candidate, Candidates, Cycles, KernelArg, L2_BYTES};
 use crate::device::gpu::target::Target;
 use crate::device::gpu::tensor_map::{Boxes, TensorMap};
 use crate::error::Result;
@@ -32,9 +32,8 @@ struct Tile {
     rows: usize,
     columns: usize,
     threads: u32,
-    /// Cycles per slab: the longest of multiplying (2048 multiply-adds a cycle), shared memory (128 bytes a
-    /// cycle, written by the copies and read by wgmma), and the L2 (36 bytes a cycle, the share of a
-    /// multiprocessor).
+    /// Cycles per slab of multiplying (2048 multiply-adds a cycle) or, if that takes longer, of shared memory (128
+    /// bytes a cycle, written by the copies and read by wgmma). Copies from the L2 may take longer still.
     slab: usize,
     /// Cycles of writing the tile, with a residual or an old gradient from the L2: by the stall counts of the
     /// machine code for one warp, or the instructions of all warps that share a scheduler (three of a
@@ -66,7 +65,7 @@ const TILES: [Tile; 3] = [
         rows: 128,
         columns: 128,
         threads: 384,
-        slab: 910,
+        slab: 640,
         write: 3250,
         stats: 990,
         gradient: 1820,
@@ -77,7 +76,7 @@ const TILES: [Tile; 3] = [
         rows: 128,
         columns: 64,
         threads: 384,
-        slab: 683,
+        slab: 448,
         write: 1680,
         stats: 645,
         gradient: 945,
@@ -129,12 +128,14 @@ impl Tile {
         }
     }
     /// Forecast cycles of a tile of so many slabs.
-    fn cycles(&self, slabs: usize, extra: usize) -> usize {
-        let multiply = slabs * self.slab;
-        let write = self.write + extra;
-        // Two pingpong warpgroups finish two tiles in the time that one needs to multiply and write, but not
-        // faster than both can multiply.
-        if self.is_pingpong { multiply.max((multiply + write) / 2) } else { multiply + write }
+    fn cycles(&self, slabs: usize, extra: usize) -> Cycles {
+        L2_BYTES.map(|l2| {
+            let multiply = slabs * self.slab.max((self.rows + self.columns) * 2 * SLAB / l2);
+            let write = self.write + extra;
+            // Two pingpong warpgroups finish two tiles in the time that one needs to multiply and write, but not
+            // faster than both can multiply.
+            if self.is_pingpong { multiply.max((multiply + write) / 2) } else { multiply + write }
+        })
     }
     /// Whether a product with so many columns leaves less than half of the tile's columns unused.
     fn suits(&self, columns: usize) -> bool {
@@ -216,7 +217,7 @@ impl Product {
         let fastest = |is_pingpong: bool| {
             let tiles = TILES.iter().filter(|t| t.is_pingpong == is_pingpong && t.suits(self.columns));
             let cycles = |t: &Tile| t.cycles(self.slabs(), t.extra(false, is_pingpong));
-            let cycles = tiles.map(|t| cycles(t) as f64 / (t.rows * t.columns) as f64);
+            let cycles = tiles.map(|t| cycles(t)[0] as f64 / (t.rows * t.columns) as f64);
             cycles.fold(f64::INFINITY, f64::min)
         };
         fastest(true) <= fastest(false) + PASS
@@ -283,7 +284,7 @@ mod tests {
     /// Rows and number of the tiles that a launch of a group of so many members chooses on an H200.
     fn tile(product: &Product, members: usize) -> (u32, usize) {
         let candidates = product.candidates(false, &h200()).unwrap();
-        let cycles = |c: &&Candidate| (c.tiles * members).div_ceil(h200().multiprocessors) * c.cycles;
+        let cycles = |c: &&Candidate| (c.tiles * members).div_ceil(h200().multiprocessors) * c.cycles[0];
         let best = candidates.all.iter().min_by_key(cycles).unwrap();
         (best.box_rows, best.tiles)
     }

@@ -3,7 +3,7 @@
 
 use super::geometry::Dims;
 use super::hopper::Product;
-use crate::device::gpu::launch::KernelArg;
+use crate::device::gpu::launch::{Cycles, KernelArg, L2_BYTES, LAUNCH_CYCLES, Work};
 use crate::device::gpu::target::Target;
 use crate::device::gpu::tensor_map::TensorMap;
 use crate::ops::launch::launches::DeviceTensor;
@@ -19,11 +19,7 @@ pub const THREADS: u32 = 384;
 /// Cycles from the first copy to the first product: a forecast, about two reads of memory.
 const START: usize = 1500;
 
-/// Cycles of one more launch, which adds the parts: a forecast, about two microseconds.
-const LAUNCH: usize = 3000;
-
-/// Bytes that the L2, and memory, deliver to a multiprocessor in a cycle.
-const L2_BYTES: usize = 36;
+/// Bytes that memory delivers to a multiprocessor in a cycle.
 const MEMORY_BYTES: f64 = 18.6;
 
 /// Output channels and columns of the filter that a block computes.
@@ -56,14 +52,16 @@ impl Tile {
     /// Forecast cycles of a block with so many slabs: for each the longest of multiplying (2048 multiply-adds a
     /// cycle), shared memory (128 bytes a cycle, written by the copies and read by two warpgroups) and the L2; then
     /// the sums are written to the L2.
-    fn cycles(self, slabs: usize) -> usize {
+    fn cycles(self, slabs: usize) -> Cycles {
         let multiply = self.rows * self.columns * SLAB / 2048;
         // The warpgroups share the tile by rows, or one of 64 rows by columns: both read the operand that is not
         // divided.
         let shared_twice = if self.rows == 128 { self.columns } else { self.rows };
         let shared = (2 * self.stage_bytes() + shared_twice * 2 * SLAB) / 128;
-        let l2 = self.stage_bytes() / L2_BYTES;
-        START + slabs * multiply.max(shared).max(l2) + self.rows * self.columns * 4 / L2_BYTES
+        L2_BYTES.map(|l2| {
+            let slab = multiply.max(shared).max(self.stage_bytes() / l2);
+            START + slabs * slab + self.rows * self.columns * 4 / l2
+        })
     }
 }
 
@@ -97,10 +95,14 @@ impl WeightGradient {
     }
     /// Forecast cycles of all blocks, in rounds of one block for each multiprocessor, and of adding the parts.
     fn cycles(&self, target: &Target) -> usize {
-        let rounds = (self.tile.blocks(&self.d) * self.parts).div_ceil(target.multiprocessors);
         let bytes = 4 * (self.parts + 1) * self.d.k * self.d.depth();
-        let sum = LAUNCH + (bytes as f64 / (MEMORY_BYTES * target.multiprocessors as f64)) as usize;
-        rounds * self.tile.cycles(self.slabs) + if self.parts > 1 { sum } else { 0 }
+        let sum = LAUNCH_CYCLES + (bytes as f64 / (MEMORY_BYTES * target.multiprocessors as f64)) as usize;
+        self.work(target).cycles_of(1)[0] + if self.parts > 1 { sum } else { 0 }
+    }
+    /// The blocks of the launch.
+    pub fn work(&self, target: &Target) -> Work {
+        let tiles = self.tile.blocks(&self.d) * self.parts;
+        Work { tiles, cycles: self.tile.cycles(self.slabs), multiprocessors: target.multiprocessors }
     }
     /// Name, grid and shared bytes of the launch.
     pub fn launch(&self) -> (String, [u32; 3], u32) {
@@ -161,7 +163,7 @@ mod tests {
     fn the_weight_gradient_of_the_most_frequent_layer_is_forecast_above_500_tflops() {
         let d = Dims { n: 64, h: 14, w: 14, c: 256, k: 256, r: 3, s: 3, p: 14, q: 14, stride: 1, pad: 1 };
         let g = WeightGradient::of(&d, Elem::Bf16, &Target::h200(Elem::Bf16)).unwrap();
-        let seconds = g.tile.cycles(g.slabs) as f64 / 1.755e9;
+        let seconds = g.tile.cycles(g.slabs)[0] as f64 / 1.755e9;
         let rate = 2.0 * (d.outputs() * d.k * d.depth()) as f64 / seconds;
         assert!(rate > 500e12, "{:.0} TFLOP/s", rate / 1e12);
     }

@@ -23,6 +23,7 @@ mod geometry;
 mod hopper;
 mod hopper_weights;
 mod launch;
+mod mma;
 #[cfg(test)]
 mod tests;
 
