@@ -1,10 +1,11 @@
 //! Where ops run: memory, the step's varying values, the counter-based random generator, and the CPU's inner
-//! loops.
+//! loops; and the moves of data between processes that share a run.
 //!
 //! A device deals in pointers and sizes and depends on no op and no model. All `unsafe` of the crate lies
 //! below this module.
 
 pub mod choice;
+pub mod collective;
 pub mod cpu;
 pub mod gpu;
 pub mod memory;

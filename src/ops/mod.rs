@@ -26,6 +26,7 @@ pub mod operands;
 pub mod operator;
 pub mod optim;
 pub mod random;
+pub mod ranks;
 
 macro_rules! registry {
     ($($kind:ident :: $module:ident :: $op:ident),* $(,)?) => {
@@ -137,4 +138,6 @@ registry! {
     random::augment::Augment,
     optim::adam::Adam,
     optim::sgd::Sgd,
+    ranks::spread::Spread,
+    ranks::gather_columns::GatherColumns,
 }

@@ -1,0 +1,13 @@
+//! Ops that exchange values between the processes of a run (device/collective). All ranks record them in the same order.
+//!
+//! They run on the CPU: their launches are an error.
+
+pub mod gather_columns;
+pub mod spread;
+
+use crate::error::{Error, Result};
+
+/// Errors: always.
+fn no_launch(op: &str) -> Result<()> {
+    Err(Error::NoDevice(format!("{op}: several ranks compute on the CPU only; add --device cpu")))
+}
