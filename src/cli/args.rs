@@ -10,6 +10,7 @@ use super::preset::Preset;
 use super::progress::ProgressMode;
 use crate::config::{self, Loaded, Override};
 use crate::device::Choice;
+use crate::device::collective::launched;
 use crate::error::{Error, Result};
 use crate::pipeline::spec::RunSpec;
 
@@ -42,7 +43,8 @@ pub struct DeviceArgs {
     /// Device to run on: auto, cpu, cuda, cuda:N or emu
     #[arg(long, default_value = "auto", value_parser = device::parse)]
     pub device: DeviceChoice,
-    /// Threads for work on the CPU; results do not depend on their number [default: one for each processor]
+    /// Threads for work on the CPU; results do not depend on their number [default: one for each processor, of several ranks
+    /// on one machine a part of them]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }
@@ -103,7 +105,7 @@ impl DeviceArgs {
     ///
     /// Errors: threads that cannot be started; a device that is not available.
     pub fn open(&self) -> Result<(Choice, String)> {
-        if let Some(threads) = self.threads.map(usize::from) {
+        if let Some(threads) = self.threads.map(usize::from).or_else(part_of_the_processors) {
             let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
             let found = rayon::current_num_threads();
             if found != threads {
@@ -117,12 +119,24 @@ impl DeviceArgs {
     }
 }
 
+/// The processors of one of several ranks on this machine; `None` for a process that is alone.
+fn part_of_the_processors() -> Option<usize> {
+    let launched = launched().filter(|l| l.local_size > 1)?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Some((processors / launched.local_size).max(1))
+}
+
 impl OutputArgs {
+    /// The path of the folder to write to.
+    pub fn path(&self, name: &str, seed: u64) -> PathBuf {
+        output_path(self.out.as_deref(), name, seed)
+    }
+
     /// The folder to write to, by default `runs/NAME-seedN`. Nothing is created yet.
     ///
     /// Errors: as [`OutputFolder::choose`].
     pub fn folder(&self, name: &str, seed: u64, resume: bool, resolved: &str) -> Result<OutputFolder> {
-        let path = output_path(self.out.as_deref(), name, seed);
+        let path = self.path(name, seed);
         let existing = match (resume, self.force) {
             (true, _) => Existing::Resume,
             (false, true) => Existing::Replace,

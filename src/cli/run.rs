@@ -12,6 +12,7 @@ use super::doctor;
 use super::folder::OutputFolder;
 use super::output::print;
 use super::progress::{Progress, ProgressMode};
+use super::ranks;
 use super::record::Record;
 use super::signals::Signals;
 use crate::config::Loaded;
@@ -41,16 +42,40 @@ pub struct RunArgs {
     profile: Option<Range<u64>>,
 }
 
-/// Trains the student; returns the final table and the verdict.
+/// Trains the student; returns the final table and the verdict. Of several ranks, only rank 0 returns a text.
 ///
-/// Errors: those of [`run_in_folder`]; a student that the verdict calls failed, after the table is printed.
+/// Errors: those of [`run_in_folder`]; a student that the verdict calls failed, after the table is printed; ranks on
+/// something else than the CPU.
 pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
-    let Loaded { mut spec, resolved, source } = args.config.load()?;
+    ranks::run(|| lead(args, commands), || follow(args, commands))
+}
+
+fn load(args: &RunArgs) -> Result<(Loaded<RunSpec>, String)> {
+    let mut loaded = args.config.load()?;
     let (choice, device) = args.device.open()?;
-    spec.device = device_of(choice, &args.profile)?;
+    ranks::expect_cpu(choice)?;
+    loaded.spec.device = device_of(choice, &args.profile)?;
+    Ok((loaded, device))
+}
+
+/// Helps rank 0 with the training, and prints and writes nothing.
+fn follow(args: &RunArgs, commands: &Commands) -> Result<()> {
+    let (Loaded { spec, source, .. }, _) = load(args)?;
+    let path = args.out.path(&spec.name, spec.seed);
+    let (teachers, _) = check_against_teachers(&spec, &source, commands, Absent::Fails)?;
+    let inputs = RunInputs { teachers, hashes: inputs::hashes(&spec) };
+    ranks::join()?;
+    let mut helper = ranks::Helper(Signals::listen()?);
+    (commands.run)(&spec, &inputs, &path, args.resume, &mut helper).map(drop)
+}
+
+fn lead(args: &RunArgs, commands: &Commands) -> Result<String> {
+    let (Loaded { spec, resolved, source }, device) = load(args)?;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
-    let greeting = format!("{device}; output in {}", folder.path().display());
+    let ranks = ranks::join()?;
+    let ranks = ranks.map_or(String::new(), |r| format!(", {} ranks with {}", r.size(), r.library()));
+    let greeting = format!("{device}{ranks}; output in {}", folder.path().display());
     let printing =
         Printing { greeting: Some(&greeting), mode: args.out.progress_mode(), is_verbose: args.out.verbose };
     let summary = run_in_folder(&loaded, &mut folder, args.resume, printing, commands)?;

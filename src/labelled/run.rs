@@ -1,6 +1,7 @@
 //! A whole run: the amalgamation, which sees no label, and then its evaluation.
 
 use super::evaluate::{self, score_run};
+use crate::device::collective;
 use crate::error::Result;
 use crate::pipeline;
 use crate::pipeline::inputs::{self, RunInputs};
@@ -39,7 +40,8 @@ pub fn run_opened(
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
     let mut run = pipeline::run::run(spec, inputs, out, resume, observer)?;
-    if let Some(data) = &spec.evaluation {
+    // Of several ranks, rank 0 evaluates.
+    if let Some(data) = spec.evaluation.as_ref().filter(|_| collective::leads()) {
         score_run(spec, data, &inputs.teachers, &mut run)?;
     }
     run.finish()

@@ -112,6 +112,7 @@ pub fn teach(
         seed: stage_seed(spec.seed, STAGE),
         batch: (t.batch, "training.batch"),
         teachers_at_once: None,
+        owned: Vec::new(),
     };
     session.plan(&[(STAGE.into(), t.steps)]);
     let weights = out.join("weights.npz");

@@ -93,6 +93,13 @@ pub fn not_finite(store: &Store<f32>) -> Option<&str> {
     state.find(|id| store.get(*id).iter().any(|v| !v.is_finite())).map(|id| store.name(id))
 }
 
+/// A hash of the run's state, for the comparison of ranks: FNV-1a over the bits of every element.
+pub fn hash(store: &Store<f32>) -> u64 {
+    let state = store.ids().filter(|id| is_state(store.name(*id)));
+    let bits = state.flat_map(|id| store.get(id)).map(|v| u64::from(v.to_bits()));
+    bits.fold(0xcbf2_9ce4_8422_2325, |hash, bits| (hash ^ bits).wrapping_mul(0x100_0000_01b3))
+}
+
 /// Writes a checkpoint, whole or not at all. What was the newest one becomes the previous one.
 ///
 /// Errors: a file that cannot be written.

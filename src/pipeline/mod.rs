@@ -28,6 +28,7 @@ pub mod sample;
 pub mod schedule;
 pub mod seed;
 pub mod session;
+mod share;
 pub mod snapshots;
 pub mod softmax;
 pub mod spec;

@@ -1,9 +1,10 @@
 //! The loss of stage one, `L_joint` (docs/method.md 2).
 
 use super::seed::stream;
+use super::share::Share;
 use super::spec::{LossSpec, Recipe, RunSpec};
 use super::stage::part;
-use super::teachers::{Teachers, by_turns, concat, predictions};
+use super::teachers::{Teachers, by_turns, predictions};
 use crate::autograd::tape::{Learn, Value};
 use crate::error::Result;
 use crate::models::Recorder;
@@ -29,13 +30,15 @@ pub(super) struct Objective<'a> {
     pub(super) levels: &'a [usize],
     /// By level and teacher.
     pub(super) filters: &'a [Vec<Filter>],
+    /// The teachers that this process computes.
+    pub(super) share: Share,
     /// How many teachers keep their activations at a time. Fewer than all are segments of the tape.
     pub(super) at_once: usize,
 }
 
 /// The teachers' outputs for a batch of images.
 struct Views {
-    /// Features before the head, by teacher.
+    /// Features before the head, of this rank's teachers.
     features: Vec<Value>,
     /// Logits of all teachers, side by side.
     logits: Value,
@@ -68,7 +71,7 @@ impl Objective<'_> {
         for (name, _, v) in &terms {
             r.tape.metric(name, *v);
         }
-        let features = concat(r, &views.features)?;
+        let features = self.share.gather(r, &views.features)?;
         let features = r.tape.detach(features);
         let diversity = r.apply(Diversity, &[features])?;
         r.tape.metric("diversity", diversity);
@@ -90,9 +93,10 @@ impl Objective<'_> {
     fn views<R: Real>(&self, r: &mut Recorder<R>, images: Value) -> Result<Views> {
         let mut statistics = Vec::new();
         let (mut features, mut logits) = (Vec::new(), Vec::new());
-        by_turns(r, &self.teachers.all, self.at_once, |r, _, t| {
+        let (images, own) = (self.share.spread(r, images)?, self.share.own());
+        by_turns(r, &self.teachers.all, &self.share, self.at_once, |r, m, t| {
             let (f, y) = r.within(part::TEACHERS, |r| {
-                let mut x = images;
+                let mut x = images[m - own.start];
                 for b in 1..=self.teachers.network.blocks() {
                     let losses = (self.spec.loss.statistics > 0.0).then_some(&mut statistics);
                     x = t.net.block(r, b, x, Mode::FROZEN, losses)?;
@@ -103,7 +107,10 @@ impl Objective<'_> {
             logits.push(y);
             Ok(())
         })?;
-        let logits = concat(r, &logits)?;
+        let logits = self.share.gather(r, &logits)?;
+        if !statistics.is_empty() {
+            statistics = self.share.gather_scalars(r, statistics)?;
+        }
         Ok(Views { features, logits, statistics })
     }
 
@@ -138,6 +145,7 @@ impl Objective<'_> {
             .iter()
             .map(|f| r.apply(ActivationLoss { mean_over_features }, &[*f]))
             .collect::<Result<Vec<_>>>()?;
+        let activations = self.share.gather_scalars(r, activations)?;
         terms.push(("activation", alpha, mean(r, &activations)?));
         terms.push(("entropy", beta, r.apply(EntropyLoss, &[all])?));
         terms.push(("discrete", gamma, r.apply(DiscreteLoss, &[all])?));
@@ -157,18 +165,17 @@ impl Objective<'_> {
         }
         let target = if self.spec.generator.shift > 0 {
             let image = r.tape.detach(levels[count]);
-            let y = predictions(r, self.teachers, 1, self.at_once, |_, _| Ok(image))?;
-            concat(r, &y)?
+            predictions(r, self.teachers, &self.share, 1, self.at_once, |_, _| Ok(image))?
         } else {
             r.tape.detach(logits)
         };
         let mut inner = Vec::new();
         for (j, level) in self.levels[..count].iter().enumerate() {
-            let y = predictions(r, self.teachers, level + 1, self.at_once, |r, m| {
+            let (inputs, own) = (self.share.spread(r, levels[j])?, self.share.own());
+            let y = predictions(r, self.teachers, &self.share, level + 1, self.at_once, |r, m| {
                 let filter = &self.filters[j][m];
-                r.within(part::GENERATOR, |r| filter.record(r, levels[j], Learn::Trainable))
+                r.within(part::GENERATOR, |r| filter.record(r, inputs[m - own.start], Learn::Trainable))
             })?;
-            let y = concat(r, &y)?;
             inner.push(r.apply(Bce::new(Targets::Logits), &[y, target])?);
         }
         Ok(Some(("inner", 1.0, mean(r, &inner)?)))

@@ -20,6 +20,7 @@ use super::student_files::{self, baseline_prefix, block_file};
 use super::tasks::tasks;
 use super::teachers::Teachers;
 use crate::autograd::Engine;
+use crate::device::collective;
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
 use crate::summary::{Agreement, Parameters, Summary};
@@ -121,6 +122,9 @@ fn amalgamate(
     summary.branch = branch::tasks(&teachers, &two.tasks, &results);
     // The models below take the memory of the training.
     drop(engine);
+    if !collective::leads() {
+        return Ok(Vec::new());
+    }
     branch_out(spec, inputs, session, prefix, branches, summary)
 }
 
@@ -222,6 +226,9 @@ fn train_generator(
         generated::measure(&one, engine, spec, teachers, &out)?;
         generated::caption(&one, engine, spec, teachers, &out)
     })?;
+    if !collective::leads() {
+        return Ok(one);
+    }
     if let Some(found) = generated::statistics(&out)? {
         generated::expect_no_collapse(&spec.loss, &found)?;
         summary.label_statistics = Some(found);

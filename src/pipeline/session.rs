@@ -2,10 +2,12 @@
 
 use super::checkpoint::{self, Found, Progress, StageResult, Tail};
 use super::observer::{Observer, Stop};
+use super::share;
 use super::snapshots::Snapshots;
 use super::stage::{Feed, Stage};
 use crate::autograd::{Engine, Store};
 use crate::device::StepState;
+use crate::device::collective;
 use crate::device::cpu::par::on_a_worker;
 use crate::device::gpu::nvtx;
 use crate::error::{Error, Result};
@@ -64,7 +66,9 @@ impl<'o> Session<'o> {
         checkpoint_seconds: f32,
         observer: &'o mut dyn Observer,
     ) -> Result<Session<'o>> {
-        std::fs::create_dir_all(out).map_err(|e| Error::io("make the output folder", out, e))?;
+        if collective::leads() {
+            std::fs::create_dir_all(out).map_err(|e| Error::io("make the output folder", out, e))?;
+        }
         let mut session = Session {
             out: out.into(),
             observer,
@@ -77,6 +81,10 @@ impl<'o> Session<'o> {
         };
         if !resume {
             return Ok(session);
+        }
+        // Rank 0 mends the names of the checkpoints before the others read them.
+        if let Some(ranks) = collective::current().filter(|_| !collective::leads()) {
+            ranks.meet();
         }
         if let Some(Found { file, progress, fell_back }) = checkpoint::find(out)? {
             if progress.fingerprint != session.progress.fingerprint {
@@ -98,6 +106,9 @@ impl<'o> Session<'o> {
             }
             session.earlier = progress.total;
             (session.progress, session.pending_restore) = (progress, Some(newest));
+        }
+        if let Some(ranks) = collective::current().filter(|_| collective::leads()) {
+            ranks.meet();
         }
         let Session { observer, progress, .. } = &mut session;
         observer.resumed(&|stage, step| progress.covers(stage, step))?;
@@ -169,7 +180,9 @@ impl<'o> Session<'o> {
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
         }
-        self.stop_if_asked(&format!("before {}", stage.name))?;
+        if let Some(stop) = agreed(self.observer.should_stop(), false).0 {
+            return Err(stopped(stop, &format!("before {}", stage.name)));
+        }
         stage.reserve(engine)?;
         extras.snapshots.iter().try_for_each(|s| s.reserve(engine))?;
         if let Some(file) = self.pending_restore.take()
@@ -195,14 +208,17 @@ impl<'o> Session<'o> {
         }
         // The whole loop runs on one worker thread, so that replays allocate nothing.
         on_a_worker(|| self.repeat(engine, &mut stage, &mut extras))?;
+        share::bring_together(&mut engine.store, &stage.owned);
         // No loss is computed after the last update, so the tensors themselves are checked.
         expect_finite(&engine.store, &stage.name, "the last step")?;
         let tail = &self.progress.tail;
         let converged =
             names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
         let result = StageResult { seconds: spent + began.elapsed().as_secs_f64(), converged };
-        finish(engine, &result)?;
-        engine.pull()?; // `finish` may have run steps of its own
+        if collective::leads() {
+            finish(engine, &result)?;
+            engine.pull()?; // `finish` may have run steps of its own
+        }
         self.progress.done.insert(stage.name.clone(), result.clone());
         self.progress.stage.clear();
         self.progress.step = 0;
@@ -221,7 +237,7 @@ impl<'o> Session<'o> {
         let (mut saved, mut cost) = (began, 0.0);
         let (last, tail_from) = (stage.steps as u64, (stage.steps - stage.steps.div_ceil(10)) as u64);
         let most_pending = stage.plan.most_pending().min(READ_EVERY) as u64;
-        if let (Some(s), 0) = (&mut *snapshots, self.progress.step) {
+        if let (Some(s), 0, true) = (&mut *snapshots, self.progress.step, collective::leads()) {
             s.take(engine, &self.out, 0, self.observer)?;
         }
         for step in self.progress.step..last {
@@ -230,7 +246,8 @@ impl<'o> Session<'o> {
                 feed(step, &mut engine.store)?;
             }
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr })?;
-            let stop = self.observer.should_stop();
+            let is_due = saved.elapsed().as_secs_f32() >= self.checkpoint_seconds.max(cost);
+            let (stop, is_due) = agreed(self.observer.should_stop(), is_due);
             if (step + 1) % most_pending != 0 && step + 1 != last && stop.is_none() {
                 continue;
             }
@@ -257,16 +274,17 @@ impl<'o> Session<'o> {
             }
             // Before the checkpoint: a run that resumes from it does not take this picture again.
             if let Some(s) = snapshots
+                && collective::leads()
                 && s.is_due(self.progress.step..step + 1)
             {
                 s.take(engine, &self.out, step + 1, self.observer)?;
             }
             self.progress.step = step + 1;
-            let since = saved.elapsed().as_secs_f32();
-            if stop.is_some() || since >= self.checkpoint_seconds.max(cost) {
+            if stop.is_some() || is_due {
                 let writing = Instant::now();
                 self.progress.seconds = spent + began.elapsed().as_secs_f64();
                 engine.pull()?;
+                share::bring_together(&mut engine.store, &stage.owned);
                 expect_finite(&engine.store, &stage.name, &format!("step {step}"))?;
                 self.save(&engine.store)?;
                 if self.checkpoint_seconds > 0.0 {
@@ -283,8 +301,8 @@ impl<'o> Session<'o> {
 }
 
 impl Session<'_> {
-    /// Stops the run if the observer asks for it. Called between stages and in other places without a
-    /// checkpoint of their own.
+    /// Stops the run if the observer asks for it. Called in places without a checkpoint of their own, where of several
+    /// ranks only rank 0 works.
     ///
     /// Errors: [`Error::Stopped`], which names `place`.
     pub fn stop_if_asked(&self, place: &str) -> Result<()> {
@@ -301,13 +319,44 @@ impl Session<'_> {
     /// tensors.
     pub fn finish(&mut self) -> Result<()> {
         // Once for each of the two that are kept.
-        (0..2).try_for_each(|_| self.save(&Store::default()))
+        (0..2).try_for_each(|_| self.write(&Store::default()))
     }
 
+    /// Writes a checkpoint, once it is certain that all ranks have the same state.
     fn save(&mut self, store: &Store<f32>) -> Result<()> {
+        expect_one_state(store)?;
+        self.write(store)
+    }
+
+    fn write(&mut self, store: &Store<f32>) -> Result<()> {
+        if !collective::leads() {
+            return Ok(());
+        }
         self.observer.store()?;
         self.progress.total = self.seconds();
         checkpoint::save(&self.out, &self.progress, store)
+    }
+}
+
+/// A stop that any rank was asked for, and whether rank 0, whose clock counts, wants a checkpoint.
+fn agreed(stop: Option<Stop>, is_due: bool) -> (Option<Stop>, bool) {
+    let Some(ranks) = collective::current() else { return (stop, is_due) };
+    let codes = ranks.numbers(u64::from(stop.map_or(0, |s| s.exit_code)) << 1 | u64::from(is_due));
+    let of_another = codes.iter().map(|code| (code >> 1) as u8).find(|code| *code > 0);
+    let of_another = of_another.map(|exit_code| Stop { why: "a signal to another rank", exit_code });
+    (stop.or(of_another), codes[0] & 1 == 1)
+}
+
+/// Errors: ranks whose tensors have come apart.
+fn expect_one_state(store: &Store<f32>) -> Result<()> {
+    let Some(ranks) = collective::current() else { return Ok(()) };
+    let hashes = ranks.numbers(checkpoint::hash(store));
+    match hashes.iter().position(|h| *h != hashes[0]) {
+        None => Ok(()),
+        Some(rank) => Err(Error::Run(format!(
+            "rank {rank} has other weights than rank 0, although both compute the same; do all ranks run the same program on \
+             the same kind of processor?"
+        ))),
     }
 }
 

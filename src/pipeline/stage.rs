@@ -37,6 +37,8 @@ pub struct Stage {
     pub batch: (usize, &'static str),
     /// How many of how many teachers keep their activations at a time, where that is a choice.
     pub teachers_at_once: Option<(usize, usize)>,
+    /// Tensors that only one of several ranks trains, with that rank.
+    pub owned: Vec<(usize, TensorId)>,
 }
 
 /// Writes the data of the step of this number into the store before the step runs.

@@ -4,6 +4,7 @@
 use super::objective;
 use super::schedule::Schedule;
 use super::seed::{stage_seed, stream};
+use super::share::Share;
 use super::spec::{Recipe, RunSpec};
 use super::stage::{Stage, part, with_moments};
 use super::teachers::{Teacher, Teachers};
@@ -192,11 +193,13 @@ impl StageOne {
             weight_decay: 0.0,
         };
         let optimiser = [with_moments(&mut engine.store, "generator", adam, &learning)];
-        let all = teachers.all.len();
+        let share = Share::of(teachers.all.len(), "teachers")?;
+        let owned = share.owned(&optimiser[0], |id| self.teacher_of(id));
+        let all = share.most();
         let mut at_once = g.teachers_at_once.unwrap_or(all).min(all);
         let plan = loop {
             let plan = self.plan(engine, spec, teachers, at_once, &optimiser)?;
-            if g.teachers_at_once.is_some() || at_once == 1 || fits(engine, &plan)? {
+            if g.teachers_at_once.is_some() || at_once == 1 || share.all_agree(fits(engine, &plan)?) {
                 break plan;
             }
             at_once = at_once.div_ceil(2);
@@ -210,7 +213,14 @@ impl StageOne {
             seed: stage_seed(spec.seed, "generator"),
             batch: (g.batch, "generator.batch"),
             teachers_at_once: Some((at_once, all)),
+            owned,
         })
+    }
+
+    /// The teacher whose filter this tensor belongs to.
+    fn teacher_of(&self, id: TensorId) -> Option<usize> {
+        let has = |f: &Filter| f.tensors().contains(&id);
+        self.filters.iter().find_map(|level| level.iter().position(has))
     }
 
     fn plan(
@@ -262,6 +272,7 @@ impl StageOne {
             recipe: &self.recipe,
             levels: &self.generator.levels,
             filters: &self.filters,
+            share: Share::of(teachers.all.len(), "teachers")?,
             at_once,
         };
         objective.record(r, levels, wanted)

@@ -4,12 +4,13 @@
 use super::images::load_images;
 use super::schedule::Schedule;
 use super::seed::{stage_seed, stream};
-use super::spec::{ImageSource, RunSpec, StudentNorm};
+use super::share::Share;
+use super::spec::{DualSpec, ImageSource, RunSpec, StudentNorm};
 use super::stage::{Stage, part, with_moments};
 use super::stage_one::StageOne;
 use super::student_start::initial_tensors;
 use super::tasks::{Source, TaskLabels};
-use super::teachers::{Teachers, concat, predictions};
+use super::teachers::{Teachers, predictions};
 use crate::autograd::tape::{Learn, Value};
 use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
 use crate::error::{Error, Result};
@@ -118,6 +119,8 @@ impl StageTwo {
         learning.extend(self.filters[b - 1].iter().flat_map(|f| f.tensors()));
         let adam = Adam { lr_slot: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         let optimiser = with_moments(&mut engine.store, &format!("block{b}"), adam, &learning);
+        let of_task = |id| self.filters[b - 1].iter().position(|f| f.tensors().contains(&id));
+        let owned = self.share()?.owned(&optimiser, of_task);
         Ok(Stage {
             name: name.into(),
             plan: Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?,
@@ -127,6 +130,7 @@ impl StageTwo {
             seed: stage_seed(spec.seed, name),
             batch: (spec.dual.batch, "dual.batch"),
             teachers_at_once: None,
+            owned,
         })
     }
 
@@ -194,8 +198,13 @@ impl StageTwo {
             let stats = if learn == Learn::Frozen { Stats::Running } else { self.stats };
             x = r.within(part::STUDENT, |r| self.trunk.block(r, block, x, Mode { learn, stats }, None))?;
         }
-        let mut losses = Vec::new();
-        for ((task, filter), mean) in self.tasks.iter().zip(&self.filters[b - 1]).zip(&self.means) {
+        // Every rank records what all of them compute together, before what it computes alone.
+        let means = |mean: &Option<TensorId>| mean.map(|m| record_means(r, teachers, m, image)).transpose();
+        let means: Vec<Option<Value>> = self.means.iter().map(means).collect::<Result<_>>()?;
+        let share = self.share()?;
+        let (inputs, mut own) = (share.spread(r, x)?, Vec::new());
+        for (m, x) in share.own().zip(inputs) {
+            let (task, filter) = (&self.tasks[m], &self.filters[b - 1][m]);
             let teacher = &teachers.all[task.teacher].net;
             let block_b = r.within(part::TEACHERS, |r| {
                 (1..=b).try_fold(image, |x, block| teacher.block(r, block, x, Mode::FROZEN, None))
@@ -216,21 +225,30 @@ impl StageTwo {
             };
             let (wanted_features, wanted) = suffix(r, block_b)?;
             let (features, found) = suffix(r, filtered)?;
-            let (targets, wanted) = match mean {
+            let (targets, wanted) = match means[m] {
                 None => (Targets::Logits, wanted),
-                Some(mean) => (Targets::Probabilities, record_means(r, teachers, *mean, image)?),
+                Some(mean) => (Targets::Probabilities, mean),
             };
-            let dual = r.apply(Bce { minus_entropy: true, ..Bce::new(targets) }, &[found, wanted])?;
-            let mut extra = Vec::new();
-            for (i, (f, w)) in features.iter().zip(&wanted_features).enumerate() {
-                let weight = if i == 0 { d.feature } else { d.late_features / (features.len() - 1) as f32 };
+            own.push(r.apply(Bce { minus_entropy: true, ..Bce::new(targets) }, &[found, wanted])?);
+            for ((f, w), weight) in features.iter().zip(&wanted_features).zip(feature_weights(d, last - b)) {
                 if weight > 0.0 {
-                    extra.push((weight, r.apply(FeatureLoss, &[*f, *w])?));
+                    own.push(r.apply(FeatureLoss, &[*f, *w])?);
                 }
             }
-            losses.push(TaskLosses { dual, features: extra });
         }
-        Ok(losses)
+        // Each task has as many losses as every other.
+        let weights: Vec<f32> = feature_weights(d, last - b).filter(|w| *w > 0.0).collect();
+        let all = share.gather_scalars(r, own)?;
+        let task = |losses: &[Value]| TaskLosses {
+            dual: losses[0],
+            features: weights.iter().copied().zip(losses[1..].iter().copied()).collect(),
+        };
+        Ok(all.chunks(1 + weights.len()).map(task).collect())
+    }
+
+    /// The tasks that this process computes.
+    fn share(&self) -> Result<Share> {
+        Share::of(self.tasks.len(), "tasks of the student")
     }
 
     /// Architecture and labels of the student that branches after block `b` for every task.
@@ -294,6 +312,12 @@ impl StageTwo {
     }
 }
 
+/// The weights of the feature errors: at block b, at the `later` blocks behind it, and before the head.
+fn feature_weights(d: &DualSpec, later: usize) -> impl Iterator<Item = f32> {
+    let late = d.late_features / (later + 1) as f32;
+    std::iter::once(d.feature).chain(std::iter::repeat_n(late, later + 1))
+}
+
 /// Adds the matrix of a task's means to the store: row i has `1 / k` in the columns of the k teachers that label i is
 /// learnt from.
 fn mean_matrix<R: Real>(store: &mut Store<R>, teachers: &Teachers, task: &TaskLabels) -> TensorId {
@@ -316,8 +340,8 @@ fn record_means<R: Real>(
     matrix: TensorId,
     image: Value,
 ) -> Result<Value> {
-    let logits = predictions(r, teachers, 1, teachers.all.len(), |_, _| Ok(image))?;
-    let logits = concat(r, &logits)?;
+    let (count, share) = (teachers.all.len(), Share::of(teachers.all.len(), "teachers")?);
+    let logits = predictions(r, teachers, &share, 1, count, |_, _| Ok(image))?;
     let all = r.apply(Activation(Act::Sigmoid), &[logits])?;
     let matrix = r.leaf(matrix, Learn::Frozen);
     r.apply(Conv2d::new(1, 0), &[all, matrix])

@@ -3,6 +3,7 @@
 pub use super::opened::{Absent, OpenedTeacher};
 
 use super::seed::stage_seed;
+use super::share::{Share, concat};
 use super::spec::{StudentOptions, TeacherSpec};
 use super::stage::part;
 use super::student_network::{Misfit, common_network, student_network};
@@ -13,7 +14,6 @@ use crate::error::Result;
 use crate::models::Recorder;
 use crate::models::filter::FilterSpec;
 use crate::models::resnet::{Build, Mode, ResNet, ResNetSpec, Source};
-use crate::ops::movement::concat_columns::ConcatColumns;
 use crate::tensor::Real;
 use crate::weights::Tensors;
 use std::sync::Arc;
@@ -130,20 +130,23 @@ impl Teachers {
     }
 }
 
-/// Records something for every teacher, in order; `record` gets the teacher's index too. If they are more than
-/// `at_once`, each `at_once` of them are a segment of the tape, whose activations are in memory only while it runs.
-pub fn by_turns<R: Real>(
+/// Records something for every teacher of this rank's share, in order; `record` gets the teacher's index too. If they are
+/// more than `at_once`, each `at_once` of them are a segment of the tape, whose activations are in memory only while it
+/// runs.
+pub(super) fn by_turns<R: Real>(
     r: &mut Recorder<R>,
     teachers: &[Teacher],
+    share: &Share,
     at_once: usize,
     mut record: impl FnMut(&mut Recorder<R>, usize, &Teacher) -> Result<()>,
 ) -> Result<()> {
-    let at_once = at_once.max(1);
-    for (turn, some) in teachers.chunks(at_once).enumerate() {
-        if teachers.len() > at_once {
+    let (own, at_once) = (share.own(), at_once.max(1));
+    for first in own.clone().step_by(at_once) {
+        if own.len() > at_once {
             r.tape.begin_segment();
         }
-        let recorded = some.iter().enumerate().try_for_each(|(i, t)| record(r, turn * at_once + i, t));
+        let mut turn = first..(first + at_once).min(own.end);
+        let recorded = turn.try_for_each(|m| record(r, m, &teachers[m]));
         r.tape.end_segment();
         recorded?;
     }
@@ -151,16 +154,18 @@ pub fn by_turns<R: Real>(
 }
 
 /// Records every teacher's blocks from `first` (1-based) on and its head, on the input that `input` records
-/// for the teacher of that index (10), `at_once` teachers at a time ([`by_turns`]). Returns the logits by teacher.
-pub fn predictions<R: Real>(
+/// for the teacher of that index (10), `at_once` teachers at a time ([`by_turns`]). Returns the logits of all teachers,
+/// side by side.
+pub(super) fn predictions<R: Real>(
     r: &mut Recorder<R>,
     teachers: &Teachers,
+    share: &Share,
     first: usize,
     at_once: usize,
     mut input: impl FnMut(&mut Recorder<R>, usize) -> Result<Value>,
-) -> Result<Vec<Value>> {
-    let mut all = Vec::new();
-    by_turns(r, &teachers.all, at_once, |r, m, t| {
+) -> Result<Value> {
+    let mut own = Vec::new();
+    by_turns(r, &teachers.all, share, at_once, |r, m, t| {
         let mut x = input(r, m)?;
         let (_, logits) = r.within(part::TEACHERS, |r| {
             for b in first..=teachers.network.blocks() {
@@ -168,10 +173,10 @@ pub fn predictions<R: Real>(
             }
             t.net.head(r, x, Mode::FROZEN)
         })?;
-        all.push(logits);
+        own.push(logits);
         Ok(())
     })?;
-    Ok(all)
+    share.gather(r, &own)
 }
 
 /// Records every teacher on the same images, and returns their features before the head, side by side, and their logits,
@@ -188,10 +193,4 @@ pub fn views<R: Real>(r: &mut Recorder<R>, teachers: &Teachers, images: Value) -
         logits.push(y);
     }
     Ok((concat(r, &features)?, concat(r, &logits)?))
-}
-
-/// Records the predictions or features of several teachers side by side: `[n, 1, 1, c_i]` become one
-/// `[n, 1, 1, sum c_i]`.
-pub fn concat<R: Real>(r: &mut Recorder<R>, parts: &[Value]) -> Result<Value> {
-    if parts.len() == 1 { Ok(parts[0]) } else { r.apply(ConcatColumns, parts) }
 }

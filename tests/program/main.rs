@@ -20,6 +20,8 @@ mod fuzz_corpus;
 mod heads;
 mod kill;
 mod newcomer;
+#[cfg(unix)]
+mod ranks;
 mod report;
 mod samples;
 mod scores;

@@ -1,0 +1,148 @@
+//! Which teachers each of several processes computes, and how their values come together again.
+
+use crate::autograd::plan::Optimiser;
+use crate::autograd::tape::Value;
+use crate::autograd::{Store, TensorId};
+use crate::device::collective::{self, Ranks};
+use crate::error::{Error, Result};
+use crate::models::Recorder;
+use crate::ops::movement::columns::Columns;
+use crate::ops::movement::concat_columns::ConcatColumns;
+use crate::ops::ranks::gather_columns::GatherColumns;
+use crate::ops::ranks::spread::Spread;
+use crate::tensor::Real;
+use std::ops::Range;
+
+/// The division of the teachers, or of the student's tasks, among the ranks: runs of neighbours whose lengths differ by at
+/// most one. A process that is alone has all of them, and records what it would record without a share.
+#[derive(Clone, Copy)]
+pub struct Share {
+    all: usize,
+    rank: usize,
+    ranks: Option<&'static Ranks>,
+}
+
+impl Share {
+    /// Of so many, among the ranks that this process has joined.
+    ///
+    /// Errors: more ranks than there is to share.
+    pub fn of(all: usize, what: &str) -> Result<Share> {
+        let Some(ranks) = collective::current() else { return Ok(Share { all, rank: 0, ranks: None }) };
+        if ranks.size() > all {
+            return Err(Error::Usage(format!(
+                "{} ranks for {all} {what}, which are divided among the ranks: start at most {all}",
+                ranks.size()
+            )));
+        }
+        Ok(Share { all, rank: ranks.rank(), ranks: Some(ranks) })
+    }
+
+    /// Those of this rank.
+    pub fn own(&self) -> Range<usize> {
+        self.range(self.rank)
+    }
+    /// The rank that computes number `i`.
+    pub fn owner(&self, i: usize) -> usize {
+        (0..self.size()).find(|rank| self.range(*rank).contains(&i)).unwrap_or(0)
+    }
+    /// The most that a rank has.
+    pub fn most(&self) -> usize {
+        self.all.div_ceil(self.size())
+    }
+    fn size(&self) -> usize {
+        self.ranks.map_or(1, Ranks::size)
+    }
+    fn range(&self, rank: usize) -> Range<usize> {
+        part(self.all, self.size(), rank)
+    }
+
+    /// Records a value for each of this rank's networks, whose gradients come together from all ranks.
+    pub fn spread<R: Real>(&self, r: &mut Recorder<R>, x: Value) -> Result<Vec<Value>> {
+        if self.ranks.is_none() {
+            return Ok(vec![x; self.all]);
+        }
+        let networks = (0..self.size()).map(|rank| self.range(rank).len()).collect();
+        r.tape.apply_all(Spread { networks, rank: self.rank }.into(), &[x])
+    }
+
+    /// Records the columns of all networks side by side, from those of this rank.
+    pub fn gather<R: Real>(&self, r: &mut Recorder<R>, own: &[Value]) -> Result<Value> {
+        let x = concat(r, own)?;
+        let Some(ranks) = self.ranks else { return Ok(x) };
+        let widths = ranks.numbers(r.tape.shape(x).c() as u64).iter().map(|w| *w as usize).collect();
+        let all = r.apply(GatherColumns { widths, rank: self.rank }, &[x])?;
+        // Every rank takes part in the exchange, even if its own share does not need the result.
+        r.tape.output(all);
+        Ok(all)
+    }
+
+    /// Records the scalars of all networks in order, from those of this rank.
+    pub fn gather_scalars<R: Real>(&self, r: &mut Recorder<R>, own: Vec<Value>) -> Result<Vec<Value>> {
+        if self.ranks.is_none() {
+            return Ok(own);
+        }
+        let all = self.gather(r, &own)?;
+        let count = r.tape.shape(all).c() as u32;
+        (0..count).map(|i| r.apply(Columns { index: vec![i] }, &[all])).collect()
+    }
+
+    /// Whether something holds in every rank.
+    pub fn all_agree(&self, holds: bool) -> bool {
+        self.ranks.map_or(holds, |ranks| ranks.numbers(u64::from(holds)).iter().all(|n| *n == 1))
+    }
+
+    /// The tensors of an optimiser that only one rank trains, with their moments: those for which `network` names a network.
+    pub fn owned(
+        &self,
+        optimiser: &Optimiser,
+        network: impl Fn(TensorId) -> Option<usize>,
+    ) -> Vec<(usize, TensorId)> {
+        let of = |(id, moments): &(TensorId, Vec<TensorId>)| {
+            let owner = network(*id).map(|i| self.owner(i));
+            let all = std::iter::once(*id).chain(moments.clone());
+            all.filter_map(|t| Some((owner?, t))).collect::<Vec<_>>()
+        };
+        optimiser.tensors.iter().flat_map(of).collect()
+    }
+}
+
+/// Records the predictions or features of several teachers side by side: `[n, 1, 1, c_i]` become one
+/// `[n, 1, 1, sum c_i]`.
+pub fn concat<R: Real>(r: &mut Recorder<R>, parts: &[Value]) -> Result<Value> {
+    if parts.len() == 1 { Ok(parts[0]) } else { r.apply(ConcatColumns, parts) }
+}
+
+/// The part of one of several ranks.
+fn part(all: usize, ranks: usize, rank: usize) -> Range<usize> {
+    let first = |rank: usize| all / ranks * rank + rank.min(all % ranks);
+    first(rank)..first(rank + 1)
+}
+
+/// Gives every rank the tensors that only one of them has trained.
+pub fn bring_together(store: &mut Store<f32>, owned: &[(usize, TensorId)]) {
+    let Some(ranks) = collective::current() else { return };
+    for (owner, id) in owned {
+        ranks.broadcast(store.get_mut(*id), *owner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_are_neighbours_and_differ_by_at_most_one() {
+        for (all, ranks) in [(1, 1), (2, 2), (5, 3), (32, 5), (7, 7)] {
+            let parts: Vec<_> = (0..ranks).map(|rank| part(all, ranks, rank)).collect();
+            assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..all).collect::<Vec<_>>());
+            let lengths = || parts.iter().map(ExactSizeIterator::len);
+            assert!(lengths().max().unwrap() - lengths().min().unwrap() <= 1, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_alone_computes_all() {
+        let share = Share::of(3, "teachers").unwrap();
+        assert_eq!((share.own(), share.owner(2)), (0..3, 0));
+    }
+}

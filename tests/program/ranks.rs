@@ -1,0 +1,234 @@
+//! Runs on several ranks: the same bits as one process, and an end in every kind of failure.
+//!
+//! The launchers are those of the folders in `DFKA_TEST_MPI`, separated by colons, or the one of `PATH`. Each is tried with
+//! every interface that its library has. Without any the tests say that they are skipped; with `DFKA_REQUIRE_MPI` they fail.
+
+use crate::common::{Lab, network, skipped, teacher_tensors};
+use dfka_engine::weights::npz;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A launcher, and the library that the program is to open, where it is not to find one by itself.
+struct Mpi {
+    launcher: PathBuf,
+    library: Option<PathBuf>,
+}
+
+impl Mpi {
+    /// All that are installed.
+    fn all() -> Vec<Mpi> {
+        let named =
+            std::env::var_os("DFKA_TEST_MPI").or_else(|| std::env::var_os("PATH")).unwrap_or_default();
+        let launchers = std::env::split_paths(&named).map(|bin| bin.join("mpirun"));
+        let mut all = Vec::new();
+        for launcher in launchers.filter(|l| l.exists()) {
+            // MPICH has its own interface in one library, and that of MPI 5 in another, which the program prefers.
+            let of_mpich = launcher.with_file_name("../lib/libmpi.so.12");
+            all.push(Mpi { launcher: launcher.clone(), library: None });
+            if of_mpich.exists() {
+                all.push(Mpi { launcher, library: Some(of_mpich) });
+            }
+        }
+        if all.is_empty() {
+            assert!(std::env::var_os("DFKA_REQUIRE_MPI").is_none(), "no mpirun in DFKA_TEST_MPI or PATH");
+            skipped("no mpirun in DFKA_TEST_MPI or PATH, so nothing runs on several ranks");
+        }
+        all
+    }
+    fn first() -> Option<Mpi> {
+        Mpi::all().into_iter().next()
+    }
+
+    /// The program with these arguments on so many ranks, on any number of processors, for root too, as in a container.
+    fn command(&self, lab: &Lab, ranks: usize, args: &[&str]) -> Command {
+        let program = lab.program(&[]);
+        let mut c = Command::new(&self.launcher);
+        c.arg("-np").arg(ranks.to_string()).arg(program.get_program()).args(args).current_dir(lab.path("."));
+        let folders = [self.launcher.parent().unwrap().to_path_buf()];
+        let path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
+        c.env("PATH", std::env::join_paths(folders.into_iter().chain(path)).unwrap());
+        for (name, value) in [
+            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+            ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+            ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+        ] {
+            c.env(name, value);
+        }
+        if let Some(library) = &self.library {
+            c.env("DFKA_MPI", library);
+        }
+        c
+    }
+    fn call(&self, lab: &Lab, ranks: usize, args: &[&str]) -> Output {
+        self.command(lab, ranks, args).output().unwrap()
+    }
+}
+
+fn run<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["run", "c.toml", "--device", "cpu", "--threads", "1", "--out", out], more].concat()
+}
+
+/// The files that a run leaves, but for its times, its command and its logs.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let is_exported = |name: &String| {
+        let kept = ["resolved.toml", "generator.npz", "labels.json", "label_statistics.json"];
+        name.contains("student") || name.contains("samples") || kept.contains(&name.as_str())
+    };
+    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(is_exported).map(|n| (n.clone(), fs::read(folder.join(n)).unwrap())).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs the lab on one process, which is the reference, and checks that `out` has the same files.
+fn expect_same(lab: &Lab, sets: &[&str], out: &str) {
+    let alone = lab.path("alone");
+    if !alone.exists() {
+        let done = lab.call(&run("alone", sets));
+        assert!(done.status.success(), "{}", text(&done.stderr));
+    }
+    let (expected, found) = (files(&alone), files(&lab.path(out)));
+    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "{out}");
+    expected.iter().for_each(|(name, bytes)| assert!(*bytes == found[name], "{out}/{name} differs"));
+    assert!(expected.len() > 10, "{:?}", expected.keys());
+}
+
+/// Three teachers, of which two have a label in common.
+const THREE: [&str; 4] = [
+    "--set",
+    r#"teachers=[{name="left",weights="left.npz"},{name="right",weights="right.npz"},{name="third",weights="third.npz"}]"#,
+    "--set",
+    "baselines.noise=true",
+];
+
+#[test]
+fn teachers_on_two_or_three_ranks_give_the_bits_of_one_process() {
+    let lab = Lab::new();
+    for (i, mpi) in Mpi::all().iter().enumerate() {
+        for ranks in [2, 3] {
+            let out = format!("mpi{i}-{ranks}");
+            let done = mpi.call(&lab, ranks, &run(&out, &THREE));
+            assert!(done.status.success(), "{ranks} ranks: {}", text(&done.stderr));
+            assert_eq!(text(&done.stdout).matches("student and report in").count(), 1, "rank 0 alone prints");
+            expect_same(&lab, &THREE, &out);
+        }
+    }
+}
+
+#[test]
+fn a_label_of_two_teachers_and_teachers_in_turns_are_shared_too() {
+    let Some(mpi) = Mpi::first() else { return };
+    let lab = Lab::new();
+    // The second teacher knows a label of the first.
+    let second = teacher_tensors(&network(), &["bus", "table"], 2);
+    npz::save(lab.path("right.npz"), &second).unwrap();
+    let sets = ["--set", "generator.teachers_at_once=1"];
+    let done = mpi.call(&lab, 2, &run("two", &sets));
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    expect_same(&lab, &sets, "two");
+}
+
+/// More steps than a rank does before a signal reaches it.
+const LONG: [&str; 4] = ["--set", "checkpoint_seconds=0", "--set", "generator.steps=60"];
+
+/// Starts two ranks that write a checkpoint after every step, and waits for the first one. Returns the launcher and rank 1.
+fn started(mpi: &Mpi, lab: &Lab, out: &str) -> (Child, u32) {
+    let mut command = mpi.command(lab, 2, &run(out, &LONG));
+    command.env("DFKA_RANK_TIMEOUT", "2").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let begun = Instant::now();
+    while !lab.path(out).join("checkpoint.npz").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint after a minute");
+        if child.try_wait().unwrap().is_some() {
+            panic!("ended too early: {}", text(&child.wait_with_output().unwrap().stderr));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    (child, rank_one(out))
+}
+
+/// The process that its launcher calls rank 1, and that runs into this folder.
+fn rank_one(out: &str) -> u32 {
+    let holds = |pid: &str, file: &str, what: &str| {
+        let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        bytes.split(|b| *b == 0).any(|word| word == what.as_bytes())
+    };
+    let all = fs::read_dir("/proc").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let is_rank_one = |pid: &String| {
+        holds(pid, "cmdline", out)
+            && (holds(pid, "environ", "OMPI_COMM_WORLD_RANK=1") || holds(pid, "environ", "PMI_RANK=1"))
+    };
+    all.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())).find(is_rank_one).unwrap().parse().unwrap()
+}
+
+/// Waits for the launcher, at most half a minute.
+fn ended(mut child: Child, what: &str) -> Output {
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}: still running after half a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes() {
+    let lab = Lab::new();
+    for (i, mpi) in Mpi::all().iter().enumerate() {
+        for (signal, code) in [("KILL", None), ("STOP", Some(8)), ("TERM", Some(143))] {
+            let out = format!("{signal}-{i}-{}", std::process::id());
+            let (child, rank) = started(mpi, &lab, &out);
+            let sent = Command::new("kill").arg(format!("-{signal}")).arg(rank.to_string()).status().unwrap();
+            assert!(sent.success());
+            let done = ended(child, signal);
+            let text = text(&done.stderr);
+            assert!(!done.status.success(), "{signal}: {text}");
+            if let Some(code) = code {
+                assert_eq!(done.status.code(), Some(code), "{signal}: {text}");
+            }
+            if signal == "STOP" {
+                assert!(text.contains("rank 0: no answer from the other ranks for 2 s"), "{text}");
+            }
+            if i > 0 {
+                continue;
+            }
+            // On another number of ranks, and on the same.
+            let again = run(&out, &[&LONG[..], &["--resume"]].concat());
+            let done = if signal == "TERM" { mpi.call(&lab, 2, &again) } else { lab.call(&again) };
+            assert!(done.status.success(), "{signal}: {}", self::text(&done.stderr));
+            expect_same(&lab, &LONG, &out);
+        }
+    }
+}
+
+#[test]
+fn more_ranks_than_teachers_are_refused() {
+    let Some(mpi) = Mpi::first() else { return };
+    let done = mpi.call(&Lab::new(), 3, &run("out", &[]));
+    let text = text(&done.stderr);
+    assert!(!done.status.success() && text.contains("3 ranks for 2 teachers"), "{text}");
+}
+
+#[test]
+fn a_missing_library_and_another_device_are_one_line() {
+    let lab = Lab::new();
+    let alone = |more: &[&str], library: &str| {
+        let mut c = lab.program(&run("out", more));
+        c.env("OMPI_COMM_WORLD_RANK", "0").env("OMPI_COMM_WORLD_SIZE", "2").env("DFKA_MPI", library);
+        let done = c.output().unwrap();
+        (done.status.code(), text(&done.stderr))
+    };
+    let (code, text) = alone(&[], "/nowhere/libmpi.so");
+    assert_eq!(code, Some(5), "{text}");
+    assert!(
+        text.starts_with("error: started as rank 0 of 2, but the launcher's MPI library is not found"),
+        "{text}"
+    );
+    assert!(!lab.path("out").exists(), "nothing was written");
+}
