@@ -43,6 +43,7 @@ pub fn demo_spec(teachers: &Path, groups: usize) -> RunSpec {
         seed: 1,
         checkpoint_seconds: 1e6,
         precision: Elem::Bf16,
+        split: Default::default(),
         device: Device::default(),
         teachers: ["a", "b"].map(|t| TeacherSpec::new(t, teachers.join(t))).into_iter().collect(),
         student: StudentOptions {

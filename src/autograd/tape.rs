@@ -54,9 +54,16 @@ pub struct Tape {
     segment: Option<u32>,
     segments: u32,
     leaves: HashMap<TensorId, Value>,
+    /// Whether the step's batch is divided among ranks.
+    pub(super) joins_ranks: bool,
 }
 
 impl Tape {
+    /// Says that this process has a part of the step's batch, and other ranks the others: what ops sum over the batch, and
+    /// the gradients of the trainable tensors, are sums over all ranks.
+    pub fn join_ranks(&mut self) {
+        self.joins_ranks = true;
+    }
     /// A tensor of the store, as a value. The same tensor is the same value wherever it is used, so that its
     /// gradients add up.
     ///

@@ -17,7 +17,7 @@ use super::teacher::{RawTeacher, teachers};
 use crate::error::Result;
 use crate::pipeline::Device;
 use crate::pipeline::session::CHECKPOINT_SECONDS;
-use crate::pipeline::spec::{ImageSource, RunSpec};
+use crate::pipeline::spec::{ImageSource, RunSpec, Split};
 use crate::tensor::Elem;
 
 #[derive(Deserialize, Serialize)]
@@ -38,6 +38,15 @@ struct RawRun {
     evaluation: Option<RawEvaluation>,
     #[serde(default)]
     baselines: RawBaselines,
+    /// Not in the printed config, because the result belongs to any division.
+    #[serde(default, skip_serializing)]
+    parallel: RawParallel,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawParallel {
+    split: Option<Split>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -66,6 +75,7 @@ impl RawRun {
             // bf16 halves the bytes that kernels move, which limits most of them, and keeps f32's range.
             precision: value_or(&mut self.precision, Elem::Bf16),
             device: Device::default(),
+            split: self.parallel.split.unwrap_or_default(),
             checkpoint_seconds: source.number(
                 "checkpoint_seconds",
                 value_or(&mut self.checkpoint_seconds, CHECKPOINT_SECONDS.into()),

@@ -140,4 +140,6 @@ registry! {
     optim::sgd::Sgd,
     ranks::spread::Spread,
     ranks::gather_columns::GatherColumns,
+    ranks::own_rows::OwnRows,
+    ranks::all_rows::AllRows,
 }

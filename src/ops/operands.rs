@@ -1,5 +1,6 @@
 //! The operands of one instruction: their slots, and typed views of them while it runs on the CPU.
 
+use crate::device::collective::Ranks;
 use crate::device::{Slot, StepState, Views};
 use crate::ops::fusion::{FusedActivation, LinearGrad};
 use crate::tensor::{Elem, Real, Shape};
@@ -141,11 +142,18 @@ pub struct Io<'v, R> {
     pub views: Views<'v>,
     /// Seed, number and learning rates of the step.
     pub step: &'v StepState,
+    /// The ranks that divide the batch: what an op sums over the batch, it sums over them too. `None` where this process
+    /// has the whole batch.
+    pub ranks: Option<&'static Ranks>,
     /// The scalar type.
     pub scalar: std::marker::PhantomData<R>,
 }
 
 impl<'v, R: Real> Io<'v, R> {
+    /// The number of parts of the batch; the inputs have one of them.
+    pub fn parts_of_the_batch(&self) -> usize {
+        self.ranks.map_or(1, Ranks::size)
+    }
     /// The shape of an input.
     pub fn shape(&self, input: usize) -> Shape {
         self.operands.input_shapes[input]

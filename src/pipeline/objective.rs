@@ -86,7 +86,10 @@ impl Objective<'_> {
         }
         let augment =
             Augment { max_shift, flip: 0.0, mix_max: 0.0, cutmix: 0.0, fill: -1.0, stream: stream::SHIFT };
-        r.apply(augment, &[image])
+        // The shift of an image depends on its place in the whole batch.
+        let whole = self.share.whole(r, image)?;
+        let shifted = r.apply(augment, &[whole])?;
+        self.share.part(r, shifted)
     }
 
     /// Records every teacher on the images (4).
@@ -143,7 +146,10 @@ impl Objective<'_> {
         let activations = views
             .features
             .iter()
-            .map(|f| r.apply(ActivationLoss { mean_over_features }, &[*f]))
+            .map(|f| {
+                let f = self.share.whole(r, *f)?;
+                r.apply(ActivationLoss { mean_over_features }, &[f])
+            })
             .collect::<Result<Vec<_>>>()?;
         let activations = self.share.gather_scalars(r, activations)?;
         terms.push(("activation", alpha, mean(r, &activations)?));

@@ -1,45 +1,66 @@
-//! Which teachers each of several processes computes, and how their values come together again.
+//! What each of several processes computes of a step, and how their values come together again: some teachers on the whole
+//! batch, or all teachers on a part of it.
 
+use super::spec::Split;
 use crate::autograd::plan::Optimiser;
 use crate::autograd::tape::Value;
-use crate::autograd::{Store, TensorId};
+use crate::autograd::{Store, Tape, TensorId};
 use crate::device::collective::{self, Ranks};
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::ops::movement::columns::Columns;
 use crate::ops::movement::concat_columns::ConcatColumns;
+use crate::ops::ranks::all_rows::AllRows;
 use crate::ops::ranks::gather_columns::GatherColumns;
+use crate::ops::ranks::own_rows::OwnRows;
 use crate::ops::ranks::spread::Spread;
 use crate::tensor::Real;
 use std::ops::Range;
 
-/// The division of the teachers, or of the student's tasks, among the ranks: runs of neighbours whose lengths differ by at
-/// most one. A process that is alone has all of them, and records what it would record without a share.
+/// The division of a step among the ranks. A process that is alone records what it would record without a share.
 #[derive(Clone, Copy)]
 pub struct Share {
+    /// Teachers, or tasks of the student.
     all: usize,
     rank: usize,
+    /// Those that divide the teachers or tasks: into runs of neighbours whose lengths differ by at most one.
     ranks: Option<&'static Ranks>,
+    /// Those that divide the batch, into equal parts.
+    of_batch: Option<&'static Ranks>,
 }
 
 impl Share {
-    /// Of so many, among the ranks that this process has joined.
+    /// Of so many teachers or tasks, among the ranks that this process has joined.
     ///
-    /// Errors: more ranks than there is to share.
-    pub fn of(all: usize, what: &str) -> Result<Share> {
-        let Some(ranks) = collective::current() else { return Ok(Share { all, rank: 0, ranks: None }) };
+    /// Errors: more ranks than teachers or tasks.
+    pub fn of(split: Split, all: usize, what: &str) -> Result<Share> {
+        let Some(ranks) = collective::current() else { return Ok(Share::alone(all)) };
+        if split == Split::Batch {
+            return Ok(Share { rank: ranks.rank(), of_batch: Some(ranks), ..Share::alone(all) });
+        }
         if ranks.size() > all {
             return Err(Error::Usage(format!(
-                "{} ranks for {all} {what}, which are divided among the ranks: start at most {all}",
+                "{} ranks for {all} {what}, which are divided among the ranks: start at most {all}, or divide the batch: \
+                 --set parallel.split=batch",
                 ranks.size()
             )));
         }
-        Ok(Share { all, rank: ranks.rank(), ranks: Some(ranks) })
+        Ok(Share { rank: ranks.rank(), ranks: Some(ranks), ..Share::alone(all) })
+    }
+    /// Of a process that computes everything.
+    pub fn alone(all: usize) -> Share {
+        Share { all, rank: 0, ranks: None, of_batch: None }
+    }
+    /// Begins a step on the tape.
+    pub fn begin(&self, tape: &mut Tape) {
+        if self.of_batch.is_some() {
+            tape.join_ranks();
+        }
     }
 
-    /// Those of this rank.
+    /// The teachers or tasks of this rank.
     pub fn own(&self) -> Range<usize> {
-        self.range(self.rank)
+        if self.ranks.is_some() { self.range(self.rank) } else { 0..self.all }
     }
     /// The rank that computes number `i`.
     pub fn owner(&self, i: usize) -> usize {
@@ -68,12 +89,28 @@ impl Share {
     /// Records the columns of all networks side by side, from those of this rank.
     pub fn gather<R: Real>(&self, r: &mut Recorder<R>, own: &[Value]) -> Result<Value> {
         let x = concat(r, own)?;
+        let x = self.whole(r, x)?;
         let Some(ranks) = self.ranks else { return Ok(x) };
         let widths = ranks.numbers(r.tape.shape(x).c() as u64).iter().map(|w| *w as usize).collect();
         let all = r.apply(GatherColumns { widths, rank: self.rank }, &[x])?;
         // Every rank takes part in the exchange, even if its own share does not need the result.
         r.tape.output(all);
         Ok(all)
+    }
+
+    /// Records the samples of this rank, of the whole batch `x`.
+    pub fn part<R: Real>(&self, r: &mut Recorder<R>, x: Value) -> Result<Value> {
+        match self.of_batch {
+            Some(ranks) => r.apply(OwnRows { rank: self.rank, ranks: ranks.size() }, &[x]),
+            None => Ok(x),
+        }
+    }
+    /// Records the whole batch, of which this rank has the part `x`.
+    pub fn whole<R: Real>(&self, r: &mut Recorder<R>, x: Value) -> Result<Value> {
+        match self.of_batch {
+            Some(ranks) => r.apply(AllRows { rank: self.rank, ranks: ranks.size() }, &[x]),
+            None => Ok(x),
+        }
     }
 
     /// Records the scalars of all networks in order, from those of this rank.
@@ -88,7 +125,9 @@ impl Share {
 
     /// Whether something holds in every rank.
     pub fn all_agree(&self, holds: bool) -> bool {
-        self.ranks.map_or(holds, |ranks| ranks.numbers(u64::from(holds)).iter().all(|n| *n == 1))
+        self.ranks
+            .or(self.of_batch)
+            .map_or(holds, |ranks| ranks.numbers(u64::from(holds)).iter().all(|n| *n == 1))
     }
 
     /// The tensors of an optimiser that only one rank trains, with their moments: those for which `network` names a network.
@@ -142,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_process_that_is_alone_computes_all() {
-        let share = Share::of(3, "teachers").unwrap();
+        let share = Share::of(Split::Teachers, 3, "teachers").unwrap();
         assert_eq!((share.own(), share.owner(2)), (0..3, 0));
     }
 }

@@ -39,6 +39,20 @@ pub struct RunSpec {
     /// Where steps run. Set by the caller, not by the config.
     #[serde(skip)]
     pub device: Device,
+    /// What several ranks divide. A run may be resumed with another value.
+    #[serde(skip)]
+    pub split: Split,
+}
+
+/// What the ranks of a launch divide among themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// The teachers and the student's tasks; each rank has the whole batch.
+    #[default]
+    Teachers,
+    /// The batch; each rank has all teachers.
+    Batch,
 }
 
 impl RunSpec {

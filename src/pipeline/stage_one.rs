@@ -1,7 +1,7 @@
 //! Stage one: a generator whose images, and whose features at every level, the teachers recognise
 //! (docs/method.md 2).
 
-use super::objective;
+use super::objective::Objective;
 use super::schedule::Schedule;
 use super::seed::{stage_seed, stream};
 use super::share::Share;
@@ -64,12 +64,24 @@ impl Draw {
         batch: usize,
         learn: Learn,
     ) -> Result<(Vec<Value>, Option<Value>)> {
+        self.record_part(r, generator, batch, learn, &Share::alone(1))
+    }
+
+    /// The same, of the part of the batch that is this rank's share. The labels to show are those of the whole batch.
+    fn record_part<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        generator: &Generator,
+        batch: usize,
+        learn: Learn,
+        share: &Share,
+    ) -> Result<(Vec<Value>, Option<Value>)> {
         if self.conditions == 0 {
-            return Ok((self.record_for(r, generator, batch, learn, None)?, None));
+            return Ok((self.levels(r, generator, batch, learn, (None, share))?, None));
         }
         let (labels, max) = (self.conditions, self.max_labels);
         let wanted = r.apply(DrawLabels { n: batch, labels, min: 1, max, stream: stream::LABELS }, &[])?;
-        Ok((self.record_for(r, generator, batch, learn, Some(wanted))?, Some(wanted)))
+        Ok((self.levels(r, generator, batch, learn, (Some(wanted), share))?, Some(wanted)))
     }
 
     /// The labels to show of one batch `[batch, labels]`: in the first `rows` rows those for which `asked` holds, in the
@@ -104,10 +116,23 @@ impl Draw {
         learn: Learn,
         wanted: Option<Value>,
     ) -> Result<Vec<Value>> {
+        self.levels(r, generator, batch, learn, (wanted, &Share::alone(1)))
+    }
+
+    /// Noise and labels are drawn for the whole batch, because a draw depends on its place in it.
+    fn levels<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        generator: &Generator,
+        batch: usize,
+        learn: Learn,
+        (wanted, share): (Option<Value>, &Share),
+    ) -> Result<Vec<Value>> {
         let mut z = r.apply(Noise { shape: Shape::rows(batch, self.latent), stream: stream::LATENT }, &[])?;
         if let Some(wanted) = wanted {
             z = r.apply(ConcatColumns, &[z, wanted])?;
         }
+        let z = share.part(r, z)?;
         r.within(part::GENERATOR, |r| generator.record(r, z, learn))
     }
 }
@@ -165,6 +190,17 @@ impl StageOne {
         self.draw.record(r, &self.generator, batch, learn)
     }
 
+    /// The same for the part of the batch that is this rank's share.
+    pub(super) fn record_share<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        batch: usize,
+        learn: Learn,
+        share: &Share,
+    ) -> Result<(Vec<Value>, Option<Value>)> {
+        self.draw.record_part(r, &self.generator, batch, learn, share)
+    }
+
     /// Records and compiles one step: `L_joint` (11) and the update of the generator and its filters, with as many
     /// teachers at a time as `generator.teachers_at_once` says, or all.
     pub fn stage(&self, engine: &mut Engine<f32>, spec: &RunSpec, teachers: &Teachers) -> Result<Stage> {
@@ -193,12 +229,12 @@ impl StageOne {
             weight_decay: 0.0,
         };
         let optimiser = [with_moments(&mut engine.store, "generator", adam, &learning)];
-        let share = Share::of(teachers.all.len(), "teachers")?;
+        let share = Share::of(spec.split, teachers.all.len(), "teachers")?;
         let owned = share.owned(&optimiser[0], |id| self.teacher_of(id));
         let all = share.most();
         let mut at_once = g.teachers_at_once.unwrap_or(all).min(all);
         let plan = loop {
-            let plan = self.plan(engine, spec, teachers, at_once, &optimiser)?;
+            let plan = self.plan(engine, spec, teachers, (at_once, share), &optimiser)?;
             if g.teachers_at_once.is_some() || at_once == 1 || share.all_agree(fits(engine, &plan)?) {
                 break plan;
             }
@@ -228,15 +264,17 @@ impl StageOne {
         engine: &Engine<f32>,
         spec: &RunSpec,
         teachers: &Teachers,
-        at_once: usize,
+        (at_once, share): (usize, Share),
         optimisers: &[Optimiser],
     ) -> Result<Plan<f32>> {
         let mut tape = Tape::default();
+        share.begin(&mut tape);
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
-        let (levels, wanted) = self.record_images(&mut r, spec.generator.batch, Learn::Trainable)?;
-        let loss = self.record_objective(&mut r, spec, teachers, &levels, wanted, at_once)?;
+        let (levels, wanted) = self.record_share(&mut r, spec.generator.batch, Learn::Trainable, &share)?;
+        let loss = self.objective(spec, teachers, at_once, share).record(&mut r, &levels, wanted)?;
         let bank = r.leaf(self.bank, Learn::Frozen);
         let image = r.tape.detach(levels[levels.len() - 1]);
+        let image = share.whole(&mut r, image)?;
         r.tape.apply_all(ScatterImages {}.into(), &[bank, image])?;
         Plan::compile(&tape, &engine.store, Some(loss), optimisers)
     }
@@ -266,15 +304,18 @@ impl StageOne {
         wanted: Option<Value>,
         at_once: usize,
     ) -> Result<Value> {
-        let objective = objective::Objective {
-            spec,
-            teachers,
-            recipe: &self.recipe,
-            levels: &self.generator.levels,
-            filters: &self.filters,
-            share: Share::of(teachers.all.len(), "teachers")?,
-            at_once,
-        };
-        objective.record(r, levels, wanted)
+        let alone = Share::alone(teachers.all.len());
+        self.objective(spec, teachers, at_once, alone).record(r, levels, wanted)
+    }
+
+    fn objective<'a>(
+        &'a self,
+        spec: &'a RunSpec,
+        teachers: &'a Teachers,
+        at_once: usize,
+        share: Share,
+    ) -> Objective<'a> {
+        let levels = &self.generator.levels;
+        Objective { spec, teachers, recipe: &self.recipe, levels, filters: &self.filters, share, at_once }
     }
 }

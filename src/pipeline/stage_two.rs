@@ -112,6 +112,7 @@ impl StageTwo {
         b: usize,
     ) -> Result<Stage> {
         let mut tape = Tape::default();
+        self.share(spec)?.begin(&mut tape);
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
         let loss = self.record_loss(&mut r, spec, teachers, stage_one, b)?;
         let first = if spec.dual.freeze_earlier { b } else { 1 };
@@ -120,7 +121,7 @@ impl StageTwo {
         let adam = Adam { lr_slot: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         let optimiser = with_moments(&mut engine.store, &format!("block{b}"), adam, &learning);
         let of_task = |id| self.filters[b - 1].iter().position(|f| f.tensors().contains(&id));
-        let owned = self.share()?.owned(&optimiser, of_task);
+        let owned = self.share(spec)?.owned(&optimiser, of_task);
         Ok(Stage {
             name: name.into(),
             plan: Plan::compile(&tape, &engine.store, Some(loss), &[optimiser])?,
@@ -152,7 +153,9 @@ impl StageTwo {
             }
             Images::Noise => r.apply(Noise { shape: image_shape, stream: stream::NOISE_IMAGES }, &[])?,
         };
-        let image = r.apply(d.augment.op(), &[drawn])?;
+        let whole = r.apply(d.augment.op(), &[drawn])?;
+        let share = self.share(spec)?;
+        let image = share.part(r, whole)?;
 
         let mut terms = Vec::new();
         let first = self.record_input(r, spec, teachers, image, image, 1, b)?;
@@ -166,7 +169,7 @@ impl StageTwo {
         if let (Some(one), true) = (stage_one, b > 1 && d.lambda_in[1] > 0.0)
             && let Some(j) = one.generator.levels.iter().position(|l| *l == b - 1)
         {
-            let (levels, _) = one.record_images(r, d.batch, Learn::Frozen)?;
+            let (levels, _) = one.record_share(r, d.batch, Learn::Frozen, &share)?;
             let second = self.record_input(r, spec, teachers, levels[levels.len() - 1], levels[j], b, b)?;
             for TaskLosses { dual, features } in second {
                 terms.push((d.lambda_in[1], dual));
@@ -199,9 +202,10 @@ impl StageTwo {
             x = r.within(part::STUDENT, |r| self.trunk.block(r, block, x, Mode { learn, stats }, None))?;
         }
         // Every rank records what all of them compute together, before what it computes alone.
-        let means = |mean: &Option<TensorId>| mean.map(|m| record_means(r, teachers, m, image)).transpose();
+        let means =
+            |mean: &Option<TensorId>| mean.map(|m| record_means(r, spec, teachers, m, image)).transpose();
         let means: Vec<Option<Value>> = self.means.iter().map(means).collect::<Result<_>>()?;
-        let share = self.share()?;
+        let share = self.share(spec)?;
         let (inputs, mut own) = (share.spread(r, x)?, Vec::new());
         for (m, x) in share.own().zip(inputs) {
             let (task, filter) = (&self.tasks[m], &self.filters[b - 1][m]);
@@ -221,6 +225,7 @@ impl StageTwo {
                     teacher.head(r, features[features.len() - 1], Mode::FROZEN)
                 })?;
                 features.push(pooled);
+                let logits = share.whole(r, logits)?;
                 Ok((features, r.apply(Columns { index: task.columns.clone() }, &[logits])?))
             };
             let (wanted_features, wanted) = suffix(r, block_b)?;
@@ -247,8 +252,8 @@ impl StageTwo {
     }
 
     /// The tasks that this process computes.
-    fn share(&self) -> Result<Share> {
-        Share::of(self.tasks.len(), "tasks of the student")
+    fn share(&self, spec: &RunSpec) -> Result<Share> {
+        Share::of(spec.split, self.tasks.len(), "tasks of the student")
     }
 
     /// Architecture and labels of the student that branches after block `b` for every task.
@@ -336,11 +341,13 @@ fn mean_matrix<R: Real>(store: &mut Store<R>, teachers: &Teachers, task: &TaskLa
 /// Records the targets of a task that has labels of several teachers: the means of their probabilities for `image`.
 fn record_means<R: Real>(
     r: &mut Recorder<R>,
+    spec: &RunSpec,
     teachers: &Teachers,
     matrix: TensorId,
     image: Value,
 ) -> Result<Value> {
-    let (count, share) = (teachers.all.len(), Share::of(teachers.all.len(), "teachers")?);
+    let count = teachers.all.len();
+    let share = Share::of(spec.split, count, "teachers")?;
     let logits = predictions(r, teachers, &share, 1, count, |_, _| Ok(image))?;
     let all = r.apply(Activation(Act::Sigmoid), &[logits])?;
     let matrix = r.leaf(matrix, Learn::Frozen);

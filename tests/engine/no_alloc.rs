@@ -77,6 +77,7 @@ fn run_spec(teachers: Vec<TeacherSpec>) -> RunSpec {
         seed: 3,
         checkpoint_seconds: 1e6,
         precision: Elem::Bf16,
+        split: Default::default(),
         device: Device::default(),
         teachers,
         student: StudentOptions {

@@ -287,6 +287,7 @@ fn run_of(golden: &Golden, engine: &mut Engine<f64>) -> Run {
         seed: 1,
         checkpoint_seconds: 1e6,
         precision: Elem::Bf16,
+        split: Default::default(),
         device: Device::default(),
         teachers,
         student: StudentOptions {

@@ -4,7 +4,7 @@
 //! every interface that its library has. Without any the tests say that they are skipped; with `DFKA_REQUIRE_MPI` they fail.
 
 use crate::common::{Lab, network, skipped, teacher_tensors};
-use dfka_engine::weights::npz;
+use dfka_engine::weights::{self, Tensors, npz};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -204,6 +204,77 @@ fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes()
             assert!(done.status.success(), "{signal}: {}", self::text(&done.stderr));
             expect_same(&lab, &LONG, &out);
         }
+    }
+}
+
+/// One step of every stage, of a student from scratch and then of one with stored statistics.
+const STEP: [&str; 8] = [
+    "--set",
+    "generator.steps=1",
+    "--set",
+    "dual.steps=[1, 1, 1, 1]",
+    "--set",
+    "checkpoint_seconds=0",
+    "--set",
+    "loss.recipe=conditional",
+];
+
+/// What a run has in its store after the last stage, which its checkpoints no longer hold at its end.
+fn last_state(mut child: Child, lab: &Lab, out: &str) -> Tensors {
+    let (last, checkpoint) = (lab.path(out).join("student-block4.npz"), lab.path(out).join("checkpoint.npz"));
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{out}: no last stage after a minute");
+        // The stage's student is written before the checkpoint, and the next checkpoint after the evaluation.
+        let state = if last.exists() { load_checkpoint(&checkpoint) } else { None };
+        if let Some(state) = state.filter(|s| s.iter().any(|(name, _)| name.starts_with("block4.moments"))) {
+            child.wait().unwrap();
+            return state;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("{out}: ended with {status} before its last checkpoint was read");
+        }
+    }
+}
+
+/// A checkpoint, unless it is being replaced.
+fn load_checkpoint(file: &Path) -> Option<Tensors> {
+    weights::load(file).ok()
+}
+
+/// The relative distance of all tensors together whose names contain `what`.
+fn distance(a: &Tensors, b: &Tensors, what: &str) -> f64 {
+    let (mut away, mut all) = (0.0, 0.0);
+    for (name, tensor) in a.iter().filter(|(name, _)| name.contains(what)) {
+        let other = &b.get(name).unwrap().data;
+        for (x, y) in tensor.data.iter().zip(other) {
+            (away, all) = (away + f64::from(x - y).powi(2), all + f64::from(*x).powi(2));
+        }
+    }
+    assert!(all > 0.0, "{what}");
+    (away / all).sqrt()
+}
+
+/// Adam's first moment after one step is a tenth (in stage one a half) of the gradient.
+#[test]
+fn a_batch_on_two_ranks_has_the_gradients_of_one_process() {
+    let Some(mpi) = Mpi::first() else { return };
+    let lab = Lab::new();
+    for (i, init) in ["scratch", "mean"].into_iter().enumerate() {
+        let init = format!("student.init={init}");
+        let sets = [&STEP[..], &["--set", &init]].concat();
+        let (one, two) = (format!("one{i}"), format!("two{i}"));
+        let alone = lab.program(&run(&one, &sets)).stdout(Stdio::null()).spawn().unwrap();
+        let alone = last_state(alone, &lab, &one);
+        let divided = [&sets[..], &["--set", "parallel.split=batch"]].concat();
+        let divided = mpi.command(&lab, 2, &run(&two, &divided)).stdout(Stdio::null()).spawn().unwrap();
+        let divided = last_state(divided, &lab, &two);
+        for stage in ["generator", "block1", "block2", "block3", "block4"] {
+            let found = distance(&alone, &divided, &format!("{stage}.moments.first"));
+            println!("{init}, {stage}: {found:.1e}");
+            assert!(found <= 5e-7, "{init}, {stage}: {found}");
+        }
+        assert_eq!(distance(&alone, &divided, "generator.bank"), 0.0, "the images have the same bits");
     }
 }
 

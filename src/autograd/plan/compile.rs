@@ -1,6 +1,7 @@
 //! The plan of a step, and how it is compiled from a tape.
 
 use super::instruction::{Instruction, LossGrad, Phase};
+use super::joined::Joined;
 use super::lifetimes::Buffers;
 use super::lowering::Lowering;
 use super::optimiser::Optimiser;
@@ -13,7 +14,7 @@ use crate::autograd::cost::bytes::{Cost, bytes_moved};
 use crate::autograd::tape::{Tape, Value};
 use crate::device::Slot;
 use crate::device::gpu::launch::Launch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 
@@ -29,6 +30,8 @@ pub struct Plan<R> {
     /// Whether it was replayed before, so that the scratch memory of all worker threads is as large as it
     /// has to be.
     pub(crate) is_warm: bool,
+    /// Where the batch is divided among ranks: the gradients of the trainable tensors, and room for their exchange.
+    pub(crate) joined: Option<Joined<R>>,
     pub(crate) scalar: PhantomData<R>,
 }
 
@@ -46,6 +49,11 @@ impl<R: Real> Plan<R> {
         optimisers: &[Optimiser],
     ) -> Result<Plan<R>> {
         let target = store.target.as_ref();
+        if tape.joins_ranks && target.is_some() {
+            return Err(Error::NoDevice(
+                "several ranks divide a batch on the CPU only; add --device cpu".into(),
+            ));
+        }
         // Needs, element types, groups and fusions.
         let step = Step::of::<R>(tape, loss, target)?;
         // Lifetimes: which buffers there are, and how long each is in use.
@@ -65,6 +73,8 @@ impl<R: Real> Plan<R> {
             bytes_moved: bytes_moved(&instructions, program.as_ref()),
             launches: program.as_ref().map_or(0, |p| p.launches.len()),
         };
+        let joined =
+            tape.joins_ranks.then(|| Joined::of(optimisers, &buffers.leaf_grads, |b| lowering.slot(b)));
         let output = |v: &Value| (*v, lowering.value_slot(*v), step.storage.elem(*v));
         let names = tape.metrics.iter().map(|(name, _)| name.clone()).collect();
         Ok(Plan {
@@ -75,6 +85,7 @@ impl<R: Real> Plan<R> {
             cost,
             program,
             is_warm: false,
+            joined,
             scalar: PhantomData,
         })
     }

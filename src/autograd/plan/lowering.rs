@@ -59,7 +59,8 @@ impl<R: Real> Lowering<'_, R> {
         }
     }
 
-    fn slot(&self, buffer: usize) -> Slot {
+    /// Where a buffer is.
+    pub(crate) fn slot(&self, buffer: usize) -> Slot {
         let bytes = self.buffers.lives.0[buffer].bytes;
         Slot { space: Space::Arena, offset: self.placement.offsets[buffer], bytes }
     }

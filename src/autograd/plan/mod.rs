@@ -12,6 +12,7 @@
 //! | `lifetimes.rs` | which buffers there are, and from when to when each is in use |
 //! | `placement.rs` | the offset of every buffer in the arena |
 //! | `lowering.rs` | the list of instructions, with the memory of every operand |
+//! | `joined.rs` | of ranks that divide a batch, the gradients that they add |
 //! | `program.rs` | for a GPU, the launches of every instruction |
 //!
 //! `step.rs` collects the results of the passes before `lifetimes.rs`. A replay (`replay.rs`) only walks the
@@ -20,6 +21,7 @@
 mod compile;
 pub(super) mod groups;
 pub(super) mod instruction;
+mod joined;
 pub(super) mod lifetimes;
 mod lowering;
 pub(super) mod needs;

@@ -13,6 +13,7 @@ mod watch;
 pub use launcher::{Launched, launched};
 
 use crate::error::{Error, Result};
+use crate::tensor::Real;
 use bytemuck::Pod;
 use mpi::Mpi;
 use std::sync::OnceLock;
@@ -90,6 +91,32 @@ impl Ranks {
     /// `data` becomes that of rank `from`.
     pub fn broadcast<T: Pod>(&self, data: &mut [T], from: usize) {
         self.watched(|| self.mpi.broadcast(bytemuck::cast_slice_mut(data), from));
+    }
+    /// `values` become their sums over all ranks, each added from rank 0 on.
+    pub fn add<R: Real>(&self, values: &mut [R]) {
+        let (count, mut all) = (values.len(), vec![R::ZERO; values.len() * self.size]);
+        self.all_gather(values, &mut all);
+        values.copy_from_slice(&all[..count]);
+        all[count..].chunks_exact(count.max(1)).for_each(|part| {
+            values.iter_mut().zip(part).for_each(|(v, p)| *v += *p);
+        });
+    }
+    /// The same for many values: each rank adds a slice of them, and passes it on.
+    pub fn add_in_slices<R: Real>(&self, values: &mut [R], room: &mut Vec<R>) {
+        let slice = values.len().div_ceil(self.size);
+        let padded = slice * self.size;
+        room.clear();
+        room.extend_from_slice(values);
+        room.resize(2 * padded, R::ZERO);
+        let (own, all) = room.split_at_mut(padded);
+        self.all_to_all(own, all);
+        let sum = &mut own[..slice];
+        sum.copy_from_slice(&all[..slice]);
+        for part in all.chunks_exact(slice.max(1)).skip(1) {
+            sum.iter_mut().zip(part).for_each(|(s, p)| *s += *p);
+        }
+        self.all_gather(sum, all);
+        values.copy_from_slice(&all[..values.len()]);
     }
     /// One number of every rank.
     pub fn numbers(&self, own: u64) -> Vec<u64> {

@@ -6,6 +6,7 @@
 
 use super::par::{Rows, for_parts};
 use super::vector::{vectorised, with_width};
+use crate::device::collective::Ranks;
 use crate::tensor::Real;
 use std::ops::Range;
 
@@ -30,6 +31,47 @@ pub fn sums<R: Real>(
     block: impl Fn(Range<usize>, &mut [R]) + Sync,
 ) -> &mut [R] {
     let grain = pixels.div_ceil(PARTS).max(BLOCK);
+    let (total, rest) = sums_of_parts(pixels, grain, width, scratch, block).split_at_mut(width);
+    for part in rest[width..].chunks_exact(2 * width) {
+        add(total, part);
+    }
+    total
+}
+
+/// [`sums`] over the pixels of all ranks, of which each has as many. The bits are those of one process with all pixels, where
+/// its parts do not lie across the border between two ranks.
+pub fn sums_of_ranks<'s, R: Real>(
+    ranks: Option<&Ranks>,
+    pixels: usize,
+    width: usize,
+    scratch: &'s mut [R],
+    block: impl Fn(Range<usize>, &mut [R]) + Sync,
+) -> &'s mut [R] {
+    let Some(ranks) = ranks else { return sums(pixels, width, scratch, block) };
+    let grain = (pixels * ranks.size()).div_ceil(PARTS).max(BLOCK);
+    if !pixels.is_multiple_of(grain) {
+        let total = sums(pixels, width, scratch, block);
+        ranks.add(total);
+        return total;
+    }
+    let parts = sums_of_parts(pixels, grain, width, scratch, block);
+    let own: Vec<R> = parts.chunks_exact(2 * width).flat_map(|part| &part[..width]).copied().collect();
+    let mut all = vec![R::ZERO; own.len() * ranks.size()];
+    ranks.all_gather(&own, &mut all);
+    let total = &mut scratch[..width];
+    total.copy_from_slice(&all[..width]);
+    all[width..].chunks_exact(width).for_each(|part| add(total, part));
+    total
+}
+
+/// Sums over parts of `grain` pixels, `[parts][2][width]`; the second half of a part is scratch.
+fn sums_of_parts<R: Real>(
+    pixels: usize,
+    grain: usize,
+    width: usize,
+    scratch: &mut [R],
+    block: impl Fn(Range<usize>, &mut [R]) + Sync,
+) -> &mut [R] {
     let parts = pixels.div_ceil(grain);
     let scratch = &mut scratch[..2 * parts * width];
     for_parts(Rows::new(scratch, parts), 1, &|part, sums: Rows<R>| {
@@ -47,11 +89,7 @@ pub fn sums<R: Real>(
             },
         );
     });
-    let (total, rest) = scratch.split_at_mut(width);
-    for part in rest[width..].chunks_exact(2 * width) {
-        add(total, part);
-    }
-    total
+    scratch
 }
 
 /// `a += b`, up to the shorter length.
@@ -66,7 +104,10 @@ pub fn add<R: Real>(a: &mut [R], b: &[R]) {
 /// One pass over `x` sums `x - shift` and its square. No digits are lost where the mean is many standard
 /// deviations, as they would be in `E[x^2] - E[x]^2`, nor by rounding the mean, because it stays the sum
 /// `shift + delta`.
+///
+/// With `ranks`, of the pixels of all ranks, of which each has as many.
 pub fn channel_stats<R: Real>(
+    ranks: Option<&Ranks>,
     x: &[R],
     c: usize,
     scratch: &mut [R],
@@ -75,9 +116,10 @@ pub fn channel_stats<R: Real>(
     var: &mut [R],
 ) {
     let pixels = x.len() / c;
-    sample_mean(x, c, shift);
+    sample_mean(ranks, x, c, shift);
     let shift = &*shift;
-    let sums = sums(
+    let sums = sums_of_ranks(
+        ranks,
         pixels,
         2 * c,
         scratch,
@@ -100,7 +142,7 @@ pub fn channel_stats<R: Real>(
             )
         },
     );
-    let scale = R::of(1.0 / pixels as f64);
+    let scale = R::of(1.0 / (pixels * ranks.map_or(1, Ranks::size)) as f64);
     for i in 0..c {
         delta[i] = sums[i] * scale;
         var[i] = (sums[c + i] * scale - delta[i] * delta[i]).max(R::ZERO);
@@ -109,13 +151,24 @@ pub fn channel_stats<R: Real>(
 
 /// The mean of up to [`BLOCK`] pixels spread over `x`. The step is odd, so that the pixels come from all
 /// columns of an image whose width is a power of two, from its borders as well as its interior.
-fn sample_mean<R: Real>(x: &[R], c: usize, mean: &mut [R]) {
-    let pixels = x.len() / c;
+fn sample_mean<R: Real>(ranks: Option<&Ranks>, x: &[R], c: usize, mean: &mut [R]) {
+    let pixels = x.len() / c * ranks.map_or(1, Ranks::size);
     let count = pixels.min(BLOCK);
     let step = (pixels / count) | 1;
     mean.fill(R::ZERO);
-    for i in 0..count {
-        add(mean, &x[i * step % pixels * c..]);
+    let at = |i: usize| i * step % pixels * c;
+    match ranks {
+        None => (0..count).for_each(|i| add(mean, &x[at(i)..])),
+        Some(ranks) => {
+            // Each pixel is one rank's, and zero in the others.
+            let (first, mut sampled) = (ranks.rank() * x.len(), vec![R::ZERO; count * c]);
+            for (i, pixel) in sampled.chunks_exact_mut(c).enumerate() {
+                let own = at(i).checked_sub(first).and_then(|own| x.get(own..own + c));
+                own.into_iter().for_each(|own| pixel.copy_from_slice(own));
+            }
+            ranks.add(&mut sampled);
+            sampled.chunks_exact(c).for_each(|pixel| add(mean, pixel));
+        }
     }
     let scale = R::of(1.0 / count as f64);
     mean.iter_mut().for_each(|m| *m *= scale);
@@ -174,7 +227,7 @@ mod tests {
             let x = wave(pixels * c);
             let mut scratch = vec![f32::NAN; scratch_len(2 * c)];
             let [mut shift, mut delta, mut var] = [(); 3].map(|_| vec![f32::NAN; c]);
-            channel_stats(&x, c, &mut scratch, &mut shift, &mut delta, &mut var);
+            channel_stats(None, &x, c, &mut scratch, &mut shift, &mut delta, &mut var);
             for ch in 0..c {
                 let v: Vec<f64> = x.iter().skip(ch).step_by(c).map(|v| f64::from(*v)).collect();
                 let mean = v.iter().sum::<f64>() / pixels as f64;

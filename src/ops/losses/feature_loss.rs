@@ -64,7 +64,11 @@ impl Operator for FeatureLoss {
     }
 
     fn forward<R: Real>(&self, io: &Io<R>) {
-        let [error, norm] = norms(io.x(0), io.x(1));
+        let mut norms = norms(io.x(0), io.x(1));
+        if let Some(ranks) = io.ranks {
+            ranks.add(&mut norms);
+        }
+        let [error, norm] = norms;
         let norm = norm.max(1e-12);
         io.y(0)[0] = R::of(error / norm);
         if io.saves() {

@@ -2,7 +2,9 @@
 //!
 //! They run on the CPU: their launches are an error.
 
+pub mod all_rows;
 pub mod gather_columns;
+pub mod own_rows;
 pub mod spread;
 
 use crate::error::{Error, Result};
