@@ -11,6 +11,7 @@ use super::inputs::RunInputs;
 use super::observer::Observer;
 use super::sample;
 use super::session::{Extras, Session};
+use super::share::Share;
 use super::snapshots::Snapshots;
 use super::spec::{ImageSource, RunSpec};
 use super::stage::fits;
@@ -112,6 +113,8 @@ fn amalgamate(
     let mut engine = engine_on(&spec.device, spec.precision)?;
     let teachers = Teachers::build(&mut engine.store, &inputs.teachers, &spec.student)?;
     let tasks = tasks(&teachers, &spec.student)?;
+    // Before hours of training: what stage two will divide among the ranks.
+    Share::of(spec.split, tasks.len(), "tasks of the student")?;
     summary.parameters.teachers = teachers.parameters();
     let stage_one = match spec.dual.images {
         ImageSource::Generator => Some(train_generator(spec, &teachers, &mut engine, session, summary)?),

@@ -99,24 +99,27 @@ fn expect_same(lab: &Lab, sets: &[&str], out: &str) {
     assert!(expected.len() > 10, "{:?}", expected.keys());
 }
 
-/// Three teachers, of which two have a label in common.
-const THREE: [&str; 4] = [
+/// Four teachers, of which the last knows labels of others.
+const FOUR: [&str; 6] = [
     "--set",
-    r#"teachers=[{name="left",weights="left.npz"},{name="right",weights="right.npz"},{name="third",weights="third.npz"}]"#,
+    r#"teachers=[{name="left",weights="left.npz"},{name="right",weights="right.npz"},{name="third",weights="third.npz"},{name="fourth",weights="fourth.npz"}]"#,
+    "--set",
+    r#"student.teachers_of={tree="fourth",dog="fourth"}"#,
     "--set",
     "baselines.noise=true",
 ];
 
 #[test]
-fn teachers_on_two_or_three_ranks_give_the_bits_of_one_process() {
+fn four_teachers_on_two_or_four_ranks_give_the_bits_of_one_process() {
     let lab = Lab::new();
+    npz::save(lab.path("fourth.npz"), &teacher_tensors(&network(), &["dog", "tree"], 9)).unwrap();
     for (i, mpi) in Mpi::all().iter().enumerate() {
-        for ranks in [2, 3] {
+        for ranks in [2, 4] {
             let out = format!("mpi{i}-{ranks}");
-            let done = mpi.call(&lab, ranks, &run(&out, &THREE));
+            let done = mpi.call(&lab, ranks, &run(&out, &FOUR));
             assert!(done.status.success(), "{ranks} ranks: {}", text(&done.stderr));
             assert_eq!(text(&done.stdout).matches("student and report in").count(), 1, "rank 0 alone prints");
-            expect_same(&lab, &THREE, &out);
+            expect_same(&lab, &FOUR, &out);
         }
     }
 }
