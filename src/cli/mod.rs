@@ -47,8 +47,8 @@ use version::{NAME, VERSION};
 /// data.
 ///
 /// Exit codes: 0 done, 1 run failed, 2 usage, 3 bad config, 4 bad or missing weights or data, 5 no usable
-/// device, 6 out of memory, 7 diverged, collapsed or a failed student, 8 another rank no longer answers; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM
-/// (--resume continues).
+/// device, 6 out of memory, 7 diverged, collapsed or a failed student, 8 another rank no longer answers; 129, 130
+/// or 143 stopped by SIGHUP, SIGINT or SIGTERM (--resume continues).
 #[derive(Parser)]
 #[command(name = NAME, version = VERSION, max_term_width = 100)]
 struct Cli {

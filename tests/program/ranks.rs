@@ -2,8 +2,10 @@
 //!
 //! The launchers are those of the folders in `DFKA_TEST_MPI`, separated by colons, or the one of `PATH`. Each is tried with
 //! every interface that its library has. Without any the tests say that they are skipped; with `DFKA_REQUIRE_MPI` they fail.
+//! `DFKA_RANK_KILLS` is the number of signals, `DFKA_KILL_SEED` draws their moments.
 
 use crate::common::{Lab, network, skipped, teacher_tensors};
+use dfka_engine::device::philox::Draws;
 use dfka_engine::weights::{self, Tensors, npz};
 use std::collections::BTreeMap;
 use std::fs;
@@ -140,8 +142,8 @@ fn a_label_of_two_teachers_and_teachers_in_turns_are_shared_too() {
 /// More steps than a rank does before a signal reaches it.
 const LONG: [&str; 4] = ["--set", "checkpoint_seconds=0", "--set", "generator.steps=60"];
 
-/// Starts two ranks that write a checkpoint after every step, and waits for the first one. Returns the launcher and rank 1.
-fn started(mpi: &Mpi, lab: &Lab, out: &str) -> (Child, u32) {
+/// Starts two ranks that write a checkpoint after every step, and waits for the first one.
+fn started(mpi: &Mpi, lab: &Lab, out: &str) -> Child {
     let mut command = mpi.command(lab, 2, &run(out, &LONG));
     command.env("DFKA_RANK_TIMEOUT", "2").stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -153,21 +155,21 @@ fn started(mpi: &Mpi, lab: &Lab, out: &str) -> (Child, u32) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    (child, rank_one(out))
+    child
 }
 
-/// The process that its launcher calls rank 1, and that runs into this folder.
-fn rank_one(out: &str) -> u32 {
+/// The process that its launcher gives this rank, and that runs into this folder; `None` after its end.
+fn process_of(rank: usize, out: &str) -> Option<u32> {
     let holds = |pid: &str, file: &str, what: &str| {
         let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         bytes.split(|b| *b == 0).any(|word| word == what.as_bytes())
     };
     let all = fs::read_dir("/proc").unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let is_rank_one = |pid: &String| {
-        holds(pid, "cmdline", out)
-            && (holds(pid, "environ", "OMPI_COMM_WORLD_RANK=1") || holds(pid, "environ", "PMI_RANK=1"))
+    let has_rank = |pid: &str, name: &str| holds(pid, "environ", &format!("{name}={rank}"));
+    let is_it = |pid: &String| {
+        holds(pid, "cmdline", out) && (has_rank(pid, "OMPI_COMM_WORLD_RANK") || has_rank(pid, "PMI_RANK"))
     };
-    all.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())).find(is_rank_one).unwrap().parse().unwrap()
+    all.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())).find(is_it)?.parse().ok()
 }
 
 /// Waits for the launcher, at most half a minute.
@@ -180,33 +182,50 @@ fn ended(mut child: Child, what: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// Sends a signal to a rank at a random moment after the first checkpoint. Returns how the launcher ended; `None` if the run
+/// had ended before.
+fn signalled(mpi: &Mpi, lab: &Lab, out: &str, signal: &str, draw: [u32; 4]) -> Option<Output> {
+    let child = started(mpi, lab, out);
+    std::thread::sleep(Duration::from_millis(u64::from(draw[0] % 400)));
+    let rank = draw[1] as usize % 2;
+    let sent = process_of(rank, out).map(|pid| {
+        Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null()).status()
+    });
+    let done = ended(child, signal);
+    println!("{signal} to rank {rank} of {out}: {}", done.status);
+    sent.filter(|_| !done.status.success()).map(|_| done)
+}
+
 #[test]
 fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes() {
-    let lab = Lab::new();
-    for (i, mpi) in Mpi::all().iter().enumerate() {
-        for (signal, code) in [("KILL", None), ("STOP", Some(8)), ("TERM", Some(143))] {
-            let out = format!("{signal}-{i}-{}", std::process::id());
-            let (child, rank) = started(mpi, &lab, &out);
-            let sent = Command::new("kill").arg(format!("-{signal}")).arg(rank.to_string()).status().unwrap();
-            assert!(sent.success());
-            let done = ended(child, signal);
-            let text = text(&done.stderr);
-            assert!(!done.status.success(), "{signal}: {text}");
-            if let Some(code) = code {
-                assert_eq!(done.status.code(), Some(code), "{signal}: {text}");
-            }
-            if signal == "STOP" {
-                assert!(text.contains("rank 0: no answer from the other ranks for 2 s"), "{text}");
-            }
-            if i > 0 {
-                continue;
-            }
-            // On another number of ranks, and on the same.
-            let again = run(&out, &[&LONG[..], &["--resume"]].concat());
-            let done = if signal == "TERM" { mpi.call(&lab, 2, &again) } else { lab.call(&again) };
-            assert!(done.status.success(), "{signal}: {}", self::text(&done.stderr));
-            expect_same(&lab, &LONG, &out);
-        }
+    let number = |name: &str, default: usize| {
+        std::env::var(name).map_or(default, |v| v.parse().unwrap_or_else(|e| panic!("{name}={v}: {e}")))
+    };
+    let (lab, all) = (Lab::new(), Mpi::all());
+    let kills = if all.is_empty() { 0 } else { number("DFKA_RANK_KILLS", 3 * all.len()) };
+    let mut draws = (0..).map(|i| Draws::new(number("DFKA_KILL_SEED", 1) as u64, 81, 0).words(i, 0));
+    for i in 0..kills {
+        let (signal, code) = [("KILL", None), ("STOP", Some(8)), ("TERM", Some(143))][i % 3];
+        let mpi = &all[i / 3 % all.len()];
+        let tries = (0..20).map(|k| format!("{signal}-{i}-{k}-{}", std::process::id()));
+        let found = tries.into_iter().find_map(|out| {
+            let done = signalled(mpi, &lab, &out, signal, draws.next().unwrap())?;
+            Some((out, done))
+        });
+        let (out, done) = found.unwrap_or_else(|| panic!("{signal}: the run always ended before it"));
+        let text = text(&done.stderr);
+        assert!(
+            code.is_none_or(|code| done.status.code() == Some(code)),
+            "{signal}: {}: {text}",
+            done.status
+        );
+        let is_lost = text.contains("no answer from the other ranks for 2 s");
+        assert!(signal != "STOP" || is_lost, "{text}");
+        // On another number of ranks, and on the same.
+        let again = run(&out, &[&LONG[..], &["--resume"]].concat());
+        let done = if signal == "TERM" { mpi.call(&lab, 2, &again) } else { lab.call(&again) };
+        assert!(done.status.success(), "{signal}: {}", self::text(&done.stderr));
+        expect_same(&lab, &LONG, &out);
     }
 }
 
