@@ -37,17 +37,20 @@ pub fn text(forecast: &Value) -> String {
         format!("the least that an {card} needs for these launches; nothing was timed")
     };
     let held = |part: &str| number(&forecast["gpu_peak"][part]) / 1e9;
+    let [peak, store, arena] =
+        ["peak_bytes", "store_bytes", "arena_bytes"].map(|part| number(&forecast[part]));
     let (gpu, whole) = (number(&forecast["gpu_peak_bytes"]), number(&forecast["card"]["memory_bytes"]));
     text += &format!(
         "\ntime       {} ({source})\n\
-         memory     {:.0} MB at the peak ({:.0} MB of tensors, {:.0} MB for the largest step)\n\
+         memory     {:.0} MB at the peak ({:.0} MB of tensors, {:.0} MB for the largest step, {:.0} MB for the rest)\n\
          GPU memory {:.2} GB at the peak ({:.2} GB of tensors, {:.2} GB of bf16 copies, {:.2} GB for the largest step): \
          {:.1} % of an {card}\n\
          parameters {:.2} M in the teachers, {:.2} M in the student\n",
         report::duration(number(&forecast["seconds"])),
-        megabytes(&forecast["peak_bytes"]),
-        megabytes(&forecast["store_bytes"]),
-        megabytes(&forecast["arena_bytes"]),
+        peak / 1e6,
+        store / 1e6,
+        arena / 1e6,
+        (peak - store - arena) / 1e6,
         gpu / 1e9,
         held("store_bytes"),
         held("copies_bytes"),

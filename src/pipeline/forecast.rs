@@ -17,6 +17,7 @@ use crate::device::gpu::target::Target;
 use crate::device::{StepState, memory};
 use crate::error::Result;
 use crate::summary::Parameters;
+use rayon::current_num_threads;
 use std::time::Instant;
 
 /// The cost of one stage.
@@ -117,7 +118,8 @@ pub struct Forecast {
     pub store_bytes: usize,
     /// Working memory of the largest step.
     pub arena_bytes: usize,
-    /// Memory of the process at its peak.
+    /// Memory of the process at its peak: `store_bytes` and `arena_bytes` as far as they are held at the same time, what
+    /// teachers' files hold, a student or generator while it is written, and the program.
     pub peak_bytes: usize,
     /// Memory of a GPU in the stage that needs most of it.
     pub gpu_peak: Held,
@@ -132,9 +134,12 @@ pub struct Forecast {
     pub parameters: Parameters,
 }
 
-/// Memory of the process beside tensors: code, libraries, thread stacks and file buffers. Measured on Linux:
-/// 7 MB at the start, 5 MB of transient buffers while files are read.
-const PROCESS_BYTES: usize = 12 << 20;
+/// Memory of the process beside tensors, measured on Linux (`benches/growth`): 11 MB of code; the config, plans, curves,
+/// and what the allocator keeps for later.
+const PROCESS_BYTES: usize = 16_500_000;
+
+/// For each thread: its stack, its part of the allocator, and the buffers of the ops that it runs. Measured likewise.
+const THREAD_BYTES: usize = 300_000;
 
 /// Bytes of pictures and of the page, and of the curves for each step. The demo leaves 1.5 MB and 380 bytes.
 const PICTURE_BYTES: u64 = 2 << 20;
@@ -158,7 +163,7 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
     let measures = card.is_none() && !teachers.iter().any(OpenedTeacher::is_drawn);
     let (mut card, mut gpu_peak, mut by_turns) = (card, Held::default(), None);
     let mut stages = Vec::new();
-    let mut peak = (0, 0);
+    let (mut held, mut peak) = ((0, 0), 0);
     let (mut parameters, mut disk) = (Parameters::default(), Disk::default());
     let students = std::iter::once((String::new(), &spec.dual.images))
         .chain(spec.baselines.iter().map(|source| (baseline_prefix(source), source)));
@@ -178,7 +183,7 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
             Ok(plan.held(&engine.store, &mut Room::default()).total() as f64 <= card.memory_bytes)
         };
         let mut planning = Engine::planning(target);
-        every_stage(&spec, teachers, &prefix, &mut planning, fits_card, |engine, stage| {
+        every_stage(&spec, teachers, &prefix, &mut planning, fits_card, |engine, stage, _| {
             gpu.push(on_card(engine, &stage, card, &mut room));
             Ok(())
         })?;
@@ -194,19 +199,21 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
                 memory::expect_room("the step", plan.cost().arena_bytes)
             })
         };
-        let found = every_stage(&spec, teachers, &prefix, &mut engine, fits_here, |engine, mut stage| {
-            let gpu = gpu.next().unwrap_or_default();
-            let seconds = if measures { measure(engine, &mut stage)? } else { gpu.planned_ms / 1e3 };
-            let cost = stage.plan.cost().clone();
-            arena = arena.max(cost.arena_bytes);
-            let Stage { name, steps, teachers_at_once, .. } = stage;
-            let teachers_at_once = teachers_at_once.map(|(n, _)| n);
-            let (step_ms, seconds) = (1e3 * seconds, seconds * steps as f64);
-            stages.push(StageForecast { name, steps, teachers_at_once, cost, gpu, step_ms, seconds });
-            Ok(())
-        })?;
-        let here = (engine.store.bytes(), engine.arena_bytes().max(arena));
-        peak = if here.0 + here.1 > peak.0 + peak.1 { here } else { peak };
+        let found =
+            every_stage(&spec, teachers, &prefix, &mut engine, fits_here, |engine, mut stage, copied| {
+                let gpu = gpu.next().unwrap_or_default();
+                let seconds = if measures { measure(engine, &mut stage)? } else { gpu.planned_ms / 1e3 };
+                let cost = stage.plan.cost().clone();
+                arena = engine.arena_bytes().max(cost.arena_bytes).max(arena);
+                peak = peak.max(engine.store.bytes() + arena + copied);
+                let Stage { name, steps, teachers_at_once, .. } = stage;
+                let teachers_at_once = teachers_at_once.map(|(n, _)| n);
+                let (step_ms, seconds) = (1e3 * seconds, seconds * steps as f64);
+                stages.push(StageForecast { name, steps, teachers_at_once, cost, gpu, step_ms, seconds });
+                Ok(())
+            })?;
+        let here = (engine.store.bytes(), arena);
+        held = if here.0 + here.1 > held.0 + held.1 { here } else { held };
         let (of_students, state) = (found.bytes(prefix.is_empty()), checkpoint::state_bytes(&engine.store));
         disk.student_bytes += of_students;
         disk.checkpoint_bytes = disk.checkpoint_bytes.max(CHECKPOINTS * state);
@@ -224,14 +231,26 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         seconds: stages.iter().map(|s| s.seconds).sum(),
         stages,
         one_teacher_at_a_time: by_turns,
-        store_bytes: peak.0,
-        arena_bytes: peak.1,
-        peak_bytes: peak.0 + peak.1 + PROCESS_BYTES,
+        store_bytes: held.0,
+        arena_bytes: held.1,
+        peak_bytes: peak + files_bytes(teachers) + PROCESS_BYTES + THREAD_BYTES * current_num_threads(),
         gpu_peak_bytes: gpu_peak.total(),
         gpu_peak,
         disk,
         parameters,
     })
+}
+
+/// Bytes of the tensors of teachers' files, which a run keeps. A file that does not exist counts by its parameters.
+fn files_bytes(teachers: &[OpenedTeacher]) -> usize {
+    let floats = |t: &OpenedTeacher| match &t.tensors {
+        Some(tensors) => tensors.iter().map(|(_, t)| t.data.len()).sum(),
+        None => {
+            let network = &t.known.network;
+            network.parameters(1..=network.blocks()) + network.head_parameters(t.known.labels.len())
+        }
+    };
+    size_of::<f32>() * teachers.iter().map(floats).sum::<usize>()
 }
 
 /// The cost of the generator's step with one teacher at a time. None without a generator, with a single teacher, and if
@@ -263,15 +282,15 @@ fn one_at_a_time(
     }))
 }
 
-/// Compiles the stages of one student in the run's order, and passes each to `visit`. `fits`: see
-/// [`StageOne::stage_that`].
+/// Compiles the stages of one student in the run's order, and passes each to `visit`, with the bytes of the copy of what
+/// it has trained that is made to write its file. `fits`: see [`StageOne::stage_that`].
 fn every_stage(
     spec: &RunSpec,
     opened: &[OpenedTeacher],
     prefix: &str,
     engine: &mut Engine<f32>,
     fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> Result<bool>,
-    mut visit: impl FnMut(&mut Engine<f32>, Stage) -> Result<()>,
+    mut visit: impl FnMut(&mut Engine<f32>, Stage, usize) -> Result<()>,
 ) -> Result<Students> {
     let teachers = Teachers::build(&mut engine.store, opened, &spec.student)?;
     let tasks = tasks(&teachers, &spec.student)?;
@@ -279,28 +298,36 @@ fn every_stage(
         ImageSource::Generator => {
             let one = StageOne::new(&mut engine.store, spec, &teachers);
             let stage = one.stage_that(engine, spec, &teachers, fits)?;
-            visit(engine, stage)?;
+            let copied = generator_bytes(&one, engine);
+            visit(engine, stage, copied)?;
             Some(one)
         }
         ImageSource::Noise | ImageSource::Real(_) => None,
     };
     let two = StageTwo::new(&mut engine.store, spec, &teachers, tasks, stage_one.as_ref())?;
-    for b in 1..=teachers.network.blocks() {
+    let blocks = teachers.network.blocks();
+    let by_block: Vec<usize> =
+        (1..=blocks).map(|b| student_parameters(spec, &teachers, &two, b).student).collect();
+    for (b, parameters) in (1..).zip(&by_block) {
         let name = format!("{prefix}block{b}");
         let stage = two.stage(engine, &name, spec, &teachers, stage_one.as_ref(), b)?;
-        visit(engine, stage)?;
+        visit(engine, stage, size_of::<f32>() * parameters)?;
     }
-    let blocks = teachers.network.blocks();
     let chosen = match spec.student.branch {
         Branch::Block(b) => b,
         Branch::Auto { .. } => blocks,
     };
-    let generator = stage_one.iter().flat_map(|one| one.generator.tensors());
     Ok(Students {
         parameters: student_parameters(spec, &teachers, &two, chosen),
-        by_block: (1..=blocks).map(|b| student_parameters(spec, &teachers, &two, b).student).collect(),
-        generator_bytes: generator.map(|id| 4 * engine.store.shape(*id).elems() as u64).sum(),
+        by_block,
+        generator_bytes: stage_one.map_or(0, |one| generator_bytes(&one, engine) as u64),
     })
+}
+
+/// Bytes of the generator's tensors.
+fn generator_bytes(one: &StageOne, engine: &Engine<f32>) -> usize {
+    let tensors = one.generator.tensors().iter();
+    tensors.map(|id| size_of::<f32>() * engine.store.shape(*id).elems()).sum()
 }
 
 /// The sizes of what one student's training leaves.
@@ -380,5 +407,32 @@ fn student_parameters(spec: &RunSpec, teachers: &Teachers, two: &StageTwo, block
         filters,
         trunk,
         ..Parameters::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::resnet::ResNetSpec;
+    use crate::pipeline::teacher_file::Known;
+    use crate::weights::Tensors;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_teachers_file_counts_by_its_tensors_and_a_missing_one_by_its_parameters() {
+        let network = ResNetSpec::named("resnet18", 64).unwrap();
+        let mut tensors = Tensors::new();
+        tensors.insert("a", &[2, 3], vec![0.0; 6]).unwrap();
+        tensors.insert("b", &[1], vec![0.0]).unwrap();
+        let teacher = |tensors: Option<Arc<Tensors>>| OpenedTeacher {
+            name: "t".into(),
+            file: "t.npz".into(),
+            known: Known { network: network.clone(), labels: vec!["x".into(), "y".into()] },
+            tensors,
+        };
+        let tensors = Some(Arc::new(tensors));
+        assert_eq!(files_bytes(&[teacher(tensors.clone()), teacher(tensors)]), 2 * 28);
+        // torchvision's ResNet-18 has 11,689,512 parameters, of which its 1000 classes have 513,000.
+        assert_eq!(files_bytes(&[teacher(None)]), 4 * (11_176_512 + 2 * 513));
     }
 }
