@@ -31,6 +31,9 @@ pub fn vectorised<O>(f: impl FnMut() -> O) -> O {
 
 /// [`vectorised`] for a loop over pixels of `c` channels, with a copy of the loop for each common `c`
 /// ([`with_width`]).
+///
+/// The loop is called through a reference and so stays a function of its own. Inlined, a loop over 16 channels was
+/// unrolled before it could become vectors: batch norm's forward of 64x16x16x16 took 205 us instead of 50.
 #[inline(always)]
 pub fn vectorised_by_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
     vectorised(
@@ -50,4 +53,16 @@ pub fn with_width<O>(c: usize, mut f: impl FnMut(usize) -> O) -> O {
         64 => f(64),
         c => f(c),
     }
+}
+
+/// A register from the first elements of `from`.
+#[inline(always)]
+pub fn load<S: pulp::Simd>(_: S, from: &[f32]) -> S::f32s {
+    S::as_simd_f32s(&from[..S::F32_LANES]).0[0]
+}
+
+/// Writes a register to the first elements of `to`.
+#[inline(always)]
+pub fn store<S: pulp::Simd>(_: S, to: &mut [f32], values: S::f32s) {
+    S::as_mut_simd_f32s(&mut to[..S::F32_LANES]).0[0] = values;
 }

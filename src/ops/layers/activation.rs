@@ -55,7 +55,13 @@ impl Act {
     /// Applies the function to every element, in place.
     pub fn apply_to<R: Real>(self, values: &mut [R]) {
         let Some(slope) = self.step_slope() else {
-            return values.iter_mut().for_each(|v| *v = self.apply(*v));
+            return vectorised(
+                #[inline(always)]
+                || {
+                    let act = self;
+                    values.iter_mut().for_each(|v| *v = act.apply(*v));
+                },
+            );
         };
         if self == Act::None {
             return;
