@@ -75,6 +75,40 @@ impl Place {
         let col = q.checked_add_signed(-self.right).filter(|c| *c < w)?;
         Some(row * w + col)
     }
+
+    /// Draws the columns `cols` of row `p` of an image `[h, w, c]` that lies so into a row `to`; `fill` where it has no
+    /// pixel. With `maximum`, the greater of that and what is there stays.
+    fn draw<R: Real>(
+        &self,
+        (image, [h, w, c]): (&[R], [usize; 3]),
+        (p, cols): (usize, Range<usize>),
+        to: &mut [R],
+        fill: R,
+        maximum: bool,
+    ) {
+        let greater = |to: R, v: R| if maximum { to.max(v) } else { v };
+        let right = if self.mirrored { -self.right } else { self.right };
+        let (first, end) = (right.max(0), w as isize + right.min(0));
+        let within = |q: isize| (q as usize).clamp(cols.start, cols.end);
+        let row = p.checked_add_signed(-self.down).filter(|r| *r < h);
+        let inside = row.map_or(cols.end..cols.end, |_| within(first)..within(end));
+        for outside in [cols.start..inside.start, inside.end..cols.end] {
+            to[outside.start * c..outside.end * c].iter_mut().for_each(|to| *to = greater(*to, fill));
+        }
+        let Some(row) = row.map(|r| &image[r * w * c..][..w * c]).filter(|_| !inside.is_empty()) else {
+            return;
+        };
+        let to = &mut to[inside.start * c..inside.end * c];
+        if self.mirrored {
+            let from = row[..(w as isize - inside.start as isize - self.right) as usize * c].rchunks_exact(c);
+            for (to, from) in to.chunks_exact_mut(c).zip(from) {
+                to.iter_mut().zip(from).for_each(|(to, v)| *to = greater(*to, *v));
+            }
+        } else {
+            let from = &row[(inside.start as isize - self.right) as usize * c..];
+            to.iter_mut().zip(from).for_each(|(to, v)| *to = greater(*to, *v));
+        }
+    }
 }
 
 /// The random choices of one step.
@@ -148,25 +182,16 @@ impl Operator for Augment {
         let fill = R::of(f64::from(self.fill));
         for_parts(Rows::new(io.y(0), n), 1, &|i, part: Rows<R>| {
             let (own, mix) = (choices.place(i), choices.mix(i));
-            let other = mix.partner().map(|j| (&x[j * h * w * c..][..h * w * c], choices.place(j)));
-            let own = (&x[i * h * w * c..][..h * w * c], own);
-            let seen =
-                |(image, place): &(&'_ [R], Place), p: usize, q: usize, to: &mut [R], maximum: bool| {
-                    let from = place.source(p, q, h, w).map(|at| &image[at * c..][..c]);
-                    for (k, to) in to.iter_mut().enumerate() {
-                        let v = from.map_or(fill, |from| from[k]);
-                        *to = if maximum { to.max(v) } else { v };
-                    }
-                };
-            for (at, y) in part.data.chunks_mut(c).enumerate() {
-                let (p, q) = (at / w, at % w);
-                seen(&own, p, q, y, false);
+            let image = |j: usize| (&x[j * h * w * c..][..h * w * c], [h, w, c]);
+            let other = mix.partner().map(|j| (image(j), choices.place(j)));
+            for (p, y) in part.data.chunks_exact_mut(w * c).enumerate() {
+                own.draw(image(i), (p, 0..w), y, fill, false);
                 match (&mix, &other) {
-                    (Mix::Maximum { .. }, Some(other)) => seen(other, p, q, y, true),
-                    (Mix::Paste { rows, cols, .. }, Some(other))
-                        if rows.contains(&p) && cols.contains(&q) =>
-                    {
-                        seen(other, p, q, y, false);
+                    (Mix::Maximum { .. }, Some((image, place))) => {
+                        place.draw(*image, (p, 0..w), y, fill, true)
+                    }
+                    (Mix::Paste { rows, cols, .. }, Some((image, place))) if rows.contains(&p) => {
+                        place.draw(*image, (p, cols.clone()), y, fill, false);
                     }
                     _ => {}
                 }
