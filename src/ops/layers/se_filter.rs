@@ -1,6 +1,6 @@
 //! The teacher-level filter: squeeze and excitation.
 
-use crate::device::cpu::channels::{axpy, dot, image_mean};
+use crate::device::cpu::channels::{add, axpys, dot, image_mean};
 use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
 use crate::device::cpu::{scratch, vectorised};
 use crate::device::gpu::target::Target;
@@ -76,12 +76,18 @@ impl Operator for SeFilter {
                 let (pooled, small) = small.split_at_mut(c);
                 let (gain, hidden) = small.split_at_mut(c);
                 image_mean(x, pooled);
-                for (j, hidden) in hidden.iter_mut().enumerate() {
-                    *hidden = (dot(&w1[j * c..][..c], pooled) + b1[j]).max(R::ZERO);
-                }
-                for (i, gain) in gain.iter_mut().enumerate() {
-                    *gain = top * sigmoid(dot(&w2[i * k..][..k], hidden) + b2[i]);
-                }
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (hidden, (w1, b1)) in hidden.iter_mut().zip(w1.chunks_exact(c).zip(b1)) {
+                            *hidden = (dot(w1, pooled) + *b1).max(R::ZERO);
+                        }
+                        for (gain, (w2, b2)) in gain.iter_mut().zip(w2.chunks_exact(k).zip(b2)) {
+                            *gain = dot(w2, hidden) + *b2;
+                        }
+                    },
+                );
+                gain.iter_mut().for_each(|gain| *gain = top * sigmoid(*gain));
                 vectorised(
                     #[inline(always)]
                     || {
@@ -124,20 +130,23 @@ impl Operator for SeFilter {
                 );
                 outer.iter_mut().zip(gain).for_each(|(v, gain)| *v *= *gain * (R::ONE - *gain * below));
                 dhidden.fill(R::ZERO);
-                outer.iter().zip(w2.chunks_exact(k)).for_each(|(v, w2)| axpy(*v, w2, dhidden));
+                vectorised(
+                    #[inline(always)]
+                    || add_rows(outer, w2, dhidden),
+                );
                 for (v, hidden) in dhidden.iter_mut().zip(hidden) {
                     *v = if *hidden > R::ZERO { *v } else { R::ZERO };
                 }
                 let Some(write) = write else { continue };
                 scratch::with(c, |dpooled: &mut [R]| {
                     dpooled.fill(R::ZERO);
-                    dhidden.iter().zip(w1.chunks_exact(c)).for_each(|(v, w1)| axpy(*v, w1, dpooled));
                     let scale = R::of(c as f64 / image as f64);
-                    dpooled.iter_mut().for_each(|v| *v *= scale);
                     let dx = &mut dx.data[i * image..][..image];
                     vectorised(
                         #[inline(always)]
                         || {
+                            add_rows(dhidden, w1, dpooled);
+                            dpooled.iter_mut().for_each(|v| *v *= scale);
                             for (dx, dy) in dx.chunks_exact_mut(c).zip(dy.chunks_exact(c)) {
                                 let (write, gain, dpooled) = (write, &gain[..c], &dpooled[..c]);
                                 for i in 0..c {
@@ -260,22 +269,49 @@ fn weight_gradient<'a, R: Real>(
 ) {
     let (write, columns) = (dw.write, dw.data.len() / rows);
     for_rows(Rows::new(dw.data, rows), columns, &|first, part: Rows<R>| {
-        for (j, row) in part.data.chunks_exact_mut(columns).enumerate() {
-            if write == Write::Set {
-                row.fill(R::ZERO);
-            }
-            for n in 0..n {
-                let (left, right) = operands(n);
-                axpy(left[first + j], right, row);
-            }
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for (j, row) in part.data.chunks_exact_mut(columns).enumerate() {
+                    if write == Write::Set {
+                        row.fill(R::ZERO);
+                    }
+                    axpys(
+                        n,
+                        #[inline(always)]
+                        |n| {
+                            let (left, right) = operands(n);
+                            (left[first + j], right)
+                        },
+                        row,
+                    );
+                }
+            },
+        );
     });
+}
+
+/// `y += sum_i v[i] * matrix[i]`
+#[inline(always)]
+fn add_rows<R: Real>(v: &[R], matrix: &[R], y: &mut [R]) {
+    let columns = y.len();
+    axpys(
+        v.len(),
+        #[inline(always)]
+        |i| (v[i], &matrix[i * columns..][..columns]),
+        y,
+    );
 }
 
 /// `db[j] = sum_n left[n, j]`
 fn bias_gradient<'a, R: Real>(mut db: Grad<R>, n: usize, left: impl Fn(usize) -> &'a [R]) {
-    for j in 0..db.data.len() {
-        db.store_or_add(j, (0..n).map(|n| left(n)[j]).sum());
+    const LANES: usize = 16;
+    let count = db.data.len();
+    for first in (0..count).step_by(LANES) {
+        let mut sums = [R::ZERO; LANES];
+        let sums = &mut sums[..LANES.min(count - first)];
+        (0..n).for_each(|n| add(sums, &left(n)[first..]));
+        sums.iter().enumerate().for_each(|(j, sum)| db.store_or_add(first + j, *sum));
     }
 }
 
