@@ -4,8 +4,8 @@
 //! with one channel, 15 of 16 lanes multiply padding. Here the lanes hold input channels. An output is the dot
 //! product of its window with a filter, and a weight gradient a sum of pixels of x, each times a number.
 
-use super::geometry::{Axis, Dims};
-use crate::device::cpu::vector::dispatch;
+use super::geometry::{Axis, Dims, Reach};
+use crate::device::cpu::vector::{dispatch, load};
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
 use std::any::TypeId;
@@ -53,37 +53,73 @@ impl<R: Real, F: FnMut(usize, usize, usize, &[R])> WithSimd for Dots<'_, F, R> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let ([rows, cols], c) = (self.axes, self.c);
-        let filter_len = rows.taps * cols.taps * c;
+        let [rows, cols] = self.axes;
         for (down, right) in
             rows.reaches().flat_map(|down| cols.reaches().map(move |right| (down.clone(), right)))
         {
-            let run = right.taps.len() * c;
             for line in 0..self.images * down.outputs.len() {
                 let (image, p) = (line / down.outputs.len(), down.outputs.start + line % down.outputs.len());
-                let source = image * rows.len + rows.source(p, &down);
-                for q in right.outputs.clone() {
-                    let window = (source * cols.len + cols.source(q, &right)) * c;
-                    let mut values = [0.0; FEW];
-                    let values = &mut values[..self.k];
-                    // A phase of an input gradient may have no taps; its values are 0.
-                    for (k, value) in values.iter_mut().enumerate().filter(|_| run > 0) {
-                        let filter = &self.filters[k * filter_len..][..filter_len];
-                        let mut sum = simd.splat_f32s(0.0);
-                        for i in 0..down.taps.len() {
-                            let x = &self.x[window + i * cols.len * c..][..run];
-                            let at = (down.taps.start + i) * cols.taps + right.taps.start;
-                            let w = &filter[at * c..][..run];
-                            let (x, w) = (S::as_simd_f32s(x).0, S::as_simd_f32s(w).0);
-                            for (x, w) in x.iter().zip(w) {
-                                sum = simd.mul_add_e_f32s(*x, *w, sum);
-                            }
-                        }
-                        *value = simd.reduce_sum_f32s(sum);
+                let source = (image * rows.len + rows.source(p, &down)) * cols.len;
+                let mut q = right.outputs.start;
+                while q < right.outputs.end {
+                    let window = (source + cols.source(q, &right)) * self.c;
+                    if q + PIXELS <= right.outputs.end {
+                        self.pixels::<S, PIXELS>(simd, [image, p, q], window, [&down, &right]);
+                        q += PIXELS;
+                    } else {
+                        self.pixels::<S, 1>(simd, [image, p, q], window, [&down, &right]);
+                        q += 1;
                     }
-                    (self.store)(image, p, q, bytemuck::cast_slice(values));
                 }
             }
+        }
+    }
+}
+
+/// Neighbouring outputs that are computed together, so that a filter is loaded once for them.
+const PIXELS: usize = 4;
+
+impl<R: Real, F: FnMut(usize, usize, usize, &[R])> Dots<'_, F, R> {
+    /// Computes `N` neighbouring outputs from `[image, p, q]` on, whose first window starts at `window` in x.
+    #[inline(always)]
+    fn pixels<S: Simd, const N: usize>(
+        &mut self,
+        simd: S,
+        [image, p, q]: [usize; 3],
+        window: usize,
+        [down, right]: [&Reach; 2],
+    ) {
+        let ([rows, cols], c) = (self.axes, self.c);
+        let (filter_len, step) = (rows.taps * cols.taps * c, cols.step * c);
+        // A phase of an input gradient may have no taps; its values are 0.
+        let run = right.taps.len() * c;
+        let taps = if run > 0 { down.taps.len() } else { 0 };
+        let mut values = [[0.0; N]; FEW];
+        for (k, values) in values.iter_mut().enumerate().take(self.k) {
+            let filter = &self.filters[k * filter_len..][..filter_len];
+            let mut sums = [simd.splat_f32s(0.0); N];
+            for i in 0..taps {
+                let at = (down.taps.start + i) * cols.taps + right.taps.start;
+                let w = S::as_simd_f32s(&filter[at * c..][..run]).0;
+                let x = &self.x[window + i * cols.len * c..][..(N - 1) * step + run];
+                let mut pixels: [&[S::f32s]; N] = [&[]; N];
+                for (j, pixel) in pixels.iter_mut().enumerate() {
+                    *pixel = &S::as_simd_f32s(&x[j * step..][..run]).0[..w.len()];
+                }
+                for (t, w) in w.iter().enumerate() {
+                    for j in 0..N {
+                        sums[j] = simd.mul_add_e_f32s(pixels[j][t], *w, sums[j]);
+                    }
+                }
+            }
+            for j in 0..N {
+                values[j] = simd.reduce_sum_f32s(sums[j]);
+            }
+        }
+        for j in 0..N {
+            let mut pixel = [0.0; FEW];
+            pixel.iter_mut().zip(&values).for_each(|(to, values)| *to = values[j]);
+            (self.store)(image, p, q + j, bytemuck::cast_slice(&pixel[..self.k]));
         }
     }
 }
@@ -124,7 +160,7 @@ impl WithSimd for WeightGradient<'_> {
                 let dz = &self.dz[line * d.q * d.k..][..d.q * d.k];
                 for first in (0..d.q).step_by(CHAINS) {
                     for (i, sum) in sums.iter_mut().enumerate().take(d.q - first) {
-                        let x = S::as_simd_f32s(&x[(first + i) * step..][..S::F32_LANES]).0[0];
+                        let x = load(simd, &x[(first + i) * step..]);
                         let dz = simd.splat_f32s(dz[(first + i) * d.k + k]);
                         *sum = simd.mul_add_e_f32s(x, dz, *sum);
                     }
