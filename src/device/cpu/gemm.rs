@@ -7,13 +7,11 @@
 //! over pixels, `step` apart) are therefore the same loop: broadcast an element of `x`, multiply it by a
 //! vector of `B`, and add to `P x N` accumulators in registers.
 //!
-//! [`dense`] and [`dense_add`] are the same product of rows that are stored, for Winograd's convolution.
-//!
 //! With AVX-512, tiles have 12 rows, whose pointers just fit the general registers. With 24 rows of one
 //! vector, each pointer was loaded again at every step (64x16x16x16 -> 16, 3x3: 1143 us instead of 854,
 //! measured in one run).
 
-use super::vector::{dispatch, with_width};
+use super::vector::dispatch;
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
 use std::any::TypeId;
@@ -65,23 +63,24 @@ pub trait Sink<R> {
 }
 
 /// Multiplies rows `0..rows` of the gathered `a` by the packed panel `panel` of `b`, which has `depth` rows
-/// and `columns` columns in all panels together. `row(m)` is the offset of row `m` in `a.x`. The sink gets
-/// each row once, in order within a panel.
+/// and `columns` columns in all panels together. `row(m)` is the offset of row `m` in `a.x`, asked once for each
+/// row, in order. The sink gets each row once, in order too, and is returned: through a reference, its fields would be
+/// loaded again for every row.
 #[allow(clippy::too_many_arguments)]
-pub fn panel<R: Real>(
+pub fn panel<R: Real, S: Sink<R>>(
     a: Gather<R>,
     rows: usize,
-    row: impl Fn(usize) -> usize,
+    row: impl FnMut(usize) -> usize,
     b: &[R],
     depth: usize,
     columns: usize,
     panel: usize,
-    sink: &mut impl Sink<R>,
-) {
+    sink: S,
+) -> S {
     let lanes = lanes(columns);
     let b = &b[panel * depth * lanes..][..depth * lanes];
     let cut = (columns - panel * lanes).min(lanes);
-    dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink });
+    dispatch(Panel { a, rows, row, b, lanes, column: panel * lanes, cut, sink })
 }
 
 /// The arguments of [`panel`] as a type, whose body is compiled once for each instruction set.
@@ -93,15 +92,15 @@ struct Panel<'a, R, F, S> {
     lanes: usize,
     column: usize,
     cut: usize,
-    sink: &'a mut S,
+    sink: S,
 }
 
-impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K> {
-    type Output = ();
+impl<R: Real, F: FnMut(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K> {
+    type Output = K;
     /// Tiles have as many rows as the registers allow: accumulators, one row of `B` and one broadcast
     /// element.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> K {
         let is = |t: TypeId| TypeId::of::<R>() == t;
         if is(TypeId::of::<f64>()) {
             let lanes = self.lanes;
@@ -118,31 +117,38 @@ impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> WithSimd for Panel<'_, R, F, K>
     }
 }
 
-impl<R: Real, F: Fn(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
+impl<R: Real, F: FnMut(usize) -> usize, K: Sink<R>> Panel<'_, R, F, K> {
     #[inline(always)]
-    fn sweep<const P: usize>(self, product: impl Product<R>) {
+    fn sweep<const P: usize>(mut self, product: impl Product<R>) -> K {
         let mut out = [R::ZERO; MAX_TILE];
         for first in (0..self.rows).step_by(P) {
             let left = (self.rows - first).min(P);
             if left > 8 || P < 8 {
-                product.tile(&self.a, self.offsets::<P>(first), self.b, &mut out);
+                let offsets = self.offsets::<P>(first);
+                product.tile(&self.a, offsets, self.b, &mut out);
             } else if left > 4 {
-                product.tile(&self.a, self.offsets::<8>(first), self.b, &mut out);
+                let offsets = self.offsets::<8>(first);
+                product.tile(&self.a, offsets, self.b, &mut out);
             } else {
-                product.tile(&self.a, self.offsets::<4>(first), self.b, &mut out);
+                let offsets = self.offsets::<4>(first);
+                product.tile(&self.a, offsets, self.b, &mut out);
             }
             for (p, values) in out.chunks(self.lanes).take(left).enumerate() {
                 self.sink.row(first + p, self.column, &values[..self.cut]);
             }
         }
+        self.sink
     }
     /// The offsets of rows `first..first + P`. Rows after the last one repeat it and are not stored. (The closure of
     /// `array::from_fn` would not be inlined.)
     #[inline(always)]
-    fn offsets<const P: usize>(&self, first: usize) -> [usize; P] {
-        let mut offsets = [0; P];
+    fn offsets<const P: usize>(&mut self, first: usize) -> [usize; P] {
+        let (mut offsets, mut last) = ([0; P], 0);
         for (p, offset) in offsets.iter_mut().enumerate() {
-            *offset = (self.row)((first + p).min(self.rows - 1));
+            if first + p < self.rows {
+                last = (self.row)(first + p);
+            }
+            *offset = last;
         }
         offsets
     }
@@ -200,117 +206,6 @@ impl<R: Real, S: Simd, const V: usize> Product<R> for Vectors<S, V> {
         for (out, acc) in out.iter_mut().zip(acc) {
             *out = acc;
         }
-    }
-}
-
-/// `out[row][..lanes] = sum_i a[row][i] * b[i]` for `rows` rows, a multiple of 12. `a` is `[rows, depth]` and `b`
-/// `[depth, lanes]` with 16 or 32 lanes; the rows of `out` are `stride` apart.
-#[inline(always)]
-pub fn dense<S: Simd>(
-    simd: S,
-    [a, b]: [&[f32]; 2],
-    [rows, depth, lanes]: [usize; 3],
-    out: &mut [f32],
-    stride: usize,
-) {
-    let a = &a[..rows * depth];
-    let mut sweep = Dense { simd, a, b, depth, out, stride };
-    // As many rows as the registers allow.
-    match (S::F32_LANES, lanes) {
-        (16, 16) => sweep.rows::<12, 1>(),
-        (16, _) => sweep.rows::<12, 2>(),
-        (8, 16) => sweep.rows::<6, 2>(),
-        (8, _) => sweep.rows::<3, 4>(),
-        (4, 16) => sweep.rows::<2, 4>(),
-        (4, _) => sweep.rows::<1, 8>(),
-        (_, 16) => sweep.rows::<1, 16>(),
-        (_, _) => sweep.rows::<1, 32>(),
-    }
-}
-
-/// `out[row][..lanes] += sum_i a[i][row] * b[i]`: `a` is `[depth, rows]` with a multiple of 16 rows, `b` `[depth, lanes]`
-/// and `out` `[rows, lanes]` with 16 or 32 lanes.
-#[inline(always)]
-pub fn dense_add<S: Simd>(simd: S, [a, b]: [&[f32]; 2], [rows, depth, lanes]: [usize; 3], out: &mut [f32]) {
-    // Twice as many sums as a register's latency needs.
-    match (S::F32_LANES, lanes) {
-        (16, 16) => dense_add_rows::<S, 16, 1>(simd, [a, b], [rows, depth], out),
-        (16, _) => dense_add_rows::<S, 8, 2>(simd, [a, b], [rows, depth], out),
-        (8, 16) => dense_add_rows::<S, 4, 2>(simd, [a, b], [rows, depth], out),
-        (8, _) => dense_add_rows::<S, 2, 4>(simd, [a, b], [rows, depth], out),
-        (4, 16) => dense_add_rows::<S, 2, 4>(simd, [a, b], [rows, depth], out),
-        (4, _) => dense_add_rows::<S, 1, 8>(simd, [a, b], [rows, depth], out),
-        (_, 16) => dense_add_rows::<S, 1, 16>(simd, [a, b], [rows, depth], out),
-        (_, _) => dense_add_rows::<S, 1, 32>(simd, [a, b], [rows, depth], out),
-    }
-}
-
-/// [`dense_add`], `P` rows of `V` registers at a time.
-#[inline(always)]
-fn dense_add_rows<S: Simd, const P: usize, const V: usize>(
-    simd: S,
-    [a, b]: [&[f32]; 2],
-    [rows, depth]: [usize; 2],
-    out: &mut [f32],
-) {
-    let a = &a[..depth * rows];
-    let b = &S::as_simd_f32s(b).0.as_chunks::<V>().0[..depth];
-    let out = S::as_mut_simd_f32s(out).0.as_chunks_mut::<V>().0;
-    for (tile, out) in out[..rows].as_chunks_mut::<P>().0.iter_mut().enumerate() {
-        let mut acc = *out;
-        for (a, b) in a.chunks_exact(rows).zip(b) {
-            let a = &a[tile * P..][..P];
-            for (acc, a) in acc.iter_mut().zip(a) {
-                let a = simd.splat_f32s(*a);
-                for j in 0..V {
-                    acc[j] = simd.mul_add_e_f32s(a, b[j], acc[j]);
-                }
-            }
-        }
-        *out = acc;
-    }
-}
-
-/// The arguments of [`dense`].
-struct Dense<'a, S> {
-    simd: S,
-    a: &'a [f32],
-    b: &'a [f32],
-    depth: usize,
-    out: &'a mut [f32],
-    stride: usize,
-}
-
-impl<S: Simd> Dense<'_, S> {
-    /// `P` rows of `V` registers at a time.
-    #[inline(always)]
-    fn rows<const P: usize, const V: usize>(&mut self) {
-        let (simd, a, stride) = (self.simd, self.a, self.stride);
-        let b = S::as_simd_f32s(self.b).0.as_chunks::<V>().0;
-        let out = &mut *self.out;
-        // With the common depths as constants, one register addresses all rows.
-        with_width(
-            self.depth,
-            #[inline(always)]
-            |depth| {
-                for (tile, a) in a.chunks_exact(P * depth).enumerate() {
-                    let mut acc = [[simd.splat_f32s(0.0); V]; P];
-                    for (i, b) in b[..depth].iter().enumerate() {
-                        for (p, acc) in acc.iter_mut().enumerate() {
-                            // SAFETY: p < P and i < depth, and `a` has P * depth elements.
-                            let a = simd.splat_f32s(unsafe { *a.get_unchecked(p * depth + i) });
-                            for j in 0..V {
-                                acc[j] = simd.mul_add_e_f32s(a, b[j], acc[j]);
-                            }
-                        }
-                    }
-                    for (p, acc) in acc.iter().enumerate() {
-                        let to = &mut out[(tile * P + p) * stride..][..V * S::F32_LANES];
-                        S::as_mut_simd_f32s(to).0.copy_from_slice(acc);
-                    }
-                }
-            },
-        );
     }
 }
 

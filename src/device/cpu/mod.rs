@@ -2,6 +2,7 @@
 //! matrix micro-kernel. Results do not depend on the number of threads.
 
 pub mod channels;
+pub mod dense;
 pub mod gemm;
 pub mod par;
 pub mod scratch;

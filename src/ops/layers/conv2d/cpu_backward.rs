@@ -2,7 +2,7 @@
 
 use super::cpu_dz::Masked;
 use super::cpu_forward::{Way, image_grain, passes, windows, with_panel_width};
-use super::cpu_winograd::{self, Geometry};
+use super::cpu_winograd::{self, Tiling};
 use super::geometry::{Axis, Dims, Epilogue, Phase, Taps};
 use super::{cpu_few, cpu_weights};
 use crate::device::cpu::channels::add;
@@ -17,14 +17,14 @@ const RESIDUAL_PIXELS: usize = 512;
 
 /// Elements of scratch for the packed filters of all phases of the input gradient.
 pub fn input_scratch_len(d: &Dims) -> usize {
-    let tiled = tiled(d).filter(Geometry::fits::<f32>).map_or(0, |g| g.packed_len());
+    let tiled = tiled(d).filter(Tiling::fits::<f32>).map_or(0, |g| g.packed_len());
     tiled.max(Phase::all(d).map(|f| gemm::packed_len(f.depth(d), d.c)).sum())
 }
 
 /// The input gradient as a convolution of dz with flipped filters, if they are 3x3 and the stride is 1.
-fn tiled(d: &Dims) -> Option<Geometry> {
+fn tiled(d: &Dims) -> Option<Tiling> {
     let fits = [d.r, d.s, d.stride] == [3, 3, 1] && d.pad <= 2;
-    fits.then(|| Geometry { h: d.p, w: d.q, c: d.k, p: d.h, q: d.w, k: d.c, pad: 2 - d.pad })
+    fits.then(|| Tiling { h: d.p, w: d.q, c: d.k, p: d.h, q: d.w, k: d.c, pad: 2 - d.pad })
 }
 
 /// Elements of scratch for the partial sums of the bias gradient.
@@ -72,17 +72,12 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
     let panels = &*panels;
     let write = dx.write;
     let image = d.p * d.q * d.k;
-    let axis = |outputs: usize, phase: usize, taps: &Taps, len: usize| Axis {
-        outputs: (outputs - phase).div_ceil(d.stride),
-        base: taps.base,
-        step: 1,
-        before: taps.count.saturating_sub(1),
-        taps: taps.count,
-        len,
-    };
     for_parts(Rows::new(dx.data, d.n), image_grain(d.n), &|first, part: Rows<R>| {
         for pass in passes(part.items(), image) {
             let pixels = (first + pass.start) * d.p * d.q..(first + pass.end) * d.p * d.q;
+            // What the closures use is copied into them: through a reference, it would be loaded again for every pixel.
+            let (start, stride, [height, width, c]) = (pass.start, d.stride, [d.h, d.w, d.c]);
+            let dx = &mut *part.data;
             dz.with(pixels, way.worker_scratch_len(), |dz, scratch| {
                 if let Way::Tiles(g) = &way {
                     return cpu_winograd::windows(
@@ -92,20 +87,22 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
                         panels,
                         scratch,
                         #[inline(always)]
-                        |i, h, w, column, values| {
-                            let pixel = ((pass.start + i) * d.h + h) * d.w + w;
-                            put(write, &mut part.data[pixel * d.c + column..], values);
+                        move |i, h, w, column, values| {
+                            let pixel = ((start + i) * height + h) * width + w;
+                            put(write, &mut dx[pixel * c + column..], values);
                         },
                     );
                 }
                 let mut at = 0;
                 for phase in Phase::all(d) {
-                    let rows = axis(d.h, phase.h0, &phase.rows, d.p);
-                    let cols = axis(d.w, phase.w0, &phase.cols, d.q);
-                    let pixel = |i: usize, p: usize, q: usize| {
-                        let line = (pass.start + i) * d.h + phase.h0 + p * d.stride;
-                        line * d.w + phase.w0 + q * d.stride
+                    let rows = axis(d.stride, d.h, phase.h0, &phase.rows, d.p);
+                    let cols = axis(d.stride, d.w, phase.w0, &phase.cols, d.q);
+                    let [h0, w0] = [phase.h0, phase.w0];
+                    let pixel = move |i: usize, p: usize, q: usize| {
+                        let line = (start + i) * height + h0 + p * stride;
+                        line * width + w0 + q * stride
                     };
+                    let dx = &mut *dx;
                     if let Way::Dots = way {
                         let filters = &panels[at..][..phase.depth(d) * d.c];
                         at += filters.len();
@@ -116,7 +113,7 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
                             [d.k, d.c],
                             filters,
                             #[inline(always)]
-                            |i, p, q, values| put(write, &mut part.data[pixel(i, p, q) * d.c..], values),
+                            move |i, p, q, values| put(write, &mut dx[pixel(i, p, q) * c..], values),
                         );
                         continue;
                     }
@@ -128,8 +125,8 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
                         &panels[at..],
                         d.c,
                         #[inline(always)]
-                        |i, p, q, column, values| {
-                            put(write, &mut part.data[pixel(i, p, q) * d.c + column..], values);
+                        move |i, p, q, column, values| {
+                            put(write, &mut dx[pixel(i, p, q) * c + column..], values);
                         },
                     );
                     at += gemm::packed_len(phase.depth(d), d.c);
@@ -137,6 +134,18 @@ fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], 
             });
         }
     });
+}
+
+/// The windows over `len` pixels of dz of one dimension of a phase that starts at pixel `first` of `pixels`.
+fn axis(stride: usize, pixels: usize, first: usize, taps: &Taps, len: usize) -> Axis {
+    Axis {
+        outputs: (pixels - first).div_ceil(stride),
+        base: taps.base,
+        step: 1,
+        before: taps.count.saturating_sub(1),
+        taps: taps.count,
+        len,
+    }
 }
 
 #[inline(always)]

@@ -41,6 +41,19 @@ impl<'a, R: Real> Masked<'a, R> {
             *to = pick(mask[dy.len()], i, *v);
         }
     }
+    /// Copies the values of some pixels.
+    pub fn copy_pixels(&self, pixels: Range<usize>, to: &mut [R]) {
+        if self.mask.is_none() {
+            return to.copy_from_slice(&self.dy[pixels.start * self.k..pixels.end * self.k]);
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                let rows = to.chunks_exact_mut(self.k).zip(pixels.clone());
+                rows.for_each(|(row, m)| self.copy(m, 0, row));
+            },
+        );
+    }
     /// Calls `f` on the values of some pixels, and on so many elements of this worker's scratch. The values are
     /// `dy` itself without a mask, otherwise they lie in the scratch too.
     pub fn with<O>(&self, pixels: Range<usize>, more: usize, f: impl FnOnce(&[R], &mut [R]) -> O) -> O {
@@ -50,13 +63,7 @@ impl<'a, R: Real> Masked<'a, R> {
         }
         scratch::with(dy.len() + more, |dz: &mut [R]| {
             let (dz, more) = dz.split_at_mut(dy.len());
-            vectorised(
-                #[inline(always)]
-                || {
-                    let rows = dz.chunks_exact_mut(self.k).zip(pixels.clone());
-                    rows.for_each(|(row, m)| self.copy(m, 0, row));
-                },
-            );
+            self.copy_pixels(pixels, dz);
             f(dz, more)
         })
     }

@@ -2,10 +2,11 @@
 
 use super::cpu_dz::Masked;
 use super::cpu_few;
+use super::cpu_forward::with_panel_width;
 use super::cpu_parts::{MOST_PARTS, Parts};
-use super::cpu_winograd::Geometry;
+use super::cpu_winograd::Tiling;
 use super::cpu_winograd_weights;
-use super::geometry::Dims;
+use super::geometry::{Dims, Divisor};
 use crate::device::cpu::gemm::{self, Gather, Sink};
 use crate::device::cpu::par::{Indices, Rows, even_grain, for_parts};
 use crate::device::cpu::{scratch, vectorised};
@@ -20,7 +21,7 @@ const MAX_PASS_ROWS: usize = 256;
 
 /// Elements of scratch for the partial sums of the weight gradient.
 pub fn scratch_len(d: &Dims) -> usize {
-    let tiled = Geometry::of(d).filter(Geometry::fits_weights::<f32>);
+    let tiled = Tiling::of(d).filter(Tiling::fits_weights::<f32>);
     let tiled = tiled.map_or(0, |g| cpu_winograd_weights::partial_len(&g));
     MOST_PARTS * gemm::packed_len(d.depth(), d.k).max(tiled)
 }
@@ -32,7 +33,7 @@ pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut
     let (lanes, depth) = (gemm::lanes(d.k), d.depth());
     let is_few = cpu_few::fits::<R>(d.c, d.k);
     let parts = Parts::of(d);
-    if let Some(g) = Geometry::of(d).filter(Geometry::fits_weights::<R>) {
+    if let Some(g) = Tiling::of(d).filter(Tiling::fits_weights::<R>) {
         return cpu_winograd_weights::weight_gradient(&g, dz, x, parts, partial, dw);
     }
     let items = parts.items();
@@ -61,7 +62,7 @@ pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut
                 let pixels = count * d.p * d.q;
                 if is_few {
                     let dz_len = pixels * d.k;
-                    copy_pixels(d, dz, start, &mut panels[..dz_len]);
+                    dz.copy_pixels(start * d.p * d.q..start * d.p * d.q + pixels, &mut panels[..dz_len]);
                     cpu_few::add_weight_gradient(
                         d,
                         source,
@@ -90,24 +91,27 @@ pub fn weight_gradient<R: Real>(d: &Dims, dz: &Masked<R>, x: &[R], partial: &mut
     });
 }
 
-/// Copies the `dz` of some pixels, from image `start` on.
-fn copy_pixels<R: Real>(d: &Dims, dz: &Masked<R>, start: usize, to: &mut [R]) {
-    let first = start * d.p * d.q;
-    to.chunks_exact_mut(d.k).enumerate().for_each(|(m, to)| dz.copy(first + m, 0, to));
-}
-
 /// Packs the `dz` of some pixels, from image `start` and channel `k0` on, into panels `[k / lanes][pixel][lanes]`.
 fn pack_pixels<R: Real>(d: &Dims, dz: &Masked<R>, start: usize, k0: usize, count: usize, panels: &mut [R]) {
     let (lanes, pixels) = (gemm::lanes(d.k), d.p * d.q);
-    let rows = count * pixels;
+    let from = start * pixels;
     vectorised(
         #[inline(always)]
         || {
-            for (row, to) in panels.chunks_exact_mut(lanes).enumerate() {
-                let (first, m) = (k0 + row / rows * lanes, start * pixels + row % rows);
-                let (to, padding) = to.split_at_mut((d.k - first).min(lanes));
-                dz.copy(m, first, to);
-                padding.fill(R::ZERO);
+            for (n, panel) in panels.chunks_exact_mut(count * pixels * lanes).enumerate() {
+                let first = k0 + n * lanes;
+                with_panel_width(
+                    (d.k - first).min(lanes),
+                    #[inline(always)]
+                    |cut| {
+                        for (m, row) in panel.chunks_exact_mut(lanes).enumerate() {
+                            dz.copy(from + m, first, &mut row[..cut]);
+                            if cut < lanes {
+                                row[cut..].fill(R::ZERO);
+                            }
+                        }
+                    },
+                );
             }
         },
     );
@@ -135,18 +139,23 @@ fn add_pass<R: Real>(d: &Dims, x: &[R], count: usize, panels: &[R], sum: &mut [R
     let rows = count * d.p * d.q;
     // Runs: one per row of output pixels. Long images take several gathers of at most MAX_PASS_ROWS runs.
     let all_rows = count * d.p;
+    let (by_image, by_row) = (Divisor::of(d.p), Divisor::of(d.s * d.c));
     for r0 in (0..all_rows).step_by(MAX_PASS_ROWS) {
         let n_runs = MAX_PASS_ROWS.min(all_rows - r0);
-        let runs: [usize; MAX_PASS_ROWS] = std::array::from_fn(|i| {
-            let (image, p) = ((r0 + i) / d.p, (r0 + i) % d.p);
-            (image * hp + p * d.stride) * wp * d.c
-        });
+        let mut runs = [0; MAX_PASS_ROWS];
+        for (i, run) in runs[..n_runs].iter_mut().enumerate() {
+            let (image, p) = by_image.split(r0 + i);
+            *run = (image * hp + p * d.stride) * wp * d.c;
+        }
         let a = Gather { x, runs: &runs[..n_runs], len: d.q, step: d.stride * d.c, b_first: 0, b_step: d.q };
-        let tap = |m: usize| (m / (d.s * d.c)) * wp * d.c + m % (d.s * d.c);
+        let tap = |m: usize| {
+            let (row, at) = by_row.split(m);
+            row * wp * d.c + at
+        };
         for panel in 0..panels.len() / (rows * lanes) {
             let b = &panels[(panel * rows + r0 * d.q) * lanes..][..n_runs * d.q * lanes];
-            let mut sink = Accumulate { sum: &mut sum[panel * depth * lanes..], lanes };
-            gemm::panel(a, depth, tap, b, n_runs * d.q, lanes, 0, &mut sink);
+            let sink = Accumulate { sum: &mut sum[panel * depth * lanes..], lanes };
+            gemm::panel(a, depth, tap, b, n_runs * d.q, lanes, 0, sink);
         }
     }
 }

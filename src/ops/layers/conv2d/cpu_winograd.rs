@@ -9,9 +9,10 @@
 //! The input gradient is such a convolution too, of dz with flipped filters.
 
 use super::geometry::Dims;
-use crate::device::cpu::gemm::{self, dense};
+use crate::device::cpu::dense::dense;
+use crate::device::cpu::gemm;
 use crate::device::cpu::par::{Rows, for_parts};
-use crate::device::cpu::vector::{dispatch, vectorised, with_width};
+use crate::device::cpu::vector::{dispatch, load, store, vectorised, with_width};
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
 use std::any::TypeId;
@@ -23,13 +24,14 @@ pub const PLACES: usize = 16;
 /// Channels that are transformed together: an AVX-512 register of f32.
 pub const LANES: usize = 16;
 
-/// Tiles that are transformed and multiplied together: twice the 12 rows of a product. With 16 channels the
-/// transformed tiles then fit the first-level cache, and more tiles were no faster with 16 to 512 channels.
-pub const BLOCK_TILES: usize = 24;
+/// Tiles that are transformed and multiplied together: the 12 rows of a product. With 16 channels the transformed tiles,
+/// the products and the filters then fit the first-level cache together (24 tiles took 3 % longer); with 32 and more channels
+/// 24 and more tiles were no faster.
+pub const BLOCK_TILES: usize = 12;
 
 /// The images `[h, w, c]` and outputs `[p, q, k]` of a convolution with 3x3 filters and stride 1.
 #[derive(Clone, Copy)]
-pub struct Geometry {
+pub struct Tiling {
     pub h: usize,
     pub w: usize,
     pub c: usize,
@@ -40,11 +42,11 @@ pub struct Geometry {
     pub pad: usize,
 }
 
-impl Geometry {
+impl Tiling {
     /// Of a convolution; none if its filters are not 3x3 or its stride is not 1.
-    pub fn of(d: &Dims) -> Option<Geometry> {
+    pub fn of(d: &Dims) -> Option<Tiling> {
         let Dims { h, w, c, p, q, k, pad, .. } = *d;
-        ([d.r, d.s, d.stride] == [3, 3, 1]).then_some(Geometry { h, w, c, p, q, k, pad })
+        ([d.r, d.s, d.stride] == [3, 3, 1]).then_some(Tiling { h, w, c, p, q, k, pad })
     }
     /// Whether [`windows`] computes it, and is faster than the gathered product, which skips the padding: at 2x2 outputs
     /// both multiply as many numbers.
@@ -67,19 +69,35 @@ impl Geometry {
     }
     /// Elements of scratch that [`windows`] needs.
     pub fn scratch_len(&self) -> usize {
-        PLACES * (plane(self.c) + plane(self.k))
+        PLACES * (plane(self.c) + plane(self.k)) + self.line()
+    }
+    /// Elements of a row of x.
+    pub fn line(&self) -> usize {
+        self.w * self.c
     }
     /// Tiles of an image.
     pub fn tiles(&self) -> usize {
         self.p.div_ceil(2) * self.q.div_ceil(2)
     }
-    /// Image, and row and column of the first output, of a tile.
+    /// Moves on by some tiles, which end with a row at the latest.
     #[inline(always)]
-    pub fn origin(&self, tile: usize) -> [usize; 3] {
-        let [down, across] = [self.p.div_ceil(2), self.q.div_ceil(2)];
-        let (line, column) = (tile / across, tile % across);
-        [line / down, 2 * (line % down), 2 * column]
+    pub fn advance(&self, tile: &mut Tile, tiles: usize) {
+        tile.q += 2 * tiles;
+        if tile.q >= self.q {
+            (tile.p, tile.q) = (tile.p + 2, 0);
+        }
+        if tile.p >= self.p {
+            (tile.image, tile.p) = (tile.image + 1, 0);
+        }
     }
+}
+
+/// Where a tile lies: its image, and the row and column of its first output.
+#[derive(Clone, Copy, Default)]
+pub struct Tile {
+    pub image: usize,
+    pub p: usize,
+    pub q: usize,
 }
 
 /// Elements from one place of a block's transformed tiles to the next: one cache line more than the tiles have. The 16
@@ -89,7 +107,7 @@ pub fn plane(channels: usize) -> usize {
 }
 
 /// Transforms filters into panels `[k / lanes][16][c][lanes]`. `tap(k, c, r, s)` is an element of the filters.
-pub fn pack<R: Real>(g: &Geometry, panels: &mut [R], tap: impl Fn(usize, usize, usize, usize) -> R + Sync) {
+pub fn pack<R: Real>(g: &Tiling, panels: &mut [R], tap: impl Fn(usize, usize, usize, usize) -> R + Sync) {
     let lanes = gemm::lanes(g.k);
     for_parts(Rows::new(panels, g.k / lanes), 1, &|panel, part: Rows<R>| {
         vectorised(
@@ -130,9 +148,9 @@ fn widen<R: Real>(w: &[[R; LANES]; 3]) -> [[R; LANES]; 4] {
 }
 
 /// Convolves `images` images `x` with filters that [`pack`] has transformed. `store(image, p, q, column, values)`
-/// takes the results, 16 channels at a time. `scratch` has [`Geometry::scratch_len`] elements.
+/// takes the results, 16 channels at a time. `scratch` has [`Tiling::scratch_len`] elements.
 pub fn windows<R: Real>(
-    g: &Geometry,
+    g: &Tiling,
     x: &[R],
     images: usize,
     panels: &[R],
@@ -153,7 +171,7 @@ pub fn windows<R: Real>(
 
 /// The arguments of [`windows`] as a type, whose body is compiled once for each instruction set.
 struct Windows<'a, F, R> {
-    g: &'a Geometry,
+    g: &'a Tiling,
     x: &'a [f32],
     images: usize,
     panels: &'a [f32],
@@ -165,103 +183,116 @@ struct Windows<'a, F, R> {
 impl<R: Real, F: FnMut(usize, usize, usize, usize, &[R])> WithSimd for Windows<'_, F, R> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let g = *self.g;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (g, mut finish) = (*self.g, self.store);
         let all = self.images * g.tiles();
-        let (v, m) = self.scratch.split_at_mut(PLACES * plane(g.c));
+        let (v, rest) = self.scratch.split_at_mut(PLACES * plane(g.c));
+        let (m, zeros) = rest.split_at_mut(PLACES * plane(g.k));
+        zeros.fill(0.0);
+        let mut at = Tile::default();
         for first in (0..all).step_by(BLOCK_TILES) {
-            let tiles = first..(first + BLOCK_TILES).min(all);
-            for (i, tile) in tiles.clone().enumerate() {
-                transform_input(simd, &g, self.x, g.origin(tile), &mut v[i * g.c..]);
-            }
+            let tiles = BLOCK_TILES.min(all - first);
+            transform_inputs(simd, &g, self.x, (at, tiles), zeros, v);
             multiply(simd, &g, v, self.panels, m);
-            for (i, tile) in tiles.enumerate() {
-                let at = g.origin(tile);
-                transform_output(
-                    simd,
-                    &g,
-                    &m[i * g.k..],
-                    #[inline(always)]
-                    |r, s, column, values| {
-                        let (p, q) = (at[1] + r, at[2] + s);
-                        if p < g.p && q < g.q {
-                            (self.store)(at[0], p, q, column, bytemuck::cast_slice(values));
-                        }
-                    },
-                );
-            }
+            with_width(
+                g.k,
+                #[inline(always)]
+                |k| {
+                    for i in 0..tiles {
+                        transform_output(
+                            simd,
+                            k,
+                            &m[i * k..],
+                            #[inline(always)]
+                            |r, s, column, values| {
+                                let (p, q) = (at.p + r, at.q + s);
+                                if p < g.p && q < g.q {
+                                    finish(at.image, p, q, column, bytemuck::cast_slice(values));
+                                }
+                            },
+                        );
+                        g.advance(&mut at, 1);
+                    }
+                },
+            );
         }
     }
 }
 
-/// Writes `B^T x B` of the tile at `at` to `v`.
+/// Writes `B^T x B` of `tiles` tiles from `at` on to `v`. `zeros` is a row of x.
+///
+/// Neighbouring tiles have two columns in common, which are loaded and transformed once.
 #[inline(always)]
-pub fn transform_input<S: Simd>(simd: S, g: &Geometry, x: &[f32], at: [usize; 3], v: &mut [f32]) {
-    let (h, w) = (at[1].wrapping_sub(g.pad), at[2].wrapping_sub(g.pad));
-    let zero = simd.splat_f32s(0.0);
-    if h < g.h && w < g.w && h + 4 <= g.h && w + 4 <= g.w {
-        let line = g.w * g.c;
-        let x = &x[(at[0] * g.h + h) * line + w * g.c..][..3 * line + 4 * g.c];
-        return with_width(
+pub fn transform_inputs<S: Simd>(
+    simd: S,
+    g: &Tiling,
+    x: &[f32],
+    (mut at, tiles): (Tile, usize),
+    zeros: &[f32],
+    v: &mut [f32],
+) {
+    let mut done = 0;
+    while done < tiles {
+        let run = (g.q - at.q).div_ceil(2).min(tiles - done);
+        with_width(
             g.c,
             #[inline(always)]
             |c| {
-                let row: [&[f32]; 4] =
-                    [&x[..4 * c], &x[line..][..4 * c], &x[2 * line..][..4 * c], &x[3 * line..][..4 * c]];
-                spread_tile(
-                    simd,
-                    c,
-                    v,
-                    #[inline(always)]
-                    |i, j, lane| load(simd, &row[i][j * c + lane..]),
-                );
+                let line = g.w * c;
+                let mut rows = [&zeros[..line]; 4];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let h = (at.p + i).wrapping_sub(g.pad);
+                    if h < g.h {
+                        *row = &x[(at.image * g.h + h) * line..][..line];
+                    }
+                }
+                transform_run(simd, [c, g.w], rows, at.q.wrapping_sub(g.pad), run, &mut v[done * c..]);
             },
         );
+        done += run;
+        g.advance(&mut at, run);
     }
-    // The 16 pixels; none where they lie outside the image.
-    let mut pixel: [&[f32]; PLACES] = [&[]; PLACES];
-    for (i, pixel) in pixel.iter_mut().enumerate() {
-        let (h, w) = (h.wrapping_add(i / 4), w.wrapping_add(i % 4));
-        if h < g.h && w < g.w {
-            *pixel = &x[((at[0] * g.h + h) * g.w + w) * g.c..][..g.c];
-        }
-    }
-    spread_tile(
-        simd,
-        g.c,
-        v,
-        #[inline(always)]
-        |i, j, lane| match pixel[4 * i + j] {
-            [] => zero,
-            pixel => load(simd, &pixel[lane..]),
-        },
-    );
 }
 
+/// Transforms the tiles of a run: neighbours in one row, whose first column is `left` of `width`.
 #[inline(always)]
-fn load<S: Simd>(_: S, from: &[f32]) -> S::f32s {
-    S::as_simd_f32s(&from[..S::F32_LANES]).0[0]
-}
-
-/// Writes `B^T x B` of the pixels that `x(row, column, channel)` loads.
-#[inline(always)]
-fn spread_tile<S: Simd>(simd: S, c: usize, v: &mut [f32], x: impl Fn(usize, usize, usize) -> S::f32s) {
-    let zero = simd.splat_f32s(0.0);
+fn transform_run<S: Simd>(
+    simd: S,
+    [c, width]: [usize; 2],
+    rows: [&[f32]; 4],
+    left: usize,
+    run: usize,
+    v: &mut [f32],
+) {
     let plane = plane(c);
-    let v = &mut v[..(PLACES - 1) * plane + c];
     for lane in (0..c).step_by(S::F32_LANES) {
-        let mut t = [[zero; 4]; 4];
-        for (i, t) in t.iter_mut().enumerate() {
-            *t = spread(simd, [x(i, 0, lane), x(i, 1, lane), x(i, 2, lane), x(i, 3, lane)]);
-        }
-        for j in 0..4 {
-            let column = spread(simd, [t[0][j], t[1][j], t[2][j], t[3][j]]);
-            for i in 0..4 {
-                let to = &mut v[(4 * i + j) * plane + lane..][..S::F32_LANES];
-                S::as_mut_simd_f32s(to).0[0] = column[i];
+        let mut a = column(simd, rows, [c, width, lane], left);
+        let mut b = column(simd, rows, [c, width, lane], left.wrapping_add(1));
+        for i in 0..run {
+            let next = left.wrapping_add(2 * i + 2);
+            let d = column(simd, rows, [c, width, lane], next);
+            let e = column(simd, rows, [c, width, lane], next.wrapping_add(1));
+            let v = &mut v[i * c + lane..][..(PLACES - 1) * plane + S::F32_LANES];
+            for row in 0..4 {
+                let places = spread(simd, [a[row], b[row], d[row], e[row]]);
+                for j in 0..4 {
+                    store(simd, &mut v[(4 * row + j) * plane..], places[j]);
+                }
             }
+            (a, b) = (d, e);
         }
     }
+}
+
+/// `B^T x` of column `w` of four rows: zeros outside the image.
+#[inline(always)]
+fn column<S: Simd>(simd: S, rows: [&[f32]; 4], [c, width, lane]: [usize; 3], w: usize) -> [S::f32s; 4] {
+    if w >= width {
+        return [simd.splat_f32s(0.0); 4];
+    }
+    let at = w * c + lane;
+    let [a, b, d, e] = rows;
+    spread(simd, [load(simd, &a[at..]), load(simd, &b[at..]), load(simd, &d[at..]), load(simd, &e[at..])])
 }
 
 /// One dimension of `B^T x`.
@@ -278,7 +309,7 @@ fn spread<S: Simd>(simd: S, x: [S::f32s; 4]) -> [S::f32s; 4] {
 /// Multiplies a block's transformed tiles `v` `[16][tiles][c]` by the transformed filters, into `m`
 /// `[16][tiles][k]`. The tiles that a last block lacks are left over from the block before and are not stored.
 #[inline(always)]
-fn multiply<S: Simd>(simd: S, g: &Geometry, v: &[f32], panels: &[f32], m: &mut [f32]) {
+fn multiply<S: Simd>(simd: S, g: &Tiling, v: &[f32], panels: &[f32], m: &mut [f32]) {
     let lanes = gemm::lanes(g.k);
     let places = v.chunks_exact(plane(g.c)).zip(m.chunks_exact_mut(plane(g.k)));
     for (place, (v, m)) in places.enumerate() {
@@ -289,17 +320,18 @@ fn multiply<S: Simd>(simd: S, g: &Geometry, v: &[f32], panels: &[f32], m: &mut [
     }
 }
 
-/// Computes `A^T m A` of a tile. `store(row, column, channel, values)` takes its outputs.
+/// Computes `A^T m A` of a tile of `k` channels. `finish(row, column, channel, values)` takes its outputs.
 #[inline(always)]
 fn transform_output<S: Simd>(
     simd: S,
-    g: &Geometry,
+    k: usize,
     m: &[f32],
-    mut store: impl FnMut(usize, usize, usize, &[f32]),
+    mut finish: impl FnMut(usize, usize, usize, &[f32]),
 ) {
-    let (plane, per_lanes) = (plane(g.k), LANES / S::F32_LANES);
+    let (plane, per_lanes) = (plane(k), LANES / S::F32_LANES);
     let zero = simd.splat_f32s(0.0);
-    for first in 0..g.k / LANES {
+    let m = &m[..(PLACES - 1) * plane + k];
+    for first in 0..k / LANES {
         let mut out = [[0.0; LANES]; 4];
         for part in 0..per_lanes {
             let lane = first * LANES + part * S::F32_LANES;
@@ -314,12 +346,12 @@ fn transform_output<S: Simd>(
             for j in 0..2 {
                 let column = narrow(simd, [t[0][j], t[1][j], t[2][j], t[3][j]]);
                 for i in 0..2 {
-                    S::as_mut_simd_f32s(&mut out[2 * i + j][..]).0[part] = column[i];
+                    store(simd, &mut out[2 * i + j][part * S::F32_LANES..], column[i]);
                 }
             }
         }
         for (i, values) in out.iter().enumerate() {
-            store(i / 2, i % 2, first * LANES, values);
+            finish(i / 2, i % 2, first * LANES, values);
         }
     }
 }
@@ -337,7 +369,7 @@ mod tests {
     use super::*;
 
     /// 30 tiles, more than a block has, with half a tile at the right border.
-    const G: Geometry = Geometry { h: 9, w: 10, c: 32, p: 9, q: 10, k: 32, pad: 1 };
+    const G: Tiling = Tiling { h: 9, w: 10, c: 32, p: 9, q: 10, k: 32, pad: 1 };
 
     fn numbers(count: usize, factor: f32) -> Vec<f32> {
         (0..count).map(|i| (i as f32 * factor).sin()).collect()

@@ -8,24 +8,25 @@
 use super::cpu_dz::Masked;
 use super::cpu_forward::passes;
 use super::cpu_parts::Parts;
-use super::cpu_winograd::{BLOCK_TILES, Geometry, LANES, PLACES, plane, transform_input};
-use crate::device::cpu::gemm::{self, dense_add};
+use super::cpu_winograd::{BLOCK_TILES, LANES, PLACES, Tile, Tiling, plane, transform_inputs};
+use crate::device::cpu::dense::dense_add;
+use crate::device::cpu::gemm;
 use crate::device::cpu::par::{Indices, Rows, for_parts};
-use crate::device::cpu::vector::{dispatch, vectorised};
+use crate::device::cpu::vector::{dispatch, load, store, vectorised};
 use crate::ops::operands::{Grad, store_or_add};
 use crate::tensor::Real;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Elements of a partial sum.
-pub fn partial_len(g: &Geometry) -> usize {
+pub fn partial_len(g: &Tiling) -> usize {
     PLACES * g.c * g.k
 }
 
 /// Writes the gradient of the filters of `g`, summed in parts over the images `x`. `partial` holds [`partial_len`]
 /// elements for each part.
 pub fn weight_gradient<R: Real>(
-    g: &Geometry,
+    g: &Tiling,
     dz: &Masked<R>,
     x: &[R],
     parts: Parts,
@@ -38,7 +39,7 @@ pub fn weight_gradient<R: Real>(
     for_parts(work, 1, &|item, (_, sums): (Indices, Rows<R>)| {
         let (images, panels) = parts.item(item);
         sums.data.fill(R::ZERO);
-        let scratch_len = PLACES * (plane(g.c) + BLOCK_TILES * panels.len() * lanes);
+        let scratch_len = PLACES * (plane(g.c) + BLOCK_TILES * panels.len() * lanes) + g.line();
         for pass in passes(images.len(), g.p * g.q * g.k) {
             let (from, count) = (images.start + pass.start, pass.len());
             let x = &x[from * g.h * g.w * g.c..][..count * g.h * g.w * g.c];
@@ -61,7 +62,7 @@ pub fn weight_gradient<R: Real>(
 /// Adds the tiles of some images to a part's sums of some panels, as a type, whose body is compiled once for each
 /// instruction set.
 struct Tiles<'a> {
-    g: &'a Geometry,
+    g: &'a Tiling,
     x: &'a [f32],
     images: usize,
     dz: &'a [f32],
@@ -78,25 +79,21 @@ impl WithSimd for Tiles<'_> {
         let g = self.g;
         let (lanes, count) = (gemm::lanes(g.k), self.panels.len());
         // Transformed tiles: v `[16][tiles][c]`, z `[16][panel][tiles][lanes]`.
-        let (v, z) = self.scratch.split_at_mut(PLACES * plane(g.c));
+        let (v, rest) = self.scratch.split_at_mut(PLACES * plane(g.c));
+        let (z, zeros) = rest.split_at_mut(PLACES * BLOCK_TILES * count * lanes);
+        zeros.fill(0.0);
         let all = self.images * g.tiles();
+        let mut at = Tile::default();
         for first in (0..all).step_by(BLOCK_TILES) {
             let tiles = BLOCK_TILES.min(all - first);
+            transform_inputs(simd, g, self.x, (at, tiles), zeros, v);
             for i in 0..tiles {
-                let at = g.origin(first + i);
-                transform_input(simd, g, self.x, at, &mut v[i * g.c..]);
                 for (n, panel) in self.panels.clone().enumerate() {
                     let to = &mut z[(n * BLOCK_TILES + i) * lanes..];
-                    spread_dz(
-                        simd,
-                        g,
-                        self.dz,
-                        at,
-                        panel * lanes..(panel + 1) * lanes,
-                        to,
-                        count * BLOCK_TILES * lanes,
-                    );
+                    let channels = panel * lanes..(panel + 1) * lanes;
+                    spread_dz(simd, g, self.dz, at, channels, to, count * BLOCK_TILES * lanes);
                 }
+                g.advance(&mut at, 1);
             }
             for (n, sums) in self.sums.chunks_exact_mut(PLACES * g.c * lanes).enumerate() {
                 for (place, sums) in sums.chunks_exact_mut(g.c * lanes).enumerate() {
@@ -113,9 +110,9 @@ impl WithSimd for Tiles<'_> {
 #[inline(always)]
 fn spread_dz<S: Simd>(
     simd: S,
-    g: &Geometry,
+    g: &Tiling,
     dz: &[f32],
-    at: [usize; 3],
+    at: Tile,
     channels: Range<usize>,
     to: &mut [f32],
     plane: usize,
@@ -125,18 +122,17 @@ fn spread_dz<S: Simd>(
         let mut pixels = [[zero; 2]; 2];
         for (r, row) in pixels.iter_mut().enumerate() {
             for (s, pixel) in row.iter_mut().enumerate() {
-                let (p, q) = (at[1] + r, at[2] + s);
+                let (p, q) = (at.p + r, at.q + s);
                 if p < g.p && q < g.q {
-                    let from = &dz[((at[0] * g.p + p) * g.q + q) * g.k + channel..][..S::F32_LANES];
-                    *pixel = S::as_simd_f32s(from).0[0];
+                    let from = &dz[((at.image * g.p + p) * g.q + q) * g.k + channel..];
+                    *pixel = load(simd, from);
                 }
             }
         }
         let [top, bottom] = [widen(simd, pixels[0]), widen(simd, pixels[1])];
         for j in 0..4 {
             for (i, v) in widen(simd, [top[j], bottom[j]]).into_iter().enumerate() {
-                let to = &mut to[(4 * i + j) * plane + lane * S::F32_LANES..][..S::F32_LANES];
-                S::as_mut_simd_f32s(to).0[0] = v;
+                store(simd, &mut to[(4 * i + j) * plane + lane * S::F32_LANES..], v);
             }
         }
     }
@@ -149,8 +145,8 @@ fn widen<S: Simd>(simd: S, d: [S::f32s; 2]) -> [S::f32s; 4] {
 }
 
 /// Adds the parts in order and writes `G^T sum G` to dw `[k, 3, 3, c]`.
-fn finish<R: Real>(g: &Geometry, partial: &[R], parts: usize, dw: Grad<R>) {
-    let lanes = gemm::lanes(g.k);
+fn finish<R: Real>(g: &Tiling, partial: &[R], parts: usize, dw: Grad<R>) {
+    let (lanes, part_len) = (gemm::lanes(g.k), partial_len(g));
     let write = dw.write;
     for_parts(Rows::new(dw.data, g.k / LANES), 1, &|block, rows: Rows<R>| {
         let (panel, lane) = (block * LANES / lanes, block * LANES % lanes);
@@ -160,8 +156,10 @@ fn finish<R: Real>(g: &Geometry, partial: &[R], parts: usize, dw: Grad<R>) {
                 for c in 0..g.c {
                     let (write, mut u) = (write, [[[R::ZERO; LANES]; 4]; 4]);
                     for (place, u) in u.as_flattened_mut().iter_mut().enumerate() {
-                        for part in partial.chunks_exact(partial_len(g)).take(parts) {
-                            let part = &part[((panel * PLACES + place) * g.c + c) * lanes + lane..][..LANES];
+                        // (`chunks_exact` would divide for each place, which took two thirds of this function.)
+                        let at = ((panel * PLACES + place) * g.c + c) * lanes + lane;
+                        for part in 0..parts {
+                            let part = &partial[part * part_len + at..][..LANES];
                             u.iter_mut().zip(part).for_each(|(u, v)| *u += *v);
                         }
                     }
@@ -199,7 +197,7 @@ mod tests {
     use super::*;
 
     /// 30 tiles, more than a block has, with half a tile at the right border.
-    const G: Geometry = Geometry { h: 9, w: 10, c: 16, p: 9, q: 10, k: 64, pad: 1 };
+    const G: Tiling = Tiling { h: 9, w: 10, c: 16, p: 9, q: 10, k: 64, pad: 1 };
 
     /// The sums of the second panel, computed with one of the instruction sets; none if this machine lacks it.
     fn sums(simd: Option<impl Simd>) -> Option<Vec<f32>> {
@@ -207,7 +205,7 @@ mod tests {
             |count: usize, factor: f32| (0..count).map(|i| (i as f32 * factor).sin()).collect::<Vec<_>>();
         let (x, dz) = (numbers(G.h * G.w * G.c, 0.37), numbers(G.p * G.q * G.k, 0.73));
         let mut sums = vec![0.0; partial_len(&G) / 2];
-        let mut scratch = vec![0.0; PLACES * (plane(G.c) + BLOCK_TILES * 32)];
+        let mut scratch = vec![0.0; PLACES * (plane(G.c) + BLOCK_TILES * 32) + G.line()];
         let (panels, images) = (1..2, 1);
         simd?.vectorize(Tiles {
             g: &G,
