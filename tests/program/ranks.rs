@@ -305,7 +305,7 @@ fn more_ranks_than_teachers_are_refused() {
     let Some(mpi) = Mpi::first() else { return };
     let done = mpi.call(&Lab::new(), 3, &run("out", &[]));
     let text = text(&done.stderr);
-    assert!(!done.status.success() && text.contains("3 ranks for 2 teachers"), "{text}");
+    assert!(!done.status.success() && text.contains("3 ranks for 2 tasks of the student"), "{text}");
 }
 
 #[test]
