@@ -27,12 +27,19 @@ const BLUE: &str = "#1f5fa8";
 const ORANGE: &str = "#e0731d";
 const GREY: &str = "#8a8a8a";
 
-/// A line through points, or points alone.
+/// How a series is drawn.
+#[derive(PartialEq)]
+enum Style {
+    Dashes,
+    Line,
+    Dots,
+    LineAndDots,
+}
+
 struct Series {
     name: &'static str,
     colour: &'static str,
-    is_dashed: bool,
-    has_dots: bool,
+    style: Style,
     points: Vec<(f64, f64)>,
 }
 
@@ -68,18 +75,12 @@ fn times(lines: &[Line], vary: Vary) -> Vec<Series> {
     let steps = Step::ALL.into_iter().zip(colours).map(|(step, colour)| Series {
         name: step.name(),
         colour,
-        is_dashed: false,
-        has_dots: true,
+        style: Style::LineAndDots,
         points: of(step),
     });
     let linear = vary.values().iter().map(linear).collect();
-    let ideal = Series {
-        name: "linear (side: in pixels)",
-        colour: GREY,
-        is_dashed: true,
-        has_dots: false,
-        points: linear,
-    };
+    let ideal =
+        Series { name: "linear (side: in pixels)", colour: GREY, style: Style::Dashes, points: linear };
     std::iter::once(ideal).chain(steps).collect()
 }
 
@@ -94,8 +95,8 @@ fn megabytes(lines: &[Line], vary: Vary) -> Vec<Series> {
     };
     let (forecast, peak) = (of(|m| m.forecast), of(|m| m.peak));
     vec![
-        Series { name: "forecast", colour: GREY, is_dashed: true, has_dots: false, points: forecast },
-        Series { name: "measured", colour: BLUE, is_dashed: false, has_dots: true, points: peak },
+        Series { name: "forecast", colour: BLUE, style: Style::Line, points: forecast },
+        Series { name: "measured", colour: ORANGE, style: Style::Dots, points: peak },
     ]
 }
 
@@ -114,7 +115,7 @@ fn picture(title: &str, panels: &[(Vary, Vec<Series>)]) -> String {
     );
     let mut x = 330.0;
     for s in panels.first().map_or(&[][..], |(_, series)| series) {
-        out += &line(&[(x, 16.0), (x + 22.0, 16.0)], s);
+        out += &drawn(&[(x, 16.0), (x + 22.0, 16.0)], s);
         let _ = writeln!(out, "<text x=\"{}\" y=\"20\" fill=\"#222222\">{}</text>", x + 30.0, s.name);
         x += 56.0 + 6.0 * s.name.len() as f64;
     }
@@ -165,22 +166,28 @@ fn panel(vary: Vary, series: &[Series], ys: (f64, f64)) -> String {
     );
     for s in series {
         let points: Vec<(f64, f64)> = s.points.iter().map(|p| (x(p.0), y(p.1))).collect();
-        out += &line(&points, s);
+        out += &drawn(&points, s);
     }
     out
 }
 
-/// The line of a series through these points of the picture.
-fn line(points: &[(f64, f64)], s: &Series) -> String {
+/// A series at these points of the picture.
+fn drawn(points: &[(f64, f64)], s: &Series) -> String {
     let d: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-    let dash = if s.is_dashed { " stroke-dasharray=\"5 4\"" } else { "" };
-    let mut out = format!(
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"{dash}/>\n",
-        d.join(" "),
-        s.colour
-    );
-    for (x, y) in points.iter().filter(|_| s.has_dots) {
-        let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{}\"/>", s.colour);
+    let mut out = String::new();
+    if s.style != Style::Dots {
+        let dash = if s.style == Style::Dashes { " stroke-dasharray=\"5 4\"" } else { "" };
+        let _ = writeln!(
+            out,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"{dash}/>",
+            d.join(" "),
+            s.colour
+        );
+    }
+    if matches!(s.style, Style::Dots | Style::LineAndDots) {
+        for (x, y) in points {
+            let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{}\"/>", s.colour);
+        }
     }
     out
 }
