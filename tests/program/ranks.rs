@@ -205,7 +205,8 @@ fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes()
     let kills = if all.is_empty() { 0 } else { number("DFKA_RANK_KILLS", 3 * all.len()) };
     let mut draws = (0..).map(|i| Draws::new(number("DFKA_KILL_SEED", 1) as u64, 81, 0).words(i, 0));
     for i in 0..kills {
-        let (signal, code) = [("KILL", None), ("STOP", Some(8)), ("TERM", Some(143))][i % 3];
+        // MPICH's launcher may pass on the 9 of the rank that it kills, after the 8 of the one that gave up.
+        let (signal, codes) = [("KILL", &[9, 137][..]), ("STOP", &[8, 9]), ("TERM", &[143])][i % 3];
         let mpi = &all[i / 3 % all.len()];
         let tries = (0..20).map(|k| format!("{signal}-{i}-{k}-{}", std::process::id()));
         let found = tries.into_iter().find_map(|out| {
@@ -214,11 +215,8 @@ fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes()
         });
         let (out, done) = found.unwrap_or_else(|| panic!("{signal}: the run always ended before it"));
         let text = text(&done.stderr);
-        assert!(
-            code.is_none_or(|code| done.status.code() == Some(code)),
-            "{signal}: {}: {text}",
-            done.status
-        );
+        let code = done.status.code().unwrap_or(-1);
+        assert!(codes.contains(&code), "{signal}: {code}: {text}");
         let is_lost = text.contains("no answer from the other ranks for 2 s");
         assert!(signal != "STOP" || is_lost, "{text}");
         // On another number of ranks, and on the same.
