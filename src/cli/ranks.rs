@@ -17,7 +17,7 @@ const AFTER_RANK_0: Duration = Duration::from_secs(5);
 /// The exit code of a process whose other ranks no longer answer.
 const LOST_RANK: i32 = 8;
 
-/// Calls `lead` in a process that is alone and in rank 0, and `follow` in every other rank. They leave together.
+/// Calls `lead` in a process that is alone and in rank 0, and `follow` in every other rank, which ends with the training.
 ///
 /// Errors: those of the function that was called.
 pub fn run(lead: impl FnOnce() -> Result<String>, follow: impl FnOnce() -> Result<()>) -> Result<String> {
@@ -29,9 +29,6 @@ pub fn run(lead: impl FnOnce() -> Result<String>, follow: impl FnOnce() -> Resul
         let _ = writeln!(std::io::stderr(), "rank {rank} ends, although rank 0 goes on:");
     }
     // A process that ends with an error does not wait for the others: the launcher ends them.
-    if let (Ok(_), Some(ranks)) = (&done, collective::current()) {
-        ranks.leave();
-    }
     done
 }
 

@@ -78,6 +78,10 @@ pub fn run<'o>(
         let (prefix, mut unused) = (baseline_prefix(source), Summary::default());
         amalgamate(&other, inputs, &mut session, &prefix, Some(&branches), &mut unused)?;
     }
+    // Rank 0 evaluates alone, and a rank that is stopped meanwhile keeps nobody waiting.
+    if let Some(ranks) = collective::current() {
+        ranks.leave();
+    }
     Ok(Amalgamated { summary, session, blocks })
 }
 

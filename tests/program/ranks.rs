@@ -139,8 +139,8 @@ fn a_label_of_two_teachers_and_teachers_in_turns_are_shared_too() {
     expect_same(&lab, &sets, "two");
 }
 
-/// More steps than a rank does before a signal reaches it.
-const LONG: [&str; 4] = ["--set", "checkpoint_seconds=0", "--set", "generator.steps=60"];
+/// More steps than a rank does before a signal reaches it: after the training rank 0 works alone.
+const LONG: [&str; 4] = ["--set", "checkpoint_seconds=0", "--set", "generator.steps=200"];
 
 /// Starts two ranks that write a checkpoint after every step, and waits for the first one.
 fn started(mpi: &Mpi, lab: &Lab, out: &str) -> Child {

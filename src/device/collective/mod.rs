@@ -128,9 +128,9 @@ impl Ranks {
     pub fn meet(&self) {
         self.numbers(0);
     }
-    /// Ends the exchange, for a process that ends well. Waits for the other ranks, however long rank 0 evaluates.
+    /// Ends the exchange, in all ranks; no move of data may follow. [`current`] and [`leads`] stay what they are.
     pub fn leave(&self) {
-        self.mpi.finalize();
+        self.watch.during(|| self.mpi.finalize());
     }
 
     fn watched(&self, moves: impl FnOnce() -> std::result::Result<(), String>) {
