@@ -56,7 +56,7 @@ pub struct GpuForecast {
     pub roofline_ms: f64,
     /// Least time that the data sheet allows for the bytes that the launches do move.
     pub planned_ms: f64,
-    /// What the launches are forecast to take, at each rate of the L2: see [`Sum`].
+    /// Forecast time of the launches, at each rate of the L2: see [`Sum`].
     pub modelled_ms: [f64; 2],
     /// Memory of the GPU while the stage runs.
     pub memory: Held,

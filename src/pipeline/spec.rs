@@ -39,7 +39,7 @@ pub struct RunSpec {
     /// Where steps run. Set by the caller, not by the config.
     #[serde(skip)]
     pub device: Device,
-    /// What several ranks divide. A run may be resumed with another value.
+    /// What several ranks divide among themselves. `--resume` may change it.
     #[serde(skip)]
     pub split: Split,
 }

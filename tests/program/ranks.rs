@@ -227,7 +227,7 @@ fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes()
     }
 }
 
-/// One step of every stage, of a student from scratch and then of one with stored statistics.
+/// Every stage has one step.
 const STEP: [&str; 8] = [
     "--set",
     "generator.steps=1",

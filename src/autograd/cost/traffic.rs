@@ -44,8 +44,9 @@ pub struct Sum {
     pub roofline_ms: f64,
     /// The same for the bytes moved: these launches cannot be faster.
     pub planned_ms: f64,
-    /// What the launches are forecast to take, one after the other, at each rate of the L2 ([`L2_BYTES`](crate::device::gpu::launch::L2_BYTES)): of each the
-    /// longer of its bytes and the cycles of its products, and its start ([`Card::modelled_seconds`]).
+    /// The forecast time of the launches, which run one after the other, at each rate of the L2
+    /// ([`L2_BYTES`](crate::device::gpu::launch::L2_BYTES)). A launch takes its start and the longer of two times: that of
+    /// the bytes that it moves, and that of its products' cycles ([`Card::modelled_seconds`]).
     pub modelled_ms: [f64; 2],
 }
 

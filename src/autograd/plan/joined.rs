@@ -10,8 +10,8 @@ use std::collections::HashMap;
 /// The gradients of the tensors that the optimisers change, and room for their exchange.
 pub(crate) struct Joined<R> {
     gradients: Vec<Slot>,
-    values: Vec<R>,
-    room: Vec<R>,
+    own: Vec<R>,
+    all: Vec<R>,
 }
 
 impl<R: Real> Joined<R> {
@@ -23,17 +23,19 @@ impl<R: Real> Joined<R> {
     ) -> Joined<R> {
         let trained = optimisers.iter().flat_map(|o| &o.tensors);
         let gradients = trained.filter_map(|(id, _)| Some(slot(*leaf_grads.get(id)?))).collect();
-        Joined { gradients, values: Vec::new(), room: Vec::new() }
+        Joined { gradients, own: Vec::new(), all: Vec::new() }
     }
 
     /// Replaces every gradient by its sum over all ranks, in one exchange.
     pub(super) fn add(&mut self, ranks: &Ranks, memory: &mut Memory) {
-        self.values.clear();
+        self.own.clear();
         for slot in &self.gradients {
-            self.values.extend_from_slice(memory.views().read(*slot));
+            self.own.extend_from_slice(memory.views().read(*slot));
         }
-        ranks.add_in_slices(&mut self.values, &mut self.room);
-        let mut rest = &self.values[..];
+        self.own.resize(self.own.len().next_multiple_of(ranks.size()), R::ZERO);
+        self.all.resize(self.own.len(), R::ZERO);
+        ranks.add_in_slices(&mut self.own, &mut self.all);
+        let mut rest = &self.all[..];
         for slot in &self.gradients {
             let gradient: &mut [R] = memory.views().write(*slot);
             let (own, others) = rest.split_at(gradient.len());

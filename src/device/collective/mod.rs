@@ -1,8 +1,8 @@
-//! Several processes that work on one run: their ranks, and the moves of data between them.
+//! Several processes that work on one run: their ranks, and the data that they exchange.
 //!
-//! A launcher (`mpirun`, `srun`) starts the processes, and its MPI, which is opened at run time, moves the data. Sums are
-//! computed here and not by the library, because a library's sum changes its order, and so its bits, with the number of
-//! ranks and the version: every rank gets the terms and adds them in one order.
+//! A launcher (`mpirun`, `srun`) starts the processes. The launcher's MPI library is opened at run time and moves the data.
+//! It does not add them: a library's sum may change its order, and with it its bits, with the number of ranks and with its
+//! version. Every rank therefore receives the terms and adds them in a fixed order.
 //!
 //! Without a launcher nothing is opened, and [`current`] is `None`.
 
@@ -32,7 +32,7 @@ static RANKS: OnceLock<Ranks> = OnceLock::new();
 /// Joins the other processes of this launch, once; `None` without a launcher, or for a single process. `lost` ends this
 /// process when the others no longer answer.
 ///
-/// Errors: a launcher whose MPI library is not found, or which refuses to start; no integer in `DFKA_RANK_TIMEOUT`.
+/// Errors: a launcher whose MPI library is not found, or which refuses to start; a `DFKA_RANK_TIMEOUT` that is not a number of seconds.
 pub fn join(lost: Lost) -> Result<Option<&'static Ranks>> {
     let Some(launched) = launched().filter(|l| l.size > 1) else { return Ok(None) };
     if RANKS.get().is_none() {
@@ -101,22 +101,17 @@ impl Ranks {
             values.iter_mut().zip(part).for_each(|(v, p)| *v += *p);
         });
     }
-    /// The same for many values: each rank adds a slice of them, and passes it on.
-    pub fn add_in_slices<R: Real>(&self, values: &mut [R], room: &mut Vec<R>) {
-        let slice = values.len().div_ceil(self.size);
-        let padded = slice * self.size;
-        room.clear();
-        room.extend_from_slice(values);
-        room.resize(2 * padded, R::ZERO);
-        let (own, all) = room.split_at_mut(padded);
+    /// The same for many values, whose number is a multiple of the ranks: each rank adds a slice of them, and passes it on.
+    /// `own` is overwritten, and the sums are in `all`.
+    pub fn add_in_slices<R: Real>(&self, own: &mut [R], all: &mut [R]) {
         self.all_to_all(own, all);
+        let slice = own.len() / self.size;
         let sum = &mut own[..slice];
         sum.copy_from_slice(&all[..slice]);
         for part in all.chunks_exact(slice.max(1)).skip(1) {
             sum.iter_mut().zip(part).for_each(|(s, p)| *s += *p);
         }
         self.all_gather(sum, all);
-        values.copy_from_slice(&all[..values.len()]);
     }
     /// One number of every rank.
     pub fn numbers(&self, own: u64) -> Vec<u64> {

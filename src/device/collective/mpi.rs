@@ -138,7 +138,7 @@ impl Mpi {
             (self.broadcast)(data.as_mut_ptr().cast(), count, byte, from as c_int, world)
         })
     }
-    /// Ends the exchange. What it returns matters to nobody: the process ends next.
+    /// Ends the exchange. Its status is ignored, because nothing is exchanged afterwards.
     pub fn finalize(&self) {
         // SAFETY: MPI's prototype; no call follows.
         unsafe { (self.finalize)() };

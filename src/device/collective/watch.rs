@@ -22,7 +22,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Errors: `DFKA_RANK_TIMEOUT` is no number of seconds.
+    /// Starts the thread.
+    ///
+    /// Errors: a `DFKA_RANK_TIMEOUT` that is not a number of seconds.
     pub fn start(lost: Lost) -> Result<Watch> {
         let patience = match std::env::var("DFKA_RANK_TIMEOUT") {
             Err(_) => PATIENCE,

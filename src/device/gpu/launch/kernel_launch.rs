@@ -106,7 +106,8 @@ impl Launch {
             ))),
         }
     }
-    /// Forecast cycles of its products; 0 for a launch without a forecast, which memory is taken to limit.
+    /// Forecast cycles of the launch's products. They are 0 where there is no forecast; the forecast of its time then
+    /// follows from the bytes that it moves.
     pub fn cycles(&self) -> Cycles {
         self.work.map_or([0; 2], |w| w.cycles_of(self.group_size()))
     }

@@ -219,7 +219,8 @@ impl<R: Real, F: FnMut(usize, usize, usize, usize, &[R])> WithSimd for Windows<'
     }
 }
 
-/// Writes `B^T x B` of `tiles` tiles from `at` on to `v`. `zeros` is a row of x.
+/// Writes `B^T x B` of `tiles` neighbouring tiles to `v`; the first one is `at`. `zeros` stands for the rows above and below
+/// the image, and has as many zeros as a row of x has elements.
 ///
 /// Neighbouring tiles have two columns in common, which are loaded and transformed once.
 #[inline(always)]
