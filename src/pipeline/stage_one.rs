@@ -268,28 +268,39 @@ impl StageOne {
         optimisers: &[Optimiser],
     ) -> Result<Plan<f32>> {
         let mut tape = Tape::default();
-        share.begin(&mut tape);
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
-        let (levels, wanted) = self.record_share(&mut r, spec.generator.batch, Learn::Trainable, &share)?;
-        let loss = self.objective(spec, teachers, at_once, share).record(&mut r, &levels, wanted)?;
+        let (loss, image) = self.record_loss_of(&mut r, spec, teachers, at_once, share)?;
         let bank = r.leaf(self.bank, Learn::Frozen);
-        let image = r.tape.detach(levels[levels.len() - 1]);
+        let image = r.tape.detach(image);
         let image = share.whole(&mut r, image)?;
         r.tape.apply_all(ScatterImages {}.into(), &[bank, image])?;
         Plan::compile(&tape, &engine.store, Some(loss), optimisers)
     }
 
-    /// Records `L_joint` (11) on a batch that the generator draws; returns the loss and the image.
+    /// Records `L_joint` (11) on a batch that the generator draws, with all teachers at a time; returns the loss and the
+    /// images, of several ranks what this one computes of them.
     pub fn record_loss<R: Real>(
         &self,
         r: &mut Recorder<R>,
         spec: &RunSpec,
         teachers: &Teachers,
     ) -> Result<(Value, Value)> {
-        let (levels, wanted) = self.record_images(r, spec.generator.batch, Learn::Trainable)?;
-        let image = levels[levels.len() - 1];
-        let at_once = teachers.all.len();
-        Ok((self.record_objective(r, spec, teachers, &levels, wanted, at_once)?, image))
+        let share = Share::of(spec.split, teachers.all.len(), "teachers")?;
+        self.record_loss_of(r, spec, teachers, share.most(), share)
+    }
+
+    fn record_loss_of<R: Real>(
+        &self,
+        r: &mut Recorder<R>,
+        spec: &RunSpec,
+        teachers: &Teachers,
+        at_once: usize,
+        share: Share,
+    ) -> Result<(Value, Value)> {
+        share.begin(r.tape);
+        let (levels, wanted) = self.record_share(r, spec.generator.batch, Learn::Trainable, &share)?;
+        let loss = self.objective(spec, teachers, at_once, share).record(r, &levels, wanted)?;
+        Ok((loss, levels[levels.len() - 1]))
     }
 
     /// Records `L_joint` (11) of given levels (deepest first, the image last), where the images are to show

@@ -112,7 +112,6 @@ impl StageTwo {
         b: usize,
     ) -> Result<Stage> {
         let mut tape = Tape::default();
-        self.share(spec)?.begin(&mut tape);
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
         let loss = self.record_loss(&mut r, spec, teachers, stage_one, b)?;
         let first = if spec.dual.freeze_earlier { b } else { 1 };
@@ -144,7 +143,8 @@ impl StageTwo {
         stage_one: Option<&StageOne>,
         b: usize,
     ) -> Result<Value> {
-        let d = &spec.dual;
+        let (d, share) = (&spec.dual, self.share(spec)?);
+        share.begin(r.tape);
         let image_shape = teachers.network.feature(0, d.batch);
         let drawn = match self.images {
             Images::Bank(bank) => {
@@ -154,7 +154,6 @@ impl StageTwo {
             Images::Noise => r.apply(Noise { shape: image_shape, stream: stream::NOISE_IMAGES }, &[])?,
         };
         let whole = r.apply(d.augment.op(), &[drawn])?;
-        let share = self.share(spec)?;
         let image = share.part(r, whole)?;
 
         let mut terms = Vec::new();

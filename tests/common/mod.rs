@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod mpi;
+
 use dfka_engine::autograd::Store;
 use dfka_engine::config::{self, Override};
 use dfka_engine::data::labelled::LabelledSet;

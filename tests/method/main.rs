@@ -9,6 +9,7 @@ mod golden_recipes;
 mod long_runs;
 mod paper_scale;
 mod pipeline;
+mod ranks;
 mod teach;
 mod torchvision;
 mod variants;

@@ -1,74 +1,16 @@
 //! Runs on several ranks: the same bits as one process, and an end in every kind of failure.
 //!
-//! The launchers are those of the folders in `DFKA_TEST_MPI`, separated by colons, or the one of `PATH`. Each is tried with
-//! every interface that its library has. Without any the tests say that they are skipped; with `DFKA_REQUIRE_MPI` they fail.
-//! `DFKA_RANK_KILLS` is the number of signals, `DFKA_KILL_SEED` draws their moments.
+//! `common/mpi.rs` says which launchers are tried. `DFKA_RANK_KILLS` is the number of signals, `DFKA_KILL_SEED` draws their moments.
 
-use crate::common::{Lab, network, skipped, teacher_tensors};
+use crate::common::mpi::Mpi;
+use crate::common::{Lab, network, teacher_tensors};
 use dfka_engine::device::philox::Draws;
 use dfka_engine::weights::{self, Tensors, npz};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-/// A launcher, and the library that the program is to open, where it is not to find one by itself.
-struct Mpi {
-    launcher: PathBuf,
-    library: Option<PathBuf>,
-}
-
-impl Mpi {
-    /// All that are installed.
-    fn all() -> Vec<Mpi> {
-        let named =
-            std::env::var_os("DFKA_TEST_MPI").or_else(|| std::env::var_os("PATH")).unwrap_or_default();
-        let launchers = std::env::split_paths(&named).map(|bin| bin.join("mpirun"));
-        let mut all = Vec::new();
-        for launcher in launchers.filter(|l| l.exists()) {
-            // MPICH has its own interface in one library, and that of MPI 5 in another, which the program prefers.
-            let of_mpich = launcher.with_file_name("../lib/libmpi.so.12");
-            all.push(Mpi { launcher: launcher.clone(), library: None });
-            if of_mpich.exists() {
-                all.push(Mpi { launcher, library: Some(of_mpich) });
-            }
-        }
-        if all.is_empty() {
-            assert!(std::env::var_os("DFKA_REQUIRE_MPI").is_none(), "no mpirun in DFKA_TEST_MPI or PATH");
-            skipped("no mpirun in DFKA_TEST_MPI or PATH, so nothing runs on several ranks");
-        }
-        all
-    }
-    fn first() -> Option<Mpi> {
-        Mpi::all().into_iter().next()
-    }
-
-    /// The program with these arguments on so many ranks, on any number of processors, for root too, as in a container.
-    fn command(&self, lab: &Lab, ranks: usize, args: &[&str]) -> Command {
-        let program = lab.program(&[]);
-        let mut c = Command::new(&self.launcher);
-        c.arg("-np").arg(ranks.to_string()).arg(program.get_program()).args(args).current_dir(lab.path("."));
-        let folders = [self.launcher.parent().unwrap().to_path_buf()];
-        let path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
-        c.env("PATH", std::env::join_paths(folders.into_iter().chain(path)).unwrap());
-        for (name, value) in [
-            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-            ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
-            ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-        ] {
-            c.env(name, value);
-        }
-        if let Some(library) = &self.library {
-            c.env("DFKA_MPI", library);
-        }
-        c
-    }
-    fn call(&self, lab: &Lab, ranks: usize, args: &[&str]) -> Output {
-        self.command(lab, ranks, args).output().unwrap()
-    }
-}
 
 fn run<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["run", "c.toml", "--device", "cpu", "--threads", "1", "--out", out], more].concat()
@@ -143,8 +85,8 @@ fn a_label_of_two_teachers_and_teachers_in_turns_are_shared_too() {
 const LONG: [&str; 4] = ["--set", "checkpoint_seconds=0", "--set", "generator.steps=200"];
 
 /// Starts two ranks that write a checkpoint after every step, and waits for the first one.
-fn started(mpi: &Mpi, lab: &Lab, out: &str) -> Child {
-    let mut command = mpi.command(lab, 2, &run(out, &LONG));
+fn started(mpi: &Mpi, lab: &Lab, out: &str, sets: &[&str]) -> Child {
+    let mut command = mpi.program(lab, 2, &run(out, sets));
     command.env("DFKA_RANK_TIMEOUT", "2").stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let begun = Instant::now();
@@ -184,8 +126,14 @@ fn ended(mut child: Child, what: &str) -> Output {
 
 /// Sends a signal to a rank at a random moment after the first checkpoint. Returns how the launcher ended; `None` if the run
 /// had ended before.
-fn signalled(mpi: &Mpi, lab: &Lab, out: &str, signal: &str, draw: [u32; 4]) -> Option<Output> {
-    let child = started(mpi, lab, out);
+fn signalled(
+    mpi: &Mpi,
+    lab: &Lab,
+    out: &str,
+    sets: &[&str],
+    (signal, draw): (&str, [u32; 4]),
+) -> Option<Output> {
+    let child = started(mpi, lab, out, sets);
     std::thread::sleep(Duration::from_millis(u64::from(draw[0] % 400)));
     let rank = draw[1] as usize % 2;
     let sent = process_of(rank, out).map(|pid| {
@@ -210,7 +158,7 @@ fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes()
         let mpi = &all[i / 3 % all.len()];
         let tries = (0..20).map(|k| format!("{signal}-{i}-{k}-{}", std::process::id()));
         let found = tries.into_iter().find_map(|out| {
-            let done = signalled(mpi, &lab, &out, signal, draws.next().unwrap())?;
+            let done = signalled(mpi, &lab, &out, &LONG, (signal, draws.next().unwrap()))?;
             Some((out, done))
         });
         let (out, done) = found.unwrap_or_else(|| panic!("{signal}: the run always ended before it"));
@@ -225,6 +173,70 @@ fn a_rank_that_is_killed_stopped_or_asked_to_stop_ends_all_and_the_run_resumes()
         assert!(done.status.success(), "{signal}: {}", self::text(&done.stderr));
         expect_same(&lab, &LONG, &out);
     }
+}
+
+/// Stops a run of two ranks in the middle of its first stage, and copies what it has written so far.
+fn interrupted(mpi: &Mpi, lab: &Lab, sets: &[&str], copies: &[&str]) {
+    let tries = (0..20).map(|k| format!("interrupted-{k}-{}", std::process::id()));
+    let stopped = |out: &String| {
+        signalled(mpi, lab, out, sets, ("TERM", [100, 0, 0, 0])).is_some_and(|d| d.status.code() == Some(143))
+    };
+    let out = tries.into_iter().find(stopped).expect("the run always ended before the signal");
+    for copy in copies {
+        fs::create_dir(lab.path(copy)).unwrap();
+        for file in fs::read_dir(lab.path(&out)).unwrap().map(|e| e.unwrap()) {
+            if file.file_type().unwrap().is_file() {
+                fs::copy(file.path(), lab.path(copy).join(file.file_name())).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_of_two_ranks_goes_on_with_four_and_with_one_process_to_the_same_bits() {
+    let Some(mpi) = Mpi::first() else { return };
+    let lab = Lab::new();
+    npz::save(lab.path("fourth.npz"), &teacher_tensors(&network(), &["dog", "tree"], 9)).unwrap();
+    let sets = [&LONG[..], &FOUR].concat();
+    interrupted(&mpi, &lab, &sets, &["four", "one"]);
+    let again = [&sets[..], &["--resume"]].concat();
+    let on_four = mpi.call(&lab, 4, &run("four", &again));
+    assert!(on_four.status.success(), "{}", text(&on_four.stderr));
+    let alone = lab.call(&run("one", &again));
+    assert!(alone.status.success(), "{}", text(&alone.stderr));
+    expect_same(&lab, &sets, "four");
+    expect_same(&lab, &sets, "one");
+}
+
+/// The losses of a run's steps.
+fn losses(folder: &Path) -> Vec<f64> {
+    let all = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let lines = all.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter_map(|line| line["metrics"]["loss"].as_f64()).collect()
+}
+
+/// On as many ranks a run goes on to the same bits. In one process sums have another order; training then makes a thousand
+/// times as much of the difference with every step, as it does of any last digit.
+#[test]
+fn a_divided_batch_goes_on_to_the_same_bits_and_in_one_process_on_the_same_curve() {
+    let Some(mpi) = Mpi::first() else { return };
+    let lab = Lab::new();
+    let sets = [&LONG[..], &["--set", "parallel.split=batch"]].concat();
+    interrupted(&mpi, &lab, &sets, &["same", "other"]);
+    let again = [&sets[..], &["--resume"]].concat();
+    let all = [
+        mpi.call(&lab, 2, &run("alone", &sets)),
+        mpi.call(&lab, 2, &run("same", &again)),
+        lab.call(&run("other", &again)),
+    ];
+    all.iter().for_each(|done| assert!(done.status.success(), "{}", text(&done.stderr)));
+    expect_same(&lab, &sets, "same");
+    let (whole, resumed) = (losses(&lab.path("alone")), losses(&lab.path("other")));
+    assert!(whole.len() == resumed.len() && whole.len() > 200, "{} and {} steps", whole.len(), resumed.len());
+    let away: Vec<f64> = whole.iter().zip(&resumed).map(|(a, b)| ((a - b) / a).abs()).collect();
+    let first = away.iter().position(|a| *a > 0.0).expect("one process adds in another order");
+    println!("from step {first} on: {:.0e}", away[first]);
+    assert!(first > 0 && away[first] <= 1e-6 && away[first..][..3].iter().all(|a| *a <= 1e-3), "{away:?}");
 }
 
 /// Every stage has one step.
@@ -287,7 +299,7 @@ fn a_batch_on_two_ranks_has_the_gradients_of_one_process() {
         let alone = lab.program(&run(&one, &sets)).stdout(Stdio::null()).spawn().unwrap();
         let alone = last_state(alone, &lab, &one);
         let divided = [&sets[..], &["--set", "parallel.split=batch"]].concat();
-        let divided = mpi.command(&lab, 2, &run(&two, &divided)).stdout(Stdio::null()).spawn().unwrap();
+        let divided = mpi.program(&lab, 2, &run(&two, &divided)).stdout(Stdio::null()).spawn().unwrap();
         let divided = last_state(divided, &lab, &two);
         for stage in ["generator", "block1", "block2", "block3", "block4"] {
             let found = distance(&alone, &divided, &format!("{stage}.moments.first"));
