@@ -3,6 +3,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Before there is a second thread.
+    dfka_engine::device::collective::prepare();
     match dfka_engine::cli::run(std::env::args_os()) {
         Ok(code) => code,
         Err(e) => {

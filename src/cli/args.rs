@@ -100,7 +100,8 @@ pub fn output_path(out: Option<&Path>, name: &str, seed: u64) -> PathBuf {
 }
 
 impl DeviceArgs {
-    /// Starts the threads, then opens the device; see [`DeviceChoice::open`]. To be called before any other work on the
+    /// Starts the threads, then opens the device, of several ranks on this machine a device for each; see
+    /// [`DeviceChoice::open`]. To be called before any other work on the
     /// CPU, which would start one thread for each processor.
     ///
     /// Errors: threads that cannot be started; a device that is not available.
@@ -115,7 +116,7 @@ impl DeviceArgs {
                 )));
             }
         }
-        self.device.open()
+        self.device.of_rank(launched()).open()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The argument `--device`: parsing it, and opening the device.
 
 use crate::device::Choice;
+use crate::device::collective::Launched;
 use crate::device::gpu::card::Card;
 use crate::device::gpu::cuda::{self, Cuda};
 use crate::device::gpu::emu::Emu;
@@ -42,6 +43,19 @@ pub fn parse_steps(text: &str) -> Result<Range<u64>, String> {
 }
 
 impl DeviceChoice {
+    /// The device of one of several ranks: each rank of a machine has a card of its own, the named one or the next ones.
+    /// `Auto` is the CPU where there are fewer cards than ranks.
+    pub fn of_rank(self, launched: Option<Launched>) -> DeviceChoice {
+        let Some(launched) = launched.filter(|l| l.size > 1) else { return self };
+        let has_cards = || cuda::devices().is_ok_and(|(_, found)| found.len() >= launched.local_size);
+        match self {
+            DeviceChoice::Cuda(first) => DeviceChoice::Cuda(first + launched.local_rank),
+            DeviceChoice::Auto if has_cards() => DeviceChoice::Cuda(launched.local_rank),
+            DeviceChoice::Auto => DeviceChoice::Cpu,
+            DeviceChoice::Cpu | DeviceChoice::Emu => self,
+        }
+    }
+
     /// Checks that the device works; returns it with a line that describes it. `Auto` falls back to the CPU.
     ///
     /// Errors: the device is not available.
@@ -97,6 +111,7 @@ fn automatic() -> Result<(usize, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::collective::Launcher;
 
     #[test]
     fn device_names_parse_and_other_texts_do_not() {
@@ -107,6 +122,14 @@ mod tests {
         for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn each_rank_of_a_machine_has_a_card_of_its_own() {
+        let rank = Launched { rank: 5, size: 8, local_rank: 1, local_size: 4, launcher: Launcher::Torchrun };
+        assert_eq!(DeviceChoice::Cuda(2).of_rank(Some(rank)), DeviceChoice::Cuda(3));
+        assert_eq!(DeviceChoice::Cuda(2).of_rank(None), DeviceChoice::Cuda(2));
+        assert_eq!(DeviceChoice::Emu.of_rank(Some(rank)), DeviceChoice::Emu);
     }
 
     #[test]

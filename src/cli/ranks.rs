@@ -7,6 +7,7 @@ use crate::device::Choice;
 use crate::device::collective::{self, Ranks, launched};
 use crate::error::{Error, Result};
 use crate::pipeline::observer::{Observer, Stop};
+use crate::pipeline::spec::Split;
 
 use super::signals::Signals;
 
@@ -32,9 +33,10 @@ pub fn run(lead: impl FnOnce() -> Result<String>, follow: impl FnOnce() -> Resul
     done
 }
 
-/// Joins the other ranks of this launch; see [`collective::join`].
-pub fn join() -> Result<Option<&'static Ranks>> {
-    collective::join(lost)
+/// Joins the other ranks of this launch, each on its device; see [`collective::join`].
+pub fn join(choice: Choice) -> Result<Option<&'static Ranks>> {
+    let card = if let Choice::Cuda(index) = choice { Some(index) } else { None };
+    collective::join(card, lost)
 }
 
 /// Ends the process, because another rank is lost. The launcher then ends the others.
@@ -45,14 +47,15 @@ fn lost(why: &str) -> ! {
         std::io::stderr(),
         "error: rank {rank}: {why}; the same command with --resume goes on from the last checkpoint"
     );
-    std::process::exit(LOST_RANK)
+    collective::end(LOST_RANK)
 }
 
-/// Errors: one of several ranks on another device than the CPU.
-pub fn expect_cpu(choice: Choice) -> Result<()> {
+/// Errors: several ranks that divide the batch on another device than the CPU.
+pub fn expect_split(choice: Choice, split: Split) -> Result<()> {
     match launched().filter(|l| l.size > 1) {
-        Some(l) if choice != Choice::Cpu => Err(Error::NoDevice(format!(
-            "started as {} ranks, which compute on the CPU only so far: add --device cpu, or start one process",
+        Some(l) if choice != Choice::Cpu && split == Split::Batch => Err(Error::NoDevice(format!(
+            "{} ranks divide the batch (parallel.split), which they can do on the CPU only so far: add --device cpu, or \
+             divide the teachers",
             l.size
         ))),
         _ => Ok(()),

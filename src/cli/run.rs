@@ -44,8 +44,8 @@ pub struct RunArgs {
 
 /// Trains the student; returns the final table and the verdict. Of several ranks, only rank 0 returns a text.
 ///
-/// Errors: those of [`run_in_folder`]; a student that the verdict calls failed, after the table is printed; ranks on
-/// something else than the CPU.
+/// Errors: those of [`run_in_folder`]; a student that the verdict calls failed, after the table is printed; ranks that
+/// divide the batch on something else than the CPU.
 pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
     ranks::run(|| lead(args, commands), || follow(args, commands))
 }
@@ -53,7 +53,7 @@ pub fn run_student(args: &RunArgs, commands: &Commands) -> Result<String> {
 fn load(args: &RunArgs) -> Result<(Loaded<RunSpec>, String)> {
     let mut loaded = args.config.load()?;
     let (choice, device) = args.device.open()?;
-    ranks::expect_cpu(choice)?;
+    ranks::expect_split(choice, loaded.spec.split)?;
     loaded.spec.device = device_of(choice, &args.profile)?;
     Ok((loaded, device))
 }
@@ -64,7 +64,7 @@ fn follow(args: &RunArgs, commands: &Commands) -> Result<()> {
     let path = args.out.path(&spec.name, spec.seed);
     let (teachers, _) = check_against_teachers(&spec, &source, commands, Absent::Fails)?;
     let inputs = RunInputs { teachers, hashes: inputs::hashes(&spec) };
-    ranks::join()?;
+    ranks::join(spec.device.choice)?;
     let mut helper = ranks::Helper(Signals::listen()?);
     (commands.run)(&spec, &inputs, &path, args.resume, &mut helper).map(drop)
 }
@@ -73,7 +73,7 @@ fn lead(args: &RunArgs, commands: &Commands) -> Result<String> {
     let (Loaded { spec, resolved, source }, device) = load(args)?;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
-    let ranks = ranks::join()?;
+    let ranks = ranks::join(loaded.spec.device.choice)?;
     let ranks = ranks.map_or(String::new(), |r| format!(", {} ranks with {}", r.size(), r.library()));
     let greeting = format!("{device}{ranks}; output in {}", folder.path().display());
     let printing =

@@ -84,7 +84,7 @@ fn write_gradients(folder: &Path) {
         eprintln!("{why}");
         std::process::exit(8)
     }
-    let ranks = collective::join(lost).unwrap().expect("a launcher has started this process");
+    let ranks = collective::join(None, lost).unwrap().expect("a launcher has started this process");
     for case in 0..CASES.len() {
         for stage in STAGES {
             let found = gradients(&spec(folder, case), stage);

@@ -3,7 +3,7 @@
 //! `common/mpi.rs` says which launchers are tried. `DFKA_RANK_KILLS` is the number of signals, `DFKA_KILL_SEED` draws their moments.
 
 use crate::common::mpi::Mpi;
-use crate::common::{Lab, network, teacher_tensors};
+use crate::common::{Lab, network, skipped, teacher_tensors};
 use dfka_engine::device::philox::Draws;
 use dfka_engine::weights::{self, Tensors, npz};
 use std::collections::BTreeMap;
@@ -79,6 +79,33 @@ fn a_label_of_two_teachers_and_teachers_in_turns_are_shared_too() {
     let done = mpi.call(&lab, 2, &run("two", &sets));
     assert!(done.status.success(), "{}", text(&done.stderr));
     expect_same(&lab, &sets, "two");
+}
+
+/// In f32 the emulated kernels add the gradients of the ranks in the order of one process.
+#[test]
+fn two_emulated_cards_give_the_bits_of_one() {
+    let Some(mpi) = Mpi::first() else { return };
+    let lab = Lab::new();
+    let few = [
+        "--set",
+        "precision=f32",
+        "--set",
+        "generator={latent=6, widths=[8, 8, 6], steps=2, batch=2, shift=1}",
+        "--set",
+        "dual.steps=[2, 1, 1, 1]",
+        "--set",
+        "dual.batch=2",
+    ];
+    let run = |out| -> Vec<&str> {
+        [&["run", "c.toml", "--device", "emu", "--threads", "1", "--out", out], &few[..]].concat()
+    };
+    let one = lab.call(&run("alone"));
+    if text(&one.stderr).contains("the kernel emulator is not in this program") {
+        return skipped("built without the emulator");
+    }
+    let two = mpi.call(&lab, 2, &run("two"));
+    assert!(one.status.success() && two.status.success(), "{} {}", text(&one.stderr), text(&two.stderr));
+    expect_same(&lab, &[], "two");
 }
 
 /// More steps than a rank does before a signal reaches it: after the training rank 0 works alone.
@@ -321,17 +348,22 @@ fn more_ranks_than_teachers_are_refused() {
 #[test]
 fn a_missing_library_and_another_device_are_one_line() {
     let lab = Lab::new();
-    let alone = |more: &[&str], library: &str| {
-        let mut c = lab.program(&run("out", more));
-        c.env("OMPI_COMM_WORLD_RANK", "0").env("OMPI_COMM_WORLD_SIZE", "2").env("DFKA_MPI", library);
+    let missing = "error: started as rank 0 of 2, but the launcher's MPI library is not found";
+    let divided =
+        "error: 2 ranks divide the batch (parallel.split), which they can do on the CPU only so far";
+    for (device, split, expected) in [("cpu", "batch", missing), ("emu", "batch", divided)] {
+        let set = format!("parallel.split={split}");
+        let mut c = lab.program(&["run", "c.toml", "--out", "out", "--device", device, "--set", &set]);
+        c.env("OMPI_COMM_WORLD_RANK", "0")
+            .env("OMPI_COMM_WORLD_SIZE", "2")
+            .env("DFKA_MPI", "/nowhere/libmpi.so");
         let done = c.output().unwrap();
-        (done.status.code(), text(&done.stderr))
-    };
-    let (code, text) = alone(&[], "/nowhere/libmpi.so");
-    assert_eq!(code, Some(5), "{text}");
-    assert!(
-        text.starts_with("error: started as rank 0 of 2, but the launcher's MPI library is not found"),
-        "{text}"
-    );
-    assert!(!lab.path("out").exists(), "nothing was written");
+        let text = text(&done.stderr);
+        if text.contains("the kernel emulator is not in this program") {
+            skipped("built without the emulator");
+            continue;
+        }
+        assert!(done.status.code() == Some(5) && text.starts_with(expected), "{text}");
+        assert!(!lab.path("out").exists(), "nothing was written");
+    }
 }

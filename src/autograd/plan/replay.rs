@@ -73,7 +73,8 @@ impl<R: Scalar> Plan<R> {
         }
         machine.push(&store.buffers, &mut store.mirrored)?;
         let ready = program.ready(machine)?;
-        machine.run(ready, step)?;
+        // A full queue of launches waits for the device, and that for the other ranks.
+        collective::watched(|| machine.run(ready, step))?;
         program.updates.iter().for_each(|b| store.mirrored[*b as usize].is_stale = true);
         self.readings.add_pending(step.step);
         Ok(())
@@ -108,7 +109,8 @@ impl<R: Scalar> Plan<R> {
     /// Errors: a kernel of these replays that failed.
     pub fn collect(&mut self, engine: &Engine<R>) -> Result<()> {
         let Some(machine) = &engine.machine else { return Ok(()) };
-        let ring = machine.ring(self.readings.ring_rows(), self.readings.names.len())?;
+        let rows = self.readings.ring_rows();
+        let ring = collective::watched(|| machine.ring(rows, self.readings.names.len()))?;
         self.readings.take_from_ring(&ring);
         Ok(())
     }

@@ -7,18 +7,40 @@ pub struct Launched {
     pub rank: usize,
     /// Number of processes.
     pub size: usize,
+    /// From 0, among those of this machine.
+    pub local_rank: usize,
     /// How many of them run on this machine.
     pub local_size: usize,
-    /// Whether the launcher is Open MPI's.
-    pub is_open_mpi: bool,
+    /// Who has started it.
+    pub launcher: Launcher,
 }
 
-/// The variables of a launcher: rank, number of processes, and how many there are on this machine.
-const LAUNCHERS: [[&str; 3]; 3] = [
-    ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"],
-    ["PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"],
+/// A program that starts the processes of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launcher {
+    /// Open MPI's `mpirun`.
+    OpenMpi,
+    /// Another MPI's `mpirun`, or Slurm's `srun` with PMIx.
+    Mpi,
+    /// PyTorch's `torchrun`, which brings no library that moves data.
+    Torchrun,
+}
+
+/// The variables of a launcher: rank, number of processes, rank on this machine, and how many there are on this machine.
+const LAUNCHERS: [(Launcher, [&str; 4]); 4] = [
+    (
+        Launcher::OpenMpi,
+        [
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ],
+    ),
+    (Launcher::Mpi, ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
     // srun with PMIx. A batch script itself has Slurm's variables too, but none of PMIx.
-    ["PMIX_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"],
+    (Launcher::Mpi, ["PMIX_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]),
+    (Launcher::Torchrun, ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
 ];
 
 /// This process as its launcher sees it; `None` if none has started it.
@@ -33,11 +55,34 @@ fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Launched> {
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         text[..digits].parse().ok()
     };
-    LAUNCHERS.iter().enumerate().find_map(|(i, [rank, size, local])| {
+    LAUNCHERS.iter().find_map(|(launcher, [rank, size, local_rank, local_size])| {
         let (rank, size) = (number(rank)?, number(size)?);
-        let local_size = number(local).unwrap_or(size).clamp(1, size.max(1));
-        Some(Launched { rank, size, local_size, is_open_mpi: i == 0 })
+        // `RANK` alone may be anybody's.
+        if *launcher == Launcher::Torchrun && variable("MASTER_ADDR").is_none() {
+            return None;
+        }
+        let local_size = number(local_size).unwrap_or(size).clamp(1, size.max(1));
+        let local_rank = number(local_rank).unwrap_or(rank % local_size);
+        Some(Launched { rank, size, local_rank, local_size, launcher: *launcher })
     })
+}
+
+/// Where NCCL is to listen on rank 0 of torchrun's processes, unless `NCCL_COMM_ID` says where: at torchrun's address, one
+/// port above torchrun's own.
+pub(super) fn meeting_place() -> Option<String> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let launched = launched().filter(|l| l.launcher == Launcher::Torchrun && l.size > 1);
+    match variable("NCCL_COMM_ID") {
+        Some(_) => None,
+        None => launched.and_then(|_| place(&variable("MASTER_ADDR")?, &variable("MASTER_PORT")?)),
+    }
+}
+
+fn place(address: &str, port: &str) -> Option<String> {
+    let port: u16 = port.parse().ok()?;
+    let next = port.checked_add(1).unwrap_or(port - 1);
+    // An address of IPv6 has colons of its own.
+    Some(if address.contains(':') { format!("[{address}]:{next}") } else { format!("{address}:{next}") })
 }
 
 #[cfg(test)]
@@ -51,14 +96,32 @@ mod tests {
     #[test]
     fn each_launcher_has_variables_of_its_own() {
         let open = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "4")];
-        let expected = Launched { rank: 1, size: 4, local_size: 4, is_open_mpi: true };
+        let expected =
+            Launched { rank: 1, size: 4, local_rank: 1, local_size: 4, launcher: Launcher::OpenMpi };
         assert_eq!(with(&open), Some(expected));
-        let mpich = [("PMI_RANK", "0"), ("PMI_SIZE", "4"), ("MPI_LOCALNRANKS", "2")];
-        let expected = Launched { rank: 0, size: 4, local_size: 2, is_open_mpi: false };
+        let mpich =
+            [("PMI_RANK", "2"), ("PMI_SIZE", "4"), ("MPI_LOCALNRANKS", "2"), ("MPI_LOCALRANKID", "0")];
+        let expected = Launched { rank: 2, size: 4, local_rank: 0, local_size: 2, launcher: Launcher::Mpi };
         assert_eq!(with(&mpich), Some(expected));
-        let slurm =
-            [("PMIX_RANK", "5"), ("SLURM_STEP_NUM_TASKS", "6"), ("SLURM_STEP_TASKS_PER_NODE", "2(x3)")];
-        assert_eq!(with(&slurm).map(|l| (l.rank, l.size, l.local_size)), Some((5, 6, 2)));
+        let slurm = [
+            ("PMIX_RANK", "5"),
+            ("SLURM_STEP_NUM_TASKS", "6"),
+            ("SLURM_LOCALID", "1"),
+            ("SLURM_STEP_TASKS_PER_NODE", "2(x3)"),
+        ];
+        let found = with(&slurm).map(|l| (l.rank, l.size, l.local_rank, l.local_size));
+        assert_eq!(found, Some((5, 6, 1, 2)));
+        let torchrun = [
+            ("RANK", "3"),
+            ("WORLD_SIZE", "4"),
+            ("LOCAL_RANK", "1"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "10.0.0.1"),
+        ];
+        let expected =
+            Launched { rank: 3, size: 4, local_rank: 1, local_size: 2, launcher: Launcher::Torchrun };
+        assert_eq!(with(&torchrun), Some(expected));
+        assert_eq!(with(&torchrun[..4]), None);
     }
 
     #[test]
@@ -66,5 +129,12 @@ mod tests {
         assert_eq!(with(&[]), None);
         assert_eq!(with(&[("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")]), None);
         assert_eq!(with(&[("PMI_RANK", "one"), ("PMI_SIZE", "2")]), None);
+    }
+
+    #[test]
+    fn nccl_meets_one_port_above_torchruns() {
+        assert_eq!(place("10.0.0.1", "29500").as_deref(), Some("10.0.0.1:29501"));
+        assert_eq!(place("fe80::1", "65535").as_deref(), Some("[fe80::1]:65534"));
+        assert_eq!(place("host", "none"), None);
     }
 }

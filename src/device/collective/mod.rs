@@ -1,55 +1,121 @@
 //! Several processes that work on one run: their ranks, and the data that they exchange.
 //!
-//! A launcher (`mpirun`, `srun`) starts the processes. The launcher's MPI library is opened at run time and moves the data.
-//! It does not add them: a library's sum may change its order, and with it its bits, with the number of ranks and with its
-//! version. Every rank therefore receives the terms and adds them in a fixed order.
+//! A launcher (`mpirun`, `srun`, `torchrun`) starts the processes. A library that is opened at run time moves the data: the
+//! launcher's MPI between the memories of processors, NCCL between cards. It does not add them: a library's sum may change
+//! its order, and with it its bits, with the number of ranks and with its version. Every rank therefore receives the terms
+//! and adds them in a fixed order.
 //!
 //! Without a launcher nothing is opened, and [`current`] is `None`.
 
 mod launcher;
+pub(in crate::device) mod library;
 mod mpi;
 mod watch;
 
-pub use launcher::{Launched, launched};
+pub use launcher::{Launched, Launcher, launched};
 
+use crate::device::gpu::cuda::{Id, Nccl};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 use bytemuck::Pod;
+use library::Library;
 use mpi::Mpi;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use watch::{Lost, Watch};
 
 /// This process among those of its run.
 pub struct Ranks {
     rank: usize,
     size: usize,
-    mpi: Mpi,
+    /// Moves data between the memories of the processes.
+    library: Arc<dyn Library>,
+    /// Moves data between the cards, if the ranks have some.
+    cards: Option<Arc<Nccl>>,
     watch: Watch,
 }
 
 static RANKS: OnceLock<Ranks> = OnceLock::new();
 
-/// Joins the other processes of this launch, once; `None` without a launcher, or for a single process. `lost` ends this
-/// process when the others no longer answer.
+/// Tells NCCL where torchrun's processes meet. Called before the process has a second thread.
+pub fn prepare() {
+    if let Some(place) = launcher::meeting_place() {
+        // SAFETY: no other thread reads the environment, because there is none.
+        unsafe { std::env::set_var("NCCL_COMM_ID", place) };
+    }
+}
+
+/// Joins the other processes of this launch, once; `None` without a launcher, or for a single process. `card` is the CUDA
+/// device that this process computes on. `lost` ends this process when the others no longer answer.
 ///
-/// Errors: a launcher whose MPI library is not found, or which refuses to start; a `DFKA_RANK_TIMEOUT` that is not a number of seconds.
-pub fn join(lost: Lost) -> Result<Option<&'static Ranks>> {
+/// Errors: a library that is not found or refuses to start, torchrun without a card; a `DFKA_RANK_TIMEOUT` that is not a
+/// number of seconds.
+pub fn join(card: Option<usize>, lost: Lost) -> Result<Option<&'static Ranks>> {
     let Some(launched) = launched().filter(|l| l.size > 1) else { return Ok(None) };
     if RANKS.get().is_none() {
-        let watch = Watch::start(lost)?;
-        let (mpi, rank, size) = Mpi::start(&launched)?;
-        if (rank, size) != (launched.rank, launched.size) {
-            return Err(Error::NoDevice(format!(
-                "{}: the launcher says rank {} of {}, the library says {rank} of {size}; it belongs to another MPI than the \
-                 launcher: name the launcher's library in DFKA_MPI",
-                mpi.file(),
-                launched.rank,
-                launched.size
-            )));
-        }
-        let _ = RANKS.set(Ranks { rank, size, mpi, watch });
+        let _ = RANKS.set(start(launched, card, Watch::start(lost)?)?);
     }
     Ok(current())
+}
+
+fn start(launched: Launched, card: Option<usize>, watch: Watch) -> Result<Ranks> {
+    let Launched { rank, size, launcher, .. } = launched;
+    let mpi = match launcher {
+        Launcher::Torchrun => None,
+        Launcher::OpenMpi | Launcher::Mpi => Some(watch.during(|| started(&launched))?),
+    };
+    let id = |own: Id| match &mpi {
+        // Without MPI every rank has the same id, because NCCL_COMM_ID names one place.
+        None => Ok(own),
+        Some(mpi) => {
+            let mut id = own;
+            mpi.broadcast(&mut id.0, 0).map(|()| id)
+        }
+    };
+    let open = |index| watch.during(|| Nccl::start(index, rank, size, id));
+    let cards = card.map(open).transpose()?.map(Arc::new);
+    let library: Arc<dyn Library> = match (mpi, &cards) {
+        (Some(mpi), _) => Arc::new(mpi),
+        (None, Some(nccl)) => nccl.clone(),
+        (None, None) => {
+            return Err(Error::NoDevice(format!(
+                "torchrun started {size} processes, between which NCCL moves data, from card to card only: on processors \
+                 start them with mpirun"
+            )));
+        }
+    };
+    Ok(Ranks { rank, size, library, cards, watch })
+}
+
+/// The launcher's MPI.
+fn started(launched: &Launched) -> Result<Mpi> {
+    let (mpi, rank, size) = Mpi::start(launched)?;
+    if (rank, size) == (launched.rank, launched.size) {
+        return Ok(mpi);
+    }
+    Err(Error::NoDevice(format!(
+        "{}: the launcher says rank {} of {}, the library says {rank} of {size}; it belongs to another MPI than the \
+         launcher: name the launcher's library in DFKA_MPI",
+        mpi.file(),
+        launched.rank,
+        launched.size
+    )))
+}
+
+/// Ends this process without waiting for work on a card, which may wait for a rank that is gone.
+pub fn end(exit_code: i32) -> ! {
+    unsafe extern "C" {
+        fn _exit(exit_code: i32) -> !;
+    }
+    // SAFETY: the C library's; it does not return.
+    unsafe { _exit(exit_code) }
+}
+
+/// Runs something that may wait for other ranks. Without other ranks it runs it.
+pub fn watched<O>(waits: impl FnOnce() -> O) -> O {
+    match current() {
+        Some(ranks) => ranks.watch.during(waits),
+        None => waits(),
+    }
 }
 
 /// The ranks that this process has joined.
@@ -71,9 +137,13 @@ impl Ranks {
     pub fn size(&self) -> usize {
         self.size
     }
-    /// The library's file.
+    /// The file of the library that moves what a step exchanges.
     pub fn library(&self) -> &str {
-        self.mpi.file()
+        self.cards.as_ref().map_or(self.library.file(), |nccl| nccl.file())
+    }
+    /// What moves data between cards; none if the ranks compute on processors.
+    pub fn cards(&self) -> Option<&Nccl> {
+        self.cards.as_deref()
     }
 
     /// Part i of `from` goes to rank i; part j of `to` comes from rank j. All parts are of one size.
@@ -81,16 +151,16 @@ impl Ranks {
     /// Ends the process if another rank does not answer, as do the other moves.
     pub fn all_to_all<T: Pod>(&self, from: &[T], to: &mut [T]) {
         assert_eq!((from.len() % self.size, from.len()), (0, to.len()), "parts of one size");
-        self.watched(|| self.mpi.all_to_all(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to)));
+        self.watched(|| self.library.all_to_all(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to)));
     }
     /// Part j of `all` becomes what rank j passes as `own`.
     pub fn all_gather<T: Pod>(&self, own: &[T], all: &mut [T]) {
         assert_eq!(own.len() * self.size, all.len(), "a part for each rank");
-        self.watched(|| self.mpi.all_gather(bytemuck::cast_slice(own), bytemuck::cast_slice_mut(all)));
+        self.watched(|| self.library.all_gather(bytemuck::cast_slice(own), bytemuck::cast_slice_mut(all)));
     }
     /// `data` becomes that of rank `from`.
     pub fn broadcast<T: Pod>(&self, data: &mut [T], from: usize) {
-        self.watched(|| self.mpi.broadcast(bytemuck::cast_slice_mut(data), from));
+        self.watched(|| self.library.broadcast(bytemuck::cast_slice_mut(data), from));
     }
     /// `values` become their sums over all ranks, each added from rank 0 on.
     pub fn add<R: Real>(&self, values: &mut [R]) {
@@ -125,7 +195,7 @@ impl Ranks {
     }
     /// Ends the exchange, in all ranks; no move of data may follow. [`current`] and [`leads`] stay what they are.
     pub fn leave(&self) {
-        self.watch.during(|| self.mpi.finalize());
+        self.watch.during(|| self.library.finalize());
     }
 
     fn watched(&self, moves: impl FnOnce() -> std::result::Result<(), String>) {

@@ -3,7 +3,8 @@
 //! Nothing of MPI is needed to build the program. The three differ in the values of a few constants, such as the name of
 //! the group of all processes; everything else is MPI's C interface.
 
-use super::launcher::Launched;
+use super::launcher::{Launched, Launcher};
+use super::library::Library as Moves;
 use crate::error::{Error, Result};
 use libloading::Library;
 use std::ffi::{c_int, c_void};
@@ -102,18 +103,6 @@ impl Mpi {
         Ok((mpi, rank as usize, size as usize))
     }
 
-    /// The library's file.
-    pub fn file(&self) -> &str {
-        &self.file
-    }
-    /// Both have a part of equal size for each rank.
-    pub fn all_to_all(&self, from: &[u8], to: &mut [u8]) -> Result<(), String> {
-        self.exchange("MPI_Alltoall", self.all_to_all, from, to, from.len() / self.size)
-    }
-    /// `all` has a part of `own`'s size for each rank.
-    pub fn all_gather(&self, own: &[u8], all: &mut [u8]) -> Result<(), String> {
-        self.exchange("MPI_Allgather", self.all_gather, own, all, own.len())
-    }
     fn exchange(
         &self,
         name: &str,
@@ -129,21 +118,6 @@ impl Mpi {
             f(from.as_ptr().cast(), count, byte, to.as_mut_ptr().cast(), count, byte, world)
         })
     }
-    /// `data` becomes that of rank `from`.
-    pub fn broadcast(&self, data: &mut [u8], from: usize) -> Result<(), String> {
-        let count = count("MPI_Bcast", data.len())?;
-        let Constants { byte, world, .. } = self.constants;
-        // SAFETY: MPI's prototype; the buffer holds `count` bytes.
-        self.check("MPI_Bcast", unsafe {
-            (self.broadcast)(data.as_mut_ptr().cast(), count, byte, from as c_int, world)
-        })
-    }
-    /// Ends the exchange. Its status is ignored, because nothing is exchanged afterwards.
-    pub fn finalize(&self) {
-        // SAFETY: MPI's prototype; no call follows.
-        unsafe { (self.finalize)() };
-    }
-
     fn check(&self, name: &str, status: c_int) -> Result<(), String> {
         if status == 0 {
             return Ok(());
@@ -153,6 +127,31 @@ impl Mpi {
         unsafe { (self.error_string)(status, text.as_mut_ptr(), &mut length) };
         let text = String::from_utf8_lossy(&text[..(length.max(0) as usize).min(MOST_TEXT)]).into_owned();
         Err(format!("{name} failed: {text}"))
+    }
+}
+
+impl Moves for Mpi {
+    fn file(&self) -> &str {
+        &self.file
+    }
+    fn all_to_all(&self, from: &[u8], to: &mut [u8]) -> Result<(), String> {
+        self.exchange("MPI_Alltoall", self.all_to_all, from, to, from.len() / self.size)
+    }
+    fn all_gather(&self, own: &[u8], all: &mut [u8]) -> Result<(), String> {
+        self.exchange("MPI_Allgather", self.all_gather, own, all, own.len())
+    }
+    fn broadcast(&self, data: &mut [u8], from: usize) -> Result<(), String> {
+        let count = count("MPI_Bcast", data.len())?;
+        let Constants { byte, world, .. } = self.constants;
+        // SAFETY: MPI's prototype; the buffer holds `count` bytes.
+        self.check("MPI_Bcast", unsafe {
+            (self.broadcast)(data.as_mut_ptr().cast(), count, byte, from as c_int, world)
+        })
+    }
+    /// Its status is ignored, because nothing is exchanged afterwards.
+    fn finalize(&self) {
+        // SAFETY: MPI's prototype; no call follows.
+        unsafe { (self.finalize)() };
     }
 }
 
@@ -183,7 +182,7 @@ fn constants(library: &Library, file: &str) -> Constants {
 /// Opens the launcher's library: the one that `DFKA_MPI` names, or the first of its usual names that the loader finds, or
 /// that lies beside the launcher.
 fn open(launched: &Launched) -> Result<(Library, String)> {
-    let names: &[&str] = if launched.is_open_mpi {
+    let names: &[&str] = if launched.launcher == Launcher::OpenMpi {
         &["libmpi.so.40", "libmpi.so"]
     } else {
         &["libmpi_abi.so.1", "libmpi_abi.so.0", "libmpi.so.12", "libmpich.so.12"]

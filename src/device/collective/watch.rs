@@ -1,4 +1,4 @@
-//! Ends the process if the other ranks do not answer: an MPI waits for ever for a rank that is stopped.
+//! Ends the process if the other ranks do not answer: a library waits for ever for a rank that is stopped.
 
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex, PoisonError};

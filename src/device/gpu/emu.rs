@@ -2,6 +2,8 @@
 
 use super::block::{Address, Block};
 use super::launch::Prepared;
+#[cfg(has_emulator)]
+use crate::device::{collective, gpu::launch::Exchange};
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -80,6 +82,9 @@ impl Emu {
     /// Errors: what the emulator found wrong (an access out of bounds, a deadlock), with the launch in
     /// words.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
+        if let Some(exchange) = p.exchange {
+            return self.exchange(exchange, p);
+        }
         let entry =
             p.kernel.emulated.ok_or_else(|| Error::Run(format!("{} is not emulated", p.kernel.name)))?;
         let (mut arguments, mut message) = (p.pointers(), [0u8; 1024]);
@@ -106,6 +111,28 @@ impl Emu {
         }
         let end = message.iter().position(|b| *b == 0).unwrap_or(message.len());
         Err(Error::Run(format!("{}: {}", p.in_words(), String::from_utf8_lossy(&message[..end]))))
+    }
+    /// Exchanges data with the other ranks, whose emulators are at the same place of the step.
+    ///
+    /// Errors: no other ranks.
+    fn exchange(&self, exchange: Exchange, p: &Prepared) -> Result<()> {
+        let ranks = collective::current()
+            .ok_or_else(|| Error::Run(format!("{}: there are no other ranks", p.in_words())))?;
+        let (to, from, bytes) = (p.cell(0), p.cell(1), p.cell(2) as usize);
+        let parts = if exchange == Exchange::AllGather { ranks.size() } else { 1 };
+        // SAFETY: both slots lie in live blocks of this machine (`Machine::resolve`) and do not overlap, because the plan
+        // gives each buffer of an instruction its own place; no kernel runs.
+        let (from, to) = unsafe {
+            (
+                std::slice::from_raw_parts(from as *const u8, bytes),
+                std::slice::from_raw_parts_mut(to as *mut u8, bytes * parts),
+            )
+        };
+        match exchange {
+            Exchange::AllToAll => ranks.all_to_all(from, to),
+            Exchange::AllGather => ranks.all_gather(from, to),
+        }
+        Ok(())
     }
     /// Copies to an address; the range must lie in a live block.
     ///

@@ -3,7 +3,7 @@
 
 use crate::device::Slot;
 pub use crate::device::gpu::launch::THREADS;
-use crate::device::gpu::launch::{Candidates, KernelArg, Launch, Work};
+use crate::device::gpu::launch::{Candidates, Exchange, KernelArg, Launch, Work};
 use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
@@ -20,6 +20,15 @@ pub struct DeviceTensor {
     pub elem: Elem,
     /// Whether it is the bf16 copy that the machine keeps of an f32 tensor of the store.
     pub is_bf16_copy: bool,
+}
+
+impl DeviceTensor {
+    /// So many elements of it, from the element `first` on.
+    pub fn part(self, first: usize, elements: usize) -> DeviceTensor {
+        let bytes = self.elem.bytes();
+        let Slot { space, offset, .. } = self.slot;
+        DeviceTensor { slot: Slot { space, offset: offset + first * bytes, bytes: elements * bytes }, ..self }
+    }
 }
 
 impl From<DeviceTensor> for Pointer {
@@ -221,6 +230,10 @@ impl<'a> Launches<'a> {
         args: [KernelArg; N],
     ) -> Result<()> {
         self.push(Launch::by_fastest(candidates, args.into()))
+    }
+    /// Adds an exchange between the ranks, which runs after the launches before it. `to` and `from` are scratch buffers.
+    pub fn exchange(&mut self, exchange: Exchange, to: DeviceTensor, from: DeviceTensor) {
+        self.list.push(Launch::of_exchange(exchange, to.slot, from.slot));
     }
     /// Says what the last launch computes, for forecasts.
     pub fn last_takes(&mut self, work: Work) {

@@ -1,12 +1,12 @@
 //! Puts the predictions of networks on several ranks side by side.
 
-use super::no_launch;
 use crate::device::collective;
+use crate::device::gpu::launch::{Exchange, KernelArg};
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
-use crate::ops::operands::{Io, store_or_add};
+use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
+use crate::ops::operands::{Io, Write, store_or_add};
 use crate::ops::operator::{
-    Extent, OperandInfo, Operator, Signature, expect_operands, expect_setting, expect_shape,
+    Extent, OperandInfo, Operator, Signature, expect_f32, expect_operands, expect_setting, expect_shape,
 };
 use crate::tensor::{Real, Shape};
 
@@ -56,11 +56,13 @@ impl Operator for GatherColumns {
     }
 
     fn forward<R: Real>(&self, io: &Io<R>) {
-        let Some(ranks) = collective::current() else { return };
         let (own, all): (&mut [R], &mut [R]) = (io.scratch(0), io.scratch(1));
         let x = io.x(0);
         own[..x.len()].copy_from_slice(x);
-        ranks.all_gather(own, all);
+        match collective::current() {
+            Some(ranks) => ranks.all_gather(own, all),
+            None => all.copy_from_slice(own),
+        }
         let y = io.y(0);
         for (rank, (part, width)) in all.chunks_exact(own.len()).zip(&self.widths).enumerate() {
             let first = self.first(rank);
@@ -79,17 +81,82 @@ impl Operator for GatherColumns {
         }
     }
 
-    fn launch_forward(&self, _: &mut Launches) -> Result<()> {
-        no_launch("gather_columns")
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, y) = (expect_f32("gather_columns", "x", l.x(0))?, l.y(0));
+        let (own, mut all, n) = (l.scratch(0), l.scratch(1), l.out_shape(0).n());
+        if self.widths.len() > 1 {
+            let width = self.widths[self.rank];
+            copy_columns(
+                l,
+                "concat_columns_fwd",
+                own,
+                width,
+                &[Columns { part: x, first: 0, width }],
+                Write::Set,
+            )?;
+            l.exchange(Exchange::AllGather, all, own);
+        } else {
+            all = x;
+        }
+        let of_rank = |(rank, width): (usize, &usize)| Columns {
+            part: all.part(rank * n * self.most(), n * width),
+            first: self.first(rank),
+            width: *width,
+        };
+        let parts: Vec<Columns> = self.widths.iter().enumerate().map(of_rank).collect();
+        copy_columns(l, "concat_columns_fwd", y, self.width(), &parts, Write::Set)
     }
-    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
-        no_launch("gather_columns")
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let part = Columns { part: dx, first: self.first(self.rank), width: self.widths[self.rank] };
+        copy_columns(l, "concat_columns_bwd", l.dy0(), self.width(), &[part], write)
     }
+}
+
+/// Columns of a matrix that are a matrix of their own.
+struct Columns {
+    part: DeviceTensor,
+    first: usize,
+    width: usize,
+}
+
+/// Copies columns to or from `whole`, which has `width` of them, with a kernel of `concat_columns`.
+fn copy_columns(
+    l: &mut Launches,
+    kernel: &str,
+    whole: DeviceTensor,
+    width: usize,
+    parts: &[Columns],
+    write: Write,
+) -> Result<()> {
+    let n = l.out_shape(0).n();
+    let row = |c: &Columns| {
+        let [first, width] = [c.first, c.width].map(|v| KernelArg::from(v as i64));
+        [c.part.into(), first, width, i64::from(write == Write::Add).into()]
+    };
+    let [count, rows, columns] = [parts.len(), n, width].map(|d| KernelArg::from(d as i32));
+    let table = KernelArg::table(parts.iter().map(row).collect());
+    l.launch(
+        kernel,
+        l.blocks_for(n * width, THREADS as usize),
+        THREADS,
+        0,
+        [whole.into(), table, count, rows, columns],
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::op_check::{Case, check};
+
+    #[test]
+    fn passes_the_op_checks_of_a_single_rank() {
+        for (n, c) in [(1, 1), (67, 11)] {
+            let case = Case::new(GatherColumns { widths: vec![c], rank: 0 }, &[Shape::rows(n, c)]);
+            check(case.reference(|t| vec![t[0].clone()]));
+        }
+    }
 
     #[test]
     fn the_columns_of_all_ranks_have_room_and_others_are_refused() {

@@ -1,9 +1,9 @@
 //! Hands a value to networks that several ranks share, and adds their gradients.
 
-use super::no_launch;
 use crate::device::collective;
+use crate::device::gpu::launch::{Exchange, KernelArg};
 use crate::error::Result;
-use crate::ops::launch::launches::Launches;
+use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, store_or_add};
 use crate::ops::operator::{Extent, OperandInfo, Operator, Signature, expect_operands, expect_setting};
 use crate::tensor::Real;
@@ -33,6 +33,13 @@ impl Spread {
     fn slice(&self, elems: usize) -> usize {
         elems.div_ceil(self.networks.len())
     }
+    /// The terms of all networks from the last to the first, as rows of what all ranks have sent.
+    fn order(&self) -> impl Iterator<Item = usize> {
+        let most = self.most();
+        let of_rank = move |(rank, count): (usize, &usize)| (0..*count).map(move |i| rank * most + i);
+        let all: Vec<usize> = self.networks.iter().enumerate().flat_map(of_rank).collect();
+        all.into_iter().rev()
+    }
 }
 
 impl Operator for Spread {
@@ -56,21 +63,28 @@ impl Operator for Spread {
     }
 
     fn backward<R: Real>(&self, io: &Io<R>) {
-        let (Some(dx), Some(ranks)) = (io.dx(0), collective::current()) else { return };
+        let Some(dx) = io.dx(0) else { return };
         let (elems, most) = (dx.data.len(), self.most());
         let slice = self.slice(elems);
         // [rank that adds][network][slice]; what is missing is not read.
         let (own, all): (&mut [R], &mut [R]) = (io.scratch(0), io.scratch(1));
-        for (i, term) in (0..self.networks[self.rank]).filter_map(|i| Some((i, io.dy(i)?))) {
-            for (rank, part) in term.chunks(slice).enumerate() {
-                own[(rank * most + i) * slice..][..part.len()].copy_from_slice(part);
+        for i in 0..self.networks[self.rank] {
+            for rank in 0..self.networks.len() {
+                let [from, to] = [rank, rank + 1].map(|r| (r * slice).min(elems));
+                let part = &mut own[(rank * most + i) * slice..][..to - from];
+                match io.dy(i) {
+                    Some(term) => part.copy_from_slice(&term[from..to]),
+                    // The loss does not depend on this network.
+                    None => part.fill(R::ZERO),
+                }
             }
         }
-        ranks.all_to_all(own, all);
-        let of_network = |(rank, count): (usize, &usize)| (0..*count).map(move |i| rank * most + i);
-        let order: Vec<usize> = self.networks.iter().enumerate().flat_map(of_network).collect();
+        match collective::current() {
+            Some(ranks) => ranks.all_to_all(own, all),
+            None => all.copy_from_slice(own),
+        }
         let sum = &mut own[..slice];
-        for (i, at) in order.iter().rev().enumerate() {
+        for (i, at) in self.order().enumerate() {
             let term = &all[at * slice..][..slice];
             match i {
                 0 => sum.copy_from_slice(term),
@@ -78,23 +92,69 @@ impl Operator for Spread {
             }
         }
         let all = &mut all[..slice * self.networks.len()];
-        ranks.all_gather(sum, all);
+        match collective::current() {
+            Some(ranks) => ranks.all_gather(sum, all),
+            None => all.copy_from_slice(sum),
+        }
         let write = dx.write;
         dx.data.iter_mut().zip(&*all).for_each(|(dx, v)| store_or_add(write, dx, *v));
     }
 
-    fn launch_forward(&self, _: &mut Launches) -> Result<()> {
-        no_launch("spread")
+    fn launch_forward(&self, l: &mut Launches) -> Result<()> {
+        let (x, networks) = (l.x(0), self.networks[self.rank]);
+        for i in 0..networks {
+            l.expect_same("y", x, l.y(i))?;
+        }
+        let elements = l.shape(0).elems();
+        let outputs = KernelArg::table((0..networks).map(|i| [l.y(i).into()]).collect());
+        let args = [outputs, x.into(), (networks as i32).into(), (elements as i64).into()];
+        let blocks = l.blocks_for(elements, THREADS as usize);
+        l.launch(format!("spread_fwd<{}>", x.elem), blocks, THREADS, 0, args)
     }
-    fn launch_backward(&self, _: &mut Launches) -> Result<()> {
-        no_launch("spread")
+
+    fn launch_backward(&self, l: &mut Launches) -> Result<()> {
+        let Some((dx, write)) = l.dx(0) else { return Ok(()) };
+        let (elements, ranks, most) = (l.shape(0).elems(), self.networks.len(), self.most());
+        let slice = self.slice(elements);
+        let (own, all) = (l.scratch(0), l.scratch(1));
+        let int = |v: usize| KernelArg::from(v as i32);
+        let long = |v: usize| KernelArg::from(v as i64);
+        let blocks = |elements: usize| l.blocks_for(elements, THREADS as usize);
+        let (over_slice, over_all) = (blocks(slice), blocks(elements));
+
+        let networks = self.networks[self.rank];
+        let gradients = KernelArg::table((0..networks).map(|i| [l.dy(i).into()]).collect());
+        let args = [own.into(), gradients, int(networks), int(most), long(slice), long(elements)];
+        l.launch(format!("spread_pack<{}>", dx.elem), over_all, THREADS, 0, args)?;
+        // A single rank adds its own terms, and has all sums then.
+        let (terms, sum) = if ranks > 1 { (all, own.part(0, slice)) } else { (own, all) };
+        if ranks > 1 {
+            l.exchange(Exchange::AllToAll, all, own);
+        }
+        let order = KernelArg::table(self.order().map(|row| [long(row)]).collect());
+        let args = [sum.into(), terms.into(), order, int(self.networks.iter().sum()), long(slice)];
+        l.launch("spread_sum", over_slice, THREADS, 0, args)?;
+        if ranks > 1 {
+            l.exchange(Exchange::AllGather, all.part(0, slice * ranks), sum);
+        }
+        let args = [dx.into(), all.into(), long(elements), write.into()];
+        l.launch(format!("spread_store<{}>", dx.elem), over_all, THREADS, 0, args)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::op_check::{Case, check};
     use crate::tensor::Shape;
+
+    #[test]
+    fn passes_the_op_checks_of_a_single_rank() {
+        for (networks, x) in [(1, Shape::rows(1, 1)), (3, Shape::new(2, 5, 3, 7)), (2, Shape::rows(67, 11))] {
+            let case = Case::new(Spread { networks: vec![networks], rank: 0 }, &[x]);
+            check(case.reference(move |t| vec![t[0].clone(); networks]));
+        }
+    }
 
     #[test]
     fn every_network_of_the_rank_gets_an_output_and_the_terms_get_room() {

@@ -4,6 +4,7 @@ use super::device::Cuda;
 use super::driver::{check, enter, is_synchronous};
 use super::handles::{Captured, Executable};
 use super::library::{cuGraphLaunch, cuLaunchKernel, cuStreamBeginCapture_v2};
+use crate::device::collective::{self, Ranks};
 use crate::device::gpu::launch::Prepared;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUstreamCaptureMode;
@@ -17,6 +18,11 @@ impl Cuda {
     /// Errors: a kernel that this device does not have; what the driver refuses, with the launch in words.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
         enter()?;
+        if let Some(exchange) = p.exchange {
+            let cards = collective::current().and_then(Ranks::cards);
+            let cards = cards.ok_or_else(|| Error::Run(format!("{}: no ranks on cards", p.in_words())))?;
+            return cards.launch(exchange, p, &self.stream);
+        }
         let named = |e: Error| match e {
             Error::OutOfMemory(message) => Error::OutOfMemory(format!("{}: {message}", p.in_words())),
             Error::NoDevice(message) => Error::NoDevice(message),

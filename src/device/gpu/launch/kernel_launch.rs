@@ -2,6 +2,7 @@
 
 use super::arg::KernelArg;
 use super::candidates::{Candidate, Candidates};
+use super::exchange::Exchange;
 use super::work::{Cycles, Work};
 use crate::device::gpu::kernel::Kernel;
 use crate::device::gpu::pointer::Pointer;
@@ -34,6 +35,8 @@ pub struct Launch {
     pub(super) candidates: Option<Candidates>,
     /// What it computes, where a forecast is known.
     pub work: Option<Work>,
+    /// What a library does in place of a kernel.
+    pub exchange: Option<Exchange>,
 }
 
 impl Launch {
@@ -59,7 +62,7 @@ impl Launch {
                 kernel.threads
             )));
         }
-        Ok(Launch { kernel, grid, block, shared, args, candidates: None, work: None })
+        Ok(Launch { kernel, grid, block, shared, args, candidates: None, work: None, exchange: None })
     }
     /// A launch of the fastest of several kernels that take the same arguments, with at most one block for
     /// each multiprocessor.
@@ -74,6 +77,20 @@ impl Launch {
         launch.candidates = Some(candidates);
         launch.choose();
         Ok(launch)
+    }
+    /// An exchange between ranks: `from` is this rank's source, whole, and `to` has room for what all ranks send.
+    pub fn of_exchange(exchange: Exchange, to: Slot, from: Slot) -> Launch {
+        let args = vec![KernelArg::Slot(to), KernelArg::Slot(from), KernelArg::I64(from.bytes as i64)];
+        Launch {
+            kernel: exchange.kernel(),
+            grid: [1, 1, 1],
+            block: 1,
+            shared: 0,
+            args,
+            candidates: None,
+            work: None,
+            exchange: Some(exchange),
+        }
     }
     /// What it computes: launches of one family may share a launch.
     pub fn family(&self) -> &'static str {

@@ -2,6 +2,7 @@
 
 mod arg;
 mod candidates;
+mod exchange;
 mod group;
 mod kernel_launch;
 mod prepared;
@@ -9,6 +10,7 @@ mod work;
 
 pub use arg::{KernelArg, MAX_GROUP};
 pub use candidates::{Candidate, Candidates};
+pub use exchange::Exchange;
 pub use kernel_launch::{Launch, THREADS};
 pub use prepared::{Prepared, cell};
 pub use work::{Cycles, L2_BYTES, LAUNCH_CYCLES, Work};

@@ -1,6 +1,7 @@
 //! A launch with its addresses.
 
 use super::arg::{KernelArg, MAX_GROUP};
+use super::exchange::Exchange;
 use super::kernel_launch::Launch;
 use crate::device::gpu::block::Address;
 use crate::device::gpu::kernel::Kernel;
@@ -30,6 +31,8 @@ pub struct Prepared {
     lines: Vec<Line>,
     /// The cell in which each argument begins.
     starts: Vec<usize>,
+    /// What a library does in place of the kernel, with the arguments destination, source and the source's bytes.
+    pub exchange: Option<Exchange>,
     /// What the launch is for, as errors say it.
     pub label: String,
     /// The kernel's handle on the machine that has launched it before, or 0.
@@ -84,14 +87,28 @@ impl Prepared {
             line
         };
         let lines = cells.chunks(LINE).map(line).collect();
-        let Launch { kernel, grid, block, shared, .. } = *launch;
-        Ok(Prepared { kernel, grid, block, shared, lines, starts, label, handle: AtomicUsize::new(0) })
+        let Launch { kernel, grid, block, shared, exchange, .. } = *launch;
+        Ok(Prepared {
+            kernel,
+            grid,
+            block,
+            shared,
+            lines,
+            starts,
+            exchange,
+            label,
+            handle: AtomicUsize::new(0),
+        })
     }
     /// A pointer to each argument, as the driver and the emulator take them. They are valid as long as
     /// `self`.
     pub fn pointers(&self) -> Vec<*mut c_void> {
         let cells = self.lines.as_ptr().cast::<u64>().cast_mut();
         self.starts.iter().map(|s| cells.wrapping_add(*s).cast()).collect()
+    }
+    /// Argument `i`, which is a single cell: an address or a number.
+    pub fn cell(&self, i: usize) -> u64 {
+        self.lines[self.starts[i] / LINE].0[self.starts[i] % LINE]
     }
     /// The launch as errors name it: what it is for, its kernel and its geometry.
     pub fn in_words(&self) -> String {
