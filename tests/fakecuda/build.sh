@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the fake driver.
+# Builds the fake driver and the fake NCCL.
 #
 #   tests/fakecuda/build.sh OUT_DIR DEST [SANITIZERS]
 #
 # OUT_DIR is the folder that the program's build script fills: it has the kernel table and the emulator, if there
-# were NVRTC and a C++ compiler (exit code 2 if not). DEST gets libcuda.so.1. With SANITIZERS (address,undefined or
+# were NVRTC and a C++ compiler (exit code 2 if not). DEST gets libcuda.so.1 and libnccl.so.2. With SANITIZERS (address,undefined or
 # thread) the kernels are compiled again with -fsanitize, and the process that loads the driver must preload
 # the sanitizer's runtime.
 set -euo pipefail
@@ -82,3 +82,8 @@ finish 0
 "${compiler[@]}" -shared "${objects[@]}" "${libraries[@]}" -Wl,-Bsymbolic -Wl,--exclude-libs,ALL \
   -Wl,-soname,libcuda.so.1 -o "$dest/libcuda.so.1.partial"
 mv "$dest/libcuda.so.1.partial" "$dest/libcuda.so.1"
+# NCCL's stand-in has nothing of the driver but its own file.
+if [ ! "$dest/libnccl.so.2" -nt nccl.cpp ]; then
+  "${compiler[@]}" -Wall -Wextra -Werror -fvisibility=hidden -shared nccl.cpp -ldl -o "$dest/libnccl.so.2.partial"
+  mv "$dest/libnccl.so.2.partial" "$dest/libnccl.so.2"
+fi

@@ -43,6 +43,7 @@ int cuEventQuery(void*);
 int cuEventSynchronize(void*);
 int cuEventElapsedTime(float*, void*, void*);
 int cuEventDestroy_v2(void*);
+int cuLaunchHostFunc(void*, void (*)(void*), void*);
 int cuTensorMapEncodeTiled(void*, int, unsigned, void*, const u64*, const u64*, const unsigned*, const unsigned*, int,
                            int, int, int);
 }
@@ -140,6 +141,25 @@ static void capture(const std::string& cast) {
     EXPECT(0, cuMemFreeHost(pinned));
     EXPECT(0, cuGraphDestroy(graph));
     EXPECT(400, cuGraphDestroy(graph));
+
+    // A function of the host runs when the device gets there, and again with every launch of a graph that holds it.
+    int count = 0;
+    void* counting;
+    auto add = [](void* data) { ++*static_cast<int*>(data); };
+    EXPECT(0, cuLaunchHostFunc(s, add, &count));
+    EXPECT(1, count == 0);
+    EXPECT(0, cuStreamSynchronize(s));
+    EXPECT(1, count == 1);
+    EXPECT(0, cuStreamBeginCapture_v2(s, 1));
+    EXPECT(0, cuLaunchHostFunc(s, add, &count));
+    EXPECT(0, cuStreamEndCapture(s, &graph));
+    EXPECT(0, cuGraphInstantiateWithFlags(&counting, graph, 0));
+    EXPECT(0, cuGraphLaunch(counting, s));
+    EXPECT(0, cuGraphLaunch(counting, s));
+    EXPECT(0, cuStreamSynchronize(s));
+    EXPECT(1, count == 3);
+    EXPECT(0, cuGraphExecDestroy(counting));
+    EXPECT(0, cuGraphDestroy(graph));
 
     // Calls that invalidate a capture.
     void* made;

@@ -27,6 +27,16 @@ API cuStreamSynchronize(const void* handle) {
     return finish(it->second->queue);
 }
 
+// Runs a function of the host when the device gets there: what NCCL's stand-in does in place of a kernel.
+API cuLaunchHostFunc(const void* handle, void (*function)(void*), void* data) {
+    ENTER(INIT | CURRENT | HEALTHY);
+    STREAM(it, handle);
+    return put(*it->second, {"host function", [function, data] {
+                                 function(data);
+                                 return (int)SUCCESS;
+                             }});
+}
+
 // ---- events ---------------------------------------------------------------------------------------------
 
 // Runs the recording's stream until the device has reached it, and no further.
