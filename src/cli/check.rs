@@ -27,6 +27,9 @@ pub struct CheckArgs {
     /// this machine
     #[arg(long, value_name = "NAME", value_parser = device::parse_card)]
     card: Option<&'static Card>,
+    /// Also forecast the training on this many cards, which divide what parallel.split says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=1024))]
+    ranks: Option<u16>,
     /// Folder that the run will write to, for its free space [default: runs/NAME-seedN]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -45,6 +48,12 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     spec.device.choice = choice;
     let (opened, notes) = check_against_teachers(&spec, &source, commands, Absent::IsDrawn)?;
     let cost = (commands.forecast)(&spec, &opened, args.card)?;
+    let on_ranks = |ranks| {
+        let card = args.card.unwrap_or_default();
+        (commands.forecast_ranks)(&spec, &opened, usize::from(ranks), card).map(|cost| (cost, card))
+    };
+    let on_ranks = args.ranks.map(on_ranks).transpose()?;
+    let of_ranks = on_ranks.as_ref().map_or(String::new(), |(cost, card)| forecast::of_ranks(cost, card));
     let teachers: Vec<TeacherFacts> = opened.iter().map(TeacherFacts::of).collect();
     output::notes(&notes);
     let out = output_path(args.out.as_deref(), &spec.name, spec.seed);
@@ -53,6 +62,7 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
         let space = json!({ "folder": out, "free_bytes": free });
         let all = json!({
             "config": spec, "device": device, "teachers": teachers, "forecast": cost, "output": space,
+            "ranks": on_ranks.map(|(cost, _)| cost),
         });
         return pretty(&all);
     }
@@ -60,10 +70,10 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
         let (config, teachers) = (args.config.file(), &teachers[..]);
         let outlook =
             Outlook { config, spec: &spec, device: &device, teachers, forecast: &cost, out: &out, free };
-        return Ok(outlook.text());
+        return Ok(outlook.text() + &of_ranks);
     }
     let text = format!("{}: matches its teachers\n{device}\n", args.config.file().display());
-    Ok(text + &TeacherFacts::lines(&spec.teachers, &teachers) + &forecast::text(&cost))
+    Ok(text + &TeacherFacts::lines(&spec.teachers, &teachers) + &forecast::text(&cost) + &of_ranks)
 }
 
 /// Checks that the teachers have the labels, the network and the heads that the config expects, and that every

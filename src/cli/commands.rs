@@ -68,6 +68,8 @@ pub struct Commands {
     /// Forecasts for the named card, or times steps on this machine. The result is JSON, because it is only
     /// printed.
     pub forecast: fn(&RunSpec, &[OpenedTeacher], Option<&'static Card>) -> Result<Value>,
+    /// Forecasts the training on so many ranks with a card each.
+    pub forecast_ranks: fn(&RunSpec, &[OpenedTeacher], usize, &'static Card) -> Result<Value>,
 }
 
 /// The functions that the program runs with.
@@ -81,6 +83,9 @@ pub const PIPELINE: Commands = Commands {
     score_teacher: labelled::evaluate::score_teacher,
     evaluate: labelled::evaluate::evaluate_with_notes,
     forecast: |spec, teachers, card| to_json(pipeline::forecast::forecast(spec, teachers, card)?),
+    forecast_ranks: |spec, teachers, ranks, card| {
+        to_json(pipeline::rank_forecast::of_ranks(spec, teachers, ranks, card)?)
+    },
 };
 
 fn to_json(value: impl serde::Serialize) -> Result<Value> {

@@ -1,6 +1,7 @@
 //! The text of a forecast.
 
 use super::output::lines;
+use crate::device::gpu::card::Card;
 use crate::device::gpu::launch::L2_BYTES;
 use crate::report;
 use serde_json::Value;
@@ -80,6 +81,44 @@ pub fn text(forecast: &Value) -> String {
         "% of least"
     );
     stages.iter().for_each(|s| text += &step(s));
+    text
+}
+
+/// The training on several ranks: a line with its figures, and a row for each stage.
+pub fn of_ranks(forecast: &Value, card: &Card) -> String {
+    let of = |key: &str| number(&forecast[key]);
+    let (ranks, name) = (of("ranks"), card.name.to_uppercase());
+    let mut text = format!(
+        "\n{ranks} ranks with an {name} each, which divide the {}: {} and {:.1} GB on each; one {name}: {} and {:.1} GB; \
+         {:.0} % of {ranks} times\nits speed (a model: no run on several cards has been measured)\n\
+         {:<16} {:>9} {:>11} {:>11} {:>10} {:>9}\n",
+        word(&forecast["split"]),
+        report::duration(of("seconds")),
+        of("gpu_peak_bytes") / 1e9,
+        report::duration(of("alone_seconds")),
+        of("alone_peak_bytes") / 1e9,
+        100.0 * of("efficiency"),
+        "stage",
+        "ms alone",
+        "ms on ranks",
+        "of it moves",
+        "exchanges",
+        "MB sent"
+    );
+    for s in forecast["stages"].as_array().into_iter().flatten() {
+        text += &format!(
+            "{:<16} {:>9.1} {:>11.1} {:>11.2} {:>10} {:>9.1}\n",
+            word(&s["name"]),
+            number(&s["alone_ms"]),
+            number(&s["step_ms"]),
+            number(&s["exchange_ms"]),
+            number(&s["exchanges"]),
+            megabytes(&s["sent_bytes"]),
+        );
+    }
+    if forecast["split"] == "batch" {
+        text += "a batch is divided on the CPU only so far\n";
+    }
     text
 }
 

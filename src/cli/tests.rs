@@ -44,6 +44,7 @@ const FAKE: Commands = Commands {
         Ok(Evaluated { score, notes: Vec::new() })
     },
     forecast: |_, _, _| Ok(json!({ "memory": { "bytes": 12 } })),
+    forecast_ranks: |_, _, _, _| Ok(json!({})),
 };
 
 fn call(args: &[&str]) -> Result<String> {

@@ -287,7 +287,7 @@ fn one_at_a_time(
 
 /// Compiles the stages of one student in the run's order, and passes each to `visit`, with the bytes that are needed
 /// afterwards to copy what it has trained into a file. `fits`: see [`StageOne::stage_that`].
-fn every_stage(
+pub(super) fn every_stage(
     spec: &RunSpec,
     opened: &[OpenedTeacher],
     prefix: &str,
@@ -336,7 +336,7 @@ fn generator_bytes(one: &StageOne, engine: &Engine<f32>) -> usize {
 }
 
 /// The sizes of what one student's training leaves.
-struct Students {
+pub(super) struct Students {
     /// Of the student that branches where it will.
     parameters: Parameters,
     /// Parameters of the student that branches after block 1, 2, ...
@@ -356,7 +356,7 @@ impl Students {
 
 /// The cost on `card` of a stage that was planned for a GPU. `room` is the memory that the stages before it
 /// have reserved.
-fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) -> GpuForecast {
+pub(super) fn on_card(engine: &Engine<f32>, stage: &Stage, card: &Card, room: &mut Room) -> GpuForecast {
     let mut parts: Vec<PartForecast> = Vec::new();
     let mut all = Sum::default();
     for row in stage.plan.traffic(card) {

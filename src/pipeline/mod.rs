@@ -23,6 +23,7 @@ pub mod observer;
 mod opened;
 pub mod predictor;
 pub mod probe;
+pub mod rank_forecast;
 pub mod run;
 pub mod sample;
 pub mod schedule;

@@ -56,7 +56,7 @@ impl Stage {
 
     /// A line with the cost of a step.
     pub(crate) fn cost_in_words(&self) -> String {
-        let Cost { instructions, arena_bytes, macs, bytes_moved, launches } = *self.plan.cost();
+        let Cost { instructions, arena_bytes, macs, bytes_moved, launches, .. } = *self.plan.cost();
         // A plan of the CPU has no launches.
         let work = match launches {
             0 => format!("{instructions} instructions"),

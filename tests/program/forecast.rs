@@ -325,3 +325,37 @@ fn thirty_two_teachers_fit_a_card_of_80_gb() {
     assert!(one.0 == 1 && one.1 <= 25e9, "{one:?}");
     assert!(chosen.0 == 16 && (40e9..80e9).contains(&chosen.1), "{chosen:?}");
 }
+
+/// On two cards a teacher each: less memory and time than on one, and the exchanges of the gradients that `spread` adds.
+#[test]
+fn several_cards_are_forecast() {
+    let lab = Lab::new();
+    let forecast = |args: &[&str]| -> Result<Value, String> {
+        let out = lab.call(&[&["check", &voc(), "--card", "h200", "--json"], args].concat());
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.success(), text.is_empty(), "{text}");
+        if out.status.success() { Ok(serde_json::from_slice(&out.stdout).unwrap()) } else { Err(text) }
+    };
+    let number = |v: &Value| v.as_f64().unwrap();
+    let whole = forecast(&["--ranks", "2"]).unwrap();
+    let (two, one) = (&whole["ranks"], &whole["forecast"]);
+    assert_eq!(two["alone_peak_bytes"], one["gpu_peak_bytes"]);
+    assert!(number(&two["gpu_peak_bytes"]) < number(&two["alone_peak_bytes"]));
+    let efficiency = number(&two["efficiency"]);
+    assert!((0.5..1.0).contains(&efficiency), "{efficiency}");
+    // The gradients of the images and of level 2, of the rank's own teacher and the sum, of which a half is sent.
+    let floats = 64 * (224 * 224 * 3 + 28 * 28 * 512);
+    assert_eq!(two["stages"][0]["sent_bytes"], 4 * floats);
+    let alone = number(&one["stages"][0]["gpu"]["modelled_ms"][0]);
+    assert_eq!(number(&two["stages"][0]["alone_ms"]), alone);
+    assert!(number(&two["stages"][0]["step_ms"]) < alone);
+    // Eight parts of a batch send the gradients once and their sums once.
+    let batch = ["--set", "parallel.split=batch", "--ranks"];
+    let eight = &forecast(&[&batch[..], &["8"]].concat()).unwrap()["ranks"];
+    let trained = number(&one["stages"][0]["gpu"]["trained_elements"]);
+    assert_eq!(number(&eight["stages"][0]["sent_bytes"]), 2.0 * 4.0 * trained * 7.0 / 8.0);
+    let error = forecast(&["--ranks", "3"]).unwrap_err();
+    assert!(error.contains("2 teachers are divided among the ranks"), "{error}");
+    let error = forecast(&[&batch[..], &["7"]].concat()).unwrap_err();
+    assert!(error.contains("generator.batch is 64, which 7 ranks cannot divide equally"), "{error}");
+}

@@ -22,6 +22,8 @@ pub struct Cost {
     pub bytes_moved: u64,
     /// Kernel launches of a GPU; 0 for a plan of the CPU.
     pub launches: usize,
+    /// Elements of the tensors that the optimisers change.
+    pub trained_elements: usize,
 }
 
 /// See [`Cost::bytes_moved`].

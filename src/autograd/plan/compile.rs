@@ -66,12 +66,15 @@ impl<R: Real> Plan<R> {
         let metrics: Vec<Slot> = tape.metrics.iter().map(|(_, v)| lowering.value_slot(*v)).collect();
         let program = target.map(|t| Program::new(&instructions, loss_grad, &metrics, t)).transpose()?;
 
+        let all = optimisers.iter().flat_map(|o| &o.tensors);
+        let trained = all.filter(|(id, _)| buffers.leaf_grads.contains_key(id));
         let cost = Cost {
             instructions: instructions.len(),
             arena_bytes: placement.arena_bytes,
             macs: step.macs(),
             bytes_moved: bytes_moved(&instructions, program.as_ref()),
             launches: program.as_ref().map_or(0, |p| p.launches.len()),
+            trained_elements: trained.map(|(id, _)| store.shape(*id).elems()).sum(),
         };
         let joined =
             tape.joins_ranks.then(|| Joined::of(optimisers, &buffers.leaf_grads, |b| lowering.slot(b)));

@@ -93,6 +93,10 @@ impl Card {
     pub fn names() -> impl Iterator<Item = &'static str> {
         CARDS.iter().map(|c| c.name)
     }
+    /// Bytes a second that it sends to another card of the same machine (NVLink).
+    pub fn link_bytes_per_second(&self) -> f64 {
+        if self.capability.0 == 9 { 450e9 } else { 300e9 }
+    }
     /// The seconds that a launch is forecast to take, which moves so many bytes and computes so many cycles: 90 % of the
     /// bandwidth and the whole clock are assumed, and a start of [`LAUNCH_CYCLES`] that nothing overlaps with.
     pub fn modelled_seconds(&self, bytes: u64, cycles: usize) -> f64 {
