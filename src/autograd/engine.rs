@@ -15,6 +15,9 @@ pub struct Engine<R> {
     /// The memory of steps on the CPU.
     pub(super) arena: Buffer,
     pub(super) borrows: Borrows,
+    /// The plan that the CPU replayed last, and how often the host had changed the store by then: what the plan keeps in
+    /// the arena from step to step is still there if both are the same.
+    pub(super) last_replay: Option<(u64, u64)>,
     /// The GPU that steps run on; none for the CPU.
     pub(super) machine: Option<Machine>,
 }
@@ -25,6 +28,7 @@ impl<R> Default for Engine<R> {
             store: Store::default(),
             arena: Buffer::default(),
             borrows: Borrows::default(),
+            last_replay: None,
             machine: None,
         }
     }

@@ -29,6 +29,8 @@ pub struct Store<R> {
     pub(super) buffers: Vec<Buffer>,
     /// By buffer: its size, and where its values are.
     pub(super) mirrored: Vec<Mirrored>,
+    /// How often the host has changed a tensor.
+    pub(super) changes: u64,
     /// The GPU that steps are planned for; none for steps on the CPU.
     pub(super) target: Option<Target>,
     /// Whether tensors have shapes only: a buffer has no memory until [`Store::get_mut`] is called for it.
@@ -45,6 +47,7 @@ impl<R> Default for Store<R> {
         Store {
             buffers: Vec::new(),
             mirrored: Vec::new(),
+            changes: 0,
             target: None,
             is_planned: false,
             entries: Vec::new(),
@@ -203,6 +206,7 @@ impl<R: Real> Store<R> {
     fn changed(&mut self, id: TensorId, buffer: usize) -> &mut Buffer {
         assert!(!self.mirrored[buffer].is_stale, "{}: written before Engine::pull", self.name(id));
         self.mirrored[buffer].is_changed = true;
+        self.changes += 1;
         if self.buffers[buffer].bytes() == 0 {
             self.buffers[buffer] = self.host_buffer(buffer);
         }

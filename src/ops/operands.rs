@@ -62,6 +62,9 @@ pub struct Operands {
     pub saved: Vec<Slot>,
     /// The temporary buffers of this direction.
     pub scratch: Vec<Slot>,
+    /// Whether no other instruction uses the first temporary buffer for anything else: see
+    /// [`Signature::packed_from`](super::operator::Signature::packed_from).
+    pub keeps_packed: bool,
     /// The gradient of each output, `None` if the loss does not depend on it. Empty in forward.
     pub output_grads: Vec<Option<Slot>>,
     /// The gradient of each input, `None` if it needs none. Empty in forward.
@@ -145,6 +148,8 @@ pub struct Io<'v, R> {
     /// The ranks that divide the batch: what an op sums over the batch, it sums over them too. `None` where this process
     /// has the whole batch.
     pub ranks: Option<&'static Ranks>,
+    /// Whether buffers that are kept from step to step have their values.
+    pub has_packed: bool,
     /// The scalar type.
     pub scalar: std::marker::PhantomData<R>,
 }
@@ -193,6 +198,10 @@ impl<'v, R: Real> Io<'v, R> {
     /// Saved buffer `i`, to be read by backward.
     pub fn saved<T: bytemuck::Pod>(&self, i: usize) -> &'v [T] {
         self.views.read(self.operands.saved[i])
+    }
+    /// Whether the first temporary buffer has its values from an earlier step.
+    pub fn is_packed(&self) -> bool {
+        self.operands.keeps_packed && self.has_packed
     }
     /// Temporary buffer `i` of this direction.
     pub fn scratch<T: bytemuck::Pod>(&self, i: usize) -> &'v mut [T] {

@@ -33,6 +33,9 @@ pub struct Signature {
     pub scratch_forward: Vec<Extent>,
     /// Temporary buffers of backward, with undefined contents at its start.
     pub scratch_backward: Vec<Extent>,
+    /// Index of the input from which alone the first scratch buffers of forward and of backward are computed: packed
+    /// filters. Where it does not change, a plan of the CPU keeps these buffers from step to step.
+    pub packed_from: Option<usize>,
     /// Indices of the inputs that forward updates in place, such as running estimates and an optimiser's
     /// moments.
     pub updates: Vec<usize>,

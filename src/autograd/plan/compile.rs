@@ -17,6 +17,7 @@ use crate::device::gpu::launch::Launch;
 use crate::error::{Error, Result};
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A compiled step: a list of instructions with addresses, which can be replayed any number of times.
 pub struct Plan<R> {
@@ -32,8 +33,13 @@ pub struct Plan<R> {
     pub(crate) is_warm: bool,
     /// Where the batch is divided among ranks: the gradients of the trainable tensors, and room for their exchange.
     pub(crate) joined: Option<Joined<R>>,
+    /// Differs from every other plan's.
+    pub(crate) id: u64,
     pub(crate) scalar: PhantomData<R>,
 }
+
+/// Number of plans that were compiled.
+static PLANS: AtomicU64 = AtomicU64::new(0);
 
 impl<R: Real> Plan<R> {
     /// Compiles a tape, for the device that the store's steps run on.
@@ -89,6 +95,7 @@ impl<R: Real> Plan<R> {
             program,
             is_warm: false,
             joined,
+            id: PLANS.fetch_add(1, Relaxed),
             scalar: PhantomData,
         })
     }

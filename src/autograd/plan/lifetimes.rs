@@ -4,6 +4,7 @@
 //! group to group: whatever the nodes of one group use is in use at once.
 
 use super::groups::Pass;
+use super::packed::Packed;
 use super::placement::Lives;
 use super::step::Step;
 use crate::autograd::TensorId;
@@ -11,7 +12,6 @@ use crate::autograd::fuse::first_term;
 use crate::autograd::fuse::linear_grad::Writer;
 use crate::autograd::tape::Value;
 use crate::ops::operands::Write;
-use crate::ops::operator::Extent;
 use std::collections::HashMap;
 
 /// The gradient of a loss that another node adds: the node of the loss, and where the sum goes if not to the
@@ -41,6 +41,8 @@ pub(crate) struct Buffers {
     pub forward_scratch: Vec<Vec<usize>>,
     pub again_scratch: Vec<Vec<usize>>,
     pub backward_scratch: Vec<Vec<usize>>,
+    /// The scratch of forward and of backward that is kept from step to step.
+    pub packed: Packed,
     /// By node, then by input: where backward writes the gradient. None where the input needs no gradient,
     /// or where another gradient's buffer has the same values.
     pub input_grads: Vec<Vec<Option<(usize, Write)>>>,
@@ -77,6 +79,7 @@ impl Buffers {
             forward_scratch: vec![Vec::new(); nodes],
             again_scratch: vec![Vec::new(); nodes],
             backward_scratch: vec![Vec::new(); nodes],
+            packed: Packed::default(),
             input_grads: vec![Vec::new(); nodes],
             first_terms: vec![None; nodes],
             linear_grads: vec![None; nodes],
@@ -99,7 +102,7 @@ impl Buffers {
         buffers.add_loss_grad(step);
         buffers.add_gradients(step);
         buffers.keep_leaf_grads(step, end);
-        buffers.add_scratch(step);
+        buffers.add_scratch(step, end);
         buffers
     }
 
@@ -269,30 +272,6 @@ impl Buffers {
                 self.lives.extend(buffer, end);
                 self.leaf_grads.insert(id, buffer);
             }
-        }
-    }
-
-    fn add_scratch(&mut self, step: &Step) {
-        let mut add = |extents: &[Extent], t: usize| -> Vec<usize> {
-            extents.iter().map(|e| self.lives.add(step.storage.extent_bytes(e), t)).collect()
-        };
-        for (t, pass, i) in step.groups.in_order().filter(|(_, pass, _)| *pass != Pass::Backward) {
-            let mut extents = step.needs.signatures[i].scratch_forward.clone();
-            let unneeded = step.needs.fusions[i].scratch_without_stats;
-            if let Some(unneeded) = unneeded.filter(|_| self.channel_stats[i].is_some()) {
-                extents[unneeded] = Extent::Bytes(0);
-            }
-            let is_again = pass == Pass::Again;
-            (if is_again { &mut self.again_scratch } else { &mut self.forward_scratch })[i] =
-                add(&extents, t);
-        }
-        for (t, i) in step.groups.backward_nodes() {
-            let mut extents = step.needs.signatures[i].scratch_backward.clone();
-            let mask = step.needs.fusions[i].act_mask.filter(|_| step.masks.dy_is_masked(i));
-            if let Some(unneeded) = mask.and_then(|m| m.scratch) {
-                extents[unneeded] = Extent::Bytes(0);
-            }
-            self.backward_scratch[i] = add(&extents, t);
         }
     }
 

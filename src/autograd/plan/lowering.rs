@@ -143,6 +143,7 @@ impl<R: Real> Lowering<'_, R> {
             output_elems: elems(&node.outputs),
             saved: buffers(self.saved(pass, i)),
             scratch: buffers(scratch),
+            keeps_packed: self.buffers.packed.keeps(i, pass),
             ..Default::default()
         }
     }

@@ -10,6 +10,8 @@
 //! | `groups.rs` | the order of the nodes, and which run together |
 //! | `fuse/*.rs` | which ops are fused with their neighbours |
 //! | `lifetimes.rs` | which buffers there are, and from when to when each is in use |
+//! | `scratch.rs` | which temporary buffers there are |
+//! | `packed.rs` | which scratch the CPU keeps from step to step |
 //! | `placement.rs` | the offset of every buffer in the arena |
 //! | `lowering.rs` | the list of instructions, with the memory of every operand |
 //! | `joined.rs` | of ranks that divide a batch, the gradients that they add |
@@ -26,10 +28,12 @@ pub(super) mod lifetimes;
 mod lowering;
 pub(super) mod needs;
 mod optimiser;
+mod packed;
 mod placement;
 pub(super) mod program;
 mod readings;
 mod replay;
+mod scratch;
 pub(super) mod step;
 pub(super) mod storage;
 

@@ -43,6 +43,7 @@ impl Needs {
             let mut signature = node.op.signature(&infos)?;
             if let Some(target) = target {
                 node.op.device_extents(&infos, target, &mut signature);
+                signature.packed_from = None;
             }
             live[i] = node.outputs.iter().any(|v| used[root(v)]) || !signature.updates.is_empty();
             if live[i] {

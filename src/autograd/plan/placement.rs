@@ -25,7 +25,11 @@ pub(crate) struct Lives(pub Vec<Life>);
 impl Lives {
     /// A buffer that is first used at time `first`.
     pub(crate) fn add(&mut self, bytes: usize, first: usize) -> usize {
-        self.0.push(Life { bytes, first, last: first });
+        self.add_from_to(bytes, first, first)
+    }
+    /// A buffer that is in use from `first` to `last`.
+    pub(crate) fn add_from_to(&mut self, bytes: usize, first: usize, last: usize) -> usize {
+        self.0.push(Life { bytes, first, last });
         self.0.len() - 1
     }
     /// The buffer is used at time `to`, too.

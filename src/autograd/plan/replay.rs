@@ -28,6 +28,7 @@ impl<R: Scalar> Plan<R> {
             memory::expect_room("the step", self.cost.arena_bytes)?;
             // Nothing in the arena outlives a step, so the old arena is dropped before the new one is
             // allocated.
+            engine.last_replay = None;
             engine.arena = Buffer::default();
             engine.arena = Buffer::with_bytes(self.cost.arena_bytes);
         }
@@ -81,6 +82,8 @@ impl<R: Scalar> Plan<R> {
     }
 
     fn run(&mut self, engine: &mut Engine<R>, step: &StepState) {
+        let this_replay = Some((self.id, engine.store.changes));
+        let has_packed = std::mem::replace(&mut engine.last_replay, this_replay) == this_replay;
         let Engine { store, arena, borrows, .. } = engine;
         assert!(arena.bytes() >= self.cost.arena_bytes, "a plan was replayed before Plan::reserve");
         let mut memory = Memory { store: &mut store.buffers, arena, borrows };
@@ -94,7 +97,7 @@ impl<R: Scalar> Plan<R> {
                 joined.take().into_iter().for_each(|j| j.add(ranks, &mut memory));
             }
             let operands = &instruction.operands;
-            let io = Io { operands, views: memory.views(), step, ranks, scalar: PhantomData };
+            let io = Io { operands, views: memory.views(), step, ranks, has_packed, scalar: PhantomData };
             match instruction.phase {
                 Phase::Forward | Phase::Update => R::forward(&instruction.op, &io),
                 Phase::Backward => R::backward(&instruction.op, &io),

@@ -4,6 +4,7 @@ use super::*;
 use crate::autograd::tape::{Learn, Tape, Value};
 use crate::autograd::{Engine, Store, TensorId};
 use crate::device::StepState;
+use crate::device::philox::Draws;
 use crate::ops::Scalar;
 use crate::ops::layers::activation::{Act, Activation};
 use crate::ops::layers::batch_norm::{BatchNorm, Stats};
@@ -82,6 +83,7 @@ fn a_second_replay_gives_the_same_bits_and_reads_nothing_that_it_did_not_write()
     plan.replay(&mut e, &StepState::default()).unwrap();
     let first = plan.output(&e, d).unwrap();
     e.arena.fill(0xFF); // NaN everywhere
+    e.last_replay = None; // in what it keeps from step to step, too
     plan.replay(&mut e, &StepState::default()).unwrap();
     assert_eq!(first, plan.output(&e, d).unwrap());
     assert!(first.iter().all(|v| v.is_finite()));
@@ -179,6 +181,61 @@ fn segments_run_on_a_machine_as_together() {
         }
     }
     assert!(cost_by_turns.arena_bytes < cost.arena_bytes);
+}
+
+/// An engine with two convolutions by one frozen filter, which is multiplied by `factor`; the plan of the gradient of their
+/// input, which SGD stores; a plan of the loss alone; and the tensors of the gradient and of the filter.
+fn with_a_frozen_filter(factor: f64) -> (Engine<f32>, [Plan<f32>; 2], [TensorId; 2]) {
+    let (mut e, draws) = (Engine::<f32>::default(), Draws::new(3, 1, 0));
+    let mut tensor = |name: &str, shape: Shape, factor: f64| {
+        let values: Vec<f64> = (0..shape.elems()).map(|i| factor * draws.normals(i as u32, 0)[0]).collect();
+        e.store.add_with(name, shape, &values)
+    };
+    let image = tensor("image", Shape::new(2, 6, 6, 16), 1.0);
+    let gradient = tensor("gradient", Shape::new(2, 6, 6, 16), 0.0);
+    let filter = tensor("w", Shape::new(16, 3, 3, 16), factor);
+    let mut t = Tape::default();
+    let (mut y, w) = (t.leaf(&e.store, image, Learn::Trainable), t.leaf(&e.store, filter, Learn::Frozen));
+    for _ in 0..2 {
+        y = t.apply(Conv2d::new(1, 1), &[y, w]).unwrap();
+    }
+    let y = t.apply(GlobalAvgPool, &[y]).unwrap();
+    let loss = t.apply(ActivationLoss { mean_over_features: true }, &[y]).unwrap();
+    let sgd = Sgd { lr_slot: 0, momentum: 0.0, weight_decay: 0.0 };
+    let optimiser = Optimiser { op: sgd.into(), tensors: vec![(image, vec![gradient])] };
+    let plans = [&[optimiser][..], &[]].map(|o| Plan::compile(&t, &e.store, Some(loss), o).unwrap());
+    plans.iter().for_each(|p| p.reserve(&mut e).unwrap());
+    (e, plans, [gradient, filter])
+}
+
+/// The packed filters of frozen convolutions stay in the arena from step to step. A replay of another plan or a change of
+/// the store by the host makes the plan pack them again.
+#[test]
+fn packed_filters_are_kept_until_something_else_happens() {
+    let (mut e, [mut plan, mut other], [gradient, filter]) = with_a_frozen_filter(1.0);
+    let kept = plan.instructions.iter().filter(|i| i.operands.keeps_packed);
+    let slots: Vec<_> = kept.map(|i| i.operands.scratch[0]).collect();
+    // Two convolutions with one filter, forward and backward: two buffers.
+    assert!(
+        slots.len() == 4 && slots[0] == slots[1] && slots[2] == slots[3] && !slots[0].overlaps(&slots[2])
+    );
+    let state = StepState::default();
+    let found = |e: &mut Engine<f32>, plan: &mut Plan<f32>| {
+        plan.replay(e, &state).unwrap();
+        e.store.get(gradient).to_vec()
+    };
+    let first = found(&mut e, &mut plan);
+    assert!(first.iter().any(|v| *v != 0.0) && first == found(&mut e, &mut plan));
+    // What is not packed again is missing if the arena is cleared.
+    e.arena.fill(0);
+    assert!(found(&mut e, &mut plan).iter().all(|v| *v == 0.0));
+    other.replay(&mut e, &state).unwrap();
+    assert_eq!(found(&mut e, &mut plan), first);
+    let doubled: Vec<f32> = e.store.get(filter).iter().map(|w| 2.0 * w).collect();
+    e.store.set(filter, &doubled);
+    let (mut fresh, [mut its_plan, _], _) = with_a_frozen_filter(2.0);
+    assert!(found(&mut e, &mut plan) == found(&mut fresh, &mut its_plan));
+    assert_ne!(e.store.get(gradient), first);
 }
 
 #[test]

@@ -76,7 +76,14 @@ impl<R: Real> Arena<R> {
         let before: Vec<_> = read_only.iter().map(|s| self.bytes(*s)).collect();
         let mut borrows = Borrows::default();
         let mut memory = Memory { store: &mut [], arena: &mut self.buffer, borrows: &mut borrows };
-        f(&Io { operands, views: memory.views(), step: &case.step, ranks: None, scalar: PhantomData });
+        f(&Io {
+            operands,
+            views: memory.views(),
+            step: &case.step,
+            ranks: None,
+            has_packed: false,
+            scalar: PhantomData,
+        });
         for (slot, before) in read_only.iter().zip(&before) {
             let label = laid.layout.label(*slot).unwrap_or_default();
             assert!(self.bytes(*slot) == *before, "{}: changed {label}, which it may only read", case.name);

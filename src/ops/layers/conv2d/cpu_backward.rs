@@ -36,7 +36,7 @@ pub fn bias_scratch_len(d: &Dims) -> usize {
 pub fn backward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
     let masked = Masked::of(d, epilogue, io);
     if let Some(dx) = io.dx(0) {
-        input_gradient(d, &masked, io.x(1), io.scratch(0), dx);
+        input_gradient(d, &masked, io.x(1), (io.scratch(0), io.is_packed()), dx);
     }
     if let Some(dw) = io.dx(1) {
         cpu_weights::weight_gradient(d, &masked, io.x(0), io.scratch(1), dw);
@@ -60,9 +60,16 @@ pub fn backward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
 
 /// `dx[n,h,w,c] = sum_{r,s,k} dz[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,r,s,c]`, over the taps whose
 /// divisions are exact and give a pixel of dz: one product per phase.
-fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], panels: &mut [R], dx: Grad<R>) {
+fn input_gradient<R: Real>(
+    d: &Dims,
+    dz: &Masked<R>,
+    w: &[R],
+    (panels, is_packed): (&mut [R], bool),
+    dx: Grad<R>,
+) {
     let way = Way::of::<R>(d.k, d.c, tiled(d));
     match &way {
+        _ if is_packed => {}
         Way::Dots => flip_phases(d, w, panels),
         Way::Tiles(g) => cpu_winograd::pack(g, &mut panels[..g.packed_len()], |c, k, r, s| {
             w[((k * 3 + 2 - r) * 3 + 2 - s) * d.c + c]

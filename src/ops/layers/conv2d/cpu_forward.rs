@@ -71,6 +71,7 @@ pub fn forward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
     let (w, way) = (io.x(1), Way::of::<R>(d.c, d.k, Tiling::of(d)));
     match &way {
         Way::Dots => {}
+        _ if io.is_packed() => {}
         Way::Tiles(g) => cpu_winograd::pack(g, &mut panels[..g.packed_len()], |k, c, r, s| {
             w[((k * 3 + r) * 3 + s) * d.c + c]
         }),

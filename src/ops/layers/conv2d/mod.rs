@@ -140,6 +140,7 @@ impl Operator for Conv2d {
                     0
                 }),
             ],
+            packed_from: Some(1),
             macs_forward: macs,
             macs_backward: macs * (u64::from(needs_grad(0)) + u64::from(needs_grad(1))),
             ..Default::default()
