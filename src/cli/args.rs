@@ -100,8 +100,8 @@ pub fn output_path(out: Option<&Path>, name: &str, seed: u64) -> PathBuf {
 }
 
 impl DeviceArgs {
-    /// Starts the threads, then opens the device, of several ranks on this machine a device for each; see
-    /// [`DeviceChoice::open`]. To be called before any other work on the
+    /// Starts the threads, then opens the device. Each of several ranks on this machine opens a device of its own; see
+    /// [`DeviceChoice::of_rank`] and [`DeviceChoice::open`]. To be called before any other work on the
     /// CPU, which would start one thread for each processor.
     ///
     /// Errors: threads that cannot be started; a device that is not available.
@@ -116,7 +116,14 @@ impl DeviceArgs {
                 )));
             }
         }
-        self.device.of_rank(launched()).open()
+        let (launched, named) = (launched(), self.device);
+        let own = named.of_rank(launched);
+        own.open().map_err(|e| match (launched, e) {
+            (Some(l), Error::NoDevice(why)) if own != named => {
+                Error::NoDevice(format!("rank {} of {} has a card of its own: {why}", l.rank, l.size))
+            }
+            (_, e) => e,
+        })
     }
 }
 

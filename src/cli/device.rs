@@ -43,14 +43,20 @@ pub fn parse_steps(text: &str) -> Result<Range<u64>, String> {
 }
 
 impl DeviceChoice {
-    /// The device of one of several ranks: each rank of a machine has a card of its own, the named one or the next ones.
-    /// `Auto` is the CPU where there are fewer cards than ranks.
+    /// The device of one of several ranks: each rank of a machine has a card of its own, the named one or the next ones. A
+    /// launcher that shows each rank one card only (`CUDA_VISIBLE_DEVICES`) has chosen it. `Auto` is the CPU where there are
+    /// fewer cards than ranks.
     pub fn of_rank(self, launched: Option<Launched>) -> DeviceChoice {
         let Some(launched) = launched.filter(|l| l.size > 1) else { return self };
-        let has_cards = || cuda::devices().is_ok_and(|(_, found)| found.len() >= launched.local_size);
+        let shown = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+        let has_own = !shown.is_empty() && !shown.contains(',');
+        let (place, needed) = if has_own { (0, 1) } else { (launched.local_rank, launched.local_size) };
+        let is_fit = |d: &&cuda::Found| d.capability >= cuda::LEAST_CAPABILITY;
+        let has_cards =
+            || cuda::devices().is_ok_and(|(_, found)| found.iter().filter(is_fit).count() >= needed);
         match self {
-            DeviceChoice::Cuda(first) => DeviceChoice::Cuda(first + launched.local_rank),
-            DeviceChoice::Auto if has_cards() => DeviceChoice::Cuda(launched.local_rank),
+            DeviceChoice::Cuda(first) => DeviceChoice::Cuda(first + place),
+            DeviceChoice::Auto if has_cards() => DeviceChoice::Cuda(place),
             DeviceChoice::Auto => DeviceChoice::Cpu,
             DeviceChoice::Cpu | DeviceChoice::Emu => self,
         }

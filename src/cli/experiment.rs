@@ -246,7 +246,8 @@ impl Runner<'_> {
         }
         let (loaded, mut folder, is_started) = self.open(unit)?;
         let printing = Printing { greeting: None, mode: self.mode, is_verbose: false };
-        let summary = run_in_folder(&loaded, &mut folder, is_started, printing, self.commands);
+        let checked = check_against_teachers(&loaded.spec, &loaded.source, self.commands, Absent::Fails)?;
+        let summary = run_in_folder(&loaded, checked, &mut folder, is_started, printing, self.commands);
         summary.map(Some).map_err(|e| match e {
             Error::Stopped { exit_code, message } => Error::Stopped {
                 exit_code,

@@ -101,7 +101,7 @@ pub fn of_ranks(forecast: &Value, card: &Card) -> String {
         "stage",
         "ms alone",
         "ms on ranks",
-        "of it moves",
+        "ms moving",
         "exchanges",
         "MB sent"
     );

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::Device;
 use crate::pipeline::inputs::{self, RunInputs};
 use crate::pipeline::spec::{EvaluationData, RunSpec};
-use crate::pipeline::teachers::Absent;
+use crate::pipeline::teachers::{Absent, OpenedTeacher};
 use crate::report;
 use crate::report::origin::{EVALUATION, WeightsFile};
 use crate::summary::{Summary, Verdict, Word};
@@ -73,12 +73,14 @@ fn lead(args: &RunArgs, commands: &Commands) -> Result<String> {
     let (Loaded { spec, resolved, source }, device) = load(args)?;
     let mut folder = args.out.folder(&spec.name, spec.seed, args.resume, &resolved)?;
     let loaded = Loaded { spec, resolved, source };
+    // Before the other ranks are waited for: they check the same.
+    let checked = check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
     let ranks = ranks::join(loaded.spec.device.choice)?;
     let ranks = ranks.map_or(String::new(), |r| format!(", {} ranks with {}", r.size(), r.library()));
     let greeting = format!("{device}{ranks}; output in {}", folder.path().display());
     let printing =
         Printing { greeting: Some(&greeting), mode: args.out.progress_mode(), is_verbose: args.out.verbose };
-    let summary = run_in_folder(&loaded, &mut folder, args.resume, printing, commands)?;
+    let summary = run_in_folder(&loaded, checked, &mut folder, args.resume, printing, commands)?;
     let (table, lines) = (report::final_table(&summary), report::closing_lines(&summary, folder.path()));
     let text = format!("{table}\n{lines}");
     let Verdict { word, reason } = summary.verdict();
@@ -99,16 +101,16 @@ pub struct Printing<'a> {
     pub is_verbose: bool,
 }
 
-/// Trains the student of a loaded config into a folder and writes the report there. The greeting is printed
-/// only once the teachers are checked, so that a refused config prints nothing but its error.
+/// Trains the student of a loaded config into a folder and writes the report there. `teachers` and `notes` are those of
+/// [`check_against_teachers`], which comes before the greeting, so that a refused config prints nothing but its error.
 pub fn run_in_folder(
     loaded: &Loaded<RunSpec>,
+    (teachers, notes): (Vec<OpenedTeacher>, Vec<String>),
     folder: &mut OutputFolder,
     is_resumed: bool,
     printing: Printing,
     commands: &Commands,
 ) -> Result<Summary> {
-    let (teachers, notes) = check_against_teachers(&loaded.spec, &loaded.source, commands, Absent::Fails)?;
     folder.protect(&loaded.spec.inputs())?;
     folder.prepare(&loaded.resolved)?;
     let inputs = RunInputs { teachers, hashes: inputs::hashes(&loaded.spec) };

@@ -36,6 +36,9 @@ pub struct Signature {
     /// Index of the input from which alone the first scratch buffers of forward and of backward are computed: packed
     /// filters. Where it does not change, a plan of the CPU keeps these buffers from step to step.
     pub packed_from: Option<usize>,
+    /// Whether it exchanges data with other ranks. All ranks run such ops in the order of the tape, and backward in the
+    /// reverse order.
+    pub exchanges: bool,
     /// Indices of the inputs that forward updates in place, such as running estimates and an optimiser's
     /// moments.
     pub updates: Vec<usize>,

@@ -22,14 +22,14 @@ pub const LINK_SHARE: f64 = 0.8;
 /// Seconds that an exchange takes beside its bytes, within a machine and between machines.
 pub const EXCHANGE_SECONDS: [f64; 2] = [15e-6, 40e-6];
 
-/// A stage on several ranks.
+/// A stage on several ranks. Times are in milliseconds.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct RankStage {
     /// The stage's name.
     pub name: String,
     /// Its number of steps.
     pub steps: usize,
-    /// A step on one card, in milliseconds.
+    /// A step on one card.
     pub alone_ms: f64,
     /// A step on the ranks, exchanges included.
     pub step_ms: f64,
@@ -50,7 +50,7 @@ pub struct RanksForecast {
     pub split: Split,
     /// In the order of the run.
     pub stages: Vec<RankStage>,
-    /// Memory of each card at its peak, and of one card that does everything.
+    /// Memory of each card at its peak.
     pub gpu_peak_bytes: usize,
     /// Of one card that does everything.
     pub alone_peak_bytes: usize,
@@ -119,7 +119,8 @@ pub fn of_ranks(
     })
 }
 
-/// What the rank with the most work would be asked to do alone: as many teachers as it has, or its part of the batch.
+/// The share of the first rank, as a run of one process: its teachers, of which no rank has more, or its part of the batch.
+/// Where teachers differ, another rank may have more to do.
 fn share_of<'t>(
     spec: &RunSpec,
     opened: &'t [OpenedTeacher],

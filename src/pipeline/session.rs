@@ -248,14 +248,15 @@ impl<'o> Session<'o> {
             stage.plan.replay(engine, &StepState { seed: stage.seed, step, lr })?;
             let is_due = saved.elapsed().as_secs_f32() >= self.checkpoint_seconds.max(cost);
             let is_read = (step + 1) % most_pending == 0 || step + 1 == last;
-            // Ranks agree where they wait for the device anyway.
-            let asks = is_read || collective::current().is_none();
-            let (stop, is_due) =
-                if asks { agreed(self.observer.should_stop(), is_due) } else { (None, is_due) };
-            if !is_read && stop.is_none() {
+            // A process that is alone stops after any step, several ranks where they have waited for the device anyway.
+            let has_ranks = collective::current().is_some();
+            let asked = if has_ranks { None } else { self.observer.should_stop() };
+            if !is_read && asked.is_none() {
                 continue;
             }
             stage.plan.collect(engine)?;
+            let (stop, is_due) =
+                if has_ranks { agreed(self.observer.should_stop(), is_due) } else { (asked, is_due) };
             if let Some(note) = engine.note() {
                 self.observer.note(&note);
             }

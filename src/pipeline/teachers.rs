@@ -142,7 +142,8 @@ pub(super) fn by_turns<R: Real>(
 ) -> Result<()> {
     let (own, at_once) = (share.own(), at_once.max(1));
     for first in own.clone().step_by(at_once) {
-        if own.len() > at_once {
+        // In every rank, or in none.
+        if share.most() > at_once {
             r.tape.begin_segment();
         }
         let mut turn = first..(first + at_once).min(own.end);

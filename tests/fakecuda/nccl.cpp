@@ -24,6 +24,9 @@ enum Result { SUCCESS = 0, CUDA_ERROR = 1, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 
 enum Kind : int32_t { ALL_GATHER, BROADCAST, ALL_TO_ALL };
 static const char* const NAMES[] = {"all-gather", "broadcast", "all-to-all"};
 
+// With it a rank introduces itself to rank 0.
+constexpr int32_t MAGIC = 0x4e43434c;
+
 struct Id {
     char text[128]; // HOST:PORT
 };
@@ -197,6 +200,8 @@ API Result ncclCommInitRank(Comm** made, int size, Id id, int rank) {
             int32_t other;
             const int socket = accept(listener, nullptr, nullptr);
             receive_all(socket, &other, sizeof other);
+            other ^= MAGIC;
+            if (other < 1 || other >= size) return SYSTEM_ERROR; // a stranger
             comm->peers[other - 1] = socket;
         }
     } else {
@@ -209,7 +214,7 @@ API Result ncclCommInitRank(Comm** made, int size, Id id, int rank) {
             close(s); // rank 0 does not listen yet
             usleep(10000);
         }
-        const int32_t own = rank;
+        const int32_t own = rank ^ MAGIC;
         send_all(comm->peers[0], &own, sizeof own);
     }
     *made = comm;

@@ -81,11 +81,8 @@ fn a_label_of_two_teachers_and_teachers_in_turns_are_shared_too() {
     expect_same(&lab, &sets, "two");
 }
 
-/// In f32 the emulated kernels add the gradients of the ranks in the order of one process.
-#[test]
-fn two_emulated_cards_give_the_bits_of_one() {
-    let Some(mpi) = Mpi::first() else { return };
-    let lab = Lab::new();
+/// A few steps on the emulator, in f32.
+fn run_emulated<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let few = [
         "--set",
         "precision=f32",
@@ -96,25 +93,55 @@ fn two_emulated_cards_give_the_bits_of_one() {
         "--set",
         "dual.batch=2",
     ];
-    let run = |out| -> Vec<&str> {
-        [&["run", "c.toml", "--device", "emu", "--threads", "1", "--out", out], &few[..]].concat()
-    };
-    let one = lab.call(&run("alone"));
+    [&["run", "c.toml", "--device", "emu", "--threads", "1", "--out", out], &few[..], more].concat()
+}
+
+/// In f32 the emulated kernels add the gradients of two teachers in the order of one process.
+#[test]
+fn two_emulated_cards_give_the_bits_of_one() {
+    let Some(mpi) = Mpi::first() else { return };
+    let lab = Lab::new();
+    let one = lab.call(&run_emulated("alone", &[]));
     if text(&one.stderr).contains("the kernel emulator is not in this program") {
         return skipped("built without the emulator");
     }
-    let two = mpi.call(&lab, 2, &run("two"));
+    let two = mpi.call(&lab, 2, &run_emulated("two", &[]));
     assert!(one.status.success() && two.status.success(), "{} {}", text(&one.stderr), text(&two.stderr));
     expect_same(&lab, &[], "two");
+}
+
+/// Of three teachers one rank has two, in turns or together: a card runs the ops of a step in another order then, but all
+/// ranks must exchange in the same order.
+#[test]
+fn ranks_with_different_numbers_of_teachers_exchange_in_one_order() {
+    let Some(mpi) = Mpi::first() else { return };
+    let lab = Lab::new();
+    let three = [
+        "--set",
+        r#"teachers=[{name="left",weights="left.npz"},{name="right",weights="right.npz"},{name="third",weights="third.npz"}]"#,
+        "--set",
+        "loss={recipe=\"conditional\", statistics=1.0, least_diversity=0, least_information=0, least_found=0}",
+    ];
+    let turns = [&three[..], &["--set", "generator.teachers_at_once=1"]].concat();
+    for (out, sets) in [("together", &three[..]), ("turns", &turns)] {
+        let two = mpi.call(&lab, 2, &run_emulated(out, sets));
+        if text(&two.stderr).contains("the kernel emulator is not in this program") {
+            return skipped("built without the emulator");
+        }
+        assert!(two.status.success(), "{out}: {}", text(&two.stderr));
+    }
+    for file in ["generator.npz", "student.npz", "student.onnx"] {
+        assert!(lab.bytes(&format!("together/{file}")) == lab.bytes(&format!("turns/{file}")), "{file}");
+    }
 }
 
 /// More steps than a rank does before a signal reaches it: after the training rank 0 works alone.
 const LONG: [&str; 4] = ["--set", "checkpoint_seconds=0", "--set", "generator.steps=200"];
 
 /// Starts two ranks that write a checkpoint after every step, and waits for the first one.
-fn started(mpi: &Mpi, lab: &Lab, out: &str, sets: &[&str]) -> Child {
+fn started(mpi: &Mpi, lab: &Lab, out: &str, sets: &[&str], limit: &str) -> Child {
     let mut command = mpi.program(lab, 2, &run(out, sets));
-    command.env("DFKA_RANK_TIMEOUT", "2").stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env("DFKA_RANK_TIMEOUT", limit).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let begun = Instant::now();
     while !lab.path(out).join("checkpoint.npz").exists() {
@@ -160,7 +187,8 @@ fn signalled(
     sets: &[&str],
     (signal, draw): (&str, [u32; 4]),
 ) -> Option<Output> {
-    let child = started(mpi, lab, out, sets);
+    // A rank that is stopped is missed after two seconds.
+    let child = started(mpi, lab, out, sets, if signal == "STOP" { "2" } else { "120" });
     std::thread::sleep(Duration::from_millis(u64::from(draw[0] % 400)));
     let rank = draw[1] as usize % 2;
     let sent = process_of(rank, out).map(|pid| {
@@ -242,8 +270,8 @@ fn losses(folder: &Path) -> Vec<f64> {
     lines.filter_map(|line| line["metrics"]["loss"].as_f64()).collect()
 }
 
-/// On as many ranks a run goes on to the same bits. In one process sums have another order; training then makes a thousand
-/// times as much of the difference with every step, as it does of any last digit.
+/// On as many ranks a run goes on to the same bits. In one process sums have another order: the next loss differs in the last
+/// digit, and training enlarges that from step to step, as it does with any last digit (docs/scaling.md has figures).
 #[test]
 fn a_divided_batch_goes_on_to_the_same_bits_and_in_one_process_on_the_same_curve() {
     let Some(mpi) = Mpi::first() else { return };
@@ -263,7 +291,7 @@ fn a_divided_batch_goes_on_to_the_same_bits_and_in_one_process_on_the_same_curve
     let away: Vec<f64> = whole.iter().zip(&resumed).map(|(a, b)| ((a - b) / a).abs()).collect();
     let first = away.iter().position(|a| *a > 0.0).expect("one process adds in another order");
     println!("from step {first} on: {:.0e}", away[first]);
-    assert!(first > 0 && away[first] <= 1e-6 && away[first..][..3].iter().all(|a| *a <= 1e-3), "{away:?}");
+    assert!(first > 0 && away[first] <= 1e-6 && away[first..].iter().take(2).all(|a| *a <= 1e-3), "{away:?}");
 }
 
 /// Every stage has one step.

@@ -140,11 +140,13 @@ struct Graph {
 impl Graph {
     /// A node waits for the last node before it that writes one of its operands, or an operand of the
     /// activation in its epilogue. A node that updates a leaf in place also waits for all nodes before it
-    /// that read the leaf.
+    /// that read the leaf, and one that exchanges data with other ranks for the one before it that does: ranks with
+    /// other numbers of teachers would have another order.
     fn of(tape: &Tape, nodes: &[usize], signatures: &[Signature], epilogues: &Epilogues) -> Graph {
         let mut graph = Graph { after: vec![Vec::new(); nodes.len()], waits_for: vec![0; nodes.len()] };
         let mut writer: HashMap<usize, usize> = HashMap::new();
         let mut readers: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut last_exchange: Option<usize> = None;
         for (at, &i) in nodes.iter().enumerate() {
             let node = &tape.nodes[i];
             let updated: Vec<usize> =
@@ -158,6 +160,9 @@ impl Graph {
                 } else {
                     readers.entry(root).or_default().push(at);
                 }
+            }
+            if signatures[i].exchanges {
+                before.extend(last_exchange.replace(at));
             }
             before.remove(&at);
             let outputs = node.outputs.iter().map(|v| tape.root(*v));

@@ -22,12 +22,16 @@ pub enum Launcher {
     OpenMpi,
     /// Another MPI's `mpirun`, or Slurm's `srun` with PMIx.
     Mpi,
-    /// PyTorch's `torchrun`, which brings no library that moves data.
+    /// PyTorch's `torchrun`, also where `srun` or `mpirun` has started it. It brings no library that moves data.
     Torchrun,
 }
 
+/// What torchrun tells its own processes only: `RANK` and `WORLD_SIZE` are in many environments.
+const OF_TORCHRUN: &str = "TORCHELASTIC_RUN_ID";
+
 /// The variables of a launcher: rank, number of processes, rank on this machine, and how many there are on this machine.
 const LAUNCHERS: [(Launcher, [&str; 4]); 4] = [
+    (Launcher::Torchrun, ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
     (
         Launcher::OpenMpi,
         [
@@ -40,7 +44,6 @@ const LAUNCHERS: [(Launcher, [&str; 4]); 4] = [
     (Launcher::Mpi, ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
     // srun with PMIx. A batch script itself has Slurm's variables too, but none of PMIx.
     (Launcher::Mpi, ["PMIX_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]),
-    (Launcher::Torchrun, ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
 ];
 
 /// This process as its launcher sees it; `None` if none has started it.
@@ -57,12 +60,14 @@ fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Launched> {
     };
     LAUNCHERS.iter().find_map(|(launcher, [rank, size, local_rank, local_size])| {
         let (rank, size) = (number(rank)?, number(size)?);
-        // `RANK` alone may be anybody's.
-        if *launcher == Launcher::Torchrun && variable("MASTER_ADDR").is_none() {
+        if *launcher == Launcher::Torchrun && variable(OF_TORCHRUN).is_none() {
             return None;
         }
-        let local_size = number(local_size).unwrap_or(size).clamp(1, size.max(1));
-        let local_rank = number(local_rank).unwrap_or(rank % local_size);
+        // srun's own interface of MPI (pmi2) says nothing of the machine.
+        let or_slurms = |name: &str, slurms: &str| number(name).or_else(|| number(slurms));
+        let local_size = or_slurms(local_size, "SLURM_STEP_TASKS_PER_NODE");
+        let local_size = local_size.unwrap_or(size).clamp(1, size.max(1));
+        let local_rank = or_slurms(local_rank, "SLURM_LOCALID").unwrap_or(rank % local_size);
         Some(Launched { rank, size, local_rank, local_size, launcher: *launcher })
     })
 }
@@ -116,12 +121,14 @@ mod tests {
             ("WORLD_SIZE", "4"),
             ("LOCAL_RANK", "1"),
             ("LOCAL_WORLD_SIZE", "2"),
-            ("MASTER_ADDR", "10.0.0.1"),
+            ("TORCHELASTIC_RUN_ID", "none"),
+            ("PMI_RANK", "0"), // of the srun that has started torchrun
+            ("PMI_SIZE", "1"),
         ];
         let expected =
             Launched { rank: 3, size: 4, local_rank: 1, local_size: 2, launcher: Launcher::Torchrun };
         assert_eq!(with(&torchrun), Some(expected));
-        assert_eq!(with(&torchrun[..4]), None);
+        assert_eq!(with(&torchrun[..4]), None, "anybody's variables");
     }
 
     #[test]

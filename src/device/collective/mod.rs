@@ -36,9 +36,10 @@ pub struct Ranks {
 
 static RANKS: OnceLock<Ranks> = OnceLock::new();
 
-/// Tells NCCL where torchrun's processes meet. Called before the process has a second thread.
+/// Tells NCCL where torchrun's processes meet. To be called before the process has a second thread; later it does nothing.
 pub fn prepare() {
-    if let Some(place) = launcher::meeting_place() {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if let (1, Some(place)) = (threads, launcher::meeting_place()) {
         // SAFETY: no other thread reads the environment, because there is none.
         unsafe { std::env::set_var("NCCL_COMM_ID", place) };
     }
@@ -63,15 +64,19 @@ fn start(launched: Launched, card: Option<usize>, watch: Watch) -> Result<Ranks>
         Launcher::Torchrun => None,
         Launcher::OpenMpi | Launcher::Mpi => Some(watch.during(|| started(&launched))?),
     };
-    let id = |own: Id| match &mpi {
-        // Without MPI every rank has the same id, because NCCL_COMM_ID names one place.
-        None => Ok(own),
-        Some(mpi) => {
-            let mut id = own;
-            mpi.broadcast(&mut id.0, 0).map(|()| id)
+    match &mpi {
+        Some(mpi) => watch.during(|| expect_one_kind(mpi, size, card))?,
+        None if card.is_some() && std::env::var_os("NCCL_COMM_ID").is_none() => {
+            return Err(Error::NoDevice(
+                "torchrun's MASTER_ADDR and MASTER_PORT do not say where its processes meet; name a free port of rank 0's \
+                 machine: NCCL_COMM_ID=HOST:PORT"
+                    .into(),
+            ));
         }
-    };
-    let open = |index| watch.during(|| Nccl::start(index, rank, size, id));
+        None => {}
+    }
+    let shared = mpi.as_ref().map(|mpi| |mut id: Id| mpi.broadcast(&mut id.0, 0).map(|()| id));
+    let open = |index| watch.during(|| Nccl::start(index, rank, size, shared));
     let cards = card.map(open).transpose()?.map(Arc::new);
     let library: Arc<dyn Library> = match (mpi, &cards) {
         (Some(mpi), _) => Arc::new(mpi),
@@ -84,6 +89,23 @@ fn start(launched: Launched, card: Option<usize>, watch: Watch) -> Result<Ranks>
         }
     };
     Ok(Ranks { rank, size, library, cards, watch })
+}
+
+/// Errors: ranks of which some have a card and others not.
+fn expect_one_kind(mpi: &Mpi, size: usize, card: Option<usize>) -> Result<()> {
+    let mut all = vec![0; size];
+    mpi.all_gather(&[u8::from(card.is_some())], &mut all).map_err(Error::NoDevice)?;
+    match all.iter().position(|has| *has != all[0]) {
+        None => Ok(()),
+        Some(other) => {
+            let on = |rank: usize| if all[rank] == 1 { "a card" } else { "the CPU" };
+            Err(Error::NoDevice(format!(
+                "rank 0 computes on {}, rank {other} on {}; say where with --device cuda or --device cpu",
+                on(0),
+                on(other)
+            )))
+        }
+    }
 }
 
 /// The launcher's MPI.

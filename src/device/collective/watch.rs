@@ -47,15 +47,15 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Runs something that waits for other ranks.
+    /// Runs something that waits for other ranks. It may contain another such thing, whose time is counted alone.
     pub fn during<O>(&self, waits: impl FnOnce() -> O) -> O {
-        self.set(Some(Instant::now()));
+        let outer = self.replace(Some(Instant::now()));
         let out = waits();
-        self.set(None);
+        self.replace(outer.map(|_| Instant::now()));
         out
     }
-    fn set(&self, since: Option<Instant>) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    fn replace(&self, since: Option<Instant>) -> Option<Instant> {
+        std::mem::replace(&mut *self.since.lock().unwrap_or_else(PoisonError::into_inner), since)
     }
 
     /// Ends this process, because a move of data has failed.

@@ -120,6 +120,7 @@ impl Emu {
             .ok_or_else(|| Error::Run(format!("{}: there are no other ranks", p.in_words())))?;
         let (to, from, bytes) = (p.cell(0), p.cell(1), p.cell(2) as usize);
         let parts = if exchange == Exchange::AllGather { ranks.size() } else { 1 };
+        assert!(bytes * parts <= p.cell(3) as usize, "an exchange past the end of its slot");
         // SAFETY: both slots lie in live blocks of this machine (`Machine::resolve`) and do not overlap, because the plan
         // gives each buffer of an instruction its own place; no kernel runs.
         let (from, to) = unsafe {

@@ -288,6 +288,8 @@ impl Machine {
             if ready.graph.is_none() {
                 match device.capture(|| self.launch_all(ready)) {
                     Ok(graph) => ready.graph = Some(graph),
+                    // All ranks launch their steps in the same way.
+                    Err(e) if ready.launches.iter().any(|l| l.exchange.is_some()) => return Err(e),
                     Err(e) => self.capture = Capture::Refused(Some(e.to_string())),
                 }
             }

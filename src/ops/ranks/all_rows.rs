@@ -27,7 +27,7 @@ impl Operator for AllRows {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         expect_operands("all_rows", args, &["x"])?;
         let x = args[0].shape;
-        Ok(Signature { outputs: vec![x.with_n(x.n() * self.ranks)], ..Default::default() })
+        Ok(Signature { outputs: vec![x.with_n(x.n() * self.ranks)], exchanges: true, ..Default::default() })
     }
 
     fn forward<R: Real>(&self, io: &Io<R>) {

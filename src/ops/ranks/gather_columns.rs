@@ -51,6 +51,7 @@ impl Operator for GatherColumns {
         Ok(Signature {
             outputs: vec![Shape::rows(n, self.width())],
             scratch_forward: vec![Extent::Reals(part), Extent::Reals(part * self.widths.len())],
+            exchanges: true,
             ..Default::default()
         })
     }

@@ -54,6 +54,7 @@ impl Operator for Spread {
         Ok(Signature {
             outputs: vec![x; self.networks[self.rank]],
             scratch_backward: vec![Extent::Reals(terms), Extent::Reals(terms)],
+            exchanges: true,
             ..Default::default()
         })
     }

@@ -4,8 +4,8 @@
 use super::{calls, driver, stderr};
 use crate::common::Lab;
 use crate::common::mpi::Mpi;
-use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 const FEW: [&str; 10] = [
@@ -27,26 +27,50 @@ fn arguments<'a>(out: &'a str, device: &'a str, sets: &[&'a str]) -> Vec<&'a str
     command.into_iter().chain(FEW).chain(sets).collect()
 }
 
-/// Two ranks on the cards 0 and 1, as torchrun starts them. Returns what each has left.
-fn torchrun(lab: &Lab, args: &[&str], settings: &[(&str, &str)]) -> Option<[Output; 2]> {
-    // NCCL meets one port above torchrun's own.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+/// A rank that is killed when the test ends, however it ends.
+struct Rank(Option<Child>);
+
+impl Rank {
+    fn wait(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.0.iter_mut().for_each(|child| drop(child.kill()));
+    }
+}
+
+/// Starts two ranks on the cards 0 and 1 as torchrun does. They give up after `limit` seconds without an answer, in which
+/// the emulated device computes too.
+fn started(lab: &Lab, args: &[&str], limit: &str, settings: &[(&str, &str)]) -> Option<[Rank; 2]> {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    // Below the ports that systems give to connections. NCCL meets one port above torchrun's own.
+    let port = 15_000 + 2 * ((std::process::id() * 13 + STARTED.fetch_add(1, Relaxed)) % 8_000);
     let folder = driver()?;
     let start = |rank: usize| {
         let rank = rank.to_string();
         let mut program = lab.program(args);
         program.env("LD_LIBRARY_PATH", folder).env("FAKECUDA_DEVICES", "2").env("FAKECUDA_REPORT", "1");
-        program.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", (free - 1).to_string());
+        program.env("TORCHELASTIC_RUN_ID", "none");
+        program.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         program
             .env("RANK", &rank)
             .env("LOCAL_RANK", &rank)
             .env("WORLD_SIZE", "2")
             .env("LOCAL_WORLD_SIZE", "2");
-        program.env("DFKA_RANK_TIMEOUT", "20").envs(settings.iter().copied());
-        program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        program.env("DFKA_RANK_TIMEOUT", limit).envs(settings.iter().copied());
+        let child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Rank(Some(child))
     };
-    let both = [start(0), start(1)];
-    Some(both.map(|child| child.wait_with_output().unwrap()))
+    Some([start(0), start(1)])
+}
+
+/// Two ranks to their end.
+fn torchrun(lab: &Lab, args: &[&str], limit: &str, settings: &[(&str, &str)]) -> Option<[Output; 2]> {
+    Some(started(lab, args, limit, settings)?.map(Rank::wait))
 }
 
 fn alone(lab: &Lab, args: &[&str]) -> Option<Output> {
@@ -61,7 +85,7 @@ fn two_cards_give_the_bits_of_one() {
     let sets = ["precision=f32", "baselines.noise=true"];
     let Some(one) = alone(&lab, &arguments("one", "cuda", &sets)) else { return };
     assert!(one.status.success(), "{}", stderr(&one));
-    let both = torchrun(&lab, &arguments("two", "cuda", &sets), &[]).unwrap();
+    let both = torchrun(&lab, &arguments("two", "cuda", &sets), "300", &[]).unwrap();
     for (rank, done) in both.iter().enumerate() {
         let text = stderr(done);
         assert!(done.status.success() && !text.contains("refused"), "rank {rank}: {text}");
@@ -72,7 +96,7 @@ fn two_cards_give_the_bits_of_one() {
         assert!(lab.bytes(&format!("one/{file}")) == lab.bytes(&format!("two/{file}")), "{file}");
     }
     for out in ["first", "second"] {
-        let both = torchrun(&lab, &arguments(out, "cuda", &[]), &[]).unwrap();
+        let both = torchrun(&lab, &arguments(out, "cuda", &[]), "300", &[]).unwrap();
         assert!(both.iter().all(|done| done.status.success()), "{}", stderr(&both[0]));
     }
     assert!(lab.bytes("first/student.npz") == lab.bytes("second/student.npz"), "bf16");
@@ -100,22 +124,23 @@ fn error(done: &Output) -> String {
 fn what_keeps_ranks_from_starting_is_one_line() {
     let lab = Lab::new();
     type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case; 7] = [
+    let cases: [Case; 8] = [
         ("cuda", &[], &[("DFKA_NCCL", "/nowhere/libnccl.so.2")], "several ranks on cards need NCCL"),
         ("cuda", &[], &[("DFKA_NCCL", "libcuda.so.1")], "libcuda.so.1: has no function ncclGetVersion"),
-        ("cuda", &[], &[("FAKENCCL_VERSION", "2408")], "is NCCL 2.4.8; 2.7 or newer is needed"),
+        ("cuda", &[], &[("FAKENCCL_VERSION", "2804")], "is NCCL 2.8.4; 2.9.6 or newer is needed"),
+        ("cuda", &[], &[("MASTER_PORT", "none")], "torchrun's MASTER_ADDR and MASTER_PORT do not say where"),
         (
             "cuda",
             &[],
             &[("FAKENCCL_FAIL", "ncclCommInitRank@1")],
             "ncclCommInitRank failed: unhandled system error",
         ),
-        ("cuda:1", &[], &[], "--device cuda:2: the driver has 2 devices"),
+        ("cuda:1", &[], &[], "rank 1 of 2 has a card of its own: --device cuda:2: the driver has 2 devices"),
         ("cpu", &[], &[], "torchrun started 2 processes"),
         ("cuda", &["parallel.split=batch"], &[], "2 ranks divide the batch"),
     ];
     for (device, sets, settings, expected) in cases {
-        let Some(both) = torchrun(&lab, &arguments("out", device, sets), settings) else { return };
+        let Some(both) = torchrun(&lab, &arguments("out", device, sets), "20", settings) else { return };
         // Rank 1 has no card; rank 0 waits for it until its time is over.
         let [first, second] = both.each_ref().map(|done| (done.status.code(), error(done)));
         assert!(second.0 == Some(5) && second.1.contains(expected), "{expected}: {second:?}");
@@ -134,7 +159,7 @@ fn an_exchange_that_fails_is_an_error_that_names_it() {
     for (nth, name) in [(2, "ncclAllGather"), (1, "ncclGroupEnd")] {
         let fail = format!("{name}@{nth}");
         let args = arguments("out", "cuda", &[]);
-        let Some(both) = torchrun(&lab, &args, &[("FAKENCCL_FAIL", &fail)]) else { return };
+        let Some(both) = torchrun(&lab, &args, "300", &[("FAKENCCL_FAIL", &fail)]) else { return };
         for done in &both {
             let (code, text) = (done.status.code(), error(done));
             assert!(matches!(code, Some(1 | 8)), "{fail}: {code:?} {}", stderr(done));
@@ -143,36 +168,23 @@ fn an_exchange_that_fails_is_an_error_that_names_it() {
     }
 }
 
-/// A rank that is gone keeps the device of the other one waiting. The host notices. The emulated device computes the steps
-/// between two reads of the losses while the host waits for them, which takes some seconds of the limit.
+/// A rank that is gone keeps the device of the other one waiting. The host notices.
 #[test]
 fn a_rank_that_is_killed_ends_the_other_one() {
     let lab = Lab::new();
-    let Some(folder) = driver() else { return };
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let long = ["generator.steps=100000", "checkpoint_seconds=0"];
-    let args = arguments("out", "cuda", &long);
-    let start = |rank: &str| {
-        let mut program: Command = lab.program(&args);
-        program.env("LD_LIBRARY_PATH", folder).env("FAKECUDA_DEVICES", "2").env("FAKECUDA_QUIET", "1");
-        program.env("NCCL_COMM_ID", format!("127.0.0.1:{free}")).env("MASTER_ADDR", "127.0.0.1");
-        program
-            .env("RANK", rank)
-            .env("LOCAL_RANK", rank)
-            .env("WORLD_SIZE", "2")
-            .env("DFKA_RANK_TIMEOUT", "20");
-        program.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    let Some([mut first, mut second]) = started(&lab, &arguments("out", "cuda", &long), "40", &[]) else {
+        return;
     };
-    let (mut first, mut second) = (start("0"), start("1"));
     let begun = Instant::now();
     while !lab.path("out/checkpoint.npz").exists() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint after two minutes");
-        assert!(first.try_wait().unwrap().is_none(), "rank 0 ended before its first checkpoint");
+        assert!(begun.elapsed() < Duration::from_secs(300), "no checkpoint after five minutes");
+        let ended = first.0.as_mut().unwrap().try_wait().unwrap();
+        assert!(ended.is_none(), "rank 0 ended before its first checkpoint");
         std::thread::sleep(Duration::from_millis(20));
     }
-    second.kill().unwrap();
-    second.wait().unwrap();
-    let first = first.wait_with_output().unwrap();
+    second.0.as_mut().unwrap().kill().unwrap();
+    let first = first.wait();
     assert_eq!(first.status.code(), Some(8), "{}", stderr(&first));
-    assert!(error(&first).contains("no answer from the other ranks for 20 s"), "{}", error(&first));
+    assert!(error(&first).contains("no answer from the other ranks for 40 s"), "{}", error(&first));
 }

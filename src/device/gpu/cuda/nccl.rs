@@ -13,7 +13,7 @@ use crate::device::gpu::launch::{Exchange, Prepared};
 use crate::error::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Names one meeting of ranks: NCCL's `ncclUniqueId`.
 #[derive(Clone, Copy)]
@@ -29,8 +29,8 @@ type Status = c_int;
 
 /// NCCL's `ncclUint8`.
 const BYTES: c_int = 1;
-/// The first version with `ncclSend`, 2.7.0, as old versions are written.
-const LEAST_VERSION: c_int = 2700;
+/// The first version whose exchanges a graph can hold: 2.9.6.
+const LEAST_VERSION: c_int = 20_906;
 
 /// The functions that are called.
 struct Functions {
@@ -51,7 +51,8 @@ struct Functions {
 pub struct Nccl {
     file: String,
     functions: Functions,
-    comm: Comm,
+    /// Locked during every call, because NCCL takes one at a time.
+    comm: Mutex<Comm>,
     rank: usize,
     size: usize,
     /// For what is moved between the memories of the processes.
@@ -68,22 +69,21 @@ struct Staging {
     back: Block,
 }
 
-// SAFETY: NCCL allows calls from any thread, one at a time; every call follows the previous one's return, because all ranks
-// make the same calls in the same order.
+// SAFETY: NCCL allows calls from any thread, one at a time (`comm`); its other functions keep no state.
 unsafe impl Send for Nccl {}
 // SAFETY: as above.
 unsafe impl Sync for Nccl {}
 
 impl Nccl {
-    /// Opens the library and meets the other ranks; this one computes on the CUDA device `index`. `shared` returns the id of
-    /// rank 0, given this rank's.
+    /// Opens the library and meets the other ranks; this one computes on the CUDA device `index`. `shared` passes on the id
+    /// of rank 0. Without it every rank makes the id itself, which `NCCL_COMM_ID` then determines.
     ///
     /// Errors: no library, an old one; no such card; what NCCL refuses, such as two ranks on one card.
     pub fn start(
         index: usize,
         rank: usize,
         size: usize,
-        shared: impl FnOnce(Id) -> Result<Id, String>,
+        shared: Option<impl FnOnce(Id) -> Result<Id, String>>,
     ) -> Result<Nccl> {
         let (library, file) = open()?;
         let refused = |why: String| Error::NoDevice(format!("{file}: {why}"));
@@ -93,14 +93,18 @@ impl Nccl {
         let device = Cuda::open(index)?;
         enter()?;
         let mut id = Id([0; 128]);
-        // SAFETY: NCCL's prototype; a pointer to a live local.
-        functions.check("ncclGetUniqueId", unsafe { (functions.get_unique_id)(&mut id) }).map_err(refused)?;
-        let id = shared(id).map_err(refused)?;
+        if rank == 0 || shared.is_none() {
+            // SAFETY: NCCL's prototype; a pointer to a live local.
+            let made = unsafe { (functions.get_unique_id)(&mut id) };
+            functions.check("ncclGetUniqueId", made).map_err(refused)?;
+        }
+        let id = shared.map_or(Ok(id), |shared| shared(id)).map_err(refused)?;
         let mut comm = std::ptr::null_mut();
         // SAFETY: NCCL's prototype; a pointer to a live local.
         let started = unsafe { (functions.comm_init_rank)(&mut comm, size as c_int, id, rank as c_int) };
         functions.check("ncclCommInitRank", started).map_err(refused)?;
-        Ok(Nccl { file, functions, comm, rank, size, device, staging: Mutex::new(None), _library: library })
+        let (comm, staging) = (Mutex::new(comm), Mutex::new(None));
+        Ok(Nccl { file, functions, comm, rank, size, device, staging, _library: library })
     }
 
     /// Puts an exchange of a step into a stream.
@@ -116,28 +120,32 @@ impl Nccl {
         done.map_err(|e| Error::Run(format!("{}: {}: {e}", p.in_words(), self.file)))
     }
 
+    fn comm(&self) -> MutexGuard<'_, Comm> {
+        self.comm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn send_parts(&self, from: Address, to: Address, part: usize, stream: &Stream) -> Result<(), String> {
-        let (f, stream) = (&self.functions, stream.0.cast());
+        let (f, stream, comm) = (&self.functions, stream.0.cast(), self.comm());
         // SAFETY: NCCL's prototype.
         f.check("ncclGroupStart", unsafe { (f.group_start)() })?;
-        for peer in 0..self.size {
+        let both = (0..self.size).try_for_each(|peer| {
             let at = (peer * part) as Address;
             let (from, to) = ((from + at) as *const c_void, (to + at) as *mut c_void);
             // SAFETY: both ranges lie in live blocks of the card; the stream is alive.
-            f.check("ncclSend", unsafe { (f.send)(from, part, BYTES, peer as c_int, self.comm, stream) })?;
+            f.check("ncclSend", unsafe { (f.send)(from, part, BYTES, peer as c_int, *comm, stream) })?;
             // SAFETY: as above.
-            f.check("ncclRecv", unsafe { (f.receive)(to, part, BYTES, peer as c_int, self.comm, stream) })?;
-        }
+            f.check("ncclRecv", unsafe { (f.receive)(to, part, BYTES, peer as c_int, *comm, stream) })
+        });
+        // A group that is open would hold back all later calls.
         // SAFETY: NCCL's prototype.
-        f.check("ncclGroupEnd", unsafe { (f.group_end)() })
+        let ended = f.check("ncclGroupEnd", unsafe { (f.group_end)() });
+        both.and(ended)
     }
 
     fn gather(&self, from: Address, to: Address, bytes: usize, stream: &Stream) -> Result<(), String> {
-        let (f, from, to) = (&self.functions, from as *const c_void, to as *mut c_void);
+        let (f, from, to, comm) = (&self.functions, from as *const c_void, to as *mut c_void, self.comm());
         // SAFETY: both ranges lie in live blocks of the card; the stream is alive.
-        f.check("ncclAllGather", unsafe {
-            (f.all_gather)(from, to, bytes, BYTES, self.comm, stream.0.cast())
-        })
+        f.check("ncclAllGather", unsafe { (f.all_gather)(from, to, bytes, BYTES, *comm, stream.0.cast()) })
     }
 
     /// Moves bytes of the processes' memories: to the card, from card to card by `moves`, and back.
@@ -174,21 +182,21 @@ impl Moves for Nccl {
         self.through_the_card(own, all, |from, to| self.gather(from, to, own.len(), &self.device.stream))
     }
     fn broadcast(&self, data: &mut [u8], from: usize) -> Result<(), String> {
-        let (f, own, bytes) = (&self.functions, data.to_vec(), data.len());
-        let own = if self.rank == from { &own[..] } else { &[] };
-        self.through_the_card(own, data, |out, back| {
-            let (out, back, stream) =
-                (out as *const c_void, back as *mut c_void, self.device.stream.0.cast());
+        let (f, bytes) = (&self.functions, data.len());
+        let own = if self.rank == from { data.to_vec() } else { Vec::new() };
+        self.through_the_card(&own, data, |out, back| {
+            let (out, back, comm) = (out as *const c_void, back as *mut c_void, self.comm());
+            let stream = self.device.stream.0.cast();
             // SAFETY: both blocks hold `bytes` bytes; the stream is alive.
             f.check("ncclBroadcast", unsafe {
-                (f.broadcast)(out, back, bytes, BYTES, from as c_int, self.comm, stream)
+                (f.broadcast)(out, back, bytes, BYTES, from as c_int, *comm, stream)
             })
         })
     }
     /// Waits for all ranks. The communicator ends with the process.
     fn finalize(&self) {
         let mut all = vec![0; self.size];
-        // A rank that is gone keeps nobody waiting: the watch ends this process.
+        // If a rank is gone, the watch ends this process.
         let _ = self.all_gather(&[0], &mut all);
     }
 }
@@ -199,7 +207,7 @@ impl Functions {
         fn find<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
             // SAFETY: the callers' types are those of nccl.h for these names.
             unsafe { library.get::<T>(name.as_bytes()) }.map(|f| *f).map_err(|_| {
-                format!("has no function {name}: it is no NCCL, or one older than 2.7; install NVIDIA's NCCL")
+                format!("has no function {name}: it is no NCCL, or one older than 2.9; install NVIDIA's NCCL")
             })
         }
         Ok(Functions {
@@ -222,8 +230,10 @@ impl Functions {
         if version >= LEAST_VERSION {
             return Ok(());
         }
-        let (major, minor, patch) = (version / 1000, version % 1000 / 100, version % 100);
-        Err(format!("is NCCL {major}.{minor}.{patch}; 2.7 or newer is needed"))
+        // Up to 2.8 the minor version has a digit less.
+        let place = if version < 10_000 { 1000 } else { 10_000 };
+        let (major, minor, patch) = (version / place, version % place / 100, version % 100);
+        Err(format!("is NCCL {major}.{minor}.{patch}; 2.9.6 or newer is needed"))
     }
     fn check(&self, name: &str, status: Status) -> Result<(), String> {
         if status == 0 {

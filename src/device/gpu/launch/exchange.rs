@@ -14,10 +14,11 @@ pub enum Exchange {
 }
 
 impl Exchange {
-    /// A name and parameters, for lists of launches: destination, source, and the source's bytes.
+    /// A name and parameters, for lists of launches: destination, source, the source's bytes and the destination's.
     pub(super) fn kernel(self) -> &'static Kernel {
         const fn named(name: &'static str) -> Kernel {
-            const PARAMETERS: &[Parameter<&str>] = &[Parameter::Pointer, Parameter::Pointer, Parameter::I64];
+            const PARAMETERS: &[Parameter<&str>] =
+                &[Parameter::Pointer, Parameter::Pointer, Parameter::I64, Parameter::I64];
             Kernel {
                 name,
                 module: 0,

@@ -80,7 +80,8 @@ impl Launch {
     }
     /// An exchange between ranks: `from` is this rank's source, whole, and `to` has room for what all ranks send.
     pub fn of_exchange(exchange: Exchange, to: Slot, from: Slot) -> Launch {
-        let args = vec![KernelArg::Slot(to), KernelArg::Slot(from), KernelArg::I64(from.bytes as i64)];
+        let [sent, room] = [from, to].map(|slot| KernelArg::I64(slot.bytes as i64));
+        let args = vec![KernelArg::Slot(to), KernelArg::Slot(from), sent, room];
         Launch {
             kernel: exchange.kernel(),
             grid: [1, 1, 1],

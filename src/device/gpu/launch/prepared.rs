@@ -31,7 +31,7 @@ pub struct Prepared {
     lines: Vec<Line>,
     /// The cell in which each argument begins.
     starts: Vec<usize>,
-    /// What a library does in place of the kernel, with the arguments destination, source and the source's bytes.
+    /// What a library does in place of the kernel, with the arguments destination, source, the source's bytes and the destination's.
     pub exchange: Option<Exchange>,
     /// What the launch is for, as errors say it.
     pub label: String,

@@ -60,13 +60,8 @@ pub fn backward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
 
 /// `dx[n,h,w,c] = sum_{r,s,k} dz[n, (h+pad-r)/stride, (w+pad-s)/stride, k] * w[k,r,s,c]`, over the taps whose
 /// divisions are exact and give a pixel of dz: one product per phase.
-fn input_gradient<R: Real>(
-    d: &Dims,
-    dz: &Masked<R>,
-    w: &[R],
-    (panels, is_packed): (&mut [R], bool),
-    dx: Grad<R>,
-) {
+fn input_gradient<R: Real>(d: &Dims, dz: &Masked<R>, w: &[R], packed: (&mut [R], bool), dx: Grad<R>) {
+    let (panels, is_packed) = packed;
     let way = Way::of::<R>(d.k, d.c, tiled(d));
     match &way {
         _ if is_packed => {}
