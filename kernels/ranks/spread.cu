@@ -27,7 +27,7 @@ KERNEL(256) spread_pack(float* RESTRICT own,           // [ranks, most, slice]
 INSTANCE(spread_pack<float>)
 INSTANCE(spread_pack<bf16>)
 
-// sum[k] = the terms of all networks, added in the order of `terms`.
+// sum[k] is the sum of the terms of all networks. `terms` lists their rows in the order of the additions.
 KERNEL(256) spread_sum(float* RESTRICT sum,             // [slice]
                        const float* RESTRICT all,       // [ranks * most, slice]
                        const i64* RESTRICT terms,       // [count] rows of `all`

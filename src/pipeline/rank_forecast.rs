@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::models::generator::levels;
 use crate::models::resnet::ResNetSpec;
 
-/// Cards of one machine, between which the card's own links move data. The machines' network connects the others.
+/// Number of cards in a machine. Their own links connect these; the network connects cards of different machines.
 pub const CARDS_OF_A_MACHINE: usize = 8;
 /// Bytes a second that a card sends to another machine: 90 % of a 400 Gbit/s port for each card.
 pub const NETWORK_BYTES_PER_SECOND: f64 = 45e9;

@@ -38,7 +38,8 @@ impl Mpi {
         Mpi::all().into_iter().next()
     }
 
-    /// A program with these arguments on so many ranks, on any number of processors, for root too, as in a container.
+    /// The command that starts a program on this many ranks. There may be more ranks than processors, and the user may be
+    /// root, as in a container.
     pub fn command(&self, program: impl AsRef<OsStr>, ranks: usize, args: &[&str]) -> Command {
         let mut c = Command::new(&self.launcher);
         c.arg("-np").arg(ranks.to_string()).arg(program).args(args);

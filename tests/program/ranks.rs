@@ -135,7 +135,7 @@ fn ranks_with_different_numbers_of_teachers_exchange_in_one_order() {
     }
 }
 
-/// More steps than a rank does before a signal reaches it: after the training rank 0 works alone.
+/// Has so many steps that a signal arrives during the training, because afterwards rank 0 works alone.
 const LONG: [&str; 4] = ["--set", "checkpoint_seconds=0", "--set", "generator.steps=200"];
 
 /// Starts two ranks that write a checkpoint after every step, and waits for the first one.

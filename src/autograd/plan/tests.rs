@@ -226,7 +226,7 @@ fn packed_filters_are_kept_until_something_else_happens() {
     };
     let first = found(&mut e, &mut plan);
     assert!(first.iter().any(|v| *v != 0.0) && first == found(&mut e, &mut plan));
-    // What is not packed again is missing if the arena is cleared.
+    // In a cleared arena the filters are zero, so the gradient shows that they were not packed again.
     e.arena.fill(0);
     assert!(found(&mut e, &mut plan).iter().all(|v| *v == 0.0));
     other.replay(&mut e, &state).unwrap();

@@ -215,7 +215,8 @@ impl Ranks {
     pub fn meet(&self) {
         self.numbers(0);
     }
-    /// Ends the exchange, in all ranks; no move of data may follow. [`current`] and [`leads`] stay what they are.
+    /// Ends the exchange of data. Every rank calls it, and moves no data afterwards. [`current`] and [`leads`] return the same
+    /// as before.
     pub fn leave(&self) {
         self.watch.during(|| self.library.finalize());
     }

@@ -288,7 +288,7 @@ impl Machine {
             if ready.graph.is_none() {
                 match device.capture(|| self.launch_all(ready)) {
                     Ok(graph) => ready.graph = Some(graph),
-                    // All ranks launch their steps in the same way.
+                    // Either all ranks replay a graph or none does, as NCCL asks, so this rank cannot go on without one.
                     Err(e) if ready.launches.iter().any(|l| l.exchange.is_some()) => return Err(e),
                     Err(e) => self.capture = Capture::Refused(Some(e.to_string())),
                 }

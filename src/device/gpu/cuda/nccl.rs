@@ -1,6 +1,6 @@
 //! NCCL, opened at run time: it moves data between the cards of several processes.
 //!
-//! The binding is ours and has a dozen functions, because cudarc's looks for `libnccl.so` only, while PyTorch's wheels bring
+//! The binding is ours and has ten functions, because cudarc's looks for `libnccl.so` only, while PyTorch's wheels bring
 //! `libnccl.so.2`, and panics if a function is missing. Exchanges of a step are put into its stream, so that a captured graph
 //! holds them. The communicator lives as long as the process: a graph that holds its exchanges must not outlive it.
 
@@ -15,7 +15,7 @@ use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Names one meeting of ranks: NCCL's `ncclUniqueId`.
+/// NCCL's `ncclUniqueId`, by which the ranks of a run find each other.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Id(pub [u8; 128]);
@@ -136,7 +136,7 @@ impl Nccl {
             // SAFETY: as above.
             f.check("ncclRecv", unsafe { (f.receive)(to, part, BYTES, peer as c_int, *comm, stream) })
         });
-        // A group that is open would hold back all later calls.
+        // The group is closed after an error too: NCCL would add all later calls to an open one and not start them.
         // SAFETY: NCCL's prototype.
         let ended = f.check("ncclGroupEnd", unsafe { (f.group_end)() });
         both.and(ended)
