@@ -364,7 +364,17 @@ call_run2() {
   sanitise memcheck 50
   sanitise racecheck 50
 
-  part kernels.txt kernels 95 "$pack/bin/kernels" --device "$on" --json "$out/kernels.json" --seconds 5
+  # cuBLASLt of PyTorch's wheels, if the loader finds none.
+  local library='
+import ctypes, glob, sys
+for name in "libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so":
+    try: sys.exit(bool(ctypes.CDLL(name)) and 0)
+    except OSError: pass
+found = [f for p in sys.path for f in sorted(glob.glob(p + "/nvidia/*/lib/libcublasLt.so.1[23]"))]
+print(*found[-1:])'
+  library=$("$python" -c "$library" 2>/dev/null || true)
+  part kernels.txt kernels 95 env ${library:+DFKA_CUBLASLT="$library"} "$pack/bin/kernels" --device "$on" ${dry:+--tiny} \
+    --json "$out/kernels.json" --seconds 5
   row kernels "$result" "$seconds" "$(cat "$out/kernels.json" 2>/dev/null | grep -c '"kernel":' || true) rows in kernels.json"
 
   # The rungs of the convolution's ladder (kernels/lab), if the pack has them.

@@ -1,5 +1,5 @@
 //! Every launch of real steps, timed alone:
-//! `cargo bench --bench kernels -- [--device cuda|emu|plan] [--json FILE] [--seconds S] [--filter TEXT]`.
+//! `cargo bench --bench kernels -- [--device cuda|emu|plan] [--json FILE] [--seconds S] [--filter TEXT] [--tiny]`.
 //!
 //! Steps: a ResNet-101 in training (batch 64, 224x224; Adam over 42 M parameters), the generator's step and
 //! the last dual block's with two ResNet-50 teachers at 224x224, and both at the demo's size. A step runs
@@ -14,22 +14,28 @@
 //! number) takes about two; times near that do not describe the kernel.
 //!
 //! After the rows, the whole step: the launches' medians added up, a replay of the captured graph, a replay
-//! launch by launch, and the host's time to start one. `emu` runs tiny shapes once, to show that the bench
+//! launch by launch, and the host's time to start one. Last, beside each of our products of matrices (1x1 convolutions and
+//! linear layers) the median time of cuBLASLt for it, if the library is found; `kernels/yardstick.rs` says what it leaves out.
+//! `--tiny` and `emu` run tiny shapes once, to show that the bench
 //! itself runs; `plan` runs nothing and prints what the steps will need.
 
 mod common;
+#[path = "kernels/yardstick.rs"]
+mod yardstick;
 
 use common::{demo_network, demo_spec, write_teacher};
 use dfka_engine::autograd::plan::Timing;
 use dfka_engine::autograd::tape::Learn;
 use dfka_engine::autograd::{Engine, Plan, Tape};
 use dfka_engine::device::gpu::card::Card;
+use dfka_engine::device::gpu::launch::Matmul;
 use dfka_engine::device::gpu::target::Target;
 use dfka_engine::device::{Choice, StepState};
 use dfka_engine::error::{Error, Result};
 use dfka_engine::models::Recorder;
 use dfka_engine::models::resnet::{BlockKind, Build, Mode, ResNet, ResNetSpec, Source, Stem};
 use dfka_engine::ops::layers::batch_norm::Stats;
+use dfka_engine::ops::layers::conv2d;
 use dfka_engine::ops::losses::bce::{Bce, Targets};
 use dfka_engine::ops::movement::gather_images::GatherImages;
 use dfka_engine::ops::optim::adam::Adam;
@@ -42,6 +48,7 @@ use dfka_engine::pipeline::{Device, engine_on};
 use dfka_engine::tensor::{Elem, Shape};
 use std::path::PathBuf;
 use std::time::Instant;
+use yardstick::Yardstick;
 
 /// How many times the L2's size is written before each launch.
 const FLUSHED_L2S: usize = 5;
@@ -60,22 +67,29 @@ struct Args {
     seconds: f64,
     /// Steps whose name, or rows whose kernel or label, contain it.
     filter: String,
+    /// Whether all sizes are small, as always on the emulator.
+    is_tiny: bool,
 }
 
 fn arguments() -> Result<Args> {
-    let mut args = Args { device: Choice::Cuda(0), json: None, seconds: 5.0, filter: String::new() };
+    let mut args =
+        Args { device: Choice::Cuda(0), json: None, seconds: 5.0, filter: String::new(), is_tiny: false };
     // Cargo adds `--bench` to the arguments.
     let mut words = std::env::args().skip(1).filter(|a| a != "--bench");
     while let Some(word) = words.next() {
         let usage = || {
             Error::Usage(format!(
-                "{word}: expected [--device cuda|emu|plan] [--json FILE] [--seconds S] [--filter TEXT]"
+                "{word}: expected [--device cuda|emu|plan] [--json FILE] [--seconds S] [--filter TEXT] [--tiny]"
             ))
         };
+        if word == "--tiny" {
+            args.is_tiny = true;
+            continue;
+        }
         let value = words.next().ok_or_else(usage)?;
         match (word.as_str(), value.as_str()) {
             ("--device", "cuda") => args.device = Choice::Cuda(0),
-            ("--device", "emu") => args.device = Choice::Emu,
+            ("--device", "emu") => (args.device, args.is_tiny) = (Choice::Emu, true),
             ("--device", "plan") => args.device = Choice::Cpu,
             ("--json", _) => args.json = Some(value.into()),
             ("--seconds", _) => args.seconds = value.parse().map_err(|_| usage())?,
@@ -105,7 +119,7 @@ fn main() -> Result<()> {
     }
     let mut reports = Vec::new();
     for (name, build) in STEPS {
-        let step = build(args.device)?;
+        let step = build(args.device, args.is_tiny)?;
         reports.push(measure(name, step, &args, roof)?);
     }
     println!(
@@ -118,12 +132,23 @@ fn main() -> Result<()> {
             r.name, r.launches, r.kernels_ms, r.graph_ms, r.eager_ms, r.host_ms
         );
     }
-    if let Some(path) = &args.json {
-        let all = serde_json::json!({ "device": device, "filter": args.filter, "steps": reports });
-        let text = serde_json::to_string_pretty(&all).map_err(|e| Error::Run(e.to_string()))?;
-        std::fs::write(path, text).map_err(|e| Error::Run(format!("{}: {e}", path.display())))?;
+    // Written before the library is tried, whose failure must not lose these.
+    write(&args, &device, None, &reports)?;
+    let Some(mut yardstick) = Yardstick::open(args.device)? else { return Ok(()) };
+    for report in &mut reports {
+        yardstick.measure(report, &args);
     }
-    Ok(())
+    write(&args, &device, Some(yardstick.name()), &reports)
+}
+
+/// Writes everything that was measured to the file that `--json` names.
+fn write(args: &Args, device: &str, cublaslt: Option<&str>, reports: &[Report]) -> Result<()> {
+    let Some(path) = &args.json else { return Ok(()) };
+    let all = serde_json::json!({
+        "device": device, "filter": args.filter, "cublaslt": cublaslt, "steps": reports
+    });
+    let text = serde_json::to_string_pretty(&all).map_err(|e| Error::Run(e.to_string()))?;
+    std::fs::write(path, text).map_err(|e| Error::Run(format!("{}: {e}", path.display())))
 }
 
 /// Prints what the steps need, on machines without a GPU.
@@ -133,7 +158,7 @@ fn plans() -> Result<()> {
         "step", "launches", "GFLOP", "GB moved", "GB step", "GB store"
     );
     for (name, build) in STEPS {
-        let Step { engine, plan } = build(Choice::Cpu)?;
+        let Step { engine, plan } = build(Choice::Cpu, false)?;
         let (cost, giga) = (plan.cost(), |v: usize| v as f64 / 1e9);
         println!(
             "{name:30} {:>9} {:>9.1} {:>9.2} {:>9.2} {:>9.2}",
@@ -153,14 +178,14 @@ struct Step {
     plan: Plan<f32>,
 }
 
-type Setup = fn(Choice) -> Result<Step>;
+type Setup = fn(Choice, bool) -> Result<Step>;
 
 const STEPS: [(&str, Setup); 5] = [
     ("ResNet-101, training", classifier),
-    ("ResNet-50s, generator", |choice| amalgamation(choice, true, Part::Generator)),
-    ("ResNet-50s, dual block 4", |choice| amalgamation(choice, true, Part::Dual)),
-    ("demo, generator", |choice| amalgamation(choice, false, Part::Generator)),
-    ("demo, dual block 4", |choice| amalgamation(choice, false, Part::Dual)),
+    ("ResNet-50s, generator", |choice, tiny| amalgamation(choice, tiny, true, Part::Generator)),
+    ("ResNet-50s, dual block 4", |choice, tiny| amalgamation(choice, tiny, true, Part::Dual)),
+    ("demo, generator", |choice, tiny| amalgamation(choice, tiny, false, Part::Generator)),
+    ("demo, dual block 4", |choice, tiny| amalgamation(choice, tiny, false, Part::Dual)),
 ];
 
 #[derive(PartialEq)]
@@ -177,10 +202,10 @@ fn engine(choice: Choice) -> Result<Engine<f32>> {
     engine_on(&Device { choice, profile: EAGER..u64::MAX }, Elem::Bf16)
 }
 
-/// torchvision's ResNet of that depth at 224x224, and a batch; on the emulator one with the same kinds of
-/// layers that runs in seconds.
-fn network(choice: Choice, depth: usize) -> Result<(ResNetSpec, usize)> {
-    if choice == Choice::Emu {
+/// torchvision's ResNet of that depth at 224x224, and a batch; or a tiny one with the same kinds of layers, which the
+/// emulator runs in seconds.
+fn network(is_tiny: bool, depth: usize) -> Result<(ResNetSpec, usize)> {
+    if is_tiny {
         let stem = Stem { width: 8, kernel: 7, stride: 2, max_pool: true };
         let (widths, depths) = (vec![16, 32, 32, 32], vec![1; 4]);
         return Ok((ResNetSpec::new(BlockKind::Bottleneck, [32, 32, 3], stem, widths, depths), 2));
@@ -190,8 +215,8 @@ fn network(choice: Choice, depth: usize) -> Result<(ResNetSpec, usize)> {
 }
 
 /// Multi-label training of a ResNet-101, as `teach` does it.
-fn classifier(choice: Choice) -> Result<Step> {
-    let ((spec, batch), labels) = (network(choice, 101)?, 20);
+fn classifier(choice: Choice, is_tiny: bool) -> Result<Step> {
+    let ((spec, batch), labels) = (network(is_tiny, 101)?, 20);
     let mut engine = engine(choice)?;
     let [h, w, c] = spec.image;
     let images = engine.store.add("images", Shape::new(batch, h, w, c));
@@ -224,20 +249,16 @@ fn classifier(choice: Choice) -> Result<Step> {
 }
 
 /// A step of the method: two teachers, four groups; ResNet-50s, or the demo's networks.
-fn amalgamation(choice: Choice, large: bool, part: Part) -> Result<Step> {
+fn amalgamation(choice: Choice, is_tiny: bool, large: bool, part: Part) -> Result<Step> {
     let folder = tempfile::tempdir().map_err(|e| Error::Run(format!("a temporary folder: {e}")))?;
     let mut spec = demo_spec(folder.path(), 4);
     spec.dual.bank = 256;
-    let (network, batch) = if large {
-        network(choice, 50)?
-    } else {
-        (demo_network(), if choice == Choice::Emu { 2 } else { 64 })
-    };
+    let (network, batch) =
+        if large { network(is_tiny, 50)? } else { (demo_network(), if is_tiny { 2 } else { 64 }) };
     if large {
         // Channels of the projected noise, then at a sixteenth, an eighth and so on of the image's size, up
         // to the whole.
-        spec.generator.widths =
-            if choice == Choice::Emu { vec![8] } else { vec![512, 512, 256, 128, 64, 32] };
+        spec.generator.widths = if is_tiny { vec![8] } else { vec![512, 512, 256, 128, 64, 32] };
     }
     (spec.generator.batch, spec.dual.batch) = (batch, batch);
     for (name, seed) in [("a", 1), ("b", 2)] {
@@ -292,6 +313,11 @@ struct Row {
     tflop_s: f64,
     /// Percent, and of which roof.
     share: Option<(f64, &'static str)>,
+    /// What it multiplies, if that is a product of matrices.
+    #[serde(skip)]
+    product: Option<Matmul>,
+    /// The median of cuBLASLt for this product.
+    cublaslt_us: Option<f64>,
 }
 
 impl Row {
@@ -305,15 +331,13 @@ fn measure(name: &'static str, step: Step, args: &Args, roof: Option<&Card>) -> 
     plan.reserve(&mut engine)?;
     // A learning rate of 0: thousands of replays must not change the weights.
     let state = |step| StepState { seed: 1, step, lr: [0.0; 4] };
-    let is_emulated = args.device == Choice::Emu;
-    let l2_bytes = engine.machine().map_or(0, |m| m.gpu.l2_bytes());
-    let flush = if is_emulated { 1 << 16 } else { FLUSHED_L2S * l2_bytes };
+    let flush = flushed(args, engine.machine().map_or(0, |m| m.gpu.l2_bytes()));
     let start = Instant::now();
     let mut timings = plan.time_launches(&mut engine, &state(0), 1, flush)?;
     // Those were two runs, the first of which also loaded the kernels.
     let once = start.elapsed().as_secs_f64() / 2.0;
     let mut repeats = 1;
-    if !is_emulated {
+    if !args.is_tiny {
         repeats = (args.seconds / once) as usize;
         timings = plan.time_launches(&mut engine, &state(0), repeats.clamp(3, 100), flush)?;
     }
@@ -325,6 +349,11 @@ fn measure(name: &'static str, step: Step, args: &Args, roof: Option<&Card>) -> 
     let report = Report { name, launches, kernels_ms, graph_ms, eager_ms, host_ms, host_eager_ms, rows };
     print(&report, &args.filter);
     Ok(report)
+}
+
+/// Bytes that are written before each launch.
+fn flushed(args: &Args, l2_bytes: usize) -> usize {
+    if args.is_tiny { 1 << 16 } else { FLUSHED_L2S * l2_bytes }
 }
 
 /// Milliseconds of a replay, and of the host's part in starting it.
@@ -363,7 +392,8 @@ fn rows(timings: &[Timing], roof: Option<&Card>) -> Vec<Row> {
             let (bytes, flops) = (t.bytes, flops(t));
             // An optimiser's label has the shapes of all its tensors.
             let label = t.label.chars().take(300).collect();
-            let row = Row { kernel: t.kernel, label, bytes, flops, ..Row::default() };
+            let product = product_of(t);
+            let row = Row { kernel: t.kernel, label, bytes, flops, product, ..Row::default() };
             pooled.push((row, Vec::new()));
             pooled.len() - 1
         });
@@ -391,6 +421,12 @@ fn finish(mut row: Row, mut us: Vec<f64>, roof: Option<&Card>) -> Row {
         (100.0 * least / seconds, name)
     });
     row
+}
+
+/// What a launch multiplies, if that is a product of matrices.
+fn product_of(t: &Timing) -> Option<Matmul> {
+    let ([x, w, ..], [y, ..]) = (&t.input_shapes[..], &t.output_shapes[..]) else { return None };
+    conv2d::product_of(t.kernel, *x, *w, *y, t.members)
 }
 
 /// Additions and multiplications of a convolution's three products; 0 for all other kernels, which are bound

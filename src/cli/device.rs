@@ -64,9 +64,17 @@ impl DeviceChoice {
 
     /// Checks that the device works; returns it with a line that describes it. `Auto` falls back to the CPU.
     ///
-    /// Errors: the device is not available.
+    /// Errors: the device is not available; `DFKA_MATMUL` asks for a library that it does not have.
     pub fn open(self) -> Result<(Choice, String)> {
+        let is_library_asked_for = cuda::is_cublaslt_asked_for()?;
         match self {
+            DeviceChoice::Auto if is_library_asked_for => {
+                let (index, name) = automatic()?;
+                Ok((Choice::Cuda(index), format!("device: cuda:{index}, {name} (auto)")))
+            }
+            DeviceChoice::Cpu | DeviceChoice::Emu if is_library_asked_for => Err(Error::Usage(
+                "DFKA_MATMUL=cublaslt needs a CUDA device: --device cuda, or unset the variable".into(),
+            )),
             DeviceChoice::Auto => Ok(match automatic() {
                 Ok((index, name)) => (Choice::Cuda(index), format!("device: cuda:{index}, {name} (auto)")),
                 Err(e) => (Choice::Cpu, format!("device: cpu (auto: {e})")),

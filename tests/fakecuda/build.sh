@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the fake driver and the fake NCCL.
+# Builds the fake driver, and the fake NCCL and cuBLASLt.
 #
 #   tests/fakecuda/build.sh OUT_DIR DEST [SANITIZERS]
 #
 # OUT_DIR is the folder that the program's build script fills: it has the kernel table and the emulator, if there
-# were NVRTC and a C++ compiler (exit code 2 if not). DEST gets libcuda.so.1 and libnccl.so.2. With SANITIZERS (address,undefined or
+# were NVRTC and a C++ compiler (exit code 2 if not). DEST gets libcuda.so.1, libnccl.so.2 and libcublasLt.so.13. With SANITIZERS (address,undefined or
 # thread) the kernels are compiled again with -fsanitize, and the process that loads the driver must preload
 # the sanitizer's runtime.
 set -euo pipefail
@@ -82,8 +82,11 @@ finish 0
 "${compiler[@]}" -shared "${objects[@]}" "${libraries[@]}" -Wl,-Bsymbolic -Wl,--exclude-libs,ALL \
   -Wl,-soname,libcuda.so.1 -o "$dest/libcuda.so.1.partial"
 mv "$dest/libcuda.so.1.partial" "$dest/libcuda.so.1"
-# NCCL's stand-in has nothing of the driver but its own file.
-if [ ! "$dest/libnccl.so.2" -nt nccl.cpp ]; then
-  "${compiler[@]}" -Wall -Wextra -Werror -fvisibility=hidden -shared nccl.cpp -ldl -o "$dest/libnccl.so.2.partial"
-  mv "$dest/libnccl.so.2.partial" "$dest/libnccl.so.2"
-fi
+# The libraries' stand-ins have nothing of the driver but their own files.
+library() { # SOURCE FILE
+  [ ! "$dest/$2" -nt "$1" ] || return 0
+  "${compiler[@]}" -Wall -Wextra -Werror -fvisibility=hidden -shared "$1" -ldl -o "$dest/$2.partial"
+  mv "$dest/$2.partial" "$dest/$2"
+}
+library nccl.cpp libnccl.so.2
+library cublaslt.cpp libcublasLt.so.13

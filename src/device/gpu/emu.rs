@@ -3,7 +3,9 @@
 use super::block::{Address, Block};
 use super::launch::Prepared;
 #[cfg(has_emulator)]
-use crate::device::{collective, gpu::launch::Exchange};
+use super::launch::{Exchange, LibraryCall};
+#[cfg(has_emulator)]
+use crate::device::collective;
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -82,7 +84,7 @@ impl Emu {
     /// Errors: what the emulator found wrong (an access out of bounds, a deadlock), with the launch in
     /// words.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
-        if let Some(exchange) = p.exchange {
+        if let Some(LibraryCall::Exchange(exchange)) = p.library {
             return self.exchange(exchange, p);
         }
         let entry =

@@ -51,6 +51,22 @@ pub type Entry = unsafe extern "C" fn(*mut *mut c_void);
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 impl Kernel {
+    /// The name and the parameters of what a library does in place of a kernel.
+    pub(super) const fn of_library(
+        name: &'static str,
+        parameters: &'static [Parameter<&'static str>],
+    ) -> Kernel {
+        Kernel {
+            name,
+            module: 0,
+            symbol: "",
+            threads: 1,
+            needs_90a: false,
+            parameters,
+            figures: &[],
+            emulated: None,
+        }
+    }
     /// The kernel of that name.
     ///
     /// Errors: no `INSTANCE` line has the name. The message lists the instances of the same kernel.

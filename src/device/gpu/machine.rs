@@ -3,7 +3,7 @@
 use super::backend::Gpu;
 use super::block::{Address, Block};
 use super::cuda::Graph;
-use super::launch::{KernelArg, Launch, Prepared, THREADS, cell};
+use super::launch::{KernelArg, Launch, LibraryCall, Prepared, THREADS, cell};
 use super::nvtx;
 use super::pixels::Pixels;
 use super::pointer::Pointer;
@@ -279,6 +279,7 @@ impl Machine {
         self.gpu.send(&self.state, step)?;
         ready.runs += 1;
         let _range = nvtx::range("step");
+        let exchanges = |l: &Prepared| matches!(l.library, Some(LibraryCall::Exchange(_)));
         if let Gpu::Cuda(device) = &self.gpu
             && device.captures()
             && self.capture == Capture::Tried
@@ -289,7 +290,7 @@ impl Machine {
                 match device.capture(|| self.launch_all(ready)) {
                     Ok(graph) => ready.graph = Some(graph),
                     // Either all ranks replay a graph or none does, as NCCL asks, so this rank cannot go on without one.
-                    Err(e) if ready.launches.iter().any(|l| l.exchange.is_some()) => return Err(e),
+                    Err(e) if ready.launches.iter().any(exchanges) => return Err(e),
                     Err(e) => self.capture = Capture::Refused(Some(e.to_string())),
                 }
             }

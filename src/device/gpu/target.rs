@@ -15,6 +15,9 @@ pub struct Target {
     pub shared_bytes: u32,
     /// Whether kernels of an `INSTANCE_90A` line may be chosen, which feed `wgmma` through TMA.
     pub wgmma: bool,
+    /// Whether cuBLASLt computes the products of 1x1 convolutions and linear layers, for comparisons
+    /// (`DFKA_MATMUL=cublaslt`, on a CUDA device).
+    pub library_matmul: bool,
     /// How feature maps are stored.
     pub map_dtype: Elem,
 }
@@ -31,7 +34,7 @@ impl Target {
     ) -> Target {
         let is_mma_forced = std::env::var("DFKA_TENSOR_CORES").is_ok_and(|v| v == "mma");
         let wgmma = capability == (9, 0) && has_90a_kernels && !is_mma_forced;
-        Target { capability, multiprocessors, shared_bytes, wgmma, map_dtype }
+        Target { capability, multiprocessors, shared_bytes, wgmma, library_matmul: false, map_dtype }
     }
     /// An H200, for which the kernels are tuned.
     pub fn h200(map_dtype: Elem) -> Target {

@@ -3,7 +3,7 @@
 
 use crate::device::Slot;
 pub use crate::device::gpu::launch::THREADS;
-use crate::device::gpu::launch::{Candidates, Exchange, KernelArg, Launch, Work};
+use crate::device::gpu::launch::{Candidates, Exchange, KernelArg, Launch, Matmul, Work};
 use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
@@ -234,6 +234,12 @@ impl<'a> Launches<'a> {
     /// Adds an exchange between the ranks, which runs after the launches before it. `to` and `from` are scratch buffers.
     pub fn exchange(&mut self, exchange: Exchange, to: DeviceTensor, from: DeviceTensor) {
         self.list.push(Launch::of_exchange(exchange, to.slot, from.slot));
+    }
+    /// Adds a product of matrices by cuBLASLt, for targets with `library_matmul`. `operands` are d, a and b.
+    ///
+    /// Errors: an operand that is smaller than its matrix.
+    pub fn multiply(&mut self, product: Matmul, operands: [DeviceTensor; 3]) -> Result<()> {
+        self.push(Launch::of_matmul(product, operands.map(Pointer::from)))
     }
     /// Says what the last launch computes, for forecasts.
     pub fn last_takes(&mut self, work: Work) {

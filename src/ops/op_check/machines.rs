@@ -38,6 +38,7 @@ pub fn within_reach(target: Target) -> Target {
             capability: device.capability,
             shared_bytes: device.shared_bytes.min(target.shared_bytes),
             wgmma: device.wgmma && target.wgmma,
+            library_matmul: device.library_matmul,
             ..target
         },
     }

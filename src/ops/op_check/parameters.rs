@@ -29,7 +29,8 @@ pub fn first_misplaced(
     label: impl Fn(Slot) -> Option<String>,
     read_only: &[Slot],
 ) -> Option<String> {
-    let declared = declared(launch.kernel);
+    // What a library does has no source.
+    let declared = if launch.library.is_some() { Vec::new() } else { declared(launch.kernel) };
     launch.args.iter().zip(&declared).enumerate().find_map(|(i, (arg, parameter))| {
         let KernelArg::Slot(slot) = arg else { return None };
         let label = label(*slot)?;

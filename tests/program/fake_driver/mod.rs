@@ -2,6 +2,7 @@
 //! work until somebody waits for it, and runs kernels with the emulator. A run must give the emulator's bits.
 
 mod copies;
+mod cublaslt;
 mod ranks;
 
 use crate::common::{self, Lab, skipped};

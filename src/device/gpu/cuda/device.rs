@@ -1,5 +1,6 @@
 //! An open CUDA device and its memory.
 
+use super::cublaslt::{CublasLt, WORKSPACE_BYTES, is_asked_for};
 use super::driver::{Found, LEAST_CAPABILITY, check, claim_context, devices, enter};
 use super::handles::Stream;
 use super::library::*;
@@ -25,6 +26,8 @@ pub struct Cuda {
     /// Copies to [`Inlet`](super::inlet::Inlet)s, and the pinned memory that they come from.
     pub(super) inflow: Stream,
     pub(super) inflow_staging: Mutex<Staging>,
+    /// The library, if it computes 1x1 convolutions and linear layers instead of our kernels (`DFKA_MATMUL=cublaslt`).
+    pub(super) cublaslt: Option<CublasLt>,
 }
 
 impl Drop for Cuda {
@@ -39,7 +42,8 @@ impl Drop for Cuda {
 impl Cuda {
     /// Opens the driver's device `index`.
     ///
-    /// Errors: no driver, no such device, a device or driver too old for the kernels.
+    /// Errors: no driver, no such device, a device or driver too old for the kernels; no cuBLASLt, if
+    /// `DFKA_MATMUL` asks for it.
     pub fn open(index: usize) -> Result<Cuda> {
         let (driver, found) = devices()?;
         let Some(device) = found.get(index) else {
@@ -62,7 +66,7 @@ impl Cuda {
             check(cuDevicePrimaryCtxRetain(&mut context, handle), "cuDevicePrimaryCtxRetain")?;
         }
         claim_context(context)?;
-        Ok(Cuda {
+        let cuda = Cuda {
             found: device.clone(),
             driver,
             states: Mutex::new(States::new()?),
@@ -71,20 +75,48 @@ impl Cuda {
             stream: Stream::new()?,
             inflow: Stream::new()?,
             inflow_staging: Mutex::new(Staging::new()?),
+            cublaslt: None,
+        };
+        if !is_asked_for()? {
+            return Ok(cuda);
+        }
+        let wanted = |why| format!("DFKA_MATMUL=cublaslt: {why}");
+        cuda.with_cublaslt().map_err(|e| match e {
+            Error::NoDevice(why) => Error::NoDevice(wanted(why)),
+            e => e,
         })
     }
 
-    /// The device's name, compute capability and driver.
+    /// Opens cuBLASLt for this device.
+    ///
+    /// Errors: no library, an old one, no memory.
+    pub fn with_cublaslt(mut self) -> Result<Cuda> {
+        self.cublaslt = Some(CublasLt::open(self.allocate(WORKSPACE_BYTES)?)?);
+        Ok(self)
+    }
+
+    /// The version and the file of cuBLASLt, if it is opened for this device.
+    pub fn cublaslt_name(&self) -> Option<String> {
+        self.cublaslt.as_ref().map(CublasLt::name)
+    }
+
+    /// The device's name, compute capability and driver, and the library that replaces kernels of ours.
     pub fn name(&self) -> String {
         let (major, minor) = self.found.capability;
         let version = format!("{}.{}", self.driver / 1000, self.driver % 1000 / 10);
-        format!("{} (compute capability {major}.{minor}, driver for CUDA {version})", self.found.name)
+        let products = self.cublaslt_name().map(|l| format!(", 1x1 convolutions by {l}")).unwrap_or_default();
+        format!(
+            "{} (compute capability {major}.{minor}, driver for CUDA {version}{products})",
+            self.found.name
+        )
     }
 
     /// The limits that plans for this device are made for, with feature maps stored as `map_dtype`.
     pub fn target(&self, map_dtype: Elem) -> Target {
         let Found { capability, multiprocessors, shared_bytes, .. } = self.found;
-        Target::new(capability, multiprocessors, shared_bytes, is_compiled_for("sm_90a"), map_dtype)
+        let own =
+            Target::new(capability, multiprocessors, shared_bytes, is_compiled_for("sm_90a"), map_dtype);
+        Target { library_matmul: self.cublaslt.is_some(), ..own }
     }
 
     /// Bytes of the L2 cache.

@@ -5,7 +5,7 @@ use super::driver::{check, enter, is_synchronous};
 use super::handles::{Captured, Executable};
 use super::library::{cuGraphLaunch, cuLaunchKernel, cuStreamBeginCapture_v2};
 use crate::device::collective::{self, Ranks};
-use crate::device::gpu::launch::Prepared;
+use crate::device::gpu::launch::{LibraryCall, Matmul, Prepared};
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUstreamCaptureMode;
 
@@ -18,10 +18,15 @@ impl Cuda {
     /// Errors: a kernel that this device does not have; what the driver refuses, with the launch in words.
     pub fn launch(&self, p: &Prepared) -> Result<()> {
         enter()?;
-        if let Some(exchange) = p.exchange {
-            let cards = collective::current().and_then(Ranks::cards);
-            let cards = cards.ok_or_else(|| Error::Run(format!("{}: no ranks on cards", p.in_words())))?;
-            return cards.launch(exchange, p, &self.stream);
+        match p.library {
+            Some(LibraryCall::Exchange(exchange)) => {
+                let cards = collective::current().and_then(Ranks::cards);
+                let cards =
+                    cards.ok_or_else(|| Error::Run(format!("{}: no ranks on cards", p.in_words())))?;
+                return cards.launch(exchange, p, &self.stream);
+            }
+            Some(LibraryCall::Matmul(product)) => return self.multiply(&product, p),
+            None => {}
         }
         let named = |e: Error| match e {
             Error::OutOfMemory(message) => Error::OutOfMemory(format!("{}: {message}", p.in_words())),
@@ -40,6 +45,16 @@ impl Cuda {
             cuLaunchKernel(function, x, y, z, p.block, 1, 1, p.shared, self.stream.0, arguments, none)
         };
         check(launched, "launch").map_err(named)?;
+        if is_synchronous() { self.synchronize().map_err(named) } else { Ok(()) }
+    }
+
+    /// Puts a product by cuBLASLt into the stream, and waits for it if `DFKA_SYNC=1`.
+    fn multiply(&self, product: &Matmul, p: &Prepared) -> Result<()> {
+        let named = |e: Error| Error::Run(format!("{}: {e}", p.in_words()));
+        let library = self.cublaslt.as_ref().ok_or_else(|| {
+            Error::Run(format!("{}: cuBLASLt was not opened for this device", p.in_words()))
+        })?;
+        library.multiply(product, [p.cell(0), p.cell(1), p.cell(2)], &self.stream).map_err(named)?;
         if is_synchronous() { self.synchronize().map_err(named) } else { Ok(()) }
     }
 

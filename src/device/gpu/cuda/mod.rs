@@ -2,6 +2,7 @@
 
 mod compile;
 mod copies;
+mod cublaslt;
 mod device;
 mod driver;
 mod handles;
@@ -15,6 +16,7 @@ mod profiling;
 mod tensor_maps;
 
 pub use compile::cache_folder;
+pub use cublaslt::is_asked_for as is_cublaslt_asked_for;
 pub use device::Cuda;
 pub use driver::{Found, LEAST_CAPABILITY, devices};
 pub use inlet::Turn;

@@ -16,22 +16,10 @@ pub enum Exchange {
 impl Exchange {
     /// A name and parameters, for lists of launches: destination, source, the source's bytes and the destination's.
     pub(super) fn kernel(self) -> &'static Kernel {
-        const fn named(name: &'static str) -> Kernel {
-            const PARAMETERS: &[Parameter<&str>] =
-                &[Parameter::Pointer, Parameter::Pointer, Parameter::I64, Parameter::I64];
-            Kernel {
-                name,
-                module: 0,
-                symbol: "",
-                threads: 1,
-                needs_90a: false,
-                parameters: PARAMETERS,
-                figures: &[],
-                emulated: None,
-            }
-        }
-        static ALL_TO_ALL: Kernel = named("all_to_all");
-        static ALL_GATHER: Kernel = named("all_gather");
+        const PARAMETERS: &[Parameter<&str>] =
+            &[Parameter::Pointer, Parameter::Pointer, Parameter::I64, Parameter::I64];
+        static ALL_TO_ALL: Kernel = Kernel::of_library("all_to_all", PARAMETERS);
+        static ALL_GATHER: Kernel = Kernel::of_library("all_gather", PARAMETERS);
         match self {
             Exchange::AllToAll => &ALL_TO_ALL,
             Exchange::AllGather => &ALL_GATHER,

@@ -14,8 +14,8 @@
 //!   the family is; all other arguments are equal (sizes, slope, storing or adding), except tensor
 //!   maps; all members' first addresses differ; and a `Group` has at most [`MAX_GROUP`] members.
 //!
-//! The convolution's forward product and its input gradient can be grouped. Weight and bias gradients never
-//! are: their kernels have no `Group` parameter.
+//! The convolution's forward product and its input gradient can be grouped, unless a library computes them. Weight and bias
+//! gradients never are: their kernels have no `Group` parameter.
 
 use super::arg::{KernelArg, MAX_GROUP};
 use super::kernel_launch::{Launch, MAX_GRID};

@@ -3,6 +3,8 @@
 use super::arg::KernelArg;
 use super::candidates::{Candidate, Candidates};
 use super::exchange::Exchange;
+use super::library::LibraryCall;
+use super::matmul::Matmul;
 use super::work::{Cycles, Work};
 use crate::device::gpu::kernel::Kernel;
 use crate::device::gpu::pointer::Pointer;
@@ -36,7 +38,7 @@ pub struct Launch {
     /// What it computes, where a forecast is known.
     pub work: Option<Work>,
     /// What a library does in place of a kernel.
-    pub exchange: Option<Exchange>,
+    pub library: Option<LibraryCall>,
 }
 
 impl Launch {
@@ -62,7 +64,7 @@ impl Launch {
                 kernel.threads
             )));
         }
-        Ok(Launch { kernel, grid, block, shared, args, candidates: None, work: None, exchange: None })
+        Ok(Launch { kernel, grid, block, shared, args, candidates: None, work: None, library: None })
     }
     /// A launch of the fastest of several kernels that take the same arguments, with at most one block for
     /// each multiprocessor.
@@ -82,15 +84,31 @@ impl Launch {
     pub fn of_exchange(exchange: Exchange, to: Slot, from: Slot) -> Launch {
         let [sent, room] = [from, to].map(|slot| KernelArg::I64(slot.bytes as i64));
         let args = vec![KernelArg::Slot(to), KernelArg::Slot(from), sent, room];
+        Launch::of_library(LibraryCall::Exchange(exchange), args)
+    }
+    /// A product of matrices by cuBLASLt. `operands` are d, a and b.
+    ///
+    /// Errors: an operand that is smaller than its matrix.
+    pub fn of_matmul(product: Matmul, operands: [Pointer; 3]) -> Result<Launch> {
+        for (name, (bytes, operand)) in ["d", "a", "b"].iter().zip(product.bytes().into_iter().zip(operands))
+        {
+            if operand.bytes() < bytes {
+                let found = operand.bytes();
+                return Err(Error::Run(format!("{product:?}: {name} needs {bytes} bytes, found {found}")));
+            }
+        }
+        Ok(Launch::of_library(LibraryCall::Matmul(product), operands.map(KernelArg::from).into()))
+    }
+    fn of_library(call: LibraryCall, args: Vec<KernelArg>) -> Launch {
         Launch {
-            kernel: exchange.kernel(),
+            kernel: call.kernel(),
             grid: [1, 1, 1],
             block: 1,
             shared: 0,
             args,
             candidates: None,
             work: None,
-            exchange: Some(exchange),
+            library: Some(call),
         }
     }
     /// What it computes: launches of one family may share a launch.

@@ -1,8 +1,8 @@
 //! A launch with its addresses.
 
 use super::arg::{KernelArg, MAX_GROUP};
-use super::exchange::Exchange;
 use super::kernel_launch::Launch;
+use super::library::LibraryCall;
 use crate::device::gpu::block::Address;
 use crate::device::gpu::kernel::Kernel;
 use crate::device::gpu::tensor_map::{Encoded, TensorMap};
@@ -31,8 +31,8 @@ pub struct Prepared {
     lines: Vec<Line>,
     /// The cell in which each argument begins.
     starts: Vec<usize>,
-    /// What a library does in place of the kernel, with the arguments destination, source, the source's bytes and the destination's.
-    pub exchange: Option<Exchange>,
+    /// What a library does in place of the kernel.
+    pub library: Option<LibraryCall>,
     /// What the launch is for, as errors say it.
     pub label: String,
     /// The kernel's handle on the machine that has launched it before, or 0.
@@ -87,7 +87,7 @@ impl Prepared {
             line
         };
         let lines = cells.chunks(LINE).map(line).collect();
-        let Launch { kernel, grid, block, shared, exchange, .. } = *launch;
+        let Launch { kernel, grid, block, shared, library, .. } = *launch;
         Ok(Prepared {
             kernel,
             grid,
@@ -95,7 +95,7 @@ impl Prepared {
             shared,
             lines,
             starts,
-            exchange,
+            library,
             label,
             handle: AtomicUsize::new(0),
         })

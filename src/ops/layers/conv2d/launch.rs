@@ -1,11 +1,12 @@
 //! The convolution's launches: which kernel and tile, how many parts, which buffers.
 //!
-//! Products that the kernels for compute capability 9.0 compute go there (`hopper.rs`); all others to the
-//! kernels with mma.sync or fmaf, whose tiles are chosen here.
+//! Products that a target leaves to a library go to `matmul.rs`, those that the kernels for compute capability 9.0
+//! compute to `hopper.rs`, and all others to the kernels with mma.sync or fmaf, whose tiles are chosen here.
 
 use super::geometry::{Dims, Epilogue, Phase};
 use super::hopper::{Product, STATS_ROWS};
 use super::hopper_weights::{self, WeightGradient};
+use super::matmul;
 use super::mma::{DBIAS_CHANNELS, Parts, Tile};
 use crate::device::Slot;
 use crate::device::gpu::launch::KernelArg;
@@ -17,15 +18,20 @@ use crate::ops::operands::Write;
 use crate::ops::operator::{Extent, OperandInfo, Signature};
 use crate::tensor::Elem;
 
-/// The scratch buffers of backward on a GPU: partial sums of dw, partial sums of db, and dz. The CPU has
+/// The scratch buffers of backward on a GPU: partial sums of dw, partial sums of db, dz, and dx as a library has computed
+/// it. Forward has one scratch buffer on a GPU, for y as a library has computed it. The CPU has
 /// others (`signature` in mod.rs): 0 holds the packed filters of dx, 1 the partial sums of dw, 2 those of db.
 const SCRATCH_DW: usize = 0;
 const SCRATCH_DB: usize = 1;
 pub const SCRATCH_DZ: usize = 2;
+const SCRATCH_DX: usize = 3;
 
 /// Pixels per partial of the channel statistics that forward can write. None if a kernel that cannot write
 /// them and a pass over the output take less time together.
 pub fn channel_stats_rows(d: &Dims, target: &Target) -> Option<usize> {
+    if matmul::takes(d, target) {
+        return None;
+    }
     match Product::forward(d, target.map_dtype, target) {
         Some(product) => product.should_write_stats().then_some(STATS_ROWS),
         None => Some(Tile::forward(d, target).rows),
@@ -51,11 +57,13 @@ pub fn extents(
     // The size of f32 for rows: those that come from f32 rows are f32. Rows computed from bf16 maps are bf16
     // (`Fusion::output_elem`) and leave half of the buffer unused.
     let elem = if d.h * d.w > 1 { target.map_dtype } else { Elem::F32 };
-    signature.scratch_forward = vec![];
+    let by_library = matmul::takes(d, target);
+    signature.scratch_forward = if by_library { vec![reals(true, d.outputs() * d.k)] } else { vec![] };
     signature.scratch_backward = vec![
-        reals(needs_grad(1), most_weight_parts(d, target) * d.k * d.depth()),
+        reals(needs_grad(1) && !by_library, most_weight_parts(d, target) * d.k * d.depth()),
         reals(epilogue.has_bias && needs_grad(2), Parts::of_dbias(d, target).count * d.k),
         Extent::Bytes(if has_mask { d.outputs() * d.k * elem.bytes() } else { 0 }),
+        reals(needs_grad(0) && by_library, d.inputs() * d.c),
     ];
 }
 
@@ -84,18 +92,24 @@ pub fn forward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
         Some(a) => (map(a.y), a.keeps_sum.then_some(y), a.mask.map(map), a.residual.map(map), a.slope),
         None => (y, None, mask, residual, epilogue.slope() as f32),
     };
+    // What follows a library's product does not read its operands.
+    let by_library = matmul::takes(d, l.target());
+    let operand = |t: DeviceTensor| if by_library { KernelArg::Null } else { t.into() };
     // The fields of Conv2dForward (kernels/lib/conv2d_dims.cuh).
     let io = [
         out.into(),
         pre_activation.into(),
         mask.into(),
-        x.into(),
-        w.into(),
+        operand(x),
+        operand(w),
         bias.into(),
         residual.into(),
         stats.into(),
     ];
     let io = KernelArg::group_of_one("Conv2dForward", io);
+    if by_library {
+        return matmul::forward(d, [x, w, out, l.scratch(0)], io, slope, l);
+    }
     if let Some(product) = Product::forward(d, y.elem, l.target()) {
         let candidates = product.candidates(stats.is_some(), l.target())?;
         let args = [product.maps(x, w), io, d.kernel_arg()?, slope.into()];
@@ -183,11 +197,13 @@ fn input_gradient(
     let w = filter(l, dz);
     l.expect_same("w", dz, w)?;
     let term = l.linear_grad();
+    let by_library = matmul::takes(d, l.target());
+    let operand = |t: DeviceTensor| if by_library { KernelArg::Null } else { t.into() };
     // The fields of Conv2dInputGradient (kernels/lib/conv2d_dims.cuh).
     let io = [
         dx.into(),
-        dz.into(),
-        w.into(),
+        operand(dz),
+        operand(w),
         mask.map(|m| m.mask).into(),
         term.map(|t| KernelArg::Slot(t.u)).into(),
         term.map(|t| KernelArg::Slot(t.coefficients)).into(),
@@ -196,6 +212,9 @@ fn input_gradient(
     ];
     let io = KernelArg::group_of_one("Conv2dInputGradient", io);
     let slope = mask.map_or(0.0, |m| m.slope);
+    if by_library {
+        return matmul::input_gradient(d, [dz, w, dx, l.scratch(SCRATCH_DX)], io, (write, slope), l);
+    }
     if let Some(product) = Product::input_gradient(d, dx.elem, l.target()) {
         let candidates = product.candidates(term.is_some(), l.target())?;
         let args = [product.maps(dz, w), io, d.kernel_arg()?, write.into(), slope.into()];
@@ -227,6 +246,9 @@ fn weight_gradient(
     let (x, sums) = (l.x(0), l.scratch(SCRATCH_DW));
     l.expect_same("x, which has y's type", dz, x)?;
     l.expect_same("gradient of w", sums, dw)?;
+    if matmul::takes(d, l.target()) {
+        return matmul::weight_gradient(d, [dz, x], (dw, write), l);
+    }
     if let Some(gradient) = WeightGradient::of(d, x.elem, l.target()) {
         let (name, grid, shared) = gradient.launch();
         let is_whole = gradient.parts == 1;

@@ -23,11 +23,13 @@ mod geometry;
 mod hopper;
 mod hopper_weights;
 mod launch;
+mod matmul;
 mod mma;
 #[cfg(test)]
 mod tests;
 
 pub use hopper::{Forecast, forecasts};
+pub use matmul::product_of;
 
 /// `y[n,p,q,k] = act(b[k] + residual[n,p,q,k] + sum_{r,s,c} w[k,r,s,c] x[n, p stride - pad + r, q stride - pad + s, c])`
 ///

@@ -215,12 +215,13 @@ fn launches((op, x, k, r): (Conv2d, Shape, usize, usize), target: &Target) -> Ve
         output_shapes: sig.outputs.clone(),
         output_elems: vec![map],
         saved: sig.saved.iter().map(|_| slot(11)).collect(),
+        scratch: vec![slot(13)],
         ..Default::default()
     };
     let backward = Operands {
         output_grads: vec![Some(slot(12))],
         input_grads: (0..shapes.len()).map(|i| Some((slot(20 + i), Write::Set))).collect(),
-        scratch: (30..33).map(slot).collect(),
+        scratch: (30..34).map(slot).collect(),
         ..forward.clone()
     };
     let mut l = Launches::new("conv2d", &forward, target);
@@ -236,15 +237,18 @@ fn launches((op, x, k, r): (Conv2d, Shape, usize, usize), target: &Target) -> Ve
     all
 }
 
-/// Every instance of `conv2d_*` is launched, and every instance of `conv2d_wgrad` by a case that cuts the
-/// pixels into two parts or more.
+/// Every instance of `conv2d_*` is launched, those that follow a library's products on targets with one, and every instance
+/// of `conv2d_wgrad` by a case that cuts the pixels into two parts or more.
 #[test]
 fn the_op_checks_reach_every_kernel_and_tile_and_several_parts() {
     let of_slabs = [cases_of_whole_slabs(), cases_of_several_parts_of_whole_slabs()].concat();
     let all = [cases(), cases_of_every_tile(), cases_of_several_parts(), of_slabs].concat();
     let mut reached: Vec<Launch> = Vec::new();
     for target in [Elem::F32, Elem::Bf16].map(two_multiprocessors) {
-        reached.extend(all.iter().flat_map(|c| launches(*c, &target)));
+        for library_matmul in [false, true] {
+            let target = Target { library_matmul, ..target };
+            reached.extend(all.iter().flat_map(|c| launches(*c, &target)));
+        }
     }
     let is_ours = |name: &str| name.starts_with("conv2d_") && !name.starts_with("conv2d_rung");
     for kernel in KERNELS.iter().filter(|k| is_ours(k.name)) {
