@@ -1,7 +1,7 @@
 """What network the tensors are, by their names and shapes; and the same network in torch, to compare with."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import Error, listed, need
 
@@ -69,6 +69,7 @@ class Architecture:
     stem: tuple  # shapes of its convolutions: one, or three of a deep stem
     kinds: tuple  # keys of KINDS
     stride: str = "3x3"  # which convolution of a bottleneck has it
+    stem_stride: int | None = None  # of the stem's first convolution, if it is known
 
     def in_words(self):
         depth = DEPTHS.get((self.block, self.depths))
@@ -80,12 +81,17 @@ class Architecture:
 
     def stem_convolutions(self):
         if len(self.stem) == 1:
-            return [Conv("conv1", "bn1", self.stem[0], 2 if self.has_max_pool() else 1)]
+            return [Conv("conv1", "bn1", self.stem[0], self.stem_stride or (2 if self.has_max_pool() else 1))]
         norms = ("conv1.1", "conv1.4", "bn1")
-        return [Conv(f"conv1.{3 * i}", norms[i], s, 2 if i == 0 else 1) for i, s in enumerate(self.stem)]
+        first = self.stem_stride or 2
+        return [Conv(f"conv1.{3 * i}", norms[i], s, first if i == 0 else 1) for i, s in enumerate(self.stem)]
+
+    def assumes_stem(self):
+        """Whether nothing says which stride a 3x3 stem has."""
+        return self.stem_stride is None and not self.has_max_pool()
 
     def has_max_pool(self):
-        """A 3x3 stem is that of networks for small images: stride 1 and no pool."""
+        """A 3x3 stem has none, as in networks for small images; its stride is 1 unless something says otherwise."""
         return len(self.stem) == 3 or self.stem[0][2] == 7
 
     def units(self):
@@ -118,7 +124,7 @@ class Architecture:
         return found
 
 
-def describe(tensors, path, stride="3x3"):
+def describe(tensors, path, stride="3x3", stem_stride=None):
     """The network that has these tensors.
 
     Errors: tensors of another network; a kind that the engine does not support.
@@ -129,7 +135,7 @@ def describe(tensors, path, stride="3x3"):
         found = next((name for name in shapes if re.search(pattern, name)), None)
         if found:
             raise wrong(f"{found}: {what}; {READS}")
-    found = read_off(shapes, wrong, stride)
+    found = replace(read_off(shapes, wrong, stride), stem_stride=stem_stride)
     check_tensors(found, shapes, wrong)
     unsupported = [words for kind, (words, is_supported) in KINDS.items() if kind in found.kinds and not is_supported]
     if unsupported:

@@ -48,7 +48,8 @@ def compare(module, network, tensors, path, *, prefix, side, mean, std, stride):
     torch = need("torch", "comparing the module")
     exact = {name: t.double() for name, t in tensors.items()}
     strides = [stride] if stride else ["3x3", "1x1"] if network.block == "bottleneck" else ["3x3"]
-    candidates = [replace(network, stride=place) for place in strides]
+    stems = [network.stem_stride] if not network.assumes_stem() else [1, 2]
+    candidates = [replace(network, stride=place, stem_stride=stem) for place in strides for stem in stems]
     off = []
     # First the usual module, which takes normalised images; then one that normalises them itself.
     for is_raw in (False, True):
@@ -67,6 +68,7 @@ def compare(module, network, tensors, path, *, prefix, side, mean, std, stride):
                     notes = [f"the module's logits agree to {off[-1]:.0e} of their scale", *note]
                     notes += ["the module normalises its images itself"] * is_raw
                     notes += [f"stride: {candidate.stride}, as in the module"] * (candidate.stride != strides[0])
+                    notes += ["conv1 has stride 2, as in the module"] * (candidate.stem_stride != stems[0])
                     return candidate, pixels, found.float().numpy(), notes
     raise Error(
         f"{path}: the module's logits differ from those of the plain ResNet of its tensors by {min(off):.1e} of their "

@@ -21,6 +21,10 @@ from .settings import ARCHITECTURES, check_arch, normalise, numbers, options
 from .writer import check_place, values, write
 
 
+# Side of the images that the engine assumes where neither file nor config gives it.
+ASSUMED_SIDE = 224
+
+
 @dataclass
 class Converted:
     """What was written."""
@@ -32,7 +36,7 @@ class Converted:
 
 
 def convert(
-    source, output, labels=None, *, mean=None, std=None, image_size=None, stride=None, arch=None,
+    source, output, labels=None, *, mean=None, std=None, image_size=None, stride=None, stem_stride=None, arch=None,
     key=None, prefix=None, head=None, leave_out=(), unsafe=False, probe=None,
 ):  # fmt: skip
     """Writes the ResNet in the checkpoint `source` to `output`, a .safetensors or .npz file, and returns a `Converted`.
@@ -46,7 +50,7 @@ def convert(
         check_place(Path(probe), (".npz",))
     if output.exists() and source.exists() and output.samefile(source):
         raise Error(f"{output}: IN and OUT are the same file")
-    meta = options(labels, mean, std, image_size, stride)
+    meta = options(labels, mean, std, image_size, stride, stem_stride)
     files.kind_of(source)  # before anything is imported: what is no checkpoint is called by its name
     if output.suffix == ".safetensors":
         need("safetensors.numpy", f"{output}: writing a .safetensors file (unlike .npz)", "safetensors")
@@ -58,7 +62,7 @@ def convert(
     network = checkpoint.find(found, source, key, prefix)
     parts = split(network, source, head, leave_out, "labels" in meta)
     tensors, notes = parts.tensors, parts.notes
-    spec = architecture.describe(tensors, source, stride or "3x3")
+    spec = architecture.describe(tensors, source, stride or "3x3", stem_stride)
     check_arch(spec, arch, source)
     rows = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0
     if "labels" in meta and len(meta["labels"]) != rows:
@@ -76,15 +80,23 @@ def convert(
         written = {name: need("torch", "comparing").from_numpy(a) for name, a in arrays.items()}
         spec, pixels, logits, more = compare.compare(
             module, spec, written, source, prefix=network.prefix.removeprefix(network.keys),
-            side=image_size, mean=normalisation[0], std=normalisation[1], stride=stride,
+            # The images of a probe have the size that the engine takes where the file does not say it.
+            side=image_size or (ASSUMED_SIDE if probe is not None else None),
+            mean=normalisation[0], std=normalisation[1], stride=stride,
         )  # fmt: skip
         notes += more
         if spec.stride != "3x3":
             meta["stride"] = spec.stride
+        if spec.stem_stride is not None:
+            meta["stem_stride"] = spec.stem_stride
     elif probe is not None:
         raise Error(
             f"{source}: --probe needs a whole module, saved by torch.save(model, PATH) and read with --unsafe, because "
             f"tensors alone give no logits"
+        )
+    if spec.assumes_stem():
+        notes.append(
+            "conv1 is 3x3: stride 1 and no max pool are assumed, as in networks for small images (--stem-stride changes it)"
         )
     write(output, arrays, meta)
     if probe is not None:
@@ -105,12 +117,14 @@ def arguments(given=None):
     labels = group.add_mutually_exclusive_group()
     labels.add_argument("--labels", help="names of the head's rows, in order, separated by commas")
     labels.add_argument("--labels-file", type=Path, help="a file with the same names, one a line, in UTF-8")
-    mean = "mean of pixels from 0 to 1: one number a channel, separated by commas [default: ImageNet's]"
+    mean = "mean of pixels from 0 to 1: one number a channel, separated by commas [default: ImageNet's; 0.5 for other than three channels]"
     group.add_argument("--mean", help=mean)
     group.add_argument("--std", help="standard deviation, in the same form; required with --mean")
     group.add_argument("--image-size", type=int, help="height and width in pixels [default: 224]")
     stride = "the convolution of a bottleneck that has the stride [default: 3x3]"
     group.add_argument("--stride", choices=["3x3", "1x1"], help=stride)
+    stem = "the stride of conv1, which no tensor shows [default: 2 for 7x7, 1 for 3x3]"
+    group.add_argument("--stem-stride", type=int, metavar="N", help=stem)
     arch = "fail if the tensors are of another network; `plain`: the checkpoint's name for it is no reason to fail"
     group.add_argument("--arch", choices=[*ARCHITECTURES, "plain"], help=arch)
     group = p.add_argument_group("where the network is")
@@ -133,7 +147,8 @@ def main(given=None):
         labels = label_lists.from_option(args.labels) if args.labels is not None else None
         labels = label_lists.from_file(args.labels_file) if args.labels_file else labels
         done = convert(
-            args.input, args.output, labels, image_size=args.image_size, stride=args.stride, arch=args.arch, key=args.key,
+            args.input, args.output, labels, image_size=args.image_size, stride=args.stride, stem_stride=args.stem_stride,
+            arch=args.arch, key=args.key,
             mean=numbers(args.mean, "--mean") if args.mean is not None else None,
             std=numbers(args.std, "--std") if args.std is not None else None,
             prefix=args.prefix, head=args.head, leave_out=args.leave_out, unsafe=args.unsafe, probe=args.probe,

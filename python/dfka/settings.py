@@ -7,6 +7,7 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 # The ranges that the engine accepts.
 MEANS, DEVIATIONS = (0.0, 1.0), (0.001, 10.0)
 LARGEST = 8192
+LARGEST_STRIDE = 8
 ARCHITECTURES = {f"resnet{depth}": key for key, depth in architecture.DEPTHS.items()}
 
 
@@ -18,7 +19,7 @@ def numbers(text, option):
         raise Error(f"{option}: expected one number a channel, such as 0.485,0.456,0.406; found {text!r}") from None
 
 
-def options(labels, mean, std, image_size, stride):
+def options(labels, mean, std, image_size, stride, stem_stride):
     """The metadata that the options state, checked as far as that needs no file."""
     meta = {}
     if labels is not None:
@@ -41,6 +42,10 @@ def options(labels, mean, std, image_size, stride):
         if stride not in ("3x3", "1x1"):
             raise Error(f"--stride: expected 3x3 or 1x1, found {stride}")
         meta["stride"] = stride
+    if stem_stride is not None:
+        if not 1 <= stem_stride <= LARGEST_STRIDE:
+            raise Error(f"--stem-stride: expected 1 to {LARGEST_STRIDE}, found {stem_stride}")
+        meta["stem_stride"] = int(stem_stride)
     return meta
 
 

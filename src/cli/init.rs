@@ -13,7 +13,7 @@ use crate::models::state_dict;
 use crate::models::torchvision::Head;
 use crate::pipeline::likeness::{SHARED, likeness};
 use crate::pipeline::spec::Stated;
-use crate::pipeline::teacher_file::TeacherFile;
+use crate::pipeline::teacher_file::{TeacherFile, assumed_stem};
 use crate::weights;
 
 #[derive(Args)]
@@ -43,6 +43,8 @@ struct Teacher {
     has_labels: bool,
     /// The side that the config must state, because the file does not.
     stated_side: Option<usize>,
+    /// Whether the stride of the stem is assumed.
+    assumes_stem: bool,
 }
 
 /// Returns the config's text.
@@ -89,7 +91,8 @@ fn open(path: &Path, name: String, side: Option<usize>) -> Result<Teacher> {
     };
     let stated = Stated { labels, image_size: stated_side, ..Stated::default() };
     let file = TeacherFile::read(tensors, &stated)?;
-    Ok(Teacher { name, path: path.display().to_string(), file, has_labels, stated_side })
+    let assumes_stem = assumed_stem(&file.tensors, &file.known.network).is_some();
+    Ok(Teacher { name, path: path.display().to_string(), file, has_labels, stated_side, assumes_stem })
 }
 
 /// A text as TOML writes it.
@@ -106,6 +109,13 @@ impl Teacher {
         let _ = writeln!(out, "name = {}\nweights = {}", quoted(&self.name), quoted(&self.path));
         if let Some(side) = self.stated_side {
             let _ = writeln!(out, "image_size = {side}       # the file does not say it: check it");
+        }
+        if self.assumes_stem {
+            let _ = writeln!(
+                out,
+                "stem_stride = {}        # of conv1, and no max pool follows it; the file does not say it: check it",
+                known.network.stem.stride
+            );
         }
         match self.has_labels {
             true => {
@@ -124,14 +134,20 @@ impl Teacher {
     }
 }
 
-/// The lines of a student that has an architecture of its own: that of its smallest teacher.
-fn own_network(network: &ResNetSpec) -> Result<String> {
+/// What `filter = "stitch"` means.
+const STITCH: &str = "# a 1x1 convolution to each teacher's channels";
+
+/// The lines of a student whose teachers differ in their architecture: that of the smallest of them, `network`, as its own. Also
+/// of one whose teachers were trained apart.
+fn own_lines(network: &ResNetSpec, differ: bool, are_apart: bool) -> Result<String> {
+    let filter = format!("filter = \"stitch\"      {STITCH}\n");
+    if !differ {
+        return Ok(if are_apart { filter } else { String::new() });
+    }
     let table = toml::Value::try_from(network.stated())
         .map_err(|e| Error::Run(format!("the student's network as TOML: {e}")))?;
-    Ok(format!(
-        "network = {table}  # the smallest teacher's; any other whose blocks have maps of the same sizes will do\n\
-         filter = \"stitch\"      # a 1x1 convolution to each teacher's channels\n"
-    ))
+    let why = "the smallest teacher's; any other whose blocks have maps of the same sizes will do";
+    Ok(format!("network = {table}  # {why}\n{filter}"))
 }
 
 fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Preset) -> Result<String> {
@@ -157,7 +173,7 @@ fn config(name: &str, teachers: &[Teacher], likeness: Option<f64>, preset: Prese
         }
     };
     let (start, norm) = if shares { ("mean", "stored") } else { ("scratch", "batch") };
-    let own = if differ { own_network(network)? } else { String::new() };
+    let own = own_lines(network, differ, likeness.is_some_and(|l| l < SHARED))?;
     let side = network.image[0];
     let is_small = side <= 64;
     let (widths, groups) =

@@ -6,7 +6,7 @@ use super::labels::RawLabels;
 use super::network::named;
 use super::source::Source;
 use crate::error::Result;
-use crate::models::resnet::{Normalisation, ResNetSpec, StridePlace};
+use crate::models::resnet::{Normalisation, ResNetSpec, Stem, StridePlace};
 use crate::pipeline::spec::{Stated, TeacherSpec};
 use crate::pipeline::teacher_file::IMAGE_SIZE;
 
@@ -21,6 +21,7 @@ pub(super) struct RawTeacher {
     mean: Option<Vec<f64>>,
     std: Option<Vec<f64>>,
     stride: Option<StridePlace>,
+    stem_stride: Option<i64>,
     head: Option<String>,
 }
 
@@ -85,6 +86,8 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         None => None,
     };
     let (normalisation, stride) = (normalisation(source, path, raw)?, raw.stride);
+    let stem_stride =
+        raw.stem_stride.map(|s| source.count(&format!("{path}.stem_stride"), s, 1..=8)).transpose()?;
     let network = match &raw.network {
         None => None,
         Some(name) => {
@@ -101,7 +104,8 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
             // torchvision's weights expect images normalised by ImageNet's mean and deviation.
             let normalisation = normalisation.clone().unwrap_or_else(Normalisation::imagenet);
             let normalisation = Some(normalisation).filter(|n| !n.is_identity());
-            Some(ResNetSpec { normalisation, stride: stride.unwrap_or_default(), ..network })
+            let stem = Stem { stride: stem_stride.unwrap_or(network.stem.stride), ..network.stem };
+            Some(ResNetSpec { normalisation, stem, stride: stride.unwrap_or_default(), ..network })
         }
     };
     let is_sigmoid = is_sigmoid(source, &format!("{path}.head"), raw.head.as_deref())?;
@@ -115,7 +119,7 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         }
         Some(labels) => RawLabels::List(labels.clone()).names(source, &path)?,
     };
-    Ok(Stated { network, labels, image_size, normalisation, stride, is_sigmoid })
+    Ok(Stated { network, labels, image_size, normalisation, stride, stem_stride, is_sigmoid })
 }
 
 /// Whether a config insists that a teacher's logits are those of probabilities.

@@ -104,6 +104,8 @@ pub struct Stated {
     pub normalisation: Option<Normalisation>,
     /// Which convolution of a block's first bottleneck has stride 2.
     pub stride: Option<StridePlace>,
+    /// Stride of the stem's first convolution.
+    pub stem_stride: Option<usize>,
     /// Whether the config insists that each logit is that of a probability. It changes no bit of a student.
     #[serde(skip)]
     pub is_sigmoid: bool,

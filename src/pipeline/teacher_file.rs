@@ -48,6 +48,13 @@ impl TeacherFile {
         let file = tensors.file().to_path_buf();
         let mut network = network(&tensors, stated.image_size)?;
         let agree = Agreement(&file);
+        let said = |key: &str| tensors.meta.contains_key(key);
+        if let Some(stride) = stated.stem_stride {
+            let is_unknown = !said("stem_stride") && !said("network");
+            let found = network.stem.stride;
+            agree.on("stem_stride is", stride, found, is_unknown || stride == found)?;
+            network.stem.stride = stride;
+        }
         if let Some(stated) = &stated.network {
             let same = stated.architecture() == network.architecture();
             agree.on("network is", stated.in_words(), network.in_words(), same)?;
@@ -57,15 +64,15 @@ impl TeacherFile {
             agree.on("image_size is", size, format!("{h} x {w}"), h == size && w == size)?;
         }
         if let Some(stride) = stated.stride {
-            let said = |key: &str| tensors.meta.contains_key(key);
             let is_unknown = !said("stride") && !said("network");
             let (config, found) = (stride.in_words(), network.stride.in_words());
             agree.on("stride is", config, found, is_unknown || config == found)?;
             network.stride = stride;
         }
+        let stem = stated.stem_stride.is_none().then(|| assumed_stem(&tensors, &network)).flatten();
         let (normalisation, assumed) = normalisation(&tensors, &network, stated.normalisation.as_ref())?;
         network.normalisation = normalisation;
-        tensors.notes.extend(assumed);
+        tensors.notes.extend(stem.into_iter().chain(assumed));
         network.validate().map_err(|e| Error::data(&file, format!("network: {e}")))?;
         torchvision::check_names(&tensors, &network, Head::Wanted)?;
         let labels = labels(&tensors, stated)?;
@@ -101,11 +108,25 @@ fn network(tensors: &Tensors, image_size: Option<usize>) -> Result<ResNetSpec> {
         if said("stride") {
             network.stride = tensors.meta_as("stride")?;
         }
+        if said("stem_stride") {
+            network.stem.stride = tensors.meta_as("stem_stride")?;
+        }
         return Ok(network);
     }
     let network: ResNetSpec = tensors.meta_as("network")?;
     network.validate().map_err(|e| Error::data(tensors.file(), format!("__meta__: network: {e}")))?;
     Ok(network)
+}
+
+/// What is assumed of a 3x3 stem, in words; none where the file says it. The tensors do not show it.
+pub fn assumed_stem(tensors: &Tensors, network: &ResNetSpec) -> Option<String> {
+    let is_said = ["network", "stem_stride"].iter().any(|key| tensors.meta.contains_key(*key));
+    let is_open = network.stem.kernel == 3 && network.variant.deep_stem.is_none() && !is_said;
+    is_open.then(|| {
+        "conv1 is 3x3: stride 1 and no max pool are assumed, as in networks for small images; if it has stride 2, say so \
+         (stem_stride = 2)"
+            .into()
+    })
 }
 
 /// The normalisation of the images: the file's, in its network's description or as entries `mean` and `std`;

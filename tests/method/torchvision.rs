@@ -380,3 +380,33 @@ fn files_that_pytorch_saves_today() {
         assert!(!ok && message.starts_with("error: ") && message.contains(expected), "{args:?}: {message}");
     }
 }
+
+/// The tensors of a 3x3 stem do not show its stride: the config states it, or 1 is assumed and a note says so.
+#[test]
+fn the_stride_of_a_small_stem_is_stated_or_assumed() {
+    let file = root().join("weights/demo/teacher_a.npz");
+    let original = TeacherSpec::new("t", &file);
+    let known = TeacherFile::open(&original).unwrap().known;
+    let bare = || {
+        let mut bare = Tensors::new();
+        for (name, t) in load(&file).iter() {
+            bare.insert(name.to_string(), &t.shape, t.data.to_vec()).unwrap();
+        }
+        bare
+    };
+    let stated = |stem_stride| Stated {
+        labels: known.labels.clone(),
+        image_size: Some(32),
+        stem_stride,
+        ..Stated::default()
+    };
+    let assumes =
+        |t: &TeacherFile| t.tensors.notes.iter().any(|n| n.contains("stride 1 and no max pool are assumed"));
+    let right = TeacherFile::read(bare(), &stated(Some(2))).unwrap();
+    assert_eq!((right.known.network.stem, assumes(&right)), (known.network.stem, false));
+    let assumed = TeacherFile::read(bare(), &stated(None)).unwrap();
+    assert_eq!((assumed.known.network.stem.stride, assumes(&assumed)), (1, true));
+    let wrong = Stated { stem_stride: Some(1), ..Stated::default() };
+    let e = TeacherFile::open(&TeacherSpec { stated: wrong, ..original }).err().unwrap().to_string();
+    assert!(e.contains("the config's stem_stride is 1, the file's 2"), "{e}");
+}

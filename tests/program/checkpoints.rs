@@ -65,8 +65,9 @@ fn what_lies_beside_the_network_is_left_out_and_the_user_is_told() {
         let args = &[&["check", "c.toml", "--device", "cpu", "--set", ALIKE], more].concat();
         let (stdout, stderr) = call(&lab, args, "a.safetensors");
         let notes: Vec<&str> = stderr.lines().filter(|line| line.starts_with("note: ")).collect();
-        assert!(notes.len() == 2 && notes[0].ends_with(note), "{stderr}");
-        assert!(notes[1].ends_with(
+        assert!(notes.len() == 3 && notes[0].ends_with(note), "{stderr}");
+        assert!(notes[1].contains("conv1 is 3x3: stride 1 and no max pool are assumed"), "{stderr}");
+        assert!(notes[2].ends_with(
             "neither the file nor the config states a normalisation; that of images in [-1, 1] is assumed (mean 0.5 and std 0.5)"
         ), "{stderr}");
         assert!(!stdout.contains("left out"), "{stdout}");
@@ -109,7 +110,8 @@ fn shards_make_the_same_model_as_one_file() {
 fn a_config_states_the_normalisation_of_any_number_of_channels() {
     let lab = Lab::new();
     saved(&lab, "c.safetensors", |name| Some(name.into()), &[], &[]);
-    let stated = ["teachers.1.mean=[0.5]", "teachers.1.std=[0.5]", ALIKE].map(|set| ["--set", set]).concat();
+    let stated = ["teachers.1.mean=[0.5]", "teachers.1.std=[0.5]", "teachers.1.stem_stride=1", ALIKE];
+    let stated = stated.map(|set| ["--set", set]).concat();
     let (_, stderr) =
         call(&lab, &[&["check", "c.toml", "--card", "h200"], &stated[..]].concat(), "c.safetensors");
     assert_eq!(stderr, "");

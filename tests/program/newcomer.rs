@@ -30,6 +30,7 @@ fn a_config_is_made_from_teachers_files_checked_and_run() {
         config.contains("init = \"scratch\"") && config.contains("the teachers were trained apart"),
         "{config}"
     );
+    assert!(config.contains("\nfilter = \"stitch\" "), "docs/students.md advises it: {config}");
     std::fs::write(lab.path("my.toml"), &config).unwrap();
     let few = ["--set", "generator.steps=2", "--set", "dual.steps=[1, 1, 1, 1]", "--set", "dual.bank=64"];
     call(&lab, &[&["check", "my.toml", "--card", "h200", "--preset", "quick"][..], &few].concat());

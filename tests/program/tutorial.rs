@@ -23,11 +23,9 @@ fn the_tutorials_commands_work_as_they_stand() {
     let blocks = blocks(&page);
     assert_eq!(blocks.len(), 5, "blocks were added or removed: say here which of them need torch");
     let lab = Lab::new();
-    for name in ["weights", "scripts", "python"] {
+    for name in ["weights", "scripts", "python", "tests"] {
         std::os::unix::fs::symlink(root().join(name), lab.path(name)).unwrap();
     }
-    let photograph = root().join("tests/fixtures/voc/VOCdevkit/VOC2007/JPEGImages/000001.jpg");
-    std::fs::copy(photograph, lab.path("photo.jpg")).unwrap();
 
     // The folder of the program comes first in PATH, and python3 is the one with torch, if there is one.
     let bin = lab.path("bin");
@@ -51,6 +49,17 @@ fn the_tutorials_commands_work_as_they_stand() {
     };
     if with_torch {
         blocks[..2].iter().for_each(|b| drop(run(b)));
+        for name in ["a", "b"] {
+            let score = |file: &str| {
+                run(&format!("dfka-engine eval {file} weights/demo/evaluation.npz --device cpu"))
+            };
+            let (original, converted) =
+                (score(&format!("weights/demo/teacher_{name}.npz")), score(&format!("{name}.safetensors")));
+            let of = |text: &str| {
+                text.split_whitespace().filter_map(|w| w.parse::<f64>().ok()).collect::<Vec<_>>()
+            };
+            assert_eq!(of(&original), of(&converted), "{original}\n{converted}");
+        }
     } else {
         skipped(&format!(
             "{python} has no torch: the tutorial's first two blocks; the rest runs on the same weights"
@@ -66,7 +75,7 @@ fn the_tutorials_commands_work_as_they_stand() {
     let last: Vec<&str> = said.lines().rev().take(3).collect();
     assert!(last[2].starts_with("good: ") || last[2].starts_with("weak: "), "{said}");
     let said = run(blocks[4]);
-    assert!(said.contains("photo.jpg  ") && said.contains("mine.onnx: images of 32 x 32 pixels"), "{said}");
+    assert!(said.contains("000001.jpg  ") && said.contains("mine.onnx: images of 32 x 32 pixels"), "{said}");
     let report = std::fs::read_to_string(lab.path("runs/mine-seed0/report.html")).unwrap();
     assert!(report.contains("name=\"viewport\"") && report.contains("Verdict: "), "the page of the tutorial");
 }

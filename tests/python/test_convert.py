@@ -207,7 +207,11 @@ class Flavours(Case):
         self.refused(self.saved(state), "expected a head, because labels were given")
 
     def test_32_probe(self):
-        self.convert(self.saved(self.net), unsafe=True, probe=self.folder / "probe.npz")
+        source, probe = self.saved(self.net), self.folder / "probe.npz"
+        dfka.convert(source, self.folder / "w.npz", ["bus", "car", "cat"], unsafe=True, probe=probe)
+        with np.load(probe) as f:  # the size that the engine takes without --image-size
+            self.assertEqual(f["images"].shape, (2, 3, 224, 224))
+        self.convert(self.saved(self.net), unsafe=True, probe=self.folder / "probe.npz", image_size=SIDE)
         with np.load(self.folder / "probe.npz") as f:
             images, logits = torch.from_numpy(f["images"]), f["logits"]
         self.assertEqual((images.dtype, tuple(images.shape)), (torch.float32, (2, 3, SIDE, SIDE)))
@@ -228,6 +232,25 @@ class Flavours(Case):
                 self.assertTrue(np.allclose(found["mean"], mean) and np.allclose(found["std"], std))
                 self.assertIn("of the checkpoint's own tensors", done.notes[-1])
         self.assertIn("normalises its images itself", "".join(self.convert(self.saved(net), unsafe=True).notes))
+
+    def test_34_small_stem_with_a_stride(self):
+        net = ResNet(kernel=3)
+        net.conv1.stride = (2, 2)
+        pixels = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+        shape = lambda v: torch.tensor(v).reshape(1, -1, 1, 1)
+        with torch.no_grad():
+            expected = net((pixels - shape([0.485, 0.456, 0.406])) / shape([0.229, 0.224, 0.225])).numpy()
+        for content, options in ((net.state_dict(), {"stem_stride": 2}), (net, {"unsafe": True})):
+            done = self.convert(self.saved(content), image_size=SIDE, **options)
+            with safetensors.safe_open(done.output, "pt") as f:
+                self.assertEqual(json.loads(f.metadata()["dfka"])["stem_stride"], 2)
+            self.assertNotIn("are assumed", "".join(done.notes))
+            theirs = self.of_the_program(done.output, pixels.numpy())
+            if theirs is not None:
+                self.assertLessEqual(np.abs(theirs - expected).max(), BOUND)
+        self.assertIn("conv1 has stride 2, as in the module", done.notes)
+        done = self.convert(self.saved(net.state_dict()))
+        self.assertIn("stride 1 and no max pool are assumed", "".join(done.notes))
 
 
 if __name__ == "__main__":
