@@ -22,7 +22,11 @@ def _version():
     try:  # in a clone, where another version may also be installed
         return re.search(r'^name = "dfka-engine"\nversion = "(.+)"', cargo.read_text(), re.MULTILINE)[1]
     except (OSError, TypeError):
+        pass
+    try:
         return metadata.version("dfka-engine")
+    except metadata.PackageNotFoundError:  # the folder was copied next to another program
+        return "unknown"
 
 
 __version__ = _version()

@@ -4,6 +4,7 @@ python -m unittest discover -s tests/python
 """
 
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,14 @@ class Labels(Case):
         self.assertIn("line 2 of 3 is empty", self.error(labels.from_file, self.file("l.txt", b"a\n\nb\n")))
         self.assertIn("'a' is listed more than once", self.error(labels.from_file, self.file("l.txt", b"a\na\n")))
         self.assertIn("found none", self.error(labels.from_file, self.file("l.txt", b"\n")))
+
+
+class Copied(Case):
+    def test_a_copy_of_the_folder_can_be_imported(self):
+        shutil.copytree(ROOT / "python" / "dfka", self.folder / "dfka", ignore=shutil.ignore_patterns("__pycache__"))
+        code = "import dfka; print(dfka.__version__)"
+        done = subprocess.run([sys.executable, "-S", "-c", code], cwd=self.folder, capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (0, "unknown\n"), done.stderr)
 
 
 class Files(Case):
