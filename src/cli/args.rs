@@ -19,7 +19,7 @@ pub struct ConfigArgs {
     /// Config file (TOML); paths in it are relative to its folder
     pub config: PathBuf,
     /// Set one value of the config: a dotted path and a TOML value, such as generator.steps=200 or
-    /// teachers.0.name=left
+    /// teachers.0.name=left. Paths are relative to the config's folder
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
     /// Replace the config's seed

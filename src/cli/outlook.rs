@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::commands::TeacherFacts;
 use super::forecast::number;
 use crate::machine::available_memory;
-use crate::pipeline::spec::RunSpec;
+use crate::pipeline::spec::{Branch, RunSpec};
 use crate::report;
 
 /// Everything that `check` has found out.
@@ -97,8 +97,12 @@ impl Outlook<'_> {
             0 => self.teachers.iter().flat_map(|t| &t.labels).collect::<BTreeSet<_>>().len(),
             n => n,
         };
+        let (least, of) = match self.spec.student.branch {
+            Branch::Auto { .. } => ("at least ", ", by the block that the run chooses to branch after"),
+            Branch::Block(_) => ("", ""),
+        };
         text += &format!(
-            "student: {labels} labels, {:.2} M parameters, {:.1} % of the teachers'\n",
+            "student: {labels} labels, {least}{:.2} M parameters, {least}{:.1} % of the teachers'{of}\n",
             parameters("student") / 1e6,
             100.0 * parameters("student") / parameters("teachers").max(1.0)
         );

@@ -3,7 +3,7 @@
 
 use super::seed::stage_seed;
 use super::snapshots::images_at_once;
-use super::spec::{LossSpec, RunSpec};
+use super::spec::{LossSpec, Recipe, RunSpec};
 use super::stage_one::StageOne;
 use super::teachers::{Teachers, views};
 use crate::autograd::tape::{Learn, Value};
@@ -190,9 +190,15 @@ pub(super) fn expect_no_collapse(loss: &LossSpec, found: &LabelStatistics) -> Re
         found: f64::from(loss.least_found),
     };
     let Some((key, reason)) = least.alarm(found) else { return Ok(()) };
+    let recipe = match loss.recipe {
+        Recipe::Conditional { .. } => "",
+        _ => "loss.recipe = \"conditional\", ",
+    };
+    let gamma = if loss.gamma == 0.0 { "" } else { "a lower loss.gamma, " };
     Err(Error::Diverged(format!(
-        "generator: collapsed: {reason}; try loss.recipe = \"conditional\", a lower loss.gamma or another \
-         loss.statistics, or go on all the same with --resume --set loss.{key}=0"
+        "generator: collapsed: {reason}; train it for longer (generator.steps, or --preset best) or in smaller batches \
+         (generator.batch), try {recipe}{gamma}another loss.statistics, or go on all the same with --resume --set \
+         loss.{key}=0"
     )))
 }
 

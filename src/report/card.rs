@@ -120,20 +120,26 @@ fn scores(s: &Summary) -> String {
 /// Preprocessing, and how to load the student.
 fn use_of(labels: &Labels) -> String {
     let [h, w, c] = labels.image;
-    let kind = if c == 1 { "Gray" } else { "RGB" };
+    let (kind, mode) = if c == 1 { ("Gray", "L") } else { ("RGB", "RGB") };
     let numbers = |v: &[f32]| v.iter().map(|x| format!("{x}")).collect::<Vec<_>>().join(", ");
     format!(
         "\n## Preprocessing\n\n\
          {kind} images are resized so that the shorter side has 256/224 of the network's, cropped at the centre to {w} x {h} \
          pixels, and divided by 255; the normalisation by mean ({}) and deviation ({}) is part of the model.\n\n\
-         ## PyTorch\n\n```python\n\
+         ## PyTorch\n\nThe package `dfka` comes with dfka-engine: `pip install \".[torch]\"` in a clone of its repository.\n\n```python\n\
          import dfka; from PIL import Image\n\
          model = dfka.load_student(\"student.safetensors\")\n\
          print(model.predict(model.preprocess(Image.open(\"photo.jpg\"))[None]))\n```\n\n\
          ## ONNX\n\n```python\n\
-         import onnxruntime\n\
+         import json, numpy, onnxruntime; from PIL import Image\n\
+         from dfka.resize import evaluation_view\n\
          session = onnxruntime.InferenceSession(\"student.onnx\")\n\
-         probabilities, = session.run([\"probabilities\"], {{\"image\": images}})  # float32 [N, {c}, {h}, {w}] in [0, 1]\n```\n",
+         about = {{k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}}\n\
+         picture = Image.open(\"photo.jpg\").convert(\"{mode}\")\n\
+         pixels = numpy.asarray(picture).reshape(picture.height, picture.width, {c})\n\
+         pixels = evaluation_view(pixels, {h}, {w}).astype(\"float32\") / 255  # then [1, {c}, {h}, {w}]\n\
+         probabilities, = session.run([\"probabilities\"], {{\"image\": pixels.transpose(2, 0, 1)[None]}})\n\
+         print([l for l, p, least in zip(about[\"labels\"], probabilities[0], about[\"thresholds\"]) if p > least])\n```\n",
         numbers(&labels.mean),
         numbers(&labels.std),
     )
@@ -217,7 +223,7 @@ mod tests {
             "cropped at the centre to 24 x 16 pixels",
             "mean (0.5) and deviation (0.25)",
             "dfka.load_student(\"student.safetensors\")",
-            "# float32 [N, 1, 16, 24] in [0, 1]",
+            "evaluation_view(pixels, 16, 24).astype(\"float32\") / 255  # then [1, 1, 16, 24]",
             "Made on cpu by this command, resumed once:\n\n    dfka-engine run my.toml\n",
             "| teacher left | l.npz | `ba78` |\n",
         ] {

@@ -54,7 +54,11 @@ pub(super) fn generated(run: &RunFolder) -> String {
 
 /// The measures of the alarm, each with its threshold.
 fn collapse_in_words(images: &LabelStatistics, config: &ConfigFacts) -> String {
-    let alarm = |least: Option<f64>| least.map_or(String::new(), |l| format!(" (alarm below {l})"));
+    let alarm = |least: Option<f64>| match least {
+        None => String::new(),
+        Some(0.0) => " (alarm off)".into(),
+        Some(l) => format!(" (alarm below {l})"),
+    };
     let mut text = format!("On {} new images, without a random shift:", images.images);
     if let Some(diversity) = images.diversity {
         text += &format!(
