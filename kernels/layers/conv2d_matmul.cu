@@ -20,7 +20,7 @@ template <class Each> DEV void each_eight(const float* RESTRICT sums, i64 rows, 
     }
 }
 
-// y = act(bias + residual + sums), as conv2d_fwd; sums [n p q, k]. It writes no channel statistics.
+// Computes y = act(bias + residual + sums) as conv2d_fwd does, where sums is [n p q, k]. It writes no channel statistics.
 template <class T>
 KERNEL(256) conv2d_matmul_fwd(Group<Conv2dForward<T>> members, const float* RESTRICT sums, Conv2dDims d, float slope) {
     const Conv2dForward<T>& io = members.mine();

@@ -2,8 +2,8 @@
 //!
 //! `DFKA_MATMUL=cublaslt` has it compute the products of 1x1 convolutions and linear layers
 //! (`ops::layers::conv2d::matmul`); `benches/kernels` times it beside ours. The types are cudarc's. The loader is ours, as for
-//! the driver: a missing library or function is an error in words. NVIDIA's library of CUDA 12.8 has every function and takes every attribute that is set here; no card has run
-//! a product of it yet.
+//! the driver: a missing library or function is an error in words. NVIDIA's library of CUDA 12.8 has every function that is
+//! called here and accepts every attribute that is set. No card has run one of its products for this program yet.
 
 use super::driver::enter;
 use super::handles::Stream;
@@ -97,8 +97,8 @@ fn find<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
     })
 }
 
-/// The library, opened once and for the rest of the process: a captured graph holds its kernels, and a library that is closed
-/// while a context has its modules is a risk for nothing.
+/// The library, opened once and for the rest of the process: a captured graph holds its kernels, so closing it while the
+/// context lives would not be safe.
 struct Opened {
     file: String,
     functions: Functions,

@@ -24,7 +24,7 @@ pub struct Matmul {
     pub result: Elem,
     /// Whether it adds to d.
     pub adds: bool,
-    /// How many such products, whose matrices follow each other in a, b and d.
+    /// How many products of this size are computed at once. The matrices of each follow those of the one before it.
     pub count: usize,
 }
 

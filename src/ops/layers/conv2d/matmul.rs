@@ -10,8 +10,8 @@ use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
 use crate::ops::operands::Write;
 use crate::tensor::{Elem, Shape};
 
-/// Whether the library computes this convolution's products on `target`: those of matrices, where each output pixel sees one
-/// input pixel.
+/// Whether the library computes this convolution on `target`. It computes only 1x1 filters without stride and padding, whose
+/// products are those of matrices.
 pub fn takes(d: &Dims, target: &Target) -> bool {
     target.library_matmul && d.r * d.s == 1 && d.stride == 1 && d.pad == 0
 }
