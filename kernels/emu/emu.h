@@ -107,6 +107,7 @@ template <class T> static T from_cell(u64 cell) {
     T(&name)[n] = *static_cast<T(*)[n]>(emu::shared_array(&name##_key, #name, sizeof(T) * (n), alignof(T)))
 #define DYN_SHARED(T, name) T* const name = static_cast<T*>(emu::dynamic_shared())
 #define RESTRICT __restrict__
+#define IN_PLACE const
 #define UNROLL
 
 #define threadIdx (emu::self->idx)

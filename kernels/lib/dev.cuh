@@ -29,6 +29,9 @@ typedef long long i64;
 // KERNEL(threads): a kernel of at most that many threads per block. KERNEL(threads, blocks): with registers
 // for so many blocks on a multiprocessor, as setmaxnreg and `each_pack` of lib/channels.cuh need it.
 #define KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
+// Before a parameter that is a structure: the kernel reads it where the launch has put it. Without it NVRTC copies a
+// structure of up to 128 bytes to local memory if an index into it is a variable, as that of a group's member is.
+#define IN_PLACE const __grid_constant__
 // A static shared array, whose contents are undefined at entry.
 #define SHARED(T, name, n) __shared__ T name[n]
 // The dynamic shared memory of the launch, 1024-byte aligned as swizzled TMA boxes need it. One name per

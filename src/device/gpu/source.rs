@@ -17,8 +17,9 @@ pub enum Parameter<Name = String> {
     Structure(Name),
     /// The tensor maps of a launch, by value: `MAPS_PARAM`.
     TensorMaps,
-    /// `Group<S>` by value: up to eight structures `S`, which have so many pointers each.
-    Group(Name, usize),
+    /// `Group<S>` by value: up to eight structures `S`, which have so many pointers each. Bit i of the last number is set
+    /// where the kernel may write through pointer i: its type is not `const`.
+    Group(Name, usize, u32),
 }
 
 /// One launchable kernel of a source file.
@@ -102,10 +103,10 @@ fn parameter(text: &str, structures: &str) -> Result<Parameter, String> {
     if text.contains('*') {
         return Ok(Parameter::Pointer);
     }
-    if let Some(group) = text.trim().strip_prefix("Group<") {
+    if let Some(group) = text.trim().trim_start_matches("IN_PLACE ").strip_prefix("Group<") {
         let name: String = group.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-        let pointers = pointers(structures, &name)?;
-        return Ok(Parameter::Group(name, pointers));
+        let (pointers, written) = pointers(structures, &name)?;
+        return Ok(Parameter::Group(name, pointers, written));
     }
     let mut words = text.split_whitespace().filter(|w| *w != "const");
     let kind = match words.next().unwrap_or_default() {
@@ -124,8 +125,8 @@ fn parameter(text: &str, structures: &str) -> Result<Parameter, String> {
     Ok(kind)
 }
 
-/// The number of fields of `struct name`, all of which must be pointers.
-fn pointers(code: &str, name: &str) -> Result<usize, String> {
+/// The number of fields of `struct name`, all of which must be pointers, and a bit for each that is not `const`.
+fn pointers(code: &str, name: &str) -> Result<(usize, u32), String> {
     let wrong = |what: &str| format!("Group<{name}>: {what}");
     let (_, rest) =
         code.split_once(&format!("struct {name} {{")).ok_or_else(|| wrong("no such structure"))?;
@@ -133,7 +134,11 @@ fn pointers(code: &str, name: &str) -> Result<usize, String> {
     let fields: Vec<&str> = fields.split(';').filter(|f| !f.trim().is_empty()).collect();
     match fields.iter().find(|f| f.matches('*').count() != 1) {
         Some(f) => Err(wrong(&format!("expected one pointer a field, found `{}`", f.trim()))),
-        None => Ok(fields.len()),
+        None => {
+            let is_const = |field: &str| field.split_whitespace().any(|word| word == "const");
+            let written = fields.iter().enumerate().filter(|(_, f)| !is_const(f)).map(|(i, _)| 1u32 << i);
+            Ok((fields.len(), written.sum()))
+        }
     }
 }
 
@@ -174,10 +179,11 @@ mod tests {
                       KERNEL(128) f(Group<Io<T>> members, int n) {}\nINSTANCE(f<float>)\n";
         assert_eq!(
             kernels(source, "").unwrap()[0].parameters,
-            [Parameter::Group("Io".into(), 2), Parameter::I32]
+            [Parameter::Group("Io".into(), 2, 0b01), Parameter::I32]
         );
         let (header, rest) = source.split_once("};").unwrap();
         assert_eq!(kernels(rest, &format!("{header}}};")), kernels(source, ""));
+        assert_eq!(kernels(&source.replace("(Group", "(IN_PLACE Group"), ""), kernels(source, ""));
         assert!(kernels(&source.replace("T* y", "T y"), "").unwrap_err().contains("found `T y`"));
         assert!(
             kernels(&source.replace("Io {", "Oi {"), "")

@@ -131,7 +131,7 @@ impl KernelArg {
     /// Whether a kernel takes the argument for this parameter.
     pub(super) fn fits(&self, parameter: &Parameter<&'static str>) -> bool {
         match (self, parameter) {
-            (KernelArg::Group(name, members), Parameter::Group(expected, pointers)) => {
+            (KernelArg::Group(name, members), Parameter::Group(expected, pointers, _)) => {
                 name == expected && members.len() <= MAX_GROUP && members.iter().all(|m| m.len() == *pointers)
             }
             (KernelArg::Group(..), _) => false,

@@ -12,13 +12,14 @@
 //! - [`Launch::join`] accepts the launch: the kernel has a `Group` parameter or a table of members; kernel,
 //!   grid (except the members' y and, with a table, x), block and shared memory are equal or, with candidates,
 //!   the family is; all other arguments are equal (sizes, slope, storing or adding), except tensor
-//!   maps; all members' first addresses differ; and a `Group` has at most [`MAX_GROUP`] members.
+//!   maps; no two members write to the same place; and a `Group` has at most [`MAX_GROUP`] members.
 //!
-//! The convolution's forward product and its input gradient can be grouped, unless a library computes them. Weight and bias
-//! gradients never are: their kernels have no `Group` parameter.
+//! The convolution's products and the batch norm can be grouped, unless a library computes them. Bias gradients never are:
+//! their kernel has no `Group` parameter.
 
 use super::arg::{KernelArg, MAX_GROUP};
 use super::kernel_launch::{Launch, MAX_GRID};
+use crate::device::gpu::source::Parameter;
 use crate::device::memory::Slot;
 
 impl Launch {
@@ -40,8 +41,7 @@ impl Launch {
         if geometry(self) != geometry(other) || self.args.len() != other.args.len() {
             return false;
         }
-        // Members that joined before write to different places.
-        let (mut most, mut size, mut collides) = (0, 0, false);
+        let (mut most, mut size) = (0, 0);
         for (mine, theirs) in self.args.iter().zip(&other.args) {
             match (mine, theirs) {
                 (KernelArg::Group(_, a), KernelArg::Group(_, b))
@@ -49,14 +49,14 @@ impl Launch {
                     most =
                         if matches!(mine, KernelArg::Group(..)) { MAX_GROUP } else { MAX_GRID[1] as usize };
                     size = a.len() + b.len();
-                    collides = a.iter().any(|old| b.iter().any(|new| old[0] == new[0]));
                 }
                 (KernelArg::TensorMaps(_), KernelArg::TensorMaps(_)) => {}
                 (a, b) if a == b => {}
                 _ => return false,
             }
         }
-        if size == 0 || size > most || collides {
+        let collides = || other.writes().any(|new| self.writes().any(|old| old == new));
+        if size == 0 || size > most || collides() {
             return false;
         }
         for (mine, theirs) in self.args.iter_mut().zip(&other.args) {
@@ -81,12 +81,16 @@ impl Launch {
         }
         true
     }
-    /// The first slot that each member of the group writes: y or dx, or the first cell of its row in a table. That is
-    /// enough to see two members that write to the same place. The other results (pre-activation, mask, channel
-    /// statistics, du, coefficients) are buffers that the plan places for one instruction alone, while several
-    /// instructions may add to the same dx.
+    /// The slots that the members of the group write: those behind the pointers of a `Group` that are not `const`, or the
+    /// first cell of each row of a table.
     pub fn writes(&self) -> impl Iterator<Item = Slot> {
-        let members = self.args.iter().flat_map(KernelArg::members);
-        members.filter_map(|member| if let KernelArg::Slot(slot) = member[0] { Some(slot) } else { None })
+        self.args.iter().zip(self.kernel.parameters).flat_map(|(arg, parameter)| {
+            let written = if let Parameter::Group(.., written) = parameter { *written } else { 1 };
+            let cells = arg.members().iter().flat_map(|member| member.iter().enumerate());
+            cells.filter_map(move |(i, cell)| match cell {
+                KernelArg::Slot(slot) if written >> i & 1 == 1 => Some(*slot),
+                _ => None,
+            })
+        })
     }
 }
