@@ -2,50 +2,58 @@
 // number of parts, which conv2d_sum_parts adds in order. src/ops/layers/conv2d/README.md has the drawing.
 #include "lib/conv_gather.cuh"
 #include "lib/conv_wgmma_weights.cuh"
+#include "lib/group.cuh"
 #include "lib/tile.cuh"
+
+template <class T> struct Conv2dWeightGradient {
+    float* sums; // [parts, k, r, s, c]
+    const T* dz; // [n, p, q, k]
+    const T* x;  // [n, h, w, c]
+};
 
 // dw[k,r,s,c] = sum over n, p, q of dz[n,p,q,k] * x[n, p * stride + r - pad, q * stride + s - pad, c].
 // Product: rows k, columns r s c, inner dimension the pixels n p q. blockIdx.z sums the pixels
 // [z * per_part, (z + 1) * per_part) into a part of its own.
-// Grid: (tiles of BM x BN, 1, parts); block: 256 threads; shared memory as conv2d_fwd.
+// Grid: (tiles of BM x BN, members of the group, parts); block: 256 threads; shared memory as conv2d_fwd.
 template <class T, int BM, int BN>
-KERNEL(256)
-conv2d_wgrad(float* RESTRICT sums, // [parts, k, r, s, c]
-             const T* RESTRICT dz, // [n, p, q, k]
-             const T* RESTRICT x,  // [n, h, w, c]
-             Conv2dDims d, int per_part) {
+KERNEL(256) conv2d_wgrad(Group<Conv2dWeightGradient<T>> members, Conv2dDims d, int per_part) {
     DYN_SHARED(T, shared);
+    const Conv2dWeightGradient<T>& io = members.mine();
     const int depth = d.r * d.s * d.c, pixels = d.n * d.p * d.q;
     const TileOrigin at = TileOrigin::of(BM, BN, depth);
     const int first = blockIdx.z * per_part;
     const int count = pixels - first < per_part ? pixels - first : per_part;
-    LoadWindowsAcross<T, BM> load_dz(matrix(dz, pixels, d.k), at.row, first);
-    LoadWindowsAcross<T, BN> load_x(windows_of(x, d), at.column, first);
+    LoadWindowsAcross<T, BM> load_dz(matrix(io.dz, pixels, d.k), at.row, first);
+    LoadWindowsAcross<T, BN> load_x(windows_of(io.x, d), at.column, first);
     Tile<T, BM, BN, false, false> tile;
     accumulate(tile, load_dz, load_x, slabs_of(count, SLAB<T>), shared);
 
     const bool aligned = depth % 8 == 0;
-    float* const part = sums + (i64)blockIdx.z * d.k * depth;
+    float* const part = io.sums + (i64)blockIdx.z * d.k * depth;
     epilogue(tile, reinterpret_cast<float*>(shared), [&](int row, int column, float(&v)[8]) {
         const int k = at.row + row, i = at.column + column, count = depth - i;
         if (k < d.k && count > 0) store_eight(part + (i64)k * depth + i, v, count, aligned);
     });
 }
 
+// The maps of a launch hold the other two operands.
+struct Conv2dWeightSums {
+    float* sums; // [parts, k, r, s, c]
+};
+
 // The same on compute capability 9.0, where both c and k are multiples of 64, and per_part one of 64. `maps`: a plain
 // map of dz, then the im2col map of x (a plain map for 1x1 filters at stride 1 without padding), both with boxes of 64
 // pixels. With a single part, `sums` is dw itself, and `add` says whether the kernel adds to it or replaces it.
-// Grid: (tiles of BM x BN, 1, parts); block: 384 threads; shared memory: WeightTile::SHARED_BYTES, up to 224 KB.
+// Grid: (tiles of BM x BN, members of the group, parts); block: 384 threads; shared memory: WeightTile::SHARED_BYTES, up to 224 KB.
 template <int BM, int BN>
 KERNEL(384, 1)
-conv2d_wgrad_wgmma(MAPS_PARAM maps, float* RESTRICT sums, // [parts, k, r, s, c]
-                   Conv2dDims d, int per_part, int add) {
+conv2d_wgrad_wgmma(MAPS_PARAM maps, IN_PLACE Group<Conv2dWeightSums> members, Conv2dDims d, int per_part, int add) {
     DYN_SHARED(char, shared);
     const int depth = d.r * d.s * d.c, pixels = d.n * d.p * d.q;
     const TileOrigin at = TileOrigin::of(BM, BN, depth);
     const int first = blockIdx.z * per_part;
     const int count = pixels - first < per_part ? pixels - first : per_part;
-    float* const part = sums + (i64)blockIdx.z * d.k * depth;
+    float* const part = members.mine().sums + (i64)blockIdx.z * d.k * depth;
     wgmma_weight_gradient<WeightTile<BM, BN>>(part, maps, d, at, first, count, add, shared);
 }
 
@@ -72,14 +80,19 @@ conv2d_dbias(float* RESTRICT sums,  // [parts, k]
     }
 }
 
-// out[i] (+)= the sum of sums[part][i] over the parts, in order. `sums` is [parts, len].
-// Grid: a grid-stride loop over `len`; block: 256 threads.
-KERNEL(256)
-conv2d_sum_parts(float* RESTRICT out, const float* RESTRICT sums, i64 len, int parts, int add) {
+struct Conv2dSumParts {
+    float* out;        // [len]
+    const float* sums; // [parts, len]
+};
+
+// out[i] (+)= the sum of sums[part][i] over the parts, in order.
+// Grid: (a grid-stride loop over `len`, members of the group); block: 256 threads.
+KERNEL(256) conv2d_sum_parts(IN_PLACE Group<Conv2dSumParts> members, i64 len, int parts, int add) {
+    const Conv2dSumParts& io = members.mine();
     for (i64 i = global_thread(); i < len; i += global_threads()) {
         float sum = 0.0f;
-        for (int p = 0; p < parts; p++) sum += sums[p * len + i];
-        put(out + i, sum, add);
+        for (int p = 0; p < parts; p++) sum += io.sums[p * len + i];
+        put(io.out + i, sum, add);
     }
 }
 

@@ -25,7 +25,7 @@ template <int BM, int BN> struct WeightTile {
     static constexpr int SHARED_BYTES = STAGES * STAGE + (2 * STAGES + 2) * 8;
 };
 
-// The producer warp: the part's slabs, in order. Each lane copies one box of a slab, those of dz first. A box beyond
+// The producer warp: the part's slabs, in order, of the group's member blockIdx.y. Each lane copies one box of a slab, those of dz first. A box beyond
 // the last output channel or filter column is not copied: what the stage holds there reaches only sums that are not
 // stored. Pixels beyond the last one are zeros.
 template <class W>
@@ -40,6 +40,7 @@ DEV void copy_weight_slabs(const TensorMaps& maps, const Conv2dDims& d, TileOrig
     const bool copies = is_dz ? box < dz_boxes : box - W::DZ_BOXES < x_boxes;
     const int tap = column / d.c, c = column % d.c;
     const bool plain = Product::forward(d).plain();
+    const auto *const of_dz = &maps.of[blockIdx.y], *const of_x = &maps.of[MAX_GROUP + blockIdx.y];
     Ring<W::STAGES> ring;
     for (int slab = 0; slab < slabs; slab++) {
         u64* const full = &bars.full[ring.stage];
@@ -49,11 +50,11 @@ DEV void copy_weight_slabs(const TensorMaps& maps, const Conv2dDims& d, TileOrig
         sync_warp();
         char* const to = stages + ring.stage * W::STAGE + box * BOX;
         const int m = first + slab * WGMMA_SLAB;
-        if (copies && is_dz) tma_load_2d(to, &maps.of[0], row, m, full);
-        else if (copies && plain) tma_load_2d(to, &maps.of[MAX_GROUP], c, m, full);
+        if (copies && is_dz) tma_load_2d(to, of_dz, row, m, full);
+        else if (copies && plain) tma_load_2d(to, of_x, c, m, full);
         else if (copies) {
             const int w = m % d.q * d.stride - d.pad, h = m / d.q % d.p * d.stride - d.pad;
-            tma_load_im2col_4d(to, &maps.of[MAX_GROUP], c, w, h, m / d.q / d.p, (u16)(tap % d.s), (u16)(tap / d.s), full);
+            tma_load_im2col_4d(to, of_x, c, w, h, m / d.q / d.p, (u16)(tap % d.s), (u16)(tap / d.s), full);
         }
         ring.next();
     }

@@ -34,6 +34,12 @@ impl Instruction {
         let info = |(i, shape): (usize, &_)| OperandInfo { shape: *shape, needs_grad: needs_grad(i) };
         input_shapes.iter().enumerate().map(info).collect()
     }
+    /// Whether another instruction computes the gradients of the same inputs.
+    pub(crate) fn needs_alike(&self, other: &Instruction) -> bool {
+        let needed =
+            |i: &Instruction| -> Vec<bool> { i.operands.input_grads.iter().map(Option::is_some).collect() };
+        needed(self) == needed(other)
+    }
     /// The inputs that forward or an update changes in place.
     pub(crate) fn updates(&self) -> Vec<Slot> {
         let updates = self.op.signature(&self.infos()).map(|s| s.updates).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The part of a plan that runs on a GPU: every instruction as launches of kernels.
 
 use super::instruction::{Instruction, LossGrad, Phase};
-use crate::device::gpu::launch::{KernelArg, Launch};
+use crate::device::gpu::launch::{KernelArg, Launch, MAX_GROUP};
 use crate::device::gpu::machine::{Machine, Ready, ring_rows};
 use crate::device::gpu::target::Target;
 use crate::device::{Slot, Space};
@@ -42,7 +42,8 @@ impl Program {
             if let Some(grad) = loss_grad.filter(|g| g.before == first) {
                 program.add_loss_grad(grad.slot)?;
             }
-            let lists = group.iter().map(|i| launches(i, target)).collect::<Result<_>>()?;
+            let alike = |i: &Instruction| group.iter().filter(|j| i.needs_alike(j)).count().min(MAX_GROUP);
+            let lists = group.iter().map(|i| launches(i, alike(i), target)).collect::<Result<_>>()?;
             program.add_group(group, lists, first);
             first += group.len();
         }
@@ -129,10 +130,10 @@ impl Program {
     }
 }
 
-/// The launches of one instruction, and their label.
-fn launches(instruction: &Instruction, target: &Target) -> Result<(Vec<Launch>, String)> {
+/// The launches of one instruction of so many alike that run together, and their label.
+fn launches(instruction: &Instruction, members: usize, target: &Target) -> Result<(Vec<Launch>, String)> {
     let Instruction { op, phase, scope, operands, .. } = instruction;
-    let mut l = Launches::new(op.name(), operands, target);
+    let mut l = Launches::new(op.name(), operands, target).among(members);
     match phase {
         Phase::Forward | Phase::Update => op.launch_forward(&mut l)?,
         Phase::Backward => op.launch_backward(&mut l)?,

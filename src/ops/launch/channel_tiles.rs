@@ -103,6 +103,11 @@ impl Tiles {
     pub fn grid(&self) -> [u32; 3] {
         [saturating(self.images * self.dims.slabs as usize), self.dims.chunks as u32, 1]
     }
+    /// Blocks in x, y and z of a launch that may be grouped: y is the member, z the chunk.
+    pub fn member_grid(&self) -> [u32; 3] {
+        let [columns, chunks, _] = self.grid();
+        [columns, 1, chunks]
+    }
     /// The blocks of [`Tiles::grid`] in a row, slabs first.
     pub fn blocks(&self) -> u32 {
         saturating(self.images * self.dims.slabs as usize * self.chunks())

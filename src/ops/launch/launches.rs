@@ -90,6 +90,7 @@ pub struct Launches<'a> {
     op: &'static str,
     operands: &'a Operands,
     target: Target,
+    members: usize,
     /// The launches so far.
     pub list: Vec<Launch>,
 }
@@ -97,7 +98,16 @@ pub struct Launches<'a> {
 impl<'a> Launches<'a> {
     /// No launches yet, for an instruction of `op` on these operands.
     pub fn new(op: &'static str, operands: &'a Operands, target: &Target) -> Self {
-        Launches { op, operands, target: *target, list: Vec::new() }
+        Launches { op, operands, target: *target, members: 1, list: Vec::new() }
+    }
+    /// For an instruction that runs together with others alike: so many, itself included.
+    pub fn among(self, members: usize) -> Self {
+        Launches { members, ..self }
+    }
+    /// How many instructions are expected to share the launches. It may choose the work of each, but the launches must be
+    /// right for any number.
+    pub fn expected_members(&self) -> usize {
+        self.members
     }
     /// The device that the launches are for.
     pub fn target(&self) -> &Target {

@@ -8,7 +8,7 @@ use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{TILE_FOLD_THREADS, Tiles, adds, fold_blocks, instance, pixels};
-use crate::ops::launch::launches::{Launches, THREADS};
+use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
 use crate::ops::layers::activation::Act;
 use crate::ops::operands::{Io, Operands, store_or_add};
 use crate::ops::operator::{
@@ -217,16 +217,15 @@ impl Operator for BatchNorm {
                 None => {
                     let (tiles, parts) = (Tiles::sums(l.target(), shape, x.elem), l.scratch(0));
                     let name = instance("batch_norm_fwd_sums", x.elem, tiles.pack);
-                    let args = [parts.into(), coefficients.into(), x.into(), tiles.into()];
-                    l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
+                    let io = [parts.into(), coefficients.into(), x.into()];
+                    let args = [KernelArg::group_of_one("BatchNormSums", io), tiles.into()];
+                    l.launch(name, tiles.member_grid(), tiles.block(), 0, args)?;
                     ("batch_norm_fwd_finish", THREADS, parts, tiles.chunks())
                 }
             };
+            let io = [coefficients.into(), running[0].into(), running[1].into(), parts.into()];
             let args = [
-                coefficients.into(),
-                running[0].into(),
-                running[1].into(),
-                parts.into(),
+                KernelArg::group_of_one("BatchNormFold", io),
                 pixels(shape),
                 (shape.c() as i32).into(),
                 (count as i32).into(),
@@ -239,7 +238,7 @@ impl Operator for BatchNorm {
         let tiles = Tiles::pass(l.target(), shape, x.elem);
         if let Some(a) = l.fused_activation() {
             l.expect_same("x, which has y's type", y, x)?;
-            let args = [
+            let io = [
                 KernelArg::Slot(a.y),
                 a.mask.map(KernelArg::Slot).into(),
                 a.keeps_sum.then_some(y).into(),
@@ -250,13 +249,12 @@ impl Operator for BatchNorm {
                 l.x(2).into(),
                 running[0].into(),
                 running[1].into(),
-                self.eps.into(),
-                a.slope.into(),
-                tiles.into(),
             ];
-            return l.launch("batch_norm_fwd_activation", tiles.grid(), tiles.block(), 0, args);
+            let io = KernelArg::group_of_one("BatchNormActivation", io);
+            let args = [io, self.eps.into(), a.slope.into(), tiles.into()];
+            return l.launch("batch_norm_fwd_activation", tiles.member_grid(), tiles.block(), 0, args);
         }
-        let args = [
+        let io = [
             y.into(),
             coefficients.into(),
             x.into(),
@@ -264,12 +262,11 @@ impl Operator for BatchNorm {
             l.x(2).into(),
             running[0].into(),
             running[1].into(),
-            self.eps.into(),
-            slope,
-            tiles.into(),
         ];
+        let io = KernelArg::group_of_one("BatchNormForward", io);
         let name = format!("batch_norm_fwd<{}, {}, {}>", x.elem, y.elem, tiles.pack);
-        l.launch(name, tiles.grid(), tiles.block(), 0, args)
+        let args = [io, self.eps.into(), slope, tiles.into()];
+        l.launch(name, tiles.member_grid(), tiles.block(), 0, args)
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
@@ -278,36 +275,28 @@ impl Operator for BatchNorm {
         let (coefficients, gamma, beta) = (l.saved(0), l.x(1), l.x(2));
         let means = (dx.is_some() && self.stats == Stats::Batch).then(|| l.scratch(1));
         let needs_sums = means.is_some() || dgamma.is_some() || dbeta.is_some();
+        // The operands of each of backward's passes over the maps, and the kernel for them.
+        let pass = |dx: Option<DeviceTensor>, parts: Option<DeviceTensor>, means: Option<DeviceTensor>| {
+            let [dx, parts, means] = [dx, parts, means].map(KernelArg::from);
+            let [x, dy, coefficients, gamma, beta] = [x, dy, coefficients, gamma, beta].map(KernelArg::from);
+            KernelArg::group_of_one("BatchNormBackward", [dx, parts, x, dy, coefficients, gamma, beta, means])
+        };
+        let name = |kernel: &str, tiles: &Tiles| format!("{kernel}<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
         // Running estimates: dx needs no sums, and both come out of one pass.
         let in_one_pass = dx.filter(|_| needs_sums && means.is_none());
         if needs_sums {
             let (tiles, parts) = (Tiles::sums(l.target(), shape, x.elem), l.scratch(0));
-            let name = |kernel: &str| format!("{kernel}<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
-            let [parts_arg, x_arg, dy_arg] = [parts.into(), x.into(), dy.into()];
-            let [coefficients, gamma, beta] = [coefficients.into(), gamma.into(), beta.into()];
+            let (grid, block) = (tiles.member_grid(), tiles.block());
             if let Some((dx, write)) = in_one_pass {
-                let args = [
-                    dx.into(),
-                    parts_arg,
-                    x_arg,
-                    dy_arg,
-                    coefficients,
-                    gamma,
-                    beta,
-                    self.slope(),
-                    write.into(),
-                    tiles.into(),
-                ];
-                l.launch(name("batch_norm_bwd_running"), tiles.grid(), tiles.block(), 0, args)?;
+                let args = [pass(Some(dx), Some(parts), None), self.slope(), write.into(), tiles.into()];
+                l.launch(name("batch_norm_bwd_running", &tiles), grid, block, 0, args)?;
             } else {
-                let args = [parts_arg, x_arg, dy_arg, coefficients, gamma, beta, self.slope(), tiles.into()];
-                l.launch(name("batch_norm_bwd_sums"), tiles.grid(), tiles.block(), 0, args)?;
+                let args = [pass(None, Some(parts), None), self.slope(), tiles.into()];
+                l.launch(name("batch_norm_bwd_sums", &tiles), grid, block, 0, args)?;
             }
+            let io = [means.into(), dgamma.map(|d| d.0).into(), dbeta.map(|d| d.0).into(), parts.into()];
             let args = [
-                means.into(),
-                dgamma.map(|d| d.0).into(),
-                dbeta.map(|d| d.0).into(),
-                parts.into(),
+                KernelArg::group_of_one("BatchNormBackwardFold", io),
                 pixels(shape),
                 (shape.c() as i32).into(),
                 (tiles.chunks() as i32).into(),
@@ -318,20 +307,8 @@ impl Operator for BatchNorm {
         }
         let Some((dx, write)) = dx.filter(|_| in_one_pass.is_none()) else { return Ok(()) };
         let tiles = Tiles::pass(l.target(), shape, x.elem);
-        let args = [
-            dx.into(),
-            x.into(),
-            dy.into(),
-            coefficients.into(),
-            gamma.into(),
-            beta.into(),
-            means.into(),
-            self.slope(),
-            write.into(),
-            tiles.into(),
-        ];
-        let name = format!("batch_norm_bwd<{}, {}, {}>", x.elem, dy.elem, tiles.pack);
-        l.launch(name, tiles.grid(), tiles.block(), 0, args)
+        let args = [pass(Some(dx), None, means), self.slope(), write.into(), tiles.into()];
+        l.launch(name("batch_norm_bwd", &tiles), tiles.member_grid(), tiles.block(), 0, args)
     }
     /// The producer of x can sum the batch's statistics while it writes x. Backward's two sums are complete
     /// only once x and dy have been read, and dx then reads both a second time.
@@ -350,6 +327,7 @@ impl Operator for BatchNorm {
             reads_channel_stats: is_batch,
             scratch_without_stats: is_batch.then_some(0),
             fuses_activation: self.act == Act::None && has_packs,
+            group_key: Some(format!("batch_norm {:?} {y}", self.stats)),
             ..Fusion::default()
         }
     }

@@ -74,30 +74,38 @@ pub struct WeightGradient {
     /// Number of parts, and slabs of each but the last.
     pub parts: usize,
     slabs: usize,
+    /// Gradients of these sizes that share the launch.
+    members: usize,
 }
 
 impl WeightGradient {
     /// The gradient with the tile and the number of parts that are forecast to be the fastest; none if the kernel does
-    /// not compute it for `target`. The choice depends on the sizes and the target alone.
-    pub fn of(d: &Dims, elem: Elem, target: &Target) -> Option<WeightGradient> {
+    /// not compute it for `target`. The choice depends on the sizes, the target and the number of `members` that share the
+    /// launch.
+    pub fn of(d: &Dims, elem: Elem, members: usize, target: &Target) -> Option<WeightGradient> {
         Product::forward(d, elem, target)?;
-        let all = TILES.iter().flat_map(|tile| Self::all_parts(d, *tile, target));
+        let all = TILES.iter().flat_map(|tile| Self::all_parts(d, *tile, members, target));
         all.filter(|g| g.tile.shared_bytes() <= target.shared_bytes).min_by_key(|g| g.cycles(target))
     }
     /// Every number of parts that fills at most two rounds of blocks, or one part. The last part is not empty.
-    fn all_parts(d: &Dims, tile: Tile, target: &Target) -> impl Iterator<Item = WeightGradient> {
+    fn all_parts(
+        d: &Dims,
+        tile: Tile,
+        members: usize,
+        target: &Target,
+    ) -> impl Iterator<Item = WeightGradient> {
         let (d, slabs) = (*d, d.outputs().div_ceil(SLAB));
-        let most = (2 * target.multiprocessors / tile.blocks(&d)).clamp(1, slabs);
+        let most = (2 * target.multiprocessors / (members * tile.blocks(&d))).clamp(1, slabs);
         (1..=most).map(move |parts| {
             let each = slabs.div_ceil(parts);
-            WeightGradient { d, tile, parts: slabs.div_ceil(each), slabs: each }
+            WeightGradient { d, tile, parts: slabs.div_ceil(each), slabs: each, members }
         })
     }
-    /// Forecast cycles of all blocks, in rounds of one block for each multiprocessor, and of adding the parts.
+    /// Forecast cycles of all members' blocks, in rounds of one block for each multiprocessor, and of adding the parts.
     fn cycles(&self, target: &Target) -> usize {
-        let bytes = 4 * (self.parts + 1) * self.d.k * self.d.depth();
+        let bytes = 4 * (self.parts + 1) * self.members * self.d.k * self.d.depth();
         let sum = LAUNCH_CYCLES + (bytes as f64 / (MEMORY_BYTES * target.multiprocessors as f64)) as usize;
-        self.work(target).cycles_of(1)[0] + if self.parts > 1 { sum } else { 0 }
+        self.work(target).cycles_of(self.members)[0] + if self.parts > 1 { sum } else { 0 }
     }
     /// The blocks of the launch.
     pub fn work(&self, target: &Target) -> Work {
@@ -128,20 +136,23 @@ impl WeightGradient {
 mod tests {
     use super::*;
 
-    fn chosen(size: usize, [c, k]: [usize; 2], taps: usize) -> (usize, usize, usize, usize) {
+    fn chosen(size: usize, [c, k]: [usize; 2], taps: usize, members: usize) -> (usize, usize, usize, usize) {
         let pad = taps / 2;
         let d = Dims { n: 64, h: size, w: size, c, k, r: taps, s: taps, p: size, q: size, stride: 1, pad };
-        let g = WeightGradient::of(&d, Elem::Bf16, &Target::h200(Elem::Bf16)).unwrap();
+        let g = WeightGradient::of(&d, Elem::Bf16, members, &Target::h200(Elem::Bf16)).unwrap();
         (g.tile.rows, g.tile.columns, g.parts, g.slabs)
     }
 
     #[test]
     fn a_resnet_101_at_batch_64_gets_tiles_and_parts_that_fill_whole_rounds() {
         // 18 tiles in 7 parts are 126 blocks of 28 slabs for 132 multiprocessors.
-        assert_eq!(chosen(14, [256, 256], 3), (128, 256, 7, 28));
+        assert_eq!(chosen(14, [256, 256], 3, 1), (128, 256, 7, 28));
+        // Two gradients in one launch fill a round with half the tiles, which may be larger.
+        assert_eq!(chosen(14, [1024, 256], 1, 1), (128, 128, 8, 25));
+        assert_eq!(chosen(14, [1024, 256], 1, 2), (128, 256, 8, 25));
         // 72 tiles: a second part would start a second round, and leave partial sums to add.
-        assert_eq!(chosen(7, [512, 512], 3), (128, 256, 1, 49));
-        assert_eq!(chosen(56, [64, 64], 3).0, 64);
+        assert_eq!(chosen(7, [512, 512], 3, 1), (128, 256, 1, 49));
+        assert_eq!(chosen(56, [64, 64], 3, 1).0, 64);
     }
 
     #[test]
@@ -150,7 +161,7 @@ mod tests {
             let d = Dims { n, h: size, w: size, c, k, r: 1, s: 1, p: size, q: size, stride: 1, pad: 0 };
             let slabs = (n * size * size).div_ceil(SLAB);
             for tile in TILES {
-                for g in WeightGradient::all_parts(&d, tile, &Target::h200(Elem::Bf16)) {
+                for g in WeightGradient::all_parts(&d, tile, 1, &Target::h200(Elem::Bf16)) {
                     assert!((g.parts - 1) * g.slabs < slabs && slabs <= g.parts * g.slabs);
                 }
             }
@@ -162,7 +173,7 @@ mod tests {
     #[test]
     fn the_weight_gradient_of_the_most_frequent_layer_is_forecast_above_500_tflops() {
         let d = Dims { n: 64, h: 14, w: 14, c: 256, k: 256, r: 3, s: 3, p: 14, q: 14, stride: 1, pad: 1 };
-        let g = WeightGradient::of(&d, Elem::Bf16, &Target::h200(Elem::Bf16)).unwrap();
+        let g = WeightGradient::of(&d, Elem::Bf16, 1, &Target::h200(Elem::Bf16)).unwrap();
         let seconds = g.tile.cycles(g.slabs)[0] as f64 / 1.755e9;
         let rate = 2.0 * (d.outputs() * d.k * d.depth()) as f64 / seconds;
         assert!(rate > 500e12, "{:.0} TFLOP/s", rate / 1e12);

@@ -9,7 +9,7 @@ use super::hopper_weights::{self, WeightGradient};
 use super::matmul;
 use super::mma::{DBIAS_CHANNELS, Parts, Tile};
 use crate::device::Slot;
-use crate::device::gpu::launch::KernelArg;
+use crate::device::gpu::launch::{KernelArg, MAX_GROUP};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
@@ -67,11 +67,13 @@ pub fn extents(
     ];
 }
 
-/// The most parts that a weight gradient may have. Rows may be f32 or bf16; maps have the target's type.
+/// The most parts that a weight gradient may have, whatever its group. Rows may be f32 or bf16; maps have the target's type.
 fn most_weight_parts(d: &Dims, target: &Target) -> usize {
-    let (mma, wgmma) = (Parts::of_wgrad(d, target).1.count, WeightGradient::of(d, target.map_dtype, target));
+    let mma = Parts::of_wgrad(d, 1, target).1.count;
+    let wgmma =
+        (1..=MAX_GROUP).filter_map(|members| WeightGradient::of(d, target.map_dtype, members, target));
     let is_map = d.h * d.w > 1;
-    wgmma.map_or(mma, |g| if is_map { g.parts } else { g.parts.max(mma) })
+    wgmma.map(|g| g.parts).max().map_or(mma, |parts| if is_map { parts } else { parts.max(mma) })
 }
 
 /// `y = act(bias + residual + x * w)`; with a fused activation also the sum without residual and activation.
@@ -249,27 +251,31 @@ fn weight_gradient(
     if matmul::takes(d, l.target()) {
         return matmul::weight_gradient(d, [dz, x], (dw, write), l);
     }
-    if let Some(gradient) = WeightGradient::of(d, x.elem, l.target()) {
+    if let Some(gradient) = WeightGradient::of(d, x.elem, l.expected_members(), l.target()) {
         let (name, grid, shared) = gradient.launch();
         let is_whole = gradient.parts == 1;
+        let sums = sums.part(0, gradient.parts * d.k * d.depth());
         let (to, add) = if is_whole { (dw, write) } else { (sums, Write::Set) };
         let pixels = KernelArg::from(gradient.part_pixels() as i32);
-        let args = [gradient.maps(dz, x), to.into(), d.kernel_arg()?, pixels, add.into()];
+        let io = KernelArg::group_of_one("Conv2dWeightSums", [to.into()]);
+        let args = [gradient.maps(dz, x), io, d.kernel_arg()?, pixels, add.into()];
         l.launch(name, grid, hopper_weights::THREADS, shared, args)?;
         l.last_takes(gradient.work(l.target()));
         let parts = Parts { count: gradient.parts, pixels: gradient.part_pixels() };
         return if is_whole { Ok(()) } else { sum_parts(dw, sums, d.k * d.depth(), parts, write, l) };
     }
-    let (tile, parts) = Parts::of_wgrad(d, l.target());
+    let (tile, parts) = Parts::of_wgrad(d, l.expected_members(), l.target());
     // A single part is the gradient itself.
     let is_whole = parts.count == 1 && write == Write::Set;
+    let sums = sums.part(0, parts.count * d.k * d.depth());
     let to = if is_whole { dw } else { sums };
+    let io = KernelArg::group_of_one("Conv2dWeightGradient", [to.into(), dz.into(), x.into()]);
     l.launch(
         tile.kernel("conv2d_wgrad", x.elem),
         [tile.blocks(d.k, d.depth()) as u32, 1, parts.count as u32],
         THREADS,
         tile.shared_bytes(),
-        [to.into(), dz.into(), x.into(), d.kernel_arg()?, KernelArg::from(parts.pixels as i32)],
+        [io, d.kernel_arg()?, KernelArg::from(parts.pixels as i32)],
     )?;
     let tiles = tile.blocks(d.k, d.depth()) * parts.count;
     l.last_takes(tile.work(tiles, parts.pixels.min(d.outputs()), x.elem, l.target()));
@@ -318,8 +324,7 @@ fn sum_parts(
         THREADS,
         0,
         [
-            to.into(),
-            sums.into(),
+            KernelArg::group_of_one("Conv2dSumParts", [to.into(), sums.into()]),
             KernelArg::from(len as i64),
             KernelArg::from(parts.count as i32),
             write.into(),

@@ -82,11 +82,11 @@ impl Parts {
     }
     /// Of a weight gradient: as many as leave no block waiting, with two blocks on each multiprocessor, which its
     /// shared memory holds with tiles of 128x128. More blocks of the smaller tiles would fit. With one part more a
-    /// second round of blocks would take longer than the parts are shorter.
-    pub fn of_wgrad(d: &Dims, target: &Target) -> (Tile, Parts) {
+    /// second round of blocks would take longer than the parts are shorter. `members` gradients share the launch.
+    pub fn of_wgrad(d: &Dims, members: usize, target: &Target) -> (Tile, Parts) {
         let pixels = d.outputs();
         let tile = Tile::of(d.k, d.depth(), (pixels / PART_PIXELS).max(1), target);
-        let most = 2 * target.multiprocessors / tile.blocks(d.k, d.depth());
+        let most = 2 * target.multiprocessors / (members * tile.blocks(d.k, d.depth()));
         (tile, Parts::of(pixels, most))
     }
     /// Of a bias gradient, which reads dz once: eight blocks on each multiprocessor keep enough loads in
