@@ -185,16 +185,17 @@ fn fingerprint(spec: &TeachSpec, data: &Data) -> Result<String> {
     let mut relevant = spec.clone();
     relevant.evaluation = None;
     relevant.checkpoint_seconds = 0.0;
-    let images = match &spec.data {
-        TrainingData::Labelled(path) => path.clone(),
-        TrainingData::Scenes { archives, .. } => archives.clone(),
-        TrainingData::Voc { folder, .. } => folder.join("JPEGImages"),
-        TrainingData::Coco { images, .. } => images.clone(),
-        TrainingData::Csv { folder, .. } => folder.clone(),
+    let (files, images) = match &spec.data {
+        TrainingData::Labelled(path) => (Some(path), None),
+        TrainingData::Scenes { archives, .. } => (Some(archives), None),
+        TrainingData::Voc { folder, .. } => (None, Some(folder.join("JPEGImages"))),
+        TrainingData::Coco { images, .. } => (None, Some(images.clone())),
+        TrainingData::Csv { folder, .. } => (None, Some(folder.clone())),
     };
-    let files: Vec<&Path> = spec.init.iter().map(PathBuf::as_path).chain([images.as_path()]).collect();
+    let files: Vec<&Path> = spec.init.iter().chain(files).map(PathBuf::as_path).collect();
+    let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
     let targets: Vec<&[u8]> = (0..data.set.len()).map(|i| data.set.targets(i)).collect();
-    fingerprint::of(&(relevant, targets), &files, &[])
+    fingerprint::of(&(relevant, targets), &files, &images, &[])
 }
 
 /// The optimisers, one for each learning rate, and the rates by slot: first the head's, then the blocks',
