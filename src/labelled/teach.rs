@@ -114,11 +114,12 @@ pub fn teach(
         teachers_at_once: None,
         owned: Vec::new(),
     };
-    session.plan(&[(STAGE.into(), t.steps)]);
+    session.plan(&[(STAGE.into(), t.steps)])?;
     let weights = out.join("weights.npz");
     let result =
         session.train_with(&mut engine, stage, Extras { feed, ..Extras::default() }, |engine, _| {
-            save(&weights, engine, &net, &labels, provenance)
+            save(&weights, engine, &net, &labels, provenance)?;
+            Ok(vec![weights.clone()])
         })?;
     let score = match &spec.evaluation {
         Some(data) => {

@@ -42,5 +42,6 @@ mod student_start;
 pub mod tasks;
 pub mod teacher_file;
 pub mod teachers;
+mod written;
 
 pub use engine::{Device, engine_on};

@@ -24,6 +24,7 @@ use crate::autograd::Engine;
 use crate::device::collective;
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
+use crate::report::LABEL_STATISTICS;
 use crate::summary::{Agreement, Parameters, Summary};
 use crate::weights;
 use std::path::{Path, PathBuf};
@@ -70,7 +71,7 @@ pub fn run<'o>(
         ..Default::default()
     };
     let blocks = inputs.teachers[0].known.network.blocks();
-    session.plan(&stages(spec));
+    session.plan(&stages(spec))?;
     let branches = amalgamate(spec, inputs, &mut session, "", None, &mut summary)?;
     for source in &spec.baselines {
         let mut other = spec.clone();
@@ -231,7 +232,8 @@ fn train_generator(
     session.train_with(engine, stage, extras, |engine, _| {
         sample::save(&file, &one, &engine.store, spec, teachers)?;
         generated::measure(&one, engine, spec, teachers, &out)?;
-        generated::caption(&one, engine, spec, teachers, &out)
+        generated::caption(&one, engine, spec, teachers, &out)?;
+        Ok(vec![file, out.join(LABEL_STATISTICS)])
     })?;
     if !collective::leads() {
         return Ok(one);
@@ -259,7 +261,8 @@ fn train_blocks(
         let stage = two.stage(engine, &name, spec, teachers, stage_one, b)?;
         let file = block_file(session.out(), prefix, b);
         session.train(engine, stage, |engine, _| {
-            weights::save(&file, &two.export(&engine.store, spec, teachers, b)?)
+            weights::save(&file, &two.export(&engine.store, spec, teachers, b)?)?;
+            Ok(vec![file])
         })
     };
     (1..=teachers.network.blocks()).map(train).collect()
