@@ -19,7 +19,7 @@ use crate::pipeline::seed::{stage_seed, stream};
 use crate::pipeline::session::{Extras, Session};
 use crate::pipeline::stage::{Stage, with_moments};
 use crate::pipeline::teacher_file::Backbone;
-use crate::pipeline::{engine_on, fingerprint};
+use crate::pipeline::{engine_on, fingerprint, room};
 use crate::summary::Score;
 use crate::tensor::Shape;
 use crate::weights::{Tensors, npz};
@@ -83,6 +83,7 @@ pub fn teach(
     let mut session =
         Session::open(out, resume, fingerprint(spec, &data)?, spec.checkpoint_seconds, observer)?;
 
+    expect_room(spec, &network, &data)?;
     let mut engine = engine_on(&spec.device, spec.precision)?;
     let net = build(&mut engine.store, spec, &network, start, labels.len())?;
     let provenance = format!("{} steps of {} on {}", t.steps, t.batch, data.set.provenance);
@@ -131,6 +132,18 @@ pub fn teach(
     session.finish()?;
     let loss = result.converged.get("loss").copied().unwrap_or(f64::NAN);
     Ok(TeachSummary { weights, labels, loss, score, seconds: result.seconds })
+}
+
+/// Checks that this machine has room for the network, its moments and the images.
+///
+/// Errors: out of memory.
+fn expect_room(spec: &TeachSpec, network: &ResNetSpec, data: &Data) -> Result<()> {
+    let mut store = Store::planned(None);
+    let net = build(&mut store, spec, network, None, data.labels().len())?;
+    optimisers(&mut store, &spec.training, &net);
+    let [h, w, c] = data.image;
+    store.add("data.images", Shape::new(data.stored(spec), h, w, c));
+    room::expect_room_for(&store, "network.widths, network.depths or training.batch")
 }
 
 /// Name of the one stage.

@@ -2,6 +2,7 @@
 
 use super::checkpoint;
 use super::engine_on;
+use super::room::expect_room;
 use super::spec::{Branch, ImageSource, RunSpec};
 use super::stage::{Stage, fits};
 use super::stage_one::StageOne;
@@ -174,6 +175,9 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
     for (prefix, images) in students {
         let mut spec = spec.clone();
         spec.dual.images = images.clone();
+        if measures {
+            expect_room(&spec, teachers)?;
+        }
         let mut engine =
             if measures { engine_on(&spec.device, spec.precision)? } else { Engine::planning(None) };
         let card: &Card = card.get_or_insert_with(|| {

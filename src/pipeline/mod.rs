@@ -24,6 +24,7 @@ mod opened;
 pub mod predictor;
 pub mod probe;
 pub mod rank_forecast;
+pub mod room;
 pub mod run;
 pub mod sample;
 pub mod schedule;

@@ -9,6 +9,7 @@ use super::fingerprint;
 use super::generated;
 use super::inputs::RunInputs;
 use super::observer::Observer;
+use super::room::expect_room;
 use super::sample;
 use super::session::{Extras, Session};
 use super::share::Share;
@@ -115,6 +116,7 @@ fn amalgamate(
     summary: &mut Summary,
 ) -> Result<Vec<usize>> {
     session.begin_student(prefix);
+    expect_room(spec, &inputs.teachers)?;
     let mut engine = engine_on(&spec.device, spec.precision)?;
     let teachers = Teachers::build(&mut engine.store, &inputs.teachers, &spec.student)?;
     let tasks = tasks(&teachers, &spec.student)?;
@@ -224,7 +226,6 @@ fn train_generator(
     session: &mut Session,
     summary: &mut Summary,
 ) -> Result<StageOne> {
-    StageOne::expect_room(spec, &teachers.network)?;
     let one = StageOne::new(&mut engine.store, spec, teachers);
     let stage = one.stage_that(engine, spec, teachers, |engine, plan| fits(plan.reserve(engine)))?;
     let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
