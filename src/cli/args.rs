@@ -106,16 +106,7 @@ impl DeviceArgs {
     ///
     /// Errors: threads that cannot be started; a device that is not available.
     pub fn open(&self) -> Result<(Choice, String)> {
-        if let Some(threads) = self.threads.map(usize::from).or_else(part_of_the_processors) {
-            let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-            let found = rayon::current_num_threads();
-            if found != threads {
-                let why = started.err().map(|e| format!(": {e}")).unwrap_or_default();
-                return Err(Error::Usage(format!(
-                    "--threads {threads}: this process works with {found} threads{why}"
-                )));
-            }
-        }
+        start_threads(self.threads.map(usize::from).or_else(part_of_the_processors))?;
         let (launched, named) = (launched(), self.device);
         let own = named.of_rank(launched);
         own.open().map_err(|e| match (launched, e) {
@@ -124,6 +115,27 @@ impl DeviceArgs {
             }
             (_, e) => e,
         })
+    }
+}
+
+/// Starts the threads that all work on the CPU is divided among: so many, or one for each processor.
+///
+/// Errors: the system starts no more threads; a process that works with another number already.
+pub fn start_threads(threads: Option<usize>) -> Result<()> {
+    let started = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build_global();
+    // The builder's only other error is that the threads were started before.
+    if let Some(why) = started.as_ref().err().and_then(std::error::Error::source) {
+        let number = threads.map_or("a thread for each processor".into(), |n| format!("{n} threads"));
+        return Err(Error::Run(format!(
+            "cannot start {number} for work on the CPU: {why}; lower --threads, or raise the limits on processes and on \
+             memory (ulimit -u and -v)"
+        )));
+    }
+    match (threads, rayon::current_num_threads()) {
+        (Some(expected), found) if expected != found => Err(Error::Usage(format!(
+            "--threads {expected}: this process works with {found} threads already"
+        ))),
+        _ => Ok(()),
     }
 }
 

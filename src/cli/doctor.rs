@@ -1,5 +1,6 @@
 //! `doctor`: the devices, libraries and processor features of this machine.
 
+use super::args::start_threads;
 use super::output::pretty;
 use super::version::VERSION;
 use crate::device::Choice;
@@ -18,6 +19,7 @@ pub struct DoctorArgs {
 
 /// One row per property.
 pub fn doctor(args: &DoctorArgs) -> Result<String> {
+    start_threads(None)?;
     let rows = rows();
     if args.json {
         let all: Map<String, Value> =

@@ -1,5 +1,6 @@
 //! The output folder of a run or a training: whether it may be used, its lock, and its old results.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -85,11 +86,25 @@ impl OutputFolder {
         Ok(OutputFolder { path, existing, lock: None })
     }
 
-    /// Protects the files that this command reads from `--force`.
+    /// Protects what this command reads from what it writes.
     ///
-    /// Errors: one of `inputs` is an old result in this folder, which would be removed.
+    /// Errors: one of `inputs` is a folder around this one, whose files would count as input when the run is resumed; one
+    /// is an old result in this folder, which `--force` would remove.
     pub fn protect(&self, inputs: &[&Path]) -> Result<()> {
-        let Ok(folder) = fs::canonicalize(&self.path) else { return Ok(()) };
+        let folder = whole(&self.path);
+        let is_hidden = |part: &OsStr| part.as_encoded_bytes().starts_with(b".");
+        let is_around = |input: &&&Path| {
+            let below = folder.strip_prefix(whole(input));
+            input.is_dir() && below.is_ok_and(|below| !below.iter().any(is_hidden))
+        };
+        if let Some(input) = inputs.iter().find(is_around) {
+            return Err(Error::Usage(format!(
+                "output folder {} lies in {}, whose files this command reads: it would read its own results when it is \
+                 resumed; choose another folder with --out",
+                self.path.display(),
+                input.display()
+            )));
+        }
         let goes = |input: &Path| {
             let whole = fs::canonicalize(input).ok()?;
             let name = whole.file_name()?.to_string_lossy().into_owned();
@@ -142,6 +157,16 @@ impl OutputFolder {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// The whole path of a folder that may not exist yet, without links.
+fn whole(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let known = |above: &Path| {
+        let below = path.strip_prefix(above).unwrap_or(Path::new(""));
+        Some(fs::canonicalize(above).ok()?.join(below))
+    };
+    path.ancestors().find_map(known).unwrap_or_else(|| path.clone())
 }
 
 fn names(entries: fs::ReadDir) -> impl Iterator<Item = String> {
@@ -249,6 +274,23 @@ mod tests {
         assert!(e.to_string().contains("a file exists at this path or above it"), "{e}");
         let e = OutputFolder::choose(dir.path().join("none"), Existing::Resume, "").unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("nothing to continue"), "{e}");
+    }
+
+    #[test]
+    fn a_folder_does_not_lie_in_its_input() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("images");
+        fs::create_dir_all(images.join("more")).unwrap();
+        let protect = |out: &Path, input: &Path| {
+            OutputFolder::choose(out.into(), Existing::Refuse, "").unwrap().protect(&[input])
+        };
+        for out in ["out", "more/out", "more"] {
+            let e = protect(&images.join(out), &images).unwrap_err();
+            assert!(e.exit_code() == 2 && e.to_string().contains("choose another folder with --out"), "{e}");
+        }
+        protect(&images.join(".out/a"), &images).unwrap();
+        protect(&dir.path().join("images-out"), &images).unwrap();
+        protect(&images.join("out"), &images.join("more")).unwrap();
     }
 
     #[test]

@@ -28,8 +28,8 @@ impl MetricsLog {
     }
 
     /// Keeps the records of the steps for which `is_kept` holds, each step once, and removes all other lines,
-    /// such as the incomplete last line of a killed run.
-    pub fn keep(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
+    /// such as the incomplete last line of a killed run. Returns how many records it keeps.
+    pub fn keep(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<usize> {
         let cannot = |e| Error::io("read", &self.path, e);
         let old = std::fs::read(&self.path).map_err(cannot)?;
         let mut seen: HashMap<String, HashSet<usize>> = HashMap::new();
@@ -45,7 +45,7 @@ impl MetricsLog {
         })?;
         let file = appending(&self.path).map_err(|e| Error::io("write", &self.path, e))?;
         self.file = BufWriter::new(file);
-        Ok(())
+        Ok(kept.len())
     }
 
     /// Writes all records through to the disk.

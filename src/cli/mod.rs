@@ -106,6 +106,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
             return Ok(ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2)));
         }
     };
+    signals::survive_file_limit()?;
     print(&dispatch(&cli.command, &commands::PIPELINE)?)?;
     Ok(ExitCode::SUCCESS)
 }

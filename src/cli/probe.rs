@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::args::start_threads;
 use crate::error::Result;
 use crate::pipeline::probe;
 
@@ -18,6 +19,7 @@ pub struct ProbeArgs {
 
 /// Returns a line that says how far apart the logits are.
 pub fn probe_weights(args: &ProbeArgs) -> Result<String> {
+    start_threads(None)?;
     let found = probe::probe(&args.weights, &args.file)?;
     Ok(format!(
         "{}: the logits of {} images are those of {} to {:.1e}; the largest is {:.2}\n",

@@ -207,8 +207,17 @@ impl Observer for Progress {
         self.is_verbose
     }
 
-    fn resumed(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
-        self.metrics.keep(is_kept)?;
+    fn resumed(&mut self, stages: &[(String, usize)], is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
+        let kept = self.metrics.keep(is_kept)?;
+        let expected: usize =
+            stages.iter().map(|(name, n)| (0..*n).filter(|i| is_kept(name, *i)).count()).sum();
+        if kept < expected {
+            self.print(&format!(
+                "note: {}: expected the {expected} steps before the checkpoint, found {kept}; the run goes on, and the \
+                 curves of its report will lack the others",
+                self.metrics.path.display()
+            ));
+        }
         let kept = std::fs::read_to_string(&self.metrics.path)
             .map_err(|e| Error::io("read", &self.metrics.path, e))?;
         self.events.write_again(&kept);
@@ -263,7 +272,7 @@ mod tests {
         for mode in [ProgressMode::Bars, ProgressMode::Silent] {
             let mut p = Progress::start(folder, is_resumed, mode).unwrap();
             if is_resumed {
-                p.resumed(&|stage, step| stage == "generator" && step < from).unwrap();
+                p.resumed(&[], &|stage, step| stage == "generator" && step < from).unwrap();
             }
             p.stage("generator", 30);
             for step in from..30 {

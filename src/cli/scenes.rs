@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::args::start_threads;
 use crate::data::scenes::{self, Sources, Split};
 use crate::error::Result;
 use crate::weights;
@@ -41,6 +42,7 @@ enum SplitArg {
 
 /// Composes the images; returns a line with the number and the hash of the file.
 pub fn scenes(args: &ScenesArgs) -> Result<String> {
+    start_threads(None)?;
     let split = match args.split {
         SplitArg::Train => Split::Train,
         SplitArg::Eval => Split::Eval,

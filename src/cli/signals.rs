@@ -43,9 +43,6 @@ impl Signals {
             flag::register(signal, is_stopping.clone())?;
             flag::register_usize(signal, self.last.clone(), signal as usize)?;
         }
-        // Without this handler, a file beyond `ulimit -f` would kill the process. With it the write fails
-        // with an error.
-        flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         Ok(())
     }
 
@@ -55,6 +52,15 @@ impl Signals {
         let (signal, why) = STOPPING.into_iter().find(|(signal, _)| *signal as usize == last)?;
         Some(Stop { why, exit_code: 128 + signal as u8 })
     }
+}
+
+/// Makes a write beyond `ulimit -f` fail with an error, for the rest of the process. Without a handler, the signal SIGXFSZ
+/// would kill the process and leave a temporary file.
+///
+/// Errors: the handler cannot be installed.
+pub fn survive_file_limit() -> Result<()> {
+    let handled = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+    handled.map(drop).map_err(|e| Error::Run(format!("cannot listen for SIGXFSZ: {e}")))
 }
 
 /// Signals that were ignored when the process started, as a bit mask; they stay ignored. `nohup` ignores

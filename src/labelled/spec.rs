@@ -53,7 +53,8 @@ impl TeachSpec {
             TrainingData::Labelled(file)
             | TrainingData::Coco { annotations: file, .. }
             | TrainingData::Csv { table: file, .. } => Some(file),
-            TrainingData::Scenes { .. } | TrainingData::Voc { .. } => None,
+            TrainingData::Scenes { archives, .. } => Some(archives),
+            TrainingData::Voc { .. } => None,
         };
         let all = self.init.iter().chain(data).map(PathBuf::as_path);
         all.chain(self.evaluation.as_ref().and_then(EvaluationData::file)).collect()

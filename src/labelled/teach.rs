@@ -19,7 +19,7 @@ use crate::pipeline::seed::{stage_seed, stream};
 use crate::pipeline::session::{Extras, Session};
 use crate::pipeline::stage::{Stage, with_moments};
 use crate::pipeline::teacher_file::Backbone;
-use crate::pipeline::{engine_on, fingerprint};
+use crate::pipeline::{engine_on, fingerprint, room};
 use crate::summary::Score;
 use crate::tensor::Shape;
 use crate::weights::{Tensors, npz};
@@ -83,6 +83,7 @@ pub fn teach(
     let mut session =
         Session::open(out, resume, fingerprint(spec, &data)?, spec.checkpoint_seconds, observer)?;
 
+    expect_room(spec, &network, &data)?;
     let mut engine = engine_on(&spec.device, spec.precision)?;
     let net = build(&mut engine.store, spec, &network, start, labels.len())?;
     let provenance = format!("{} steps of {} on {}", t.steps, t.batch, data.set.provenance);
@@ -114,11 +115,12 @@ pub fn teach(
         teachers_at_once: None,
         owned: Vec::new(),
     };
-    session.plan(&[(STAGE.into(), t.steps)]);
+    session.plan(&[(STAGE.into(), t.steps)])?;
     let weights = out.join("weights.npz");
     let result =
         session.train_with(&mut engine, stage, Extras { feed, ..Extras::default() }, |engine, _| {
-            save(&weights, engine, &net, &labels, provenance)
+            save(&weights, engine, &net, &labels, provenance)?;
+            Ok(vec![weights.clone()])
         })?;
     let score = match &spec.evaluation {
         Some(data) => {
@@ -130,6 +132,18 @@ pub fn teach(
     session.finish()?;
     let loss = result.converged.get("loss").copied().unwrap_or(f64::NAN);
     Ok(TeachSummary { weights, labels, loss, score, seconds: result.seconds })
+}
+
+/// Checks that this machine has room for the network, its moments and the images.
+///
+/// Errors: out of memory.
+fn expect_room(spec: &TeachSpec, network: &ResNetSpec, data: &Data) -> Result<()> {
+    let mut store = Store::planned(None);
+    let net = build(&mut store, spec, network, None, data.labels().len())?;
+    optimisers(&mut store, &spec.training, &net);
+    let [h, w, c] = data.image;
+    store.add("data.images", Shape::new(data.stored(spec), h, w, c));
+    room::expect_room_for(&store, "network.widths, network.depths or training.batch")
 }
 
 /// Name of the one stage.
@@ -185,16 +199,17 @@ fn fingerprint(spec: &TeachSpec, data: &Data) -> Result<String> {
     let mut relevant = spec.clone();
     relevant.evaluation = None;
     relevant.checkpoint_seconds = 0.0;
-    let images = match &spec.data {
-        TrainingData::Labelled(path) => path.clone(),
-        TrainingData::Scenes { archives, .. } => archives.clone(),
-        TrainingData::Voc { folder, .. } => folder.join("JPEGImages"),
-        TrainingData::Coco { images, .. } => images.clone(),
-        TrainingData::Csv { folder, .. } => folder.clone(),
+    let (files, images) = match &spec.data {
+        TrainingData::Labelled(path) => (Some(path), None),
+        TrainingData::Scenes { archives, .. } => (Some(archives), None),
+        TrainingData::Voc { folder, .. } => (None, Some(folder.join("JPEGImages"))),
+        TrainingData::Coco { images, .. } => (None, Some(images.clone())),
+        TrainingData::Csv { folder, .. } => (None, Some(folder.clone())),
     };
-    let files: Vec<&Path> = spec.init.iter().map(PathBuf::as_path).chain([images.as_path()]).collect();
+    let files: Vec<&Path> = spec.init.iter().chain(files).map(PathBuf::as_path).collect();
+    let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
     let targets: Vec<&[u8]> = (0..data.set.len()).map(|i| data.set.targets(i)).collect();
-    fingerprint::of(&(relevant, targets), &files, &[])
+    fingerprint::of(&(relevant, targets), &files, &images, &[])
 }
 
 /// The optimisers, one for each learning rate, and the rates by slot: first the head's, then the blocks',

@@ -85,6 +85,11 @@ impl Data {
         Ok((!absent.is_empty()).then(sentence))
     }
 
+    /// Images that the store holds at a time: all, or those of a step.
+    pub(super) fn stored(&self, spec: &TeachSpec) -> usize {
+        if self.crop.is_some() { spec.training.batch } else { self.set.len() }
+    }
+
     /// Adds images and targets to the store. Images of the network's size are all stored, and each step draws
     /// from them. For others the store holds the batch of one step, and the feed that is returned fills it,
     /// from step `first_step` on.

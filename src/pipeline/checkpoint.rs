@@ -39,6 +39,10 @@ pub struct Progress {
     pub fingerprint: String,
     /// The finished stages, by name.
     pub done: BTreeMap<String, StageResult>,
+    /// The files of the finished stages on which the rest of the run builds, by name, each with the hash of its contents;
+    /// empty in checkpoints of versions that did not write them, whose files are used unseen.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
     /// File prefix of the student that the checkpoint's tensors belong to.
     pub student: String,
     /// The current stage; empty between stages.
@@ -228,6 +232,15 @@ mod tests {
         saved(dir.path(), 5..7);
         fs::remove_file(dir.path().join(FILE)).unwrap();
         assert_eq!(at(&find(dir.path()).unwrap().unwrap()), (5, false));
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_version_without_hashes_of_files_is_read() {
+        let progress = Progress { stage: "block1".into(), step: 3, ..Default::default() };
+        let mut old = serde_json::to_value(&progress).unwrap();
+        let fields = old.as_object_mut().unwrap();
+        assert!(fields.remove("files").is_some() && fields.remove("total").is_some());
+        assert_eq!(serde_json::from_value::<Progress>(old).unwrap(), progress);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::checkpoint;
 use super::engine_on;
+use super::room::expect_room;
 use super::spec::{Branch, ImageSource, RunSpec};
 use super::stage::{Stage, fits};
 use super::stage_one::StageOne;
@@ -174,8 +175,7 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
     for (prefix, images) in students {
         let mut spec = spec.clone();
         spec.dual.images = images.clone();
-        let mut engine =
-            if measures { engine_on(&spec.device, spec.precision)? } else { Engine::planning(None) };
+        let mut engine = engine_for(&spec, teachers, measures)?;
         let card: &Card = card.get_or_insert_with(|| {
             let device = engine.machine().map(|m| m.gpu.name()).unwrap_or_default();
             Card::of_device(&device).unwrap_or_default()
@@ -242,6 +242,17 @@ pub fn forecast(spec: &RunSpec, teachers: &[OpenedTeacher], card: Option<&'stati
         disk,
         parameters,
     })
+}
+
+/// The engine of one student: the run's device where steps are measured, or else one for plans alone.
+///
+/// Errors: no such device, too little memory.
+fn engine_for(spec: &RunSpec, teachers: &[OpenedTeacher], measures: bool) -> Result<Engine<f32>> {
+    if !measures {
+        return Ok(Engine::planning(None));
+    }
+    expect_room(spec, teachers)?;
+    engine_on(&spec.device, spec.precision)
 }
 
 /// Bytes of the tensors of teachers' files, which a run keeps. A file that does not exist counts by its parameters.

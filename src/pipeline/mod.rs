@@ -24,6 +24,7 @@ mod opened;
 pub mod predictor;
 pub mod probe;
 pub mod rank_forecast;
+pub mod room;
 pub mod run;
 pub mod sample;
 pub mod schedule;
@@ -42,5 +43,6 @@ mod student_start;
 pub mod tasks;
 pub mod teacher_file;
 pub mod teachers;
+mod written;
 
 pub use engine::{Device, engine_on};

@@ -21,12 +21,11 @@ pub trait Observer: Send {
     fn wants_costs(&self) -> bool {
         false
     }
-    /// The run resumes from a checkpoint. Of the steps that were reported before, those for which
-    /// `is_kept(stage, step)` holds are not repeated; the others will be reported again.
+    /// The run resumes from a checkpoint. Of the steps of these stages, which [`Observer::planned`] has named, those for
+    /// which `is_kept(stage, step)` holds were reported before and are not repeated; the others will be reported again.
     ///
     /// Errors: the record of the repeated steps cannot be removed.
-    fn resumed(&mut self, is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
-        let _ = is_kept;
+    fn resumed(&mut self, _stages: &[(String, usize)], _is_kept: &dyn Fn(&str, usize) -> bool) -> Result<()> {
         Ok(())
     }
     /// A checkpoint is about to be written. A run that resumes from it will not repeat the reports made so

@@ -9,6 +9,7 @@ use super::fingerprint;
 use super::generated;
 use super::inputs::RunInputs;
 use super::observer::Observer;
+use super::room::expect_room;
 use super::sample;
 use super::session::{Extras, Session};
 use super::share::Share;
@@ -24,6 +25,7 @@ use crate::autograd::Engine;
 use crate::device::collective;
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
+use crate::report::LABEL_STATISTICS;
 use crate::summary::{Agreement, Parameters, Summary};
 use crate::weights;
 use std::path::{Path, PathBuf};
@@ -70,7 +72,7 @@ pub fn run<'o>(
         ..Default::default()
     };
     let blocks = inputs.teachers[0].known.network.blocks();
-    session.plan(&stages(spec));
+    session.plan(&stages(spec))?;
     let branches = amalgamate(spec, inputs, &mut session, "", None, &mut summary)?;
     for source in &spec.baselines {
         let mut other = spec.clone();
@@ -114,6 +116,7 @@ fn amalgamate(
     summary: &mut Summary,
 ) -> Result<Vec<usize>> {
     session.begin_student(prefix);
+    expect_room(spec, &inputs.teachers)?;
     let mut engine = engine_on(&spec.device, spec.precision)?;
     let teachers = Teachers::build(&mut engine.store, &inputs.teachers, &spec.student)?;
     let tasks = tasks(&teachers, &spec.student)?;
@@ -223,7 +226,6 @@ fn train_generator(
     session: &mut Session,
     summary: &mut Summary,
 ) -> Result<StageOne> {
-    StageOne::expect_room(spec, &teachers.network)?;
     let one = StageOne::new(&mut engine.store, spec, teachers);
     let stage = one.stage_that(engine, spec, teachers, |engine, plan| fits(plan.reserve(engine)))?;
     let (out, file) = (session.out().to_path_buf(), session.out().join(sample::GENERATOR));
@@ -231,7 +233,8 @@ fn train_generator(
     session.train_with(engine, stage, extras, |engine, _| {
         sample::save(&file, &one, &engine.store, spec, teachers)?;
         generated::measure(&one, engine, spec, teachers, &out)?;
-        generated::caption(&one, engine, spec, teachers, &out)
+        generated::caption(&one, engine, spec, teachers, &out)?;
+        Ok(vec![file, out.join(LABEL_STATISTICS)])
     })?;
     if !collective::leads() {
         return Ok(one);
@@ -259,7 +262,8 @@ fn train_blocks(
         let stage = two.stage(engine, &name, spec, teachers, stage_one, b)?;
         let file = block_file(session.out(), prefix, b);
         session.train(engine, stage, |engine, _| {
-            weights::save(&file, &two.export(&engine.store, spec, teachers, b)?)
+            weights::save(&file, &two.export(&engine.store, spec, teachers, b)?)?;
+            Ok(vec![file])
         })
     };
     (1..=teachers.network.blocks()).map(train).collect()

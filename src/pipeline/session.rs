@@ -5,6 +5,7 @@ use super::observer::{Observer, Stop};
 use super::share;
 use super::snapshots::Snapshots;
 use super::stage::{Feed, Stage};
+use super::written;
 use crate::autograd::{Engine, Store};
 use crate::device::StepState;
 use crate::device::collective;
@@ -51,14 +52,15 @@ pub struct Session<'o> {
     began: Instant,
     /// Seconds of earlier calls.
     earlier: f64,
+    is_resumed: bool,
 }
 
 impl<'o> Session<'o> {
     /// Starts a run in the folder `out`, which is made if it is not there, or with `resume` continues it from
     /// the checkpoint there, if there is one.
     ///
-    /// Errors: a folder that cannot be made; with `resume`, damaged checkpoints, or one of another
-    /// `fingerprint`.
+    /// Errors: a folder that cannot be made; with `resume`, damaged checkpoints, one of another `fingerprint`, or a file
+    /// of a finished stage that is not the one that this run wrote.
     pub fn open(
         out: &Path,
         resume: bool,
@@ -78,6 +80,7 @@ impl<'o> Session<'o> {
             pending_restore: None,
             began: Instant::now(),
             earlier: 0.0,
+            is_resumed: resume,
         };
         if !resume {
             return Ok(session);
@@ -93,6 +96,9 @@ impl<'o> Session<'o> {
                      with --force, or resume with the same ones",
                     file.display()
                 )));
+            }
+            if collective::leads() {
+                written::expect_unchanged(out, &progress.files)?;
             }
             let newest = out.join(checkpoint::FILE);
             session.note(&progress.place());
@@ -110,8 +116,6 @@ impl<'o> Session<'o> {
         if let Some(ranks) = collective::current().filter(|_| collective::leads()) {
             ranks.meet();
         }
-        let Session { observer, progress, .. } = &mut session;
-        observer.resumed(&|stage, step| progress.covers(stage, step))?;
         Ok(session)
     }
 
@@ -125,9 +129,16 @@ impl<'o> Session<'o> {
         &self.out
     }
 
-    /// Tells the observer of all stages, before the first begins.
-    pub fn plan(&mut self, stages: &[(String, usize)]) {
-        self.observer.planned(stages);
+    /// Tells the observer of all stages, before the first begins, and which of their steps a resumed run does not repeat.
+    ///
+    /// Errors: those of [`Observer::resumed`].
+    pub fn plan(&mut self, stages: &[(String, usize)]) -> Result<()> {
+        let Session { observer, progress, .. } = self;
+        observer.planned(stages);
+        if self.is_resumed {
+            observer.resumed(stages, &|stage, step| progress.covers(stage, step))?;
+        }
+        Ok(())
     }
 
     /// Tells the observer how far the evaluation has come.
@@ -155,8 +166,8 @@ impl<'o> Session<'o> {
         if self.progress.stage == stage { self.progress.step } else { 0 }
     }
 
-    /// Trains a stage to its end, unless it is finished already. Then `finish` stores what the stage
-    /// produced; only after it does the stage count as finished.
+    /// Trains a stage to its end, unless it is finished already. Then `finish` stores what the stage produced, and returns
+    /// the files on which the rest of the run builds; only after it does the stage count as finished.
     ///
     /// Errors: too little memory, divergence, a stop, a checkpoint that does not fit or cannot be written;
     /// those of `finish`.
@@ -164,7 +175,7 @@ impl<'o> Session<'o> {
         &mut self,
         engine: &mut Engine<f32>,
         stage: Stage,
-        finish: impl FnOnce(&mut Engine<f32>, &StageResult) -> Result<()>,
+        finish: impl FnOnce(&mut Engine<f32>, &StageResult) -> Result<Vec<PathBuf>>,
     ) -> Result<StageResult> {
         self.train_with(engine, stage, Extras::default(), finish)
     }
@@ -175,7 +186,7 @@ impl<'o> Session<'o> {
         engine: &mut Engine<f32>,
         mut stage: Stage,
         mut extras: Extras,
-        finish: impl FnOnce(&mut Engine<f32>, &StageResult) -> Result<()>,
+        finish: impl FnOnce(&mut Engine<f32>, &StageResult) -> Result<Vec<PathBuf>>,
     ) -> Result<StageResult> {
         if let Some(done) = self.done(&stage.name) {
             return Ok(done.clone());
@@ -191,10 +202,9 @@ impl<'o> Session<'o> {
             checkpoint::restore(&file, &mut engine.store)?;
         }
         if self.progress.stage != stage.name {
-            let (fingerprint, done) =
-                (self.progress.fingerprint.clone(), std::mem::take(&mut self.progress.done));
+            let Progress { fingerprint, done, files, .. } = std::mem::take(&mut self.progress);
             let (stage, student) = (stage.name.clone(), self.student.clone());
-            self.progress = Progress { fingerprint, done, student, stage, ..Default::default() };
+            self.progress = Progress { fingerprint, done, files, student, stage, ..Default::default() };
         }
         let names: Vec<String> = stage.plan.metric_names().to_vec();
         self.progress.tail.sums.resize(names.len(), 0.0);
@@ -216,7 +226,8 @@ impl<'o> Session<'o> {
             names.into_iter().zip(&tail.sums).map(|(n, s)| (n, s / tail.count.max(1) as f64)).collect();
         let result = StageResult { seconds: spent + began.elapsed().as_secs_f64(), converged };
         if collective::leads() {
-            finish(engine, &result)?;
+            let files = finish(engine, &result)?;
+            self.progress.files.extend(written::hashes(&files)?);
             engine.pull()?; // `finish` may have run steps of its own
         }
         self.progress.done.insert(stage.name.clone(), result.clone());

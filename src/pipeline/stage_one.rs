@@ -218,17 +218,8 @@ impl StageOne {
         teachers: &Teachers,
         mut fits: impl FnMut(&mut Engine<f32>, &Plan<f32>) -> Result<bool>,
     ) -> Result<Stage> {
-        let mut learning = self.generator.learning().to_vec();
-        learning.extend(self.filters.iter().flatten().flat_map(|f| f.tensors()));
         let g = &spec.generator;
-        let adam = Adam {
-            lr_slot: 0,
-            beta1: f64::from(g.betas[0]),
-            beta2: f64::from(g.betas[1]),
-            eps: 1e-8,
-            weight_decay: 0.0,
-        };
-        let optimiser = [with_moments(&mut engine.store, "generator", adam, &learning)];
+        let optimiser = [self.optimiser(&mut engine.store, spec)];
         let share = Share::of(spec.split, teachers.all.len(), "teachers")?;
         let owned = share.owned(&optimiser[0], |id| self.teacher_of(id));
         let all = share.most();
@@ -251,6 +242,15 @@ impl StageOne {
             teachers_at_once: Some((at_once, all)),
             owned,
         })
+    }
+
+    /// The optimiser of the generator and its filters, whose moments it adds to the store.
+    pub(super) fn optimiser<R: Real>(&self, store: &mut Store<R>, spec: &RunSpec) -> Optimiser {
+        let mut learning = self.generator.learning().to_vec();
+        learning.extend(self.filters.iter().flatten().flat_map(|f| f.tensors()));
+        let [beta1, beta2] = spec.generator.betas.map(f64::from);
+        let adam = Adam { lr_slot: 0, beta1, beta2, eps: 1e-8, weight_decay: 0.0 };
+        with_moments(store, "generator", adam, &learning)
     }
 
     /// The teacher whose filter this tensor belongs to.

@@ -12,7 +12,7 @@ use super::student_start::initial_tensors;
 use super::tasks::{Source, TaskLabels};
 use super::teachers::{Teachers, predictions};
 use crate::autograd::tape::{Learn, Value};
-use crate::autograd::{Engine, Plan, Store, Tape, TensorId};
+use crate::autograd::{Engine, Optimiser, Plan, Store, Tape, TensorId};
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::models::filter::Filter;
@@ -114,11 +114,7 @@ impl StageTwo {
         let mut tape = Tape::default();
         let mut r = Recorder { tape: &mut tape, store: &engine.store };
         let loss = self.record_loss(&mut r, spec, teachers, stage_one, b)?;
-        let first = if spec.dual.freeze_earlier { b } else { 1 };
-        let mut learning = self.trunk.learning(first..=b);
-        learning.extend(self.filters[b - 1].iter().flat_map(|f| f.tensors()));
-        let adam = Adam { lr_slot: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-        let optimiser = with_moments(&mut engine.store, &format!("block{b}"), adam, &learning);
+        let optimiser = self.optimiser(&mut engine.store, spec, b);
         let of_task = |id| self.filters[b - 1].iter().position(|f| f.tensors().contains(&id));
         let owned = self.share(spec)?.owned(&optimiser, of_task);
         Ok(Stage {
@@ -132,6 +128,15 @@ impl StageTwo {
             teachers_at_once: None,
             owned,
         })
+    }
+
+    /// The optimiser of the tensors that block `b` (1-based) trains, whose moments it adds to the store.
+    pub(super) fn optimiser<R: Real>(&self, store: &mut Store<R>, spec: &RunSpec, b: usize) -> Optimiser {
+        let first = if spec.dual.freeze_earlier { b } else { 1 };
+        let mut learning = self.trunk.learning(first..=b);
+        learning.extend(self.filters[b - 1].iter().flat_map(|f| f.tensors()));
+        let adam = Adam { lr_slot: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        with_moments(store, &format!("block{b}"), adam, &learning)
     }
 
     /// Records `L_u^b` (16). Metrics: the loss, and each task's dual loss `L_d^{b,m}` (13).

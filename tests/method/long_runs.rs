@@ -156,6 +156,62 @@ fn other_contents_of_ka_images_and_initial_weights_are_another_run() {
     }
 }
 
+/// A file of another run has the right names and shapes, and would be built on without a word.
+#[test]
+fn a_run_resumes_only_on_the_files_that_it_wrote() {
+    let lab = Lab::new();
+    let spec = lab.spec(&["checkpoint_seconds=1000"]);
+    lab.run("whole", &[]).unwrap();
+    lab.run("other", &["seed=9"]).unwrap();
+    let (code, text, _) = go(&lab, &spec, "out", false, 6 + 3 + 2);
+    assert_eq!(code, Some(143), "{text}");
+    for name in ["generator.npz", "label_statistics.json", "student-block1.npz"] {
+        let (own, file) = (lab.bytes(&format!("out/{name}")), lab.path("out").join(name));
+        fs::write(&file, lab.bytes(&format!("other/{name}"))).unwrap();
+        let (code, text, _) = go(&lab, &spec, "out", true, NEVER);
+        assert_eq!(code, Some(4), "{name}: {text}");
+        let expected =
+            format!("{}: expected the file that this run wrote, contents with the hash ", file.display());
+        assert!(text.starts_with(&expected) && text.contains(", found contents with the hash "), "{text}");
+        assert!(text.ends_with("put the run's own file back, or start over with --force"), "{text}");
+        fs::remove_file(&file).unwrap();
+        let (code, text, _) = go(&lab, &spec, "out", true, NEVER);
+        assert!(code == Some(4) && text.contains("found no file"), "{name}: {text}");
+        fs::write(&file, own).unwrap();
+    }
+    // The second time, the students of single blocks have thresholds.
+    for _ in 0..2 {
+        let (code, text, _) = go(&lab, &spec, "out", true, NEVER);
+        assert!(code.is_none(), "{text}");
+        assert!(students(&lab, "whole") == students(&lab, "out"));
+    }
+}
+
+#[test]
+fn a_resumed_run_says_that_its_log_lacks_steps() {
+    let lab = Lab::new();
+    let resumed = |more: &[&str]| {
+        let out = start(&lab, "", "out", more).wait_with_output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        text(&out)
+    };
+    resumed(&[]);
+    let log = lab.path("out/metrics.jsonl");
+    assert!(!resumed(&["--resume"]).contains("metrics.jsonl"));
+    let all = fs::read_to_string(&log).unwrap();
+    for kept in [7, 0] {
+        let lines: Vec<&str> = all.split_inclusive('\n').take(kept).collect();
+        fs::write(&log, lines.concat()).unwrap();
+        if kept == 0 {
+            fs::remove_file(&log).unwrap();
+        }
+        let said = resumed(&["--resume"]);
+        let note =
+            format!("note: out/metrics.jsonl: expected the 18 steps before the checkpoint, found {kept};");
+        assert!(said.contains(&note), "{said}");
+    }
+}
+
 /// So many steps that any machine is still in stage one when the signal comes.
 const LONG: [&str; 4] = ["--set", "generator.steps=400", "--set", "checkpoint_seconds=0.01"];
 

@@ -19,6 +19,8 @@ mod forecast;
 mod fuzz_corpus;
 mod heads;
 mod kill;
+#[cfg(target_os = "linux")]
+mod limits;
 mod newcomer;
 #[cfg(unix)]
 mod ranks;

@@ -89,8 +89,8 @@ fn trained(lab: &Lab, out: &str, with_snapshots: bool) -> Vec<(String, Vec<u32>)
     let mut session = Session::open(&out, false, String::new(), 1e6, &mut observer).unwrap();
     let snapshots = with_snapshots.then(|| Snapshots::new(&one, &engine, &spec).unwrap());
     let finish = |engine: &mut Engine<f32>, _: &_| match with_snapshots {
-        true => measure(&one, engine, &spec, &teachers, &out),
-        false => Ok(()),
+        true => measure(&one, engine, &spec, &teachers, &out).map(|()| Vec::new()),
+        false => Ok(Vec::new()),
     };
     session.train_with(&mut engine, stage, Extras { snapshots, ..Extras::default() }, finish).unwrap();
     let bits = |id| engine.store.to_f32(id).iter().map(|v| v.to_bits()).collect();

@@ -24,7 +24,7 @@ pub struct Watch {
 impl Watch {
     /// Starts the thread.
     ///
-    /// Errors: a `DFKA_RANK_TIMEOUT` that is not a number of seconds.
+    /// Errors: a `DFKA_RANK_TIMEOUT` that is not a number of seconds; a thread that cannot be started.
     pub fn start(lost: Lost) -> Result<Watch> {
         let patience = match std::env::var("DFKA_RANK_TIMEOUT") {
             Err(_) => PATIENCE,
@@ -35,7 +35,7 @@ impl Watch {
         let since = Arc::new(Mutex::new(None));
         let watch = Watch { lost, since: since.clone() };
         let patience = Duration::from_secs(patience);
-        std::thread::spawn(move || {
+        let watching = move || {
             loop {
                 std::thread::sleep(EVERY);
                 let began: Option<Instant> = *since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +43,9 @@ impl Watch {
                     lost(&format!("no answer from the other ranks for {} s", patience.as_secs()));
                 }
             }
-        });
+        };
+        let thread = std::thread::Builder::new().name("watch".into()).spawn(watching);
+        thread.map_err(|e| Error::Run(format!("cannot start a thread that watches the other ranks: {e}")))?;
         Ok(watch)
     }
 

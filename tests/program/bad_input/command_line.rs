@@ -49,6 +49,7 @@ pub const CASES: &[Case] = &[
     after("to resume with another rate", begun, "run c.toml --out out --seed 9 --resume --set dual.learning_rate=0.5", &["the config has changed since the run started", "learning_rate = 0.001", "learning_rate = 0.5"]),
     after("results in the way", |l| { folder(l, "runs/tiny-seed5"); put(l, "runs/tiny-seed5/student.npz", "precious") }, "run c.toml", &["output folder runs/tiny-seed5 is not empty", "--force", "--out"]),
     after("a teacher's results in the way", |l| { folder(l, "runs/t-seed0"); put(l, "runs/t-seed0/weights.npz", "precious"); put(l, "t.toml", super::config::TEACH) }, "teach t.toml", &["output folder runs/t-seed0 is not empty"]),
+    after("results among the images", |l| { folder(l, "images"); put(l, "images/a.png", "") }, "run c.toml --set dual.images='real:images' --out images/out", &["output folder images/out lies in", "images, whose files this command reads", "--out"]),
     case("a file in the way", "run c.toml --out c.toml", &["output folder c.toml: a file exists at this path or above it"]),
     case("a file in the way of a folder above", "run c.toml --out c.toml/out", &["output folder c.toml/out: a file exists at this path or above it"]),
 ];

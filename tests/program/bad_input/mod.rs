@@ -2,7 +2,7 @@
 //! message must have. `bad_weights.rs` and the readers' own tests have more cases of single formats.
 
 mod command_line;
-mod config;
+pub mod config;
 mod data;
 mod devices;
 mod running;
