@@ -92,6 +92,7 @@ pub fn check_against_teachers(
     config::check_student(spec, &teachers, source)?;
     for teacher in &teachers {
         config::check_network(spec, &teacher.known.network.widths, source)?;
+        config::check_sizes(spec, &teacher.known.network, source)?;
     }
     let suspicion = |(teacher, said): (&OpenedTeacher, &TeacherSpec)| match said.stated.is_sigmoid {
         true => Ok(None),

@@ -248,6 +248,14 @@ fn network(spec: &TeachSpec, image: [usize; 3], start: Option<&Backbone>) -> Res
         normalisation: start.and_then(|s| s.normalisation.clone()),
     };
     network.validate().map_err(|e| Error::Usage(format!("network: {e}")))?;
+    let maps = network.feature(network.blocks(), spec.training.batch);
+    if spec.training.norm == TeacherNorm::Batch && maps.n() * maps.h() * maps.w() == 1 {
+        return Err(Error::Usage(
+            "training.batch is 1; expected at least 2, because the last block's maps have one pixel, and training.norm = \
+             \"batch\" normalises each channel by its statistics over the batch"
+                .into(),
+        ));
+    }
     Ok(network)
 }
 
