@@ -97,7 +97,7 @@ impl RawAugment {
                 "`dual.augment.mix_max` and `dual.augment.cutmix` are {} and {}; expected probabilities of at most 1 together",
                 spec.mix_max, spec.cutmix
             );
-            return Err(source.fail("dual.augment", message));
+            return Err(source.fail("dual.augment.cutmix", message));
         }
         if mixed > 0.0 && batch == 1 {
             let message = "`dual.batch` is 1; expected at least 2, because `dual.augment` mixes images of a batch (mix_max, \

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TeachSummary {
     /// The file that was written.
+    #[serde(serialize_with = "as_shown")]
     pub weights: PathBuf,
     /// In the order of the predictions.
     pub labels: Vec<String>,
@@ -38,6 +39,11 @@ pub struct TeachSummary {
     pub score: Option<Score>,
     /// Wall clock of the training.
     pub seconds: f64,
+}
+
+/// A path that is not UTF-8 must not make a finished training fail.
+fn as_shown<S: serde::Serializer>(path: &Path, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&path.display())
 }
 
 /// Checks everything that a training reads, before its folder is touched: the data, the initial weights, and
