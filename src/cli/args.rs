@@ -43,6 +43,12 @@ pub struct DeviceArgs {
     /// Device to run on: auto, cpu, cuda, cuda:N or emu
     #[arg(long, default_value = "auto", value_parser = device::parse)]
     pub device: DeviceChoice,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+#[derive(Args)]
+pub struct ThreadArgs {
     /// Threads for work on the CPU; results do not depend on their number [default: one for each processor, of several ranks
     /// on one machine a part of them]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -89,6 +95,12 @@ impl RunConfigArgs {
         let overrides = self.config.overrides()?;
         let loaded = config::load_run(self.file(), &overrides)?;
         let Some(preset) = self.preset else { return Ok(loaded) };
+        if !self.file().is_file() {
+            return Err(Error::Usage(format!(
+                "--preset reads the config twice, and {} is a pipe, which can be read once; save it to a file",
+                self.file().display()
+            )));
+        }
         let all: Vec<Override> = preset.overrides(&loaded.spec)?.into_iter().chain(overrides).collect();
         config::load_run(self.file(), &all)
     }
@@ -100,13 +112,12 @@ pub fn output_path(out: Option<&Path>, name: &str, seed: u64) -> PathBuf {
 }
 
 impl DeviceArgs {
-    /// Starts the threads, then opens the device. Each of several ranks on this machine opens a device of its own; see
-    /// [`DeviceChoice::of_rank`] and [`DeviceChoice::open`]. To be called before any other work on the
-    /// CPU, which would start one thread for each processor.
+    /// Starts the threads (see [`ThreadArgs::start`]), then opens the device. Each of several ranks on this machine opens a device of its own; see
+    /// [`DeviceChoice::of_rank`] and [`DeviceChoice::open`].
     ///
     /// Errors: threads that cannot be started; a device that is not available.
     pub fn open(&self) -> Result<(Choice, String)> {
-        start_threads(self.threads.map(usize::from).or_else(part_of_the_processors))?;
+        self.threads.start()?;
         let (launched, named) = (launched(), self.device);
         let own = named.of_rank(launched);
         own.open().map_err(|e| match (launched, e) {
@@ -136,6 +147,15 @@ pub fn start_threads(threads: Option<usize>) -> Result<()> {
             "--threads {expected}: this process works with {found} threads already"
         ))),
         _ => Ok(()),
+    }
+}
+
+impl ThreadArgs {
+    /// Starts the threads. To be called before any other work on the CPU, which would start one thread for each processor.
+    ///
+    /// Errors: threads that cannot be started.
+    pub fn start(&self) -> Result<()> {
+        start_threads(self.threads.map(usize::from).or_else(part_of_the_processors))
     }
 }
 

@@ -59,7 +59,7 @@ pub fn check(args: &CheckArgs, commands: &Commands) -> Result<String> {
     let out = output_path(args.out.as_deref(), &spec.name, spec.seed);
     let free = disk::free_bytes(&out);
     if args.json {
-        let space = json!({ "folder": out, "free_bytes": free });
+        let space = json!({ "folder": out.display().to_string(), "free_bytes": free });
         let all = json!({
             "config": spec, "device": device, "teachers": teachers, "forecast": cost, "output": space,
             "ranks": on_ranks.map(|(cost, _)| cost),
@@ -92,6 +92,7 @@ pub fn check_against_teachers(
     config::check_student(spec, &teachers, source)?;
     for teacher in &teachers {
         config::check_network(spec, &teacher.known.network.widths, source)?;
+        config::check_sizes(spec, &teacher.known.network, source)?;
     }
     let suspicion = |(teacher, said): (&OpenedTeacher, &TeacherSpec)| match said.stated.is_sigmoid {
         true => Ok(None),

@@ -89,8 +89,9 @@ pub fn of_ranks(forecast: &Value, card: &Card) -> String {
     let of = |key: &str| number(&forecast[key]);
     let (ranks, name) = (of("ranks"), card.name.to_uppercase());
     let mut text = format!(
-        "\n{ranks} ranks with an {name} each, which divide the {}: {} and {:.1} GB on each; one {name}: {} and {:.1} GB; \
-         {:.0} % of {ranks} times\nits speed (a model: no run on several cards has been measured)\n\
+        "\non {ranks} ranks with an {name} each, which divide the {}, the training takes {} and {:.1} GB of each card's memory\n\
+         on one {name} it takes {} and {:.1} GB, so the ranks reach {:.0} % of {ranks} times its speed\n\
+         (both by a model of the cards: no run on several cards has been measured; all times above are of one process)\n\
          {:<16} {:>9} {:>11} {:>11} {:>10} {:>9}\n",
         word(&forecast["split"]),
         report::duration(of("seconds")),

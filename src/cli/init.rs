@@ -92,7 +92,20 @@ fn open(path: &Path, name: String, side: Option<usize>) -> Result<Teacher> {
     let stated = Stated { labels, image_size: stated_side, ..Stated::default() };
     let file = TeacherFile::read(tensors, &stated)?;
     let assumes_stem = assumed_stem(&file.tensors, &file.known.network).is_some();
-    Ok(Teacher { name, path: path.display().to_string(), file, has_labels, stated_side, assumes_stem })
+    let not_text = || {
+        Error::data(
+            path,
+            "this path is not UTF-8 text, and a config cannot hold it; rename the folder or the file",
+        )
+    };
+    Ok(Teacher {
+        name,
+        path: path.to_str().ok_or_else(not_text)?.into(),
+        file,
+        has_labels,
+        stated_side,
+        assumes_stem,
+    })
 }
 
 /// A text as TOML writes it.

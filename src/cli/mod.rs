@@ -71,7 +71,7 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Predict the labels of images
     Predict(predict::PredictArgs),
-    /// Check that weights compute the logits that the network gave in PyTorch
+    /// Check that weights compute the logits that the network gave in PyTorch, on the CPU
     Probe(probe::ProbeArgs),
     /// Check a config against its files and forecast the cost of the run, without running it
     Check(check::CheckArgs),

@@ -31,22 +31,26 @@ impl Outlook<'_> {
         let (f, config) = (self.forecast, self.config.display());
         let is_drawn = self.teachers.iter().any(|t| t.is_drawn);
         let fits = if is_drawn { "fits what it states of its teachers" } else { "matches its teachers" };
-        let card = f["card"]["name"].as_str().unwrap_or("card").to_uppercase();
-        let (time, memory) = match f["is_measured"] == true {
-            true => (
-                format!("about {} on this {}", rough(number(&f["seconds"])), self.machine()),
-                number(&f["peak_bytes"]),
-            ),
-            false => (
-                format!("at least {} on an {card}", rough(number(&f["seconds"]))),
-                number(&f["gpu_peak_bytes"]),
-            ),
+        let (least, memory) = match f["is_measured"] == true {
+            true => ("about", number(&f["peak_bytes"])),
+            false => ("at least", number(&f["gpu_peak_bytes"])),
         };
+        let time = format!("{least} {} on {}", rough(number(&f["seconds"])), self.place());
         format!(
             "{config}: {fits}; a run takes {time} and needs {} of memory, {} of disk\n",
             gigabytes(memory),
             gigabytes(number(&f["disk"]["bytes"]))
         )
+    }
+
+    /// What the times are of, in words.
+    fn place(&self) -> String {
+        match self.forecast["is_measured"] == true {
+            true => format!("this {}", self.machine()),
+            false => {
+                format!("an {}", self.forecast["card"]["name"].as_str().unwrap_or("card").to_uppercase())
+            }
+        }
     }
 
     fn machine(&self) -> &'static str {
@@ -110,7 +114,7 @@ impl Outlook<'_> {
         let each = stages.iter().map(|s| {
             format!("{} {}", s["name"].as_str().unwrap_or("?"), report::duration(number(&s["seconds"])))
         });
-        text += &format!("time: {}\n", each.collect::<Vec<_>>().join(", "));
+        text += &format!("time on {}: {}\n", self.place(), each.collect::<Vec<_>>().join(", "));
         let disk = |part: &str| gigabytes(number(&f["disk"][part]));
         text += &format!(
             "disk: {} for checkpoints while it runs, {} for students, {} for the rest, in {}",

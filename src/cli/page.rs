@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::{self, RunFolder};
 
 #[derive(Args)]
@@ -15,6 +15,10 @@ pub struct PageArgs {
 
 /// Writes the page; returns its path and the damaged files that it leaves out.
 pub fn rebuild(args: &PageArgs) -> Result<String> {
+    if args.folder.exists() && !args.folder.is_dir() {
+        let message = format!("{}: expected the folder of a run, found a file", args.folder.display());
+        return Err(Error::Usage(message));
+    }
     let RunFolder { is_finished, damaged, .. } = report::rebuild(&args.folder)?;
     let page = args.folder.join(report::HTML);
     let mut text = format!("{}", page.display());

@@ -40,6 +40,7 @@ pub fn predict(args: &PredictArgs) -> Result<String> {
     for files in files.chunks(BATCH) {
         let images = folder::load_files(files, model.image(), String::new())?;
         let logits = model.logits(&images)?;
+        model.expect_finite(&logits, |i| files[i].display().to_string())?;
         let labels = model.labels.len();
         rows.extend(files.iter().zip(logits.chunks(labels)).map(|(file, logits)| Row {
             file: file.display().to_string(),

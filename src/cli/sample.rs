@@ -44,6 +44,13 @@ pub struct SampleArgs {
 
 /// Draws the images and writes them as one PNG; returns a line for each file.
 pub fn sample(args: &SampleArgs) -> Result<String> {
+    let captions_file = args.out.with_extension("json");
+    if args.captions && captions_file.as_os_str().eq_ignore_ascii_case(&args.out) {
+        return Err(Error::Usage(format!(
+            "--out {}: the captions would replace the picture; name a .png file, and they go to the .json file beside it",
+            args.out.display()
+        )));
+    }
     let (choice, _) = args.device.open()?;
     let device = Device { choice, ..Device::default() };
     let mut sampler = Sampler::open(&args.from, &device)?;
@@ -61,9 +68,8 @@ pub fn sample(args: &SampleArgs) -> Result<String> {
     save_grid(&args.out, &drawn.images, image)?;
     let mut text = format!("{}: {} images\n", args.out.display(), args.count);
     if let Some((by, json)) = captions {
-        let file = args.out.with_extension("json");
-        write_atomic(&file, |w| w.write_all(json.as_bytes()))?;
-        text += &format!("{}: their labels, as {by} them\n", file.display());
+        write_atomic(&captions_file, |w| w.write_all(json.as_bytes()))?;
+        text += &format!("{}: their labels, as {by} them\n", captions_file.display());
     }
     Ok(text)
 }

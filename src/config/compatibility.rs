@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::source::Source;
 use super::suggest::nearest;
 use crate::error::Result;
-use crate::pipeline::spec::{Branch, RunSpec};
+use crate::models::resnet::ResNetSpec;
+use crate::pipeline::spec::{Branch, ImageSource, RunSpec, StudentNorm};
 use crate::pipeline::student_network::{Misfit, student_network};
 use crate::pipeline::teachers::OpenedTeacher;
 
@@ -86,6 +87,30 @@ pub fn check_network(spec: &RunSpec, channels: &[usize], source: &Source) -> Res
             spec.dual.steps.len()
         );
         return Err(source.fail("dual.steps", message));
+    }
+    Ok(())
+}
+
+/// Checks that the values that depend on the size of images and maps fit the network: shifts, and a batch of one image.
+pub fn check_sizes(spec: &RunSpec, network: &ResNetSpec, source: &Source) -> Result<()> {
+    let [h, w, _] = network.image;
+    let of_generator = ("generator.shift", spec.generator.shift);
+    let shifts = [("dual.augment.shift", spec.dual.augment.shift)];
+    let shifts =
+        shifts.into_iter().chain((spec.dual.images == ImageSource::Generator).then_some(of_generator));
+    for (path, shift) in shifts {
+        if shift >= h.min(w) {
+            let message = format!(
+                "`{path}` is {shift}; expected fewer pixels than the images have, which are {h} x {w}"
+            );
+            return Err(source.fail(path, message));
+        }
+    }
+    let maps = network.feature(network.blocks(), spec.dual.batch);
+    if spec.student.norm == StudentNorm::Batch && maps.n() * maps.h() * maps.w() == 1 {
+        let message = "`dual.batch` is 1; expected at least 2, because the last block's maps have one pixel, and \
+                       `student.norm` = \"batch\" normalises each channel by its statistics over the batch";
+        return Err(source.fail("dual.batch", message));
     }
     Ok(())
 }

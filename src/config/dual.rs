@@ -47,11 +47,22 @@ impl RawDual {
             );
             return Err(source.fail("dual.bank", message));
         }
-        let lambda_in = value_or(&mut self.lambda_in, [1.0, 1.0]);
+        if images == ImageSource::Generator && generator_batch == 1 {
+            let message = "`generator.batch` is 1; expected at least 2, because the diversity of its images is measured in pairs";
+            return Err(source.fail("generator.batch", message));
+        }
+        let batch = source.count("dual.batch", value_or(&mut self.batch, 64), BATCH)?;
+        let augment = self.augment.build(source, batch)?;
+        // Supplement Table 2: both 1.
+        let lambda_in = pair(source, "dual.lambda_in", value_or(&mut self.lambda_in, [1.0, 1.0]), WEIGHT)?;
+        if lambda_in == [0.0; 2] {
+            let message = "`dual.lambda_in` is 0 for both inputs; expected a weight above 0, or the student learns nothing";
+            return Err(source.fail("dual.lambda_in", message));
+        }
         Ok(DualSpec {
             images,
             steps: steps(source, &self.steps)?,
-            batch: source.count("dual.batch", value_or(&mut self.batch, 64), BATCH)?,
+            batch,
             learning_rate: source.number(
                 "dual.learning_rate",
                 value_or(&mut self.learning_rate, 1e-3),
@@ -64,22 +75,36 @@ impl RawDual {
                 WEIGHT,
             )?,
             freeze_earlier: value_or(&mut self.freeze_earlier, false),
-            // Supplement Table 2: both 1.
-            lambda_in: pair(source, "dual.lambda_in", lambda_in, WEIGHT)?,
+            lambda_in,
             bank,
-            augment: self.augment.build(source)?,
+            augment,
         })
     }
 }
 
 impl RawAugment {
-    fn build(&mut self, source: &Source) -> Result<AugmentSpec> {
-        Ok(AugmentSpec {
+    /// `batch`: images of one step.
+    fn build(&mut self, source: &Source, batch: usize) -> Result<AugmentSpec> {
+        let spec = AugmentSpec {
             shift: source.count("dual.augment.shift", value_or(&mut self.shift, 0), 0..=64)?,
             flip: source.number("dual.augment.flip", value_or(&mut self.flip, 0.0), 0.0..=1.0)?,
             mix_max: source.number("dual.augment.mix_max", value_or(&mut self.mix_max, 0.0), 0.0..=1.0)?,
             cutmix: source.number("dual.augment.cutmix", value_or(&mut self.cutmix, 0.0), 0.0..=1.0)?,
-        })
+        };
+        let mixed = spec.mix_max + spec.cutmix;
+        if mixed > 1.0 {
+            let message = format!(
+                "`dual.augment.mix_max` and `dual.augment.cutmix` are {} and {}; expected probabilities of at most 1 together",
+                spec.mix_max, spec.cutmix
+            );
+            return Err(source.fail("dual.augment.cutmix", message));
+        }
+        if mixed > 0.0 && batch == 1 {
+            let message = "`dual.batch` is 1; expected at least 2, because `dual.augment` mixes images of a batch (mix_max, \
+                           cutmix)";
+            return Err(source.fail("dual.batch", message));
+        }
+        Ok(spec)
     }
 }
 

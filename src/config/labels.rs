@@ -64,6 +64,11 @@ impl RawLabels {
             if label.trim().is_empty() {
                 return fail(format!("`{path}` contains an empty label"));
             }
+            if label.chars().any(char::is_control) {
+                return fail(format!(
+                    "`{path}` contains {label:?}; expected a label without control characters"
+                ));
+            }
             if !seen.insert(label) {
                 return fail(format!("label `{label}` is listed more than once in `{path}`"));
             }

@@ -15,9 +15,9 @@
 //! printed. Errors for unknown keys and wrong types follow from the struct, and the line in an error follows
 //! from the key's path.
 //!
-//! What depends on the teachers' files (labels, blocks, channels, heads) is checked by [`check_labels`],
-//! [`check_student`], [`check_network`] and [`check_heads`] once they are open. Their errors name the config's
-//! line too.
+//! What depends on the teachers' files (labels, blocks, channels, sizes, heads) is checked by [`check_labels`],
+//! [`check_student`], [`check_network`], [`check_sizes`] and [`check_heads`] once they are open. Their errors name the
+//! config's line too.
 
 mod compatibility;
 mod document;
@@ -42,7 +42,7 @@ mod training;
 mod training_data;
 mod wording;
 
-pub use compatibility::{check_heads, check_labels, check_network, check_student};
+pub use compatibility::{check_heads, check_labels, check_network, check_sizes, check_student};
 pub use loaded::Loaded;
 pub use overrides::Override;
 pub use run::load_run;

@@ -77,13 +77,18 @@ impl RawNetwork {
                 let ResNetSpec { block, stem, widths, depths, variant, .. } = known;
                 Ok(Architecture { block, stem, widths, depths, variant })
             }
-            RawNetwork::Table(table) => Ok(Architecture {
-                block: table.block,
-                stem: table.stem.build(source, path)?,
-                widths: table.by_block(source, path, "widths", &table.widths, 65_536)?,
-                depths: table.by_block(source, path, "depths", &table.depths, 1024)?,
-                variant: table.variant.clone(),
-            }),
+            RawNetwork::Table(table) => {
+                let network = Architecture {
+                    block: table.block,
+                    stem: table.stem.build(source, path)?,
+                    widths: table.by_block(source, path, "widths", &table.widths, 65_536)?,
+                    depths: table.by_block(source, path, "depths", &table.depths, 1024)?,
+                    variant: table.variant.clone(),
+                };
+                let wrong = |e| source.fail(&format!("{path}.widths"), format!("`{path}`: {e}"));
+                network.validate().map_err(wrong)?;
+                Ok(network)
+            }
         }
     }
 }

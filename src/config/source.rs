@@ -89,21 +89,31 @@ impl Source {
     pub fn count(&self, path: &str, value: i64, range: impl RangeBounds<i64>) -> Result<usize> {
         match usize::try_from(value) {
             Ok(n) if range.contains(&value) => Ok(n),
-            Ok(_) | Err(_) => Err(self.out_of_range(path, value, range)),
+            Ok(_) | Err(_) => Err(self.out_of_range(path, &value.to_string(), range)),
         }
     }
 
-    /// `value`, the one at `path`, in single precision. Errors: it is outside `range`.
+    /// `value`, the one at `path`, in single precision. Errors: it is outside `range`, or single precision rounds it to
+    /// an end of the range that does not belong to it.
     pub fn number(&self, path: &str, value: f64, range: impl RangeBounds<f64>) -> Result<f32> {
-        if range.contains(&value) && (value as f32).is_finite() {
-            return Ok(value as f32);
+        let rounded = value as f32;
+        if !range.contains(&value) || !rounded.is_finite() {
+            return Err(self.out_of_range(path, &value.to_string(), range));
         }
-        Err(self.out_of_range(path, value, range))
+        // The ends are rounded too, so that an end that belongs to the range still does.
+        let ends = [range.start_bound(), range.end_bound()].map(|end| end.map(|v| *v as f32));
+        if !(ends[0], ends[1]).contains(&rounded) {
+            let found = format!("{value:?}, which is {rounded} in single precision");
+            return Err(self.out_of_range(path, &found, range));
+        }
+        Ok(rounded)
     }
 
     /// The path of the file that `raw` names relative to the config's folder. `raw` becomes absolute, so
     /// that a copy of the config in another folder names the same file; and without `..` and links to folders, so that two
     /// spellings of its path give the same config. A link to a file stays: what lies beside it may belong to it.
+    ///
+    /// Errors: an empty path, or one that is not UTF-8.
     pub fn file(&self, path: &str, raw: &mut String) -> Result<PathBuf> {
         if raw.is_empty() {
             return Err(self.fail(path, format!("`{path}` is empty; expected the path of a file")));
@@ -116,7 +126,14 @@ impl Source {
             (Some(folder), Some(name)) => folder.join(name),
             _ => whole,
         };
-        *raw = whole.to_string_lossy().into_owned();
+        let Some(text) = whole.to_str() else {
+            let message = format!(
+                "`{path}`: {}: this path is not UTF-8 text, and a run's records cannot hold it; rename the folder or the file",
+                whole.display()
+            );
+            return Err(self.fail(path, message));
+        };
+        *raw = text.into();
         Ok(joined)
     }
 
@@ -132,7 +149,7 @@ impl Source {
         assignments.iter().enumerate().map(one).collect()
     }
 
-    fn out_of_range<T: Display>(&self, path: &str, value: T, range: impl RangeBounds<T>) -> Error {
+    fn out_of_range<T: Display>(&self, path: &str, found: &str, range: impl RangeBounds<T>) -> Error {
         let low = match range.start_bound() {
             Bound::Included(v) => Some(format!("at least {v}")),
             Bound::Excluded(v) => Some(format!("above {v}")),
@@ -144,7 +161,7 @@ impl Source {
             Bound::Unbounded => None,
         };
         let both: Vec<_> = low.into_iter().chain(high).collect();
-        self.fail(path, format!("`{path}` is {value}; expected {}", both.join(" and ")))
+        self.fail(path, format!("`{path}` is {found}; expected {}", both.join(" and ")))
     }
 
     fn malformed(&self, e: &toml::de::Error) -> Error {
@@ -315,6 +332,16 @@ mod tests {
         let e = source.number("inner.rate", 2.0, (Bound::Excluded(0.0), Bound::Included(1.0))).unwrap_err();
         assert!(e.to_string().ends_with("`inner.rate` is 2; expected above 0 and at most 1"), "{e}");
         assert!(source.number("inner.rate", f64::NAN, 0.0..).is_err());
+        let open = (Bound::Excluded(0.0), Bound::Excluded(1.0));
+        for (value, found) in [(1e-320, "1e-320, which is 0"), (0.99999999999, "0.99999999999, which is 1")] {
+            let e = source.number("inner.rate", value, open).unwrap_err().to_string();
+            assert!(
+                e.ends_with(&format!("{found} in single precision; expected above 0 and below 1")),
+                "{e}"
+            );
+        }
+        // Single precision rounds 1e-4 down.
+        assert_eq!(source.number("inner.rate", 1e-4, 1e-4..=1.0).unwrap(), 1e-4);
         assert!(source.count("inner.rate", -1, ..).is_err());
     }
 

@@ -210,6 +210,14 @@ impl Dataset {
         }
     }
 
+    /// What messages call image `i`, which must be below `len`.
+    pub fn name(&self, i: usize) -> String {
+        match &self.images {
+            Images::Decoded(_) => format!("image {i} of {}", self.file.display()),
+            Images::Files(files) => files[i].display().to_string(),
+        }
+    }
+
     /// Decodes image `i`, which must be below `len`.
     ///
     /// Errors: a file that is missing or damaged, by its name.

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::weights::refuse_pipe;
 
 /// The number of pixels of one image.
 pub const PIXELS: usize = 28 * 28;
@@ -29,6 +30,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
     let fail = |m: String| Error::data(path, m);
     let mut text = vec![];
+    refuse_pipe(path)?;
     let file = File::open(path).map_err(|e| fail(format!("cannot open: {e}")))?;
     file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(|e| fail(format!("cannot read: {e}")))?;
     if text.len() as u64 > MAX_BYTES {

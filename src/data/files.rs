@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::text::{self, Fault};
+use crate::weights::refuse_pipe;
 
 /// Reads a whole file of at most `max_bytes`.
+///
+/// Errors: a file that cannot be read or is larger; a pipe, a device or a socket.
 pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let cannot = |e: std::io::Error| Error::data(path, format!("cannot read: {e}"));
+    refuse_pipe(path)?;
     let file = File::open(path).map_err(cannot)?;
-    // A device or a pipe reports no length. The one byte of extra capacity lets `read_to_end` see the end
+    // The one byte of extra capacity lets `read_to_end` see the end
     // without growing.
     let len = file.metadata().map_or(0, |m| m.len().min(max_bytes));
     let mut bytes = Vec::with_capacity(len as usize + 1);

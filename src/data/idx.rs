@@ -10,6 +10,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
+use crate::weights::refuse_pipe;
 
 /// An array of unsigned bytes in C order.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,7 @@ const MAX_BYTES: u64 = 1 << 30;
 pub fn read(path: impl AsRef<Path>) -> Result<Idx> {
     let path = path.as_ref();
     let cannot = |e| Error::data(path, format!("cannot read: {e}"));
+    refuse_pipe(path)?;
     let mut file = BufReader::new(File::open(path).map_err(cannot)?);
     let gzipped = file.fill_buf().map_err(cannot)?.starts_with(&[0x1f, 0x8b]);
     let parsed = if gzipped { parse(&mut MultiGzDecoder::new(file)) } else { parse(&mut file) };

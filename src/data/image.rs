@@ -254,7 +254,14 @@ fn png_decoder(bytes: &[u8]) -> Started<png::Decoder<std::io::Cursor<&[u8]>>> {
 }
 
 fn png_fault(e: png::DecodingError) -> String {
-    format!("not a whole PNG: {e}")
+    let text = e.to_string();
+    // The decoder prints the name of a part as Rust prints the value.
+    if text.contains('{') {
+        let what =
+            if text.starts_with("CRC") { "has another checksum than its bytes" } else { "is out of place" };
+        return format!("not a whole PNG: a part of it {what}; copy or download it again");
+    }
+    format!("not a whole PNG: {text}")
 }
 
 /// Decodes to `rgbx`, which has four bytes for each of the file's pixels.

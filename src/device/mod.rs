@@ -8,6 +8,7 @@ pub mod choice;
 pub mod collective;
 pub mod cpu;
 pub mod gpu;
+mod loader;
 pub mod memory;
 pub mod philox;
 pub mod step_state;

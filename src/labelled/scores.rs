@@ -22,13 +22,16 @@ fn logits_of(model: &mut Predictor, data: &Arc<Dataset>) -> Result<Vec<f32>> {
     };
     let batch = data.len().clamp(1, BATCH);
     let mut loader = Loader::in_order(data.clone(), transform, batch)?;
-    model.predict(data.len(), |range, to| loader.read((range.start / batch) as u64, to))
+    let logits = model.predict(data.len(), |range, to| loader.read((range.start / batch) as u64, to))?;
+    model.expect_finite(&logits, |i| data.name(i))?;
+    Ok(logits)
 }
 
 /// Average precision of a model on the labels that it and `wanted` share; with no `wanted`, on all of the
 /// model's labels. A label that no image has, or that no image lacks, gets no number (see [`Score`]).
 ///
-/// Errors: a label that the data does not have, images of another size, a damaged file.
+/// Errors: a label that the data does not have, images of another size, a damaged file, a model that computes infinity or
+/// no number.
 pub fn score(model: &mut Predictor, data: &Arc<Dataset>, wanted: &[String]) -> Result<Score> {
     let keep: Vec<usize> =
         (0..model.labels.len()).filter(|i| wanted.is_empty() || wanted.contains(&model.labels[*i])).collect();

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TeachSummary {
     /// The file that was written.
+    #[serde(serialize_with = "as_shown")]
     pub weights: PathBuf,
     /// In the order of the predictions.
     pub labels: Vec<String>,
@@ -38,6 +39,11 @@ pub struct TeachSummary {
     pub score: Option<Score>,
     /// Wall clock of the training.
     pub seconds: f64,
+}
+
+/// A path that is not UTF-8 must not make a finished training fail.
+fn as_shown<S: serde::Serializer>(path: &Path, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(&path.display())
 }
 
 /// Checks everything that a training reads, before its folder is touched: the data, the initial weights, and
@@ -263,6 +269,14 @@ fn network(spec: &TeachSpec, image: [usize; 3], start: Option<&Backbone>) -> Res
         normalisation: start.and_then(|s| s.normalisation.clone()),
     };
     network.validate().map_err(|e| Error::Usage(format!("network: {e}")))?;
+    let maps = network.feature(network.blocks(), spec.training.batch);
+    if spec.training.norm == TeacherNorm::Batch && maps.n() * maps.h() * maps.w() == 1 {
+        return Err(Error::Usage(
+            "training.batch is 1; expected at least 2, because the last block's maps have one pixel, and training.norm = \
+             \"batch\" normalises each channel by its statistics over the batch"
+                .into(),
+        ));
+    }
     Ok(network)
 }
 

@@ -45,6 +45,7 @@ pub fn by_student(file: &Path, images: &ImageSet, device: &Device) -> Result<Pre
 
 fn predicted(mut model: Predictor, images: &ImageSet) -> Result<Predicted> {
     let logits = model.logits(images)?;
+    model.expect_finite(&logits, |i| format!("generated image {}", i + 1))?;
     let above = |row: &[f32]| {
         let all = row.iter().zip(&model.thresholds).zip(&model.labels);
         all.filter(|((logit, least), _)| probability(**logit) > **least)

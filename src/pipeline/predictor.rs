@@ -16,7 +16,7 @@ use crate::models::targetnet::{TargetNet, TargetNetSpec};
 use crate::tensor::{Elem, ImagesMut};
 use crate::weights::{self, Tensors};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Most images in one forward pass.
 pub const BATCH: usize = 128;
@@ -36,6 +36,8 @@ enum Model {
 pub struct Predictor<'w> {
     /// Is called after each batch, with its number of images.
     watcher: Option<Box<dyn FnMut(usize) + 'w>>,
+    /// The weights file.
+    file: PathBuf,
     engine: Engine<f32>,
     model: Model,
     network: ResNetSpec,
@@ -63,13 +65,13 @@ impl<'w> Predictor<'w> {
     pub fn open(path: &Path, device: &Device) -> Result<Predictor<'w>> {
         let tensors = weights::load(path)?;
         if tensors.meta.contains_key("student") {
-            let mut engine = engine_for(device)?;
+            let (mut engine, file) = (engine_for(device)?, path.into());
             let thresholds =
                 TargetNetSpec::of(&tensors).and_then(|student| thresholds(&tensors, student.labels.len()))?;
             let student = TargetNet::load(&mut engine.store, "student", tensors)?;
             let (network, labels) = (student.spec.network.clone(), student.spec.labels.clone());
             let (model, notes) = (Model::Student(Box::new(student)), Vec::new());
-            return Ok(Predictor { watcher: None, engine, model, network, labels, thresholds, notes });
+            return Ok(Predictor { watcher: None, file, engine, model, network, labels, thresholds, notes });
         }
         let TeacherFile { known, tensors } = TeacherFile::read(tensors, &Stated::default())?;
         Predictor::of(known, tensors, device)
@@ -97,7 +99,7 @@ impl<'w> Predictor<'w> {
     /// Errors: tensors that do not fit; no such device.
     pub fn of(known: Known, mut tensors: Tensors, device: &Device) -> Result<Predictor<'w>> {
         let Known { network, labels } = known;
-        let thresholds = thresholds(&tensors, labels.len())?;
+        let (thresholds, file) = (thresholds(&tensors, labels.len())?, tensors.file().to_path_buf());
         let mut engine = engine_for(device)?;
         let (b, n) = (network.blocks(), Some(labels.len()));
         let net = ResNet::new(
@@ -112,12 +114,25 @@ impl<'w> Predictor<'w> {
         let notes = std::mem::take(&mut tensors.notes);
         tensors.finish()?;
         let model = Model::Teacher(Box::new(net));
-        Ok(Predictor { watcher: None, engine, model, network, labels, thresholds, notes })
+        Ok(Predictor { watcher: None, file, engine, model, network, labels, thresholds, notes })
     }
 
     /// Height, width and channels of the images that the model takes.
     pub fn image(&self) -> [usize; 3] {
         self.network.image
+    }
+
+    /// Requires that `logits`, `[n, labels]`, are finite. `name` says what the image of an index is called.
+    ///
+    /// Errors: the first logit that is not finite, with its label and image.
+    pub fn expect_finite(&self, logits: &[f32], name: impl Fn(usize) -> String) -> Result<()> {
+        let Some(at) = logits.iter().position(|l| !l.is_finite()) else { return Ok(()) };
+        let (image, label) = (name(at / self.labels.len()), &self.labels[at % self.labels.len()]);
+        let message = format!(
+            "computes {} for the label {label:?} of {image}; expected a number: the weights are too large for single precision",
+            logits[at]
+        );
+        Err(Error::data(&self.file, message))
     }
 
     /// Logits `[n, labels]` of all images.

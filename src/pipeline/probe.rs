@@ -37,10 +37,13 @@ pub fn probe(weights: &Path, file: &Path) -> Result<Probed> {
     let mut model = Predictor::open(weights, &Device::default())?;
     let ([h, w, c], labels) = (model.image(), model.labels.len());
     let n = images.shape.first().copied().unwrap_or(0);
+    if n == 0 {
+        return Err(Error::data(file, "array \"images\": expected at least one image, found none"));
+    }
     for (name, shape, expected) in
         [("images", &images.shape, vec![n, c, h, w]), ("logits", &logits.shape, vec![n, labels])]
     {
-        if *shape != expected || n == 0 {
+        if *shape != expected {
             let message =
                 format!("array {name:?}: {} takes {expected:?}, found {shape:?}", weights.display());
             return Err(Error::data(file, message));
@@ -59,6 +62,7 @@ pub fn probe(weights: &Path, file: &Path) -> Result<Probed> {
         }
         Ok(())
     })?;
+    model.expect_finite(&ours, |i| format!("image {i} of {}", file.display()))?;
     // `f32::max` would ignore a difference that is not a number.
     let larger = |most: f32, d: f32| if d.is_nan() { f32::INFINITY } else { most.max(d) };
     let apart = ours.iter().zip(&logits.data).map(|(a, b)| (a - b).abs()).fold(0.0, larger);

@@ -41,9 +41,10 @@ impl TeacherFile {
     /// file without it is described by the names and shapes of its tensors; what these leave open is taken
     /// from the config, or else is torchvision's.
     ///
-    /// Errors: tensors that belong to no ResNet, no labels, a config that contradicts the file.
+    /// Errors: tensors that belong to no ResNet, no labels, an unknown kind of head, a config that contradicts the file.
     pub fn read(tensors: Tensors, stated: &Stated) -> Result<TeacherFile> {
         refuse_student(&tensors)?;
+        check_head(&tensors)?;
         let mut tensors = state_dict::network_of(tensors, Head::Wanted)?;
         let file = tensors.file().to_path_buf();
         let mut network = network(&tensors, stated.image_size)?;
@@ -96,6 +97,20 @@ fn refuse_student(tensors: &Tensors) -> Result<()> {
     match tensors.meta.contains_key("student") {
         true => Err(Error::data(tensors.file(), "expected a teacher or a backbone, found a student")),
         false => Ok(()),
+    }
+}
+
+/// Checks what a file says of its head's training: `unknown` is what an export writes where nothing said it.
+///
+/// Errors: another word.
+fn check_head(tensors: &Tensors) -> Result<()> {
+    match tensors.meta.get("head") {
+        Some(head) if !["sigmoid", "softmax", "unknown"].iter().any(|known| head == known) => {
+            let message =
+                format!("__meta__: head: expected \"sigmoid\", \"softmax\" or \"unknown\", found {head}");
+            Err(Error::data(tensors.file(), message))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -13,13 +13,15 @@ use crate::error::{Error, Result};
 /// `fill` writes to a temporary file in the same folder, because a rename across file systems would be a
 /// copy. That file is flushed to the disk and renamed over `path`, and the folder is flushed so that the
 /// rename is on the disk too. If `fill` fails or panics, the temporary file is removed and `path` stays as
-/// it was.
+/// it was. A symbolic link stays, and the file that it leads to is replaced.
+///
+/// Errors: a device, a pipe or a socket, which a rename would destroy; a failed write.
 pub fn write_atomic(
     path: impl AsRef<Path>,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
-    replace(path, None, fill).map_err(|e| Error::io("write", path, e))
+    followed(path).and_then(|path| replace(&path, None, fill)).map_err(|e| Error::io("write", path, e))
 }
 
 /// As [`write_atomic`], but keeps the old file as `previous`, which must be in the same folder. A crash at
@@ -38,6 +40,25 @@ pub fn is_temporary(name: &str) -> bool {
     let parts = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).map(|n| n.rsplitn(3, '.'));
     let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     parts.is_some_and(|mut p| p.next().is_some_and(is_number) && p.next().is_some_and(is_number))
+}
+
+/// The file that a write to `path` replaces: `path`, or what a symbolic link leads to, even if that does not exist yet.
+///
+/// Errors: a device, a pipe or a socket; a link that cannot be read.
+fn followed(path: &Path) -> io::Result<PathBuf> {
+    if fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        return Err(io::Error::other("it is a device, a pipe or a socket; name a regular file"));
+    }
+    let mut path = path.to_path_buf();
+    // As many links as Linux follows.
+    for _ in 0..40 {
+        if !path.is_symlink() {
+            return Ok(path);
+        }
+        let to = fs::read_link(&path)?;
+        path = path.parent().unwrap_or(Path::new("")).join(to);
+    }
+    Err(io::Error::other("its symbolic links lead in a circle"))
 }
 
 fn replace(
@@ -150,6 +171,38 @@ mod tests {
         assert!(panicked.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(dir.path()), ["a"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_and_the_file_that_it_leads_to_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        let [link, second, file] = ["link", "sub/second", "sub/file"].map(|name| dir.path().join(name));
+        std::os::unix::fs::symlink("sub/second", &link).unwrap();
+        std::os::unix::fs::symlink("file", &second).unwrap();
+        // The file does not exist before the first write.
+        for text in ["one", "two"] {
+            write_atomic(&link, |w| w.write_all(text.as_bytes())).unwrap();
+            assert!(link.is_symlink() && second.is_symlink() && !file.is_symlink());
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
+        std::os::unix::fs::symlink("circle", dir.path().join("circle")).unwrap();
+        let e = write_atomic(dir.path().join("circle"), |_| Ok(())).unwrap_err();
+        assert!(e.to_string().contains("/circle: its symbolic links lead in a circle"), "{e}");
+        assert_eq!(names(dir.path()), ["circle", "link", "sub"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_and_stays() {
+        use std::os::unix::fs::FileTypeExt;
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let e = write_atomic(&pipe, |_| Ok(())).unwrap_err();
+        assert!(e.to_string().contains("/pipe: it is a device, a pipe or a socket"), "{e}");
+        assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
     }
 
     #[test]

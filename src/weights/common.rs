@@ -8,6 +8,20 @@ use crate::error::{Error, Result};
 /// of the paper (89 M parameters), and it stops a small file that would inflate without end.
 pub const MAX_BYTES: u64 = 4 << 30;
 
+/// Requires that `path`, if it exists, is a file or a folder. Opening a pipe would wait for its writer, and weights are read
+/// more than once.
+///
+/// Errors: a pipe, a device or a socket.
+pub fn refuse_pipe(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() && !found.is_dir() => Err(Error::data(
+            path,
+            "expected a file, found a pipe, a device or a socket; save its contents to a file",
+        )),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// Elements that a reader or writer converts at a time.
 pub const CHUNK: usize = 1 << 14;
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::common::refuse_pipe;
 use super::foreign;
 use super::tensors::Tensors;
 use super::{npz, onnx, safetensors, shards};
@@ -38,6 +39,7 @@ pub fn files(path: &Path) -> Vec<PathBuf> {
 }
 
 fn head(path: &Path) -> Result<Vec<u8>> {
+    refuse_pipe(path)?;
     let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
     let mut start = Vec::new();
     file.take(foreign::HEAD)

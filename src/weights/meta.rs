@@ -17,7 +17,8 @@ pub const META: &str = "__meta__";
 /// The most bytes that a file's metadata may take as JSON text.
 pub const MAX_META_BYTES: usize = 1 << 20;
 
-/// Requires that there are labels, that none of them is blank and that each is listed once.
+/// Requires that there are labels, that none of them is blank or has control characters, which a terminal would obey, and
+/// that each is listed once.
 ///
 /// Errors: the first label that is not as required, with its position from 1.
 pub fn check_labels(labels: &[String]) -> Result<(), String> {
@@ -28,6 +29,12 @@ pub fn check_labels(labels: &[String]) -> Result<(), String> {
     for (i, label) in labels.iter().enumerate() {
         if label.trim().is_empty() {
             return Err(format!("expected names, found an empty label at place {}", i + 1));
+        }
+        if label.chars().any(char::is_control) {
+            return Err(format!(
+                "expected names without control characters, found {label:?} at place {}",
+                i + 1
+            ));
         }
         if let Some(first) = places.insert(label, i) {
             return Err(format!(

@@ -22,6 +22,7 @@ mod shards;
 mod tensors;
 
 pub use atomic::{is_temporary, write_atomic, write_keeping};
+pub use common::refuse_pipe;
 pub use file::{files, load, save};
 pub use hash::sha256;
 pub use meta::{Meta, check_labels, meta_as};

@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use super::common::{MAX_BYTES, array_error, is_batch_counter};
+use super::common::{MAX_BYTES, array_error, is_batch_counter, refuse_pipe};
 use super::foreign;
 use super::safetensors;
 use super::tensors::Tensors;
@@ -141,6 +141,7 @@ fn expect_listed(index: &Path, shard: &Path, name: &str, listed: Option<&String>
 fn read_shard(index: &Path, file: &Path) -> Result<Tensors> {
     let open =
         |e: std::io::Error| Error::data(file, format!("cannot open this shard of {}: {e}", index.display()));
+    refuse_pipe(file)?;
     let mut head = Vec::new();
     let opened = File::open(file).map_err(open)?;
     opened.take(foreign::HEAD).read_to_end(&mut head).map_err(open)?;

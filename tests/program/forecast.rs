@@ -354,6 +354,17 @@ fn several_cards_are_forecast() {
     let eight = &forecast(&[&batch[..], &["8"]].concat()).unwrap()["ranks"];
     let trained = number(&one["stages"][0]["gpu"]["trained_elements"]);
     assert_eq!(number(&eight["stages"][0]["sent_bytes"]), 2.0 * 4.0 * trained * 7.0 / 8.0);
+    // The text says what each time is of.
+    let said = lab.call(&["check", &voc(), "--card", "h200", "--ranks", "2"]).stdout;
+    let said = String::from_utf8(said).unwrap();
+    for expected in [
+        "\ntime on an H200: generator ",
+        "\non 2 ranks with an H200 each, ",
+        "\non one H200 it takes ",
+        "all times above are of one process",
+    ] {
+        assert!(said.contains(expected), "{expected}\n{said}");
+    }
     let error = forecast(&["--ranks", "3"]).unwrap_err();
     assert!(error.contains("2 teachers are divided among the ranks"), "{error}");
     let error = forecast(&[&batch[..], &["7"]].concat()).unwrap_err();

@@ -376,7 +376,7 @@ fn more_ranks_than_teachers_are_refused() {
 #[test]
 fn a_missing_library_and_another_device_are_one_line() {
     let lab = Lab::new();
-    let missing = "error: started as rank 0 of 2, but the launcher's MPI library is not found";
+    let missing = "error: started as rank 0 of 2, but the launcher's MPI library does not open; DFKA_MPI names /nowhere/libmpi.so; it must be the library of the launcher (/nowhere/libmpi.so: cannot open shared object file";
     let divided =
         "error: 2 ranks divide the batch (parallel.split), which they can do on the CPU only so far";
     for (device, split, expected) in [("cpu", "batch", missing), ("emu", "batch", divided)] {

@@ -5,6 +5,7 @@
 
 use super::launcher::{Launched, Launcher};
 use super::library::Library as Moves;
+use crate::device::loader;
 use crate::error::{Error, Result};
 use libloading::Library;
 use std::ffi::{c_int, c_void};
@@ -192,16 +193,22 @@ fn open(launched: &Launched) -> Result<(Library, String)> {
         Some(file) => vec![file.clone()],
         None => names.iter().map(|n| n.to_string()).chain(beside_the_launcher(names)).collect(),
     };
-    let mut why = String::new();
+    let mut why = Vec::new();
     for file in candidates {
         match open_globally(&file) {
             Ok(library) => return Ok((library, file)),
-            Err(e) => why += &format!("\n  {e}"),
+            Err(e) => why.push(loader::words(&e)),
         }
     }
+    let advice = match named {
+        Some(file) => format!("DFKA_MPI names {file}; it must be the library of the launcher"),
+        None => "install it, or name its file in DFKA_MPI".into(),
+    };
     Err(Error::NoDevice(format!(
-        "started as rank {} of {}, but the launcher's MPI library is not found; name its file in DFKA_MPI:{why}",
-        launched.rank, launched.size
+        "started as rank {} of {}, but the launcher's MPI library does not open; {advice} ({})",
+        launched.rank,
+        launched.size,
+        why.join("; ")
     )))
 }
 

@@ -119,7 +119,11 @@ impl Nvrtc {
         let folder = path.parent().unwrap_or(Path::new("."));
         let open = |path: &Path| {
             // SAFETY: loading a library runs its initialisers; NVRTC's only set up their own tables.
-            unsafe { Library::new(path) }.map_err(|e| format!("{}: {e}", path.display()))
+            unsafe { Library::new(path) }.map_err(|e| {
+                // The loader's own words are in the source. The build script has this file too, so no other can say so.
+                let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+                format!("{}: {why}", path.display())
+            })
         };
         let builtins = glob(folder, "libnvrtc-builtins.so").into_iter().find_map(|p| open(&p).ok());
         Ok(Nvrtc { library: open(&path)?, _builtins: builtins, path })

@@ -124,6 +124,15 @@ pub struct Architecture {
     pub variant: Variant,
 }
 
+impl Architecture {
+    /// Errors: an architecture that no network can have.
+    pub fn validate(&self) -> Result<(), String> {
+        let Architecture { block, stem, widths, depths, variant } = self.clone();
+        // Any image: none of the checks depends on it.
+        ResNetSpec { variant, ..ResNetSpec::new(block, [224, 224, 3], stem, widths, depths) }.validate()
+    }
+}
+
 /// An architecture, as a weights file's metadata holds it under `network`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResNetSpec {

@@ -1,7 +1,7 @@
 //! Writing students and teachers in every format.
 
 use super::describe::{Contents, Facts};
-use super::graph::{halve, model};
+use super::graph::{self, halve, model};
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
 use crate::weights::{self, Tensors, onnx};
@@ -38,7 +38,7 @@ pub enum Floats {
 /// Writes the weights of `from`, a file or a run's folder, to `to`, in the format of its extension.
 ///
 /// Errors: an extension other than npz, safetensors and onnx; a file that is neither a student's nor a
-/// teacher's.
+/// teacher's; tensors of other shapes than its network's.
 pub fn export(from: &Path, to: &Path) -> Result<Facts> {
     export_as(from, to, Floats::Single)
 }
@@ -60,6 +60,9 @@ pub fn export_as(from: &Path, to: &Path, floats: Floats) -> Result<Facts> {
     let file = student_file(from)?;
     let (mut tensors, contents) = Contents::open(&file)?;
     let facts = complete(&mut tensors, &contents)?;
+    if !is_onnx {
+        graph::check(&tensors, &contents)?; // as an ONNX file's graph does
+    }
     match floats {
         Floats::Single => write(to, &tensors, &contents, &facts)?,
         Floats::Half => {

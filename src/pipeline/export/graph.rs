@@ -72,6 +72,11 @@ pub fn model(tensors: &Tensors, contents: &Contents, facts: &Facts) -> Result<Mo
     })
 }
 
+/// Errors: tensors that do not fit `contents`, by name and shape.
+pub fn check(tensors: &Tensors, contents: &Contents) -> Result<()> {
+    record(&mut Store::planned(None), &mut Tape::default(), tensors, contents).map(|_| ())
+}
+
 /// Rounds the weights of a model of [`model`] to half precision. Images and logits stay float32, and so does the
 /// normalisation of the images.
 ///

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 
 use crate::error::{Error, Result};
-use crate::weights::common::{MAX_BYTES, PICKLE, array_error, check_finite, is_batch_counter};
+use crate::weights::common::{MAX_BYTES, PICKLE, array_error, check_finite, is_batch_counter, refuse_pipe};
 use crate::weights::foreign;
 use crate::weights::meta::{MAX_META_BYTES, META, Meta};
 use crate::weights::npy::{Body, Header};
@@ -47,6 +47,7 @@ impl Archive {
     /// and checks each shape before it reads the array.
     pub fn open_up_to(path: impl AsRef<Path>, max_bytes: u64) -> Result<Archive> {
         let path = path.as_ref();
+        refuse_pipe(path)?;
         let file = File::open(path).map_err(|e| Error::data(path, format!("cannot open: {e}")))?;
         Archive::from_reader(BufReader::new(file), path, max_bytes)
     }

@@ -50,6 +50,9 @@ pub const CASES: &[Case] = &[
     after("results in the way", |l| { folder(l, "runs/tiny-seed5"); put(l, "runs/tiny-seed5/student.npz", "precious") }, "run c.toml", &["output folder runs/tiny-seed5 is not empty", "--force", "--out"]),
     after("a teacher's results in the way", |l| { folder(l, "runs/t-seed0"); put(l, "runs/t-seed0/weights.npz", "precious"); put(l, "t.toml", super::config::TEACH) }, "teach t.toml", &["output folder runs/t-seed0 is not empty"]),
     after("results among the images", |l| { folder(l, "images"); put(l, "images/a.png", "") }, "run c.toml --set dual.images='real:images' --out images/out", &["output folder images/out lies in", "images, whose files this command reads", "--out"]),
+    case("a page of a file", "report c.toml", &["c.toml: expected the folder of a run, found a file"]),
+    case("captions in place of the picture", "sample out --captions --out g.JSON", &["--out g.JSON: the captions would replace the picture; name a .png file"]),
+    after("a preset for a config that can be read once", |l| { let text = l.bytes("c.toml"); super::pipe(l, "p.toml"); let to = l.path("p.toml"); std::thread::spawn(move || std::fs::write(to, text)); }, "check p.toml --preset quick", &["--preset reads the config twice, and p.toml is a pipe"]),
     case("a file in the way", "run c.toml --out c.toml", &["output folder c.toml: a file exists at this path or above it"]),
     case("a file in the way of a folder above", "run c.toml --out c.toml/out", &["output folder c.toml/out: a file exists at this path or above it"]),
 ];

@@ -11,6 +11,16 @@ const fn set(what: &'static str, args: &'static str, words: &'static [&'static s
     Case { what, spoil: nothing, args, code: 3, words }
 }
 
+/// Makes a teacher's path, without its links, one that is not UTF-8.
+fn not_utf8(lab: &super::Lab) {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = lab.path("").join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(lab.path("left.npz"), folder.join("left.npz")).unwrap();
+    std::os::unix::fs::symlink(folder, lab.path("link")).unwrap();
+    edit(lab, "left.npz", "link/left.npz");
+}
+
 #[rustfmt::skip] // one line per case
 pub const CASES: &[Case] = &[
     // Keys.
@@ -48,7 +58,16 @@ pub const CASES: &[Case] = &[
     case("a bank smaller than a batch", |l| edit(l, "bank = 32", "bank = 7"), &["c.toml:23: `dual.bank` is 7; expected at least `generator.batch`, which is 8 images"]),
     case("no widths", |l| edit(l, "[8, 8, 6]", "[]"), &["c.toml:10: `generator.widths` is empty"]),
     case("a pair of three", |l| edit(l, "shift = 1", "betas = [0.1, 0.2, 0.3]"), &["c.toml:13: `generator.betas`", "list of length 2"]),
+    set("a rate that single precision rounds to 0", "* c.toml --set dual.learning_rate=1e-320", &["--set dual.learning_rate=1e-320: `dual.learning_rate` is 1e-320, which is 0 in single precision; expected above 0 and at most 1"]),
+    set("a beta that single precision rounds to 1", "* c.toml --set generator.betas=[0.5,0.99999999999]", &["`generator.betas.1` is 0.99999999999, which is 1 in single precision; expected at least 0 and below 1"]),
+    case("inputs without a weight", |l| edit(l, "feature = 1.0", "lambda_in = [0.0, 0.0]"), &["c.toml:24: `dual.lambda_in` is 0 for both inputs"]),
+    case("a generator of one image a step", |l| edit(l, "batch = 8", "batch = 1"), &["c.toml:12: `generator.batch` is 1; expected at least 2"]),
+    set("one image to be mixed with itself", "* c.toml --set dual.batch=1", &["--set dual.batch=1: `dual.batch` is 1; expected at least 2, because `dual.augment` mixes"]),
+    case("mixes more probable than 1", |l| edit(l, "cutmix = 0.3", "cutmix = 0.8"), &["c.toml:26: `dual.augment.mix_max` and `dual.augment.cutmix` are 0.3 and 0.8"]),
+    case("a shift of the whole image", |l| edit(l, "shift = 1,", "shift = 16,"), &["c.toml:26: `dual.augment.shift` is 16; expected fewer pixels than the images have, which are 16 x 16"]),
+    case("a generator's shift of the whole image", |l| edit(l, "shift = 1", "shift = 16"), &["c.toml:13: `generator.shift` is 16; expected fewer pixels"]),
     // Names and words.
+    case("a label with control characters", |l| edit(l, "[student]", "[student]\nlabels = [\"b\\u001b[31mus\"]"), &["c.toml:6: `student.labels` contains \"b\\u{1b}[31mus\"; expected a label without control characters"]),
     case("no teachers", |l| edit(l, "teachers = [{ name = \"left\", weights = \"left.npz\" }, { name = \"right\", weights = \"right.npz\" }]", "teachers = []"), &["c.toml:3: `teachers` is empty; expected at least one"]),
     case("a thousand teachers and one", |l| edit(l, "{ name = \"right\"", &format!("{}{{ name = \"right\"", (0..999).map(|i| format!("{{ name = \"t{i}\", weights = \"x\" }}, ")).collect::<String>())), &["c.toml:3: `teachers` has 1001 tables; expected at most 1000"]),
     case("two teachers of one name", |l| edit(l, "name = \"right\"", "name = \"left\""), &["c.toml:3: two teachers are named `left`"]),
@@ -96,6 +115,7 @@ pub const CASES: &[Case] = &[
     case("a key without end", |l| put(l, "c.toml", format!("{} = 1", "k".repeat(60_000))), &["c.toml:1: unknown key `kkkk"]),
     case("a config that is a folder", |l| { std::fs::remove_file(l.path("c.toml")).unwrap(); std::fs::create_dir(l.path("c.toml")).unwrap() }, &["c.toml: cannot read the config", "directory"]),
     set("a config that is not there", "* none.toml", &["none.toml: cannot read the config", "No such file"]),
+    case("a folder that is not UTF-8", not_utf8, &["odd", "c.toml:3: `teachers.0.weights`: ", "this path is not UTF-8 text"]),
     set("a config that never ends", "* /dev/zero", &["/dev/zero: ", "at most"]),
     // Changes on the command line.
     set("a change out of range", "* c.toml --set generator.batch=0", &["--set generator.batch=0: `generator.batch` is 0; expected at least 1"]),
@@ -108,6 +128,7 @@ pub const CASES: &[Case] = &[
     Case { what: "a run's config for a teacher", spoil: nothing, args: "teach c.toml", code: 3, words: &["c.toml:"] },
     Case { what: "an even kernel", spoil: |l| put(l, "t.toml", TEACH.replace("kernel = 3", "kernel = 4")), args: "teach t.toml", code: 3, words: &["t.toml:8: `network.stem.kernel` is 4; expected an odd number"] },
     Case { what: "widths and depths that differ", spoil: |l| put(l, "t.toml", TEACH.replace("[1, 1]", "[1]")), args: "teach t.toml", code: 3, words: &["t.toml:7: `network.depths` has 1 entries and `network.widths` 2"] },
+    Case { what: "bottlenecks of an odd width", spoil: |l| put(l, "t.toml", TEACH.replace("basic", "bottleneck").replace("[4, 8]", "[4, 6]")), args: "teach t.toml", code: 3, words: &["t.toml:6: `network`: bottleneck widths must be multiples of 4"] },
     Case { what: "a scenes' seed below 0", spoil: |l| put(l, "t.toml", TEACH.replace("train = \"evaluation.npz\"", "scenes = { archives = \"x\", count = 1, seed = -1 }")), args: "teach t.toml", code: 3, words: &["t.toml:3: `data.scenes.seed` is -1; expected 0 to"] },
     Case { what: "two kinds of data", spoil: |l| put(l, "t.toml", TEACH.replace("[network]", "scenes = { archives = \"x\", count = 1 }\n[network]")), args: "teach t.toml", code: 3, words: &["t.toml:2", "either"] },
     // An experiment's file.

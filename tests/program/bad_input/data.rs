@@ -1,7 +1,7 @@
 //! Image sets with and without labels.
 
 use super::config::TEACH;
-use super::{Case, Lab, edit, nothing, put};
+use super::{Case, Lab, edit, nothing, pipe, put};
 use crate::common::{images, labelled};
 use dfka_engine::weights::Meta;
 use dfka_engine::weights::npz::{self, Array, CompressionMethod, Elems};
@@ -58,5 +58,7 @@ pub const CASES: &[Case] = &[
     Case { what: "archives of nonsense for scenes", spoil: |l| { std::fs::create_dir(l.path("raw")).unwrap(); put(l, "raw/0.json", "{}") }, args: "scenes raw out.npz --split eval --count 3", code: 4, words: &["raw"] },
     Case { what: "scenes without their archives", spoil: |l| put(l, "t.toml", TEACH.replace("train = \"evaluation.npz\"", "scenes = { archives = \"nowhere\", count = 9 }")), args: "teach t.toml", code: 4, words: &["nowhere/", "cannot read"] },
     Case { what: "a start of other shapes", spoil: |l| put(l, "t.toml", TEACH.replace("[data]", "init = \"left.npz\"\n[data]")), args: "teach t.toml", code: 4, words: &["left.npz: "] },
+    case("a pipe of evaluation images", |l| { std::fs::remove_file(l.path("evaluation.npz")).unwrap(); pipe(l, "evaluation.npz") }, &["evaluation.npz: expected a file, found a pipe"]),
+    Case { what: "a pipe of an image", spoil: |l| pipe(l, "a.png"), args: "predict left.npz a.png", code: 4, words: &["a.png: expected a file, found a pipe"] },
     Case { what: "a page for a teacher's training", spoil: |l| put(l, "resolved.toml", TEACH), args: "report .", code: 4, words: &[".: expected the folder of a run, found that of a teacher's training"] },
 ];

@@ -41,6 +41,11 @@ pub fn put(lab: &Lab, name: &str, bytes: impl AsRef<[u8]>) {
     std::fs::write(lab.path(name), bytes).unwrap();
 }
 
+/// Makes a pipe that nobody writes to.
+pub fn pipe(lab: &Lab, name: &str) {
+    assert!(std::process::Command::new("mkfifo").arg(lab.path(name)).status().unwrap().success());
+}
+
 /// Replaces a part of the config.
 pub fn edit(lab: &Lab, from: &str, to: &str) {
     let text = String::from_utf8(lab.bytes("c.toml")).unwrap();

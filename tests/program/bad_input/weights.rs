@@ -1,6 +1,6 @@
 //! Weights files. `bad_weights.rs` has the cases of single damaged tensors.
 
-use super::{Case, Lab, edit, nothing, put};
+use super::{Case, Lab, edit, nothing, pipe, put};
 use crate::common::{RIGHT, load, mapped, network, teacher_tensors};
 use dfka_engine::models::resnet::ResNetSpec;
 use dfka_engine::weights::{Tensors, npz};
@@ -52,7 +52,7 @@ pub const CASES: &[Case] = &[
     case("a teacher that is a folder", |l| { std::fs::remove_file(l.path("right.npz")).unwrap(); std::fs::create_dir(l.path("right.npz")).unwrap() }, &["right.npz", "directory"]),
     case("a teacher of no bytes", |l| put(l, "right.npz", ""), &["right.npz: expected an npz, safetensors or ONNX file, found"]),
     case("a teacher that is a text", |l| put(l, "right.npz", "weights"), &["right.npz: expected an npz, safetensors or ONNX file, found"]),
-    case("a teacher without end", |l| edit(l, "left.npz", "/dev/zero"), &["/dev/zero: expected an npz, safetensors or ONNX file, found"]),
+    case("a teacher without end", |l| edit(l, "left.npz", "/dev/zero"), &["/dev/zero: expected a file, found a pipe, a device or a socket"]),
     case("a teacher cut in half", |l| truncated(l, 50), &["right.npz: expected an npz file"]),
     case("a teacher cut by its last bytes", |l| truncated(l, 99), &["right.npz: expected an npz file"]),
     case("a teacher that is a pickle", |l| put(l, "right.npz", b"\x80\x02}q\0."), &["right.npz: expected an npz", "found a PyTorch pickle", "scripts/torch_to_npz.py"]),
@@ -81,6 +81,13 @@ pub const CASES: &[Case] = &[
     case("no labels", |l| with_meta(l, |t| t.meta["labels"] = json!([])), &["right.npz: labels: expected 2, one for each row of fc.weight, found none in the file or the config"]),
     case("a label twice in a file", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat", "cat"])), &["right.npz: __meta__: labels: expected each label once, found \"cat\" at places 1 and 2"]),
     case("an empty label in a file", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat", " "])), &["right.npz: __meta__: labels: expected names, found an empty label at place 2"]),
+    case("a label with control characters in a file", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat", "ta\u{1b}[31mble"])), &["right.npz: __meta__: labels: expected names without control characters, found \"ta\\u{1b}[31mble\" at place 2"]),
+    case("a head of an unknown kind", |l| with_meta(l, |t| { t.meta.insert("head".into(), json!("foo")); }), &["right.npz: __meta__: head: expected \"sigmoid\", \"softmax\" or \"unknown\", found \"foo\""]),
+    case("a pipe in place of a teacher", |l| { std::fs::remove_file(l.path("right.npz")).unwrap(); pipe(l, "right.npz") }, &["right.npz: expected a file, found a pipe, a device or a socket"]),
+    Case { what: "a tensor of another shape to export", spoil: |l| changed(l, |n, s, v| Some(if n == "layer2.0.conv2.weight" { (vec![8, 8, 9, 1], v.to_vec()) } else { (s.to_vec(), v.to_vec()) })), args: "export right.npz --to out.safetensors", code: 4, words: &["right.npz", "layer2.0.conv2.weight"] },
+    Case { what: "weights beyond half precision", spoil: |l| changed(l, |n, s, v| Some((s.to_vec(), if n == "fc.weight" { vec![7e4; v.len()] } else { v.to_vec() }))), args: "export right.npz --to out.onnx --half", code: 4, words: &["right.npz: array \"fc.weight\": 70000 is beyond float16"] },
+    Case { what: "a pipe to export to", spoil: |l| pipe(l, "out.npz"), args: "export right.npz --to out.npz", code: 1, words: &["cannot write out.npz: it is a device, a pipe or a socket; name a regular file"] },
+    Case { what: "a probe of no images", spoil: |l| { let mut t = Tensors::new(); t.insert("images", &[0, 1, 16, 16], vec![]).unwrap(); t.insert("logits", &[0, 2], vec![]).unwrap(); npz::save(l.path("p.npz"), &t).unwrap() }, args: "probe right.npz p.npz --threads 1", code: 4, words: &["p.npz: array \"images\": expected at least one image, found none"] },
     case("labels of another type", |l| with_meta(l, |t| t.meta["labels"] = json!({"cat": 1})), &["right.npz: array \"__meta__\": entry \"labels\": invalid type"]),
     case("fewer labels than the head has", |l| with_meta(l, |t| t.meta["labels"] = json!(["cat"])), &["right.npz: __meta__: labels: expected 2, one for each row of fc.weight, found 1"]),
     case("half a network", |l| with_meta(l, |t| t.meta["network"] = json!({"block": "basic"})), &["right.npz: array \"__meta__\": entry \"network\": missing field"]),

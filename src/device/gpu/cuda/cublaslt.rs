@@ -9,6 +9,7 @@ use super::driver::enter;
 use super::handles::Stream;
 use crate::device::gpu::block::{Address, Block};
 use crate::device::gpu::launch::Matmul;
+use crate::device::loader;
 use crate::error::{Error, Result};
 use crate::tensor::Elem;
 use cudarc::cublaslt::sys::{
@@ -391,14 +392,17 @@ fn load() -> Result<(Library, String)> {
         let named = named.to_string_lossy().into_owned();
         return match open(&named) {
             Ok(library) => Ok((library, named)),
-            Err(e) => Err(Error::NoDevice(format!("DFKA_CUBLASLT names {named}, which does not open: {e}"))),
+            Err(e) => {
+                let why = loader::words(&e);
+                Err(Error::NoDevice(format!("DFKA_CUBLASLT names {named}, which does not open: {why}")))
+            }
         };
     }
     let mut why = String::new();
     for name in ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"] {
         match open(name) {
             Ok(library) => return Ok((library, name.into())),
-            Err(e) => why += &format!("\n  {e}"),
+            Err(e) => why += &format!("\n  {}", loader::words(&e)),
         }
     }
     Err(Error::NoDevice(format!(

@@ -4,6 +4,7 @@
 
 #![allow(non_snake_case)] // the driver's names
 
+use crate::device::loader;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::*;
 use libloading::Library;
@@ -194,9 +195,8 @@ fn open() -> std::result::Result<Driver, String> {
         let library = match unsafe { Library::new(name) } {
             Ok(library) => library,
             Err(e) => {
-                // libloading keeps the loader's own words in the source. A file that is there and does not open is
-                // worth more than one that is not there.
-                let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), |s| s.to_string());
+                // A file that is there and does not open is worth more than one that is not there.
+                let why = loader::words(&e);
                 let is_absent =
                     why.starts_with(&format!("{name}: cannot open")) && why.contains("No such file");
                 problem = problem.or((!is_absent).then(|| format!("{name} does not open: {why}")));

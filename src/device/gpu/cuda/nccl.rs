@@ -10,6 +10,7 @@ use super::handles::Stream;
 use crate::device::collective::library::Library as Moves;
 use crate::device::gpu::block::{Address, Block};
 use crate::device::gpu::launch::{Exchange, Prepared};
+use crate::device::loader;
 use crate::error::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -259,7 +260,7 @@ fn open() -> Result<(Library, String)> {
         // SAFETY: loading NCCL runs its initialisers, which only set up its own tables.
         match unsafe { Library::new(&name) } {
             Ok(library) => return Ok((library, name)),
-            Err(e) => why += &format!("\n  {e}"),
+            Err(e) => why += &format!("\n  {}", loader::words(&e)),
         }
     }
     Err(Error::NoDevice(format!(
