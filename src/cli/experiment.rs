@@ -1,6 +1,7 @@
 //! `experiment NAME`: the runs of one of the paper's tables over several seeds, and the results beside the
 //! published ones.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use super::args::DeviceArgs;
 use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::folder::{Existing, OutputFolder};
-use super::output::print;
+use super::output::{self, print};
 use super::progress::ProgressMode;
 use super::run::{Printing, run_in_folder};
 use super::units::{self, Part, State, Unit};
@@ -80,7 +81,10 @@ pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<S
     let mode = if args.quiet { ProgressMode::Silent } else { ProgressMode::of_stderr() };
     let out = args.out.join(&args.scale);
     let runner = Runner { experiment: &experiment, sets, out, choice, mode, commands };
-    runner.check_rows()?;
+    let notes = runner.check_rows()?;
+    if !args.quiet {
+        output::notes(&notes);
+    }
     let units = units::all(&experiment);
     if args.list {
         return units::list(&units, &runner.out, args.json);
@@ -179,17 +183,19 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Checks every row's config and files, so that an error shows before hours of training.
-    fn check_rows(&self) -> Result<()> {
+    /// Checks every row's config and files, and the published figures, so that an error shows before hours of training.
+    /// Returns what the user should know of the experiment.
+    fn check_rows(&self) -> Result<Vec<String>> {
+        let mut labels = BTreeSet::new();
         for row in &self.experiment.rows {
-            match &row.kind {
+            let teachers = match &row.kind {
                 RowKind::Student { overrides, .. } => {
                     let loaded = self.load(overrides, self.experiment.seeds[0])?;
                     if loaded.spec.evaluation.is_none() {
                         let message = "an experiment compares scores, so the run's config needs [evaluation]";
                         return Err(loaded.source.fail("name", message));
                     }
-                    check_against_teachers(&loaded.spec, &loaded.source, self.commands, Absent::Fails)?;
+                    check_against_teachers(&loaded.spec, &loaded.source, self.commands, Absent::Fails)?.0
                 }
                 RowKind::Teacher(index) => {
                     let spec = self.load(&[], self.experiment.seeds[0])?.spec;
@@ -201,11 +207,14 @@ impl Runner<'_> {
                             spec.teachers.len()
                         )));
                     }
+                    (self.commands.open_teachers)(&spec, Absent::Fails)?
                 }
-                RowKind::TeachersOf(_) => {}
-            }
+                RowKind::TeachersOf(_) => continue,
+            };
+            labels.extend(teachers.into_iter().flat_map(|t| t.known.labels));
         }
-        Ok(())
+        let note = self.experiment.check_published(&labels, !self.sets.is_empty())?;
+        Ok(note.into_iter().collect())
     }
 
     fn load(&self, overrides: &[Override], seed: u64) -> Result<Loaded<RunSpec>> {

@@ -246,3 +246,17 @@ fn parts_that_do_not_go_together_are_refused() {
         assert!(!lab.path("out").exists());
     }
 }
+
+/// A row that repeats a run shows the same student, and no unit is made for it.
+#[test]
+fn rows_of_one_run_share_it() {
+    let lab = lab();
+    fs::write(
+        lab.path("e.toml"),
+        EXPERIMENT.replace("run = \"noise\"\nset = [\"dual.images=noise\"]", "run = \"ours\""),
+    )
+    .unwrap();
+    let list = go(&lab, "out", &["--list"]);
+    assert!(list.status.success(), "{}", text(&list.stderr));
+    assert_eq!(text(&list.stdout).lines().count(), 2);
+}
