@@ -515,4 +515,38 @@ teacher = 1
         assert_eq!((students, e.seeds.len()), (6, 3));
         assert!(format!("{labels:?}").contains("diningtable"), "{labels:?}");
     }
+
+    #[test]
+    fn the_docs_example_loads_and_every_key_is_in_their_table() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/config.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let section = page.split_once("\n## `experiment`\n").unwrap().1;
+        let example = section.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+        let e = load(example, "demo").unwrap();
+        assert_eq!((e.rows.len(), e.seeds.len(), e.rows[2].run()), (4, 3, Some("two-labels")));
+        // It would run: its config, beside which the committed experiments lie, takes the changes.
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/demo.toml");
+        for row in &e.rows {
+            let RowKind::Student { overrides, .. } = &row.kind else { continue };
+            let spec =
+                crate::config::load_run(&config, &[&e.overrides[..], overrides].concat()).unwrap().spec;
+            assert_eq!(spec.student.labels, ["bag", "0"]);
+        }
+        let full = example.replace("name = \"ours\"", "name = \"ours\"\nonly = \"demo\"\nset_paper = []");
+        let raw: RawExperiment = toml::from_str(&full).unwrap();
+        let toml::Value::Table(all) = toml::Value::try_from(&raw).unwrap() else { panic!() };
+        let mut keys: BTreeSet<String> = all.keys().cloned().chain(["by_block".into()]).collect();
+        keys.retain(|key| key != "scales" && key != "rows");
+        keys.extend(all["scales"]["demo"].as_table().unwrap().keys().map(|key| format!("scales.NAME.{key}")));
+        for row in all["rows"].as_array().unwrap() {
+            keys.extend(row.as_table().unwrap().keys().map(|key| format!("rows.{key}")));
+        }
+        assert_eq!(keys.len(), 15, "{keys:?}");
+        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
+        for key in keys {
+            let has =
+                |line: &&str| line.split(" | ").next().is_some_and(|cell| cell.contains(&format!("`{key}`")));
+            assert!(rows.iter().any(has), "{key} is not in the table");
+        }
+    }
 }
