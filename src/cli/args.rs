@@ -112,8 +112,8 @@ pub fn output_path(out: Option<&Path>, name: &str, seed: u64) -> PathBuf {
 }
 
 impl DeviceArgs {
-    /// Starts the threads (see [`ThreadArgs::start`]), then opens the device. Each of several ranks on this machine opens a device of its own; see
-    /// [`DeviceChoice::of_rank`] and [`DeviceChoice::open`].
+    /// Starts the threads (see [`ThreadArgs::start`]), then opens the device. Each of several ranks on this machine opens a
+    /// device of its own; see [`DeviceChoice::of_rank`] and [`DeviceChoice::open`].
     ///
     /// Errors: threads that cannot be started; a device that is not available.
     pub fn open(&self) -> Result<(Choice, String)> {

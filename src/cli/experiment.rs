@@ -1,6 +1,7 @@
 //! `experiment NAME`: the runs of one of the paper's tables over several seeds, and the results beside the
 //! published ones.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use super::args::DeviceArgs;
 use super::check::check_against_teachers;
 use super::commands::Commands;
 use super::folder::{Existing, OutputFolder};
-use super::output::print;
+use super::output::{self, print};
 use super::progress::ProgressMode;
 use super::run::{Printing, run_in_folder};
 use super::units::{self, Part, State, Unit};
@@ -20,7 +21,7 @@ use crate::device::Choice;
 use crate::error::{Error, Result};
 use crate::pipeline::spec::{EvaluationData, RunSpec};
 use crate::pipeline::teachers::Absent;
-use crate::pipeline::{Device, inputs};
+use crate::pipeline::{Device, export, inputs};
 use crate::report;
 use crate::report::experiment::{ExperimentRow, ExperimentTable, Figures};
 use crate::report::origin::{EVALUATION, Origin, WeightsFile};
@@ -80,7 +81,10 @@ pub(super) fn experiment(args: &ExperimentArgs, commands: &Commands) -> Result<S
     let mode = if args.quiet { ProgressMode::Silent } else { ProgressMode::of_stderr() };
     let out = args.out.join(&args.scale);
     let runner = Runner { experiment: &experiment, sets, out, choice, mode, commands };
-    runner.check_rows()?;
+    let notes = runner.check_rows()?;
+    if !args.quiet {
+        output::notes(&notes);
+    }
     let units = units::all(&experiment);
     if args.list {
         return units::list(&units, &runner.out, args.json);
@@ -116,9 +120,12 @@ impl ExperimentArgs {
 
 /// Checks that the files which a finished run read have the same contents now. Folders of images are not compared.
 ///
-/// Errors: a file that has changed since, or that cannot be read.
+/// Errors: a file that has changed since, or that cannot be read; no `run.json` that says which files they were.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
-    let Some(origin) = Origin::read(folder)? else { return Ok(()) };
+    let origin = Origin::read(folder)?.ok_or_else(|| {
+        let message = "missing, or not as a run writes it, so nobody knows which files the run read";
+        Error::data(folder.join(report::ORIGIN), format!("{message}; {}", remove(folder)))
+    })?;
     let evaluation = spec.evaluation.as_ref().and_then(EvaluationData::file);
     let evaluation = evaluation.map(|file| WeightsFile::of(EVALUATION, file)).transpose()?;
     // Several files may have one name, such as the shards of a teacher: they are in the order of the config.
@@ -138,6 +145,46 @@ fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
             f.file.display()
         ))),
     }
+}
+
+/// Checks that a finished unit's folder has its student, and that the summary is that of a scored run of this config.
+///
+/// Errors: no student; another name or seed; no score where the config asks for one.
+fn expect_result(folder: &Path, spec: &RunSpec, summary: &Summary) -> Result<()> {
+    export::student_file(folder).map_err(|e| match e {
+        Error::Data { file, message } => {
+            Error::Data { file, message: format!("{message}; {}", remove(folder)) }
+        }
+        other => other,
+    })?;
+    let wrong =
+        |what: String| Err(Error::data(folder.join(report::SUMMARY), format!("{what}; {}", remove(folder))));
+    if summary.name != spec.name {
+        return wrong(format!("`name` is {}; expected that of the config, {}", summary.name, spec.name));
+    }
+    if summary.seed != spec.seed {
+        return wrong(format!(
+            "`seed` is {}; expected {}, as the folder's name says",
+            summary.seed, spec.seed
+        ));
+    }
+    let Some(student) = &summary.student else {
+        return wrong("`student` is null; expected scores, because the config has [evaluation]".into());
+    };
+    for (key, score) in [("map", student.score.map), ("map_11_point", student.score.map_11_point)] {
+        if !score.is_finite() {
+            return wrong(format!("`student.{key}` is null; expected a number"));
+        }
+    }
+    match summary.teachers.contains_key("mean") {
+        true => Ok(()),
+        false => wrong("`teachers` has no `mean`; expected the teachers' scores".into()),
+    }
+}
+
+/// What to do about a unit that cannot be used.
+fn remove(folder: &Path) -> String {
+    format!("remove {} to train the unit again", folder.display())
 }
 
 /// The file of an experiment: a name in `configs/experiments`, or a path.
@@ -179,17 +226,19 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Checks every row's config and files, so that an error shows before hours of training.
-    fn check_rows(&self) -> Result<()> {
+    /// Checks every row's config and files, and the published figures, so that an error shows before hours of training.
+    /// Returns what the user should know of the experiment.
+    fn check_rows(&self) -> Result<Vec<String>> {
+        let mut labels = BTreeSet::new();
         for row in &self.experiment.rows {
-            match &row.kind {
+            let teachers = match &row.kind {
                 RowKind::Student { overrides, .. } => {
                     let loaded = self.load(overrides, self.experiment.seeds[0])?;
                     if loaded.spec.evaluation.is_none() {
                         let message = "an experiment compares scores, so the run's config needs [evaluation]";
                         return Err(loaded.source.fail("name", message));
                     }
-                    check_against_teachers(&loaded.spec, &loaded.source, self.commands, Absent::Fails)?;
+                    check_against_teachers(&loaded.spec, &loaded.source, self.commands, Absent::Fails)?.0
                 }
                 RowKind::Teacher(index) => {
                     let spec = self.load(&[], self.experiment.seeds[0])?.spec;
@@ -201,11 +250,14 @@ impl Runner<'_> {
                             spec.teachers.len()
                         )));
                     }
+                    (self.commands.open_teachers)(&spec, Absent::Fails)?
                 }
-                RowKind::TeachersOf(_) => {}
-            }
+                RowKind::TeachersOf(_) => continue,
+            };
+            labels.extend(teachers.into_iter().flat_map(|t| t.known.labels));
         }
-        Ok(())
+        let note = self.experiment.check_published(&labels, !self.sets.is_empty())?;
+        Ok(note.into_iter().collect())
     }
 
     fn load(&self, overrides: &[Override], seed: u64) -> Result<Loaded<RunSpec>> {
@@ -234,7 +286,7 @@ impl Runner<'_> {
 
     /// The summary of a unit, which is read, resumed or executed as needed; `None` if another process works on it.
     ///
-    /// Errors: those of [`run_in_folder`]; a folder of another config, or of files with other contents.
+    /// Errors: those of [`run_in_folder`] and [`Runner::finished`].
     fn run(&self, unit: &Unit) -> Result<Option<Summary>> {
         if let Some(summary) = self.finished(unit)? {
             return Ok(Some(summary));
@@ -281,7 +333,7 @@ impl Runner<'_> {
 
     /// The summary of a finished unit.
     ///
-    /// Errors: a unit of another config, or of files with other contents.
+    /// Errors: a unit of another config, or of files with other contents; one without its student or its scores.
     fn finished(&self, unit: &Unit) -> Result<Option<Summary>> {
         let path = self.out.join(unit.name());
         if !units::is_finished(&path)? {
@@ -290,6 +342,7 @@ impl Runner<'_> {
         let Some(summary) = report::read_summary(&path)? else { return Ok(None) };
         let (loaded, ..) = self.open(unit)?;
         expect_same_files(&path, &loaded.spec)?;
+        expect_result(&path, &loaded.spec, &summary)?;
         Ok(Some(summary))
     }
 

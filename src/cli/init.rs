@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::preset::Preset;
-use crate::config::RESERVED;
+use crate::config::{RESERVED, load_run_text};
 use crate::error::{Error, Result};
 use crate::models::resnet::ResNetSpec;
 use crate::models::state_dict;
@@ -47,9 +47,13 @@ struct Teacher {
     assumes_stem: bool,
 }
 
-/// Returns the config's text.
+/// Characters of a run's name that is made of its teachers' names. The loader takes no more.
+const LONGEST_NAME: usize = 80;
+
+/// Returns the config's text, which loads.
 ///
-/// Errors: a file that is no teacher's; teachers that cannot teach one student.
+/// Errors: a file that is no teacher's; teachers that cannot teach one student; a path that a config cannot name; a text
+/// that does not load.
 pub fn init(args: &InitArgs) -> Result<String> {
     let mut teachers: Vec<Teacher> = Vec::new();
     for path in &args.teachers {
@@ -72,12 +76,23 @@ pub fn init(args: &InitArgs) -> Result<String> {
     let likeness = likeness(&teachers.iter().map(|t| &t.file.tensors).collect::<Vec<_>>());
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => teachers.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join("-"),
+        None => {
+            let all = teachers.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join("-");
+            all.chars().take(LONGEST_NAME).collect()
+        }
     };
-    config(&name, &teachers, likeness, args.preset)
+    let text = config(&name, &teachers, likeness, args.preset)?;
+    match load_run_text(Path::new("the new config"), text.clone()) {
+        Ok(_) => Ok(text),
+        Err(e) => Err(Error::Usage(format!("no config is written, because it would not load: {e}"))),
+    }
 }
 
 fn open(path: &Path, name: String, side: Option<usize>) -> Result<Teacher> {
+    let shown = path.to_str().ok_or_else(|| {
+        let message = "the path is not UTF-8, so no config can name it; rename the file or its folder";
+        Error::Usage(format!("{}: {message}", path.display()))
+    })?;
     let tensors = state_dict::network_of(weights::load(path)?, Head::Wanted)?;
     let has_labels = tensors.meta.contains_key("labels");
     let rows = tensors.get("fc.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
@@ -92,25 +107,20 @@ fn open(path: &Path, name: String, side: Option<usize>) -> Result<Teacher> {
     let stated = Stated { labels, image_size: stated_side, ..Stated::default() };
     let file = TeacherFile::read(tensors, &stated)?;
     let assumes_stem = assumed_stem(&file.tensors, &file.known.network).is_some();
-    let not_text = || {
-        Error::data(
-            path,
-            "this path is not UTF-8 text, and a config cannot hold it; rename the folder or the file",
-        )
-    };
-    Ok(Teacher {
-        name,
-        path: path.to_str().ok_or_else(not_text)?.into(),
-        file,
-        has_labels,
-        stated_side,
-        assumes_stem,
-    })
+    Ok(Teacher { name, path: shown.into(), file, has_labels, stated_side, assumes_stem })
 }
 
-/// A text as TOML writes it.
+/// A text as TOML writes it in one line, so that it can also be a part of a comment.
 fn quoted(text: &str) -> String {
-    toml::Value::String(text.into()).to_string()
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out += &format!("\\u{:04X}", u32::from(c)),
+            c => out.push(c),
+        }
+    }
+    out + "\""
 }
 
 impl Teacher {

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::{folder_name, seed};
+use super::keys::{folder_name, only_with, seed};
 use super::overrides::Override;
+use super::run::load_run;
 use super::source::Source;
-use super::suggest::nearest;
+use super::suggest::{nearest, suggest};
 use super::teacher::MOST_TEACHERS;
 use crate::error::Result;
+use crate::report::experiment::COLUMNS;
 
 /// A table or figure of the paper, at one scale.
 #[derive(Debug)]
@@ -28,19 +30,24 @@ pub struct Experiment {
     /// This scale's changes to `config`.
     pub overrides: Vec<Override>,
     pub rows: Vec<Row>,
+    source_file: Source,
+    /// The labels that the configs of the other scales state; `None` where one leaves them to its teachers' files.
+    labels_elsewhere: Option<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
 pub struct Row {
     pub name: String,
     pub kind: RowKind,
-    /// The published figures by column: `mAP`, `M parameters`, or a label.
+    /// The published figures by column: one of [`COLUMNS`], or a label.
     pub published: BTreeMap<String, f64>,
+    /// Its place in the file, such as `rows.0`.
+    path: String,
 }
 
 #[derive(Debug)]
 pub enum RowKind {
-    /// The student of the run of this name, with these changes to the config. Tables that name the same run
+    /// The student of the run of this name, with these changes to the config. Rows and tables that name the same run
     /// share its folder.
     Student { run: String, overrides: Vec<Override> },
     /// The teacher of this index, from 0, on all of its labels.
@@ -90,30 +97,124 @@ struct RawRow {
 /// Reads an experiment at the scale of that name.
 ///
 /// Errors: [`Source::open`]'s, no such scale, no row or no seed, a seed listed more than once, a row that is
-/// of no kind or of several, a malformed override.
+/// of no kind or of several, or that has a key without meaning, two rows that change one run differently, a malformed
+/// override.
 pub fn load_experiment(file: &Path, scale: &str) -> Result<Experiment> {
-    let (source, mut raw) = Source::open::<RawExperiment>(file, &[])?;
-    let source = &source;
-    let Some(mut at_scale) = raw.scales.remove(scale) else {
+    let (source, raw) = Source::open::<RawExperiment>(file, &[])?;
+    if !raw.scales.contains_key(scale) {
         let known: Vec<&str> = raw.scales.keys().map(String::as_str).collect();
         let hint = nearest(scale, known.iter().copied());
         let hint = hint.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
         return Err(source.fail("scales", format!("no scale `{scale}`, found {}{hint}", known.join(", "))));
-    };
-    let rows = rows(source, raw.rows, scale)?;
-    let seeds = seeds(source, &raw.seeds)?;
+    }
+    check_keys(&source, &raw)?;
+    let (config, overrides, rows) = raw.at(&source, scale)?;
+    let seeds = seeds(&source, &raw.seeds)?;
     if rows.is_empty() || seeds.is_empty() {
         return Err(source.fail("seeds", "expected at least one row and one seed"));
     }
     Ok(Experiment {
-        title: raw.title,
-        source: raw.source,
+        title: raw.title.clone(),
+        source: raw.source.clone(),
         seeds,
         by_block: raw.by_block.unwrap_or(false),
-        config: source.file(&format!("scales.{scale}.config"), &mut at_scale.config)?,
-        overrides: source.overrides(&format!("scales.{scale}.set"), &at_scale.set)?,
+        config,
+        overrides,
         rows,
+        labels_elsewhere: raw.labels_elsewhere(&source, scale),
+        source_file: source,
     })
+}
+
+/// Refuses keys of rows that would be ignored at every scale.
+fn check_keys(source: &Source, raw: &RawExperiment) -> Result<()> {
+    let scales: Vec<&str> = raw.scales.keys().map(String::as_str).collect();
+    for (i, row) in raw.rows.iter().enumerate() {
+        let at = |key: &str| format!("rows.{i}.{key}");
+        if let Some(only) = row.only.as_deref().filter(|only| !scales.contains(only)) {
+            let (path, hint) = (at("only"), suggest(only, &scales));
+            return Err(
+                source.fail(&path, format!("`{path}` is {only:?}, which [scales] does not have; {hint}"))
+            );
+        }
+        for (key, scale, set) in [
+            ("set", None, &row.set),
+            ("set_demo", Some("demo"), &row.set_demo),
+            ("set_paper", Some("paper"), &row.set_paper),
+        ] {
+            only_with(source, &at(key), row.run.is_none() && !set.is_empty(), "a row with `run`")?;
+            if let Some(scale) = scale.filter(|scale| !scales.contains(scale)) {
+                only_with(source, &at(key), !set.is_empty(), &format!("a file with [scales.{scale}]"))?;
+            }
+        }
+        let is_unseen = raw.by_block == Some(true) && !row.published.is_empty();
+        only_with(source, &at("published"), is_unseen, "`by_block = false`")?;
+    }
+    Ok(())
+}
+
+impl RawExperiment {
+    /// The config, its changes and the rows at a scale that the file has.
+    fn at(&self, source: &Source, scale: &str) -> Result<(PathBuf, Vec<Override>, Vec<Row>)> {
+        let RawScale { config, set } = &self.scales[scale];
+        Ok((
+            source.file(&format!("scales.{scale}.config"), &mut config.clone())?,
+            source.overrides(&format!("scales.{scale}.set"), set)?,
+            rows(source, &self.rows, scale)?,
+        ))
+    }
+
+    /// See [`Experiment::labels_elsewhere`]. A scale whose config does not load is one of unknown labels: it is not
+    /// the one that was asked for.
+    fn labels_elsewhere(&self, source: &Source, scale: &str) -> Option<BTreeSet<String>> {
+        let mut labels = BTreeSet::new();
+        for other in self.scales.keys().filter(|other| *other != scale) {
+            let (config, overrides, rows) = self.at(source, other).ok()?;
+            for row in &rows {
+                let changes: &[Override] = match &row.kind {
+                    RowKind::Student { overrides, .. } => overrides,
+                    RowKind::Teacher(_) | RowKind::TeachersOf(_) => &[],
+                };
+                let spec = load_run(&config, &[&overrides[..], changes].concat()).ok()?.spec;
+                if spec.teachers.iter().any(|t| t.stated.labels.is_empty()) {
+                    return None;
+                }
+                labels.extend(spec.teachers.into_iter().flat_map(|t| t.stated.labels));
+            }
+        }
+        Some(labels)
+    }
+}
+
+impl Experiment {
+    /// Checks that each published figure is one of [`COLUMNS`] or of a label that a teacher has, at this scale or at
+    /// another one. `labels` are those at this scale. If the labels of another scale are not known, or if the command
+    /// line `is_changing` the config, it returns a note instead of an error.
+    ///
+    /// Errors: a published figure that no scale can show.
+    pub fn check_published(&self, labels: &BTreeSet<String>, is_changing: bool) -> Result<Option<String>> {
+        let elsewhere = self.labels_elsewhere.iter().flatten();
+        let known: Vec<&str> =
+            COLUMNS.into_iter().chain(labels.iter().chain(elsewhere).map(String::as_str)).collect();
+        let columns = self.rows.iter().flat_map(|row| row.published.keys().map(move |column| (row, column)));
+        let unknown: Vec<_> = columns.filter(|(_, column)| !known.contains(&column.as_str())).collect();
+        let Some((row, column)) = unknown.first() else { return Ok(None) };
+        let at = |message| self.source_file.fail(&format!("{}.published.{column}", row.path), message);
+        if self.labels_elsewhere.is_some() && !is_changing {
+            let message = format!(
+                "`{}.published` has `{column}`, which is neither a label of the teachers nor one of {}{}",
+                row.path,
+                COLUMNS.join(", "),
+                nearest(column, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"))
+            );
+            return Err(at(message));
+        }
+        let names: BTreeSet<&str> = unknown.iter().map(|(_, column)| column.as_str()).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let message =
+            format!("published figures that no teacher of this scale has a label for are not shown: {names}");
+        Ok(Some(at(message).to_string()))
+    }
 }
 
 /// The seeds, each listed once.
@@ -130,25 +231,50 @@ fn seeds(source: &Source, raw: &[i64]) -> Result<Vec<u64>> {
     Ok(seeds)
 }
 
-/// The rows at `scale`. A `teachers_of` must name the run of one of them.
-fn rows(source: &Source, raw: Vec<RawRow>, scale: &str) -> Result<Vec<Row>> {
+/// The rows at `scale`. A `teachers_of` must name the run of one of them, and rows of one run must agree in its changes.
+fn rows(source: &Source, raw: &[RawRow], scale: &str) -> Result<Vec<Row>> {
     let rows: Vec<Row> = raw
-        .into_iter()
+        .iter()
         .enumerate()
         .filter(|(_, row)| row.only.as_deref().is_none_or(|only| only == scale))
-        .map(|(i, raw)| row(source, &format!("rows.{i}"), raw, scale))
+        .map(|(i, raw)| row(source, format!("rows.{i}"), raw, scale))
         .collect::<Result<_>>()?;
     let runs: Vec<&str> = rows.iter().filter_map(Row::run).collect();
     for (i, row) in rows.iter().enumerate() {
-        if let RowKind::TeachersOf(run) = &row.kind
-            && !runs.contains(&run.as_str())
-        {
-            let message =
-                format!("`teachers_of` is {run:?}; expected the run of another row: {}", runs.join(", "));
-            return Err(source.fail(&format!("rows.{i}"), message));
+        match &row.kind {
+            RowKind::TeachersOf(run) if !runs.contains(&run.as_str()) => {
+                let message =
+                    format!("`teachers_of` is {run:?}; expected the run of another row: {}", runs.join(", "));
+                return Err(source.fail(&row.path, message));
+            }
+            RowKind::Student { run, overrides } => {
+                for earlier in rows[..i].iter().filter(|earlier| earlier.run() == Some(run)) {
+                    expect_same_changes(source, earlier, row, overrides)?;
+                }
+            }
+            RowKind::TeachersOf(_) | RowKind::Teacher(_) => {}
         }
     }
     Ok(rows)
+}
+
+/// Errors: the row `earlier` is of the same run as `row`, whose changes are `here`, and changes something else.
+fn expect_same_changes(source: &Source, earlier: &Row, row: &Row, here: &[Override]) -> Result<()> {
+    let RowKind::Student { run, overrides: there } = &earlier.kind else { return Ok(()) };
+    let at = |all: &[Override], i: usize| all.get(i).map(|o| o.assignment());
+    let Some(i) = (0..here.len().max(there.len())).find(|i| at(here, *i) != at(there, *i)) else {
+        return Ok(());
+    };
+    let shown = |all| at(all, i).map_or("nothing".into(), |assignment| format!("`{assignment}`"));
+    let message = format!(
+        "`{0}` and `{1}` name the same run, {run:?}, but `{0}` sets {2} where `{1}` sets {3}; expected another name for the \
+         run, or the same changes in the same order",
+        row.path,
+        earlier.path,
+        shown(here),
+        shown(there)
+    );
+    Err(source.fail(&format!("{}.run", row.path), message))
 }
 
 impl Row {
@@ -161,15 +287,15 @@ impl Row {
     }
 }
 
-fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
+fn row(source: &Source, path: String, raw: &RawRow, scale: &str) -> Result<Row> {
     let at_scale = match scale {
         "demo" => &raw.set_demo,
         "paper" => &raw.set_paper,
         _ => &Vec::new(),
     };
-    let kind = match (raw.run, raw.teacher, raw.teachers_of) {
+    let kind = match (&raw.run, raw.teacher, &raw.teachers_of) {
         (Some(run), None, None) => RowKind::Student {
-            run: folder_name(source, &format!("{path}.run"), &run)?,
+            run: folder_name(source, &format!("{path}.run"), run)?,
             overrides: [
                 source.overrides(&format!("{path}.set"), &raw.set)?,
                 source.overrides(&format!("{path}.set_{scale}"), at_scale)?,
@@ -180,13 +306,13 @@ fn row(source: &Source, path: &str, raw: RawRow, scale: &str) -> Result<Row> {
             let range = 1..=MOST_TEACHERS as i64;
             RowKind::Teacher(source.count(&format!("{path}.teacher"), n, range)? - 1)
         }
-        (None, None, Some(run)) => RowKind::TeachersOf(run),
+        (None, None, Some(run)) => RowKind::TeachersOf(run.clone()),
         _ => {
             let message = format!("`{path}` takes exactly one of `run`, `teacher` and `teachers_of`");
-            return Err(source.fail(path, message));
+            return Err(source.fail(&path, message));
         }
     };
-    Ok(Row { name: raw.name, kind, published: raw.published })
+    Ok(Row { name: raw.name.clone(), kind, published: raw.published.clone(), path })
 }
 
 #[cfg(test)]
@@ -262,12 +388,85 @@ teacher = 1
             ),
             ("[\"dual.batch=4\"]", "[\"a..b=4\"]", "paper", "e.toml:8: `scales.paper.set.0` is \"a..b=4\""),
             ("[0, 2]", "[0, 2, 0]", "demo", "e.toml:3: seed 0 is listed more than once"),
+            (
+                "teacher = 1",
+                "run = \"two\"\nset = [\"seed=3\", \"seed=5\"]",
+                "demo",
+                "e.toml:21: `rows.2` and `rows.0` name the same run, \"two\", but `rows.2` sets `seed=5` where `rows.0` sets \
+                 `seed=4`",
+            ),
+            ("teacher = 1", "run = \"two\"", "paper", "`rows.2` sets nothing where `rows.0` sets `seed=3`"),
+            (
+                "only = \"paper\"",
+                "only = \"papr\"",
+                "demo",
+                "e.toml:18: `rows.1.only` is \"papr\", which [scales] does not have; did you mean `paper`?",
+            ),
+            (
+                "scales.demo",
+                "scales.other",
+                "paper",
+                "e.toml:13: `rows.0.set_demo` applies to a file with [scales.demo] only",
+            ),
+            (
+                "teacher = 1",
+                "teacher = 1\nset = [\"seed=1\"]",
+                "demo",
+                "e.toml:22: `rows.2.set` applies to a row with `run` only",
+            ),
+            (
+                "source = \"s\"",
+                "source = \"s\"\nby_block = true",
+                "demo",
+                "e.toml:15: `rows.0.published` applies to `by_block = false` only",
+            ),
         ] {
             let text = GOOD.replacen(from, to, 1);
             let e = load(&text, scale).unwrap_err();
             assert_eq!(e.exit_code(), 3, "{e}");
             assert!(e.to_string().contains(expected), "{e}");
         }
+    }
+
+    #[test]
+    fn rows_of_one_run_with_the_same_changes_share_it() {
+        let text = GOOD.replace("teacher = 1", "run = \"two\"\nset = [\"seed = 3\"]");
+        assert_eq!(load(&text, "paper").unwrap().rows.len(), 3);
+        assert!(load(&text, "demo").unwrap_err().to_string().contains("sets nothing where"));
+    }
+
+    #[test]
+    fn a_published_figure_has_a_label_of_some_scale() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let experiment = |text: &str, scale: &str| {
+            std::fs::write(at("e.toml"), text).unwrap();
+            load_experiment(&at("e.toml"), scale).unwrap()
+        };
+        let here: BTreeSet<String> = ["cat".to_string(), "dog".into()].into();
+        let text =
+            GOOD.replace("/p.toml", "p.toml").replace("mAP = 71.7", "mAP = 71.7, cat = 1, bus = 2, tre = 3");
+        // Nobody knows the labels of the paper's scale, because its config is missing.
+        let note = experiment(&text, "demo").check_published(&here, false).unwrap().unwrap();
+        assert!(
+            note.contains("e.toml:14: published figures") && note.ends_with("not shown: bus, tre"),
+            "{note}"
+        );
+        let config = "name = \"p\"\ndual.steps = [1]\n\
+                      teachers = [{ name = \"a\", weights = \"w.npz\", labels = [\"bus\", \"tree\"] }]\n";
+        std::fs::write(at("p.toml"), config).unwrap();
+        let known = experiment(&text, "demo");
+        let e = known.check_published(&here, false).unwrap_err();
+        let expected = "e.toml:14: `rows.0.published` has `tre`, which is neither a label of the teachers nor one of \
+                        M parameters, mAP, % of teachers, mAP, all points; did you mean `tree`?";
+        assert!(e.exit_code() == 3 && e.to_string().contains(expected), "{e}");
+        // Another config, by the command line, may have other labels.
+        assert!(known.check_published(&here, true).unwrap().unwrap().ends_with("not shown: tre"));
+        let right = experiment(&text.replace("tre =", "tree ="), "demo");
+        assert_eq!(right.check_published(&here, false).unwrap(), None);
+        std::fs::write(at("p.toml"), config.replace(", labels = [\"bus\", \"tree\"]", "")).unwrap();
+        let open = experiment(&text, "demo").check_published(&here, false).unwrap().unwrap();
+        assert!(open.ends_with("not shown: bus, tre"), "{open}");
     }
 
     #[test]
@@ -282,6 +481,8 @@ teacher = 1
                     continue;
                 }
                 let e = load_experiment(&path, scale).unwrap();
+                let is_note_free = e.labels_elsewhere.is_some() || scale == "paper";
+                assert!(is_note_free, "{}: the paper's config states its labels", e.title);
                 for row in &e.rows {
                     if let RowKind::Student { overrides, .. } = &row.kind {
                         let all = [e.overrides.clone(), overrides.clone(), vec![Override::seed(e.seeds[0])]];
@@ -313,5 +514,39 @@ teacher = 1
         }
         assert_eq!((students, e.seeds.len()), (6, 3));
         assert!(format!("{labels:?}").contains("diningtable"), "{labels:?}");
+    }
+
+    #[test]
+    fn the_docs_example_loads_and_every_key_is_in_their_table() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/config.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let section = page.split_once("\n## `experiment`\n").unwrap().1;
+        let example = section.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+        let e = load(example, "demo").unwrap();
+        assert_eq!((e.rows.len(), e.seeds.len(), e.rows[2].run()), (4, 3, Some("two-labels")));
+        // It would run: its config, beside which the committed experiments lie, takes the changes.
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/demo.toml");
+        for row in &e.rows {
+            let RowKind::Student { overrides, .. } = &row.kind else { continue };
+            let spec =
+                crate::config::load_run(&config, &[&e.overrides[..], overrides].concat()).unwrap().spec;
+            assert_eq!(spec.student.labels, ["bag", "0"]);
+        }
+        let full = example.replace("name = \"ours\"", "name = \"ours\"\nonly = \"demo\"\nset_paper = []");
+        let raw: RawExperiment = toml::from_str(&full).unwrap();
+        let toml::Value::Table(all) = toml::Value::try_from(&raw).unwrap() else { panic!() };
+        let mut keys: BTreeSet<String> = all.keys().cloned().chain(["by_block".into()]).collect();
+        keys.retain(|key| key != "scales" && key != "rows");
+        keys.extend(all["scales"]["demo"].as_table().unwrap().keys().map(|key| format!("scales.NAME.{key}")));
+        for row in all["rows"].as_array().unwrap() {
+            keys.extend(row.as_table().unwrap().keys().map(|key| format!("rows.{key}")));
+        }
+        assert_eq!(keys.len(), 15, "{keys:?}");
+        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
+        for key in keys {
+            let has =
+                |line: &&str| line.split(" | ").next().is_some_and(|cell| cell.contains(&format!("`{key}`")));
+            assert!(rows.iter().any(has), "{key} is not in the table");
+        }
     }
 }

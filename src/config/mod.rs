@@ -45,7 +45,7 @@ mod wording;
 pub use compatibility::{check_heads, check_labels, check_network, check_sizes, check_student};
 pub use loaded::Loaded;
 pub use overrides::Override;
-pub use run::load_run;
+pub use run::{load_run, load_run_text};
 pub use source::Source;
 pub use suggest::suggest;
 pub use teach::load_teach;

@@ -47,6 +47,11 @@ impl Override {
         &self.shown
     }
 
+    /// `key=value`, without blanks around the sign.
+    pub(super) fn assignment(&self) -> String {
+        format!("{}={}", self.key, self.value)
+    }
+
     /// `key = value` as TOML. A value that is not valid TOML is taken as a string.
     pub(super) fn toml(&self) -> String {
         let as_typed = format!("{} = {}", self.key, self.value);

@@ -60,7 +60,15 @@ struct RawBaselines {
 ///
 /// Errors: [`Source::open`]'s, and a value out of range or without meaning beside another one.
 pub fn load_run(file: &Path, overrides: &[Override]) -> Result<Loaded<RunSpec>> {
-    let (source, mut raw) = Source::open::<RawRun>(file, overrides)?;
+    loaded(Source::open(file, overrides)?)
+}
+
+/// The same for a text that is to be written to `file`.
+pub fn load_run_text(file: &Path, text: String) -> Result<Loaded<RunSpec>> {
+    loaded(Source::of_text(file, text, &[])?)
+}
+
+fn loaded((source, mut raw): (Source, RawRun)) -> Result<Loaded<RunSpec>> {
     let spec = raw.build(&source)?;
     Ok(Loaded { spec, resolved: print(&raw)?, source })
 }

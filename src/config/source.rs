@@ -37,7 +37,18 @@ impl Source {
     /// not exist, a key that `Raw` does not have, lacks, or has with another type. Each names its line or
     /// override.
     pub fn open<Raw: DeserializeOwned>(file: &Path, overrides: &[Override]) -> Result<(Self, Raw)> {
-        let text = read(file)?;
+        Source::of_text(file, read(file)?, overrides)
+    }
+
+    /// The same for a text that is not in a file yet. Its paths are relative to the folder of `file`, which errors name.
+    pub(super) fn of_text<Raw: DeserializeOwned>(
+        file: &Path,
+        text: String,
+        overrides: &[Override],
+    ) -> Result<(Self, Raw)> {
+        if text.len() as u64 > MAX_BYTES {
+            return Err(too_long(file));
+        }
         let mut source = Source { file: file.into(), text, overrides: Vec::new(), places: Places::new() };
         // Leading blanks shift the spans of each override beyond everything before it.
         let mut changes = Vec::new();
@@ -216,13 +227,18 @@ fn read(file: &Path) -> Result<String> {
         .and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|e| at_file(format!("cannot read the config: {e}")))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(at_file(format!("expected a config of at most {MAX_BYTES} bytes, found more")));
+        return Err(too_long(file));
     }
     text::decode(bytes).map_err(|text::Fault { line, message }| Error::Config {
         file: file.into(),
         line,
         message,
     })
+}
+
+fn too_long(file: &Path) -> Error {
+    let message = format!("expected a config of at most {MAX_BYTES} bytes, found more");
+    Error::Config { file: file.into(), line: 0, message }
 }
 
 /// 1-based line of a byte offset.

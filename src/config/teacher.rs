@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::keys::only_with;
 use super::labels::RawLabels;
-use super::network::named;
+use super::network::RawNetwork;
 use super::source::Source;
 use crate::error::Result;
-use crate::models::resnet::{Normalisation, ResNetSpec, Stem, StridePlace};
+use crate::models::resnet::{Architecture, Normalisation, ResNetSpec, Stem, StridePlace};
 use crate::pipeline::spec::{Stated, TeacherSpec};
 use crate::pipeline::teacher_file::IMAGE_SIZE;
 
@@ -15,7 +16,7 @@ use crate::pipeline::teacher_file::IMAGE_SIZE;
 pub(super) struct RawTeacher {
     name: String,
     weights: String,
-    network: Option<String>,
+    network: Option<RawNetwork>,
     image_size: Option<i64>,
     labels: Option<Vec<String>>,
     mean: Option<Vec<f64>>,
@@ -85,41 +86,62 @@ fn stated(source: &Source, path: &str, raw: &mut RawTeacher) -> Result<Stated> {
         Some(size) => Some(source.count(&format!("{path}.image_size"), size, 8..=4096)?),
         None => None,
     };
-    let (normalisation, stride) = (normalisation(source, path, raw)?, raw.stride);
+    let normalisation = normalisation(source, path, raw)?;
     let stem_stride =
         raw.stem_stride.map(|s| source.count(&format!("{path}.stem_stride"), s, 1..=8)).transpose()?;
-    let network = match &raw.network {
-        None => None,
-        Some(name) => {
-            let size = image_size.unwrap_or(IMAGE_SIZE);
-            let network = named(source, &format!("{path}.network"), name, size)?;
-            let (channels, given) = (network.image[2], normalisation.as_ref().map(|n| n.mean.len()));
-            if given.is_some_and(|given| given != channels) {
-                let message = format!(
-                    "`{path}.mean` has {} numbers; expected {channels}, one for each channel that {name} takes",
-                    given.unwrap_or_default()
-                );
-                return Err(source.fail(&format!("{path}.mean"), message));
-            }
-            // torchvision's weights expect images normalised by ImageNet's mean and deviation.
-            let normalisation = normalisation.clone().unwrap_or_else(Normalisation::imagenet);
-            let normalisation = Some(normalisation).filter(|n| !n.is_identity());
-            let stem = Stem { stride: stem_stride.unwrap_or(network.stem.stride), ..network.stem };
-            Some(ResNetSpec { normalisation, stem, stride: stride.unwrap_or_default(), ..network })
-        }
-    };
     let is_sigmoid = is_sigmoid(source, &format!("{path}.head"), raw.head.as_deref())?;
-    let path = format!("{path}.labels");
+    let at_labels = format!("{path}.labels");
     let labels = match &raw.labels {
         None => Vec::new(),
         Some(labels) if labels.is_empty() => {
-            return Err(
-                source.fail(&path, format!("`{path}` is empty; omit it to take the labels in the file"))
-            );
+            let message = format!("`{at_labels}` is empty; omit it to take the labels in the file");
+            return Err(source.fail(&at_labels, message));
         }
-        Some(labels) => RawLabels::List(labels.clone()).names(source, &path)?,
+        Some(labels) => RawLabels::List(labels.clone()).names(source, &at_labels)?,
     };
-    Ok(Stated { network, labels, image_size, normalisation, stride, stem_stride, is_sigmoid })
+    let (network, stride) = (None, raw.stride);
+    let mut stated = Stated { network, labels, image_size, normalisation, stride, stem_stride, is_sigmoid };
+    if let Some(raw) = &raw.network {
+        let network = stated_network(source, path, raw, &stated)?;
+        if let RawNetwork::Table(_) = raw {
+            let path = format!("{path}.stem_stride");
+            only_with(source, &path, stem_stride.is_some(), "a `network` that is not a table")?;
+            stated.stem_stride = Some(network.stem.stride);
+        }
+        stated.network = Some(network);
+    }
+    Ok(stated)
+}
+
+/// The network of the key `network`, with what else the config states. A table does not say how many channels the images
+/// have: three, unless the normalisation has other ones.
+fn stated_network(source: &Source, path: &str, raw: &RawNetwork, stated: &Stated) -> Result<ResNetSpec> {
+    let (rgb, given) = (3, stated.normalisation.as_ref().map(|n| n.mean.len()));
+    let channels = match raw {
+        RawNetwork::Named(name) if given.is_some_and(|given| given != rgb) => {
+            let message = format!(
+                "`{path}.mean` has {} numbers; expected {rgb}, one for each channel that {name} takes",
+                given.unwrap_or_default()
+            );
+            return Err(source.fail(&format!("{path}.mean"), message));
+        }
+        RawNetwork::Named(_) => rgb,
+        RawNetwork::Table(_) => given.unwrap_or(rgb),
+    };
+    let path = format!("{path}.network");
+    let Architecture { block, stem, widths, depths, variant } = raw.build(source, &path)?;
+    let stem = Stem { stride: stated.stem_stride.unwrap_or(stem.stride), ..stem };
+    let size = stated.image_size.unwrap_or(IMAGE_SIZE);
+    // torchvision's weights expect images normalised by ImageNet's mean and deviation.
+    let normalisation = stated.normalisation.clone().unwrap_or_else(Normalisation::imagenet);
+    let network = ResNetSpec {
+        normalisation: Some(normalisation).filter(|n| !n.is_identity()),
+        stride: stated.stride.unwrap_or_default(),
+        variant,
+        ..ResNetSpec::new(block, [size, size, channels], stem, widths, depths)
+    };
+    network.validate().map_err(|e| source.fail(&path, format!("`{path}`: {e}")))?;
+    Ok(network)
 }
 
 /// Whether a config insists that a teacher's logits are those of probabilities.

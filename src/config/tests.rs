@@ -213,6 +213,41 @@ fn a_config_may_state_what_a_teachers_file_holds() {
 }
 
 #[test]
+fn a_teachers_network_may_be_a_table() {
+    use crate::models::resnet::Stem;
+    let table = "network={ block = 'bottleneck', widths = [8, 16], depths = [1, 2], variant = { inner_widths = [4, 8] }, \
+                 stem = { width = 4, kernel = 3, stride = 2, max_pool = false } }";
+    let set = |key: &str| format!("teachers.0.{key}");
+    let sets = [set(table), set("image_size=16"), set("mean=[0.5]"), set("std=[0.25]")];
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let loaded = load_text(SMALL, &sets).unwrap();
+    let stated = &loaded.spec.teachers[0].stated;
+    let network = stated.network.clone().unwrap();
+    assert_eq!(
+        (network.image, &network.widths[..], &network.depths[..]),
+        ([16, 16, 1], &[8, 16][..], &[1, 2][..])
+    );
+    assert_eq!(network.stem, Stem { width: 4, kernel: 3, stride: 2, max_pool: false });
+    assert_eq!((&network.variant.inner_widths[..], stated.stem_stride), (&[4, 8][..], Some(2)));
+    assert_eq!(network.normalisation, stated.normalisation);
+    let again = load_text(&loaded.resolved, &[]).unwrap().spec;
+    assert_eq!(&again.teachers[0].stated, stated);
+    let colour = load_text(SMALL, &sets[..1]).unwrap().spec.teachers[0].stated.network.clone().unwrap();
+    assert_eq!(colour.image, [224, 224, 3]);
+    for (more, expected) in [
+        ("network.depths=[1]", "`teachers.0.network.depths` has 1 entries"),
+        ("network.stem.kernel=4", "`teachers.0.network.stem.kernel` is 4; expected an odd number"),
+        ("network.variant.inner_widths=[4]", "`teachers.0.network`: inner_widths: expected 2 sizes"),
+        ("stem_stride=2", "`teachers.0.stem_stride` applies to a `network` that is not a table only"),
+        ("network=7", "expected a name such as \"resnet101\" or a table"),
+    ] {
+        let more = set(more);
+        let e = load_text(SMALL, &[&sets[..], &[more.as_str()]].concat()).unwrap_err();
+        assert!(e.exit_code() == 3 && e.to_string().contains(expected), "{more}: {e}");
+    }
+}
+
+#[test]
 fn evaluation_takes_exactly_one_kind_of_data() {
     let with = |table: &str, sets: &[&str]| load_text(&format!("{SMALL}{table}"), sets);
     let voc = "[evaluation.voc]\nroot = \"/data/VOCdevkit\"\n";

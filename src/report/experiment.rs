@@ -12,10 +12,12 @@ use crate::error::{Error, Result};
 use crate::summary::{Score, StudentScore, Summary};
 use crate::weights::write_atomic;
 
-/// Columns that are not labels.
 const PARAMETERS: &str = "M parameters";
 const MAP: &str = "mAP";
 const MAP_ALL_POINTS: &str = "mAP, all points";
+const OF_TEACHERS: &str = "% of teachers";
+/// Columns of a table that are not labels.
+pub const COLUMNS: [&str; 4] = [PARAMETERS, MAP, OF_TEACHERS, MAP_ALL_POINTS];
 
 /// One model's figures at one seed. The table shows VOC 2007's 11-point AP, which the paper uses.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -238,8 +240,6 @@ impl ExperimentTable {
         all
     }
 }
-
-const OF_TEACHERS: &str = "% of teachers";
 
 struct Stats {
     mean: f64,

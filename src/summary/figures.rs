@@ -108,6 +108,36 @@ impl Score {
         self.map = mean(&self.ap);
         self.map_11_point = mean(&self.ap_11_point);
     }
+
+    /// Checks a score that was read from a file. `key` is its place there.
+    ///
+    /// Errors: a figure that is no percentage; a mean that is missing although a label has a value.
+    fn validate(&self, key: &str) -> Result<(), String> {
+        let each = |name: &'static str, all: &BTreeMap<String, f64>| {
+            all.iter().map(|(label, v)| (format!("{key}.{name}.{label}"), *v)).collect::<Vec<_>>()
+        };
+        let mut all =
+            vec![(format!("{key}.map"), self.map), (format!("{key}.map_11_point"), self.map_11_point)];
+        all.extend(
+            [each("ap", &self.ap), each("ap_11_point", &self.ap_11_point), each("chance", &self.chance)]
+                .concat(),
+        );
+        if let Some(Decisions { precision, recall, f1, exact }) = self.decisions {
+            let decisions = [("precision", precision), ("recall", recall), ("f1", f1), ("exact", exact)];
+            all.extend(decisions.map(|(name, v)| (format!("{key}.decisions.{name}"), v)));
+        }
+        if let Some((key, v)) = all.iter().find(|(_, v)| !v.is_nan() && !(0.0..=100.0).contains(v)) {
+            return Err(format!("`{key}` is {v}; expected a percentage from 0 to 100"));
+        }
+        for (name, mean, of) in
+            [("map", self.map, &self.ap), ("map_11_point", self.map_11_point, &self.ap_11_point)]
+        {
+            if mean.is_nan() && of.values().any(|v| v.is_finite()) {
+                return Err(format!("`{key}.{name}` is null; expected the mean of the labels' values"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The scores of a student.
@@ -118,6 +148,14 @@ pub struct StudentScore {
     pub score: Score,
     /// With all tasks branching after block 1, 2, ...
     pub by_block: Vec<Score>,
+}
+
+impl StudentScore {
+    /// See [`Score::validate`].
+    fn validate(&self, key: &str) -> Result<(), String> {
+        self.score.validate(key)?;
+        self.by_block.iter().enumerate().try_for_each(|(b, s)| s.validate(&format!("{key}.by_block.{b}")))
+    }
 }
 
 /// Numbers of parameters, as PyTorch counts them.
@@ -287,6 +325,10 @@ impl Summary {
         if let Some(i) = self.branch.iter().position(|task| task.block == 0) {
             return Err(format!("branch {i}: expected a block from 1 on, found 0"));
         }
+        self.teachers.iter().try_for_each(|(name, s)| s.validate(&format!("teachers.{name}")))?;
+        for (key, student) in [("student", &self.student), ("noise", &self.noise), ("ka", &self.ka)] {
+            student.as_ref().map_or(Ok(()), |s| s.validate(key))?;
+        }
         self.agreement.as_ref().map_or(Ok(()), Agreement::validate)?;
         self.label_statistics.as_ref().map_or(Ok(()), LabelStatistics::validate)
     }
@@ -368,6 +410,55 @@ mod tests {
             (p.clone(), 1, statistics(5, Some(1), 0, 2), "label \"bus\""),
         ] {
             let e = summary(p, block, statistics).validate().unwrap_err();
+            assert!(e.starts_with(expected), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_score_that_nobody_can_have_is_refused_with_its_key() {
+        let good = || {
+            let ap = BTreeMap::from([("bus".to_owned(), 40.0), ("car".into(), f64::NAN)]);
+            let mut score = Score { ap: ap.clone(), ap_11_point: ap, ..Score::default() };
+            score.take_means();
+            let student = StudentScore { by_block: vec![score.clone(), score.clone()], score };
+            let teachers = BTreeMap::from([("mean".to_owned(), student.score.clone())]);
+            Summary { teachers, noise: Some(student.clone()), student: Some(student), ..Summary::default() }
+        };
+        assert_eq!(good().validate(), Ok(()));
+        type Spoil = fn(&mut Summary);
+        let cases: [(Spoil, &str); 6] = [
+            (
+                |s| s.student.iter_mut().for_each(|s| s.score.map = 900.0),
+                "`student.map` is 900; expected a percentage",
+            ),
+            (
+                |s| s.student.iter_mut().for_each(|s| s.score.map = f64::NAN),
+                "`student.map` is null; expected the mean",
+            ),
+            (
+                |s| s.student.iter_mut().for_each(|s| s.by_block[1].map_11_point = -1.0),
+                "`student.by_block.1.map_11_point`",
+            ),
+            (
+                |s| s.teachers.get_mut("mean").unwrap().ap.extend([("bus".into(), 100.5)]),
+                "`teachers.mean.ap.bus` is 100.5",
+            ),
+            (
+                |s| s.noise.as_mut().unwrap().score.chance.extend([("bus".into(), -3.0)]),
+                "`noise.chance.bus` is -3",
+            ),
+            (
+                |s| {
+                    s.noise.as_mut().unwrap().score.decisions =
+                        Some(Decisions { exact: 101.0, ..Decisions::default() })
+                },
+                "`noise.decisions.exact` is 101",
+            ),
+        ];
+        for (spoil, expected) in cases {
+            let mut summary = good();
+            spoil(&mut summary);
+            let e = summary.validate().unwrap_err();
             assert!(e.starts_with(expected), "{e}");
         }
     }

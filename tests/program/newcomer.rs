@@ -117,3 +117,45 @@ fn teachers_from_one_backbone_are_recognised_and_unlike_ones_refused() {
     let output = lab.call(&["init", "c.toml"]);
     assert_eq!(output.status.code(), Some(4), "{}", text(&output).1);
 }
+
+/// Names of files and labels are whatever somebody once typed.
+#[test]
+fn strange_names_give_a_config_that_loads_or_none() {
+    let lab = Lab::new();
+    let labels = ["a \"quoted\" bus", "two\nlines # = [", "bell \u{7} \u{7f} \\ \u{85}", "'''"];
+    let odd = "odd \"name\"\n'b'.npz";
+    npz::save(lab.path(odd), &teacher_tensors(&network(), &labels, 1)).unwrap();
+    let long = "ü".repeat(100) + ".npz";
+    let mut bare = teacher_tensors(&network(), &["x", "y"], 2);
+    bare.meta.remove("labels");
+    npz::save(lab.path(&long), &bare).unwrap();
+    let config = call(&lab, &["init", odd, &long]);
+    let listed = r#"# labels in the file: "a \"quoted\" bus", "two\u000Alines # = [", "bell \u0007 \u007F \\ \u0085", "'''""#;
+    assert!(config.lines().any(|line| line == listed), "{config}");
+    std::fs::write(lab.path("my.toml"), &config).unwrap();
+    let spec = dfka_engine::config::load_run(&lab.path("my.toml"), &[]).unwrap().spec;
+    let files: Vec<_> = spec.teachers.iter().map(|t| t.weights.clone()).collect();
+    assert_eq!(files, [lab.path(odd), lab.path(&long)]);
+    assert_eq!(spec.name, format!("odd--name---b--{}", "ü".repeat(65)));
+    assert_eq!(spec.teachers[1].stated.labels.len(), 2);
+
+    use std::os::unix::ffi::OsStringExt;
+    let not_utf8 = std::ffi::OsString::from_vec(b"caf\xe9.npz".to_vec());
+    std::fs::copy(lab.path("left.npz"), lab.path("").join(&not_utf8)).unwrap();
+    let refused = lab.program(&["init"]).arg(&not_utf8).output().unwrap();
+    let (out, err) = text(&refused);
+    assert!(refused.status.code() == Some(2) && out.is_empty(), "{err}");
+    assert!(err.contains(".npz: the path is not UTF-8, so no config can name it"), "{err}");
+    for name in ["a/b", "", "two\nlines", &"x".repeat(81)] {
+        let refused = lab.call(&["init", "left.npz", "--name", name]);
+        let (out, err) = text(&refused);
+        assert!(
+            refused.status.code() == Some(2) && out.is_empty() && err.lines().count() == 1,
+            "{name:?}: {err}"
+        );
+        assert!(
+            err.contains("no config is written") && err.contains("`name` names the output folder"),
+            "{err}"
+        );
+    }
+}

@@ -246,3 +246,75 @@ fn parts_that_do_not_go_together_are_refused() {
         assert!(!lab.path("out").exists());
     }
 }
+
+/// A row that repeats a run shows the same student, and no unit is made for it.
+#[test]
+fn rows_of_one_run_share_it() {
+    let lab = lab();
+    fs::write(
+        lab.path("e.toml"),
+        EXPERIMENT.replace("run = \"noise\"\nset = [\"dual.images=noise\"]", "run = \"ours\""),
+    )
+    .unwrap();
+    let list = go(&lab, "out", &["--list"]);
+    assert!(list.status.success(), "{}", text(&list.stderr));
+    assert_eq!(text(&list.stdout).lines().count(), 2);
+}
+
+/// What lies in the folder of a finished unit was copied, edited, or deleted in part.
+#[test]
+fn a_unit_whose_files_are_not_those_of_its_run_is_refused() {
+    let lab = lab();
+    let seed = ["--quiet", "--seeds", "1"];
+    let one = go(&lab, "out", &seed);
+    assert!(one.status.success(), "{}", text(&one.stderr));
+    let at = |name: &str| lab.path(&format!("out/demo/ours-seed1/{name}"));
+    let whole: Json = serde_json::from_slice(&fs::read(at("summary.json")).unwrap()).unwrap();
+    let refused = |expected: &str| {
+        for mode in [&[][..], &["--collect"]] {
+            let refused = go(&lab, "out", &[&seed, mode].concat());
+            let said = text(&refused.stderr);
+            assert_eq!(refused.status.code(), Some(4), "{expected}: {said}");
+            assert!(
+                said.contains("ours-seed1") && said.contains(expected) && said.lines().count() == 1,
+                "{said}"
+            );
+        }
+    };
+    let edits: [(&str, Json, &str); 7] = [
+        ("/seed", 0.into(), "summary.json: `seed` is 0; expected 1, as the folder's name says; remove "),
+        (
+            "/name",
+            "other".into(),
+            "summary.json: `name` is other; expected that of the config, tiny; remove ",
+        ),
+        ("/student", Json::Null, "summary.json: `student` is null; expected scores"),
+        (
+            "/student/map",
+            900.into(),
+            "summary.json: not a run's summary: `student.map` is 900; expected a percentage",
+        ),
+        ("/student/map_11_point", Json::Null, "`student.map_11_point` is null; expected the mean"),
+        ("/teachers/mean/map", (-1).into(), "`teachers.mean.map` is -1; expected a percentage"),
+        ("/teachers", serde_json::json!({}), "summary.json: `teachers` has no `mean`"),
+    ];
+    for (key, value, expected) in edits {
+        let mut edited = whole.clone();
+        *edited.pointer_mut(key).unwrap() = value;
+        fs::write(at("summary.json"), serde_json::to_vec(&edited).unwrap()).unwrap();
+        refused(expected);
+    }
+    fs::write(at("summary.json"), serde_json::to_vec(&whole).unwrap()).unwrap();
+    let origin = fs::read(at("run.json")).unwrap();
+    for wrong in [None, Some("{")] {
+        fs::remove_file(at("run.json")).unwrap();
+        wrong.iter().for_each(|wrong| fs::write(at("run.json"), wrong).unwrap());
+        refused("run.json: missing, or not as a run writes it");
+        fs::write(at("run.json"), &origin).unwrap();
+    }
+    assert!(go(&lab, "out", &[&seed[..], &["--collect"]].concat()).status.success());
+    for name in ["student.npz", "student.safetensors", "student.onnx"] {
+        fs::remove_file(at(name)).unwrap();
+    }
+    refused("expected a run's folder with one of student.npz, ");
+}

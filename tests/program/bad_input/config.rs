@@ -139,6 +139,9 @@ pub const CASES: &[Case] = &[
     experiment("an experiment: a change with a slip", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "gruops=1")), &["e.toml:9: generator.gruops=1: unknown key `gruops`; did you mean `groups`?"]),
     experiment("an experiment: a change out of range", |l| put(l, "e.toml", EXPERIMENT.replace("groups=1", "groups=0")), &["e.toml:9: generator.groups=0: `generator.groups` is 0; expected at least 1"]),
     experiment("an experiment: a config that is not there", |l| put(l, "e.toml", EXPERIMENT.replace("c.toml", "d.toml")), &["d.toml: cannot read the config"]),
+    experiment("an experiment: one run with two configs", |l| put(l, "e.toml", format!("{EXPERIMENT}{}", ROW.replace("groups=1", "groups=2"))), &["e.toml:12: `rows.1` and `rows.0` name the same run, \"a\", but `rows.1` sets `generator.groups=2` where `rows.0` sets `generator.groups=1`"]),
+    experiment("an experiment: a row of no scale", |l| put(l, "e.toml", format!("{EXPERIMENT}only = \"dmo\"\n")), &["e.toml:10: `rows.0.only` is \"dmo\", which [scales] does not have; did you mean `demo`?"]),
+    experiment("an experiment: a published figure of no label", |l| put(l, "e.toml", format!("{EXPERIMENT}published = {{ mAP = 1, bsu = 2 }}\n")), &["e.toml:10: `rows.0.published` has `bsu`", "did you mean `bus`?"]),
 ];
 
 const fn experiment(what: &'static str, spoil: fn(&super::Lab), words: &'static [&'static str]) -> Case {
@@ -156,6 +159,9 @@ name = "ours"
 run = "a"
 set = ["generator.groups=1"]
 "#;
+
+/// Its row, once more.
+const ROW: &str = "[[rows]]\nname = \"again\"\nrun = \"a\"\nset = [\"generator.groups=1\"]\n";
 
 pub const TEACH: &str = r#"name = "t"
 [data]
