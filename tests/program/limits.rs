@@ -50,7 +50,11 @@ fn tensors_beyond_the_memory_are_refused_before_they_are_allocated() {
     // 5 GB, which this address space lacks and most machines have.
     let some = ["--set", "generator.widths=[4096,8]", "--set", "generator.latent=5000"];
     let cases: [(&str, &[&str], &str); 3] = [
-        ("true", &large, "of which generator.project.weight [131072, 1, 1, 65541] is the largest: needs"),
+        (
+            "ulimit -v 8000000",
+            &large,
+            "of which generator.project.weight [131072, 1, 1, 65541] is the largest: needs",
+        ),
         ("true", &bank, "`dual.bank`: needs"),
         (
             "ulimit -v 2000000",
@@ -70,6 +74,6 @@ fn tensors_beyond_the_memory_are_refused_before_they_are_allocated() {
     }
     let sets = ["--set", "network.widths=[65536,65536]", "--set", "network.depths=[1,1]"];
     let args = [&["teach", "t.toml", "--device", "cpu", "--quiet"][..], &sets].concat();
-    let out = limited(&lab, "true", &args);
+    let out = limited(&lab, "ulimit -v 8000000", &args);
     expect_error(&out, 6, &["is the largest: needs", "lower network.widths"]);
 }
