@@ -123,7 +123,7 @@ impl ExperimentArgs {
 /// Errors: a file that has changed since, or that cannot be read; no `run.json` that says which files they were.
 fn expect_same_files(folder: &Path, spec: &RunSpec) -> Result<()> {
     let origin = Origin::read(folder)?.ok_or_else(|| {
-        let message = "missing, or not as a run writes it, so nobody knows which files the run read";
+        let message = "missing, or not as a run writes it, so the files that the run read are not known";
         Error::data(folder.join(report::ORIGIN), format!("{message}; {}", remove(folder)))
     })?;
     let evaluation = spec.evaluation.as_ref().and_then(EvaluationData::file);

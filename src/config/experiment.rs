@@ -446,7 +446,7 @@ teacher = 1
         let here: BTreeSet<String> = ["cat".to_string(), "dog".into()].into();
         let text =
             GOOD.replace("/p.toml", "p.toml").replace("mAP = 71.7", "mAP = 71.7, cat = 1, bus = 2, tre = 3");
-        // Nobody knows the labels of the paper's scale, because its config is missing.
+        // The labels of the paper's scale are not known, because its config is missing.
         let note = experiment(&text, "demo").check_published(&here, false).unwrap().unwrap();
         assert!(
             note.contains("e.toml:14: published figures") && note.ends_with("not shown: bus, tre"),

@@ -16,8 +16,7 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let cannot = |e: std::io::Error| Error::data(path, format!("cannot read: {e}"));
     refuse_pipe(path)?;
     let file = File::open(path).map_err(cannot)?;
-    // The one byte of extra capacity lets `read_to_end` see the end
-    // without growing.
+    // The one byte of extra capacity lets `read_to_end` see the end without growing.
     let len = file.metadata().map_or(0, |m| m.len().min(max_bytes));
     let mut bytes = Vec::with_capacity(len as usize + 1);
     file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(cannot)?;

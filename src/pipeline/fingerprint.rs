@@ -4,7 +4,7 @@ use super::spec::{ImageSource, RunSpec, StudentInit};
 use crate::data::folder;
 use crate::error::{Error, Result};
 use crate::report::origin::WeightsFile;
-use crate::weights::{self, sha256};
+use crate::weights::{self, digits, sha256};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -73,7 +73,7 @@ pub fn of(
             h.update(sha256(path)?);
         }
     }
-    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(digits(h))
 }
 
 /// Every file below `folder` that is not hidden and for which `counts` holds, with its length, sorted by path.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::models::targetnet::TargetNetSpec;
-use crate::weights::{self, sha256};
+use crate::weights::{self, digits, sha256};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ fn contents(file: &Path) -> Result<String> {
         h.update(bytemuck::cast_slice::<f32, u8>(&tensor.data));
     }
     h.update(serde_json::Value::Object(meta).to_string());
-    Ok(h.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(digits(h))
 }
 
 #[cfg(test)]

@@ -20,7 +20,12 @@ pub fn sha256(path: impl AsRef<Path>) -> Result<String> {
             n => hash.update(&buf[..n]),
         }
     }
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(digits(hash))
+}
+
+/// A finished hash as 64 hexadecimal digits.
+pub fn digits(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -24,6 +24,6 @@ mod tensors;
 pub use atomic::{is_temporary, write_atomic, write_keeping};
 pub use common::refuse_pipe;
 pub use file::{files, load, save};
-pub use hash::sha256;
+pub use hash::{digits, sha256};
 pub use meta::{Meta, check_labels, meta_as};
 pub use tensors::{HostTensor, Tensors};

@@ -18,7 +18,7 @@ fn expect_error(out: &Output, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn every_command_reports_a_file_that_may_not_grow() {
+fn an_export_reports_a_file_that_may_not_grow() {
     let lab = Lab::new();
     for args in
         [&["export", "left.npz", "--to", "copy.safetensors"][..], &["export", "left.npz", "--to", "copy.npz"]]

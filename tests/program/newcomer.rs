@@ -118,7 +118,7 @@ fn teachers_from_one_backbone_are_recognised_and_unlike_ones_refused() {
     assert_eq!(output.status.code(), Some(4), "{}", text(&output).1);
 }
 
-/// Names of files and labels are whatever somebody once typed.
+/// Names of files and labels may have characters that TOML escapes.
 #[test]
 fn strange_names_give_a_config_that_loads_or_none() {
     let lab = Lab::new();

@@ -36,9 +36,8 @@ impl Instruction {
     }
     /// Whether another instruction computes the gradients of the same inputs.
     pub(crate) fn needs_alike(&self, other: &Instruction) -> bool {
-        let needed =
-            |i: &Instruction| -> Vec<bool> { i.operands.input_grads.iter().map(Option::is_some).collect() };
-        needed(self) == needed(other)
+        let [mine, theirs] = [self, other].map(|i| i.operands.input_grads.iter().map(Option::is_some));
+        mine.eq(theirs)
     }
     /// The inputs that forward or an update changes in place.
     pub(crate) fn updates(&self) -> Vec<Slot> {

@@ -120,7 +120,7 @@ impl Nvrtc {
         let open = |path: &Path| {
             // SAFETY: loading a library runs its initialisers; NVRTC's only set up their own tables.
             unsafe { Library::new(path) }.map_err(|e| {
-                // The loader's own words are in the source. The build script has this file too, so no other can say so.
+                // As `device::loader::words`, which the build script, where this file is compiled too, does not have.
                 let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
                 format!("{}: {why}", path.display())
             })

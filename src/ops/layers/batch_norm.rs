@@ -275,7 +275,7 @@ impl Operator for BatchNorm {
         let (coefficients, gamma, beta) = (l.saved(0), l.x(1), l.x(2));
         let means = (dx.is_some() && self.stats == Stats::Batch).then(|| l.scratch(1));
         let needs_sums = means.is_some() || dgamma.is_some() || dbeta.is_some();
-        // The operands of each of backward's passes over the maps, and the kernel for them.
+        // The operands of a pass of backward over the maps, and the name of its kernel.
         let pass = |dx: Option<DeviceTensor>, parts: Option<DeviceTensor>, means: Option<DeviceTensor>| {
             let [dx, parts, means] = [dx, parts, means].map(KernelArg::from);
             let [x, dy, coefficients, gamma, beta] = [x, dy, coefficients, gamma, beta].map(KernelArg::from);

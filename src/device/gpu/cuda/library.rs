@@ -195,7 +195,7 @@ fn open() -> std::result::Result<Driver, String> {
         let library = match unsafe { Library::new(name) } {
             Ok(library) => library,
             Err(e) => {
-                // A file that is there and does not open is worth more than one that is not there.
+                // The error of a file that exists says more than that of one that does not.
                 let why = loader::words(&e);
                 let is_absent =
                     why.starts_with(&format!("{name}: cannot open")) && why.contains("No such file");
