@@ -1,6 +1,7 @@
 //! The record of one step: leaves, operators, and which values need a gradient.
 
 use super::store::{Store, TensorId};
+use crate::device::division::Division;
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::ops::operator::{OperandInfo, Operator};
@@ -54,15 +55,15 @@ pub struct Tape {
     segment: Option<u32>,
     segments: u32,
     leaves: HashMap<TensorId, Value>,
-    /// Whether the step's batch is divided among ranks.
-    pub(super) joins_ranks: bool,
+    /// The shares that the step's batch is cut into.
+    pub(super) division: Division,
 }
 
 impl Tape {
-    /// Says that this process has a part of the step's batch, and other ranks the others: what ops sum over the batch, and
-    /// the gradients of the trainable tensors, are sums over all ranks.
-    pub fn join_ranks(&mut self) {
-        self.joins_ranks = true;
+    /// Says that this process has some shares of the step's batch, and other ranks the others: what ops sum over the batch,
+    /// and the gradients of the trainable tensors, are sums over all shares.
+    pub fn divide_batch(&mut self, division: Division) {
+        self.division = division;
     }
     /// A tensor of the store, as a value. The same tensor is the same value wherever it is used, so that its
     /// gradients add up.

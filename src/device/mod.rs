@@ -7,6 +7,7 @@
 pub mod choice;
 pub mod collective;
 pub mod cpu;
+pub mod division;
 pub mod gpu;
 mod loader;
 pub mod memory;

@@ -1,9 +1,10 @@
 //! The operands of one instruction: their slots, and typed views of them while it runs on the CPU.
 
-use crate::device::collective::Ranks;
+use crate::device::division::Division;
 use crate::device::{Slot, StepState, Views};
 use crate::ops::fusion::{FusedActivation, LinearGrad};
 use crate::tensor::{Elem, Real, Shape};
+use std::ops::Range;
 
 /// How an op delivers a gradient. The plan decides: the first writer of a buffer stores, later ones add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,9 +146,8 @@ pub struct Io<'v, R> {
     pub views: Views<'v>,
     /// Seed, number and learning rates of the step.
     pub step: &'v StepState,
-    /// The ranks that divide the batch: what an op sums over the batch, it sums over them too. `None` where this process
-    /// has the whole batch.
-    pub ranks: Option<&'static Ranks>,
+    /// The shares that the batch is cut into, and those of them that this process has.
+    pub division: Division,
     /// Whether buffers that are kept from step to step have their values.
     pub has_packed: bool,
     /// The scalar type.
@@ -155,10 +155,6 @@ pub struct Io<'v, R> {
 }
 
 impl<'v, R: Real> Io<'v, R> {
-    /// The number of parts of the batch; the inputs have one of them.
-    pub fn parts_of_the_batch(&self) -> usize {
-        self.ranks.map_or(1, Ranks::size)
-    }
     /// The shape of an input.
     pub fn shape(&self, input: usize) -> Shape {
         self.operands.input_shapes[input]
@@ -216,8 +212,35 @@ impl<'v, R: Real> Io<'v, R> {
         self.views
             .read(self.operands.output_grads[0].expect("backward of an op whose output has no gradient"))
     }
-    /// The gradient of input `i`, if it needs one.
+    /// Whether input `i` needs a gradient.
+    pub fn needs_dx(&self, i: usize) -> bool {
+        self.operands.input_grads[i].is_some()
+    }
+    /// The gradient of input `i`, if it needs one. Of a trained tensor in a divided batch, the gradient of this process's
+    /// first share; those of its other shares become zero, or stay as they are if this one is added to.
     pub fn dx(&self, i: usize) -> Option<Grad<'v, R>> {
-        self.operands.input_grads[i].map(|(s, write)| Grad { data: self.views.write(s), write })
+        let (slot, write) = self.operands.input_grads[i]?;
+        let (data, others) = self.views.write(slot).split_at_mut(self.shape(i).elems());
+        if write == Write::Set {
+            others.fill(R::ZERO);
+        }
+        Some(Grad { data, write })
+    }
+    /// The gradient of input `i`, a parameter, if it needs one: the samples of each share that this process has, of `n` in
+    /// all, and where their gradient goes. Without a divided batch that is one share.
+    pub fn dx_of_shares(&self, i: usize, n: usize) -> impl Iterator<Item = (Range<usize>, Grad<'v, R>)> {
+        let elems = self.shape(i).elems();
+        let of = move |(slot, write): (Slot, Write)| {
+            let data: &'v mut [R] = self.views.write(slot);
+            assert!(
+                (n * elems).is_multiple_of(data.len()),
+                "{n} samples for {} gradients",
+                data.len() / elems
+            );
+            let samples = n * elems / data.len();
+            let shares = data.chunks_exact_mut(elems).enumerate();
+            shares.map(move |(s, data)| (s * samples..(s + 1) * samples, Grad { data, write }))
+        };
+        self.operands.input_grads[i].into_iter().flat_map(of)
     }
 }

@@ -6,6 +6,7 @@ use crate::autograd::plan::Optimiser;
 use crate::autograd::tape::Value;
 use crate::autograd::{Store, Tape, TensorId};
 use crate::device::collective::{self, Ranks};
+use crate::device::division::Division;
 use crate::error::{Error, Result};
 use crate::models::Recorder;
 use crate::ops::movement::columns::Columns;
@@ -17,7 +18,8 @@ use crate::ops::ranks::spread::Spread;
 use crate::tensor::Real;
 use std::ops::Range;
 
-/// The division of a step among the ranks. A process that is alone records what it would record without a share.
+/// The division of a step among the ranks. A process that is alone records what it would record without a share;
+/// where a batch is to be divided, it adds the gradients of the batch's shares as several ranks do.
 #[derive(Clone, Copy)]
 pub struct Share {
     /// Teachers, or tasks of the student.
@@ -27,6 +29,8 @@ pub struct Share {
     ranks: Option<&'static Ranks>,
     /// Those that divide the batch, into equal parts.
     of_batch: Option<&'static Ranks>,
+    /// Whether sums over the batch are taken as several ranks would take them.
+    divides_batch: bool,
 }
 
 impl Share {
@@ -34,9 +38,10 @@ impl Share {
     ///
     /// Errors: more ranks than teachers or tasks.
     pub fn of(split: Split, all: usize, what: &str) -> Result<Share> {
-        let Some(ranks) = collective::current() else { return Ok(Share::alone(all)) };
+        let alone = Share { divides_batch: split == Split::Batch, ..Share::alone(all) };
+        let Some(ranks) = collective::current() else { return Ok(alone) };
         if split == Split::Batch {
-            return Ok(Share { rank: ranks.rank(), of_batch: Some(ranks), ..Share::alone(all) });
+            return Ok(Share { rank: ranks.rank(), of_batch: Some(ranks), ..alone });
         }
         if ranks.size() > all {
             return Err(Error::Usage(format!(
@@ -45,16 +50,16 @@ impl Share {
                 ranks.size()
             )));
         }
-        Ok(Share { rank: ranks.rank(), ranks: Some(ranks), ..Share::alone(all) })
+        Ok(Share { rank: ranks.rank(), ranks: Some(ranks), ..alone })
     }
     /// Of a process that computes everything.
     pub fn alone(all: usize) -> Share {
-        Share { all, rank: 0, ranks: None, of_batch: None }
+        Share { all, rank: 0, ranks: None, of_batch: None, divides_batch: false }
     }
-    /// Begins a step on the tape.
-    pub fn begin(&self, tape: &mut Tape) {
-        if self.of_batch.is_some() {
-            tape.join_ranks();
+    /// Begins a step of so many samples on the tape.
+    pub fn begin(&self, tape: &mut Tape, batch: usize) {
+        if self.divides_batch {
+            tape.divide_batch(Division::of(batch));
         }
     }
 

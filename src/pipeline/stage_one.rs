@@ -297,7 +297,7 @@ impl StageOne {
         at_once: usize,
         share: Share,
     ) -> Result<(Value, Value)> {
-        share.begin(r.tape);
+        share.begin(r.tape, spec.generator.batch);
         let (levels, wanted) = self.record_share(r, spec.generator.batch, Learn::Trainable, &share)?;
         let loss = self.objective(spec, teachers, at_once, share).record(r, &levels, wanted)?;
         Ok((loss, levels[levels.len() - 1]))

@@ -149,7 +149,7 @@ impl StageTwo {
         b: usize,
     ) -> Result<Value> {
         let (d, share) = (&spec.dual, self.share(spec)?);
-        share.begin(r.tape);
+        share.begin(r.tape, spec.dual.batch);
         let image_shape = teachers.network.feature(0, d.batch);
         let drawn = match self.images {
             Images::Bank(bank) => {

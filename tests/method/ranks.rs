@@ -1,7 +1,8 @@
 //! One step of every stage in f64, whose batch two ranks divide: its gradients are those of one process.
 //!
-//! The test starts its own binary on two ranks, which write their gradients to a file. In f64 the order of sums shows in the
-//! last digits only; a loss or a batch norm over a part of the batch would be off by 1e-4 or more.
+//! The test starts its own binary on two ranks, which write their gradients to a file. A process that divides its batch in the
+//! same way has the same bits. One that does not adds in another order, which in f64 shows in the last digits only; a loss or a
+//! batch norm over a part of the batch would be off by 1e-4 or more.
 
 use crate::common::Lab;
 use crate::common::mpi::Mpi;
@@ -34,8 +35,9 @@ const CASES: [&[&str]; 3] = [
 /// 0 is the generator's stage, `b` that of block b.
 const STAGES: RangeInclusive<usize> = 0..=4;
 
-fn spec(folder: &Path, case: usize) -> RunSpec {
-    let sets = CASES[case].iter().chain(&["parallel.split=batch"]);
+fn spec(folder: &Path, case: usize, split: &str) -> RunSpec {
+    let split = format!("parallel.split={split}");
+    let sets = CASES[case].iter().copied().chain([split.as_str()]);
     let overrides: Vec<Override> = sets.map(|s| Override::set(s).unwrap()).collect();
     config::load_run(&folder.join("c.toml"), &overrides).unwrap().spec
 }
@@ -87,7 +89,7 @@ fn write_gradients(folder: &Path) {
     let ranks = collective::join(None, lost).unwrap().expect("a launcher has started this process");
     for case in 0..CASES.len() {
         for stage in STAGES {
-            let found = gradients(&spec(folder, case), stage);
+            let found = gradients(&spec(folder, case, "batch"), stage);
             if collective::leads() {
                 std::fs::write(file(folder, case, stage), bytemuck::cast_slice(&found)).unwrap();
             }
@@ -110,9 +112,11 @@ fn a_batch_on_two_ranks_has_the_gradients_of_one_process_in_f64() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
     for (case, sets) in CASES.iter().enumerate() {
         for stage in STAGES {
-            let alone = gradients(&spec(&folder, case), stage);
+            let alone = gradients(&spec(&folder, case, "teachers"), stage);
+            let in_shares = gradients(&spec(&folder, case, "batch"), stage);
             let bytes = std::fs::read(file(&folder, case, stage)).unwrap();
             let divided: Vec<f64> = bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+            assert!(in_shares == divided, "{sets:?}, stage {stage}: one process has other bits");
             assert_eq!(alone.len(), divided.len());
             let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
             let away = norm(&mut alone.iter().zip(&divided).map(|(a, b)| a - b));

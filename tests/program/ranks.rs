@@ -263,35 +263,39 @@ fn a_run_of_two_ranks_goes_on_with_four_and_with_one_process_to_the_same_bits() 
     expect_same(&lab, &sets, "one");
 }
 
-/// The losses of a run's steps.
-fn losses(folder: &Path) -> Vec<f64> {
-    let all = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let lines = all.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    lines.filter_map(|line| line["metrics"]["loss"].as_f64()).collect()
+/// Batches that four ranks can divide, and one that only two can.
+const DIVIDED: [&str; 4] = ["--set", "parallel.split=batch", "--set", "generator.batch=6"];
+
+#[test]
+fn a_divided_batch_gives_the_bits_of_one_process_and_goes_on_to_them_on_any_number_of_ranks() {
+    let lab = Lab::new();
+    let sets = [&LONG[..], &DIVIDED[..2]].concat();
+    for (i, mpi) in Mpi::all().iter().enumerate() {
+        for ranks in [2, 4] {
+            let out = format!("out{i}-{ranks}");
+            let done = mpi.call(&lab, ranks, &run(&out, &sets));
+            assert!(done.status.success(), "{ranks} ranks: {}", text(&done.stderr));
+            expect_same(&lab, &sets, &out);
+        }
+    }
+    let Some(mpi) = Mpi::first() else { return };
+    interrupted(&mpi, &lab, &sets, &["one", "two", "four"]);
+    let again = [&sets[..], &["--resume"]].concat();
+    for (out, ranks) in [("one", 1), ("two", 2), ("four", 4)] {
+        let args = run(out, &again);
+        let done = if ranks == 1 { lab.call(&args) } else { mpi.call(&lab, ranks, &args) };
+        assert!(done.status.success(), "{out}: {}", text(&done.stderr));
+        expect_same(&lab, &sets, out);
+    }
 }
 
-/// On as many ranks a run goes on to the same bits. In one process sums have another order: the next loss differs in the last
-/// digit, and training enlarges that from step to step, as it does with any last digit (docs/scaling.md has figures).
 #[test]
-fn a_divided_batch_goes_on_to_the_same_bits_and_in_one_process_on_the_same_curve() {
+fn a_batch_of_six_has_shares_for_two_ranks() {
     let Some(mpi) = Mpi::first() else { return };
     let lab = Lab::new();
-    let sets = [&LONG[..], &["--set", "parallel.split=batch"]].concat();
-    interrupted(&mpi, &lab, &sets, &["same", "other"]);
-    let again = [&sets[..], &["--resume"]].concat();
-    let all = [
-        mpi.call(&lab, 2, &run("alone", &sets)),
-        mpi.call(&lab, 2, &run("same", &again)),
-        lab.call(&run("other", &again)),
-    ];
-    all.iter().for_each(|done| assert!(done.status.success(), "{}", text(&done.stderr)));
-    expect_same(&lab, &sets, "same");
-    let (whole, resumed) = (losses(&lab.path("alone")), losses(&lab.path("other")));
-    assert!(whole.len() == resumed.len() && whole.len() > 200, "{} and {} steps", whole.len(), resumed.len());
-    let away: Vec<f64> = whole.iter().zip(&resumed).map(|(a, b)| ((a - b) / a).abs()).collect();
-    let first = away.iter().position(|a| *a > 0.0).expect("one process adds in another order");
-    println!("from step {first} on: {:.0e}", away[first]);
-    assert!(first > 0 && away[first] <= 1e-6 && away[first..].iter().take(2).all(|a| *a <= 1e-3), "{away:?}");
+    let done = mpi.call(&lab, 2, &run("two", &DIVIDED));
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    expect_same(&lab, &DIVIDED, "two");
 }
 
 /// Every stage has one step.
@@ -342,26 +346,32 @@ fn distance(a: &Tensors, b: &Tensors, what: &str) -> f64 {
     (away / all).sqrt()
 }
 
-/// Adam's first moment after one step is a tenth (in stage one a half) of the gradient.
+/// Adam's first moment after one step is a tenth (in stage one a half) of the gradient. A process that does not divide its
+/// batch adds in another order, which these small networks' batch norms over eight samples enlarge in single precision
+/// (`tests/method/ranks.rs` compares in double precision).
 #[test]
 fn a_batch_on_two_ranks_has_the_gradients_of_one_process() {
     let Some(mpi) = Mpi::first() else { return };
     let lab = Lab::new();
     for (i, init) in ["scratch", "mean"].into_iter().enumerate() {
         let init = format!("student.init={init}");
-        let sets = [&STEP[..], &["--set", &init]].concat();
-        let (one, two) = (format!("one{i}"), format!("two{i}"));
-        let alone = lab.program(&run(&one, &sets)).stdout(Stdio::null()).spawn().unwrap();
-        let alone = last_state(alone, &lab, &one);
-        let divided = [&sets[..], &["--set", "parallel.split=batch"]].concat();
-        let divided = mpi.program(&lab, 2, &run(&two, &divided)).stdout(Stdio::null()).spawn().unwrap();
-        let divided = last_state(divided, &lab, &two);
+        let whole = [&STEP[..], &["--set", &init]].concat();
+        let divided = [&whole[..], &["--set", "parallel.split=batch"]].concat();
+        let state = |out: &str, mut command: Command| {
+            last_state(command.stdout(Stdio::null()).spawn().unwrap(), &lab, out)
+        };
+        let [a, b, c] = ["whole", "one", "two"].map(|name| format!("{name}{i}"));
+        let whole = state(&a, lab.program(&run(&a, &whole)));
+        let one = state(&b, lab.program(&run(&b, &divided)));
+        let two = state(&c, mpi.program(&lab, 2, &run(&c, &divided)));
         for stage in ["generator", "block1", "block2", "block3", "block4"] {
-            let found = distance(&alone, &divided, &format!("{stage}.moments.first"));
+            let moments = format!("{stage}.moments.first");
+            assert_eq!(distance(&one, &two, &moments), 0.0, "{init}, {stage}");
+            let found = distance(&whole, &two, &moments);
             println!("{init}, {stage}: {found:.1e}");
-            assert!(found <= 5e-7, "{init}, {stage}: {found}");
+            assert!(found <= 1e-5, "{init}, {stage}: {found}");
         }
-        assert_eq!(distance(&alone, &divided, "generator.bank"), 0.0, "the images have the same bits");
+        assert_eq!(distance(&one, &two, "generator.bank"), 0.0, "the images");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::autograd::cost::bytes::{Cost, bytes_moved};
 use crate::autograd::tape::{Tape, Value};
 use crate::device::Slot;
 use crate::device::gpu::launch::Launch;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Elem, Real};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -31,7 +31,7 @@ pub struct Plan<R> {
     /// Whether it was replayed before, so that the scratch memory of all worker threads is as large as it
     /// has to be.
     pub(crate) is_warm: bool,
-    /// Where the batch is divided among ranks: the gradients of the trainable tensors, and room for their exchange.
+    /// Where the batch is divided: the gradients of the trainable tensors, and room for their exchange.
     pub(crate) joined: Option<Joined<R>>,
     /// Differs from every other plan's.
     pub(crate) id: u64,
@@ -55,11 +55,6 @@ impl<R: Real> Plan<R> {
         optimisers: &[Optimiser],
     ) -> Result<Plan<R>> {
         let target = store.target.as_ref();
-        if tape.joins_ranks && target.is_some() {
-            return Err(Error::NoDevice(
-                "several ranks divide a batch on the CPU only; add --device cpu".into(),
-            ));
-        }
         // Needs, element types, groups and fusions.
         let step = Step::of::<R>(tape, loss, target)?;
         // Lifetimes: which buffers there are, and how long each is in use.
@@ -82,8 +77,10 @@ impl<R: Real> Plan<R> {
             launches: program.as_ref().map_or(0, |p| p.launches.len()),
             trained_elements: trained.map(|(id, _)| store.shape(*id).elems()).sum(),
         };
-        let joined =
-            tape.joins_ranks.then(|| Joined::of(optimisers, &buffers.leaf_grads, |b| lowering.slot(b)));
+        let joined = step
+            .division
+            .is_divided()
+            .then(|| Joined::of(step.division, optimisers, &buffers.leaf_grads, |b| lowering.slot(b)));
         let output = |v: &Value| (*v, lowering.value_slot(*v), step.storage.elem(*v));
         let names = tape.metrics.iter().map(|(name, _)| name.clone()).collect();
         Ok(Plan {

@@ -155,7 +155,9 @@ impl<R: Real> Lowering<'_, R> {
         for (id, moments) in &optimiser.tensors {
             let Some(grad) = self.buffers.leaf_grads.get(id) else { continue };
             let moments = moments.iter().map(|m| self.store.slot(*m));
-            for slot in [self.store.slot(*id), self.slot(*grad)].into_iter().chain(moments) {
+            // In a divided batch, the gradient of the first share becomes the sum of all.
+            let grad = Slot { bytes: self.slot(*grad).bytes / self.step.division.own(), ..self.slot(*grad) };
+            for slot in [self.store.slot(*id), grad].into_iter().chain(moments) {
                 operands.inputs.push(slot);
                 operands.input_shapes.push(self.store.shape(*id));
                 operands.input_elems.push(Elem::F32);

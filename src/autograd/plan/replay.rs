@@ -7,6 +7,7 @@ use crate::autograd::tape::Value;
 use crate::device::collective;
 use crate::device::cpu::par::on_a_worker;
 use crate::device::cpu::scratch;
+use crate::device::division::Division;
 use crate::device::memory::{self, Buffer, Memory};
 use crate::device::{Space, StepState};
 use crate::error::{Error, Result};
@@ -86,17 +87,17 @@ impl<R: Scalar> Plan<R> {
         let Engine { store, arena, borrows, .. } = engine;
         assert!(arena.bytes() >= self.cost.arena_bytes, "a plan was replayed before Plan::reserve");
         let mut memory = Memory { store: &mut store.buffers, arena, borrows };
-        let (ranks, mut joined) =
-            (self.joined.as_ref().and_then(|_| collective::current()), self.joined.as_mut());
+        let division = self.joined.as_ref().map_or(Division::default(), |j| j.division);
+        let mut joined = self.joined.as_mut();
         for (i, instruction) in self.instructions.iter().enumerate() {
             if let Some(grad) = self.loss_grad.filter(|g| g.before == i) {
                 memory.views().write::<R>(grad.slot).fill(R::ONE);
             }
-            if let (Phase::Update, Some(ranks)) = (instruction.phase, ranks) {
-                joined.take().into_iter().for_each(|j| j.add(ranks, &mut memory));
+            if instruction.phase == Phase::Update {
+                joined.take().into_iter().for_each(|j| j.add(&mut memory));
             }
             let operands = &instruction.operands;
-            let io = Io { operands, views: memory.views(), step, ranks, has_packed, scalar: PhantomData };
+            let io = Io { operands, views: memory.views(), step, division, has_packed, scalar: PhantomData };
             match instruction.phase {
                 Phase::Forward | Phase::Update => R::forward(&instruction.op, &io),
                 Phase::Backward => R::backward(&instruction.op, &io),

@@ -8,6 +8,7 @@ use crate::autograd::fuse::channel_stats::{StatsFusion, stats_fusions};
 use crate::autograd::fuse::epilogue::Epilogues;
 use crate::autograd::fuse::linear_grad::LinearGrads;
 use crate::autograd::tape::{Tape, Value};
+use crate::device::division::Division;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::tensor::Real;
@@ -24,6 +25,7 @@ pub(crate) struct Step<'a> {
     pub masks: MaskFusions,
     pub stats: Vec<StatsFusion>,
     pub linear_grads: LinearGrads,
+    pub division: Division,
 }
 
 /// Checks that the second run of a segment reads what the first one has read.
@@ -44,15 +46,29 @@ fn expect_repeatable(tape: &Tape, needs: &Needs) -> Result<()> {
     Ok(())
 }
 
+/// The division of the tape's batch. A GPU has the whole batch, which it adds in an order of its own.
+///
+/// Errors: several ranks with GPUs.
+fn division(tape: &Tape, target: Option<&Target>) -> Result<Division> {
+    match target {
+        None => Ok(tape.division),
+        Some(_) if tape.division.ranks().is_none() => Ok(Division::default()),
+        Some(_) => {
+            Err(Error::NoDevice("several ranks divide a batch on the CPU only; add --device cpu".into()))
+        }
+    }
+}
+
 impl<'a> Step<'a> {
     /// `R`: the CPU's scalar. `target`: the GPU that the plan is for; none for the CPU.
     ///
-    /// Errors: operands that an op refuses; those of [`expect_repeatable`].
+    /// Errors: operands that an op refuses; ranks with GPUs that divide a batch; those of [`expect_repeatable`].
     pub(crate) fn of<R: Real>(
         tape: &'a Tape,
         loss: Option<Value>,
         target: Option<&Target>,
     ) -> Result<Step<'a>> {
+        let division = division(tape, target)?;
         let needs = Needs::of(tape, loss, target)?;
         expect_repeatable(tape, &needs)?;
         let storage = Storage::of::<R>(tape, &needs.fusions, target);
@@ -65,7 +81,7 @@ impl<'a> Step<'a> {
         let masks = MaskFusions::of(tape, &needs.fusions, &nodes(&mut groups.backward_nodes()));
         let stats = stats_fusions(tape, &needs.fusions, &nodes(&mut groups.forward_nodes()));
         let linear_grads = LinearGrads::of(tape, &needs, &groups, &masks);
-        Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats, linear_grads })
+        Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats, linear_grads, division })
     }
     /// Multiply-adds of all ops that count them in their signature, forward and backward.
     pub(crate) fn macs(&self) -> u64 {

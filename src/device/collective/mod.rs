@@ -10,9 +10,11 @@
 mod launcher;
 pub(in crate::device) mod library;
 mod mpi;
+mod pairs;
 mod watch;
 
 pub use launcher::{Launched, Launcher, launched};
+pub use pairs::add_in_pairs;
 
 use crate::device::gpu::cuda::{Id, Nccl};
 use crate::error::{Error, Result};
@@ -193,17 +195,13 @@ impl Ranks {
             values.iter_mut().zip(part).for_each(|(v, p)| *v += *p);
         });
     }
-    /// The same for many values, whose number is a multiple of the ranks: each rank adds a slice of them, and passes it on.
-    /// `own` is overwritten, and the sums are in `all`.
+    /// The sums of many values over all ranks, whose number is a multiple of the ranks: each rank adds a slice of them in pairs,
+    /// and passes it on. `own` is overwritten, and the sums are in `all`.
     pub fn add_in_slices<R: Real>(&self, own: &mut [R], all: &mut [R]) {
         self.all_to_all(own, all);
         let slice = own.len() / self.size;
-        let sum = &mut own[..slice];
-        sum.copy_from_slice(&all[..slice]);
-        for part in all.chunks_exact(slice.max(1)).skip(1) {
-            sum.iter_mut().zip(part).for_each(|(s, p)| *s += *p);
-        }
-        self.all_gather(sum, all);
+        own[..slice].copy_from_slice(add_in_pairs(all, self.size));
+        self.all_gather(&own[..slice], all);
     }
     /// One number of every rank.
     pub fn numbers(&self, own: u64) -> Vec<u64> {

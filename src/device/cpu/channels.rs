@@ -6,7 +6,7 @@
 
 use super::par::{Rows, for_parts};
 use super::vector::{vectorised, with_width};
-use crate::device::collective::Ranks;
+use crate::device::division::Division;
 use crate::tensor::Real;
 use std::any::TypeId;
 use std::ops::Range;
@@ -32,57 +32,58 @@ pub fn sums<R: Real>(
     block: impl Fn(Range<usize>, &mut [R]) + Sync,
 ) -> &mut [R] {
     let grain = pixels.div_ceil(PARTS).max(BLOCK);
-    let (total, rest) = sums_of_parts(pixels, grain, width, scratch, block).split_at_mut(width);
+    let (total, rest) = sums_of_parts([1, pixels], grain, width, scratch, block).split_at_mut(width);
     for part in rest[width..].chunks_exact(2 * width) {
         add(total, part);
     }
     total
 }
 
-/// [`sums`] over the pixels of all ranks, of which each has as many. The bits are those of one process with all pixels, where
-/// its parts do not lie across the border between two ranks.
-pub fn sums_of_ranks<'s, R: Real>(
-    ranks: Option<&Ranks>,
+/// [`sums`] over the pixels of all shares of the batch, of which this process has `pixels`. No part lies across the border
+/// between two shares; where those of [`sums`] over the whole batch do not either, the bits are the same.
+pub fn sums_of_shares<R: Real>(
+    division: Division,
     pixels: usize,
     width: usize,
-    scratch: &'s mut [R],
+    scratch: &mut [R],
     block: impl Fn(Range<usize>, &mut [R]) + Sync,
-) -> &'s mut [R] {
-    let Some(ranks) = ranks else { return sums(pixels, width, scratch, block) };
-    let grain = (pixels * ranks.size()).div_ceil(PARTS).max(BLOCK);
-    if !pixels.is_multiple_of(grain) {
-        let total = sums(pixels, width, scratch, block);
-        ranks.add(total);
-        return total;
+) -> &mut [R] {
+    if !division.is_divided() {
+        return sums(pixels, width, scratch, block);
     }
-    let parts = sums_of_parts(pixels, grain, width, scratch, block);
-    let own: Vec<R> = parts.chunks_exact(2 * width).flat_map(|part| &part[..width]).copied().collect();
-    let mut all = vec![R::ZERO; own.len() * ranks.size()];
-    ranks.all_gather(&own, &mut all);
+    let of_share = pixels / division.own();
+    let whole = (pixels * division.processes()).div_ceil(PARTS).max(BLOCK);
+    let grain =
+        if of_share.is_multiple_of(whole) { whole } else { of_share.div_ceil(of_share.div_ceil(whole)) };
+    let parts = sums_of_parts([division.own(), of_share], grain, width, scratch, block);
+    let own = parts.chunks_exact(2 * width).flat_map(|part| &part[..width]).copied().collect();
+    let all = division.gather(own);
     let total = &mut scratch[..width];
     total.copy_from_slice(&all[..width]);
     all[width..].chunks_exact(width).for_each(|part| add(total, part));
     total
 }
 
-/// Sums over parts of `grain` pixels, `[parts][2][width]`; the second half of a part is scratch.
+/// Sums over parts of at most `grain` of each share's pixels, `[shares][parts][2][width]`; the second half of a part is
+/// scratch.
 fn sums_of_parts<R: Real>(
-    pixels: usize,
+    [shares, pixels]: [usize; 2],
     grain: usize,
     width: usize,
     scratch: &mut [R],
     block: impl Fn(Range<usize>, &mut [R]) + Sync,
 ) -> &mut [R] {
     let parts = pixels.div_ceil(grain);
-    let scratch = &mut scratch[..2 * parts * width];
-    for_parts(Rows::new(scratch, parts), 1, &|part, sums: Rows<R>| {
+    let scratch = &mut scratch[..2 * shares * parts * width];
+    for_parts(Rows::new(scratch, shares * parts), 1, &|item, sums: Rows<R>| {
         let (total, current) = sums.data.split_at_mut(width);
-        let end = ((part + 1) * grain).min(pixels);
+        let (share, part) = (item / parts * pixels, item % parts);
+        let (start, end) = (share + part * grain, share + ((part + 1) * grain).min(pixels));
         total.fill(R::ZERO);
         vectorised(
             #[inline(always)]
             || {
-                for first in (part * grain..end).step_by(BLOCK) {
+                for first in (start..end).step_by(BLOCK) {
                     current.fill(R::ZERO);
                     block(first..(first + BLOCK).min(end), current);
                     add(total, current);
@@ -106,9 +107,9 @@ pub fn add<R: Real>(a: &mut [R], b: &[R]) {
 /// deviations, as they would be in `E[x^2] - E[x]^2`, nor by rounding the mean, because it stays the sum
 /// `shift + delta`.
 ///
-/// With `ranks`, of the pixels of all ranks, of which each has as many.
+/// In a divided batch, of all shares, of which `x` has those of this process.
 pub fn channel_stats<R: Real>(
-    ranks: Option<&Ranks>,
+    division: Division,
     x: &[R],
     c: usize,
     scratch: &mut [R],
@@ -117,10 +118,10 @@ pub fn channel_stats<R: Real>(
     var: &mut [R],
 ) {
     let pixels = x.len() / c;
-    sample_mean(ranks, x, c, shift);
+    sample_mean(division, x, c, shift);
     let shift = &*shift;
-    let sums = sums_of_ranks(
-        ranks,
+    let sums = sums_of_shares(
+        division,
         pixels,
         2 * c,
         scratch,
@@ -138,7 +139,7 @@ pub fn channel_stats<R: Real>(
             )
         },
     );
-    let scale = R::of(1.0 / (pixels * ranks.map_or(1, Ranks::size)) as f64);
+    let scale = R::of(1.0 / (pixels * division.processes()) as f64);
     for i in 0..c {
         delta[i] = sums[i] * scale;
         var[i] = (sums[c + i] * scale - delta[i] * delta[i]).max(R::ZERO);
@@ -165,13 +166,13 @@ fn add_deviations<R: Real, const P: usize>(x: &[R], c: usize, shift: &[R], sums:
 
 /// The mean of up to [`BLOCK`] pixels spread over `x`. The step is odd, so that the pixels come from all
 /// columns of an image whose width is a power of two, from its borders as well as its interior.
-fn sample_mean<R: Real>(ranks: Option<&Ranks>, x: &[R], c: usize, mean: &mut [R]) {
-    let pixels = x.len() / c * ranks.map_or(1, Ranks::size);
+fn sample_mean<R: Real>(division: Division, x: &[R], c: usize, mean: &mut [R]) {
+    let pixels = x.len() / c * division.processes();
     let count = pixels.min(BLOCK);
     let step = (pixels / count) | 1;
     mean.fill(R::ZERO);
     let at = |i: usize| i * step % pixels * c;
-    match ranks {
+    match division.ranks() {
         None => (0..count).for_each(|i| add(mean, &x[at(i)..])),
         Some(ranks) => {
             // Each pixel is one rank's, and zero in the others.
@@ -265,7 +266,7 @@ mod tests {
             let x = wave(pixels * c);
             let mut scratch = vec![f32::NAN; scratch_len(2 * c)];
             let [mut shift, mut delta, mut var] = [(); 3].map(|_| vec![f32::NAN; c]);
-            channel_stats(None, &x, c, &mut scratch, &mut shift, &mut delta, &mut var);
+            channel_stats(Division::default(), &x, c, &mut scratch, &mut shift, &mut delta, &mut var);
             for ch in 0..c {
                 let v: Vec<f64> = x.iter().skip(ch).step_by(c).map(|v| f64::from(*v)).collect();
                 let mean = v.iter().sum::<f64>() / pixels as f64;

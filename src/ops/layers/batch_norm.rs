@@ -91,8 +91,8 @@ impl Operator for BatchNorm {
         let (rstd, offset) = rest.split_at_mut(c);
         match self.stats {
             Stats::Batch => {
-                channels::channel_stats(io.ranks, x, c, io.scratch(0), shift, offset, rstd);
-                let all = (pixels * io.parts_of_the_batch()) as f64;
+                channels::channel_stats(io.division, x, c, io.scratch(0), shift, offset, rstd);
+                let all = (pixels * io.division.processes()) as f64;
                 let unbiased = R::of(all / (all - 1.0));
                 let momentum = R::of(f64::from(self.momentum));
                 let follow = |running: &mut R, batch: R| *running += momentum * (batch - *running);
@@ -136,9 +136,8 @@ impl Operator for BatchNorm {
         let through_stats = dx.is_some() && self.stats == Stats::Batch;
         // Sums over the pixels of g and of g * xhat, where g = dy * act'.
         let means = if through_stats || dgamma.is_some() || dbeta.is_some() {
-            let ranks = io.ranks.filter(|_| through_stats);
-            let sums = channels::sums_of_ranks(
-                ranks,
+            let sums = channels::sums_of_shares(
+                io.division,
                 pixels,
                 2 * c,
                 scratch,
@@ -164,8 +163,8 @@ impl Operator for BatchNorm {
             );
             for (gradient, sum) in [dbeta, dgamma].into_iter().zip(sums.chunks_exact(c)) {
                 if let Some(mut gradient) = gradient {
-                    // Gradients of parameters are added over the ranks later: rank 0 has this one's whole sum.
-                    let is_counted = ranks.is_none_or(|r| r.rank() == 0);
+                    // Every process has the sum of all shares, but the gradients of parameters are added over them later.
+                    let is_counted = io.division.has_first();
                     let value = |v: R| if is_counted { v } else { R::ZERO };
                     sum.iter().enumerate().for_each(|(i, v)| gradient.store_or_add(i, value(*v)));
                 }
@@ -177,7 +176,7 @@ impl Operator for BatchNorm {
         let Some(dx) = dx else { return };
         // Running estimates do not depend on x, so the two terms of dx that pass through the statistics are
         // zero.
-        let scale = R::of(1.0 / (pixels * io.parts_of_the_batch()) as f64);
+        let scale = R::of(1.0 / (pixels * io.division.processes()) as f64);
         means.iter_mut().for_each(|v| *v = if through_stats { *v * scale } else { R::ZERO });
         let (mean_g, mean_gx) = means.split_at(c);
         let write = dx.write;

@@ -161,17 +161,17 @@ impl Operator for SeFilter {
         let inner = &*inner;
         let outer = |n: usize| &inner[n * (c + k)..][..c];
         let dhidden = |n: usize| &inner[n * (c + k) + c..][..k];
-        if let Some(dw1) = io.dx(1) {
-            weight_gradient(dw1, n, k, |n| (dhidden(n), &sample(n)[..c]));
+        for (of, dw1) in io.dx_of_shares(1, n) {
+            weight_gradient(dw1, of.len(), k, |i| (dhidden(of.start + i), &sample(of.start + i)[..c]));
         }
-        if let Some(db1) = io.dx(2) {
-            bias_gradient(db1, n, dhidden);
+        for (of, db1) in io.dx_of_shares(2, n) {
+            bias_gradient(db1, of.len(), |i| dhidden(of.start + i));
         }
-        if let Some(dw2) = io.dx(3) {
-            weight_gradient(dw2, n, c, |n| (outer(n), &sample(n)[2 * c..]));
+        for (of, dw2) in io.dx_of_shares(3, n) {
+            weight_gradient(dw2, of.len(), c, |i| (outer(of.start + i), &sample(of.start + i)[2 * c..]));
         }
-        if let Some(db2) = io.dx(4) {
-            bias_gradient(db2, n, outer);
+        for (of, db2) in io.dx_of_shares(4, n) {
+            bias_gradient(db2, of.len(), |i| outer(of.start + i));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::sum::sum;
+use crate::device::division::Division;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::launch::channel_tiles::{instance, pack};
@@ -48,6 +49,14 @@ fn norms<R: Real>(a: &[R], b: &[R]) -> [f64; 2] {
     })
 }
 
+/// The same of all shares of the batch, of which `a` and `b` have those of this process.
+fn norms_of_shares<R: Real>(division: Division, a: &[R], b: &[R]) -> [f64; 2] {
+    let share = a.len() / division.own();
+    let own = a.chunks_exact(share).zip(b.chunks_exact(share)).flat_map(|(a, b)| norms(a, b)).collect();
+    let all = division.gather(own);
+    [0, 1].map(|i| all.iter().skip(i).step_by(2).sum())
+}
+
 impl Operator for FeatureLoss {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
         expect_operands("feature_loss", args, &["a", "b"])?;
@@ -64,11 +73,8 @@ impl Operator for FeatureLoss {
     }
 
     fn forward<R: Real>(&self, io: &Io<R>) {
-        let mut norms = norms(io.x(0), io.x(1));
-        if let Some(ranks) = io.ranks {
-            ranks.add(&mut norms);
-        }
-        let [error, norm] = norms;
+        let (a, b, division) = (io.x(0), io.x(1), io.division);
+        let [error, norm] = if division.is_divided() { norms_of_shares(division, a, b) } else { norms(a, b) };
         let norm = norm.max(1e-12);
         io.y(0)[0] = R::of(error / norm);
         if io.saves() {

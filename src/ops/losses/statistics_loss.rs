@@ -64,10 +64,10 @@ impl Operator for StatisticsLoss {
         let coefficients = if io.saves() { io.save(0) } else { io.scratch(1) };
         let (shift, rest) = coefficients.split_at_mut(c);
         let (slope, offset) = rest.split_at_mut(c);
-        channels::channel_stats(io.ranks, u, c, io.scratch(0), shift, offset, slope);
+        channels::channel_stats(io.division, u, c, io.scratch(0), shift, offset, slope);
         let counts = |i: &usize| std[*i].f64() >= MIN_STD;
         let counted = (0..c).filter(counts).count().max(1) as f64;
-        let per_element = 2.0 / (counted * (u.len() / c * io.parts_of_the_batch()) as f64);
+        let per_element = 2.0 / (counted * (u.len() / c * io.division.processes()) as f64);
         let mut loss = 0.0;
         // A few scalars per channel, so f64 costs nothing.
         for i in 0..c {

@@ -6,6 +6,7 @@ use super::layout::{
     read_only_forward,
 };
 use super::result::{Part, RunResult};
+use crate::device::division::Division;
 use crate::device::memory::{Borrows, Buffer, Memory};
 use crate::device::{Slot, Space};
 use crate::ops::operands::{Io, Operands, Write};
@@ -80,7 +81,7 @@ impl<R: Real> Arena<R> {
             operands,
             views: memory.views(),
             step: &case.step,
-            ranks: None,
+            division: Division::default(),
             has_packed: false,
             scalar: PhantomData,
         });

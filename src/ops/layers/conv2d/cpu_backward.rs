@@ -38,13 +38,22 @@ pub fn backward<R: Real>(d: &Dims, epilogue: &Epilogue, io: &Io<R>) {
     if let Some(dx) = io.dx(0) {
         input_gradient(d, &masked, io.x(1), (io.scratch(0), io.is_packed()), dx);
     }
-    if let Some(dw) = io.dx(1) {
-        cpu_weights::weight_gradient(d, &masked, io.x(0), io.scratch(1), dw);
+    let of_share =
+        |images: &Range<usize>| (Dims { n: images.len(), ..*d }, masked.beyond(images.start * d.p * d.q));
+    if io.needs_dx(1) {
+        let (x, partial): (_, &mut [R]) = (io.x(0), io.scratch(1));
+        for (images, dw) in io.dx_of_shares(1, d.n) {
+            let (d, dz) = of_share(&images);
+            let x = &x[images.start * d.h * d.w * d.c..];
+            cpu_weights::weight_gradient(&d, &dz, x, partial, dw);
+        }
     }
-    if epilogue.has_bias
-        && let Some(db) = io.dx(2)
-    {
-        bias_gradient(d, &masked, io.scratch(2), db);
+    if epilogue.has_bias && io.needs_dx(2) {
+        let partial: &mut [R] = io.scratch(2);
+        for (images, db) in io.dx_of_shares(2, d.n) {
+            let (d, dz) = of_share(&images);
+            bias_gradient(&d, &dz, partial, db);
+        }
     }
     if epilogue.has_residual
         && let Some(dr) = io.dx(io.inputs() - 1)

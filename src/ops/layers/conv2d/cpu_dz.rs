@@ -25,6 +25,11 @@ impl<'a, R: Real> Masked<'a, R> {
             k: d.k,
         }
     }
+    /// Those of the pixels from `first` on.
+    pub fn beyond(&self, first: usize) -> Self {
+        let mask = self.mask.map(|mask| &mask[first * self.k.div_ceil(8)..]);
+        Masked { dy: &self.dy[first * self.k..], mask, ..*self }
+    }
     /// Copies the values of pixel `m` from channel `first` on, which is a multiple of 8.
     #[inline(always)]
     pub fn copy(&self, m: usize, first: usize, to: &mut [R]) {
