@@ -5,7 +5,7 @@ use super::instruction::Phase;
 use crate::autograd::Engine;
 use crate::autograd::tape::Value;
 use crate::device::collective;
-use crate::device::cpu::par::on_a_worker;
+use crate::device::cpu::par::with_workers_awake;
 use crate::device::cpu::scratch;
 use crate::device::division::Division;
 use crate::device::memory::{self, Buffer, Memory};
@@ -48,7 +48,7 @@ impl<R: Scalar> Plan<R> {
         if self.program.is_some() {
             return self.start(engine, step);
         }
-        on_a_worker(|| {
+        with_workers_awake(|| {
             self.run(engine, step);
             if !std::mem::replace(&mut self.is_warm, true) {
                 scratch::level();
