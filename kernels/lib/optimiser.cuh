@@ -1,14 +1,7 @@
-// One launch of an optimiser covers all parameters: it takes a table of tensors and a table of chunks, one
-// row for each 4096 elements of a tensor. A block finds its chunk with one load. A search through the
-// tensors' sizes would cost log2(tensors) dependent loads instead, and save only 16 bytes per chunk, whose
-// update moves 100 KB.
+// What the optimisers' kernels share: one launch updates all parameters, in chunks.
 #pragma once
+#include "lib/chunks.cuh"
 #include "lib/dev.cuh"
-
-struct Chunk {
-    i64 tensor, first;
-};
-static_assert(sizeof(Chunk) == 16, "Chunk must match src/ops/optim/adam.rs");
 
 // Calls `four(at)` for each four neighbours among the elements [first, end), and `one(at)` for the elements
 // after them. `first` is a multiple of 4, so that a pack is aligned.

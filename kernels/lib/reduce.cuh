@@ -20,21 +20,21 @@ template <class T> DEV T block_sum(T v, T* scratch) {
     return total;
 }
 
-// Two sums over the slices of a block of THREADS threads, in which neighbouring threads have neighbouring channels:
+// `n` sums over the slices of a block of THREADS threads, in which neighbouring threads have neighbouring channels:
 // thread t has channel t % CHANNELS. Every thread gets the sums of its channel, in a tree whose shape depends on the two
-// numbers alone. `scratch`: 2 * THREADS. All threads must call.
-template <int THREADS, int CHANNELS> DEV void sum_slices(double (&sums)[2], double* scratch) {
+// numbers alone. `scratch`: n * THREADS. All threads must call.
+template <int THREADS, int CHANNELS, int n> DEV void sum_slices(double (&sums)[n], double* scratch) {
     const int me = threadIdx.x;
-    scratch[me] = sums[0];
-    scratch[THREADS + me] = sums[1];
+    UNROLL
+    for (int i = 0; i < n; i++) scratch[i * THREADS + me] = sums[i];
     for (int half = THREADS / 2; half >= CHANNELS; half /= 2) {
         sync_block();
         if (me < half) {
-            scratch[me] += scratch[me + half];
-            scratch[THREADS + me] += scratch[THREADS + me + half];
+            UNROLL
+            for (int i = 0; i < n; i++) scratch[i * THREADS + me] += scratch[i * THREADS + me + half];
         }
     }
     sync_block();
-    sums[0] = scratch[me % CHANNELS];
-    sums[1] = scratch[THREADS + me % CHANNELS];
+    UNROLL
+    for (int i = 0; i < n; i++) sums[i] = scratch[i * THREADS + me % CHANNELS];
 }

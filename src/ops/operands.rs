@@ -87,6 +87,8 @@ pub struct Operands {
     pub linear_grad: Option<LinearGrad>,
     /// Whether another instruction adds this one's gradient, so that backward has nothing to do.
     pub is_grad_added: bool,
+    /// The inputs whose gradients the plan adds after backward: see [`Signature::late_sums`](super::operator::Signature::late_sums).
+    pub late_inputs: Vec<usize>,
     /// Partial channel statistics: (buffer, pixels per partial). Written by the producer of a feature map,
     /// for its output; read by a consumer, for input 0. `None` in backward.
     pub channel_stats: Option<(Slot, usize)>,

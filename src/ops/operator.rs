@@ -36,6 +36,11 @@ pub struct Signature {
     /// Index of the input from which alone the first scratch buffers of forward and of backward are computed: packed
     /// filters. Where it does not change, a plan of the CPU keeps these buffers from step to step.
     pub packed_from: Option<usize>,
+    /// Inputs whose gradients are sums of parts, each with the backward scratch buffer that holds the parts. Where such an
+    /// input is a trained tensor, a plan for a GPU adds the parts after backward ([`LateSum`]).
+    ///
+    /// [`LateSum`]: crate::ops::launch::late_sums::LateSum
+    pub late_sums: Vec<(usize, usize)>,
     /// Whether it exchanges data with other ranks. All ranks run such ops in the order of the tape, and backward in the
     /// reverse order.
     pub exchanges: bool,

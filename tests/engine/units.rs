@@ -149,6 +149,16 @@ fn a_students_units_are_fused_and_have_the_oracles_gradients() {
     }
 }
 
+/// With few pixels a filter's gradient is whole. The second of two waits for the first one's parts all the same.
+#[test]
+fn gradients_of_one_part_are_added_too() {
+    let Some(choice) = machine() else { return };
+    for map in [[2, 2], [7, 6]] {
+        checked(choice, Elem::Bf16, Stats::Running, Networks { count: 1, inputs: 2, map });
+        checked(choice, Elem::F32, Stats::Batch, Networks { count: 1, inputs: 3, map });
+    }
+}
+
 #[test]
 fn units_side_by_side_share_launches_and_have_the_oracles_gradients() {
     let Some(choice) = machine() else { return };
@@ -164,7 +174,7 @@ fn units_side_by_side_share_launches_and_have_the_oracles_gradients() {
                 };
                 let case = format!("{elem}, {stats:?}, {networks:?}");
                 // Two inputs of one network change its running estimates one after the other, so that nothing of them
-                // can run together; its filters, gammas and betas get two gradients, which are added one by one.
+                // can run together. Its filters, gammas and betas get two gradients.
                 let all = if count == 1 && stats == Stats::Batch { 1 } else { 2 };
                 let kernels = if stats == Stats::Batch {
                     ["batch_norm_bwd_sums", "batch_norm_bwd<"]
@@ -178,10 +188,13 @@ fn units_side_by_side_share_launches_and_have_the_oracles_gradients() {
                         "{case}: {kernel}: {sizes:?}"
                     );
                 }
+                // Their parts are added in one launch after backward, unless the gradient of x needs the sums.
                 let own = if count == 1 { vec![1; 8] } else { vec![2; 4] };
-                for kernel in ["conv2d_sum_parts", "batch_norm_bwd_finish"] {
-                    assert_eq!(sizes(kernel), own, "{case}: {kernel}");
-                }
+                let expected = if stats == Stats::Batch { [own, vec![]] } else { [vec![], vec![1]] };
+                let found = ["batch_norm_bwd_finish", "late_sums_many"].map(&sizes);
+                assert_eq!(found, expected, "{case}");
+                let found = ["conv2d_sum_parts", "late_sums_few"].map(&sizes);
+                assert_eq!(found, [vec![], vec![1]], "{case}");
             }
         }
     }

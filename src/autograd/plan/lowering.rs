@@ -103,6 +103,7 @@ impl<R: Real> Lowering<'_, R> {
             first_term: buffers.first_terms[i].map(|b| self.slot(b)),
             linear_grad: buffers.linear_grads[i].map(|g| self.linear_grad(g)),
             is_grad_added: buffers.is_grad_added[i],
+            late_inputs: self.step.late_inputs(i).map(|(input, _)| input).collect(),
             output_grads: node.outputs.iter().map(grad).collect(),
             input_grads: buffers.input_grads[i].iter().map(|w| w.map(|(b, w)| (self.slot(b), w))).collect(),
             ..self.operands(i, Pass::Backward, &buffers.backward_scratch[i])

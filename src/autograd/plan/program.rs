@@ -6,9 +6,11 @@ use crate::device::gpu::machine::{Machine, Ready, ring_rows};
 use crate::device::gpu::target::Target;
 use crate::device::{Slot, Space};
 use crate::error::Result;
+use crate::ops::launch::late_sums::{self, LateSum};
 use crate::ops::launch::launches::Launches;
 use crate::ops::operands::Operands;
 use crate::ops::operator::Operator;
+use std::collections::HashSet;
 
 /// The launches of a step, in order.
 #[derive(Default)]
@@ -37,6 +39,7 @@ impl Program {
         target: &Target,
     ) -> Result<Program> {
         let mut program = Program::default();
+        let mut late = Late::default();
         let mut first = 0;
         for group in instructions.chunk_by(|a, b| a.time == b.time) {
             if let Some(grad) = loss_grad.filter(|g| g.before == first) {
@@ -44,10 +47,19 @@ impl Program {
             }
             // More than a launch holds need not be counted: 32 teachers have 3,000 statistics losses.
             let alike = |i: &Instruction| group.iter().filter(|j| i.needs_alike(j)).take(MAX_GROUP).count();
-            let lists = group.iter().map(|i| launches(i, alike(i), target)).collect::<Result<_>>()?;
-            program.add_group(group, lists, first);
+            let lists: Vec<_> = group.iter().map(|i| launches(i, alike(i), target)).collect::<Result<_>>()?;
+            if group[0].phase == Phase::Update || lists.iter().any(|(l, _)| late.is_used(&l.list)) {
+                program.add_late_sums(std::mem::take(&mut late), target)?;
+            }
+            let mut launches = Vec::new();
+            for (i, (list, label)) in lists.into_iter().enumerate() {
+                late.sums.extend(list.late.into_iter().map(|sum| (sum, first + i)));
+                launches.push((list.list, label));
+            }
+            program.add_group(group, launches, first);
             first += group.len();
         }
+        program.add_late_sums(late, target)?;
         if !metrics.is_empty() {
             program.add_metrics(metrics)?;
         }
@@ -77,6 +89,18 @@ impl Program {
         let elements = slot.bytes as i64 / 4;
         let args = vec![KernelArg::Slot(slot), 1.0f32.into(), elements.into()];
         self.add(Launch::new("fill", [1, 1, 1], 32, 0, args)?, "the loss's gradient".into(), vec![]);
+        Ok(())
+    }
+
+    /// Adds what instructions have left to be added.
+    fn add_late_sums(&mut self, late: Late, target: &Target) -> Result<()> {
+        let (sums, owners): (Vec<LateSum>, Vec<usize>) = late.sums.into_iter().unzip();
+        for (launch, positions) in late_sums::launches(&sums, target)? {
+            let label = format!("parts of {} gradients", positions.len());
+            let mut owners: Vec<usize> = positions.into_iter().map(|i| owners[i]).collect();
+            owners.dedup();
+            self.add(launch, label, owners);
+        }
         Ok(())
     }
 
@@ -131,8 +155,29 @@ impl Program {
     }
 }
 
+/// What instructions leave to be added, each with the instruction's index.
+#[derive(Default)]
+struct Late {
+    sums: Vec<(LateSum, usize)>,
+}
+
+impl Late {
+    /// Whether one of these launches uses a gradient that is not complete yet.
+    fn is_used(&self, launches: &[Launch]) -> bool {
+        if self.sums.is_empty() {
+            return false;
+        }
+        let incomplete: HashSet<Slot> = self.sums.iter().map(|(sum, _)| sum.to).collect();
+        launches.iter().any(|l| l.operands().iter().any(|(slot, _)| incomplete.contains(slot)))
+    }
+}
+
 /// The launches of one instruction of so many alike that run together, and their label.
-fn launches(instruction: &Instruction, members: usize, target: &Target) -> Result<(Vec<Launch>, String)> {
+fn launches<'a>(
+    instruction: &'a Instruction,
+    members: usize,
+    target: &Target,
+) -> Result<(Launches<'a>, String)> {
     let Instruction { op, phase, scope, operands, .. } = instruction;
     let mut l = Launches::new(op.name(), operands, target).among(members);
     match phase {
@@ -141,7 +186,7 @@ fn launches(instruction: &Instruction, members: usize, target: &Target) -> Resul
     }
     let Operands { input_shapes: x, output_shapes: y, .. } = operands;
     let scope = if scope.is_empty() { String::new() } else { format!(" ({scope})") };
-    Ok((l.list, format!("{} {phase:?}{scope} of {x:?} -> {y:?}", op.name())))
+    Ok((l, format!("{} {phase:?}{scope} of {x:?} -> {y:?}", op.name())))
 }
 
 fn families(list: &[Launch]) -> Vec<&'static str> {

@@ -1,5 +1,5 @@
 //! The temporary buffers of a step. Most are in use while their node runs; some are kept from step to step
-//! ([`Packed`](super::packed::Packed)).
+//! ([`Packed`](super::packed::Packed)), and on a GPU the parts of trained tensors' gradients until backward ends.
 
 use super::groups::Pass;
 use super::lifetimes::Buffers;
@@ -33,6 +33,11 @@ impl Buffers {
                 extents[unneeded] = Extent::Bytes(0);
             }
             self.backward_scratch[i] = add(&extents, t, (i, Pass::Backward));
+        }
+        for (_, i) in step.groups.backward_nodes() {
+            for (_, parts) in step.late_inputs(i) {
+                self.lives.extend(self.backward_scratch[i][parts], step.groups.end());
+            }
         }
     }
 }

@@ -83,6 +83,15 @@ impl<'a> Step<'a> {
         let linear_grads = LinearGrads::of(tape, &needs, &groups, &masks);
         Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats, linear_grads, division })
     }
+    /// The inputs of node `i` whose gradients are added after backward, each with the backward scratch buffer of its parts:
+    /// those that are trained tensors, whose gradients only an optimiser reads.
+    pub(crate) fn late_inputs(&self, i: usize) -> impl Iterator<Item = (usize, usize)> {
+        let is_trained = move |input: usize| {
+            let info = &self.tape.values[self.tape.root(self.tape.nodes[i].inputs[input])];
+            info.leaf.is_some() && info.needs_grad
+        };
+        self.needs.signatures[i].late_sums.iter().copied().filter(move |(input, _)| is_trained(*input))
+    }
     /// Multiply-adds of all ops that count them in their signature, forward and backward.
     pub(crate) fn macs(&self) -> u64 {
         let signature = |i: usize| &self.needs.signatures[i];

@@ -8,6 +8,7 @@ use crate::device::gpu::pointer::Pointer;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::{FusedActivation, LinearGrad};
+use crate::ops::launch::late_sums::LateSum;
 use crate::ops::operands::{Operands, Write};
 use crate::tensor::{Elem, Shape};
 
@@ -93,12 +94,14 @@ pub struct Launches<'a> {
     members: usize,
     /// The launches so far.
     pub list: Vec<Launch>,
+    /// What the plan is to add after backward.
+    pub late: Vec<LateSum>,
 }
 
 impl<'a> Launches<'a> {
     /// No launches yet, for an instruction of `op` on these operands.
     pub fn new(op: &'static str, operands: &'a Operands, target: &Target) -> Self {
-        Launches { op, operands, target: *target, members: 1, list: Vec::new() }
+        Launches { op, operands, target: *target, members: 1, list: Vec::new(), late: Vec::new() }
     }
     /// For an instruction that runs together with others alike: so many, itself included.
     pub fn among(self, members: usize) -> Self {
@@ -174,6 +177,11 @@ impl<'a> Launches<'a> {
     /// Where the gradient of input `i` goes, which has the input's type; none if it is not needed.
     pub fn dx(&self, i: usize) -> Option<(DeviceTensor, Write)> {
         self.operands.input_grads[i].map(|(s, write)| (plain(s, self.operands.input_elems[i]), write))
+    }
+    /// Whether the plan adds the parts of the gradient of input `i` after backward. They must be in the buffer that the signature
+    /// names, unless the gradient is stored whole ([`Write::Set`]).
+    pub fn is_late(&self, i: usize) -> bool {
+        self.operands.late_inputs.contains(&i)
     }
     /// The activation mask by which this op must multiply the gradient of input `i`, after it is summed.
     pub fn input_mask(&self, i: usize) -> Option<InputMask> {

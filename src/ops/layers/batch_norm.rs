@@ -8,6 +8,7 @@ use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{TILE_FOLD_THREADS, Tiles, adds, fold_blocks, instance, pixels};
+use crate::ops::launch::late_sums::{Fold, LateSum};
 use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
 use crate::ops::layers::activation::Act;
 use crate::ops::operands::{Io, Operands, store_or_add};
@@ -293,6 +294,8 @@ impl Operator for BatchNorm {
                 let args = [pass(None, Some(parts), None), self.slope(), tiles.into()];
                 l.launch(name("batch_norm_bwd_sums", &tiles), grid, block, 0, args)?;
             }
+            // Nobody but an optimiser waits for the sums, unless dx needs their means.
+            let is_late = means.is_none() && [1, 2].iter().all(|i| l.dx(*i).is_none() || l.is_late(*i));
             let io = [means.into(), dgamma.map(|d| d.0).into(), dbeta.map(|d| d.0).into(), parts.into()];
             let args = [
                 KernelArg::group_of_one("BatchNormBackwardFold", io),
@@ -302,7 +305,17 @@ impl Operator for BatchNorm {
                 adds(dgamma),
                 adds(dbeta),
             ];
-            l.launch("batch_norm_bwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
+            if is_late {
+                let (len, stride, count) = (shape.c(), 2 * shape.c(), tiles.chunks());
+                for (i, gradient) in [dbeta, dgamma].into_iter().enumerate() {
+                    let Some((to, write)) = gradient else { continue };
+                    // The two gradients' sums alternate: each has half of the parts' bytes.
+                    let (to, parts) = (to.slot, parts.part(i * len, count * len).slot);
+                    l.late.push(LateSum { to, write, parts, len, stride, count, fold: Fold::Many });
+                }
+            } else {
+                l.launch("batch_norm_bwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
+            }
         }
         let Some((dx, write)) = dx.filter(|_| in_one_pass.is_none()) else { return Ok(()) };
         let tiles = Tiles::pass(l.target(), shape, x.elem);
@@ -338,6 +351,10 @@ impl Operator for BatchNorm {
             Stats::Running => vec![],
         };
         signature.scratch_backward = vec![parts, Extent::Reals(2 * x.c())];
+        if self.stats == Stats::Running {
+            signature.late_sums =
+                [1, 2].into_iter().filter(|i| args[*i].needs_grad).map(|i| (i, 0)).collect();
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::vectorised;
 use crate::device::gpu::launch;
-use crate::device::gpu::target::Target;
 use crate::error::Result;
+use crate::ops::launch::chunks::Chunks;
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_setting, expect_shape};
@@ -47,33 +47,8 @@ struct AdamDims {
 }
 const _: () = assert!(size_of::<AdamDims>() == 32, "AdamDims must match kernels/optim/adam.cu");
 
-/// The elements of one parameter that a block updates at a time.
-const CHUNK: usize = 4096;
-
-/// How an optimiser's single launch covers all parameters: a table with a row `[tensor, first element]` for
-/// each chunk of each parameter, the number of rows, the largest chunk, and the grid.
-pub(super) struct Chunks {
-    pub table: launch::KernelArg,
-    pub count: launch::KernelArg,
-    pub size: launch::KernelArg,
-    pub grid: u32,
-}
-
-impl Chunks {
-    pub fn of(elems: impl Iterator<Item = usize>, target: &Target) -> Self {
-        let rows = elems.enumerate().flat_map(|(tensor, elems)| {
-            (0..elems).step_by(CHUNK).map(move |first| [(tensor as i64).into(), (first as i64).into()])
-        });
-        let rows: Vec<[launch::KernelArg; 2]> = rows.collect();
-        let (count, grid) = (rows.len() as i32, target.blocks_for(rows.len(), 1));
-        Chunks {
-            table: launch::KernelArg::table(rows),
-            count: count.into(),
-            size: (CHUNK as i32).into(),
-            grid,
-        }
-    }
-}
+/// Elements of a parameter that a block updates at a time.
+pub(super) const CHUNK: usize = 4096;
 
 impl Operator for Adam {
     fn signature(&self, args: &[OperandInfo]) -> Result<Signature> {
@@ -139,7 +114,7 @@ impl Operator for Adam {
         };
         let tensors = (0..l.inputs()).step_by(4).map(row).collect::<Result<_>>()?;
         let elements = (0..l.inputs()).step_by(4).map(|i| l.shape(i).elems());
-        let chunks = Chunks::of(elements, l.target());
+        let chunks = Chunks::of(elements, CHUNK, l.target());
         let dims = AdamDims { beta1, beta2, eps, weight_decay };
         l.launch(
             "adam",

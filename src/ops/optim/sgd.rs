@@ -3,10 +3,11 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::gpu::launch;
 use crate::error::Result;
+use crate::ops::launch::chunks::Chunks;
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::Io;
 use crate::ops::operator::{OperandInfo, Operator, Signature, expect_f32, expect_setting, expect_shape};
-use crate::ops::optim::adam::Chunks;
+use crate::ops::optim::adam::CHUNK;
 use crate::tensor::Real;
 
 /// `d = g + weight_decay p`, `m = momentum m + d`, then `p = p - lr m`;
@@ -76,7 +77,7 @@ impl Operator for Sgd {
         };
         let tensors = (0..l.inputs()).step_by(3).map(row).collect::<Result<_>>()?;
         let elements = (0..l.inputs()).step_by(3).map(|i| l.shape(i).elems());
-        let chunks = Chunks::of(elements, l.target());
+        let chunks = Chunks::of(elements, CHUNK, l.target());
         let [momentum, weight_decay] =
             [self.momentum as f32, self.weight_decay as f32].map(launch::KernelArg::from);
         l.launch(

@@ -12,6 +12,7 @@ use crate::device::Slot;
 use crate::device::gpu::launch::{KernelArg, MAX_GROUP};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
+use crate::ops::launch::late_sums::{Fold, LateSum};
 use crate::ops::launch::launches::{DeviceTensor, Launches, THREADS};
 use crate::ops::layers::activation::{Act, step_backward};
 use crate::ops::operands::Write;
@@ -54,6 +55,11 @@ pub fn extents(
     let needs_grad = |i: usize| args.get(i).is_some_and(|a| a.needs_grad);
     let reals = |needed: bool, n: usize| Extent::Reals(if needed { n } else { 0 });
     let has_mask = !signature.saved.is_empty();
+    let late = [(1, SCRATCH_DW), (2, SCRATCH_DB)];
+    let is_late = |(i, _): &(usize, usize)| {
+        needs_grad(*i) && if *i == 1 { !matmul::takes(d, target) } else { epilogue.has_bias }
+    };
+    signature.late_sums = late.into_iter().filter(is_late).collect();
     // The size of f32 for rows: those that come from f32 rows are f32. Rows computed from bf16 maps are bf16
     // (`Fusion::output_elem`) and leave half of the buffer unused.
     let elem = if d.h * d.w > 1 { target.map_dtype } else { Elem::F32 };
@@ -253,7 +259,7 @@ fn weight_gradient(
     }
     if let Some(gradient) = WeightGradient::of(d, x.elem, l.expected_members(), l.target()) {
         let (name, grid, shared) = gradient.launch();
-        let is_whole = gradient.parts == 1;
+        let is_whole = gradient.parts == 1 && !(write == Write::Add && l.is_late(1));
         let sums = sums.part(0, gradient.parts * d.k * d.depth());
         let (to, add) = if is_whole { (dw, write) } else { (sums, Write::Set) };
         let pixels = KernelArg::from(gradient.part_pixels() as i32);
@@ -262,7 +268,7 @@ fn weight_gradient(
         l.launch(name, grid, hopper_weights::THREADS, shared, args)?;
         l.last_takes(gradient.work(l.target()));
         let parts = Parts { count: gradient.parts, pixels: gradient.part_pixels() };
-        return if is_whole { Ok(()) } else { sum_parts(dw, sums, d.k * d.depth(), parts, write, l) };
+        return if is_whole { Ok(()) } else { sum_parts(1, (dw, write), sums, d.k * d.depth(), parts, l) };
     }
     let (tile, parts) = Parts::of_wgrad(d, l.expected_members(), l.target());
     // A single part is the gradient itself.
@@ -279,7 +285,7 @@ fn weight_gradient(
     )?;
     let tiles = tile.blocks(d.k, d.depth()) * parts.count;
     l.last_takes(tile.work(tiles, parts.pixels.min(d.outputs()), x.elem, l.target()));
-    if is_whole { Ok(()) } else { sum_parts(dw, sums, d.k * d.depth(), parts, write, l) }
+    if is_whole { Ok(()) } else { sum_parts(1, (dw, write), sums, d.k * d.depth(), parts, l) }
 }
 
 fn bias_gradient(
@@ -306,18 +312,23 @@ fn bias_gradient(
             KernelArg::from(width as i32),
         ],
     )?;
-    sum_parts(db, sums, d.k, parts, write, l)
+    sum_parts(2, (db, write), sums, d.k, parts, l)
 }
 
-/// Adds the parts `sums` `[parts, len]` in order.
+/// Adds the parts `sums` `[parts, len]` of the gradient of an input in order, or leaves that to the plan.
 fn sum_parts(
-    to: DeviceTensor,
+    input: usize,
+    (to, write): (DeviceTensor, Write),
     sums: DeviceTensor,
     len: usize,
     parts: Parts,
-    write: Write,
     l: &mut Launches,
 ) -> Result<()> {
+    if l.is_late(input) {
+        let (to, parts, count) = (to.slot, sums.slot, parts.count);
+        l.late.push(LateSum { to, write, parts, len, stride: len, count, fold: Fold::Few });
+        return Ok(());
+    }
     l.launch(
         "conv2d_sum_parts",
         l.target().blocks_for(len, THREADS as usize),
@@ -335,9 +346,44 @@ fn sum_parts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Slot, Space};
+    use crate::device::Space;
+    use crate::device::gpu::launch::Launch;
     use crate::ops::Operands;
     use crate::tensor::Shape;
+
+    /// The gradient of a filter with 512 channels at 7x7 is whole. Where another one's parts are still to be added, it
+    /// has to be a part too.
+    #[test]
+    fn a_whole_gradient_that_is_added_to_late_parts_becomes_one() {
+        let slot = |i: usize, bytes: usize| Slot { space: Space::Arena, offset: i << 30, bytes };
+        let (x, w) = (Shape::new(64, 7, 7, 512), Shape::new(512, 3, 3, 512));
+        let d = Dims::of([1, 1], x, w, x);
+        let epilogue = Epilogue { has_bias: false, has_residual: false, act: Act::None };
+        for (write, late_inputs) in [(Write::Set, vec![1]), (Write::Add, vec![]), (Write::Add, vec![1])] {
+            let is_part = write == Write::Add && !late_inputs.is_empty();
+            let gradient = slot(1, 4 * w.elems());
+            let operands = Operands {
+                inputs: vec![slot(2, 2 * x.elems()), slot(3, 4 * w.elems())],
+                input_shapes: vec![x, w],
+                input_elems: vec![Elem::Bf16, Elem::F32],
+                outputs: vec![slot(4, 2 * x.elems())],
+                output_shapes: vec![x],
+                output_elems: vec![Elem::Bf16],
+                output_grads: vec![Some(slot(5, 2 * x.elems()))],
+                input_grads: vec![None, Some((gradient, write))],
+                scratch: (6..10).map(|i| slot(i, 4 * w.elems())).collect(),
+                late_inputs,
+                ..Default::default()
+            };
+            let mut l = Launches::new("conv2d", &operands, &Target::h200(Elem::Bf16));
+            backward(&d, &epilogue, &mut l).unwrap();
+            let written: Vec<Slot> = l.list.iter().flat_map(Launch::writes).collect();
+            let late: Vec<_> = l.late.iter().map(|s| (s.to, s.parts, s.count, s.write)).collect();
+            let parts = slot(6 + SCRATCH_DW, 4 * w.elems());
+            assert_eq!(written, [if is_part { parts } else { gradient }]);
+            assert_eq!(late, if is_part { vec![(gradient, parts, 1, Write::Add)] } else { vec![] });
+        }
+    }
 
     #[test]
     fn types_that_differ_are_refused() {
