@@ -11,8 +11,6 @@
 #include "lib/channels.cuh"
 #include "lib/group.cuh"
 
-template <int n> DEV Tile<n> tile_of(const TilesDims& d) { return Tile<n>::of(d, blockIdx.x, blockIdx.z); }
-
 template <class X> struct BatchNormSums {
     float* parts; // [chunks][2][c]
     float* shift; // [c]
@@ -23,7 +21,7 @@ template <class X> struct BatchNormSums {
 template <class X, int n> KERNEL(256, 4) batch_norm_fwd_sums(Group<BatchNormSums<X>> members, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     const BatchNormSums<X>& io = members.mine();
-    store_stats_parts<n>(io.shift, io.parts, io.x, d, tile_of<n>(d), blockIdx.z, scratch);
+    store_stats_parts<n>(io.shift, io.parts, io.x, d, Tile<n>::of_member(d), blockIdx.z, scratch);
 }
 INSTANCE(batch_norm_fwd_sums<float, 4>)
 INSTANCE(batch_norm_fwd_sums<float, 1>)
@@ -147,7 +145,7 @@ DEV void normalise(Y* RESTRICT y, const X* RESTRICT x, const Channels<n>& k, flo
 template <class X, class Y, int n>
 KERNEL(256) batch_norm_fwd(Group<BatchNormForward<X, Y>> members, float eps, float slope, TilesDims d) {
     const BatchNormForward<X, Y>& io = members.mine();
-    const Tile<n> t = tile_of<n>(d);
+    const Tile<n> t = Tile<n>::of_member(d);
     if (!t.works) return;
     Channels<n> k;
     k.load_or_start(io.coefficients, io.gamma, io.beta, io.running_mean, io.running_var, eps, d.c, t);
@@ -201,7 +199,7 @@ DEV void normalise_and_activate(bf16* RESTRICT out, u8* RESTRICT mask, bf16* RES
 // What batch_norm_fwd does before an activation of y plus a residual.
 KERNEL(256) batch_norm_fwd_activation(Group<BatchNormActivation> members, float eps, float slope, TilesDims d) {
     const BatchNormActivation& io = members.mine();
-    const Tile<8> t = tile_of<8>(d);
+    const Tile<8> t = Tile<8>::of_member(d);
     if (!t.works) return;
     Channels<8> k;
     k.load_or_start(io.coefficients, io.gamma, io.beta, io.running_mean, io.running_var, eps, d.c, t);
@@ -252,7 +250,7 @@ template <class X, class Y, int n>
 KERNEL(256, n == 8 ? 3 : 4) batch_norm_bwd_sums(Group<BatchNormBackward<X, Y>> members, float slope, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     const BatchNormBackward<X, Y>& io = members.mine();
-    const Tile<n> t = tile_of<n>(d);
+    const Tile<n> t = Tile<n>::of_member(d);
     Channels<n> k;
     k.load(io.coefficients, io.gamma, io.beta, d.c, t.channel);
     GradientSums<n> sums;
@@ -279,7 +277,7 @@ KERNEL(256, 2) batch_norm_bwd_running(Group<BatchNormBackward<X, Y>> members, fl
     SHARED(float, scratch, ROWS_SCRATCH<n>);
     const BatchNormBackward<X, Y>& io = members.mine();
     X* const dx = io.dx;
-    const Tile<n> t = tile_of<n>(d);
+    const Tile<n> t = Tile<n>::of_member(d);
     Channels<n> k;
     k.load(io.coefficients, io.gamma, io.beta, d.c, t.channel);
     GradientSums<n> sums;
@@ -346,7 +344,7 @@ DEV void store_dx(X* RESTRICT dx, const X* RESTRICT x, const Y* RESTRICT dy, con
 template <class X, class Y, int n>
 KERNEL(256) batch_norm_bwd(Group<BatchNormBackward<X, Y>> members, float slope, int add, TilesDims d) {
     const BatchNormBackward<X, Y>& io = members.mine();
-    const Tile<n> t = tile_of<n>(d);
+    const Tile<n> t = Tile<n>::of_member(d);
     if (!t.works) return;
     Channels<n> k;
     k.load(io.coefficients, io.gamma, io.beta, d.c, t.channel);

@@ -1,9 +1,10 @@
 // Squeeze and excitation: see src/ops/layers/se_filter.rs. Forward is three launches: the mean of every
 // image, two small products for each sample, and the scaling. Backward is four: sums of x * dy, the
 // transposes of the products, the gradients of the weights, and dx. x, y, dx and dy are [n, pixels, c];
-// blocks and chunks as in lib/channels.cuh.
+// blocks and chunks as in lib/channels.cuh. Filters of equal sizes share each launch: blockIdx.y is the member.
 #include "lib/activation.cuh"
 #include "lib/channels.cuh"
+#include "lib/group.cuh"
 #include "lib/reduce.cuh"
 
 // Both intermediate tables have a row of 2 c + k floats for each sample. `small`, which forward saves, is
@@ -11,15 +12,21 @@
 // where outer is the gradient with respect to the sigmoid's input.
 DEV i64 row_of(i64 sample, int c, int k) { return sample * (2 * c + k); }
 
+template <class T> struct SeSqueeze {
+    float* small;
+    const T* x;
+};
+
 // pooled = mean of x over the pixels. Blocks of a multiprocessor as in global_avg_pool_fwd.
 template <class T, int n>
-KERNEL(256, n == 8 ? 6 : 8) se_filter_fwd_squeeze(float* RESTRICT small, const T* RESTRICT x, int k, TilesDims d) {
+KERNEL(256, n == 8 ? 6 : 8) se_filter_fwd_squeeze(IN_PLACE Group<SeSqueeze<T>> members, int k, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
-    const Tile<n> t = Tile<n>::of(d);
-    const Floats<n> sum = sum_tile<n>(x, scratch, t);
+    const SeSqueeze<T>& io = members.mine();
+    const Tile<n> t = Tile<n>::of_member(d);
+    const Floats<n> sum = sum_tile<n>(io.x, scratch, t);
     if (!t.works || t.row > 0) return;
     // A row is not a multiple of a pack, since k may be odd: element by element.
-    float* const pooled = small + row_of(t.image(d), d.c, k) + t.channel;
+    float* const pooled = io.small + row_of(t.image(d), d.c, k) + t.channel;
     UNROLL
     for (int i = 0; i < n; i++) pooled[i] = sum.v[i] * (1.0f / (float)d.pixels);
 }
@@ -35,30 +42,47 @@ DEV float warp_dot(const float* a, const float* b, int len) {
     return warp_sum(sum);
 }
 
+struct SeExcite {
+    float* small;
+    const float* w1;
+    const float* b1;
+    const float* w2;
+    const float* b2;
+};
+
 // hidden = relu(w1 pooled + b1) and gain = top * sigmoid(w2 hidden + b2) with w1 [k, c], w2 [c, k]. One block
 // per sample, one warp per row of w1, then of w2.
-KERNEL(256) se_filter_fwd_excite(float* small, const float* RESTRICT w1, const float* RESTRICT b1, const float* RESTRICT w2,
-                                 const float* RESTRICT b2, float top, int c, int k) {
+KERNEL(256) se_filter_fwd_excite(Group<SeExcite> members, float top, int c, int k) {
+    const SeExcite& io = members.mine();
     const int warps = blockDim.x / 32;
-    float* const pooled = small + row_of(blockIdx.x, c, k);
+    float* const pooled = io.small + row_of(blockIdx.x, c, k);
     float *const gain = pooled + c, *const hidden = gain + c;
     for (int j = warp_id(); j < k; j += warps) {
-        const float v = warp_dot(w1 + (i64)j * c, pooled, c) + b1[j];
+        const float v = warp_dot(io.w1 + (i64)j * c, pooled, c) + io.b1[j];
         if (lane_id() == 0) hidden[j] = v > 0.0f ? v : 0.0f;
     }
     sync_block();
     for (int i = warp_id(); i < c; i += warps) {
-        const float v = warp_dot(w2 + (i64)i * k, hidden, k) + b2[i];
+        const float v = warp_dot(io.w2 + (i64)i * k, hidden, k) + io.b2[i];
         if (lane_id() == 0) gain[i] = top * sigmoid(v);
     }
 }
 INSTANCE(se_filter_fwd_excite)
 
+template <class T> struct SeScale {
+    T* y;
+    const T* x;
+    const float* small;
+};
+
 // y = x * gain.
-template <class T, int n> KERNEL(256) se_filter_fwd(T* RESTRICT y, const T* RESTRICT x, const float* RESTRICT small, int k, TilesDims d) {
-    const Tile<n> t = Tile<n>::of(d);
+template <class T, int n> KERNEL(256) se_filter_fwd(Group<SeScale<T>> members, int k, TilesDims d) {
+    const SeScale<T>& io = members.mine();
+    T* const y = io.y;
+    const T* const x = io.x;
+    const Tile<n> t = Tile<n>::of_member(d);
     if (!t.works) return;
-    const float* const gains = small + row_of(t.image(d), d.c, k) + d.c + t.channel;
+    const float* const gains = io.small + row_of(t.image(d), d.c, k) + d.c + t.channel;
     Floats<n> gain;
     UNROLL
     for (int i = 0; i < n; i++) gain.v[i] = gains[i];
@@ -74,12 +98,20 @@ INSTANCE(se_filter_fwd<float, 1>)
 INSTANCE(se_filter_fwd<bf16, 8>)
 INSTANCE(se_filter_fwd<bf16, 1>)
 
+template <class T> struct SeSqueezeBackward {
+    float* inner;
+    const T* x;
+    const T* dy;
+    const float* small;
+};
+
 // outer = gain * (1 - gain / top) * sum of x * dy over the pixels.
 template <class T, int n>
-KERNEL(256) se_filter_bwd_squeeze(float* RESTRICT inner, const T* RESTRICT x, const T* RESTRICT dy, const float* RESTRICT small,
-                                  float top, int k, TilesDims d) {
+KERNEL(256) se_filter_bwd_squeeze(Group<SeSqueezeBackward<T>> members, float top, int k, TilesDims d) {
     SHARED(float, scratch, ROWS_SCRATCH<n>);
-    const Tile<n> t = Tile<n>::of(d);
+    const SeSqueezeBackward<T>& io = members.mine();
+    const T *const x = io.x, *const dy = io.dy;
+    const Tile<n> t = Tile<n>::of_member(d);
     Floats<n> sum = floats<n>(0.0f);
     for (i64 at = t.first; at < t.last; at += t.step) {
         const Floats<n> u = load_f32<n>(x + at), v = load_f32<n>(dy + at);
@@ -91,8 +123,8 @@ KERNEL(256) se_filter_bwd_squeeze(float* RESTRICT inner, const T* RESTRICT x, co
     const i64 row = row_of(t.image(d), d.c, k);
     UNROLL
     for (int i = 0; i < n; i++) {
-        const float gain = small[row + d.c + t.channel + i];
-        inner[row + t.channel + i] = sum.v[i] * (gain * (1.0f - gain / top));
+        const float gain = io.small[row + d.c + t.channel + i];
+        io.inner[row + t.channel + i] = sum.v[i] * (gain * (1.0f - gain / top));
     }
 }
 INSTANCE(se_filter_bwd_squeeze<float, 4>)
@@ -100,15 +132,23 @@ INSTANCE(se_filter_bwd_squeeze<float, 1>)
 INSTANCE(se_filter_bwd_squeeze<bf16, 8>)
 INSTANCE(se_filter_bwd_squeeze<bf16, 1>)
 
+struct SeExciteBackward {
+    float* inner;
+    const float* small;
+    const float* w1;
+    const float* w2;
+};
+
 // dhidden = w2^T outer where hidden > 0, and dpooled = w1^T dhidden / pixels. One block per sample;
 // neighbouring threads read neighbouring elements of a row of w2, then of w1.
-KERNEL(256) se_filter_bwd_excite(float* inner, const float* RESTRICT small, const float* RESTRICT w1, const float* RESTRICT w2,
-                                 i64 pixels, int c, int k) {
+KERNEL(256) se_filter_bwd_excite(Group<SeExciteBackward> members, i64 pixels, int c, int k) {
     SHARED(float, parts, 256);
+    const SeExciteBackward& io = members.mine();
+    const float *const w1 = io.w1, *const w2 = io.w2;
     const int threads = blockDim.x, me = threadIdx.x;
     const i64 row = row_of(blockIdx.x, c, k);
-    float *const outer = inner + row, *const dpooled = outer + c, *const dhidden = dpooled + c;
-    const float* const hidden = small + row + 2 * c;
+    float *const outer = io.inner + row, *const dpooled = outer + c, *const dhidden = dpooled + c;
+    const float* const hidden = io.small + row + 2 * c;
     for (int first = 0; first < k; first += threads) {
         // The threads of the block are divided among the hidden units. Each sums a share of the channels; the
         // shares are added in order.
@@ -133,27 +173,37 @@ KERNEL(256) se_filter_bwd_excite(float* inner, const float* RESTRICT small, cons
 }
 INSTANCE(se_filter_bwd_excite)
 
-// The gradients of w1, b1, w2 and b2: sum over the samples of left * right, where right is 1 for a bias. Any
-// of them may be null. A block computes 32 elements, one per lane, and each of its 8 warps sums every eighth
+// Each of the first four may be null.
+struct SeWeightGradients {
+    float* dw1;
+    float* db1;
+    float* dw2;
+    float* db2;
+    const float* inner;
+    const float* small;
+};
+
+// The gradients of w1, b1, w2 and b2: sum over the samples of left * right, where right is 1 for a bias. A
+// block computes 32 elements, one per lane, and each of its 8 warps sums every eighth
 // sample: for 256 samples, a thread waits for 32 loads instead of 256.
-KERNEL(256) se_filter_bwd_weights(float* RESTRICT dw1, float* RESTRICT db1, float* RESTRICT dw2, float* RESTRICT db2,
-                                  const float* RESTRICT inner, const float* RESTRICT small, int samples, int c, int k, int add_w1,
-                                  int add_b1, int add_w2, int add_b2) {
+KERNEL(256) se_filter_bwd_weights(Group<SeWeightGradients> members, int samples, int c, int k, int add_w1, int add_b1, int add_w2,
+                                  int add_b2) {
     SHARED(float, parts, 256);
-    const float *outer = inner, *dhidden = inner + 2 * c, *pooled = small, *hidden = small + 2 * c;
+    const SeWeightGradients& io = members.mine();
+    const float *outer = io.inner, *dhidden = io.inner + 2 * c, *pooled = io.small, *hidden = io.small + 2 * c;
     i64 e = (i64)blockIdx.x * 32 + lane_id();
     const i64 product = (i64)c * k;
     float* to = nullptr;
     const float *left = nullptr, *right = nullptr;
     int add = 0;
     if (e < product) {
-        to = dw1, add = add_w1, left = dhidden + e / c, right = pooled + e % c;
+        to = io.dw1, add = add_w1, left = dhidden + e / c, right = pooled + e % c;
     } else if ((e -= product) < product) {
-        to = dw2, add = add_w2, left = outer + e / k, right = hidden + e % k;
+        to = io.dw2, add = add_w2, left = outer + e / k, right = hidden + e % k;
     } else if ((e -= product) < k) {
-        to = db1, add = add_b1, left = dhidden + e;
+        to = io.db1, add = add_b1, left = dhidden + e;
     } else if ((e -= k) < c) {
-        to = db2, add = add_b2, left = outer + e;
+        to = io.db2, add = add_b2, left = outer + e;
     }
     float sum = 0.0f;
     for (int s = warp_id(); s < samples && to; s += 8) {
@@ -168,18 +218,26 @@ KERNEL(256) se_filter_bwd_weights(float* RESTRICT dw1, float* RESTRICT db1, floa
 }
 INSTANCE(se_filter_bwd_weights)
 
+template <class T> struct SeBackward {
+    T* dx;
+    const T* dy;
+    const float* small;
+    const float* inner;
+};
+
 // dx (+)= dy * gain + dpooled.
-template <class T, int n>
-KERNEL(256) se_filter_bwd(T* RESTRICT dx, const T* RESTRICT dy, const float* RESTRICT small, const float* RESTRICT inner, int k,
-                          int add, TilesDims d) {
-    const Tile<n> t = Tile<n>::of(d);
+template <class T, int n> KERNEL(256) se_filter_bwd(Group<SeBackward<T>> members, int k, int add, TilesDims d) {
+    const SeBackward<T>& io = members.mine();
+    T* const dx = io.dx;
+    const T* const dy = io.dy;
+    const Tile<n> t = Tile<n>::of_member(d);
     if (!t.works) return;
     const i64 row = row_of(t.image(d), d.c, k) + d.c + t.channel;
     Floats<n> gain, dpooled;
     UNROLL
     for (int i = 0; i < n; i++) {
-        gain.v[i] = small[row + i];
-        dpooled.v[i] = inner[row + i];
+        gain.v[i] = io.small[row + i];
+        dpooled.v[i] = io.inner[row + i];
     }
     for (i64 at = t.first; at < t.last; at += t.step) {
         Floats<n> v = load_f32<n>(dy + at);

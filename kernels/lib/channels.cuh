@@ -3,7 +3,7 @@
 // tree at the end.
 //
 // A block is `lanes` packs of n channels by `rows` pixels. Blocks cover (image, slab of channels) in x and
-// chunks of pixels in y; src/ops/launch/channel_tiles.rs chooses the numbers.
+// chunks of pixels in y, or in z where launches may be grouped; src/ops/launch/channel_tiles.rs chooses the numbers.
 #pragma once
 #include "lib/packs.cuh"
 #include "lib/reduce.cuh"
@@ -29,6 +29,8 @@ template <int n> struct Tile {
     i64 first, last, step;
 
     DEV static Tile of(const TilesDims& d) { return of(d, blockIdx.x, blockIdx.y); }
+    // In a launch that may be grouped, where blockIdx.y is the member.
+    DEV static Tile of_member(const TilesDims& d) { return of(d, blockIdx.x, blockIdx.z); }
     // `column`: the image and the slab of channels. `chunk`: the run of pixels.
     DEV static Tile of(const TilesDims& d, int column, int chunk) {
         Tile t;

@@ -1,18 +1,28 @@
 // The relative feature error ||a - b||^2 / ||b||^2: see src/ops/losses/feature_loss.rs. Forward computes
 // partial sums of both norms, then adds them in one block; backward is elementwise. a, b and da are read as
-// packs of n elements of type T.
+// packs of n elements of type T. The kernels of forward have a table of losses, of any number and sizes: a student for two
+// tasks has twelve at its third block.
 #include "lib/packs.cuh"
 #include "lib/reduce.cuh"
 
-// parts [2][blocks]: a block's partial sums of ||a - b||^2 and ||b||^2. Squares are added in f32 within a
-// pack, and in double, as on the host, from there on: a pack of 8 elements costs two conversions instead of
-// 16.
-template <class T, int n>
-KERNEL(256) feature_loss_fwd_sums(double* RESTRICT parts, const T* RESTRICT a, const T* RESTRICT b, i64 packs) {
+// One row of the table of passes.
+template <class T> struct FeaturePass {
+    double* parts; // [2][blocks]: a block's partial sums of ||a - b||^2 and ||b||^2
+    const T* a;
+    const T* b;
+    i64 packs, blocks;
+};
+static_assert(sizeof(FeaturePass<float>) == 40, "FeaturePass must match src/ops/losses/feature_loss.rs");
+
+// Squares are added in f32 within a pack, and in double, as on the host, from there on: a pack of 8 elements costs two
+// conversions instead of 16. Grid: (blocks of the loss with most of them, losses).
+template <class T, int n> KERNEL(256) feature_loss_fwd_sums(const FeaturePass<T>* RESTRICT passes) {
     SHARED(double, scratch, 8);
+    const FeaturePass<T> p = passes[blockIdx.y];
+    if ((i64)blockIdx.x >= p.blocks) return;
     double error = 0.0, norm = 0.0;
-    for (i64 i = global_thread(); i < packs; i += global_threads()) {
-        const Floats<n> u = load_f32<n>(a + i * n), v = load_f32<n>(b + i * n);
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < p.packs; i += p.blocks * blockDim.x) {
+        const Floats<n> u = load_f32<n>(p.a + i * n), v = load_f32<n>(p.b + i * n);
         float pack_error = 0.0f, pack_norm = 0.0f;
         UNROLL
         for (int k = 0; k < n; k++) {
@@ -26,29 +36,39 @@ KERNEL(256) feature_loss_fwd_sums(double* RESTRICT parts, const T* RESTRICT a, c
     error = block_sum(error, scratch);
     norm = block_sum(norm, scratch);
     if (threadIdx.x > 0) return;
-    parts[blockIdx.x] = error;
-    parts[gridDim.x + blockIdx.x] = norm;
+    p.parts[blockIdx.x] = error;
+    p.parts[p.blocks + blockIdx.x] = norm;
 }
 INSTANCE(feature_loss_fwd_sums<float, 4>)
 INSTANCE(feature_loss_fwd_sums<float, 1>)
 INSTANCE(feature_loss_fwd_sums<bf16, 8>)
 INSTANCE(feature_loss_fwd_sums<bf16, 1>)
 
-// loss = error / norm from the partial sums, in one block. `norm`, if not null, is saved for backward.
-KERNEL(256) feature_loss_fwd(float* RESTRICT loss, double* RESTRICT norm, const double* RESTRICT parts, int blocks) {
+// One row of the table of losses. `norm`, if not null, is saved for backward.
+struct FeatureSums {
+    float* loss;
+    double* norm;
+    const double* parts; // [2][blocks]
+    i64 blocks;
+};
+static_assert(sizeof(FeatureSums) == 32, "FeatureSums must match src/ops/losses/feature_loss.rs");
+
+// loss = error / norm from the partial sums, in one block. Grid: (1, losses).
+KERNEL(256) feature_loss_fwd(const FeatureSums* RESTRICT losses) {
     SHARED(double, scratch, 8);
+    const FeatureSums s = losses[blockIdx.y];
     double error_sum = 0.0, norm_sum = 0.0;
-    for (int i = threadIdx.x; i < blocks; i += blockDim.x) {
-        error_sum += parts[i];
-        norm_sum += parts[blocks + i];
+    for (i64 i = threadIdx.x; i < s.blocks; i += blockDim.x) {
+        error_sum += s.parts[i];
+        norm_sum += s.parts[s.blocks + i];
     }
     error_sum = block_sum(error_sum, scratch);
     norm_sum = block_sum(norm_sum, scratch);
     if (threadIdx.x > 0) return;
     // A NaN norm becomes 1e-12 too, as on the host; the error is NaN then, and shows the divergence.
     if (!(norm_sum > 1e-12)) norm_sum = 1e-12;
-    loss[0] = (float)(error_sum / norm_sum);
-    if (norm) norm[0] = norm_sum;
+    s.loss[0] = (float)(error_sum / norm_sum);
+    if (s.norm) s.norm[0] = norm_sum;
 }
 INSTANCE(feature_loss_fwd)
 

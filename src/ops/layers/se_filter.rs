@@ -3,8 +3,10 @@
 use crate::device::cpu::channels::{add, axpys, dot, image_mean};
 use crate::device::cpu::par::{Rows, even_grain, for_parts, for_rows};
 use crate::device::cpu::{scratch, vectorised};
+use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
+use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{Tiles, adds, instance};
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::sigmoid;
@@ -181,22 +183,16 @@ impl Operator for SeFilter {
         let small = if l.saves() { l.saved(0) } else { l.scratch(0) };
         let tiles = Tiles::image_sums(l.target(), shape, x.elem);
         let name = instance("se_filter_fwd_squeeze", x.elem, tiles.pack);
-        let args = [small.into(), x.into(), k.into(), tiles.into()];
-        l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
-        let args = [
-            small.into(),
-            l.x(1).into(),
-            l.x(2).into(),
-            l.x(3).into(),
-            l.x(4).into(),
-            self.top.into(),
-            (shape.c() as i32).into(),
-            k.into(),
-        ];
+        let io = KernelArg::group_of_one("SeSqueeze", [small.into(), x.into()]);
+        l.launch(name, tiles.member_grid(), tiles.block(), 0, [io, k.into(), tiles.into()])?;
+        let [w1, b1, w2, b2] = [1, 2, 3, 4].map(|i| l.x(i).into());
+        let io = KernelArg::group_of_one("SeExcite", [small.into(), w1, b1, w2, b2]);
+        let args = [io, self.top.into(), (shape.c() as i32).into(), k.into()];
         l.launch("se_filter_fwd_excite", shape.n() as u32, THREADS, 0, args)?;
         let tiles = Tiles::image_pass(l.target(), shape, x.elem);
-        let args = [y.into(), x.into(), small.into(), k.into(), tiles.into()];
-        l.launch(instance("se_filter_fwd", x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+        let io = KernelArg::group_of_one("SeScale", [y.into(), x.into(), small.into()]);
+        let name = instance("se_filter_fwd", x.elem, tiles.pack);
+        l.launch(name, tiles.member_grid(), tiles.block(), 0, [io, k.into(), tiles.into()])
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
@@ -204,37 +200,22 @@ impl Operator for SeFilter {
         let (small, inner, c) = (l.saved(0), l.scratch(0), shape.c());
         let tiles = Tiles::image_sums(l.target(), shape, x.elem);
         let name = instance("se_filter_bwd_squeeze", x.elem, tiles.pack);
-        let args = [
-            inner.into(),
-            x.into(),
-            dy.into(),
-            small.into(),
-            self.top.into(),
-            (k as i32).into(),
-            tiles.into(),
-        ];
-        l.launch(name, tiles.grid(), tiles.block(), 0, args)?;
-        let args = [
-            inner.into(),
-            small.into(),
-            l.x(1).into(),
-            l.x(3).into(),
-            ((shape.h() * shape.w()) as i64).into(),
-            (c as i32).into(),
-            (k as i32).into(),
-        ];
+        let io = [inner.into(), x.into(), dy.into(), small.into()];
+        let io = KernelArg::group_of_one("SeSqueezeBackward", io);
+        let args = [io, self.top.into(), (k as i32).into(), tiles.into()];
+        l.launch(name, tiles.member_grid(), tiles.block(), 0, args)?;
+        let io = [inner.into(), small.into(), l.x(1).into(), l.x(3).into()];
+        let io = KernelArg::group_of_one("SeExciteBackward", io);
+        let pixels = (shape.h() * shape.w()) as i64;
+        let args = [io, pixels.into(), (c as i32).into(), (k as i32).into()];
         l.launch("se_filter_bwd_excite", shape.n() as u32, THREADS, 0, args)?;
         let weights = [l.dx(1), l.dx(2), l.dx(3), l.dx(4)];
         if weights.iter().any(Option::is_some) {
             let [dw1, db1, dw2, db2] = weights.map(|g| g.map(|g| g.0).into());
             let [add_w1, add_b1, add_w2, add_b2] = weights.map(adds);
+            let io = [dw1, db1, dw2, db2, inner.into(), small.into()];
             let args = [
-                dw1,
-                db1,
-                dw2,
-                db2,
-                inner.into(),
-                small.into(),
+                KernelArg::group_of_one("SeWeightGradients", io),
                 (shape.n() as i32).into(),
                 (c as i32).into(),
                 (k as i32).into(),
@@ -249,11 +230,15 @@ impl Operator for SeFilter {
         }
         let Some((dx, write)) = l.dx(0) else { return Ok(()) };
         let tiles = Tiles::image_pass(l.target(), shape, dx.elem);
-        let args =
-            [dx.into(), dy.into(), small.into(), inner.into(), (k as i32).into(), write.into(), tiles.into()];
-        l.launch(instance("se_filter_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+        let io = KernelArg::group_of_one("SeBackward", [dx.into(), dy.into(), small.into(), inner.into()]);
+        let name = instance("se_filter_bwd", dx.elem, tiles.pack);
+        let args = [io, (k as i32).into(), write.into(), tiles.into()];
+        l.launch(name, tiles.member_grid(), tiles.block(), 0, args)
     }
 
+    fn fusion(&self, inputs: &[Shape], y: Shape, _: &Target) -> Fusion {
+        Fusion { group_key: Some(format!("se_filter {y} {}", inputs[1])), ..Fusion::default() }
+    }
     fn device_extents(&self, args: &[OperandInfo], _: &Target, signature: &mut Signature) {
         let (x, k) = (args[0].shape, args[1].shape.n());
         signature.scratch_backward = vec![Extent::Reals(x.n() * saved_len(x.c(), k))];

@@ -3,8 +3,10 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::sum::sum;
 use crate::device::division::Division;
+use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
+use crate::ops::fusion::Fusion;
 use crate::ops::launch::channel_tiles::{instance, pack};
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::operands::{Io, store_or_add};
@@ -98,11 +100,14 @@ impl Operator for FeatureLoss {
         let (a, b, elements, parts) = (l.x(0), l.x(1), l.shape(0).elems(), l.scratch(0));
         l.expect_same("target b", a, b)?;
         let (pack, blocks) = (pack(a.elem, elements), blocks(elements, l.target()));
-        let args = [parts.into(), a.into(), b.into(), ((elements / pack) as i64).into()];
-        l.launch(instance("feature_loss_fwd_sums", a.elem, pack), blocks, THREADS, 0, args)?;
+        // `FeaturePass` and `FeatureSums` of the kernels. The first cell tells the members of a group apart.
+        let cells =
+            [parts.into(), a.into(), b.into(), ((elements / pack) as i64).into(), i64::from(blocks).into()];
+        let name = instance("feature_loss_fwd_sums", a.elem, pack);
+        l.launch(name, blocks, THREADS, 0, [KernelArg::member(cells)])?;
         let norm = l.saves().then(|| l.saved(0));
-        let args = [l.y(0).into(), norm.into(), parts.into(), (blocks as i32).into()];
-        l.launch("feature_loss_fwd", 1, THREADS, 0, args)
+        let sums = [l.y(0).into(), norm.into(), parts.into(), i64::from(blocks).into()];
+        l.launch("feature_loss_fwd", 1, THREADS, 0, [KernelArg::member(sums)])
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
@@ -122,6 +127,9 @@ impl Operator for FeatureLoss {
         l.launch(instance("feature_loss_bwd", a.elem, pack), grid, THREADS, 0, args)
     }
 
+    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
+        Fusion { gathers_forward: true, ..Fusion::default() }
+    }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         let blocks = blocks(args[0].shape.elems(), target) as usize;
         signature.scratch_forward = vec![Extent::Bytes(2 * size_of::<f64>() * blocks)];

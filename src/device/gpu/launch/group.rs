@@ -14,7 +14,7 @@
 //!   the family is; all other arguments are equal (sizes, slope, storing or adding), except tensor
 //!   maps; no two members write to the same place; and a `Group` has at most [`MAX_GROUP`] members.
 //!
-//! The convolution's products and the batch norm can be grouped, unless a library computes them. Bias gradients never are:
+//! The convolution's products, the batch norm and the SE filter can be grouped, unless a library computes them. Bias gradients never are:
 //! their kernel has no `Group` parameter.
 
 use super::arg::{KernelArg, MAX_GROUP};
