@@ -6,8 +6,9 @@ use crate::device::gpu::target::Target;
 use crate::device::memory::{ALIGN, Buffer, Mirrored};
 use crate::device::{Slot, Space, StepState};
 use crate::ops::Op;
+use crate::ops::launch::late_sums::{self, Fold, LateSum};
 use crate::ops::launch::launches::Launches;
-use crate::ops::operands::Operands;
+use crate::ops::operands::{Operands, Write};
 use crate::ops::operator::Operator;
 use crate::tensor::{Elem, Shape};
 
@@ -114,5 +115,54 @@ fn pushes_metrics_into_the_row_of_the_step() {
         }
         let expected: Vec<f32> = [4.0, 5.0, 6.0, 3.0].iter().flat_map(|s| [*s, s + 10.0, s + 20.0]).collect();
         assert_eq!(machine.ring(4, 3).unwrap(), expected);
+    }
+}
+
+/// Gradients of several sizes, kinds and numbers of parts; one has the parts of two instructions. All values are multiples of
+/// 1/64, so that every order of addition gives the same sum.
+#[test]
+fn adds_the_parts_of_gradients_after_backward() {
+    let target = Target::h200(Elem::F32);
+    // Elements, whether the gradient has a first term, and for each source its parts and the elements between them.
+    let gradients: [(usize, Write, Fold, &[[usize; 2]]); 6] = [
+        (5, Write::Set, Fold::Few, &[[3, 5]]),
+        (4099, Write::Add, Fold::Few, &[[1, 4099]]),
+        (4096, Write::Set, Fold::Few, &[[2, 4096], [4, 4096]]),
+        (1, Write::Set, Fold::Many, &[[2, 2]]),
+        (37, Write::Add, Fold::Many, &[[40, 74], [33, 74]]),
+        (16, Write::Set, Fold::Many, &[[65, 32]]),
+    ];
+    for mut machine in machines(Elem::F32) {
+        let (mut sums, mut end) = (Vec::new(), 0);
+        let mut take = |count: usize| {
+            let slot = Slot { space: Space::Arena, offset: end, bytes: 4 * count };
+            end = (end + slot.bytes).next_multiple_of(ALIGN);
+            slot
+        };
+        for (len, write, fold, sources) in gradients {
+            let to = take(len);
+            for (i, [count, stride]) in sources.iter().copied().enumerate() {
+                let write = if i == 0 { write } else { Write::Add };
+                sums.push(LateSum { to, write, parts: take(count * stride), len, stride, count, fold });
+            }
+        }
+        machine.reserve(end).unwrap();
+        let before: Vec<f32> = (0..end / 4).map(|i| (i * 37 % 129) as f32 / 64.0 - 1.0).collect();
+        let everything = Slot { space: Space::Arena, offset: 0, bytes: end };
+        machine.write(everything, bytemuck::cast_slice(&before)).unwrap();
+        let mut expected = before.clone();
+        for s in &sums {
+            let (to, parts) = (s.to.offset / 4, s.parts.offset / 4);
+            for i in 0..s.len {
+                let sum: f32 = (0..s.count).map(|p| before[parts + p * s.stride + i]).sum();
+                expected[to + i] = if s.write == Write::Add { expected[to + i] + sum } else { sum };
+            }
+        }
+        let launches: Vec<Launch> =
+            late_sums::launches(&sums, &target).unwrap().into_iter().map(|(launch, _)| launch).collect();
+        assert_eq!(launches.len(), 2, "one for each kind");
+        let mut ready = machine.prepare(&launches, |_| "late sums".into()).unwrap();
+        machine.run(&mut ready, &StepState::default()).unwrap();
+        assert!(machine.read(everything, Elem::F32).unwrap() == expected);
     }
 }
