@@ -60,8 +60,8 @@ pub struct Tape {
 }
 
 impl Tape {
-    /// Says that this process has some shares of the step's batch, and other ranks the others: what ops sum over the batch,
-    /// and the gradients of the trainable tensors, are sums over all shares.
+    /// Divides the step's batch: this process has some of its shares, and other ranks have the rest. Ops then sum over all
+    /// shares, and the gradients of the trainable tensors are sums over all shares.
     pub fn divide_batch(&mut self, division: Division) {
         self.division = division;
     }

@@ -29,7 +29,8 @@ impl Division {
     /// number that divides the batch and that the processes divide.
     pub fn of(batch: usize) -> Division {
         let ranks = current();
-        Division { ranks, own: shares(batch, ranks.map_or(1, Ranks::size)) / ranks.map_or(1, Ranks::size) }
+        let processes = ranks.map_or(1, Ranks::size);
+        Division { ranks, own: shares(batch, processes) / processes }
     }
     /// Shares of this process.
     pub fn own(&self) -> usize {
@@ -39,7 +40,7 @@ impl Division {
     pub fn processes(&self) -> usize {
         self.ranks.map_or(1, Ranks::size)
     }
-    /// Those of them that this process can exchange data with; none if it has all shares.
+    /// The ranks that have shares; none if this process has all of them.
     pub fn ranks(&self) -> Option<&'static Ranks> {
         self.ranks
     }
@@ -51,7 +52,7 @@ impl Division {
     pub fn has_first(&self) -> bool {
         self.ranks.is_none_or(|r| r.rank() == 0)
     }
-    /// `[own sums of rank 0, own sums of rank 1, ...]`: the sums of all shares, from those of this process's.
+    /// Returns the sums of all shares, `[sums of rank 0, sums of rank 1, ...]`. `own` has the sums of this process's shares.
     pub fn gather<R: Real>(&self, own: Vec<R>) -> Vec<R> {
         let Some(ranks) = self.ranks else { return own };
         let mut all = vec![R::ZERO; own.len() * ranks.size()];

@@ -263,7 +263,7 @@ fn a_run_of_two_ranks_goes_on_with_four_and_with_one_process_to_the_same_bits() 
     expect_same(&lab, &sets, "one");
 }
 
-/// Batches that four ranks can divide, and one that only two can.
+/// A divided batch (the first two words), and one that only two ranks can divide.
 const DIVIDED: [&str; 4] = ["--set", "parallel.split=batch", "--set", "generator.batch=6"];
 
 #[test]

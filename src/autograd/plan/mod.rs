@@ -14,7 +14,7 @@
 //! | `packed.rs` | which scratch the CPU keeps from step to step |
 //! | `placement.rs` | the offset of every buffer in the arena |
 //! | `lowering.rs` | the list of instructions, with the memory of every operand |
-//! | `joined.rs` | of a divided batch, the gradients of its shares, which are added |
+//! | `joined.rs` | how the gradients of a divided batch's shares are added |
 //! | `program.rs` | for a GPU, the launches of every instruction |
 //!
 //! `step.rs` collects the results of the passes before `lifetimes.rs`. A replay (`replay.rs`) only walks the

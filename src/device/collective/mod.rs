@@ -195,8 +195,8 @@ impl Ranks {
             values.iter_mut().zip(part).for_each(|(v, p)| *v += *p);
         });
     }
-    /// The sums of many values over all ranks, whose number is a multiple of the ranks: each rank adds a slice of them in pairs,
-    /// and passes it on. `own` is overwritten, and the sums are in `all`.
+    /// Sums many values over all ranks. The number of values is a multiple of the number of ranks: each rank adds a slice of
+    /// them in pairs, and passes it on. `own` is overwritten, and the sums are in `all`.
     pub fn add_in_slices<R: Real>(&self, own: &mut [R], all: &mut [R]) {
         self.all_to_all(own, all);
         let slice = own.len() / self.size;

@@ -110,8 +110,8 @@ pub fn with_workers_awake<O: Send>(f: impl FnOnce() -> O + Send) -> O {
     on_a_worker(|| if others == 0 { run() } else { rayon::join(run, || look_for_work(others, &is_done)).0 })
 }
 
-/// How long a worker looks for work before it may sleep. A limit is necessary, because a worker that waits for a part of its
-/// own fork may be the one that begins to look for work here, and does not see that part end.
+/// How long a worker looks for work before it may sleep. The limit avoids a deadlock: a worker that waits for a part of its own
+/// fork may start to look for work here, and then it does not notice that the part has ended.
 const PATIENCE: Duration = Duration::from_micros(200);
 
 /// Lets so many workers look for work until `is_done`.

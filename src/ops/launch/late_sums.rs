@@ -7,6 +7,7 @@ use crate::device::gpu::launch::{KernelArg, Launch, THREADS};
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::operands::Write;
+use std::collections::HashMap;
 
 /// The kernel that adds some parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ impl Fold {
             Fold::Many => "late_sums_many",
         }
     }
-    /// Elements of a chunk: for many parts, those that a block of 256 threads adds at a time.
+    /// Elements of a chunk. With many parts, a block of 256 threads adds eight elements at a time.
     fn chunk(self) -> usize {
         match self {
             Fold::Few => 4096,
@@ -73,7 +74,7 @@ pub fn launches(sums: &[LateSum], target: &Target) -> Result<Vec<(Launch, Vec<us
 fn launch(sums: &[&LateSum], fold: Fold, target: &Target) -> Result<Launch> {
     // By gradient, in the order of their first sums.
     let mut gradients: Vec<Vec<&LateSum>> = Vec::new();
-    let mut place = std::collections::HashMap::new();
+    let mut place = HashMap::new();
     for sum in sums {
         let at = *place.entry(sum.to).or_insert_with(|| {
             gradients.push(Vec::new());

@@ -296,15 +296,6 @@ impl Operator for BatchNorm {
             }
             // Nobody but an optimiser waits for the sums, unless dx needs their means.
             let is_late = means.is_none() && [1, 2].iter().all(|i| l.dx(*i).is_none() || l.is_late(*i));
-            let io = [means.into(), dgamma.map(|d| d.0).into(), dbeta.map(|d| d.0).into(), parts.into()];
-            let args = [
-                KernelArg::group_of_one("BatchNormBackwardFold", io),
-                pixels(shape),
-                (shape.c() as i32).into(),
-                (tiles.chunks() as i32).into(),
-                adds(dgamma),
-                adds(dbeta),
-            ];
             if is_late {
                 let (len, stride, count) = (shape.c(), 2 * shape.c(), tiles.chunks());
                 for (i, gradient) in [dbeta, dgamma].into_iter().enumerate() {
@@ -314,6 +305,15 @@ impl Operator for BatchNorm {
                     l.late.push(LateSum { to, write, parts, len, stride, count, fold: Fold::Many });
                 }
             } else {
+                let io = [means.into(), dgamma.map(|d| d.0).into(), dbeta.map(|d| d.0).into(), parts.into()];
+                let args = [
+                    KernelArg::group_of_one("BatchNormBackwardFold", io),
+                    pixels(shape),
+                    (shape.c() as i32).into(),
+                    (tiles.chunks() as i32).into(),
+                    adds(dgamma),
+                    adds(dbeta),
+                ];
                 l.launch("batch_norm_bwd_finish", fold_blocks(shape.c()), THREADS, 0, args)?;
             }
         }
