@@ -75,23 +75,26 @@ template <class T> struct SeScale {
     const float* small;
 };
 
-// y = x * gain.
-template <class T, int n> KERNEL(256) se_filter_fwd(Group<SeScale<T>> members, int k, TilesDims d) {
-    const SeScale<T>& io = members.mine();
-    T* const y = io.y;
-    const T* const x = io.x;
-    const Tile<n> t = Tile<n>::of_member(d);
-    if (!t.works) return;
-    const float* const gains = io.small + row_of(t.image(d), d.c, k) + d.c + t.channel;
-    Floats<n> gain;
-    UNROLL
-    for (int i = 0; i < n; i++) gain.v[i] = gains[i];
+// y = x * gain of a thread's pixels. Parameters that do not alias let the loads of a pixel overtake the store of the one before.
+template <class T, int n> DEV void scale(T* RESTRICT y, const T* RESTRICT x, const Floats<n>& gain, const Tile<n>& t) {
     for (i64 at = t.first; at < t.last; at += t.step) {
         Floats<n> v = load_f32<n>(x + at);
         UNROLL
         for (int i = 0; i < n; i++) v.v[i] *= gain.v[i];
         store_f32<n>(y + at, v);
     }
+}
+
+// y = x * gain.
+template <class T, int n> KERNEL(256) se_filter_fwd(Group<SeScale<T>> members, int k, TilesDims d) {
+    const SeScale<T>& io = members.mine();
+    const Tile<n> t = Tile<n>::of_member(d);
+    if (!t.works) return;
+    const float* const gains = io.small + row_of(t.image(d), d.c, k) + d.c + t.channel;
+    Floats<n> gain;
+    UNROLL
+    for (int i = 0; i < n; i++) gain.v[i] = gains[i];
+    scale<T, n>(io.y, io.x, gain, t);
 }
 INSTANCE(se_filter_fwd<float, 4>)
 INSTANCE(se_filter_fwd<float, 1>)
@@ -225,11 +228,20 @@ template <class T> struct SeBackward {
     const float* inner;
 };
 
+// dx (+)= dy * gain + dpooled of a thread's pixels.
+template <class T, int n>
+DEV void scale_back(T* RESTRICT dx, const T* RESTRICT dy, const Floats<n>& gain, const Floats<n>& dpooled, int add, const Tile<n>& t) {
+    for (i64 at = t.first; at < t.last; at += t.step) {
+        Floats<n> v = load_f32<n>(dy + at);
+        UNROLL
+        for (int i = 0; i < n; i++) v.v[i] = fmaf(v.v[i], gain.v[i], dpooled.v[i]);
+        put_f32<n>(dx + at, v, add);
+    }
+}
+
 // dx (+)= dy * gain + dpooled.
 template <class T, int n> KERNEL(256) se_filter_bwd(Group<SeBackward<T>> members, int k, int add, TilesDims d) {
     const SeBackward<T>& io = members.mine();
-    T* const dx = io.dx;
-    const T* const dy = io.dy;
     const Tile<n> t = Tile<n>::of_member(d);
     if (!t.works) return;
     const i64 row = row_of(t.image(d), d.c, k) + d.c + t.channel;
@@ -239,12 +251,7 @@ template <class T, int n> KERNEL(256) se_filter_bwd(Group<SeBackward<T>> members
         gain.v[i] = io.small[row + i];
         dpooled.v[i] = io.inner[row + i];
     }
-    for (i64 at = t.first; at < t.last; at += t.step) {
-        Floats<n> v = load_f32<n>(dy + at);
-        UNROLL
-        for (int i = 0; i < n; i++) v.v[i] = fmaf(v.v[i], gain.v[i], dpooled.v[i]);
-        put_f32<n>(dx + at, v, add);
-    }
+    scale_back<T, n>(io.dx, io.dy, gain, dpooled, add, t);
 }
 INSTANCE(se_filter_bwd<float, 4>)
 INSTANCE(se_filter_bwd<float, 1>)
