@@ -22,6 +22,7 @@ pub enum Learn {
     Trainable,
 }
 
+#[derive(Clone)]
 pub(super) struct ValueInfo {
     pub shape: Shape,
     pub needs_grad: bool,
@@ -32,6 +33,7 @@ pub(super) struct ValueInfo {
 }
 
 /// A recorded op.
+#[derive(Clone)]
 pub(super) struct Node {
     pub op: Op,
     /// See [`Tape::scope`].
@@ -202,7 +204,18 @@ impl Tape {
         self.outputs.iter().copied().chain(self.metrics.iter().map(|(_, v)| *v)).chain(loss)
     }
 
-    fn value(&mut self, info: ValueInfo) -> Value {
+    /// The same values and results, and no nodes.
+    pub(super) fn without_nodes(&self) -> Tape {
+        Tape {
+            values: self.values.clone(),
+            metrics: self.metrics.clone(),
+            outputs: self.outputs.clone(),
+            division: self.division,
+            ..Tape::default()
+        }
+    }
+
+    pub(super) fn value(&mut self, info: ValueInfo) -> Value {
         self.values.push(info);
         Value(self.values.len() as u32 - 1)
     }

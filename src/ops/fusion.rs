@@ -44,18 +44,30 @@ pub struct Fusion {
     /// Instructions of equal keys that do not depend on each other can run as one grouped launch.
     pub group_key: Option<String>,
     /// Forward's launches take any number of such instructions, whatever their sizes. They run together, as
-    /// late as those allow that wait for them; backward runs one by one.
+    /// late as those allow that wait for them.
     pub gathers_forward: bool,
+    /// The same of backward, whose gradients are those of trained tensors: it runs after all other backwards.
+    pub gathers_backward: bool,
     /// The outputs are f32 even where the inputs are bf16: means, whose few elements cost nothing.
     pub has_f32_outputs: bool,
+    /// Output 0 is a filter, stored as feature maps are because they are multiplied with it. Its gradient and all other
+    /// outputs are f32, as those of a trained filter.
+    pub is_filter: bool,
 }
 
 impl Fusion {
-    /// How a GPU stores an output of an op with these inputs: scalars, and rows computed from f32 rows, in
+    /// How a GPU stores output `i` of an op with these inputs: scalars, and rows computed from f32 rows, in
     /// f32; feature maps, and rows computed from them, as `map_dtype` says.
-    pub fn output_elem(&self, output: Shape, inputs: &[Elem], map_dtype: Elem) -> Elem {
+    pub fn output_elem(&self, i: usize, output: Shape, inputs: &[Elem], map_dtype: Elem) -> Elem {
+        if self.is_filter {
+            return if i == 0 { map_dtype } else { Elem::F32 };
+        }
         let is_map = output.h() * output.w() > 1 || inputs.contains(&Elem::Bf16);
         if is_map && output != Shape::SCALAR && !self.has_f32_outputs { map_dtype } else { Elem::F32 }
+    }
+    /// How a GPU stores the gradient of an output that it stores as `output`.
+    pub fn gradient_elem(&self, output: Elem) -> Elem {
+        if self.is_filter { Elem::F32 } else { output }
     }
 }
 

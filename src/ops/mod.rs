@@ -113,6 +113,7 @@ impl Scalar for f64 {
 registry! {
     layers::activation::Activation,
     layers::conv2d::Conv2d,
+    layers::fold_norm::FoldNorm,
     layers::batch_norm::BatchNorm,
     losses::statistics_loss::StatisticsLoss,
     layers::max_pool::MaxPool,

@@ -59,6 +59,10 @@ pub struct Operands {
     pub input_elems: Vec<Elem>,
     /// The element types of the outputs on a GPU, likewise.
     pub output_elems: Vec<Elem>,
+    /// The element types of the inputs' gradients on a GPU. Empty where they are those of the inputs.
+    pub input_grad_elems: Vec<Elem>,
+    /// The element types of the outputs' gradients on a GPU. Empty where they are those of the outputs.
+    pub output_grad_elems: Vec<Elem>,
     /// The buffers that forward saves for backward; empty if backward does not run.
     pub saved: Vec<Slot>,
     /// The temporary buffers of this direction.

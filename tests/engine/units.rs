@@ -1,7 +1,7 @@
 //! A residual unit as a student has it, with batch norms, on a machine with bf16 maps: the batch norm at its end also
 //! computes the unit's activation, the gradient of the unit's sum is read where the skip's lies, and with running
-//! estimates a batch norm's backward is one pass. Two inputs of the same layers, and two networks of equal layers, share
-//! launches. Results are those of f64 but for the rounding to bf16.
+//! estimates batch norms are folded into the filters. Two inputs of the same layers, and two networks of equal layers,
+//! share launches. Results are those of f64 but for the rounding to bf16.
 
 use crate::machines::machine;
 use dfka_engine::autograd::tape::{Learn, Value};
@@ -134,19 +134,28 @@ fn a_students_units_are_fused_and_have_the_oracles_gradients() {
     for elem in [Elem::F32, Elem::Bf16] {
         for stats in [Stats::Running, Stats::Batch] {
             let plan = checked(choice, elem, stats, Networks { count: 1, inputs: 1, map: [7, 6] });
-            let count = |part: &str| plan.launches().filter(|(l, _)| l.kernel.name.starts_with(part)).count();
-            let is_bf16 = elem == Elem::Bf16;
-            let fused = if is_bf16 { 2 } else { 0 };
-            let activations = [count("batch_norm_fwd_activation"), count("activation_step_fwd")];
-            assert_eq!(activations, [fused, 2 - fused], "{elem}");
+            let sizes = |part: &str| sizes(&plan, part);
+            let count = |part: &str| sizes(part).len();
             // The mean over pixels applies the second unit's mask; the first unit's is applied by the second's
             // convolution. Neither has to copy the gradient.
             assert_eq!(count("activation_step_bwd"), 0, "{elem}, {stats:?}");
-            let in_one_pass = if stats == Stats::Running { 4 } else { 0 };
-            let backward = [count("batch_norm_bwd_running"), count("batch_norm_bwd_sums")];
-            assert_eq!(backward, [in_one_pass, 4 - in_one_pass], "{elem}");
+            if stats == Stats::Running {
+                assert_eq!([sizes("fold_norm_fwd"), sizes("fold_norm_bwd")], [[4], [4]], "{elem}");
+                assert_eq!([count("batch_norm"), count("activation_step")], [0, 0], "{elem}");
+                continue;
+            }
+            let fused = if elem == Elem::Bf16 { 2 } else { 0 };
+            let activations = [count("batch_norm_fwd_activation"), count("activation_step_fwd")];
+            assert_eq!(activations, [fused, 2 - fused], "{elem}");
+            assert_eq!(count("batch_norm_bwd_sums"), 4, "{elem}");
         }
     }
+}
+
+/// The members of each launch of the kernels whose names begin so.
+fn sizes(plan: &Plan<f32>, kernel: &str) -> Vec<usize> {
+    let of_kernel = plan.launches().filter(|(l, _)| l.kernel.name.starts_with(kernel));
+    of_kernel.map(|(l, _)| l.group_size()).collect()
 }
 
 /// With few pixels a filter's gradient is whole. The second of two waits for the first one's parts all the same.
@@ -168,32 +177,34 @@ fn units_side_by_side_share_launches_and_have_the_oracles_gradients() {
                 // 1,024 pixels, so that the filters' gradients are in two parts.
                 let networks = Networks { count, inputs, map: [16, 16] };
                 let plan = checked(choice, elem, stats, networks);
-                let sizes = |part: &str| -> Vec<usize> {
-                    let of_kernel = plan.launches().filter(|(l, _)| l.kernel.name.starts_with(part));
-                    of_kernel.map(|(l, _)| l.group_size()).collect()
-                };
+                let sizes = |part: &str| sizes(&plan, part);
                 let case = format!("{elem}, {stats:?}, {networks:?}");
                 // Two inputs of one network change its running estimates one after the other, so that nothing of them
                 // can run together. Its filters, gammas and betas get two gradients.
                 let all = if count == 1 && stats == Stats::Batch { 1 } else { 2 };
-                let kernels = if stats == Stats::Batch {
-                    ["batch_norm_bwd_sums", "batch_norm_bwd<"]
-                } else {
-                    ["batch_norm_bwd_running"; 2]
+                let of_batch: &[&str] = match stats {
+                    Stats::Batch => &["batch_norm_fwd", "batch_norm_bwd_sums", "batch_norm_bwd<"],
+                    Stats::Running => &[],
                 };
-                for kernel in ["conv2d_fwd", "batch_norm_fwd", "conv2d_wgrad"].into_iter().chain(kernels) {
+                for kernel in [&["conv2d_fwd", "conv2d_wgrad"], of_batch].concat() {
                     let sizes = sizes(kernel);
                     assert!(
                         sizes.len() >= 3 && sizes.iter().all(|size| *size == all),
                         "{case}: {kernel}: {sizes:?}"
                     );
                 }
-                // Their parts are added in one launch after backward, unless the gradient of x needs the sums.
+                // A filter's parts are added in one launch after backward, and all filters are folded in one. Statistics
+                // of the batch are needed within backward.
                 let own = if count == 1 { vec![1; 8] } else { vec![2; 4] };
-                let expected = if stats == Stats::Batch { [own, vec![]] } else { [vec![], vec![1]] };
-                let found = ["batch_norm_bwd_finish", "late_sums_many"].map(&sizes);
+                let folds = vec![4 * count];
+                let expected = if stats == Stats::Batch {
+                    [own, vec![], vec![]]
+                } else {
+                    [vec![], folds.clone(), folds]
+                };
+                let found = ["batch_norm_bwd_finish", "fold_norm_fwd", "fold_norm_bwd"].map(sizes);
                 assert_eq!(found, expected, "{case}");
-                let found = ["conv2d_sum_parts", "late_sums_few"].map(&sizes);
+                let found = ["conv2d_sum_parts", "late_sums_few"].map(sizes);
                 assert_eq!(found, [vec![], vec![1]], "{case}");
             }
         }

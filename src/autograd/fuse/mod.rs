@@ -7,4 +7,5 @@ pub(super) mod act_mask;
 pub(super) mod channel_stats;
 pub(super) mod epilogue;
 pub(super) mod first_term;
+pub(super) mod folded_norms;
 pub(super) mod linear_grad;

@@ -11,6 +11,7 @@ use super::readings::Readings;
 use super::step::Step;
 use crate::autograd::Store;
 use crate::autograd::cost::bytes::{Cost, bytes_moved};
+use crate::autograd::fuse::folded_norms;
 use crate::autograd::tape::{Tape, Value};
 use crate::device::Slot;
 use crate::device::gpu::launch::Launch;
@@ -55,6 +56,8 @@ impl<R: Real> Plan<R> {
         optimisers: &[Optimiser],
     ) -> Result<Plan<R>> {
         let target = store.target.as_ref();
+        let folded = target.map(|_| folded_norms::folded(tape, loss)).transpose()?;
+        let tape = folded.as_ref().unwrap_or(tape);
         // Needs, element types, groups and fusions.
         let step = Step::of::<R>(tape, loss, target)?;
         // Lifetimes: which buffers there are, and how long each is in use.

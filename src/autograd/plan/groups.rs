@@ -31,8 +31,9 @@ pub(crate) struct Groups {
 
 impl Groups {
     /// Forward in an order that keeps every dependency; without keys, as on the CPU, that is the order of
-    /// the tape. Backward in the reverse order, without the nodes that no gradient flows through. Nodes that
-    /// gather wait in forward alone: if their backward waited, all their gradients would be in memory at once.
+    /// the tape. Backward in the reverse order, without the nodes that no gradient flows through. Losses that gather wait in
+    /// forward alone: if their backward waited, all their gradients would be in memory at once. Folded filters gather in
+    /// backward too, after all others: gradients of trained tensors are in memory until then in any case.
     ///
     /// The nodes of a segment stay together, and so do those between two segments.
     pub(crate) fn of(tape: &Tape, needs: &Needs, epilogues: &Epilogues) -> Groups {
@@ -58,7 +59,14 @@ impl Groups {
             }
             late.push(backward);
         }
-        turns.extend(late.into_iter().rev().flatten().filter(|(_, g)| !g.is_empty()));
+        let mut last = Vec::new();
+        for (pass, mut group) in late.into_iter().rev().flatten() {
+            if pass == Pass::Backward {
+                last.extend(group.extract_if(.., |i| needs.fusions[*i].gathers_backward));
+            }
+            turns.extend(Some((pass, group)).filter(|(_, g)| !g.is_empty()));
+        }
+        turns.extend(Some((Pass::Backward, last)).filter(|(_, g)| !g.is_empty()));
         Groups { turns, runs_again }
     }
     /// The nodes of a pass, each with its time.

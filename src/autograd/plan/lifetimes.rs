@@ -247,7 +247,7 @@ impl Buffers {
         let first_term = self.waiting_first_terms[v].take().filter(|_| j == 0);
         let writer = writer.filter(|_| first_term.is_some());
         let since = writer.map_or(t, |w| w.time);
-        let bytes = step.storage.value_bytes(value);
+        let bytes = step.storage.gradient_bytes(value);
         // A trained tensor has a gradient for each share of the batch.
         let shares = if tape.values[v].leaf.is_some() { step.division.own() } else { 1 };
         let buffer = self.lives.add(shares * bytes, since);

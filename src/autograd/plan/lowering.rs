@@ -105,6 +105,8 @@ impl<R: Real> Lowering<'_, R> {
             is_grad_added: buffers.is_grad_added[i],
             late_inputs: self.step.late_inputs(i).map(|(input, _)| input).collect(),
             output_grads: node.outputs.iter().map(grad).collect(),
+            input_grad_elems: node.inputs.iter().map(|v| self.step.storage.gradient_elem(*v)).collect(),
+            output_grad_elems: node.outputs.iter().map(|v| self.step.storage.gradient_elem(*v)).collect(),
             input_grads: buffers.input_grads[i].iter().map(|w| w.map(|(b, w)| (self.slot(b), w))).collect(),
             ..self.operands(i, Pass::Backward, &buffers.backward_scratch[i])
         };

@@ -15,6 +15,9 @@ pub(crate) struct Needs {
     pub signatures: Vec<Signature>,
     /// By node: the fusions that it can take part in. The CPU fuses nothing.
     pub fusions: Vec<Fusion>,
+    /// By the value that owns the memory: whether only a backward that runs after all others reads its gradient
+    /// (`Fusion::gathers_backward`).
+    pub is_read_late: Vec<bool>,
     /// By the value that owns the memory: whether a gradient flows back to it.
     has_gradient: Vec<bool>,
 }
@@ -56,7 +59,12 @@ impl Needs {
         }
         signatures.reverse();
         let fusions = tape.nodes.iter().map(|n| target.map_or_else(Fusion::default, |t| fusion(tape, n, t)));
-        Ok(Needs { live, signatures, fusions: fusions.collect(), has_gradient })
+        let fusions: Vec<Fusion> = fusions.collect();
+        let mut is_read_late = vec![false; tape.values.len()];
+        for (node, _) in tape.nodes.iter().zip(&fusions).filter(|(_, f)| f.gathers_backward) {
+            node.outputs.iter().for_each(|v| is_read_late[root(v)] = true);
+        }
+        Ok(Needs { live, signatures, fusions, is_read_late, has_gradient })
     }
     /// The nodes that run, in the order of the tape.
     pub(crate) fn live_nodes(&self) -> Vec<usize> {

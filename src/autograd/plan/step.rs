@@ -84,13 +84,15 @@ impl<'a> Step<'a> {
         Ok(Step { tape, loss, needs, storage, epilogues, groups, masks, stats, linear_grads, division })
     }
     /// The inputs of node `i` whose gradients are added after backward, each with the backward scratch buffer of its parts:
-    /// those that are trained tensors, whose gradients only an optimiser reads.
+    /// trained tensors, whose gradients only an optimiser reads, and what is computed from them alone, whose gradients are
+    /// read after backward.
     pub(crate) fn late_inputs(&self, i: usize) -> impl Iterator<Item = (usize, usize)> {
-        let is_trained = move |input: usize| {
-            let info = &self.tape.values[self.tape.root(self.tape.nodes[i].inputs[input])];
-            info.leaf.is_some() && info.needs_grad
+        let is_late = move |input: usize| {
+            let root = self.tape.root(self.tape.nodes[i].inputs[input]);
+            let info = &self.tape.values[root];
+            info.needs_grad && (info.leaf.is_some() || self.needs.is_read_late[root])
         };
-        self.needs.signatures[i].late_sums.iter().copied().filter(move |(input, _)| is_trained(*input))
+        self.needs.signatures[i].late_sums.iter().copied().filter(move |(input, _)| is_late(*input))
     }
     /// Multiply-adds of all ops that count them in their signature, forward and backward.
     pub(crate) fn macs(&self) -> u64 {

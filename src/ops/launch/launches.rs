@@ -166,17 +166,23 @@ impl<'a> Launches<'a> {
     pub fn scratch(&self, i: usize) -> DeviceTensor {
         plain(self.operands.scratch[i], Elem::F32)
     }
-    /// The gradient of output `i`, which has the output's type; none if the loss does not depend on it.
+    /// The gradient of output `i`, which has the output's type, but for that of a filter; none if the loss does not depend
+    /// on it.
     pub fn dy(&self, i: usize) -> Option<DeviceTensor> {
-        self.operands.output_grads[i].map(|s| plain(s, self.operands.output_elems[i]))
+        let o = self.operands;
+        let elem = o.output_grad_elems.get(i).unwrap_or(&o.output_elems[i]);
+        o.output_grads[i].map(|s| plain(s, *elem))
     }
     /// The gradient of a single-output op's output.
     pub fn dy0(&self) -> DeviceTensor {
         self.dy(0).expect("backward of an op whose output has no gradient")
     }
-    /// Where the gradient of input `i` goes, which has the input's type; none if it is not needed.
+    /// Where the gradient of input `i` goes, which has the input's type, but for that of a filter; none if it is not
+    /// needed.
     pub fn dx(&self, i: usize) -> Option<(DeviceTensor, Write)> {
-        self.operands.input_grads[i].map(|(s, write)| (plain(s, self.operands.input_elems[i]), write))
+        let o = self.operands;
+        let elem = o.input_grad_elems.get(i).unwrap_or(&o.input_elems[i]);
+        o.input_grads[i].map(|(s, write)| (plain(s, *elem), write))
     }
     /// Whether the plan adds the parts of the gradient of input `i` after backward. They must be in the buffer that the signature
     /// names, unless the gradient is stored whole ([`Write::Set`]).

@@ -141,6 +141,7 @@ fn residence(op: &Op, i: usize) -> Residence {
     let store = match op {
         Op::Conv2d(conv) => i == 1 || (i == 2 && conv.bias),
         Op::GatherImages(_) | Op::ScatterImages(_) | Op::ToMaps(_) => i == 0,
+        Op::FoldNorm(_) => true,
         Op::Adam(_) => i % 4 != 1,
         Op::Sgd(_) => i % 3 != 1,
         _ => false,

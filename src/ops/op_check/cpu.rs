@@ -40,6 +40,9 @@ impl<R> Placement for AllReal<R> {
     fn output(&self, _: usize) -> usize {
         size_of::<R>()
     }
+    fn dy(&self, _: usize) -> usize {
+        size_of::<R>()
+    }
     fn real(&self) -> usize {
         size_of::<R>()
     }

@@ -33,6 +33,8 @@ pub struct Storage {
     pub inputs: Vec<Elem>,
     /// The element type of each output.
     pub outputs: Vec<Elem>,
+    /// The element type of each output's gradient.
+    pub dy: Vec<Elem>,
     residence: Vec<Residence>,
 }
 
@@ -45,9 +47,10 @@ impl Storage {
         };
         let inputs: Vec<Elem> = case.inputs.iter().zip(&case.residence).map(elem).collect();
         let (signature, fusion) = (case.signature(), case.fusion(&target));
-        let output = |s: &Shape| fusion.output_elem(*s, &inputs, target.map_dtype);
-        let outputs = signature.outputs.iter().map(output).collect();
-        Storage { target, inputs, outputs, residence: case.residence.clone() }
+        let output = |(i, s): (usize, &Shape)| fusion.output_elem(i, *s, &inputs, target.map_dtype);
+        let outputs: Vec<Elem> = signature.outputs.iter().enumerate().map(output).collect();
+        let dy = outputs.iter().map(|e| fusion.gradient_elem(*e)).collect();
+        Storage { target, inputs, outputs, dy, residence: case.residence.clone() }
     }
     /// Whether input `i` is kept in the store.
     pub fn is_in_store(&self, i: usize) -> bool {
@@ -61,6 +64,9 @@ impl Placement for Storage {
     }
     fn output(&self, i: usize) -> usize {
         self.outputs[i].bytes()
+    }
+    fn dy(&self, i: usize) -> usize {
+        self.dy[i].bytes()
     }
     fn real(&self) -> usize {
         Elem::F32.bytes()
@@ -121,7 +127,7 @@ impl Values {
     pub fn representable<O>(case: &Case<O>, storage: &Storage, dy: &[Vec<f64>]) -> Self {
         Values {
             inputs: case.inputs.iter().map(|(_, v)| round(v, storage.target.map_dtype)).collect(),
-            dy: dy.iter().zip(&storage.outputs).map(|(v, e)| round(v, *e)).collect(),
+            dy: dy.iter().zip(&storage.dy).map(|(v, e)| round(v, *e)).collect(),
         }
     }
 }
@@ -168,6 +174,7 @@ fn lay_out_on<O: Operator>(
     let mut laid = lay_out(operands, signature, storage, delivery.write);
     for o in [Some(&mut laid.forward), laid.backward.as_mut()].into_iter().flatten() {
         (o.input_elems, o.output_elems) = (storage.inputs.clone(), storage.outputs.clone());
+        o.output_grad_elems = storage.dy.clone();
     }
     if let Some(backward) = laid.backward.as_mut().filter(|_| delivery.masked) {
         backward.dy_is_masked = fusion.act_mask.is_some();
@@ -294,7 +301,7 @@ impl<O: Operator> DeviceRun<'_, O> {
                 let mask = self.bytes(backward.saved[0])?;
                 mask::apply(&mask, backward.output_shapes[i].c(), act_mask.slope, &mut dy);
             }
-            self.store(*slot, self.storage.outputs[i], &dy)?;
+            self.store(*slot, self.storage.dy[i], &dy)?;
         }
         for (i, mask) in backward.input_masks.iter().enumerate() {
             if let Some((slot, _)) = mask {

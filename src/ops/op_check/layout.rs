@@ -87,6 +87,8 @@ pub trait Placement {
     fn input(&self, i: usize) -> (Space, usize);
     /// Bytes of an element of output `i`.
     fn output(&self, i: usize) -> usize;
+    /// Bytes of an element of the gradient of output `i`.
+    fn dy(&self, i: usize) -> usize;
     /// Bytes of an element of a saved or scratch buffer.
     fn real(&self) -> usize;
 }
@@ -110,8 +112,8 @@ pub fn lay_out(
 ) -> LaidOut {
     let mut layout = Layout::new();
     let arena = Space::Arena;
-    let outputs = |layout: &mut Layout, what: &str| -> Vec<Slot> {
-        let bytes = |(i, s): (usize, &Shape)| (i, s.elems() * placement.output(i));
+    let outputs = |layout: &mut Layout, what: &str, elem_bytes: &dyn Fn(usize) -> usize| -> Vec<Slot> {
+        let bytes = |(i, s): (usize, &Shape)| (i, s.elems() * elem_bytes(i));
         let all = signature.outputs.iter().enumerate().map(bytes);
         all.map(|(i, bytes)| layout.take(format!("{what} {i}"), arena, bytes)).collect()
     };
@@ -130,7 +132,7 @@ pub fn lay_out(
     let forward = Operands {
         inputs,
         input_shapes: operands.iter().map(|o| o.shape).collect(),
-        outputs: outputs(&mut layout, "output"),
+        outputs: outputs(&mut layout, "output", &|i| placement.output(i)),
         output_shapes: signature.outputs.clone(),
         saved: extents(&mut layout, "saved buffer", if needs_backward { &signature.saved } else { &[] }),
         scratch: extents(&mut layout, "forward scratch", &signature.scratch_forward),
@@ -142,7 +144,10 @@ pub fn lay_out(
         let input_grads = indices.map(|i| operands[i].needs_grad.then(|| gradient(i))).collect();
         Operands {
             scratch: extents(&mut layout, "backward scratch", &signature.scratch_backward),
-            output_grads: outputs(&mut layout, "gradient of output").into_iter().map(Some).collect(),
+            output_grads: outputs(&mut layout, "gradient of output", &|i| placement.dy(i))
+                .into_iter()
+                .map(Some)
+                .collect(),
             input_grads,
             ..forward.clone()
         }
