@@ -39,11 +39,13 @@ KERNEL(256) conv2d_wgrad(Group<Conv2dWeightGradient<T>> members, Conv2dDims d, i
 // The maps of a launch hold the other two operands.
 struct Conv2dWeightSums {
     float* sums; // [parts, k, r, s, c]
+    float* bias; // [parts, k], or null
 };
 
 // The same on compute capability 9.0, where both c and k are multiples of 64, and per_part one of 64. `maps`: a plain
 // map of dz, then the im2col map of x (a plain map for 1x1 filters at stride 1 without padding), both with boxes of 64
-// pixels. With a single part, `sums` is dw itself, and `add` says whether the kernel adds to it or replaces it.
+// pixels. With a single part, `sums` is dw itself, and `add` says whether the kernel adds to it or replaces it. `bias` gets the
+// sums of dz over the pixels of each part.
 // Grid: (tiles of BM x BN, members of the group, parts); block: 384 threads; shared memory: WeightTile::SHARED_BYTES, up to 224 KB.
 template <int BM, int BN>
 KERNEL(384, 1)
@@ -54,7 +56,8 @@ conv2d_wgrad_wgmma(MAPS_PARAM maps, IN_PLACE Group<Conv2dWeightSums> members, Co
     const int first = blockIdx.z * per_part;
     const int count = pixels - first < per_part ? pixels - first : per_part;
     float* const part = members.mine().sums + (i64)blockIdx.z * d.k * depth;
-    wgmma_weight_gradient<WeightTile<BM, BN>>(part, maps, d, at, first, count, add, shared);
+    float* const bias = members.mine().bias ? members.mine().bias + (i64)blockIdx.z * d.k : nullptr;
+    wgmma_weight_gradient<WeightTile<BM, BN>>(part, bias, maps, d, at, first, count, add, shared);
 }
 
 // sums[part][k] = the sum of dz[m][k] over the part's `per_part` pixels.

@@ -67,7 +67,7 @@ pub fn extents(
     signature.scratch_forward = if by_library { vec![reals(true, d.outputs() * d.k)] } else { vec![] };
     signature.scratch_backward = vec![
         reals(needs_grad(1) && !by_library, most_weight_parts(d, target) * d.k * d.depth()),
-        reals(epilogue.has_bias && needs_grad(2), Parts::of_dbias(d, target).count * d.k),
+        reals(epilogue.has_bias && needs_grad(2), most_bias_parts(d, target) * d.k),
         Extent::Bytes(if has_mask { d.outputs() * d.k * elem.bytes() } else { 0 }),
         reals(needs_grad(0) && by_library, d.inputs() * d.c),
     ];
@@ -76,10 +76,21 @@ pub fn extents(
 /// The most parts that a weight gradient may have, whatever its group. Rows may be f32 or bf16; maps have the target's type.
 fn most_weight_parts(d: &Dims, target: &Target) -> usize {
     let mma = Parts::of_wgrad(d, 1, target).1.count;
-    let wgmma =
-        (1..=MAX_GROUP).filter_map(|members| WeightGradient::of(d, target.map_dtype, members, target));
     let is_map = d.h * d.w > 1;
-    wgmma.map(|g| g.parts).max().map_or(mma, |parts| if is_map { parts } else { parts.max(mma) })
+    most_wgmma_parts(d, target).map_or(mma, |parts| if is_map { parts } else { parts.max(mma) })
+}
+
+/// The same of the kernel for compute capability 9.0, if it takes maps of these sizes.
+fn most_wgmma_parts(d: &Dims, target: &Target) -> Option<usize> {
+    let of = |members| WeightGradient::of(d, target.map_dtype, members, target);
+    (1..=MAX_GROUP).filter_map(of).map(|g| g.parts).max()
+}
+
+/// The most parts of a bias gradient: that kernel's, which adds the pixels of dz on the way, or those of a launch of its own,
+/// where the filter needs no gradient.
+fn most_bias_parts(d: &Dims, target: &Target) -> usize {
+    let alone = Parts::of_dbias(d, target).count;
+    most_wgmma_parts(d, target).map_or(alone, |parts| parts.max(alone))
 }
 
 /// `y = act(bias + residual + x * w)`; with a fused activation also the sum without residual and activation.
@@ -143,12 +154,11 @@ pub fn backward(d: &Dims, epilogue: &Epilogue, l: &mut Launches) -> Result<()> {
     if let Some(dx) = l.dx(0) {
         input_gradient(d, dz, dx, l)?;
     }
+    let mut db = if epilogue.has_bias { l.dx(2) } else { None };
     if let Some(dw) = l.dx(1) {
-        weight_gradient(d, dz, dw, l)?;
+        weight_gradient(d, dz, dw, &mut db, l)?;
     }
-    if epilogue.has_bias
-        && let Some(db) = l.dx(2)
-    {
+    if let Some(db) = db {
         bias_gradient(d, dz, db, l)?;
     }
     match dresidual {
@@ -245,10 +255,12 @@ fn input_gradient(
     Ok(())
 }
 
+/// Also takes the gradient of the bias from `db`, where its kernel computes it.
 fn weight_gradient(
     d: &Dims,
     dz: DeviceTensor,
     (dw, write): (DeviceTensor, Write),
+    db: &mut Option<(DeviceTensor, Write)>,
     l: &mut Launches,
 ) -> Result<()> {
     let (x, sums) = (l.x(0), l.scratch(SCRATCH_DW));
@@ -263,12 +275,20 @@ fn weight_gradient(
         let sums = sums.part(0, gradient.parts * d.k * d.depth());
         let (to, add) = if is_whole { (dw, write) } else { (sums, Write::Set) };
         let pixels = KernelArg::from(gradient.part_pixels() as i32);
-        let io = KernelArg::group_of_one("Conv2dWeightSums", [to.into()]);
+        let bias = db.take().map(|db| (db, l.scratch(SCRATCH_DB).part(0, gradient.parts * d.k)));
+        let io = [to.into(), bias.map(|(_, sums)| sums).into()];
+        let io = KernelArg::group_of_one("Conv2dWeightSums", io);
         let args = [gradient.maps(dz, x), io, d.kernel_arg()?, pixels, add.into()];
         l.launch(name, grid, hopper_weights::THREADS, shared, args)?;
         l.last_takes(gradient.work(l.target()));
         let parts = Parts { count: gradient.parts, pixels: gradient.part_pixels() };
-        return if is_whole { Ok(()) } else { sum_parts(1, (dw, write), sums, d.k * d.depth(), parts, l) };
+        if !is_whole {
+            sum_parts(1, (dw, write), sums, d.k * d.depth(), parts, l)?;
+        }
+        return match bias {
+            Some((db, sums)) => sum_parts(2, db, sums, d.k, parts, l),
+            None => Ok(()),
+        };
     }
     let (tile, parts) = Parts::of_wgrad(d, l.expected_members(), l.target());
     // A single part is the gradient itself.

@@ -51,6 +51,7 @@ fn case((op, x, k, r): (Conv2d, Shape, usize, usize)) -> Case {
 const FUSED: Conv2d = Conv2d { bias: true, residual: true, act: Act::Relu, ..Conv2d::new(1, 1) };
 const LEAKY: Conv2d = Conv2d { act: Act::LeakyRelu(0.2), bias: true, ..Conv2d::new(1, 0) };
 const BIASED: Conv2d = Conv2d { bias: true, ..Conv2d::new(1, 1) };
+const BIASED_1X1: Conv2d = Conv2d { bias: true, ..Conv2d::new(1, 0) };
 
 /// So few multiprocessors that cases small enough for the emulator fill them with every tile.
 fn two_multiprocessors(map_dtype: Elem) -> Target {
@@ -118,14 +119,14 @@ fn cases_of_whole_slabs() -> Vec<(Conv2d, Shape, usize, usize)> {
     ]
 }
 
-/// Enough pixels for two parts of the weight gradient in every tile of its kernel with wgmma; the comments name
-/// the tiles on two multiprocessors.
+/// Enough pixels for two parts of the weight gradient, and of the bias's with it, in every tile of their kernel with wgmma;
+/// the comments name the tiles on two multiprocessors.
 fn cases_of_several_parts_of_whole_slabs() -> Vec<(Conv2d, Shape, usize, usize)> {
     vec![
-        (Conv2d::new(1, 0), Shape::new(17, 16, 17, 256), 128, 1), // 128x256
-        (Conv2d::new(1, 0), Shape::new(11, 17, 16, 128), 128, 1), // 128x128
-        (Conv2d::new(1, 0), Shape::new(5, 15, 17, 64), 128, 1),   // 128x64
-        (Conv2d::new(2, 0), Shape::new(8, 31, 33, 256), 64, 1),   // 64x256, windows
+        (BIASED_1X1, Shape::new(24, 16, 17, 256), 128, 1), // 128x256
+        (BIASED_1X1, Shape::new(11, 17, 16, 128), 128, 1), // 128x128
+        (BIASED_1X1, Shape::new(5, 15, 17, 64), 128, 1),   // 128x64
+        (Conv2d { stride: 2, ..BIASED_1X1 }, Shape::new(8, 31, 33, 256), 64, 1), // 64x256, windows
     ]
 }
 
