@@ -43,6 +43,8 @@ pub struct Fusion {
     pub is_fusable_activation: bool,
     /// Instructions of equal keys that do not depend on each other can run as one grouped launch.
     pub group_key: Option<String>,
+    /// A layer that networks side by side have in common, at the same distance from their ends.
+    pub is_layer: bool,
     /// Forward's launches take any number of such instructions, whatever their sizes. They run together, as
     /// late as those allow that wait for them.
     pub gathers_forward: bool,

@@ -45,7 +45,8 @@ impl Groups {
             let graph = Graph::of(tape, nodes, &needs.signatures, epilogues);
             let keys = nodes.iter().map(|i| needs.fusions[*i].group_key.as_deref()).collect();
             let after = graph.after.clone();
-            let in_order = graph.groups(keys);
+            let is_layer = |at: usize| needs.fusions[nodes[at]].is_layer;
+            let in_order = graph.groups(keys, is_layer);
             let named = |g: &Vec<usize>| -> Vec<usize> { g.iter().map(|at| nodes[*at]).collect() };
             let gathers = |at: usize| needs.fusions[nodes[at]].gathers_forward;
             let backward =
@@ -186,13 +187,13 @@ impl Graph {
     /// Networks that run side by side end together: teachers, and the levels of features, each of which
     /// passes through the teachers' remaining blocks. The node with the longest path to the end goes first,
     /// and the nodes with the same key and an equally long path go with it; the length of a path is its
-    /// number of nodes with a key. A level of features therefore enters a teacher's blocks when the image's
-    /// features arrive there.
-    fn groups(mut self, keys: Vec<Option<&str>>) -> Vec<Vec<usize>> {
+    /// number of layers (`Fusion::is_layer`). A level of features therefore enters a teacher's blocks when the image's
+    /// features arrive there, and a student's blocks run with those of its teachers, although a filter follows them.
+    fn groups(mut self, keys: Vec<Option<&str>>, is_layer: impl Fn(usize) -> bool) -> Vec<Vec<usize>> {
         let mut distance = vec![0usize; keys.len()];
         for i in (0..keys.len()).rev() {
             let behind = self.after[i].iter().map(|j| distance[*j]).max().unwrap_or(0);
-            distance[i] = behind + usize::from(keys[i].is_some());
+            distance[i] = behind + usize::from(is_layer(i));
         }
         let mut ready = Ready { keys, distance, single: BTreeSet::new(), grouped: BTreeMap::new() };
         (0..self.after.len()).filter(|i| self.waits_for[*i] == 0).for_each(|i| ready.add(i));
@@ -213,7 +214,7 @@ impl Graph {
 /// The nodes that wait for nothing.
 struct Ready<'a> {
     keys: Vec<Option<&'a str>>,
-    /// Nodes with a key on the longest path from each node to the end, itself included.
+    /// Layers on the longest path from each node to the end, itself included.
     distance: Vec<usize>,
     /// Nodes without a key: they run as soon as they can.
     single: BTreeSet<usize>,

@@ -206,6 +206,7 @@ impl Operator for Conv2d {
             grad_alias: self.residual.then_some(inputs.len() - 1),
             fuses_activation: is_linear_map,
             writes_channel_stats: if is_linear_map { launch::channel_stats_rows(&d, target) } else { None },
+            is_layer: true,
             group_key: Some(format!("conv2d {} {} {} {}", self.stride, self.pad, inputs[0], inputs[1])),
             ..Fusion::default()
         }
