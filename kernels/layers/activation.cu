@@ -2,6 +2,7 @@
 // Memory-bound, so a thread loads 16 bytes at a time.
 #include "lib/activation.cuh"
 #include "lib/eights.cuh"
+#include "lib/group.cuh"
 
 // y = act(x + residual); `residual` may be null.
 template <class T>
@@ -81,12 +82,22 @@ activation_step_fwd(T* RESTRICT y, u8* RESTRICT mask, const T* RESTRICT x, const
 INSTANCE(activation_step_fwd<float>)
 INSTANCE(activation_step_fwd<bf16>)
 
+template <class T> struct StepBackward {
+    T* dx;
+    T* dresidual;
+    const T* dy;
+    const u8* mask;
+};
+
 // dx (+)= dy * act' and dresidual (+)= dy * act', where act' is 1 or `slope` by the bits of `mask`, or 1
-// without a mask. Either gradient may be null, and both may be the same buffer.
+// without a mask. Either gradient may be null, and both may be the same buffer. Maps of equal sizes share a launch:
+// blockIdx.y is the member.
 template <class T>
 KERNEL(256)
-activation_step_bwd(T* dx, T* dresidual, const T* RESTRICT dy, const u8* RESTRICT mask, i64 pixels, int c,
-                    float slope, int add, int add_residual) {
+activation_step_bwd(Group<StepBackward<T>> members, i64 pixels, int c, float slope, int add, int add_residual) {
+    T *const dx = members.mine().dx, *const dresidual = members.mine().dresidual;
+    const T* const dy = members.mine().dy;
+    const u8* const mask = members.mine().mask;
     const int mask_bytes = (c + 7) / 8;
     const bool aligned = c % 8 == 0;
     for (i64 i = global_thread(); i < pixels * mask_bytes; i += global_threads()) {

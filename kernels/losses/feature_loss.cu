@@ -2,6 +2,7 @@
 // partial sums of both norms, then adds them in one block; backward is elementwise. a, b and da are read as
 // packs of n elements of type T. The kernels of forward have a table of losses, of any number and sizes: a student for two
 // tasks has twelve at its third block.
+#include "lib/group.cuh"
 #include "lib/packs.cuh"
 #include "lib/reduce.cuh"
 
@@ -72,11 +73,17 @@ KERNEL(256) feature_loss_fwd(const FeatureSums* RESTRICT losses) {
 }
 INSTANCE(feature_loss_fwd)
 
-// da (+)= 2 dloss (a - b) / norm. One thread per pack.
+template <class T> struct FeatureBackward {
+    T* da;
+    const T* a;
+    const T* b;
+    const float* dloss;
+    const double* norm;
+};
+
+// The packs of one loss. A structure's pointers may alias each other, these may not.
 template <class T, int n>
-KERNEL(256) feature_loss_bwd(T* RESTRICT da, const T* RESTRICT a, const T* RESTRICT b, const float* RESTRICT dloss,
-                             const double* RESTRICT norm, i64 packs, int add) {
-    const float slope = (float)(2.0 * (double)dloss[0] / norm[0]);
+DEV void put_differences(T* RESTRICT da, const T* RESTRICT a, const T* RESTRICT b, float slope, i64 packs, int add) {
     for (i64 i = global_thread(); i < packs; i += global_threads()) {
         Floats<n> u = load_f32<n>(a + i * n);
         const Floats<n> v = load_f32<n>(b + i * n);
@@ -84,6 +91,12 @@ KERNEL(256) feature_loss_bwd(T* RESTRICT da, const T* RESTRICT a, const T* RESTR
         for (int k = 0; k < n; k++) u.v[k] = (u.v[k] - v.v[k]) * slope;
         put_f32<n>(da + i * n, u, add);
     }
+}
+
+// da (+)= 2 dloss (a - b) / norm. One thread per pack; losses of equal sizes share a launch, and blockIdx.y is the member.
+template <class T, int n> KERNEL(256) feature_loss_bwd(Group<FeatureBackward<T>> members, i64 packs, int add) {
+    const FeatureBackward<T>& io = members.mine();
+    put_differences<T, n>(io.da, io.a, io.b, (float)(2.0 * (double)io.dloss[0] / io.norm[0]), packs, add);
 }
 INSTANCE(feature_loss_bwd<float, 4>)
 INSTANCE(feature_loss_bwd<float, 1>)

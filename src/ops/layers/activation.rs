@@ -3,6 +3,7 @@
 use crate::device::cpu::par::{Rows, for_rows};
 use crate::device::cpu::vectorised;
 use crate::device::gpu;
+use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::{ActMask, Fusion};
@@ -310,10 +311,10 @@ pub(super) fn step_backward(
         THREADS,
         0,
         [
-            dx.map(|(t, _)| t).into(),
-            dresidual.map(|(t, _)| t).into(),
-            dy.into(),
-            mask.into(),
+            KernelArg::group_of_one(
+                "StepBackward",
+                [dx.map(|(t, _)| t).into(), dresidual.map(|(t, _)| t).into(), dy.into(), mask.into()],
+            ),
             (pixels as i64).into(),
             (c as i32).into(),
             slope.into(),

@@ -2,6 +2,7 @@
 
 use crate::device::cpu::channels::image_mean;
 use crate::device::cpu::par::{Rows, for_rows};
+use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
 use crate::error::Result;
 use crate::ops::fusion::Fusion;
@@ -57,8 +58,9 @@ impl Operator for GlobalAvgPool {
     fn launch_forward(&self, l: &mut Launches) -> Result<()> {
         let x = l.x(0);
         let tiles = Tiles::image_sums(l.target(), l.shape(0), x.elem);
-        let args = [l.y(0).into(), x.into(), tiles.into()];
-        l.launch(instance("global_avg_pool_fwd", x.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+        let args = [KernelArg::group_of_one("PoolForward", [l.y(0).into(), x.into()]), tiles.into()];
+        let name = instance("global_avg_pool_fwd", x.elem, tiles.pack);
+        l.launch(name, tiles.member_grid(), tiles.block(), 0, args)
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
@@ -67,12 +69,15 @@ impl Operator for GlobalAvgPool {
         let mask = l.input_mask(0);
         let slope = mask.map_or(0.0, |m| m.slope);
         let mask = mask.map(|m| m.mask).into();
-        let args = [dx.into(), l.dy0().into(), mask, slope.into(), write.into(), tiles.into()];
-        l.launch(instance("global_avg_pool_bwd", dx.elem, tiles.pack), tiles.grid(), tiles.block(), 0, args)
+        let io = KernelArg::group_of_one("PoolBackward", [dx.into(), l.dy0().into(), mask]);
+        let args = [io, slope.into(), write.into(), tiles.into()];
+        let name = instance("global_avg_pool_bwd", dx.elem, tiles.pack);
+        l.launch(name, tiles.member_grid(), tiles.block(), 0, args)
     }
 
-    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
-        Fusion { has_f32_outputs: true, masks_input_grad: true, ..Fusion::default() }
+    fn fusion(&self, inputs: &[Shape], _: Shape, _: &Target) -> Fusion {
+        let group_key = Some(format!("global_avg_pool {}", inputs[0]));
+        Fusion { has_f32_outputs: true, masks_input_grad: true, group_key, ..Fusion::default() }
     }
 }
 

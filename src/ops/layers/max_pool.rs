@@ -3,6 +3,7 @@
 use crate::device::cpu::par::{Rows, even_grain, for_parts};
 use crate::device::cpu::vectorised;
 use crate::device::gpu;
+use crate::device::gpu::launch::KernelArg;
 use crate::device::gpu::target::Target;
 use crate::error::{Error, Result};
 use crate::ops::fusion::Fusion;
@@ -153,31 +154,32 @@ impl Operator for MaxPool {
         l.expect_same("y", x, y)?;
         let pack = pack(x.elem, shape.c());
         per_image("max_pool", shape.n(), shape.per_sample() / pack, pack)?;
-        let (grid, block) = per_image("max_pool", out.n(), out.per_sample() / pack, pack)?;
+        let ([images, parts, _], block) = per_image("max_pool", out.n(), out.per_sample() / pack, pack)?;
         let places = l.saves().then(|| l.saved(0));
-        let args = [y.into(), places.into(), x.into(), self.dims(shape, out)];
-        l.launch(instance("max_pool_fwd", x.elem, pack), grid, block, 0, args)
+        let io = KernelArg::group_of_one("MaxPoolForward", [y.into(), places.into(), x.into()]);
+        let name = instance("max_pool_fwd", x.elem, pack);
+        l.launch(name, [images, 1, parts], block, 0, [io, self.dims(shape, out)])
     }
 
     fn launch_backward(&self, l: &mut Launches) -> Result<()> {
         let Some((dx, write)) = l.dx(0) else { return Ok(()) };
         let (dy, shape, out) = (l.dy0(), l.shape(0), l.out_shape(0));
         let pack = pack(dx.elem, shape.c());
-        let (grid, block) = per_image("max_pool", shape.n(), shape.per_sample() / pack, pack)?;
+        let ([images, parts, _], block) = per_image("max_pool", shape.n(), shape.per_sample() / pack, pack)?;
         let mask = l.input_mask(0);
+        let io = [dx.into(), l.saved(0).into(), dy.into(), mask.map(|m| m.mask).into()];
         let args = [
-            dx.into(),
-            l.saved(0).into(),
-            dy.into(),
-            mask.map(|m| m.mask).into(),
+            KernelArg::group_of_one("MaxPoolBackward", io),
             self.dims(shape, out),
             mask.map_or(0.0, |m| m.slope).into(),
             write.into(),
         ];
-        l.launch(instance("max_pool_bwd", dx.elem, pack), grid, block, 0, args)
+        l.launch(instance("max_pool_bwd", dx.elem, pack), [images, 1, parts], block, 0, args)
     }
-    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
-        Fusion { masks_input_grad: true, ..Fusion::default() }
+    fn fusion(&self, inputs: &[Shape], _: Shape, _: &Target) -> Fusion {
+        let MaxPool { window, stride, pad } = self;
+        let group_key = Some(format!("max_pool {window} {stride} {pad} {}", inputs[0]));
+        Fusion { masks_input_grad: true, group_key, ..Fusion::default() }
     }
 }
 

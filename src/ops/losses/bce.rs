@@ -1,7 +1,10 @@
 //! Binary cross-entropy against given targets: the loss for distillation and for labelled data.
 
 use crate::device::cpu::sum::sum_of;
+use crate::device::gpu::launch::KernelArg;
+use crate::device::gpu::target::Target;
 use crate::error::Result;
+use crate::ops::fusion::Fusion;
 use crate::ops::launch::launches::{Launches, THREADS};
 use crate::ops::layers::activation::sigmoid;
 use crate::ops::losses::common::{expect_rows, one_block, plogp, softplus, store_or_add_all};
@@ -130,9 +133,7 @@ impl Operator for Bce {
             one_block(elems),
             0,
             [
-                l.y(0).into(),
-                x.into(),
-                t.into(),
+                KernelArg::group_of_one("BceForward", [l.y(0).into(), x.into(), t.into()]),
                 (elems as i64).into(),
                 (self.targets == Targets::Logits).into(),
                 self.minus_entropy.into(),
@@ -151,10 +152,10 @@ impl Operator for Bce {
             THREADS,
             0,
             [
-                dx.into(),
-                l.x(0).into(),
-                l.x(1).into(),
-                l.dy0().into(),
+                KernelArg::group_of_one(
+                    "BceBackward",
+                    [dx.into(), l.x(0).into(), l.x(1).into(), l.dy0().into()],
+                ),
                 (elems as i64).into(),
                 (self.targets == Targets::Logits).into(),
                 f64::from(self.positive_weight).into(),
@@ -162,6 +163,9 @@ impl Operator for Bce {
                 write.into(),
             ],
         )
+    }
+    fn fusion(&self, inputs: &[Shape], _: Shape, _: &Target) -> Fusion {
+        Fusion { group_key: Some(format!("bce {:?} {}", self, inputs[0])), ..Fusion::default() }
     }
 }
 

@@ -114,21 +114,16 @@ impl Operator for FeatureLoss {
         let Some((da, write)) = l.dx(0) else { return Ok(()) };
         let (a, b, elements) = (l.x(0), l.x(1), l.shape(0).elems());
         let pack = pack(a.elem, elements);
-        let args = [
-            da.into(),
-            a.into(),
-            b.into(),
-            l.dy0().into(),
-            l.saved(0).into(),
-            ((elements / pack) as i64).into(),
-            write.into(),
-        ];
+        let io = [da.into(), a.into(), b.into(), l.dy0().into(), l.saved(0).into()];
+        let args =
+            [KernelArg::group_of_one("FeatureBackward", io), ((elements / pack) as i64).into(), write.into()];
         let grid = l.blocks_for(elements / pack, THREADS as usize);
         l.launch(instance("feature_loss_bwd", a.elem, pack), grid, THREADS, 0, args)
     }
 
-    fn fusion(&self, _: &[Shape], _: Shape, _: &Target) -> Fusion {
-        Fusion { gathers_forward: true, ..Fusion::default() }
+    fn fusion(&self, inputs: &[Shape], _: Shape, _: &Target) -> Fusion {
+        let group_key = Some(format!("feature_loss {}", inputs[0]));
+        Fusion { gathers_forward: true, group_key, ..Fusion::default() }
     }
     fn device_extents(&self, args: &[OperandInfo], target: &Target, signature: &mut Signature) {
         let blocks = blocks(args[0].shape.elems(), target) as usize;
