@@ -253,7 +253,6 @@ fn launches_bytes_and_flops_are_those_counted_by_hand() {
     assert_eq!(bytes(3), map8 + filter2 + map16);
     assert_eq!(listing.last().unwrap(), &(Phase::Update, "adam", 4 * filter1 as u64)); // p, g, m, v
     // The bytes that the launches move: the second convolution reads the bf16 copy of its filter.
-    let launch =
-        plan.launches().nth(3).map(|(l, _)| l.operands().iter().map(|(_, bytes)| bytes).sum::<usize>());
+    let launch = plan.launches().nth(3).map(|(l, _)| l.operands().iter().map(|p| p.bytes()).sum::<usize>());
     assert_eq!(launch, Some(map8 + filter2 / 2 + map16));
 }

@@ -3,7 +3,7 @@
 use crate::autograd::plan::instruction::{Instruction, Phase};
 use crate::autograd::plan::program::Program;
 use crate::device::Slot;
-use crate::device::gpu::launch::Launch;
+use crate::device::gpu::pointer::Pointer;
 use crate::ops::operands::Write;
 use crate::ops::operator::Operator;
 
@@ -31,8 +31,7 @@ pub(crate) fn bytes_moved(instructions: &[Instruction], program: Option<&Program
     let Some(program) = program else {
         return instructions.iter().map(|i| i.operands.bytes()).sum();
     };
-    let launches = program.launches.iter().enumerate();
-    launches.map(|(i, launch)| launch_bytes(launch, owners(instructions, program, i))).sum()
+    (0..program.launches.len()).map(|i| launch_bytes(instructions, program, i)).sum()
 }
 
 /// The instructions that launch `i` runs; none for a launch that the plan itself adds.
@@ -44,13 +43,13 @@ pub(crate) fn owners<'a>(
     program.owners[i].iter().map(|o| &instructions[*o]).collect()
 }
 
-/// Bytes that a launch moves for these instructions, a lower bound of its traffic. Each operand counts once,
-/// and twice if it is read before it is overwritten (an optimiser's state, a gradient that is added to).
-pub(crate) fn launch_bytes<'a>(launch: &Launch, owners: impl IntoIterator<Item = &'a Instruction>) -> u64 {
+/// Bytes that launch `i` moves, a lower bound of its traffic. Each operand counts once, and twice if it is read before it is
+/// overwritten (an optimiser's state, a gradient that is added to).
+pub(crate) fn launch_bytes(instructions: &[Instruction], program: &Program, i: usize) -> u64 {
     let mut twice: Vec<Slot> = Vec::new();
     // Operands of which forward touches only some bytes: the rows that it takes from a bank of images.
     let mut parts: Vec<(Slot, usize)> = Vec::new();
-    for o in owners {
+    for o in owners(instructions, program, i) {
         let added = o.operands.input_grads.iter().flatten().filter(|(_, w)| *w == Write::Add);
         twice.extend(added.map(|(slot, _)| *slot));
         if o.phase != Phase::Backward {
@@ -61,9 +60,14 @@ pub(crate) fn launch_bytes<'a>(launch: &Launch, owners: impl IntoIterator<Item =
             twice.extend(o.updates().into_iter().filter(|slot| parts.iter().all(|(s, _)| s != slot)));
         }
     }
-    let moved = |(slot, bytes): &(Slot, usize)| {
-        let touched = parts.iter().find(|(s, _)| s == slot).map_or(*bytes, |(_, touched)| *touched);
-        (touched.min(*bytes) * if twice.contains(slot) { 2 } else { 1 }) as u64
+    let moved = |pointer: Pointer| {
+        let (slot, bytes) = (pointer.slot(), pointer.bytes());
+        if matches!(pointer, Pointer::Bf16Copy(_)) {
+            // Read by a convolution, or written by an optimiser where there is such a reader.
+            return if program.copies.contains(&slot) { bytes as u64 } else { 0 };
+        }
+        let touched = parts.iter().find(|(s, _)| *s == slot).map_or(bytes, |(_, touched)| *touched);
+        (touched.min(bytes) * if twice.contains(&slot) { 2 } else { 1 }) as u64
     };
-    launch.operands().iter().map(moved).sum()
+    program.launches[i].operands().into_iter().map(moved).sum()
 }

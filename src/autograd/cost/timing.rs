@@ -64,7 +64,7 @@ impl<R: Real> Plan<R> {
                 members: owners.len(),
                 input_shapes: operands.map(|o| o.input_shapes.clone()).unwrap_or_default(),
                 output_shapes: operands.map(|o| o.output_shapes.clone()).unwrap_or_default(),
-                bytes: launch_bytes(launch, owners),
+                bytes: launch_bytes(&self.instructions, program, i),
                 ms: runs.iter().map(|run| run[i]).collect(),
             }
         };

@@ -1,6 +1,6 @@
 //! What the launches of a plan move and multiply, and the least that they would have to.
 
-use super::bytes::{launch_bytes, owners};
+use super::bytes::launch_bytes;
 use crate::autograd::Store;
 use crate::autograd::plan::Plan;
 use crate::autograd::plan::instruction::{Instruction, Phase};
@@ -78,7 +78,7 @@ struct Share {
 fn shares(instructions: &[Instruction], program: &Program, card: &Card) -> Vec<Share> {
     let mut shares = vec![Share::default(); instructions.len() + 1];
     for (i, launch) in program.launches.iter().enumerate() {
-        let bytes = launch_bytes(launch, owners(instructions, program, i));
+        let bytes = launch_bytes(instructions, program, i);
         let owners = &program.owners[i];
         let first = owners.first().copied().unwrap_or(instructions.len());
         let (count, each) = (owners.len().max(1), bytes / owners.len().max(1) as u64);

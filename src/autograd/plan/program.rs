@@ -2,7 +2,7 @@
 
 use super::instruction::{Instruction, LossGrad, Phase};
 use crate::device::gpu::launch::{KernelArg, Launch, MAX_GROUP};
-use crate::device::gpu::machine::{Machine, Ready, ring_rows};
+use crate::device::gpu::machine::{Machine, Ready, copies_read, ring_rows};
 use crate::device::gpu::target::Target;
 use crate::device::{Slot, Space};
 use crate::error::Result;
@@ -25,6 +25,8 @@ pub(crate) struct Program {
     pub ready: Option<Ready>,
     /// The buffers of the store that a step changes, sorted.
     pub updates: Vec<u32>,
+    /// The tensors whose bf16 copies a launch reads: optimisers write no others.
+    pub copies: HashSet<Slot>,
 }
 
 impl Program {
@@ -71,6 +73,7 @@ impl Program {
         program.updates = forward.flat_map(Instruction::updates).filter_map(in_store).collect();
         program.updates.sort_unstable();
         program.updates.dedup();
+        program.copies = copies_read(&program.launches).collect();
         Ok(program)
     }
 
@@ -168,7 +171,7 @@ impl Late {
             return false;
         }
         let incomplete: HashSet<Slot> = self.sums.iter().map(|(sum, _)| sum.to).collect();
-        launches.iter().any(|l| l.operands().iter().any(|(slot, _)| incomplete.contains(slot)))
+        launches.iter().any(|l| l.operands().iter().any(|p| incomplete.contains(&p.slot())))
     }
 }
 

@@ -408,7 +408,7 @@ impl Machine {
 
 /// The slots whose bf16 copies these launches read. Copies that only a table names do not count: optimisers
 /// list them there and update those that exist.
-pub(super) fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
+pub fn copies_read(launches: &[Launch]) -> impl Iterator<Item = Slot> {
     let pointers = launches.iter().flat_map(|l| &l.args).flat_map(KernelArg::pointers);
     pointers.filter_map(|p| if let Pointer::Bf16Copy(slot) = p { Some(slot) } else { None })
 }

@@ -151,11 +151,10 @@ impl Launch {
     pub fn group_size(&self) -> usize {
         self.args.iter().map(|a| a.members().len()).find(|n| *n > 0).unwrap_or(1)
     }
-    /// The tensors that its arguments and tables point to, each once, and the bytes at that address: a bf16
-    /// copy has half its tensor's.
-    pub fn operands(&self) -> Vec<(Slot, usize)> {
+    /// What its arguments and tables point to, each once.
+    pub fn operands(&self) -> Vec<Pointer> {
         let mut seen = HashSet::new();
-        self.pointers().filter(|p| seen.insert(*p)).map(|p| (p.slot(), p.bytes())).collect()
+        self.pointers().filter(|p| seen.insert(*p)).collect()
     }
     /// Whether its arguments and tables point to one of these tensors.
     pub fn uses(&self, slots: &[Slot]) -> bool {

@@ -3,7 +3,7 @@
 
 use super::geometry::Dims;
 use super::hopper::Product;
-use crate::device::gpu::launch::{Cycles, KernelArg, L2_BYTES, LAUNCH_CYCLES, Work};
+use crate::device::gpu::launch::{Cycles, KernelArg, L2_BYTES, Work};
 use crate::device::gpu::target::Target;
 use crate::device::gpu::tensor_map::TensorMap;
 use crate::ops::launch::launches::DeviceTensor;
@@ -101,10 +101,11 @@ impl WeightGradient {
             WeightGradient { d, tile, parts: slabs.div_ceil(each), slabs: each, members }
         })
     }
-    /// Forecast cycles of all members' blocks, in rounds of one block for each multiprocessor, and of adding the parts.
+    /// Forecast cycles of all members' blocks, in rounds of one block for each multiprocessor, and of the parts, which go
+    /// through memory: they are added after backward, in a launch that all filters share.
     fn cycles(&self, target: &Target) -> usize {
-        let bytes = 4 * (self.parts + 1) * self.members * self.d.k * self.d.depth();
-        let sum = LAUNCH_CYCLES + (bytes as f64 / (MEMORY_BYTES * target.multiprocessors as f64)) as usize;
+        let bytes = 4 * (2 * self.parts + 1) * self.members * self.d.k * self.d.depth();
+        let sum = (bytes as f64 / (MEMORY_BYTES * target.multiprocessors as f64)) as usize;
         self.work(target).cycles_of(self.members)[0] + if self.parts > 1 { sum } else { 0 }
     }
     /// The blocks of the launch.
