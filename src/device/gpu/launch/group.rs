@@ -4,8 +4,8 @@
 //! Two instructions share a launch if all of these hold:
 //!
 //! - `autograd::plan::groups` runs them together: they have the same `Fusion::group_key`, neither depends on
-//!   the other, their paths to the end of the step are equally long, and at most [`MAX_GROUP`] are together;
-//!   or they have `Fusion::gathers_forward`.
+//!   the other, their paths to the end of the step have equally many layers, and at most [`MAX_GROUP`] are together;
+//!   or they have `Fusion::gathers_forward` or, in backward, `Fusion::gathers_backward`.
 //! - `autograd::plan::program` may interleave their launches: they have the same kernels or families of kernels,
 //!   launch by launch, and no gradient that one uses is another operand of the other. The launch also comes after every
 //!   launch of the group that uses the memory it writes.
@@ -14,8 +14,8 @@
 //!   the family is; all other arguments are equal (sizes, slope, storing or adding), except tensor
 //!   maps; no two members write to the same place; and a `Group` has at most [`MAX_GROUP`] members.
 //!
-//! The convolution's products, the batch norm and the SE filter can be grouped, unless a library computes them. Bias gradients never are:
-//! their kernel has no `Group` parameter.
+//! The convolution's products, batch norms, pools, SE filters and most losses can be grouped, unless a library computes them. Bias
+//! gradients with a kernel of their own never are: it has no `Group` parameter.
 
 use super::arg::{KernelArg, MAX_GROUP};
 use super::kernel_launch::{Launch, MAX_GRID};
