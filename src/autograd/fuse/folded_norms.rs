@@ -1,9 +1,9 @@
 //! Which batch norms are folded into the filters in front of them.
 //!
-//! A student that starts from its teachers normalises with running estimates: `gamma (conv(x, w) - mean) / std + beta` is
-//! then a convolution with another filter and a bias, which are computed once a step ([`FoldNorm`]). A pair of nodes
-//! becomes one, whose kernel also computes the activation and the residual behind it. Such a unit stores one map instead of two,
-//! and its backward reads neither the convolution's output nor x once more.
+//! With running estimates, as in a student that starts from its teachers and in every evaluation,
+//! `gamma (conv(x, w) - mean) / std + beta` is a convolution with another filter and a bias, which are computed once a step
+//! ([`FoldNorm`]). A pair of nodes becomes one, whose kernel also computes the activation and the residual behind it. One map is
+//! stored instead of two; backward does not read the convolution's output, and reads x once, for the filter's gradient.
 //!
 //! The CPU keeps the pairs.
 
@@ -17,31 +17,45 @@ use crate::ops::layers::fold_norm::FoldNorm;
 use crate::ops::operator::{OperandInfo, Operator};
 use std::collections::{HashMap, HashSet};
 
+/// A convolution and a batch norm of its output that can be folded.
+struct Pair {
+    /// The index of the convolution's node.
+    at: usize,
+    conv: Conv2d,
+    norm: BatchNorm,
+    fold: Fold,
+}
+
+/// What a folded filter is computed from: equal folds are the same filter.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Fold {
+    /// w, gamma, beta, mean and variance.
+    operands: Vec<Value>,
+    eps_bits: u32,
+}
+
 /// The tape with a [`FoldNorm`] and one convolution in place of each pair that can be folded. Values keep their numbers;
 /// the output of a folded pair's convolution has no writer any more, and no reader.
 ///
 /// Errors: operands that an op refuses.
 pub(crate) fn folded(tape: &Tape, loss: Option<Value>) -> Result<Tape> {
-    let pairs = pairs(tape, loss);
+    let pairs = pairs(tape, loss)?;
     let mut new = tape.without_nodes();
-    let mut filters: HashMap<Vec<usize>, [Value; 2]> = HashMap::new();
-    let convolutions: HashSet<usize> = pairs.values().map(|(conv, _, _)| *conv).collect();
+    let mut filters: HashMap<&Fold, [Value; 2]> = HashMap::new();
+    let convolutions: HashSet<usize> = pairs.values().map(|pair| pair.at).collect();
     for (i, node) in tape.nodes.iter().enumerate() {
-        let Some((conv_node, conv, norm)) = pairs.get(&i) else {
+        let Some(Pair { at, conv, norm, fold }) = pairs.get(&i) else {
             if !convolutions.contains(&i) {
                 new.nodes.push(node.clone());
             }
             continue;
         };
-        let from = &tape.nodes[*conv_node];
-        let vectors = [from.inputs[1]].into_iter().chain(node.inputs[1..].iter().copied());
-        let operands: Vec<Value> = vectors.collect();
-        let key = operands.iter().map(|v| tape.root(*v)).collect();
-        let [filter, bias] = match filters.get(&key) {
+        let from = &tape.nodes[*at];
+        let [filter, bias] = match filters.get(fold) {
             Some(found) => *found,
             None => {
-                let outputs = new.push(FoldNorm { eps: norm.eps }.into(), &operands, from)?;
-                filters.insert(key, outputs);
+                let outputs = new.push(FoldNorm { eps: norm.eps }.into(), &fold.operands, from)?;
+                filters.insert(fold, outputs);
                 outputs
             }
         };
@@ -54,22 +68,23 @@ pub(crate) fn folded(tape: &Tape, loss: Option<Value>) -> Result<Tape> {
     Ok(new)
 }
 
-/// By the index of its batch norm, each pair that can be folded: the index of its convolution, and both ops.
-fn pairs(tape: &Tape, loss: Option<Value>) -> HashMap<usize, (usize, Conv2d, BatchNorm)> {
+/// Each pair that can be folded, by the index of its batch norm.
+///
+/// Errors: operands that an op refuses.
+fn pairs(tape: &Tape, loss: Option<Value>) -> Result<HashMap<usize, Pair>> {
     let mut readers: HashMap<usize, usize> = HashMap::new();
     let mut writer: HashMap<usize, usize> = HashMap::new();
     let mut updated: HashSet<usize> = HashSet::new();
     for (i, node) in tape.nodes.iter().enumerate() {
         node.inputs.iter().for_each(|v| *readers.entry(tape.root(*v)).or_default() += 1);
         writer.extend(node.outputs.iter().map(|v| (tape.root(*v), i)));
-        if matches!(&node.op, Op::BatchNorm(b) if b.stats == Stats::Batch) {
-            updated.extend(node.inputs[3..].iter().map(|v| tape.root(*v)));
-        }
+        let args: Vec<OperandInfo> = node.inputs.iter().map(|v| tape.info(*v)).collect();
+        updated.extend(node.op.signature(&args)?.updates.iter().map(|u| tape.root(node.inputs[*u])));
     }
     tape.results(loss).for_each(|v| *readers.entry(tape.root(v)).or_default() += 1);
     let mut found = HashMap::new();
-    // The filter that each trained tensor is folded into: kernels add to the gradient of none twice in a launch.
-    let mut used: HashMap<usize, Vec<usize>> = HashMap::new();
+    // The fold of each w, gamma and beta: two folds of one launch must not write the same gradient.
+    let mut used: HashMap<Value, Fold> = HashMap::new();
     for (i, node) in tape.nodes.iter().enumerate() {
         let Op::BatchNorm(norm) = &node.op else { continue };
         let u = tape.root(node.inputs[0]);
@@ -81,23 +96,27 @@ fn pairs(tape: &Tape, loss: Option<Value>) -> HashMap<usize, (usize, Conv2d, Bat
         let is_map = tape.values[x].shape.h() * tape.values[x].shape.w() > 1 && writer.contains_key(&x);
         let is_alone = readers[&u] == 1 && node.inputs[0] == from.outputs[0];
         let is_once = from.segment.is_none() && node.segment.is_none();
-        let operands: Vec<usize> =
-            [from.inputs[1]].iter().chain(&node.inputs[1..]).map(|v| tape.root(*v)).collect();
-        let are_leaves = operands.iter().all(|v| tape.values[*v].leaf.is_some() && !updated.contains(v));
-        let is_unshared = operands[..3].iter().all(|v| used.get(v).is_none_or(|others| *others == operands));
+        let operands: Vec<Value> = [from.inputs[1]].iter().chain(&node.inputs[1..]).copied().collect();
+        // A view of a leaf would be another value with the same memory.
+        let are_leaves =
+            operands.iter().all(|v| tape.tensor(*v).is_some() && !updated.contains(&tape.root(*v)));
+        let fold = Fold { operands, eps_bits: norm.eps.to_bits() };
+        let is_unshared = fold.operands[..3].iter().all(|v| used.get(v).is_none_or(|other| *other == fold));
         if is_plain && is_map && is_alone && is_once && are_leaves && is_unshared {
-            operands[..3].iter().for_each(|v| drop(used.insert(*v, operands.clone())));
-            found.insert(i, (at, *conv, *norm));
+            fold.operands[..3].iter().for_each(|v| drop(used.insert(*v, fold.clone())));
+            found.insert(i, Pair { at, conv: *conv, norm: *norm, fold });
         }
     }
-    found
+    Ok(found)
 }
 
 impl Tape {
+    fn info(&self, v: Value) -> OperandInfo {
+        OperandInfo { shape: self.shape(v), needs_grad: self.needs_grad(v) }
+    }
     /// Adds an op with two outputs to the scope of another node.
     fn push(&mut self, op: Op, inputs: &[Value], beside: &Node) -> Result<[Value; 2]> {
-        let info = |v: &Value| OperandInfo { shape: self.shape(*v), needs_grad: self.needs_grad(*v) };
-        let args: Vec<OperandInfo> = inputs.iter().map(info).collect();
+        let args: Vec<OperandInfo> = inputs.iter().map(|v| self.info(*v)).collect();
         let (signature, needs_grad) = (op.signature(&args)?, args.iter().any(|a| a.needs_grad));
         let outputs = [0, 1].map(|i| {
             let info = ValueInfo { shape: signature.outputs[i], needs_grad, leaf: None, view_of: None };
@@ -193,14 +212,29 @@ mod tests {
     }
 
     #[test]
-    fn two_norms_of_one_filter_are_not_folded_both() {
+    fn of_two_folds_of_one_filter_only_the_first_is_made() {
+        let one = ["fold_norm", "conv2d", "conv2d", "batch_norm"];
         let mut r = Recorded::new();
         let w = r.filter();
         for _ in 0..2 {
             let (u, vectors) = (r.conv(r.x, w), r.vectors());
             r.norm(RUNNING, u, vectors);
         }
-        assert_eq!(r.folded(), ["fold_norm", "conv2d", "conv2d", "batch_norm"]);
+        assert_eq!(r.folded(), one, "two batch norms");
+        let mut r = Recorded::new();
+        let (w, vectors) = (r.filter(), r.vectors());
+        for eps in [1e-5, 1e-3] {
+            let u = r.conv(r.x, w);
+            r.norm(BatchNorm { eps, ..RUNNING }, u, vectors);
+        }
+        assert_eq!(r.folded(), one, "two values of eps");
+        let mut r = Recorded::new();
+        let (w, vectors) = (r.filter(), r.vectors());
+        for w in [w, r.tape.detach(w)] {
+            let u = r.conv(r.x, w);
+            r.norm(RUNNING, u, vectors);
+        }
+        assert_eq!(r.folded(), one, "the second filter is a constant");
     }
 
     #[test]
@@ -258,6 +292,36 @@ mod tests {
             }),
             pair,
             "an activation lies between them"
+        );
+        assert_eq!(
+            kept(|r| {
+                let (w, vectors, bias) = (r.filter(), r.vectors(), r.vectors()[0]);
+                let u = r.tape.apply(Conv2d { bias: true, ..Conv2d::new(1, 0) }, &[r.x, w, bias]).unwrap();
+                r.norm(RUNNING, u, vectors);
+            }),
+            pair,
+            "the convolution has a bias already"
+        );
+        assert_eq!(
+            kept(|r| {
+                let (w, vectors) = (r.filter(), r.vectors());
+                let u = r.conv(r.x, w);
+                let u = r.tape.reshape(u, Shape::new(4, 2, 4, 8)).unwrap();
+                r.norm(RUNNING, u, vectors);
+            }),
+            pair,
+            "the norm reads a view"
+        );
+        assert_eq!(
+            kept(|r| {
+                let (w, vectors) = (r.filter(), r.vectors());
+                r.tape.begin_segment();
+                let u = r.conv(r.x, w);
+                r.norm(RUNNING, u, vectors);
+                r.tape.end_segment();
+            }),
+            pair,
+            "a segment runs twice"
         );
     }
 }

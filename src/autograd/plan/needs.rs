@@ -15,8 +15,10 @@ pub(crate) struct Needs {
     pub signatures: Vec<Signature>,
     /// By node: the fusions that it can take part in. The CPU fuses nothing.
     pub fusions: Vec<Fusion>,
-    /// By the value that owns the memory: whether only a backward that runs after all others reads its gradient
-    /// (`Fusion::gathers_backward`).
+    /// By node: whether its backward runs after all others (`Fusion::gathers_backward`). The gradients that it writes are
+    /// those of leaves, which no other backward reads.
+    pub runs_last: Vec<bool>,
+    /// By the value that owns the memory: whether only such a backward reads its gradient.
     pub is_read_late: Vec<bool>,
     /// By the value that owns the memory: whether a gradient flows back to it.
     has_gradient: Vec<bool>,
@@ -60,11 +62,16 @@ impl Needs {
         signatures.reverse();
         let fusions = tape.nodes.iter().map(|n| target.map_or_else(Fusion::default, |t| fusion(tape, n, t)));
         let fusions: Vec<Fusion> = fusions.collect();
+        let writes_to_leaves = |n: &Node| {
+            n.inputs.iter().all(|v| !tape.needs_grad(*v) || tape.values[tape.root(*v)].leaf.is_some())
+        };
+        let nodes = tape.nodes.iter().zip(&fusions);
+        let runs_last: Vec<bool> = nodes.map(|(n, f)| f.gathers_backward && writes_to_leaves(n)).collect();
         let mut is_read_late = vec![false; tape.values.len()];
-        for (node, _) in tape.nodes.iter().zip(&fusions).filter(|(_, f)| f.gathers_backward) {
+        for (node, _) in tape.nodes.iter().zip(&runs_last).filter(|(_, last)| **last) {
             node.outputs.iter().for_each(|v| is_read_late[root(v)] = true);
         }
-        Ok(Needs { live, signatures, fusions, is_read_late, has_gradient })
+        Ok(Needs { live, signatures, fusions, runs_last, is_read_late, has_gradient })
     }
     /// The nodes that run, in the order of the tape.
     pub(crate) fn live_nodes(&self) -> Vec<usize> {
