@@ -1,4 +1,4 @@
-// Gradients of parameters, from the parts that backward has left: see src/ops/launch/late_sums.rs. One launch adds the parts
+// Gradients of trained tensors and folded filters, from the parts that backward has left: see src/ops/launch/late_sums.rs. One launch adds the parts
 // of all gradients, in the order of their instructions, and without atomics.
 #include "lib/chunks.cuh"
 #include "lib/reduce.cuh"

@@ -1,6 +1,6 @@
 // The weight gradient of the convolution on compute capability 9.0: one warp copies slabs of 64 pixels into a ring
 // of stages (TMA), two warpgroups multiply them (wgmma). Both operands lie along the pixels, as dz and x are stored,
-// so that wgmma transposes both. Where the bias needs a gradient, two more warps add the pixels of dz.
+// so that wgmma transposes both. Where the bias needs a gradient, one or two more warps add the pixels of dz.
 #pragma once
 #include "lib/conv_gather.cuh"
 #include "lib/conv_wgmma_pipeline.cuh"
@@ -102,7 +102,7 @@ DEV void multiply_weight_slabs(float (&sums)[W::PARTS][W::N / 2], int group, int
 }
 
 // The gradient of the bias, `sums` [k]: a warp adds all pixels of one box of dz, for two channels in each lane. In a box, a
-// row of 128 bytes is a pixel, whose eight chunks of 16 bytes TMA has exchanged by the row's number. A slab takes some 400
+// row of 128 bytes is a pixel; TMA stores its 16 bytes number i in place i XOR (row mod 8). A slab takes some 400
 // cycles, less than its copy from the L2 (682 and more), and 8 or 16 KB through shared memory.
 template <class W>
 DEV void sum_dz(float* sums, TileOrigin at, int box, int slabs, const char* stages, Barriers<W::STAGES>& bars) {

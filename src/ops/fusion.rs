@@ -43,17 +43,18 @@ pub struct Fusion {
     pub is_fusable_activation: bool,
     /// Instructions of equal keys that do not depend on each other can run as one grouped launch.
     pub group_key: Option<String>,
-    /// A layer that networks side by side have in common, at the same distance from their ends.
+    /// It counts in the length of a path, by which networks that run side by side are aligned (`autograd::plan::groups`).
     pub is_layer: bool,
     /// Forward's launches take any number of such instructions, whatever their sizes. They run together, as
     /// late as those allow that wait for them.
     pub gathers_forward: bool,
-    /// The same of backward, whose gradients are those of trained tensors: it runs after all other backwards.
+    /// Backward's launches take any number of such instructions too. Where all the gradients that it writes are those of
+    /// leaves, which no other backward reads, it runs after all other backwards, together with those of its kind.
     pub gathers_backward: bool,
     /// The outputs are f32 even where the inputs are bf16: means, whose few elements cost nothing.
     pub has_f32_outputs: bool,
     /// Output 0 is a filter, stored as feature maps are because they are multiplied with it. Its gradient and all other
-    /// outputs are f32, as those of a trained filter.
+    /// outputs are f32, as the gradient of a trained filter is.
     pub is_filter: bool,
 }
 

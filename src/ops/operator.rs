@@ -37,7 +37,7 @@ pub struct Signature {
     /// filters. Where it does not change, a plan of the CPU keeps these buffers from step to step.
     pub packed_from: Option<usize>,
     /// Inputs whose gradients are sums of parts, each with the backward scratch buffer that holds the parts. Where such an
-    /// input is a trained tensor, a plan for a GPU adds the parts after backward ([`LateSum`]).
+    /// input is a trained tensor or a folded filter, a plan for a GPU adds the parts after backward ([`LateSum`]).
     ///
     /// [`LateSum`]: crate::ops::launch::late_sums::LateSum
     pub late_sums: Vec<(usize, usize)>,

@@ -63,7 +63,7 @@ pub(crate) fn launch_bytes(instructions: &[Instruction], program: &Program, i: u
     let moved = |pointer: Pointer| {
         let (slot, bytes) = (pointer.slot(), pointer.bytes());
         if matches!(pointer, Pointer::Bf16Copy(_)) {
-            // Read by a convolution, or written by an optimiser where there is such a reader.
+            // An optimiser writes only the copies that are read. Here that is by a convolution of this plan.
             return if program.copies.contains(&slot) { bytes as u64 } else { 0 };
         }
         let touched = parts.iter().find(|(s, _)| *s == slot).map_or(bytes, |(_, touched)| *touched);

@@ -46,7 +46,8 @@ impl<R: Real> Plan<R> {
     /// Compiles a tape, for the device that the store's steps run on.
     ///
     /// With a `loss`, a scalar, gradients flow from it to every trainable leaf. The `optimisers` then
-    /// update, in this order, those of their tensors that have a gradient.
+    /// update, in this order, those of their tensors that have a gradient. For a GPU, a convolution and a batch norm of its
+    /// output with running estimates become one convolution first.
     ///
     /// Errors: operands that an op refuses; an op that changes in place what a segment reads.
     pub fn compile(

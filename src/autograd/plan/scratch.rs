@@ -1,5 +1,6 @@
 //! The temporary buffers of a step. Most are in use while their node runs; some are kept from step to step
-//! ([`Packed`](super::packed::Packed)), and on a GPU the parts of trained tensors' gradients until backward ends.
+//! ([`Packed`](super::packed::Packed)), and on a GPU the parts of the gradients of trained tensors and folded filters until
+//! backward ends.
 
 use super::groups::Pass;
 use super::lifetimes::Buffers;

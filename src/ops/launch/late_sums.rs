@@ -1,5 +1,5 @@
-//! Gradients of parameters whose parts are added after backward. Only the optimiser waits for these gradients, so that one
-//! launch at the end can add the parts of all of them.
+//! Gradients of trained tensors and of folded filters, whose parts are added after backward. Nothing waits for them but an
+//! optimiser and the backward of the folded filters, which runs last, so that one launch can add the parts of all of them.
 
 use super::chunks::Chunks;
 use crate::device::Slot;

@@ -14,8 +14,9 @@
 //!   the family is; all other arguments are equal (sizes, slope, storing or adding), except tensor
 //!   maps; no two members write to the same place; and a `Group` has at most [`MAX_GROUP`] members.
 //!
-//! The convolution's products, batch norms, pools, SE filters and most losses can be grouped, unless a library computes them. Bias
-//! gradients with a kernel of their own never are: it has no `Group` parameter.
+//! The convolution's products (unless a library computes them), batch norms, max pools, global average pools, activation masks in
+//! backward, SE filters, folded filters, cross-entropies, feature losses and statistics losses (forward) can be grouped. Bias gradients
+//! with a kernel of their own never are: it has no `Group` parameter.
 
 use super::arg::{KernelArg, MAX_GROUP};
 use super::kernel_launch::{Launch, MAX_GRID};

@@ -13,7 +13,7 @@ use crate::tensor::Elem;
 /// kernels/lib/conv_wgmma_tile.cuh.
 const SLAB: usize = 64;
 
-/// Threads of a block: one warpgroup copies, two multiply.
+/// Threads of a block: one warpgroup copies and adds dz, two multiply.
 pub const THREADS: u32 = 384;
 
 /// Cycles from the first copy to the first product: a forecast, about two reads of memory.

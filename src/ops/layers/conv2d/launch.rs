@@ -255,7 +255,7 @@ fn input_gradient(
     Ok(())
 }
 
-/// Also takes the gradient of the bias from `db`, where its kernel computes it.
+/// Launches dw. The kernel with wgmma also computes the gradient of the bias, which is then taken out of `db`.
 fn weight_gradient(
     d: &Dims,
     dz: DeviceTensor,
