@@ -71,3 +71,51 @@ pub(crate) fn launch_bytes(instructions: &[Instruction], program: &Program, i: u
     };
     program.launches[i].operands().into_iter().map(moved).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::autograd::tape::{Learn, Tape};
+    use crate::autograd::{Engine, Optimiser, Plan};
+    use crate::device::gpu::card::Card;
+    use crate::device::gpu::target::Target;
+    use crate::ops::layers::activation::{Act, Activation};
+    use crate::ops::layers::batch_norm::{BatchNorm, Stats};
+    use crate::ops::layers::conv2d::Conv2d;
+    use crate::ops::layers::global_avg_pool::GlobalAvgPool;
+    use crate::ops::losses::activation_loss::ActivationLoss;
+    use crate::ops::optim::sgd::Sgd;
+    use crate::ops::random::noise::Noise;
+    use crate::tensor::{Elem, Shape};
+
+    /// Bytes of the optimiser's launch for a filter of 64 elements, whose convolution a batch norm may follow.
+    fn bytes_of_update(is_normalised: bool) -> u64 {
+        let mut e = Engine::<f32>::planning(Target::h200(Elem::Bf16));
+        let shape = Shape::new(8, 1, 1, 8);
+        let [w, moment] = ["w", "moment"].map(|n| e.store.add(n, shape));
+        let vectors = ["gamma", "beta", "mean", "var"].map(|n| e.store.add(n, Shape::vector(8)));
+        let mut t = Tape::default();
+        let x = t.apply(Noise { shape: Shape::new(2, 4, 4, 8), stream: 1 }, &[]).unwrap();
+        let x = t.apply(Activation(Act::Tanh), &[x]).unwrap();
+        let wv = t.leaf(&e.store, w, Learn::Trainable);
+        let mut y = t.apply(Conv2d::new(1, 0), &[x, wv]).unwrap();
+        if is_normalised {
+            let [a, b, c, d] = vectors.map(|v| t.leaf(&e.store, v, Learn::Frozen));
+            let bn = BatchNorm { stats: Stats::Running, act: Act::None, momentum: 0.1, eps: 1e-5 };
+            y = t.apply(bn, &[y, a, b, c, d]).unwrap();
+        }
+        let y = t.apply(GlobalAvgPool, &[y]).unwrap();
+        let loss = t.apply(ActivationLoss { mean_over_features: true }, &[y]).unwrap();
+        let op = Sgd { lr_slot: 0, momentum: 0.9, weight_decay: 0.0 }.into();
+        let sgd = Optimiser { op, tensors: vec![(w, vec![moment])] };
+        let plan = Plan::compile(&t, &e.store, Some(loss), &[sgd]).unwrap();
+        let rows = plan.traffic(<&Card>::default());
+        rows.into_iter().find(|r| r.op == "sgd").unwrap().sum.bytes_moved
+    }
+
+    /// The gradient is read, the filter and its moment are read and written: 5 x 256 bytes. The bf16 copy is written, 128
+    /// bytes, where the convolution reads it; with a folded batch norm it reads another filter.
+    #[test]
+    fn a_bf16_copy_counts_once_and_only_where_it_is_read() {
+        assert_eq!([false, true].map(bytes_of_update), [5 * 256 + 128, 5 * 256]);
+    }
+}
